@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from nrt_cli.core.logprobs import selected_logprobs
 from nrt_cli.engines.local import attention
 from nrt_cli.engines.local.flex import FlexSegments
+from nrt_cli.engines.local.fused import fuse
 from nrt_cli.engines.local.lora import weight_of
 from nrt_cli.engines.local.packing import pack, packed_pairs, packed_size
 from nrt_cli.engines.local.throughput import Work
@@ -53,6 +54,7 @@ class Policy:
             raise ModelError(f"{type(model).__name__} has a bias on its output embedding, which is not supported.")
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._work = Work(model)
+        fuse(model)
         self.no_packing = attention.enable(model) if packing else None
         self.packing = packing and self.no_packing is None
         self.flex = False

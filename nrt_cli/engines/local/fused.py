@@ -1,0 +1,124 @@
+"""Norms and gated feed-forwards that remember less for the backward pass, computing what transformers' own do.
+
+transformers writes both as chains of small operations, and autograd keeps the input or output of each. Here a chain is
+one operation, which keeps its inputs alone and makes the rest anew: about a third of what a layer keeps.
+
+Shapes: N tokens of any leading dimensions, D hidden size, F width of the feed-forward.
+"""
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def fuse(model: nn.Module) -> int:
+    """Replace, in place, what is known: returns how many modules. Others stay as they are."""
+    fused = 0
+    for module in model.modules():
+        forward = _known(module)
+        if forward is not None:
+            module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+            fused += 1
+    return fused
+
+
+def _known(module: nn.Module) -> Any:
+    """The one-operation forward of a module that computes what it does, or None."""
+    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        probe = torch.linspace(-3, 3, 13)
+        is_silu = not list(module.act_fn.parameters()) and torch.allclose(module.act_fn(probe), functional.silu(probe))
+        return _gated_forward if is_silu else None
+    if hasattr(module, "variance_epsilon") and [name for name, _ in module.named_parameters()] == ["weight"]:
+        return _norm_forward if _is_rms_norm(module) else None
+    return None
+
+
+@torch.no_grad()
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether it computes x / rms(x) * weight; Gemma's multiply by 1 + weight."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    x_D = torch.linspace(-3, 3, weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    return torch.equal(module(x_D), _norm_forward(module, x_D))
+
+
+def _gated_forward(self: Any, x: Tensor) -> Tensor:
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    if type(down) is nn.Linear and down.bias is None:
+        projected: Tensor = _GatedDown.apply(gate, up, down.weight)
+    else:  # one that LoRA wraps
+        projected = down(_Gated.apply(gate, up))
+    return projected
+
+
+def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    normed: Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+    return normed
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * up; keeps the two, not the activation and not the product."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NF, up_NF)
+        return functional.silu(gate_NF).mul_(up_NF)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor, Tensor]:
+        return _gated_backward(*ctx.saved_tensors, grad_NF)
+
+
+class _GatedDown(torch.autograd.Function):
+    """(silu(gate) * up) @ weight.T; keeps gate and up, not what the product with the weight is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor, weight_DF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NF, up_NF, weight_DF)
+        return functional.linear(functional.silu(gate_NF).mul_(up_NF), weight_DF)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        gate_NF, up_NF, weight_DF = ctx.saved_tensors
+        grad_weight_DF = None
+        if ctx.needs_input_grad[2]:
+            product_NF = functional.silu(gate_NF).mul_(up_NF)
+            grad_weight_DF = grad_ND.flatten(0, -2).T @ product_NF.flatten(0, -2)
+            del product_NF
+        return *_gated_backward(gate_NF, up_NF, grad_ND @ weight_DF), grad_weight_DF
+
+
+def _gated_backward(gate_NF: Tensor, up_NF: Tensor, grad_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up from that of silu(gate) * up."""
+    grad_gate_NF = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
+    return grad_gate_NF, functional.silu(gate_NF).mul_(grad_NF)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight, in float32 up to the rounding before the weight, as transformers has it; keeps x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        wide_ND, inverse_N1 = _inverse_rms(x_ND, eps)
+        ctx.save_for_backward(x_ND, weight_D, inverse_N1)
+        return weight_D * (wide_ND * inverse_N1).to(x_ND.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weight_D, inverse_N1 = ctx.saved_tensors
+        normed_ND = x_ND.to(inverse_N1.dtype) * inverse_N1
+        grad_weight_D = (grad_ND * normed_ND.to(x_ND.dtype)).flatten(0, -2).sum(0)
+        inner_ND = (grad_ND * weight_D).to(inverse_N1.dtype)
+        # d normed = (d x - normed * mean(normed * d x)) / rms: the mean is the part that changes the rms itself.
+        along_N1 = (inner_ND * normed_ND).mean(-1, keepdim=True)
+        grad_x_ND = inner_ND.sub_(normed_ND.mul_(along_N1)).mul_(inverse_N1)
+        return grad_x_ND.to(x_ND.dtype), grad_weight_D, None
+
+
+def _inverse_rms(x_ND: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x in at least float32, and 1 / rms(x)."""
+    wide_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+    return wide_ND, torch.rsqrt(wide_ND.pow(2).mean(-1, keepdim=True) + eps)
