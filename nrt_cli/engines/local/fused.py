@@ -20,7 +20,7 @@ def fuse(model: nn.Module) -> int:
     for module in model.modules():
         forward = _known(module)
         if forward is not None:
-            module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+            module.forward = types.MethodType(forward, module)
             fused += 1
     return fused
 
@@ -28,8 +28,9 @@ def fuse(model: nn.Module) -> int:
 def _known(module: nn.Module) -> Any:
     """The one-operation forward of a module that computes what it does, or None."""
     if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        act: Any = module.act_fn
         probe = torch.linspace(-3, 3, 13)
-        is_silu = not list(module.act_fn.parameters()) and torch.allclose(module.act_fn(probe), functional.silu(probe))
+        is_silu = not list(act.parameters()) and torch.allclose(act(probe), functional.silu(probe))
         return _gated_forward if is_silu else None
     if hasattr(module, "variance_epsilon") and [name for name, _ in module.named_parameters()] == ["weight"]:
         return _norm_forward if _is_rms_norm(module) else None
@@ -69,7 +70,8 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor, Tensor]:
-        return _gated_backward(*ctx.saved_tensors, grad_NF)
+        gate_NF, up_NF = ctx.saved_tensors
+        return _gated_backward(gate_NF, up_NF, grad_NF)
 
 
 class _GatedDown(torch.autograd.Function):

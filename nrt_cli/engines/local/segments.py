@@ -46,7 +46,7 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scaling: float
     ) -> Tensor:
-        # Heads of a token side by side in memory: the projection that follows takes it so, and need not copy and keep it.
+        # A token's heads side by side in memory: the projection that follows takes it so, and keeps no copy.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         for queries, keys, causal, joins in _calls(segments):
