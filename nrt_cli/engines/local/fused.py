@@ -48,8 +48,10 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 def _gated_forward(self: Any, x: Tensor) -> Tensor:
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-    if type(down) is nn.Linear and down.bias is None:
-        projected: Tensor = _GatedDown.apply(gate, up, down.weight)
+    if not torch.is_grad_enabled():  # nothing is kept, and down may have its weight laid out for decoding
+        projected: Tensor = down(functional.silu(gate).mul_(up))
+    elif type(down) is nn.Linear and down.bias is None:
+        projected = _GatedDown.apply(gate, up, down.weight)
     else:  # one that LoRA wraps
         projected = down(_Gated.apply(gate, up))
     return projected
