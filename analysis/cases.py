@@ -24,18 +24,19 @@ UNITS = {
 }
 
 
-def stored_cases(references: Sequence[Reference], kind: str, n: int) -> Report:
+def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int | None = None) -> Report:
     """The first trace of each run on the first `n` examples that all of them have stored.
 
     Args:
         kind: `HELD_OUT` or `STEP`. Each run gives the steps of its reference: the latest, if it names none.
+        first: of each step, only so many traces are looked at; all by default.
 
     Raises StoreError where the runs have no example in common or were trained on other data.
     """
     runs = [Run.open(reference.path) for reference in references]
     _same_data(runs, "train" if kind == STEP else "validation")
     labels = case_labels(references)
-    frames = [_first_traces(run, ref, kind) for run, ref in zip(runs, references, strict=True)]
+    frames = [_first_traces(run, ref, kind, first) for run, ref in zip(runs, references, strict=True)]
     common = sorted(set.intersection(*(set(frame["example"]) for frame in frames)))[:n]
     if not common:
         raise StoreError(
@@ -96,10 +97,10 @@ def _same_data(runs: Sequence[Run], part: str) -> None:
         )
 
 
-def _first_traces(run: Run, reference: Reference, kind: str) -> pd.DataFrame:
+def _first_traces(run: Run, reference: Reference, kind: str, first: int | None) -> pd.DataFrame:
     there = trace_steps(run, kind)
     steps = reference.choose(there) if reference.spans else there[-1:]
-    frame = traces_frame(run, kind, steps, ("step", *STORED))
+    frame = traces_frame(run, kind, steps, ("step", *STORED), first)
     frame = frame.assign(question=questions(list(frame["prompt"])), reference=frame["answer"].map(plain_text))
     # Trained on twice: the latest trace counts.
     frame = frame[frame["k"] == 0].sort_values("step").drop_duplicates("example", keep="last")
@@ -119,7 +120,7 @@ def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
             texts.append(("reference", cases["reference"].iloc[0]))
         for case in cases.to_dict(orient="records"):
             texts += _said(case)
-        rows += [{"case": number, "what": what, "text": _clipped(str(text))} for what, text in texts]
+        rows += [{"case": number, "what": what, "text": clipped(str(text))} for what, text in texts]
     return pd.DataFrame(rows)
 
 
@@ -132,5 +133,6 @@ def _said(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(f"{case['run']}{gain}", case["trace"] or "(empty)")]
 
 
-def _clipped(text: str) -> str:
+def clipped(text: str) -> str:
+    """A text that a table can hold; one that is cut says how long it is."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ... ({len(text)} characters)"

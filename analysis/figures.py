@@ -44,6 +44,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "nrt",  # else the names of its parts are new every time
 }
 
 # Colours of Okabe and Ito, which the colour-blind can tell apart, ordered so that their greys alternate; and dashes.
@@ -118,12 +119,17 @@ def _characters(path: str) -> frozenset[int]:
     return frozenset() if "LastResort" in font.postscript_name else frozenset(font.get_charmap())
 
 
-def render(figure: Figure) -> dict[str, bytes]:
+def render(figure: Figure, suffixes: Sequence[str] = ("png", "pdf")) -> dict[str, bytes]:
     """The figure's files by suffix. No date or version is in them, so the same numbers give the same bytes."""
+    unmarked: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Producer": None},
+        "svg": {"Date": None, "Creator": None},
+    }
     files = {}
     with mpl.rc_context(STYLE):
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        for suffix in suffixes:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
+            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=unmarked[suffix])
             files[suffix] = buffer.getvalue()
     return files

@@ -80,6 +80,7 @@ def trace_frames(
     steps: Sequence[int] | None = None,
     columns: Sequence[str] | None = None,
     required: bool = True,
+    first: int | None = None,
 ) -> Iterator[pd.DataFrame]:
     """The stored traces, a frame per step, so that only one step's are held: one row per trace.
 
@@ -87,6 +88,7 @@ def trace_frames(
         steps: those to read, all by default.
         columns: of `TRACE_COLUMNS`, all by default. Lists are Python lists; held-out traces have no scores (None).
         required: whether a run without such traces is an error.
+        first: of each step, only so many traces; all by default.
 
     Raises StoreError where nothing is stored.
     """
@@ -94,7 +96,7 @@ def trace_frames(
     if not there and required:
         raise StoreError(f"{run.path}: {_why_no_traces(run, kind)}")
     for step in there if steps is None else steps:
-        frame = pd.DataFrame(run.traces(f"{kind}-{step:06d}", columns))
+        frame = pd.DataFrame(run.traces(f"{kind}-{step:06d}", columns, first))
         if not frame.empty:
             yield frame
 
@@ -109,10 +111,14 @@ def _why_no_traces(run: Run, kind: str) -> str:
 
 
 def traces_frame(
-    run: Run, kind: str, steps: Sequence[int] | None = None, columns: Sequence[str] | None = None
+    run: Run,
+    kind: str,
+    steps: Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+    first: int | None = None,
 ) -> pd.DataFrame:
     """`trace_frames` as one frame, for small selections."""
-    return pd.concat(trace_frames(run, kind, steps, columns), ignore_index=True)
+    return pd.concat(trace_frames(run, kind, steps, columns, first=first), ignore_index=True)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     """A table as GitHub shows it, numbers to 4 digits."""
     rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
     rows += [[shown(value) for value in row] for row in frame.itertuples(index=False)]
-    return "".join("| " + " | ".join(_cell(cell) for cell in row) + " |\n" for row in rows)
+    return "".join("| " + " | ".join(markdown_text(cell) for cell in row) + " |\n" for row in rows)
 
 
 def shown(value: Any) -> str:
@@ -80,11 +80,16 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _cell(text: str) -> str:
-    """Text that cannot leave its cell, nor be read as HTML."""
-    for character, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", "<br>")):
-        text = text.replace(character, safe)
-    return text
+_MARKDOWN = str.maketrans(
+    {character: "\\" + character for character in "\\`*_[]|~$!"}
+    | {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": "<br>"}
+)
+
+
+def markdown_text(text: str) -> str:
+    """Text that cannot leave its cell, nor be read as Markdown, HTML, a formula or a picture."""
+    # An address by itself would become a link.
+    return text.translate(_MARKDOWN).replace("://", ":&#47;&#47;")
 
 
 def _clean(values: dict[str, Any]) -> dict[str, Any]:

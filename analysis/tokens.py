@@ -164,8 +164,8 @@ def _histogram(entropies: pd.Series, width: float) -> pd.DataFrame:
 def _figure(entropies: pd.Series, table: pd.DataFrame, width: float) -> Figure:
     figure, axes = new_figure(3, 1, COLUMN, 4.5, sharex=True)
     _draw_histogram(axes[0, 0], entropies, width)
-    handles = _draw_ratios(axes[1, 0], table, "ratio", "low", "high")
-    _draw_ratios(axes[2, 0], table, "typical", "typical_low", "typical_high")
+    handles = draw_ratios(axes[1, 0], table, "ratio", "low", "high")
+    draw_ratios(axes[2, 0], table, "typical", "typical_low", "typical_high")
     titles = ("how unsure the SFT model is", "change in probability", "the same for a typical token")
     for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
         panel(axis, letter, title)
@@ -190,7 +190,7 @@ def _draw_histogram(axis: Axes, entropies: pd.Series, width: float) -> None:
     axis.set_ylabel("ground-truth tokens")
 
 
-def _draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
+def draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
     """A line per run over its bins, moved a little aside so that the intervals do not hide each other."""
     handles: list[object] = []
     axis.axhline(1, color="0.4", linewidth=0.7, zorder=0)

@@ -50,7 +50,11 @@ class Texts:
 
 
 def vocabulary(
-    reference: Reference, kind: str = STEP, stop_words: Collection[str] = STOPWORDS, top: int = 12
+    reference: Reference,
+    kind: str = STEP,
+    stop_words: Collection[str] = STOPWORDS,
+    top: int = 12,
+    first: int | None = None,
 ) -> Report:
     """Word frequencies of a run's stored traces against their reference answers.
 
@@ -59,13 +63,14 @@ def vocabulary(
             reference, the last 10 of the former or the last one of the latter.
         stop_words: left out of rankings and clouds; the table of all words marks them.
         top: words ranked in each direction.
+        first: traces counted of each step; all by default.
 
     Raises StoreError where the run has no such traces, or they hold no words.
     """
     run = Run.open(reference.path)
     there = trace_steps(run, kind)
     steps = reference.choose(there) if reference.spans else there[-(WINDOW if kind == STEP else 1) :]
-    texts = count(run, kind, steps)
+    texts = count(run, kind, steps, first)
     if not texts.traces or not texts.answers:
         raise StoreError(f"{run.path}: the stored traces hold no words to count; name other steps, as in RUN@1-10.")
     table = compare(texts.traces, texts.answers, stop_words)
@@ -80,10 +85,10 @@ def vocabulary(
     )
 
 
-def count(run: Run, kind: str, steps: list[int]) -> Texts:
+def count(run: Run, kind: str, steps: list[int], first: int | None = None) -> Texts:
     """Count words, one stored step at a time."""
     texts = Texts()
-    for frame in trace_frames(run, kind, steps, ("example", "trace", "answer")):
+    for frame in trace_frames(run, kind, steps, ("example", "trace", "answer"), first=first):
         answers = frame.drop_duplicates("example")["answer"]
         for trace in frame["trace"]:
             texts.traces.update(words(trace))

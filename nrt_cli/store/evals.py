@@ -6,6 +6,7 @@ answers, so a changed setting never meets an old answer.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -76,6 +77,11 @@ class Evaluation:
     def documents(self) -> dict[str, Document]:
         """Answered documents by `document_hash`; of one answered twice, the last."""
         return {record["hash"]: _document(record) for record in lines(self.path / DOCUMENTS) if "hash" in record}
+
+    def first_documents(self, count: int) -> dict[str, Document]:
+        """`documents()` of the first `count` lines, however many there are."""
+        records = itertools.islice(lines(self.path / DOCUMENTS), count)
+        return {record["hash"]: _document(record) for record in records if "hash" in record}
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         with writes_to(self.path):

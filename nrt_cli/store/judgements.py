@@ -50,6 +50,12 @@ class Judgements:
         ]
 
 
+def templates(run: Run) -> dict[str, str]:
+    """The texts of `keep_template` by digest: everything that this run's judges were asked with."""
+    found = (run.path / FOLDER).glob("template-*.yaml")
+    return {path.stem.removeprefix("template-"): path.read_text(encoding="utf-8") for path in sorted(found)}
+
+
 def held_out_steps(run: Run) -> list[int]:
     """Steps whose held-out traces are stored. Raises StoreError, with the command that stores them, where none are."""
     names = (name.removeprefix(HELD_OUT) for name in run.trace_names() if name.startswith(HELD_OUT))

@@ -1,4 +1,4 @@
-"""What `nrt analyze` leaves behind: a few files beside each other, each appearing whole."""
+"""What `nrt analyze` and `nrt report` leave behind: a few files beside each other, each appearing whole."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +8,14 @@ from nrt_cli.store.files import writes_to
 
 
 def write_report(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write files, by name, into a folder that may hold others; one of the same name is replaced at once.
+    """Write files, by name or path below it, into a folder that may hold others; one that is there is replaced at once.
 
     Raises StoreError where the disk does not take them.
     """
     with writes_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             temporary = folder / f"{name}.tmp"
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
                 temporary.write_bytes(content)
                 sync(temporary)

@@ -37,15 +37,26 @@ def trace_row(step: int, example: int, k: int, trace: str, **more: Any) -> dict[
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def row() -> Callable[..., dict[str, Any]]:
     """Makes rows of trace files."""
     return trace_row
 
 
+@pytest.fixture(scope="session")
+def make_run_in() -> Callable[[Path], Callable[..., Run]]:
+    """What `make_run` is, for a folder of one's own."""
+    return run_maker
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a run: `make_run("a", steps=[{"entropy": 1.0}, ...], traces={"step-000001": [row, ...]})`."""
+    return run_maker(tmp_path)
+
+
+def run_maker(root: Path) -> Callable[..., Run]:
+    """Makes runs below a folder."""
 
     def make(
         name: str = "run",
@@ -55,7 +66,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         data: str = "data",
     ) -> Run:
         prints = {"train": data, "validation": data}
-        run = Run.create(tmp_path / name, "{}", {"method": method, "status": "finished", "fingerprints": prints})
+        run = Run.create(root / name, "{}", {"method": method, "status": "finished", "fingerprints": prints})
         for step, metrics in enumerate(steps or [], 1):
             run.append_metrics({"kind": "train", "step": step, **(METRICS if method != "sft" else {}), **metrics})
         for file, rows in (traces or {}).items():

@@ -27,7 +27,7 @@ def test_markdown_cannot_be_broken_by_text():
     lines = to_markdown(FRAME).splitlines()
     assert lines[0] == "| run | value | n |"
     assert lines[2] == "| a\\|b | 0.3333 | 2 |"
-    assert lines[3] == "| &lt;i><br> | - | 3 |"
+    assert lines[3] == "| &lt;i&gt;<br> | - | 3 |"
 
 
 def test_shown():

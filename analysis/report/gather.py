@@ -1,0 +1,99 @@
+"""From the store to a report's contents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.report.cards import cards as find_cards
+from analysis.report.case_tables import cases_table, confidence_table
+from analysis.report.contents import Contents, Made, RunCard, Table
+from analysis.report.drawn import figures
+from analysis.report.method_tables import (
+    benchmarks_table,
+    data_table,
+    judge_table,
+    methods_table,
+    schemes_table,
+    settings_table,
+    weights_table,
+)
+from analysis.report.result_tables import gain_table, overall_table, own_table, paper_table, results_table
+from analysis.report.scores import results
+from analysis.report.studies import unfinished
+from nrt_cli import __version__
+from nrt_cli.store.evals import find_evaluations
+
+
+def gather(paths: Sequence[Path]) -> Contents:
+    """A report over studies, runs, and folders of them.
+
+    Nothing is computed with a model: what was not run, evaluated or scored is an empty cell with the reason.
+
+    Raises StoreError where a path does not exist or no run is found.
+    """
+    cards = find_cards(paths)
+    return Contents(
+        title=_title(cards),
+        made=Made(program=__version__, newest=_newest(cards)),
+        runs=tuple(cards),
+        tables=tables(cards),
+        figures=figures(cards),
+        notes=tuple(_notes(cards)),
+    )
+
+
+def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
+    """All tables, in the order of the paper; what it has not stands after what it belongs to."""
+    found = results(cards)
+    own = own_table(found)
+    return (
+        schemes_table(cards),
+        weights_table(cards),
+        results_table(found),
+        *([own] if own else []),
+        gain_table(found),
+        paper_table(found),
+        overall_table(),
+        data_table(cards),
+        methods_table(cards),
+        settings_table(cards),
+        benchmarks_table(),
+        judge_table(cards),
+        confidence_table(cards),
+        cases_table(cards),
+    )
+
+
+def _title(cards: Sequence[RunCard]) -> str:
+    studies = list(dict.fromkeys(card.study.name for card in cards if card.study))
+    models = dict.fromkeys(card.model for card in cards)
+    what = f"the study {studies[0]}" if len(studies) == 1 and all(card.study for card in cards) else ", ".join(models)
+    return f"Native Reasoning Training: {what}"
+
+
+def _newest(cards: Sequence[RunCard]) -> str:
+    """The newest time that the store recorded: it changes when the store does, and only then."""
+    times = [str(card.manifest.get("created", "")) for card in cards]
+    for card in cards:
+        times += [str(event.get("time", "")) for event in card.run.events()[-1:]]
+        for folder in sorted(card.run.path.glob("evals/*")):
+            times += [str((evaluation.scores() or {}).get("finished", "")) for evaluation in find_evaluations(folder)]
+    return max(times)
+
+
+def _notes(cards: Sequence[RunCard]) -> list[str]:
+    """What a reader must know before the numbers."""
+    notes = []
+    seeds = {(card.model, card.title): 0 for card in cards}
+    for card in cards:
+        seeds[card.model, card.title] += 1
+    if max(seeds.values()) == 1:
+        notes.append("Every row is one seed: differences between methods are not told from differences between seeds.")
+    for folder, planned, reason in unfinished(cards):
+        notes.append(f"{folder.name}: {planned.name} is missing ({reason}).")
+    for card in cards:
+        if card.status != "finished":
+            notes.append(f"{card.label} is {card.status} after step {card.step} of {card.manifest.get('steps', '?')}.")
+    data = {card.manifest.get("fingerprints", {}).get("train") for card in cards}
+    if len(data) > 1:
+        notes.append(f"The runs were trained on {len(data)} different data files.")
+    return notes

@@ -1,0 +1,58 @@
+"""What the studies of a report's runs planned, and what came of it."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from analysis.report.contents import RunCard
+from nrt_cli.config import read_yaml
+from nrt_cli.config.study import Planned, StudyConfig, parse_study, planned_runs
+from nrt_cli.errors import ConfigError
+from nrt_cli.store.study import Study
+
+
+def study_config(folder: Path) -> StudyConfig | None:
+    """What a study asked for; None where that cannot be read."""
+    return _read(folder, _changed(folder))[0]
+
+
+def _planned(folder: Path) -> tuple[Planned, ...]:
+    return _read(folder, _changed(folder))[1]
+
+
+def _changed(folder: Path) -> int:
+    """When the study's file was last written, so that what was read of it before is not taken for what it says now."""
+    try:
+        return Study(folder).config_path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@cache
+def _read(folder: Path, _: int) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
+    try:
+        study = parse_study(read_yaml(Study(folder).config_path), str(folder))
+        return study, tuple(planned_runs(study, folder))
+    except ConfigError:  # damaged, or of another version
+        return None, ()
+
+
+def variant(folder: Path, run: str) -> str | None:
+    """What a study calls the method of a run, where it is a variant of another method; else None."""
+    study = study_config(folder)
+    planned = next((one for one in _planned(folder) if one.name == run), None)
+    if study is None or planned is None or "method" not in study.variants.get(planned.method, {}):
+        return None
+    return planned.method
+
+
+def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:
+    """Planned runs of the studies that are not finished, and why."""
+    for folder in dict.fromkeys(card.study for card in cards if card.study):
+        outcomes = Study(folder).outcomes()
+        for planned in _planned(folder):
+            outcome = outcomes.get(planned.name)
+            if outcome is None:
+                yield folder, planned, "not run yet"
+            elif outcome.status != "finished":
+                yield folder, planned, f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status

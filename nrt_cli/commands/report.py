@@ -1,0 +1,119 @@
+"""`nrt report`: the paper's tables and figures from the store."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table as RichTable
+
+from nrt_cli import console
+from nrt_cli.commands.config import AsJson
+from nrt_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from analysis.report.contents import Cell, Contents, Table
+
+EXAMPLE = "Example: nrt report runs/sft runs/am runs/ws-neg-log-p --format html,md --out report"
+
+DEFAULT = "html,md,csv"
+MAIN = ("table-3", "table-3-own", "table-3-gain")
+"""What the terminal shows of a report, where there is something in it."""
+
+
+def report(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="STUDY|RUN", help="Studies, runs, or folders of them.", show_default="runs"),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Which of html, md, latex, csv, pdf; separated by commas.")
+    ] = DEFAULT,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the files; by default report in the one study or run, else here.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tables 1 to 10 and Figures 2 to 4 of the paper from the store, beside the paper's own numbers.
+
+    Nothing is run or scored for it: what is missing is an empty cell that says why.
+    """
+    paths = places or [Path("runs")]
+    folder = out or (paths[0] / "report" if len(paths) == 1 and places else Path("report"))
+    contents, written = make_report(paths, folder, formats.split(","))
+    record = contents.record() | {"files": [str(path) for path in written]}
+    console.result(record, as_json, lambda _: show_report(contents, written))
+
+
+def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tuple["Contents", list[Path]]:
+    """Gather and write a report; its contents and the files, the first of which is what to open.
+
+    Raises ConfigError for a format that does not exist, StoreError where no runs are found.
+    """
+    from analysis.report.gather import gather
+    from analysis.report.write import FORMATS, write
+    from nrt_cli.config.schema import nearest
+    from nrt_cli.engines.token_text import token_text
+
+    wanted = list(dict.fromkeys(name for name in map(str.strip, formats) if name))
+    for name in wanted:
+        if name not in FORMATS:
+            raise ConfigError(f"format {name!r} is unknown{nearest(name, FORMATS)}; choose from {', '.join(FORMATS)}.")
+    if not wanted:
+        raise ConfigError(f"no format is named; choose from {', '.join(FORMATS)}.")
+    console.note(f"report: reading {', '.join(map(str, paths))} and drawing")
+    contents = gather(paths)
+    return contents, write(contents, out, wanted, token_text)
+
+
+def show_report(contents: "Contents", written: Sequence[Path]) -> None:
+    """The results, what to know about them, and where the files are."""
+    for key in MAIN:
+        table = next((table for table in contents.tables if table.key == key), None)
+        if table and _has_numbers(table):
+            console.stdout.print(console.plain(f"{table.title}: {table.caption}"))
+            console.stdout.print(_table(table))
+    for note in contents.notes:
+        console.stdout.print(console.plain(f"- {note}"))
+    empty = [(table.title, table.reason) for table in contents.tables]
+    empty += [(figure.title, figure.reason) for figure in contents.figures]
+    for title, reason in empty:
+        if reason:
+            console.stdout.print(console.plain(f"- {title} is empty: {reason}"))
+    console.stdout.print(console.plain(f"Written: {written[0]} and {len(written) - 1} other files"), soft_wrap=True)
+
+
+def _has_numbers(table: "Table") -> bool:
+    """Whether a run of ours has a number in it: the paper's alone are no result."""
+    ours = [i for i, column in enumerate(table.columns) if column.kind == "number" and column.group != "Paper"]
+    return any(row.cells[i].text for row in table.rows for i in ours)
+
+
+def _table(table: "Table") -> RichTable:
+    """Rows and columns that have something of ours to say."""
+    ours = [i for i, column in enumerate(table.columns) if column.group != "Paper"]
+    rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])]
+    shown = [i for i in ours if any(row.cells[i].text for row in rows)]
+    grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in (table.columns[i] for i in shown):
+        number = column.kind == "number"
+        grid.add_column(
+            console.plain(column.title), justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
+    section = ""
+    for row in rows:
+        if row.section != section:
+            section = row.section
+            grid.add_row(console.plain(section), style="italic")
+        grid.add_row(*(_cell(row.cells[i]) for i in shown))
+    return grid
+
+
+def _cell(cell: "Cell") -> Any:
+    text = console.plain(cell.text or "-")
+    text.stylize({0: "", 1: "bold", 2: "underline"}[cell.place])
+    return text

@@ -1,0 +1,387 @@
+"""The HTML page as text: what is in it, what cannot be, and how much of the store it shows."""
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.report.cards import cards
+from analysis.report.contents import Cell, Column, Contents, Made, Row, Table
+from analysis.report.page import headline, render, samples, setup, write
+from analysis.report.page.cases import cases
+from analysis.report.page.samples import sample_traces, spread
+from analysis.report.page.scored import scored_sets
+from analysis.report.page.series import HELD_OUT, series
+from nrt_cli.records import Document, Reply
+from nrt_cli.store.evals import Evaluation
+
+HOSTILE = (
+    "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'><style>*{display:none}</style>"
+    '<!-- {{ 7*7 }} ]]> \u202egnp.exe \x1b[31m \x00 & "quoted"'
+)
+
+
+def letters(folder):
+    """A tokenizer whose tokens are characters: the fixture's ids are code points."""
+    return lambda ids: [chr(i) for i in ids]
+
+
+class Page(HTMLParser):
+    """What a browser's parser sees: elements with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.inside = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append([tag, dict(attrs), ""])
+
+    def handle_data(self, data):
+        if self.cdata_elem:
+            self.inside[-1][2] += data
+
+    def texts(self, tag, **attrs):
+        return [text for name, has, text in self.inside if name == tag and attrs.items() <= has.items()]
+
+    @property
+    def data(self):
+        (text,) = self.texts("script", id="data")
+        return json.loads(text)
+
+
+@pytest.fixture
+def scored_row(row):
+    """A row of a training step: a trace of two tokens, an answer of three, gain 0.5 + 0.1 - 0.1 = 0.5."""
+
+    def make(step, example, k, trace="ab", **more):
+        about = {
+            "answer_ids": [120, 121, 122],
+            "answer_logprobs": [-0.5, -1.0, -0.2],
+            "null_logprobs": [-1.0, -1.1, -0.1],
+        }
+        about |= {"trace_entropies": [0.25, 2.0, 1.0], "token_signals": [1e-200, 0.5, 0.25], "gain": 0.5}
+        about |= {"reward": 0.6, "reward_base": 0.5, "advantage": 1.0, "dead_group": False}
+        return row(step, example, k, trace, **(about | more))
+
+    return make
+
+
+@pytest.fixture
+def contents(make_run, scored_row):
+    """Two runs with traces of two steps, groups of two."""
+
+    def make(*tables, trace="ab", **more):
+        for name, method in (("a", "am"), ("b", "ws-neg-log-p")):
+            traces = {
+                f"step-{step:06d}": [scored_row(step, e, k, trace) for e in (3, 5) for k in (0, 1)] for step in (1, 2)
+            }
+            run = make_run(name, method, [{"distinct_ngrams": 0.5, "truncated_share": 0.1}] * 2, traces)
+            run.append_metrics({"kind": "held_out", "step": 0, "examples": 4, "answer_logprob": -20.0})
+            run.append_metrics({"kind": "held_out", "step": 2, "examples": 4, "answer_logprob": -10.0 - len(method)})
+        found = cards([run.path.parent])
+        return Contents(
+            "A title", Made("0.0", "2026-01-01T00:00:00Z"), tuple(found), tables, (), ("mind this",), **more
+        )
+
+    return make
+
+
+def test_the_same_contents_give_the_same_bytes(contents, tmp_path):
+    made = contents()
+    first = write(made, tmp_path / "one", letters).read_bytes()
+    assert write(made, tmp_path / "two", letters).read_bytes() == first
+    assert str(tmp_path / "one").encode() not in first
+
+
+def test_the_policy_allows_only_what_is_inline(contents):
+    page = Page(render(contents(), letters))
+    (policy,) = [e["content"] for tag, e in page.elements if e.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    (style,), (script,) = page.texts("style"), [text for tag, e, text in page.inside if tag == "script" and not e]
+    for rule, text in (("style-src", style), ("script-src", script)):
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    assert not any("style" in e or any(name.startswith("on") for name in e) for _, e in page.elements)
+
+
+def test_nothing_is_loaded_from_anywhere(contents):
+    page = Page(render(contents(), letters))
+    places = [e[name] for _, e in page.elements for name in ("src", "href", "action", "data", "poster") if name in e]
+    assert places
+    assert all(place.startswith(("#", "data:image/")) for place in places)
+    assert "url(" not in page.texts("style")[0]
+
+
+def test_hostile_text_is_text(contents, tmp_path):
+    cell = Cell(HOSTILE, reason=HOSTILE, note=HOSTILE)
+    columns = (Column(HOSTILE, HOSTILE), Column("n", kind="number"))
+    table = Table(HOSTILE, HOSTILE, HOSTILE, columns, (Row((cell, Cell("", reason=HOSTILE)), HOSTILE),), (HOSTILE,))
+    made = contents(table, Table("table-1", "empty", "nothing", columns, reason=f"`{HOSTILE}`"), trace=HOSTILE)
+    for card in made.runs:
+        card.run.update_manifest(command=HOSTILE, versions={HOSTILE: HOSTILE}, data={"dropped": {HOSTILE: 3}})
+    hostile = [
+        replace(
+            card,
+            label=HOSTILE + str(i),
+            title=HOSTILE,
+            model=HOSTILE,
+            manifest=card.run.manifest(),
+            config={HOSTILE: HOSTILE},
+        )
+        for i, card in enumerate(made.runs)
+    ]
+    text = render(replace(made, title=HOSTILE, runs=tuple(hostile), notes=(HOSTILE,)), letters)
+    page = Page(text)
+    tags = [tag for tag, _ in page.elements]
+    assert (tags.count("script"), tags.count("style"), tags.count("img")) == (2, 1, 0)
+    assert page.data["traces"]["sets"][0]["groups"][0]["traces"][0]["tokens"] == list(HOSTILE)
+    assert page.data["runs"][0]["label"] == HOSTILE + "0"
+    assert not set(text) & set("\x00\x1b")
+    assert "\u202e" not in text.partition('id="data"')[0]
+
+
+def test_data_holds_no_markup_and_no_infinity(contents):
+    text = render(contents(trace=HOSTILE), letters).partition('id="data">')[2].partition("</script>")[0]
+    assert not set(text) & set("<>&'")
+    json.loads(text, parse_constant=pytest.fail)
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_has_its_tokens_and_numbers(contents):
+    made = contents()
+    found = sample_traces(made.runs, letters)
+    assert (found["shown"], found["stored"]) == (16, 16)
+    assert [(one["run"], one["step"]) for one in found["sets"]] == [(0, 2), (0, 1), (1, 2), (1, 1)]
+    group = found["sets"][0]["groups"][0]
+    assert (group["example"], group["question"], group["answer"], group["base"]) == (
+        3,
+        "Question 3?",
+        list("xyz"),
+        [-1.0, -1.1, -0.1],
+    )
+    trace = group["traces"][1]
+    assert (trace["k"], trace["tokens"], trace["entropy"], trace["length"]) == (1, ["a", "b"], [0.25, 2.0, 1.0], 2)
+    assert (trace["logp"], trace["signal"], trace["gain"]) == ([-0.5, -1.0, -0.2], [1e-200, 0.5, 0.25], 0.5)
+
+
+def test_without_a_tokenizer_texts_are_whole_and_nothing_is_known_of_tokens(contents):
+    made = contents()
+    for pieces in (None, lambda folder: None):
+        group = sample_traces(made.runs, pieces)["sets"][0]["groups"][0]
+        assert group["answer"] == ["answer 3<|im_end|>"]
+        assert (group["base"], group["traces"][0]["tokens"], group["traces"][0]["logp"]) == ([], ["ab"], [])
+
+
+def test_the_budget_is_shared_and_every_step_comes_before_second_groups(contents, monkeypatch):
+    """A group is 2 traces of 2 + 3 tokens = 10; runs' last steps come first, so 25 tokens are three groups."""
+    monkeypatch.setattr(samples, "BUDGET", 25)
+    found = sample_traces(contents().runs, letters)
+    assert [(one["run"], one["step"], len(one["groups"])) for one in found["sets"]] == [(0, 2, 1), (0, 1, 1), (1, 2, 1)]
+    assert (found["shown"], found["stored"]) == (6, 16)
+
+
+def test_long_traces_are_cut_and_say_how_long_they_were(make_run, scored_row):
+    long = "x" * (samples.LONGEST + 7)
+    row = scored_row(1, 0, 0, long, trace_entropies=[0.5] * (len(long) + 1))
+    run = make_run("a", traces={"step-000001": [row]})
+    (trace,) = sample_traces(cards([run.path]), letters)["sets"][0]["groups"][0]["traces"]
+    assert (len(trace["tokens"]), trace["length"]) == (samples.LONGEST, samples.LONGEST + 7)
+
+
+@given(st.integers(0, 200), st.integers(2, 9))
+def test_spread_keeps_both_ends_and_the_order(total, count):
+    chosen = spread(range(total), count)
+    assert len(chosen) == min(total, count)
+    assert chosen == sorted(set(chosen))
+    assert not total or (chosen[0], chosen[-1]) == (0, total - 1)
+
+
+def test_scores_asked_for_are_in_the_same_form(contents, tmp_path):
+    made = contents()
+    scheme = {"reward": 1.0, "reward_base": 0.5, "advantage": None, "dead_group": None, "token_signals": [1.0, math.pi]}
+    trace = {
+        "trace": "12",
+        "trace_tokens": 2,
+        "stop": "given",
+        "logprobs": [-0.5, -0.25],
+        "gain": 1.5,
+        "schemes": {"am": scheme},
+    }
+    record = {
+        "model": "m",
+        "question": "q?",
+        "tokens": ["4", "2"],
+        "null": {"logprobs": [-1.0, -1.25]},
+        "traces": [trace],
+    }
+    folder = made.runs[0].run.path / "analysis" / "score"
+    folder.mkdir(parents=True)
+    (folder / "a.json").write_text(json.dumps([record, {"model": "direct"}, 3]))
+    (folder / "b.json").write_text("{broken")
+    (found,) = scored_sets(made.runs)
+    assert found["name"] == "nrt score: m"
+    assert found["groups"][0]["answer"] == ["4", "2"]
+    assert found["groups"][0]["traces"][0]["schemes"]["am"]["signal"] == [1.0, 3.142]
+
+
+# --- the first screen ------------------------------------------------------------------------------------------------
+
+
+def score_table(*scores, key="table-3-own", column="Overall"):
+    rows = tuple(Row((Cell(name), Cell(str(v), v, low, high)), "M") for name, v, low, high in scores)
+    return Table(key, "Ours", "", (Column("Method"), Column(column, kind="number")), rows)
+
+
+def verdicts(contents, *scores):
+    return headline.panels(contents(score_table(*scores)))[0].verdicts
+
+
+def test_a_leader_whose_interval_overlaps_does_not_lead(contents):
+    (said,) = verdicts(contents, ("A", 50.0, 45.0, 55.0), ("B", 48.0, 44.0, 52.0), ("C", 20.0, 15.0, 25.0))
+    assert said.startswith(
+        "M: A has the highest score, 50.0 [45.0, 55.0], but its interval overlaps with that of B: the order"
+    )
+
+
+def test_a_leader_that_stands_apart_leads(contents):
+    (said,) = verdicts(contents, ("A", 20.0, 15.0, 25.0), ("B", 50.0, 45.0, 55.0))
+    assert said == "M: B leads with 50.0 [45.0, 55.0]; no other interval reaches it (next: A, 20.0 [15.0, 25.0])."
+
+
+def test_equal_scores_share_the_lead(contents):
+    (said,) = verdicts(contents, ("A", 50.0, 45.0, 55.0), ("B", 50.0, 45.0, 55.0), ("C", 20.0, 15.0, 25.0))
+    assert said == "M: A and B share the highest score, 50.0 [45.0, 55.0]."
+
+
+def test_without_intervals_nothing_is_settled(contents):
+    (said,) = verdicts(contents, ("A", 20.0, math.nan, math.nan), ("B", 50.0, 45.0, 55.0))
+    assert "settles nothing" in said
+
+
+def test_unmeasured_scores_are_not_drawn(contents):
+    panels = headline.panels(contents(score_table(("A", math.nan, math.nan, math.nan))))
+    assert [panel.title for panel in panels] == ["Held-out log P(y*)"]
+
+
+def test_held_out_scores_before_and_after_by_seed(contents):
+    (panel,) = headline.panels(contents())
+    assert [(dot.label, dot.before, dot.after) for dot in panel.dots] == [
+        ("RLPR", (-20.0,), (-12.0,)),
+        ("NRT-WS (-log p)", (-20.0,), (-22.0,)),
+    ]
+    assert "no interval" in panel.verdicts[1]
+    assert (panel.at(-22.0), panel.at(-12.0)) == ("2.00%", "98.00%")
+
+
+def test_a_held_out_score_is_said_from_where_to_where(contents):
+    (panel,) = headline.panels(contents())
+    assert [dot.text for dot in panel.dots] == ["−20.0 → −12.0", "−20.0 → −22.0"]
+    assert "SFT" not in " ".join(panel.verdicts)
+
+
+def test_the_first_sentence_of_one_run(contents):
+    made = contents()
+    assert headline.trained(replace(made, runs=made.runs[:1])) == "One run of unknown: RLPR, 2 training steps."
+
+
+def test_the_first_sentence_says_what_was_trained(contents):
+    assert headline.trained(contents()) == (
+        "2 runs of unknown: 2 methods (RLPR, NRT-WS (-log p)), 1 seed, 2 training steps each."
+    )
+
+
+# --- what is beside it -----------------------------------------------------------------------------------------------
+
+
+def test_series_have_every_run_and_what_was_not_measured_is_null(make_run):
+    run = make_run("a", steps=[{"gain": 1.0}, {"gain": math.nan}, {"gain": 3.0}])
+    run.append_metrics({"kind": "held_out", "step": 0, "answer_logprob": -1.23456789})
+    sft = make_run("s", "sft", steps=[{"answer_logprob_per_token": -2.0}])
+    found = series(cards([run.path, sft.path]))
+    assert [panel["key"] for panel in found["panels"]][:2] == [HELD_OUT, "gain"]
+    direct, thinking = (one["values"] for one in found["runs"])
+    assert thinking["gain"] == {"step": [1, 2, 3], "raw": [1.0, None, 3.0], "mean": [1.0, 1.0, 2.0]}
+    assert thinking[HELD_OUT]["mean"] == [-1.235]
+    assert direct["answer_logprob_per_token"]["mean"] == [-2.0]
+    assert "gain" not in direct
+
+
+def test_settings_that_differ_are_marked(contents):
+    first, second = contents().runs
+    found = setup.settings(
+        [replace(first, config={"a": {"b": 1, "c": None}}), replace(second, config={"a": {"b": 2, "c": None}})]
+    )
+    assert [(s.key, s.values, s.differs) for s in found] == [
+        ("a.b", ("1", "2"), True),
+        ("a.c", ("null", "null"), False),
+    ]
+
+
+def test_runs_of_one_machine_are_named_together(contents):
+    first, second = contents().runs
+    other = replace(second, label="other", manifest={"device": {"name": "cuda"}})
+    kinds = setup.environments([first, second, other])
+    assert [kind.runs for kind in kinds] == [(first.label, second.label), ("other",)]
+    assert ("device: name", "cuda") in kinds[1].facts
+
+
+def test_commands_are_of_the_studies_the_report_and_each_run(contents, tmp_path):
+    first, second = contents().runs
+    studied = replace(
+        first, study=tmp_path / "laptop", manifest={"command": "nrt train x", "summary": {"seconds": 90.0}}
+    )
+    assert setup.whole_commands([studied, second]) == [
+        ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
+        ("this report", "nrt report laptop b"),
+    ]
+    assert setup.commands([studied]) == [(f"{first.label}, took 1.5 min", "nrt train x")]
+
+
+def test_held_out_traces_side_by_side(make_run, row):
+    am = {
+        "held-out-000000": [row(0, e, 0, "before") for e in (1, 2)],
+        "held-out-000030": [row(30, e, 0, f"am {e}") for e in (1, 2)],
+    }
+    runs = [
+        make_run("a", "am", traces=am),
+        make_run("b", "gm", traces={"held-out-000020": [row(20, 2, 0, "gm<|im_end|>")]}),
+    ]
+    (case,) = cases(cards([run.path for run in runs]))
+    assert (case["name"], case["question"], case["reference"]) == ("held-out example 2", "Question 2?", "answer 2")
+    assert [(s["step"], s["trace"], s["before"]) for s in case["said"]] == [(30, "am 2", "before"), (20, "gm", None)]
+
+
+def test_documents_that_all_runs_answered(make_run):
+    runs = [make_run("a", "am"), make_run("b", "gm")]
+    for run, ids in zip(runs, (("1", "2"), ("2", "3")), strict=True):
+        evaluation = Evaluation.create(run.path / "evals" / "export", "gsm8k", {}, {})
+        for key in ids:
+            reply = Reply("thought", f"answer of {run.path.name}", 1, 3, "end")
+            turns = ({"role": "user", "content": f"question {key}"},)
+            evaluation.append(Document("gsm8k", "", key, turns, "42", (reply,), ("41",), {"exact_match": 0.0}))
+        evaluation.write_scores({"score": 0.0})
+    (case,) = cases(cards([run.path for run in runs]))
+    assert (case["name"], case["question"], case["reference"]) == ("gsm8k 2", "question 2", "42")
+    assert [(s["answer"], s["score"], s["trace"]) for s in case["said"]] == [
+        ("answer of a", 0.0, "thought"),
+        ("answer of b", 0.0, "thought"),
+    ]
+
+
+def test_a_run_that_has_nothing_yet_is_a_page(make_run, tmp_path):
+    found = tuple(cards([make_run("a").path]))
+    text = render(Contents("t", Made("0", "-"), found, (), (), ()), letters)
+    assert "Nothing was measured yet" in text
+    assert write(Contents("t", Made("0", "-"), found, (), (), ()), Path(tmp_path / "r")).is_file()

@@ -1,0 +1,312 @@
+"""The HTML page in a real headless browser: by keyboard, in the dark, on a phone, and with hostile traces in it."""
+
+import base64
+import itertools
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from analysis.report.cards import cards
+from analysis.report.contents import Cell, Column, Contents, Made, Row, Table
+from analysis.report.page import write
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's driver is the package selenium")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = (
+    "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> \u202egnp.exe \x1b[31m \x00 {{7*7}}"
+)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+def letters(folder):
+    """A tokenizer whose tokens are characters: the fixture's ids are code points."""
+    return lambda ids: [chr(i) for i in ids]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """A browser with an empty profile."""
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if not (binary and chromedriver):
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(chromedriver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, make_run_in, row):
+    """A page on two runs, the second of which is hostile wherever a run can be; its traces gain 1.5 - 1.5 k nats."""
+    root = tmp_path_factory.mktemp("page")
+    make = make_run_in(root)
+    for name, method, trace in (("a", "am", "1 + 1"), ("b", "ws-neg-log-p", HOSTILE)):
+        traces = {
+            "step-000001": [_row(row, k, trace) for k in (0, 1, 2)],
+            "held-out-000000": [row(0, 7, 0, "before", question=HOSTILE)],
+            "held-out-000002": [row(2, e, 0, trace, question=HOSTILE) for e in (7, 8)],
+        }
+        run = make(name, method, [{"gain": float(i)} for i in range(3)], traces)
+        run.update_manifest(command=HOSTILE, versions={HOSTILE: HOSTILE})
+    found = cards([root])
+    found = [found[0], replace(found[1], label=HOSTILE, title=HOSTILE, config={"a": {HOSTILE: HOSTILE}})]
+    path = write(
+        Contents("A title", Made("0", "-"), tuple(found), (_table(),), (), (HOSTILE,)), root / "report", letters
+    )
+    return f"file://{path}"
+
+
+def _row(row, k, trace):
+    about = {"answer_ids": [ord(c) for c in "xy"], "null_logprobs": [-2.0, -2.0], "token_signals": [0.5, 0.25]}
+    about |= {
+        "answer_logprobs": [-0.5 - k, -2.0 - k / 2],
+        "gain": 1.5 - 1.5 * k,
+        "advantage": 1.0 - k,
+        "dead_group": False,
+    }
+    about |= {"trace_entropies": [0.5] * (len(trace) + 2), "reward": 0.6, "reward_base": 0.5, "question": HOSTILE}
+    return row(1, 3, k, f"{k}{trace}", **about)
+
+
+def _table():
+    names, values = ("SFT", "RLPR", "NRT-GM", HOSTILE), (20.0, 9.5, 100.0)
+    rows = [Row((Cell(name), Cell(f"{v:.1f}", v, v - 1, v + 1)), "M") for name, v in zip(names, values, strict=False)]
+    rows.append(Row((Cell(HOSTILE), Cell("", reason=HOSTILE)), "M"))
+    return Table("table-3-own", "Ours", HOSTILE, (Column("Method"), Column("Sums", kind="number")), tuple(rows))
+
+
+@pytest.fixture
+def page(driver, address):
+    """The page, freshly opened in light colours on a desk."""
+    look(driver, 1300, "light")
+    driver.get(address)
+    driver.execute_script("localStorage.clear()")
+    driver.get_log("browser")
+    driver.get(address)
+    return driver
+
+
+def look(driver, width, scheme):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def find(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def texts(page, selector):
+    return [element.text for element in page.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def press(page, *keys):
+    for key in keys:
+        page.switch_to.active_element.send_keys(key)
+
+
+def focus(page, selector):
+    page.execute_script("arguments[0].focus()", find(page, selector))
+
+
+# --- hostile text ----------------------------------------------------------------------------------------------------
+
+
+def test_hostile_text_is_shown_and_nothing_of_it_runs(page):
+    assert page.execute_script("return window.pwned") is None
+    assert page.execute_script("return [document.scripts.length, document.images.length]") == [2, 0]
+    assert page.get_log("browser") == []
+    for selector in ("#browser .trace", "#compare .case", "#table-3-own", "#setup", "#rerun", ".mind", ".keys"):
+        assert "</script><script>window.pwned=1</script><img src=x" in find(page, selector).text
+    assert "U+202E" in find(page, "#browser .trace").text
+    assert "U+001B" in find(page, "#browser .trace").text
+
+
+def test_scripts_that_are_not_the_pages_own_are_refused(page):
+    """The policy is a second wall: even markup that got in would not run."""
+    page.execute_async_script(
+        "const s = document.createElement('script'); s.textContent = 'window.pwned = 3'; document.body.append(s);"
+        "const d = document.createElement('div'); document.body.append(d);"
+        "d.innerHTML = '<img src=x onerror=\"window.pwned = 4\">';"
+        "const [done] = arguments; const i = new Image(); i.onerror = () => done();"
+        "i.src = 'https://example.invalid/x.png'"
+    )
+    assert page.execute_script("return window.pwned") is None
+    assert "Content Security Policy" in json.dumps(page.get_log("browser"))
+
+
+def test_nothing_is_fetched(page):
+    assert page.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)") == []
+
+
+# --- by keyboard -----------------------------------------------------------------------------------------------------
+
+
+def order(page):
+    return texts(page, "#table-3-own tbody tr:not(.section) th")[:4]
+
+
+def test_tables_sort_by_keyboard_and_say_so(page):
+    names = order(page)
+    assert names[:3] == ["SFT", "RLPR", "NRT-GM"]
+    head = find(page, "#table-3-own th.number")
+    focus(page, "#table-3-own th.number button")
+    press(page, Keys.ENTER)
+    assert (head.get_attribute("aria-sort"), order(page)) == ("descending", ["NRT-GM", "SFT", "RLPR", names[3]])
+    press(page, Keys.SPACE)
+    assert (head.get_attribute("aria-sort"), order(page)) == ("ascending", ["RLPR", "SFT", "NRT-GM", names[3]])
+    press(page, Keys.ENTER)
+    assert (head.get_attribute("aria-sort"), order(page)) == ("none", names)
+    assert texts(page, "#table-3-own tbody .section") == ["M"]
+
+
+def test_the_whole_page_can_be_walked_with_tab_and_focus_is_seen(page):
+    seen = []
+    for _ in range(60):
+        press(page, Keys.TAB)
+        active = page.switch_to.active_element
+        if active.tag_name == "body":
+            break
+        style = page.execute_script(
+            "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth", active
+        )
+        assert style == "solid3px", active.get_attribute("outerHTML")[:100]
+        seen.append(active.get_dom_attribute("class") or active.tag_name)
+    assert seen[0] == "skip"
+    assert {"a", "button", "scroll", "svg", "list", "verbatim tokens", "select", "input"} <= set(seen)
+
+
+def test_traces_are_chosen_with_the_arrow_keys(page):
+    focus(page, ".list")
+    gains = [find(page, ".numbers dd").text]
+    for key in (Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.HOME):
+        press(page, key)
+        gains.append(find(page, ".numbers dd").text)
+    assert gains == [f"{gain} nats" for gain in ("+1.5", "0", "−1.5", "−1.5", "0", "+1.5")]
+    chosen = page.find_elements(By.CSS_SELECTOR, '.list [aria-selected="true"]')
+    assert [one.get_attribute("id") for one in chosen] == [find(page, ".list").get_attribute("aria-activedescendant")]
+
+
+def test_tokens_are_read_with_the_arrow_keys(page):
+    focus(page, '[aria-label="Reference answer, token by token"]')
+    press(page, Keys.HOME)
+    readout = page.find_elements(By.CSS_SELECTOR, ".readout")[1]
+    assert readout.text.startswith("“x” P after the trace 0.607, after the null trace 0.135: gain +1.5 nats")
+    press(page, Keys.ARROW_RIGHT)
+    assert "“y” P after the trace 0.135, after the null trace 0.135: gain 0 nats" in readout.text
+    focus(page, '[aria-label="Trace, token by token"]')
+    press(page, Keys.END)
+    assert "the end of the trace, entropy 0.5 nats" in page.find_elements(By.CSS_SELECTOR, ".readout")[0].text
+
+
+def test_shades_are_those_of_gain_and_loss(page):
+    """A gain of 1.5 nats has half of the full shade of 3; the last trace loses 0.5 and 1 nats."""
+    spans = "return [...document.querySelectorAll('[aria-label^=Reference] > span')].map((s) => "
+    shades = f"{spans}[s.className, s.style.getPropertyValue('--share')])"
+    assert page.execute_script(shades) == [["gain", "0.500"], ["loss", "0.000"]]
+    focus(page, ".list")
+    press(page, Keys.END)
+    assert page.execute_script(shades) == [["loss", "0.167"], ["loss", "0.333"]]
+    assert len(set(page.execute_script(f"{spans}getComputedStyle(s).backgroundColor)"))) == 2
+
+
+def test_search_and_order_choose_what_is_listed(page):
+    page.find_element(By.XPATH, "//label[starts-with(., 'Order')]/select").send_keys("largest loss")
+    assert texts(page, ".list b") == ["−1.5", "0", "+1.5"]
+    find(page, 'input[type="search"]').send_keys("no such words")
+    assert texts(page, ".list b") == []
+    assert "No trace is like that" in find(page, "#browser .trace").text
+
+
+def test_cases_turn(page):
+    assert "held-out example 7" in find(page, "#compare h3").text
+    assert texts(page, "#compare .side h5") == ["trace before training", "trace after step 2"] * 2
+    page.find_elements(By.CSS_SELECTOR, "#compare .turn button")[1].click()
+    assert "held-out example 8" in find(page, "#compare h3").text
+
+
+def test_charts_are_read_with_the_arrow_keys(page):
+    focus(page, ".chart svg")
+    press(page, Keys.HOME)
+    assert find(page, ".chart output").text.startswith("step 1: RLPR 0")
+    press(page, Keys.ARROW_RIGHT)
+    assert find(page, ".chart output").text.startswith("step 2: RLPR 0.5")
+
+
+def test_methods_can_be_hidden(page):
+    lines = len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))
+    find(page, ".keys input").click()
+    assert (lines, len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))) == (2, 1)
+
+
+# --- looks -----------------------------------------------------------------------------------------------------------
+
+
+def brightness(page):
+    colour = page.execute_script(
+        "const c = document.createElement('canvas').getContext('2d');"
+        "c.fillStyle = getComputedStyle(document.body).backgroundColor;"
+        "c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]"
+    )
+    return sum(colour[:3]) / 3
+
+
+def test_dark_and_light_follow_the_system_and_the_button(page, address):
+    assert brightness(page) > 200
+    look(page, 1300, "dark")
+    # The system tells a page of its colours with the next frame.
+    WebDriverWait(page, 30).until(lambda _: find(page, "#theme").get_attribute("aria-pressed") == "true")
+    assert brightness(page) < 50
+    find(page, "#theme").click()
+    assert brightness(page) > 200
+    page.get(address)
+    assert brightness(page) > 200  # remembered
+    assert find(page, "#theme").get_attribute("aria-pressed") == "false"
+
+
+def test_a_phone_scrolls_one_way_only(page):
+    look(page, 375, "light")
+    width = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width == [375, 375]
+
+
+def test_it_prints(page):
+    pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 3
+
+
+def test_landmarks_and_headings(page):
+    for landmark in ("header", "nav[aria-label]", "main", "footer"):
+        assert len(page.find_elements(By.CSS_SELECTOR, landmark)) == 1
+    levels = page.execute_script(
+        "return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map((h) => Number(h.tagName[1]))"
+    )
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = page.execute_script("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    links = page.execute_script(
+        "return [...document.querySelectorAll('a')].filter((a) => !document.querySelector(a.hash)).length"
+    )
+    assert links == 0

@@ -1,0 +1,371 @@
+"""What a report says of a store whose every number is known."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.report.cards import cards
+from analysis.report.contents import Row, Table
+from analysis.report.drawn import dynamics_figure
+from analysis.report.gather import gather, tables
+from analysis.report.paper import paper
+from nrt_cli.config import resolve, to_yaml
+from nrt_cli.config.suite import ORDER
+from nrt_cli.errors import StoreError
+from nrt_cli.store import Run
+from nrt_cli.store.evals import Evaluation
+from nrt_cli.store.judgements import Judgements
+from nrt_cli.store.study import Outcome, Study
+
+ENTROPY = {"entropy": 1.5, "trace_length": 30.0}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Run]:
+    """Makes a run with a real config: `trained("am", seed=1, model="Llama-3.2-3B", gsm8k=0.5, ...)`."""
+
+    def make(
+        method: str = "am", seed: int = 0, model: str = "tiny", name: str = "", settings: Any = None, **scores: float
+    ) -> Run:
+        config = resolve({"method": method, "seed": seed, "model": {"path": f"models/{model}"}}, settings or {})
+        prints = {"train": "data", "validation": "data", "model": model}
+        manifest = {"method": method, "status": "finished", "steps": 2, "fingerprints": prints}
+        run = Run.create(tmp_path / "runs" / (name or f"{model}-{method}-{seed}"), to_yaml(config), manifest)
+        for step in (1, 2):
+            run.append_metrics({"kind": "train", "step": step, **(ENTROPY if method != "sft" else {})})
+        for benchmark, score in scores.items():
+            scored(run, benchmark, score)
+        return run
+
+    return make
+
+
+def scored(run: Run, benchmark: str, score: float, n: int = 400, limit: int | None = None, title: str = "") -> None:
+    """An evaluation of a run's result, its error that of a share."""
+    settings = {"benchmark": {"suite": {"name": benchmark, "instances": 400}}, "limit": limit, "backend": "lm-eval"}
+    evaluation = Evaluation.create(run.path / "evals" / "export", benchmark, settings | {"model": run.path.name}, {})
+    error = math.sqrt(score * (1 - score) / n)
+    evaluation.write_scores({"score": score, "error": error, "n": n, "title": title or benchmark, "truncated_share": 0})
+
+
+def rows(table: Table, *titles: str) -> list[Row]:
+    """Rows by their first cell."""
+    return [row for row in table.rows if row.cells[0].text in titles]
+
+
+def cells_of(table: Table, title: str, *columns: str) -> list[Any]:
+    (row,) = rows(table, title)
+    names = [column.title for column in table.columns]
+    return [row.cells[names.index(column)] for column in columns]
+
+
+def report(tmp_path: Path) -> dict[str, Table]:
+    """The tables alone: figures take seconds to draw."""
+    return {table.key: table for table in tables(cards([tmp_path / "runs"]))}
+
+
+# --- Table 3 ----------------------------------------------------------------------------------------------------------
+
+
+def test_table_3_has_the_papers_layout_and_marks_the_best_two_of_each_model(trained, tmp_path):
+    for model, gsm8k in (("tiny", (0.10, 0.30, 0.20)), ("other", (0.90, 0.80, 0.70))):
+        for method, score in zip(("sft", "am", "gm"), gsm8k, strict=True):
+            trained(method, model=model, gsm8k=score)
+    trained("logp", model="tiny", gsm8k=0.2)
+
+    table = report(tmp_path)["table-3"]
+
+    names = ["Method", "BBH", "MMLU", "DROP", "PopQA", "TQA", "GSM8K", "MATH", "HEval", "IFEval", "Overall"]
+    assert [column.title for column in table.columns] == names
+    assert [column.group for column in table.columns[1:3]] == ["General Reasoning"] * 2
+    assert [row.cells[0].text for row in table.rows][:7] == [m.rstrip("*") for m in paper()["methods"].values()]
+    by_row = {(row.section, row.cells[0].text): row.cells[6] for row in table.rows}
+    assert by_row["tiny", "RLPR"].text == "30.0"
+    places = {key: cell.place for key, cell in by_row.items() if cell.text}
+    assert places == {
+        ("other", "SFT"): 1, ("other", "RLPR"): 2, ("other", "NRT-GM"): 0,
+        ("tiny", "SFT"): 0, ("tiny", "JLB"): 2, ("tiny", "RLPR"): 1, ("tiny", "NRT-GM"): 2,
+    }  # fmt: skip
+
+
+def test_what_was_not_run_is_an_empty_cell_with_a_reason(trained, tmp_path):
+    trained("am", gsm8k=0.5)
+    table = report(tmp_path)["table-3"]
+    gsm8k, math_, overall = cells_of(table, "RLPR", "GSM8K", "MATH", "Overall")
+    assert (gsm8k.text, gsm8k.place) == ("50.0", 0)  # a lone value is not the best of anything
+    assert (math_.text, math_.reason) == ("", "not evaluated")
+    assert overall.reason.startswith("missing: mmlu, bbh")
+    assert math.isnan(overall.value)
+    assert {cell.reason for cell in rows(table, "NRT-GM")[0].cells[1:]} == {"not run"}
+
+
+def test_overall_is_the_mean_of_all_nine_and_seeds_are_averaged(trained, tmp_path):
+    shares = dict(zip(ORDER, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), strict=True))
+    trained("am", 0, **shares)
+    trained("am", 1, **{name: share + 0.1 for name, share in shares.items()})
+    table = report(tmp_path)["table-3"]
+    mmlu, overall = cells_of(table, "RLPR", "MMLU", "Overall")
+    assert (mmlu.text, overall.text) == ("15.0", "55.0")
+    assert overall.low < 45  # two seeds, 10 points apart, say little
+    assert rows(table, "RLPR")[0].cells[0].note == "seeds 0, 1"
+
+
+def test_the_settings_that_most_runs_share_are_chosen_and_others_named(trained, tmp_path):
+    for method in ("sft", "am"):
+        scored(trained(method), "gsm8k", 0.5)
+    run = trained("gm")
+    scored(run, "gsm8k", 0.75)
+    scored(run, "gsm8k", 0.25, n=40, limit=40)  # newer
+    alone = trained("p")
+    scored(alone, "gsm8k", 0.9, n=40, limit=40)
+    table = report(tmp_path)["table-3"]
+    assert cells_of(table, "NRT-GM", "GSM8K")[0].text == "75.0"
+    assert cells_of(table, "Verifree", "GSM8K")[0].note == "40 of 400 documents"
+    assert any("limit" in note and "do not compare" in note for note in table.notes)
+
+
+def test_own_benchmarks_stand_beside_table_3(trained, tmp_path):
+    scored(trained("am"), "sums", 0.5, title="Sums")
+    contents = report(tmp_path)
+    (cell,) = cells_of(contents["table-3-own"], "RLPR", "Sums")
+    assert cell.text.startswith("50.0 [45.")
+    assert all(not cell.text for row in contents["table-3"].rows for cell in row.cells[1:])
+
+
+def test_a_run_without_policy_gradient_is_not_called_by_the_papers_name(trained, tmp_path):
+    off = {"objective": {"weights": {"trace": 0.0}}}
+    trained("ws-neg-log-p", name="control", settings=off)
+    trained("gm")
+    trained("gm", name="hot", settings={"rollout": {"temperature": 0.5}})
+    titles = [card.title for card in cards([tmp_path / "runs"])]
+    assert titles == ["NRT-GM", "NRT-GM [rollout.temperature=0.5]", "NRT-WS (-log p) without policy gradient"]
+
+
+def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
+    study = tmp_path / "laptop"
+    values = {
+        "title": "Small",
+        "model": {"name": "nano", "source": "somewhere"},
+        "data": {"sources": ["generated:sums?size=9"]},
+        "methods": ["am", "gm", "control", "p"],
+        "variants": {"control": {"method": "gm", "optimiser": {"lr": 0.5}}},
+        "seeds": [0],
+    }
+    study.mkdir()
+    (study / "study.yaml").write_text(json.dumps(values))  # JSON is YAML
+    Study(study).record("gm-s0", Outcome("failed", "the disk was full"))
+    for name, method in (("am-s0", "am"), ("control-s0", "gm")):
+        Study(study).record(name, Outcome("finished"))
+        manifest = {"method": method, "status": "finished", "fingerprints": {}}
+        scored(Run.create(study / "runs" / name, to_yaml(resolve({"method": method})), manifest), "sums", 0.5)
+    base = Evaluation.create(study / "evals" / "base", "sums", {}, {})
+    base.write_scores({"score": 0.1, "error": 0.01, "n": 400, "title": "Sums"})
+
+    found = cards([study])
+    table = {table.key: table for table in tables(found)}["table-3-own"]
+
+    assert {card.model for card in found} == {"nano"}
+    said = {row.cells[0].text: row.cells[1].text or row.cells[1].reason for row in table.rows}
+    assert list(said) == ["Base", "Verifree", "RLPR", "NRT-GM", "control: NRT-GM"]
+    assert said["Base"].startswith("10.0 [")
+    assert said["NRT-GM"] == "failed: the disk was full"
+    assert said["Verifree"] == "not run yet"
+    assert said["control: NRT-GM"].startswith("50.0 [")
+
+
+# --- beside the paper -------------------------------------------------------------------------------------------------
+
+
+def test_ours_theirs_and_the_difference(trained, tmp_path):
+    trained("ws-neg-log-p", model="Llama-3.2-3B", **dict.fromkeys(ORDER, 0.5))
+    table = report(tmp_path)["table-3-paper"]
+    by_name = {row.cells[1].text: row.cells for row in table.rows}
+    # BBH: 39.1 in the paper
+    _, _, ours, theirs, apart = by_name["BBH"]
+    assert (ours.value, theirs.value) == (50, 39.1)
+    assert apart.text.startswith("+10.9 [+6.")
+    assert (apart.low, apart.high) == pytest.approx((ours.low - 39.1, ours.high - 39.1))
+    # 39.9 is printed; 39.1 + 48.5 + 26.1 + 20.7 + 44.2 + 49.3 + 13.1 + 58.8 + 44.3 = 344.1
+    assert by_name["Overall, as printed"][4].value == pytest.approx(10.1)
+    assert by_name["Overall, mean of its nine"][4].value == pytest.approx(50 - 344.1 / 9)
+
+
+def test_a_model_that_the_paper_has_not_is_said_to_be_one(trained, tmp_path):
+    trained("am", gsm8k=0.5)
+    contents = report(tmp_path)
+    assert "began from tiny" in contents["table-3-paper"].reason
+    assert "14 of 21 rows" in contents["table-3-overall"].caption
+
+
+def test_gains_over_sft_are_of_the_benchmarks_that_all_rows_have(trained, tmp_path):
+    trained("sft", gsm8k=0.4, math=0.2, bbh=0.9)
+    trained("am", gsm8k=0.6, math=0.3)
+    table = report(tmp_path)["table-3-gain"]
+    ours, theirs = cells_of(table, "RLPR", "tiny", "Llama-3.1-8B-Base")
+    assert ours.value == pytest.approx(15)  # (20 + 10) / 2
+    assert ours.low < 15 < ours.high
+    # 41.2 + 58.7 + 32.5 + 29.3 + 45.6 + 65.0 + 27.8 + 77.8 + 61.3 = 439.2, SFT's 389.5
+    assert theirs.value == pytest.approx((439.2 - 389.5) / 9)
+    assert "over gsm8k, math" in table.notes[0].lower()
+
+
+# --- Tables 1, 2 and 4 to 8 -------------------------------------------------------------------------------------------
+
+
+def test_table_1_has_a_users_own_scheme(trained, tmp_path):
+    trained("builtins:sum")
+    names = [row.cells[0].text for row in report(tmp_path)["table-1"].rows]
+    assert len(names) == 6
+    assert names[-1] == "builtins:sum"
+
+
+def test_table_4_is_the_manifest_of_the_data_that_was_trained_on(trained, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    composition = [
+        {"source": "mine", "train": 30, "validation": 1},
+        {"source": "ai2-adapt-dev/oasst1_converted", "train": 70, "validation": 0},
+    ]
+    settings = {"data": {"train": str(data / "train.parquet")}}
+    trained("am", settings=settings)
+    (data / "manifest.json").write_text(json.dumps({"composition": composition, "outputs": {"train.parquet": "data"}}))
+
+    table = report(tmp_path)["table-4"]
+    texts = [[cell.text for cell in row.cells] for row in table.rows]
+    assert texts == [
+        ["ai2-adapt-dev/oasst1_converted", "70", "70.00%", "1,606"],
+        ["mine", "30", "30.00%", ""],
+        ["TOTAL", "100", "100.00%", "204,800"],
+    ]
+
+    (data / "manifest.json").write_text(json.dumps({"composition": composition, "outputs": {"train.parquet": "newer"}}))
+    assert not report(tmp_path)["table-4"].rows
+
+
+def test_table_5_measures_lengths(trained, tmp_path, row):
+    run = trained("am")
+    run.write_traces("step-000001", [row(1, 0, 0, "z", answer_ids=[1] * 99)])
+    run.write_traces("step-000002", [row(2, e, 0, "z", answer_ids=[1] * n) for e, n in ((0, 3), (1, 4))])
+    trace, answer = cells_of(report(tmp_path)["table-5"], "RLPR, seed 0", "Trace", "Answer y*")
+    assert (trace.text, answer.text) == ("30.0", "3.5")
+
+
+def test_table_6_is_the_configs_of_the_runs_that_a_setting_concerns(trained, tmp_path):
+    trained("sft", settings={"rollout": {"group_size": 3}, "optimiser": {"lr": 2e-5}})
+    trained("am", settings={"rollout": {"group_size": 4}})
+    trained("gm", settings={"rollout": {"group_size": 8}})
+    table = report(tmp_path)["table-6"]
+    (value, theirs) = cells_of(table, "Generations per Prompt (N)", "Value", "In the paper")
+    assert (value.text, theirs.text) == ("4 (RLPR, seed 0); 8 (NRT-GM, seed 0)", "8")
+    (rate,) = cells_of(table, "Learning Rate", "Value")
+    assert (rate.text, rate.note) == ("2e-05 (SFT, seed 0); 1e-05 (RLPR, seed 0, NRT-GM, seed 0)", "not the paper's")
+    (cap,) = cells_of(table, "PPO Clip Ratio (High)", "Value")
+    assert (cap.text, cap.note) == ("0.28", "")
+
+
+def test_table_8_is_what_the_judge_was_asked(trained, tmp_path):
+    run = trained("am")
+    assert "nrt judge" in report(tmp_path)["table-8"].reason
+    record = {"key": "k", "judge": "grok", "template": "abc", "temperature": 0.0, "step": 2, "example": 0, "score": 0.5}
+    with Judgements(run).writing():
+        Judgements(run).keep_template("abc", "prompt: |\n  Grade this.\n\n  {{ reasoning }}\nrepair: Again.\n")
+        Judgements(run).append(record)
+    contents = report(tmp_path)
+    found = [(row.cells[0].text, row.cells[1].text) for row in contents["table-8"].rows]
+    assert found == [("prompt", "Grade this."), ("", "{{ reasoning }}"), ("repair", "Again.")]
+    assert "grok, temperature 0" in contents["table-8"].rows[0].section
+
+
+# --- Tables 9 and 10 --------------------------------------------------------------------------------------------------
+
+
+def test_table_9_is_what_nrt_score_printed(trained, tmp_path):
+    folder = trained("am").path / "analysis" / "score"
+    folder.mkdir(parents=True)
+    asked = {"question": "When?", "answer": "1852"}
+    traces = [{"trace": "Braille.", "logprob": math.log(0.5)}, {"trace": "?", "logprob": 0.0}]
+    direct = {"direct": {"logprob": -2000.0}}
+    records = [
+        asked | {"model": "sft", "method": "sft"} | direct,
+        asked | {"model": "x", "method": "gm", "traces": traces},
+    ]
+    (folder / "braille.json").write_text(json.dumps(records))
+    (folder / "other.json").write_text('{"not": "ours"}')
+    found = [[cell.text for cell in row.cells] for row in report(tmp_path)["table-9"].rows]
+    # 10^(-2000 / log 10) = 10^-868.589 = 2.58e-869
+    assert found == [["SFT", "", "2.58e-869"], ["NRT-GM", "Braille.", "0.5000"]]
+
+
+def test_table_10_is_the_first_held_out_traces_that_runs_share(trained, tmp_path, row):
+    for method, text in (("am", "short"), ("gm", "long thought")):
+        run = trained(method)
+        run.write_traces("held-out-000002", [row(2, e, 0, f"{text} {e}") for e in range(4)])
+    table = report(tmp_path)["table-10"]
+    first = [[cell.text for cell in r.cells] for r in table.rows if r.section == "tiny: Question 0?"]
+    assert first == [
+        ["reference", "answer", "answer 0"],
+        ["RLPR", "reasoning", "short 0"],
+        ["NRT-GM", "reasoning", "long thought 0"],
+    ]
+    assert len(table.rows) == 9
+
+
+# --- figures, groups, the whole ---------------------------------------------------------------------------------------
+
+
+def test_figure_2_has_the_steps_of_every_run_that_thinks(trained, tmp_path):
+    trained("sft")
+    trained("am", 0)
+    trained("am", 1)
+    run = trained("gm")
+    with Judgements(run).writing():
+        Judgements(run).append({"key": "k", "judge": "j", "template": "t", "step": 2, "example": 0, "score": 0.5})
+    figure = dynamics_figure(cards([tmp_path / "runs"]))
+    frame = figure.numbers["steps"]
+    assert list(frame["seed"]) == [0, 0, 1, 1, 0, 0]
+    assert list(frame["trace_length"]) == [30.0] * 6
+    assert list(figure.numbers["quality"]["quality"]) == [0.5]
+    assert set(figure.files) == {"png", "pdf", "svg"}
+
+
+def test_what_cannot_be_drawn_says_why(trained, tmp_path):
+    trained("sft")
+    two, three, four = gather([tmp_path / "runs"]).figures
+    assert not two.files
+    assert "sampled traces" in two.reason
+    assert "nrt analyze tokens" in three.reason
+    assert "samples traces" in four.reason
+
+
+def test_models_of_one_name_are_two_groups(trained, tmp_path):
+    trained("am", name="one", model="same")
+    run = trained("am", name="two", model="same")
+    run.update_manifest(fingerprints={"model": "0123456789", "train": "data"})
+    assert {card.model for card in cards([tmp_path / "runs"])} == {"same (same)", "same (01234567)"}
+
+
+def test_a_report_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match="no such study or run"):
+        gather([tmp_path / "runs"])
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(StoreError, match="no runs are there"):
+        gather([tmp_path / "runs"])
+
+
+def test_a_run_named_twice_counts_once(trained, tmp_path):
+    run = trained("am", gsm8k=0.5)
+    assert len(cards([run.path, tmp_path / "runs"])) == 1
+
+
+def test_a_store_that_was_moved_gives_the_same_report(trained, tmp_path):
+    trained("am", gsm8k=0.5, math=0.25)
+    trained("gm", gsm8k=0.25)
+    before = report(tmp_path)
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    after = {table.key: table for table in tables(cards([tmp_path / "moved"]))}
+    assert repr(after) == repr(before)  # NaN is not equal to itself

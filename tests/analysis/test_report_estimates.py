@@ -1,0 +1,111 @@
+"""Means over seeds and their intervals, by hand and by simulation; the paper's numbers as data."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.report.estimates import Estimate, difference, over_seeds, trusted
+from analysis.report.paper import overall_differs, paper, paper_model, recomputed_overall, scores
+from nrt_cli.config import SCHEMES
+from nrt_cli.config.suite import ORDER
+from nrt_cli.core.statistics import Mean, mean_of
+
+NAN = math.nan
+
+
+def test_one_seed_has_wilsons_interval_over_documents():
+    # share 0.5 of 100, error sqrt(.25 / 100): 100 documents; Student's quantile at 99 degrees of freedom is 1.984217
+    found = over_seeds([Mean(0.5, 0.05, 100)])
+    z = 1.984217
+    margin = z / (1 + z**2 / 100) * math.sqrt(0.25 / 100 + z**2 / 40000)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 - margin, 0.5 + margin), abs=1e-6)
+
+
+def test_seeds_add_their_own_chance():
+    # documents .05^2 = .0025; seeds: s^2 = .005, by 2 = .0025; degrees .005^2 / (.0025^2 / 99 + .0025^2 / 1) = 3.96
+    found = over_seeds([Mean(0.5, 0.05, 100), Mean(0.6, 0.05, 100)])
+    from scipy.stats import t
+
+    z, n = t.ppf(0.975, 3.96), 0.55 * 0.45 / 0.005
+    centre = (0.55 + z**2 / (2 * n)) / (1 + z**2 / n)
+    margin = z / (1 + z**2 / n) * math.sqrt(0.55 * 0.45 / n + z**2 / (4 * n**2))
+    assert (found.low, found.high) == pytest.approx((centre - margin, centre + margin), abs=1e-4)
+
+
+def test_more_seeds_do_not_make_the_documents_more():
+    one, five = over_seeds([Mean(0.3, 0.02, 400)]), over_seeds([Mean(0.3, 0.02, 400)] * 5)
+    assert (five.low, five.high) == pytest.approx((one.low, one.high))
+
+
+def test_few_documents_that_all_fail_say_little():
+    none_of_four, none_of_many = (over_seeds([trusted(mean_of([0.0] * n, [""] * n, "micro"))]) for n in (4, 1000))
+    assert (none_of_four.low, none_of_many.low) == pytest.approx((0, 0))
+    assert none_of_four.high > 0.5  # the exact 97.5 % bound of 0 of 4 is 0.602
+    assert none_of_many.high == pytest.approx(1.96**2 / (1000 + 1.96**2), rel=0.05)
+
+
+def test_what_was_not_measured_stays_so():
+    assert math.isnan(over_seeds([Mean(NAN, NAN, 0)]).value)
+    assert over_seeds([Mean(NAN, NAN, 0), Mean(0.5, 0.1, 20)]).value == 0.5
+    lone = over_seeds([Mean(1.0, NAN, 1)])
+    assert lone.value == 1
+    assert math.isnan(lone.low)
+
+
+@pytest.mark.parametrize(("share", "documents"), [(0.3, 20), (0.5, 200), (0.97, 60)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(share, documents):
+    draws = np.random.default_rng(0).random((600, documents)) < share
+    found = [over_seeds([trusted(mean_of(draw, [""] * documents, "micro"))]) for draw in draws.astype(float)]
+    assert np.mean([one.low <= share <= one.high for one in found]) >= 0.93
+
+
+def test_a_difference_by_newcombes_rule():
+    # 0.6 [0.5, 0.7] - 0.4 [0.35, 0.5]: low = .2 - hypot(.1, .1), high = .2 + hypot(.1, .05)
+    found = difference(Estimate(0.6, 0.5, 0.7), Estimate(0.4, 0.35, 0.5))
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (0.2, 0.2 - math.hypot(0.1, 0.1), 0.2 + math.hypot(0.1, 0.05))
+    )
+
+
+@given(*[st.tuples(st.floats(0, 1), st.floats(0, 0.3), st.floats(0, 0.3))] * 2)
+def test_a_difference_the_other_way_is_its_mirror(one, other):
+    a, b = (Estimate(value, value - below, value + above) for value, below, above in (one, other))
+    there, back = difference(a, b), difference(b, a)
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    assert there.low <= there.value <= there.high
+
+
+# --- the paper's numbers ----------------------------------------------------------------------------------------------
+
+
+def test_the_paper_has_our_methods_and_benchmarks():
+    assert tuple(paper()["methods"]) == ("sft", *SCHEMES)
+    assert set(paper()["benchmarks"]) == set(ORDER)
+    for block in paper()["scores"].values():
+        assert [(method, len(row)) for method, row in block.items()] == [(method, 10) for method in paper()["methods"]]
+
+
+def test_fourteen_of_the_papers_rows_have_another_overall_than_their_mean():
+    differ = [
+        (model, method)
+        for model, block in paper()["scores"].items()
+        for method in block
+        if overall_differs(model, method)
+    ]
+    assert len(differ) == 14
+    assert {model for model, _ in differ} == {"Llama-3.2-3B-Base", "Llama-3.1-8B-Base"}
+    # 51.0 + 66.7 + 52.2 + 31.0 + 46.1 + 76.0 + 30.7 + 77.8 + 59.0 = 490.5
+    assert recomputed_overall("Llama-3.1-8B-Base", "ws-neg-log-p") == pytest.approx(490.5 / 9)
+    assert scores("Llama-3.1-8B-Base", "ws-neg-log-p")["overall"] == 56.2
+
+
+def test_the_papers_data_add_up_to_800_steps():
+    assert sum(paper()["composition"].values()) == 800 * 256
+
+
+def test_models_are_known_by_their_names():
+    assert paper_model("Llama-3.2-3B") == "Llama-3.2-3B-Base"
+    assert paper_model("smollm2-135m") is None
