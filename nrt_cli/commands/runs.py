@@ -1,50 +1,277 @@
-"""`nrt runs`: the runs below a folder."""
+"""`nrt runs`: what was trained, and what to keep of it."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
 from nrt_cli import console
 from nrt_cli.commands.config import AsJson
+from nrt_cli.errors import ConfigError
 
-EXAMPLE = "Example: nrt runs runs/"
+EXAMPLE = "Example: nrt runs runs/ --method am --status finished"
 
 
-def runs(
-    root: Annotated[Path, typer.Argument(help="Folder to look in.")] = Path("runs"),
+class _ListByDefault(TyperGroup):
+    """`nrt runs FOLDER` lists; a folder called like a command is `nrt runs list FOLDER`, or `./FOLDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ListByDefault,
+    help="List, compare, tag, remove and export runs; alone, `nrt runs FOLDER` lists.",
+    epilog=EXAMPLE,
+)
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
+
+
+@app.command("list", epilog=f"{EXAMPLE}\n\nOr: nrt runs --where seed=1 --where rollout.group_size=8 --json")
+def list_(
+    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
+    method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; several: of any.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only finished, running, stopped, interrupted, failed or created ones.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; several: with all.")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only runs with this setting.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List runs: method, status, steps and held-out log P(y*)."""
-    from nrt_cli.store import find_runs
+    """List runs: method, status, steps, held-out log P(y*) and gain over the null trace, tags."""
+    from nrt_cli.workflows.runs import list_runs
 
-    records = [_record(run) for run in find_runs(root)]
-    console.result(records, as_json, _table)
-
-
-def _record(run: Any) -> dict[str, Any]:
-    manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
-    # A run that was killed could not say so itself.
-    stopped = manifest["status"] in ("created", "running") and not run.being_written
-    return {
-        "run": str(run.path),
-        "method": manifest["method"],
-        "status": "stopped" if stopped else manifest["status"],
-        "step": done[-1]["step"] if done else 0,
-        "steps": manifest.get("steps"),
-        "held_out": held_out[-1]["answer_logprob"] if held_out else None,
-        "created": manifest["created"],
-    }
+    records = list_runs(root, method or (), status or (), tag or (), where or ())
+    console.result(records, as_json, lambda _: _list(records, bool(method or status or tag or where)))
 
 
-def _table(records: list[dict[str, Any]]) -> None:
+def _list(records: list[dict[str, Any]], filtered: bool) -> None:
     if not records:
-        console.note("no runs here; start one with `nrt train`.")
+        console.note("no run matches." if filtered else "no runs here; start one with `nrt train`.")
         return
-    table = Table("run", "method", "status", "step", "held-out log P(y*)", "created")
+    table = Table(box=None, padding=(0, 1), caption="log P(y*), gain over the null trace: held-out, in nats")
+    table.add_column("run", overflow="fold")
+    for column in ("method", "status", "step", "log P(y*)", "gain"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("tags", overflow="fold")
+    table.add_column("created", no_wrap=True)
     for r in records:
-        held_out = "-" if r["held_out"] is None else f"{r['held_out']:.2f}"
-        cells = (r["run"], r["method"], r["status"], f"{r['step']}/{r['steps']}", held_out, r["created"])
+        scores = (_number(r["held_out"], ".2f"), _number(r["gain"], "+.2f"))
+        ends = (", ".join(r["tags"]), r["created"][:10])
+        cells = (r["run"], r["method"], r["status"], f"{r['step']}/{r['steps']}", *scores, *ends)
         table.add_row(*map(console.plain, cells))
     console.stdout.print(table)
+
+
+def _number(value: Any, form: str = ".4g") -> str:
+    if value is None:
+        return "-"
+    return format(value, form) if isinstance(value, float) else str(value)
+
+
+@app.command(epilog="Example: nrt runs show runs/am")
+def show(run: RunPath, as_json: AsJson = False) -> None:
+    """Show one run: settings unlike its preset, scores, evaluations, what it left behind and how large that is."""
+    from nrt_cli.store import Run
+    from nrt_cli.workflows.runs import describe
+
+    console.result(describe(Run.open(run)), as_json, _show)
+
+
+def _show(record: dict[str, Any]) -> None:
+    out = console.stdout
+    out.rule(console.plain(f"{record['run']}: {record['method']}, {record['status']}"), style="bold")
+    facts = {
+        "steps": f"{record['step']} of {record['steps']}",
+        "created": record["created"],
+        "tags": ", ".join(record["tags"]) or "-",
+        "command": record["command"] or "-",
+        "device": ", ".join(f"{key} {value}" for key, value in (record["device"] or {}).items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in (record["versions"] or {}).items() if value),
+        "checkpoints": ", ".join(map(str, record["checkpoints"])) or "-",
+        "analyses": ", ".join(record["analyses"]) or "-",
+        "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record["sizes"].items()),
+        "last event": _event(record["events"]),
+        "next": record["next"],
+    }
+    _pairs(None, facts)
+    _pairs("settings unlike the preset", {key: str(value) for key, value in record["settings"].items()})
+    for scores in record["held_out_scores"]:
+        shown = {key: _number(value) for key, value in scores.items() if key not in ("kind", "step")}
+        _pairs(f"held-out scores after step {scores['step']}", shown)
+    evaluations = {f"{e['benchmark']} ({e['of']}, {e['backend']})": e for e in record["evaluations"]}
+    _pairs(
+        "evaluations",
+        {n: f"{_number(e['score'], '.3f')} ± {_number(e['error'], '.3f')}, n {e['n']}" for n, e in evaluations.items()},
+    )
+    _pairs("training, mean of the last 10 steps", {key: _number(value) for key, value in record["metrics"].items()})
+
+
+def _event(events: list[dict[str, Any]]) -> str:
+    if not events:
+        return "-"
+    rest = ", ".join(f"{key} {value}" for key, value in events[-1].items() if key not in ("time", "kind"))
+    return f"{events[-1].get('time')} {events[-1].get('kind')}" + (f" ({rest})" if rest else "")
+
+
+def _pairs(title: str | None, pairs: dict[str, str]) -> None:
+    """Names and values in two columns; nothing where there are none."""
+    if not pairs:
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2))
+    for name, value in pairs.items():
+        table.add_row(console.plain(name), console.plain(value))
+    console.stdout.print(table)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+@app.command(epilog="Example: nrt runs diff runs/am runs/ws-neg-log-p")
+def diff(runs: RunPaths, as_json: AsJson = False) -> None:
+    """Compare runs: settings, inputs and versions that differ, and every score; of two runs, the difference too."""
+    from nrt_cli.workflows.runs import compare_runs
+
+    if len(runs) < 2:
+        raise ConfigError("name two runs or more to compare.")
+    console.result(compare_runs(runs), as_json, _diff)
+
+
+def _diff(record: dict[str, Any]) -> None:
+    for part, title in (
+        ("settings", "settings"),
+        ("origins", "inputs, versions and machine"),
+        ("metrics", "scores; of training metrics, the mean of the last 10 steps"),
+    ):
+        rows = record[part]
+        if not rows:
+            console.stdout.print(f"{title}: no differences")
+            continue
+        with_difference = part == "metrics" and len(record["runs"]) == 2
+        table = Table(title=title, title_justify="left")
+        for column in ("", *record["runs"], *(["difference"] if with_difference else [])):
+            table.add_column(console.plain(column), overflow="fold")
+        for row in rows:
+            cells = [row["key"], *(_number(value)[:40] for value in row["values"])]
+            if with_difference:
+                a, b = row["values"]
+                cells.append("-" if a is None or b is None else f"{b - a:+.4g}")
+            table.add_row(*map(console.plain, cells))
+        console.stdout.print(table)
+
+
+@app.command(epilog="Example: nrt runs tag runs/am baseline paper --remove draft")
+def tag(
+    run: RunPath,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="Tags to add.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="Tag to take away.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tag a run; without tags, show those it has."""
+    from nrt_cli.store import Run
+    from nrt_cli.store.housekeeping import set_tags, tags_of
+
+    opened = Run.open(run)
+    if blank := [name for name in tags or () if not name.strip() or "," in name]:
+        raise ConfigError(f"{blank[0]!r}: a tag is a word without commas.")
+    if tags or remove:
+        set_tags(opened, (set(tags_of(opened)) | set(tags or ())) - set(remove or ()))
+    found = {"run": str(run), "tags": tags_of(opened)}
+    console.result(found, as_json, lambda _: console.stdout.print(console.plain(", ".join(found["tags"]) or "no tags")))
+
+
+@app.command(epilog="Example: nrt runs rm runs/first")
+def rm(runs: RunPaths, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Delete runs with all that is in them. Asks first; a run in training is refused."""
+    from nrt_cli.store import Run
+    from nrt_cli.store.housekeeping import remove_run, size_of
+
+    opened = [Run.open(path) for path in runs]
+    sizes = [size_of(run.path) for run in opened]
+    for run, size in zip(opened, sizes, strict=True):
+        console.note(f"{run.path}: {run.manifest()['method']}, {_bytes(size)}")
+    _ask(f"Delete {len(runs)} run{'s' if len(runs) > 1 else ''}, {_bytes(sum(sizes))}, for good?", yes)
+    for run in opened:
+        remove_run(run)
+    done = {"removed": [str(run.path) for run in opened], "bytes": sum(sizes)}
+    console.result(done, as_json, lambda _: console.note(f"deleted, {_bytes(sum(sizes))} freed."))
+
+
+def _ask(question: str, yes: bool) -> None:
+    """Go on only after a yes, which a script has to give beforehand."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to be asked; add --yes.")
+    typer.confirm(question, abort=True, err=True)
+
+
+@app.command(epilog="Example: nrt runs gc runs/ --dry-run")
+def gc(
+    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
+    checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoints",
+            help="Also checkpoints of finished runs, which RUN@STEP and going on need, and states of failed steps.",
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free space: what killed processes left half-written, and models of checkpoints, made again on demand."""
+    from nrt_cli.store import find_runs
+    from nrt_cli.store.housekeeping import sweep, sweepable
+
+    found = list(sweepable(root, find_runs(root), checkpoints))
+    total = sum(item.size for item in found)
+    for item in found:
+        console.note(f"{item.path}: {item.what}, {_bytes(item.size)}")
+    if found and not dry_run:
+        _ask(f"Delete {len(found)} of these, {_bytes(total)}, for good?", yes)
+        sweep(found)
+    record = {"items": [{"path": str(i.path), "what": i.what, "bytes": i.size} for i in found], "deleted": not dry_run}
+    done = "nothing to free." if not found else f"{_bytes(total)} {'could be' if dry_run else 'was'} freed."
+    console.result(record, as_json, lambda _: console.note(done))
+
+
+@app.command(
+    epilog="Example: nrt runs export runs/am --out shared.tar.gz\n\nOr: nrt runs export runs/ --out metrics.csv"
+)
+def export(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help=".tar.gz: an archive that unpacks to runs, without weights; .csv: all metrics.")
+    ],
+    model: Annotated[bool, typer.Option("--model", help="The trained models too (.tar.gz).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write runs to one file, to send or to read elsewhere."""
+    from nrt_cli.store.housekeeping import write_archive
+    from nrt_cli.store.reports import write_report
+    from nrt_cli.workflows.runs import chosen_runs, metrics_csv
+
+    archive = out.name.endswith((".tar.gz", ".tgz"))
+    if not archive and (out.suffix != ".csv" or model):
+        raise ConfigError(f"{out}: name a .tar.gz{', which --model needs' if model else ' or a .csv'} file with --out.")
+    chosen = chosen_runs(runs)
+    if archive:
+        size = write_archive(chosen, out, model)
+    else:
+        size = write_report(out.parent, {out.name: metrics_csv(chosen)})[0].stat().st_size
+    record = {"file": str(out), "runs": [str(run.path) for run in chosen], "bytes": size}
+    console.result(record, as_json, lambda _: console.note(f"{out}: {len(chosen)} run(s), {_bytes(size)}"))

@@ -1,0 +1,43 @@
+"""`nrt push`: share a trained model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nrt_cli import console
+from nrt_cli.commands.config import AsJson
+
+EXAMPLE = "Example: nrt push runs/mine --repo me/smollm2-nrt --private\n\nOr: nrt push runs/mine@20 --out shared/model"
+
+
+def push(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="RUN, RUN@STEP, folder or builtin:NAME.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="Repository on the Hugging Face hub, OWNER/NAME.", show_default=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    license: Annotated[
+        str | None, typer.Option(help="The licence you give it, such as apache-2.0.", show_default=False)
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the starting model, for the card.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that stands at --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Share a model: weights, tokenizer, a chat template that thinks by default, config, and a card made from the run.
+
+    It loads with plain transformers and with vLLM.
+    """
+    from nrt_cli.workflows.push import Parcel
+    from nrt_cli.workflows.push import push as run_push
+
+    done = run_push(Parcel(model, out, repo, private, overwrite, license, base_model))
+    console.result(done, as_json, _show)
+
+
+def _show(done: dict[str, Any]) -> None:
+    thinks = "its chat template opens a trace" if done["thinks"] else "it answers directly"
+    console.note(f"{done['to']}: {', '.join(done['files'])}; {thinks}. Read README.md before you share it.")

@@ -1,0 +1,189 @@
+"""What is done to whole runs: tags, sizes, removal, what can be swept away, and archives.
+
+Runs are found by the folder they lie in, so moving or copying one takes everything along.
+"""
+
+import contextlib
+import gzip
+import os
+import shutil
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from nrt_cli.errors import StoreError
+from nrt_cli.files import sync
+from nrt_cli.store import Run
+from nrt_cli.store.files import pretty_json, read_json, sole_writer, write, writes_to
+
+TAGS = "tags.json"
+REMOVED = ".removed.tmp"
+"""How the hidden folder ends that a run is renamed to before it is deleted."""
+
+STALE_SECONDS = 3600
+"""A half-written file or folder that was not touched for so long has no writer any more."""
+
+HEAVY_FOLDERS = ("checkpoints", "models", "post-mortem", "export")
+"""What holds weights; all else of a run is small."""
+
+
+@dataclass(frozen=True)
+class Sweepable:
+    """Something of a run that can go: what it is, and its size in bytes."""
+
+    path: Path
+    what: str
+    size: int
+
+
+# --- tags ------------------------------------------------------------------------------------------------------------
+
+
+def tags_of(run: Run) -> list[str]:
+    """A run's tags, sorted; none where it has no file of them."""
+    with contextlib.suppress(OSError, ValueError):
+        tags = read_json(run.path / TAGS).get("tags")
+        if isinstance(tags, list):
+            return sorted({str(tag) for tag in tags})
+    return []
+
+
+def set_tags(run: Run, tags: Iterable[str]) -> None:
+    """Replace a run's tags. They have a file of their own, so a run in training can be tagged."""
+    with writes_to(run.path):
+        write(run.path / TAGS, pretty_json({"tags": sorted(set(tags))}))
+
+
+# --- sizes and removal -----------------------------------------------------------------------------------------------
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all below a folder. What vanishes meanwhile counts nothing; links are not followed."""
+    if not path.is_dir() or path.is_symlink():
+        return _bytes(path)
+    return sum(_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
+
+
+def _bytes(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_size
+    return 0
+
+
+def remove_run(run: Run) -> None:
+    """Delete a run: it vanishes at once under its name, then its files go. `nrt runs gc` ends what a kill cut short.
+
+    Raises StoreError for a link, and while a process writes to the run.
+    """
+    if run.path.is_symlink():
+        raise StoreError(f"{run.path}: is a link to a run; name the run itself, or delete the link with rm.")
+    path = run.path.resolve()
+    with sole_writer(path, f"{run.path}: a process is writing to this run; stop it first."), writes_to(path):
+        aside = path.with_name(f".{path.name}{REMOVED}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweepable(root: Path, runs: Sequence[Run], checkpoints: bool = False) -> Iterator[Sweepable]:
+    """What below `root` can go without a loss, or, with `checkpoints`, what only going on with a finished run needs.
+
+    Runs that a process writes to are left alone.
+    """
+    for folder in sorted(root.rglob(f".*{REMOVED}")):
+        yield Sweepable(folder, "rest of a removed run", size_of(folder))
+    for run in runs:
+        if not run.being_written:
+            for path, what in _sweepable(run, checkpoints):
+                yield Sweepable(path, what, size_of(path))
+
+
+def _sweepable(run: Run, checkpoints: bool) -> Iterator[tuple[Path, str]]:
+    stale = [path for path in sorted(run.path.rglob("*.tmp")) if _stale(path)]
+    yield from ((path, "half-written") for path in stale if not set(path.parents) & set(stale))
+    finished = run.manifest()["status"] == "finished" and run.export_path.is_dir()
+    drop = checkpoints and finished
+    steps = run.checkpoint_steps()
+    # The model of a checkpoint that is gone could not be made again, nor could that of one that is about to go.
+    again = [run.model_path(step) for step in steps if run.model_path(step).is_dir()]
+    yield from ((path, "model of a checkpoint, made again when asked for") for path in again if not drop)
+    if drop:
+        yield from ((run.path / "checkpoints" / f"step-{step:06d}", "checkpoint of a finished run") for step in steps)
+        yield from ((path, "state of a failed step") for path in sorted(run.path.glob("post-mortem/step-*")))
+
+
+def _stale(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - path.lstat().st_mtime > STALE_SECONDS
+    return False
+
+
+def sweep(found: Iterable[Sweepable]) -> int:
+    """Delete what `sweepable` found; the bytes that were freed."""
+    freed = 0
+    for item in found:
+        with writes_to(item.path):
+            if item.path.is_dir() and not item.path.is_symlink():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink(missing_ok=True)
+        freed += item.size
+    return freed
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+
+def write_archive(runs: Sequence[Run], out: Path, model: bool = False) -> int:
+    """Runs as one .tar.gz that unpacks to runs again: all but weights, or with the trained `model`. Returns its bytes.
+
+    The same files give the same bytes. A run may be written to meanwhile: each of its files is as it was when its turn
+    came.
+    """
+    temporary = out.with_name(out.name + ".tmp")
+    with writes_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Neither the time nor the archive's own name goes into the gzip header.
+            with (
+                temporary.open("wb") as raw,
+                gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
+                tarfile.open(fileobj=packed, mode="w") as archive,
+            ):
+                for run, name in zip(runs, _names(runs), strict=True):
+                    _pack(archive, run, name, model)
+            sync(temporary)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return out.stat().st_size
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Each run's path below the folder that they share."""
+    paths = [run.path.resolve() for run in runs]
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    return [path.relative_to(shared).as_posix() for path in paths]
+
+
+def _pack(archive: tarfile.TarFile, run: Run, name: str, model: bool) -> None:
+    left_out = set(HEAVY_FOLDERS) - ({"export"} if model else set())
+    for path in sorted(run.path.rglob("*")):
+        inside = path.relative_to(run.path)
+        if inside.parts[0] in left_out or path.name == ".lock" or any(part.endswith(".tmp") for part in inside.parts):
+            continue
+        # Gone since the folder was listed: a run goes on while it is archived.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                with path.open("rb") as file:
+                    _add(archive, file, f"{name}/{inside.as_posix()}")
+
+
+def _add(archive: tarfile.TarFile, file: IO[bytes], name: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = os.fstat(file.fileno()).st_size
+    info.mtime = 0
+    archive.addfile(info, file)

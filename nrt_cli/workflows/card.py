@@ -1,0 +1,108 @@
+"""The model card: what a stranger needs to know of a pushed model. Everything in it is read off the run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nrt_cli import __version__
+from nrt_cli import config as configs
+from nrt_cli.config import RunConfig
+from nrt_cli.core.formulas import FORMULAS
+from nrt_cli.engines.local.about import About
+from nrt_cli.store import Run
+from nrt_cli.workflows.models import Located
+
+NOT_SHOWN = (
+    "method",
+    "seed",
+    "model.path",
+    "data.train",
+    "data.validation",
+    "train.threads",
+    "track.",
+    "eval.",
+    "judge.",
+)
+"""Settings that the card states elsewhere, or that change no result."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is made of. `run` and `config` are None for a model that is no run's."""
+
+    name: str
+    address: str
+    about: About
+    located: Located
+    run: Run | None
+    config: RunConfig | None
+    scores: tuple[Mapping[str, Any], ...]
+    license: str | None
+
+    @property
+    def tags(self) -> list[str]:
+        method = [] if self.config is None else [self.config.method.replace(":", ".")]
+        return ["native-reasoning-training", *method, *(["reasoning"] if self.about.thinks else [])]
+
+
+def render_card(metadata: str, facts: Facts) -> str:
+    """The card as Markdown, headed by the hub's YAML."""
+    environment = Environment(
+        loader=PackageLoader("nrt_cli.workflows", "."), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    training = None if facts.run is None or facts.config is None else _training(facts.run, facts.config, facts.located)
+    return environment.get_template("card.md.jinja").render(
+        metadata=metadata.strip(),
+        name=facts.name,
+        address=facts.address,
+        thinks=facts.about.thinks,
+        start=facts.about.think_start or "",
+        end=facts.about.think_end,
+        training=training,
+        scores=[_score(score) for score in facts.scores],
+        license=facts.license,
+        version=__version__,
+    )
+
+
+def _training(run: Run, config: RunConfig, located: Located) -> dict[str, Any]:
+    manifest, held_out = run.manifest(), run.metrics("held_out")
+    formula = FORMULAS.get(config.method)
+    plain = configs.resolve({"preset": config.preset, "method": config.method})
+    unlike = [(key, value) for key, _, value in configs.diff(plain, config) if not key.startswith(NOT_SHOWN)]
+    data = manifest.get("data") or {}
+    return {
+        "method": config.method,
+        "formula": formula.reward.text if formula else None,
+        "preset": config.preset,
+        "seed": config.seed,
+        "step": located.step,
+        "model": PurePath(config.model.path).name,
+        "data": PurePath(config.data.train).name,
+        "examples": data.get("examples"),
+        "dropped": {reason: count for reason, count in (data.get("dropped") or {}).items() if count},
+        "fingerprints": manifest.get("fingerprints") or {},
+        "versions": {name: value for name, value in (manifest.get("versions") or {}).items() if value},
+        "device": (manifest.get("device") or {}).get("name"),
+        "unlike": unlike,
+        "held_out": [_held_out(held_out[i]) for i in sorted({0, len(held_out) - 1})] if held_out else [],
+    }
+
+
+def _held_out(record: Mapping[str, float]) -> dict[str, Any]:
+    shown = {key: f"{record[key]:.2f}" if key in record else "-" for key in ("answer_logprob", "null_logprob", "gain")}
+    return shown | {"step": record["step"], "examples": record["examples"]}
+
+
+def _score(score: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "title": score["title"],
+        "metric": score["metric"],
+        "score": f"{100 * score['score']:.1f}",
+        "error": f"{100 * score['error']:.1f}" if score["error"] == score["error"] else "-",
+        "n": str(score["n"]),
+        "backend": score["backend"],
+    }

