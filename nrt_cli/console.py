@@ -5,10 +5,13 @@ Progress and notes go to stderr, so stdout stays readable by scripts. Text from 
 shown through `plain`, which removes control characters and Rich markup meaning.
 """
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.text import Text
@@ -39,3 +42,41 @@ def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
     else:
         render(data)
+
+
+@contextlib.contextmanager
+def noise_to(log: Path) -> Iterator[None]:
+    """What other people's code prints, here and in processes started meanwhile, goes to a file, appended.
+
+    The redirection is one of file descriptors. Only what goes through this module still reaches the terminal.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    consoles = ((stdout, sys.stdout), (stderr, sys.stderr))
+    with contextlib.ExitStack() as undo, log.open("a", encoding="utf-8", buffering=1) as file:
+        for number, (console, stream) in enumerate(consoles, start=1):
+            stream.flush()
+            kept = os.dup(number)
+            console.file = _terminal(stream, number, kept)
+            # None: whatever sys.stdout or sys.stderr is at the time, as before.
+            undo.callback(setattr, console, "file", None)
+            undo.callback(os.close, kept)
+            undo.callback(os.dup2, kept, number)
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        undo.enter_context(contextlib.redirect_stdout(file))
+        undo.enter_context(contextlib.redirect_stderr(file))
+        yield
+
+
+def is_quiet() -> bool:
+    """Whether what other people's code prints goes to a file now."""
+    return stderr.file is not sys.stderr
+
+
+def _terminal(stream: TextIO, number: int, kept: int) -> TextIO:
+    """The stream itself where it is no face of the descriptor (in a notebook, under a test), else a new face of it."""
+    try:
+        own = stream.fileno() == number
+    except (OSError, ValueError):
+        own = False
+    return os.fdopen(kept, "w", encoding=stream.encoding, buffering=1, closefd=False) if own else stream

@@ -116,6 +116,89 @@ class Document:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a decoder decides its memory and work. `parameters` counts a tied head once."""
+
+    name: str
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device: bytes of memory, products per second at the compute dtype, and bytes per second of its memory.
+
+    The last two are NaN where they are not known, and so is then every time predicted from them.
+    """
+
+    name: str
+    memory: float
+    flops: float = math.nan
+    bandwidth: float = math.nan
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a prompt, an answer with its eos, and a trace; and where the numbers are from."""
+
+    prompt: float
+    answer: float
+    trace: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training run will take, predicted before it starts.
+
+    `tokens` are of a step at the expected lengths, `tokens_most` where every row is as long as the caps allow, and
+    likewise `gpu_hours` and `gpu_hours_most` of the whole run. `memory` lists the update's parts, in bytes per GPU,
+    whose sum is `memory_update`; `memory_rollout` is what rollouts take. `disk` is bytes of the run directory.
+    """
+
+    method: str
+    engine: str
+    model: ModelShape
+    gpu: Gpu
+    nodes: int
+    gpus: int
+    tensor: int
+    sequence: int
+    lengths: Lengths
+    examples: int
+    steps: int
+    updates: int
+    sequences: int
+    tokens: float
+    tokens_most: float
+    memory: tuple[tuple[str, float], ...]
+    memory_update: float
+    memory_rollout: float
+    seconds: float
+    gpu_hours: float
+    gpu_hours_most: float
+    disk: float
+    assumptions: tuple[str, ...]
+
+    @property
+    def memory_peak(self) -> float:
+        """Bytes per GPU at the worst moment."""
+        return max(self.memory_update, self.memory_rollout)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the prediction is within the device's memory."""
+        return self.memory_peak <= self.gpu.memory
+
+
 def json_line(record: Mapping[str, Any]) -> str:
     """A record as one line of JSON. What is not finite (NaN: not measured) becomes null, which all readers know."""
     return json.dumps(measured(record), ensure_ascii=False, default=float)

@@ -197,11 +197,11 @@ def test_saved_yaml_reads_back_as_the_same_config(preset: str, lr: float, group_
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest_full_key(override: str, unknown: str, nearest: str) -> None:
-    assert refusal(override) == f"config: unknown key {unknown!r} (did you mean {nearest!r}?)."
+    assert refusal(override) == f"--set: unknown key {unknown!r} (did you mean {nearest!r}?)."
 
 
 def test_unknown_key_near_nothing_gets_no_suggestion() -> None:
-    assert refusal("zzzz=1") == "config: unknown key 'zzzz'."
+    assert refusal("zzzz=1") == "--set: unknown key 'zzzz'."
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_what_only_looks_contradictory_is_accepted(overrides: list[str]) -> None
     ],
 )
 def test_bad_values_are_named_with_what_is_accepted(override: str, sentence: str) -> None:
-    assert refusal(override).startswith(f"config: {sentence}")
+    assert refusal(override).startswith(f"--set: {sentence}")
 
 
 def test_a_config_cannot_be_changed_after_validation() -> None:

@@ -1,5 +1,6 @@
 """`nrt train`: one run from a config, or one continued."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from nrt_cli import console
 from nrt_cli.commands.config import Overrides
+from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,12 +26,16 @@ def train(
     validation: Annotated[str | None, typer.Option(help="Parquet for held-out scores.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps; default: the config's epochs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local, or verl: Ray, FSDP2, vLLM, from one GPU on.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run at --run from its last checkpoint.")
     ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where one step's time goes: a table and a trace in RUN/profiles.")
+    ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Check and plan only: GPUs, steps, tokens, memory, hours, disk.")
     ] = False,
     as_json: Annotated[
         bool,
@@ -43,11 +49,13 @@ def train(
 
     given = _given(method=method, seed=seed)
     given |= _section("model", path=model) | _section("data", train=data, validation=validation)
-    given |= _section("train", steps=steps)
+    given |= _section("train", steps=steps) | _section("engine", name=engine)
     set_here = [config.parse_override(text) for text in overrides or []]
     # Without a config of its own, a resumed run goes on with the one it has.
     resolved = config.load(name, overrides or [], **given) if name or not resume else None
     path = _run_path(run, name, resolved)
+    if dry:
+        return dry_run(resolved, path, as_json)
 
     summary = run_training(
         path, resolved, resume, lambda total, done: choose(as_json, total, done), [*set_here, given], profile
@@ -62,10 +70,10 @@ def _given(**flags: Any) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _section(name: str, **flags: Any) -> dict[str, Any]:
+def _section(section: str, /, **flags: Any) -> dict[str, Any]:
     """The flags of one config section, nested under its name; nothing where none was given."""
     given = _given(**flags)
-    return {name: given} if given else {}
+    return {section: given} if given else {}
 
 
 def _run_path(run: Path | None, name: str | None, resolved: "RunConfig | None") -> Path:
@@ -80,7 +88,8 @@ def _run_path(run: Path | None, name: str | None, resolved: "RunConfig | None") 
 def _speed(rates: dict[str, float]) -> str:
     """Where the time went and how fast it was, in one line."""
     rollout = rates.get("seconds_rollout", 0.0)
-    parts = [f"update {rates['seconds_update']:.0f} s at {rates['mfu']:.0%} of this machine's matmul rate"]
+    share = "" if math.isnan(rates["mfu"]) else f" at {rates['mfu']:.0%} of this machine's matmul rate"
+    parts = [f"update {rates['seconds_update']:.0f} s{share}"]
     if rollout:
         parts.insert(0, f"rollouts {rollout:.0f} s at {rates['rollout_tokens_per_second']:.0f} tokens/s")
     return f"{rates['tokens_per_second']:.0f} tokens/s: {', '.join(parts)}"

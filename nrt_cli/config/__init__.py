@@ -21,6 +21,7 @@ from nrt_cli.config.schema import (
     ModelSection,
     ObjectiveSection,
     OptimiserSection,
+    ParallelSection,
     RolloutSection,
     RunConfig,
     TokensSection,
@@ -40,6 +41,7 @@ __all__ = [
     "ModelSection",
     "ObjectiveSection",
     "OptimiserSection",
+    "ParallelSection",
     "RolloutSection",
     "RunConfig",
     "TokensSection",
@@ -148,20 +150,31 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve(*layers: Mapping[str, Any], origin: str = "config") -> RunConfig:
-    """Preset, then layers in order, validated. Raises ConfigError naming the key, the reason and the nearest key."""
+def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[str] = ()) -> RunConfig:
+    """Preset, then layers in order, validated. Raises ConfigError naming the key, the reason and the nearest key.
+
+    `origin` is where the layers come from, but for the keys `told` by `--set`.
+    """
     asked: dict[str, Any] = {}
     for layer in layers:
         asked = merge(asked, layer)
     preset = asked.get("preset", "paper")
     presets = sorted(p.stem for p in (configs_dir() / "presets").glob("*.yaml"))
     if preset not in presets:
-        raise ConfigError(f"{origin}: preset {preset!r} is unknown; choose one of {', '.join(presets)}.")
+        said = _said("preset", told, origin)
+        raise ConfigError(f"{said}: preset {preset!r} is unknown; choose one of {', '.join(presets)}.")
     values = merge(read_yaml(configs_dir() / "presets" / f"{preset}.yaml"), asked)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, origin)) from None
+        at = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ConfigError(_sentence(error, _said(at, told, origin))) from None
+
+
+def _said(at: str, told: Sequence[str], origin: str) -> str:
+    """Who gave the key at fault; a problem of no single key (`at` is empty) is the config's."""
+    by_set = any(f"{at}.".startswith(f"{key}.") or key.startswith(f"{at}.") for key in told if at)
+    return "--set" if by_set else origin
 
 
 def load(name: str | None = None, overrides: Sequence[str] = (), **flags: Any) -> RunConfig:
@@ -169,7 +182,7 @@ def load(name: str | None = None, overrides: Sequence[str] = (), **flags: Any) -
     layers: list[Mapping[str, Any]] = [read_yaml(find_config(name))] if name else []
     layers += [parse_override(text) for text in overrides]
     layers.append({key: value for key, value in flags.items() if value is not None})
-    return resolve(*layers, origin=name or "config")
+    return resolve(*layers, origin=name or "config", told=[text.partition("=")[0].strip() for text in overrides])
 
 
 def _sentence(error: ValidationError, origin: str) -> str:
@@ -228,4 +241,5 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def diff(left: RunConfig, right: RunConfig) -> list[tuple[str, Any, Any]]:
     """(key, left value, right value) for every key on which two configs differ."""
     a, b = flatten(left.model_dump(mode="json")), flatten(right.model_dump(mode="json"))
-    return [(key, a[key], b[key]) for key in a if a[key] != b[key]]
+    # Both may set verl keys that the other leaves alone.
+    return [(key, a.get(key), b.get(key)) for key in dict.fromkeys((*a, *b)) if a.get(key) != b.get(key)]

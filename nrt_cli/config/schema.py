@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from nrt_cli.config.base import Section
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.judging import JudgeSection
+from nrt_cli.config.parallel import ParallelSection
 
 SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
 METHOD_ALIASES = {
@@ -148,10 +149,14 @@ class TrainSection(Section):
 
 
 class EngineSection(Section):
+    name: Literal["local", "verl"] = Field(
+        "local", description="local: one process, a CPU or one GPU. verl: Ray, FSDP2 and vLLM, one GPU to many nodes."
+    )
     # YAML 1.1 reads a bare `off` as false.
     packing: Annotated[Literal["auto", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = Field(
         "auto", description="Compute what a group's rows share once, where the architecture allows it exactly."
     )
+    patience: float = Field(3600.0, gt=0, description="verl: seconds that anything waited for may take.")
 
 
 class TrackSection(Section):
@@ -173,6 +178,10 @@ class RunConfig(Section):
     optimiser: OptimiserSection = OptimiserSection()
     train: TrainSection = TrainSection()
     engine: EngineSection = EngineSection()
+    parallel: ParallelSection = ParallelSection()
+    verl: dict[str, Any] = Field(
+        {}, description="Any setting of verl's own, by its path there; what one of the keys here decides is refused."
+    )
     track: TrackSection = TrackSection()
     eval: EvalSection = EvalSection()
     judge: JudgeSection = JudgeSection()
@@ -227,10 +236,42 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             yield "train.on_collapse has no effect on method 'sft', which samples no traces; remove it"
     if rollout.cache_share is not None and rollout.engine != "vllm":
         yield "rollout.cache_share has no effect without rollout.engine=vllm; remove it or name that engine"
+    yield from _engine_contradictions(config)
     if config.tokens.think_start == config.tokens.think_end:
         yield "tokens.think_start and tokens.think_end must differ"
     if method != "sft" and not any((objective.weights.trace, objective.weights.answer, objective.weights.format)):
         yield "all three objective.weights are 0, so nothing would be learned"
+
+
+def _engine_contradictions(config: RunConfig) -> Iterator[str]:
+    """Settings that the engine of this run does not have, or cannot divide its work by."""
+    parallel = config.parallel
+    if config.engine.name == "local":
+        if parallel != ParallelSection():
+            yield "parallel has no effect on engine.name=local, which is one process; remove it or use --engine verl"
+        if config.verl:
+            yield "verl has no effect on engine.name=local; remove it or use --engine verl"
+        if config.engine.patience != EngineSection().patience:
+            yield "engine.patience has no effect on engine.name=local, which waits for nobody; remove it"
+        return
+    if config.rollout.engine == "native" and config.method != "sft":
+        yield "rollout.engine=native has no effect on engine.name=verl, whose traces come from vLLM; remove it"
+    if config.engine.packing == "off":
+        yield "engine.packing has no effect on engine.name=verl; remove it"
+    for key in ("tensor", "sequence"):
+        if parallel.ranks % getattr(parallel, key):
+            yield (
+                f"parallel.{key}={getattr(parallel, key)} does not divide the {parallel.ranks} GPUs of "
+                f"{parallel.nodes} x {parallel.gpus_per_node}"
+            )
+    if config.rollout.temperature != 1 and parallel.sequence > 1 and config.method != "sft":
+        yield "rollout.temperature other than 1 cannot be scored where ranks share a row; set parallel.sequence=1"
+    prompts, shares = config.train.minibatch_size or config.train.batch_size, parallel.ranks // parallel.sequence
+    if prompts % shares:
+        yield (
+            f"a minibatch of {prompts} prompts cannot be shared equally by {shares} ranks; change train.minibatch_size "
+            "(null: all of train.batch_size) or the number of GPUs"
+        )
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

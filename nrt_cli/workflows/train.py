@@ -11,19 +11,20 @@ import numpy as np
 import torch
 
 from nrt_cli import config as configs
+from nrt_cli import console
 from nrt_cli.config import RunConfig
 from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.data.examples import ExampleSet
-from nrt_cli.engines.local.engine import LocalEngine, Update
-from nrt_cli.engines.local.export import export_model
+from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.profiling import profiled, table
 from nrt_cli.engines.tracking import Trackers, require_trackers
 from nrt_cli.errors import Interrupted, NrtError, StoreError, TrainingError
 from nrt_cli.progress import Progress
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.store import Run, require_vacant
-from nrt_cli.workflows import start
+from nrt_cli.workflows import engines, preflight, start
+from nrt_cli.workflows.engines import Engine
 from nrt_cli.workflows.start import Inputs
 from nrt_cli.workflows.traces import trace_rows
 
@@ -41,7 +42,7 @@ class Session:
 
     run: Run
     config: RunConfig
-    engine: LocalEngine
+    engine: Engine
     inputs: Inputs
     display: Progress
     trackers: Trackers
@@ -86,9 +87,12 @@ def _begin(run_path: Path, config: RunConfig | None, how: Watching) -> dict[str,
     require_trackers(config)
     start.use_threads(config)
     inputs = start.load_inputs(config)
-    engine = _engine(config, inputs)
+    if config.engine.name == "verl":
+        for text in preflight.preflight(config, run_path, inputs.train):
+            console.note(text)
+    opening = engines.opening(config, inputs, run_path)
     run = Run.create(run_path, configs.to_yaml(config), start.manifest(config, inputs))
-    with run.writing():
+    with run.writing(), opening as engine:
         return _work(run, config, engine, inputs, how, None)
 
 
@@ -104,19 +108,14 @@ def _continue(
         start.same_inputs(run, inputs.fingerprints)
         if summary := start.done_already(run, inputs.steps):
             return summary
-        engine = _engine(config, inputs)
-        done = start.restore(run, engine)
-        run.update_config(configs.to_yaml(config))
-        return _work(run, config, engine, inputs, how, done)
-
-
-def _engine(config: RunConfig, inputs: Inputs) -> LocalEngine:
-    per_step = config.train.batch_size // (config.train.minibatch_size or config.train.batch_size)
-    return LocalEngine(config, inputs.steps * per_step)
+        with engines.opening(config, inputs, run_path) as engine:
+            done = start.restore(run, engine.restore)
+            run.update_config(configs.to_yaml(config))
+            return _work(run, config, engine, inputs, how, done)
 
 
 def _work(
-    run: Run, config: RunConfig, engine: LocalEngine, inputs: Inputs, how: Watching, done: int | None
+    run: Run, config: RunConfig, engine: Engine, inputs: Inputs, how: Watching, done: int | None
 ) -> dict[str, Any]:
     """All steps after `done` (None: a new run), and the export."""
     with how.make_display(inputs.steps, done or 0) as display, Trackers(config, run.path, display.note) as trackers:
@@ -284,27 +283,24 @@ def _score_held_out(session: Session, step: int) -> None:
 
 
 def _save(session: Session, step: int) -> None:
-    optimiser = session.engine.optimiser
-    for name, weight in optimiser.masters.items():
-        # Only whole weights may take a good checkpoint's place.
-        if not bool(torch.isfinite(weight).all()):
-            raise TrainingError(
-                f"step {step} left weights that are not finite ({name}), which were not saved; a new run with a lower "
-                "optimiser.lr is the usual remedy."
-            )
-    state = {"updates": optimiser.updates}
-    session.run.save_checkpoint(step, state, optimiser.state(), session.config.train.keep_checkpoints)
+    engine = session.engine
+    if name := engine.broken_weight():
+        raise TrainingError(
+            f"step {step} left weights that are not finite ({name}), which were not saved; a new run with a lower "
+            "optimiser.lr is the usual remedy."
+        )
+    session.run.save_checkpoint(step, engine.state(), engine.content(), session.config.train.keep_checkpoints)
     session.run.event("checkpoint", step=step)
 
 
 def _post_mortem(session: Session, step: int, examples: Sequence[Example], error: TrainingError) -> None:
     """Save the weights that a step failed on, and say where they are."""
-    optimiser = session.engine.optimiser
-    state = {"updates": optimiser.updates, "error": str(error), "examples": [e.index for e in examples]}
+    engine = session.engine
+    state = engine.state() | {"error": str(error), "examples": [e.index for e in examples]}
     try:
-        where = f"are in {session.run.save_post_mortem(step, state, optimiser.state())}"
-    except StoreError as full:
-        where = f"could not be saved ({full})"
+        where = f"are in {session.run.save_post_mortem(step, state, engine.content())}"
+    except (StoreError, TrainingError) as another:
+        where = f"could not be saved ({another})"
     raise TrainingError(
         f"step {step} failed: {error}. The weights it failed on {where}; the checkpoints are untouched. A new run with "
         "a lower optimiser.lr, objective.weight_cap or model.dtype=float32 is the usual remedy."
@@ -347,7 +343,8 @@ def throughput(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _finish(session: Session) -> dict[str, Any]:
     run = session.run
-    folder = run.write_export(lambda path: export_model(session.engine, session.config, path))
+    last = run.checkpoint_path(session.inputs.steps)
+    folder = run.write_export(lambda path: session.engine.export(path, last))
     held_out = run.metrics("held_out")
     summary = {
         "run": str(run.path),

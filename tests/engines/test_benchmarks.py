@@ -164,9 +164,10 @@ def test_missing_data_is_one_sentence(tmp_path: Path, name: str, make: Any, said
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_hub_the_remedy_is_a_folder() -> None:
+@pytest.mark.parametrize("name", ["gsm8k", "digits"])
+def test_without_a_hub_the_remedy_is_a_folder(name: str) -> None:
     with pytest.raises(DataError) as caught:
-        opened("gsm8k").check(None)
+        opened(name).check(None)
     assert "eval.data_dir" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -325,7 +325,7 @@ def test_a_tied_head_is_updated_too(tied, monkeypatch):
     canary.check(told(), model, "vllm")
     perturb(model, 0.3)
     with monkeypatch.context() as patch:
-        patch.setattr(vllm_engine, "_repack_heads", lambda model: None)
+        patch.setattr(vllm_engine, "repack_heads", lambda model: None)
         engine.load(weights_of(model))
     with pytest.raises(TrainingError, match="does not run the trainer's weights"):
         canary.check(told(), model, "vllm")

@@ -11,16 +11,14 @@ with the same result.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nrt_cli.config import RunConfig
-from nrt_cli.core.losses import GroupLogprobs, group_loss
 from nrt_cli.core.metrics import GroupScore, step_metrics
-from nrt_cli.core.schemes import get_scheme
 from nrt_cli.engines.local.layout import Layout
 from nrt_cli.engines.local.loading import load_model, load_tokenizer
 from nrt_cli.engines.local.lora import adapt
@@ -28,6 +26,7 @@ from nrt_cli.engines.local.memory import Budget
 from nrt_cli.engines.local.optimiser import Optimiser
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.throughput import Clock, matmul_ceiling
+from nrt_cli.engines.objective import Objective
 from nrt_cli.engines.samplers import make_sampler
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, RolloutGroup
@@ -68,10 +67,9 @@ class LocalEngine:
         self.policy = Policy(model, self.tokens.pad_id, config.rollout.temperature, packing)
         self.layout = Layout(self.tokens, config.objective.null_trace == "bare", model.device)
         self.optimiser = Optimiser(model, config.optimiser)
-        self.scheme, self.sampler = None, None
+        self.objective, self.sampler = None, None
         if config.method != "sft":
-            objective = config.objective
-            self.scheme = get_scheme(config.method, objective.weight_cap, objective.weighted_sum)
+            self.objective = Objective(config, self.layout)
             self.sampler = make_sampler(config, model, self.tokenizer, self.tokens)
         self.reference = None
         if config.objective.kl_weight:
@@ -101,7 +99,7 @@ class LocalEngine:
         """Sample (for RL methods) and update; seconds of each phase and rates are among the metrics."""
         started = time.perf_counter()
         groups: list[RolloutGroup] = []
-        if self.scheme is None:
+        if self.objective is None:
             update = self.update_sft(examples)
         else:
             with self.clock("rollout"):
@@ -192,7 +190,7 @@ class LocalEngine:
 
         The traces come from the same random streams at every call, so two calls differ by the policy alone.
         """
-        if self.scheme is None:
+        if self.objective is None:
             rows = [self.layout.direct_row(example) for example in examples]
             return {"answer_logprob": self._mean_total(rows, examples)}, []
         groups = self._sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
@@ -299,34 +297,14 @@ class LocalEngine:
         sizes = [sum(row.scored for row in part) for part in group_rows]
         columns = (leaf.split(sizes) for leaf in leaves)
         scores = []
-        for group, before, rides, logprobs_N, entropies_N in zip(groups, known, riding, *columns, strict=True):
-            if rides:
-                before = before | {"base_logprobs_T": logprobs_N[-len(group.example.answer_ids) :].detach()}
-            scores.append(self._group_loss(group, before, logprobs_N, entropies_N, rows_in_minibatch))
+        assert self.objective is not None
+        for group, before, logprobs_N, entropies_N in zip(groups, known, *columns, strict=True):
+            scores.append(self.objective.score(group, before, logprobs_N, entropies_N, rows_in_minibatch))
         torch.stack([score.loss.total for score in scores]).sum().backward()
         self._backward(parts, graph, [_grad(leaf).to(graph[0].dtype) for leaf in leaves])
         # A pass that is done twice for want of memory is useful once.
         self._worked(rows, backward=True)
-        return [_detached(score) for score in scores]
-
-    def _group_loss(
-        self,
-        group: RolloutGroup,
-        known: dict[str, Tensor],
-        logprobs_N: Tensor,
-        entropies_N: Tensor,
-        rows_in_minibatch: int,
-    ) -> GroupScore:
-        """A group's loss as a function of its flat scores; those of a riding null trace, at the end, are not read."""
-        assert self.scheme is not None
-        context = self.layout.context(group, known)
-        logprobs = self.layout.assemble(group, logprobs_N, entropies_N)
-        divisor = self.config.objective.length_divisor
-        divisor = self.config.rollout.max_trace_tokens if divisor == "cap" else divisor
-        loss = group_loss(self.scheme, logprobs, context, self.config.objective, rows_in_minibatch, divisor)
-        if not math.isfinite(float(loss.total.detach())):
-            raise TrainingError(f"the loss is {float(loss.total.detach())} on example {group.example.index}")
-        return GroupScore(logprobs, context, loss)
+        return [score.detached() for score in scores]
 
     def _backward(self, parts: list[list[Row]], graph: tuple[Tensor, ...], grads: list[Tensor]) -> None:
         """Send the gradient of the scores into the model: through the graph, or part by part where there is none."""
@@ -350,14 +328,6 @@ class LocalEngine:
 def _grad(leaf: Tensor) -> Tensor:
     """A leaf's gradient; zeros where the loss did not use it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _detached(score: GroupScore) -> GroupScore:
-    """The same numbers without the graph they came from."""
-    old = score.logprobs
-    start_K = None if old.start_K is None else old.start_K.detach()
-    logprobs = GroupLogprobs(start_K, old.trace_KZ.detach(), old.entropy_KZ.detach(), old.answer_KT.detach())
-    return GroupScore(logprobs, score.context, replace(score.loss, total=score.loss.total.detach()))
 
 
 def _mean_of(reports: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nrt_cli.config import RunConfig
@@ -15,6 +16,15 @@ from nrt_cli.engines.local.loading import load_model, load_tokenizer, quiet
 from nrt_cli.engines.local.lora import adapt, merged_weights
 from nrt_cli.errors import StoreError
 from nrt_cli.text.tokens import ThinkTokens, think_tokens
+
+RANKS = "actor"
+"""Where the ranks of a verl run write inside a checkpoint; `huggingface` below it has the weights, whole."""
+
+
+def ranks_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a verl run's checkpoint under the names of `Optimiser.state`."""
+    files = sorted((checkpoint / RANKS / "huggingface").glob("*.safetensors"))
+    return {f"weight.{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def export_model(engine: LocalEngine, config: RunConfig, folder: Path) -> None:

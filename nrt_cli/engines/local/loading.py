@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from nrt_cli.config import ModelSection
@@ -32,8 +39,12 @@ def pick_dtype(asked: str, device: torch.device) -> str:
 
 def positions(path: str | Path) -> int | None:
     """How many positions the model of a folder has; None where it does not say."""
-    config = from_folder(AutoConfig, require_model(path), str(path))
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return getattr(read_config(path).get_text_config(), "max_position_embeddings", None)
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The config of a prepared model folder."""
+    return from_folder(AutoConfig, require_model(path), str(path))
 
 
 def require_model(path: str | Path) -> Path:

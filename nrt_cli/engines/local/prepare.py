@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from nrt_cli import __version__
+from nrt_cli.engines.local.checks import prompt_problems, token_problems
 from nrt_cli.engines.local.loading import from_folder, quiet, whole_model
 from nrt_cli.engines.local.sources import METADATA, Source, find_source, model_fingerprint, read_json
 from nrt_cli.engines.local.vocabulary import (
@@ -33,7 +34,6 @@ from nrt_cli.engines.local.vocabulary import (
 )
 from nrt_cli.errors import ModelError
 from nrt_cli.files import draft
-from nrt_cli.text.prompts import render_prompt
 from nrt_cli.text.tokens import think_tokens
 
 PROBE = 'Question: what is 12 + 30?\n\n  It\'s 42, naïve — "yes".\n'
@@ -78,7 +78,7 @@ def prepare_model(
     origin = {"source": source, "source_fingerprint": found.fingerprint, "settings": asdict(settings)}
     if existing := _existing(out, found, origin, overwrite):
         return Prepared(out, existing, unchanged=True)
-    with quiet(), _output(out) as folder:
+    with quiet(), model_folder(out) as folder:
         metadata = origin | _prepare(found, folder, settings) | {"fingerprint": model_fingerprint(folder)}
         (folder / METADATA).write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Prepared(out, metadata, unchanged=False)
@@ -191,23 +191,12 @@ def _verify(
 
 def _problems(tokenizer: Any, model: Any, settings: Settings, tied: bool, probe_ids: list[int]) -> Iterator[str]:
     """Sentences about what a reloaded model and tokenizer got wrong, logits apart."""
-    ids = think_tokens(tokenizer, settings.think_start, settings.think_end)
     if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
         yield "plain text is tokenised differently"
-    for token, token_id in ((settings.think_start, ids.start_id), (settings.think_end, ids.end_id)):
-        if token is None:
-            continue
-        if tokenizer.encode(f"Why?{token}So 1.", add_special_tokens=False).count(token_id) != 1:
-            yield f"{token!r} is not one token inside text"
-        if tokenizer.decode([token_id]) != token:
-            yield f"{token!r} decodes to {tokenizer.decode([token_id])!r}"
     if is_tied(model) != tied:
         yield "the head is no longer tied to the embedding" if tied else "the head became tied to the embedding"
-    if model.config.pad_token_id != ids.pad_id or model.config.eos_token_id != ids.eos_id:
-        yield "the config's pad or eos differs from the tokenizer's"
-    prompt_ids = render_prompt(tokenizer, [{"role": "user", "content": "Hi"}])
-    if not prompt_ids or prompt_ids[:2] == [tokenizer.bos_token_id] * 2:
-        yield "its chat template renders nothing, or two BOS tokens"
+    yield from token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
+    yield from prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])
 
 
 # --- the output folder
@@ -249,7 +238,7 @@ def _differences(metadata: dict[str, Any], origin: dict[str, Any], keys: Sequenc
 
 
 @contextlib.contextmanager
-def _output(out: Path) -> Iterator[Path]:
+def model_folder(out: Path) -> Iterator[Path]:
     """A draft of `out`; what the operating system refuses is one sentence, and leaves `out` as it was."""
     try:
         with draft(out) as folder:

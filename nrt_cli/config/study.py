@@ -1,0 +1,177 @@
+"""A study: the same data and starting model, several methods and seeds, evaluated and reported together.
+
+A study is a YAML; `configs/study` has those that are shipped. Imports nothing heavy.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from nrt_cli import config as configs
+from nrt_cli.config.base import Section
+from nrt_cli.config.schema import RunConfig
+from nrt_cli.config.suite import select
+from nrt_cli.errors import ConfigError
+
+
+class PretrainSection(Section):
+    """A tiny model made from nothing, of documents that a generator writes."""
+
+    world: Literal["digits"] = Field("digits", description="Whose documents; see nrt_cli/data/digits.py.")
+    steps: int = Field(1300, ge=1)
+    batch_size: int = Field(12, ge=1, description="Documents per step.")
+    first_share: float = Field(0.55, ge=0, le=1, description="Share of the steps that read the first mixture.")
+    seed: int = Field(0, ge=0)
+
+
+class StudyModel(Section):
+    """The starting model of every run."""
+
+    name: str = Field(pattern=r"^[\w][\w.-]*$", description="Names its folder, and the model in the report.")
+    source: str | None = Field(
+        None, description="What `nrt model prepare` takes: folder, GGUF file, builtin or hub id."
+    )
+    pretrain: PretrainSection | None = Field(None, description="Instead of a source.")
+    init_start: str = Field("\n\n", description="As for `nrt model prepare`.")
+    init_end: str = Field("\n", description="As for `nrt model prepare`.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "StudyModel":
+        if (self.source is None) == (self.pretrain is None):
+            raise ValueError("name either model.source or model.pretrain")
+        return self
+
+
+class StudyData(Section):
+    """The pairs of every run, as for `nrt data prepare`."""
+
+    sources: tuple[str, ...] = Field(min_length=1)
+    size: int | None = Field(None, ge=1)
+    stratify: bool = False
+    validation: int | float = Field(64, ge=0)
+    seed: int = Field(0, ge=0)
+
+
+class StudyEval(Section):
+    """What every run is asked afterwards, as for `nrt eval`. Its other settings are those of `run.eval`."""
+
+    benchmarks: tuple[str, ...] = Field((), description="all, names or category:NAME; none: no evaluation.")
+    limit: int | None = Field(None, ge=1)
+    engine: Literal["hf", "vllm"] = "hf"
+    base: bool = Field(True, description="Ask the starting model too, which answers directly.")
+
+
+class StudyAnalysis(Section):
+    """What is looked into besides what the report makes of the runs by itself; all of it with the first seed's runs."""
+
+    tokens: int = Field(0, ge=0, description="Held-out pairs scored token by token, for Figure 3; needs sft.")
+    questions: int = Field(0, ge=0, description="Held-out questions scored under every method, for Table 9.")
+
+
+class StudyConfig(Section):
+    """Everything that decides what `nrt reproduce` does."""
+
+    title: str
+    model: StudyModel
+    data: StudyData
+    recipe: str | None = Field(
+        None, description="A config of `nrt train` that all runs begin from: a file or its name."
+    )
+    run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
+    methods: tuple[str, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
+    variants: dict[str, dict[str, Any]] = Field({}, description="Settings of one method's runs, on top of the others.")
+    seeds: tuple[int, ...] = Field((0, 1), min_length=1)
+    eval: StudyEval = StudyEval()
+    analysis: StudyAnalysis = StudyAnalysis()
+    jobs: int = Field(1, ge=1, description="Runs at a time.")
+
+
+class Planned(NamedTuple):
+    """One run of a study."""
+
+    name: str
+    """Of its folder below `runs`."""
+    method: str
+    """As the study names it: a method or a variant."""
+    seed: int
+    config: RunConfig
+
+
+FREE = ("title", "methods", "seeds", "variants", "eval", "analysis", "jobs")
+"""Sections that may change when a study goes on: they add runs or documents to those there are."""
+
+
+def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None) -> StudyConfig:
+    """A study by file or shipped name, with `--set` overrides. Raises ConfigError."""
+    values = configs.read_yaml(_find(name))
+    for text in overrides:
+        values = configs.merge(values, configs.parse_override(text))
+    if jobs is not None:
+        values["jobs"] = jobs
+    study = parse_study(values, name)
+    # What a run or a benchmark cannot mean is said before anything is begun.
+    list(planned_runs(study, Path("study")))
+    if study.eval.benchmarks:
+        select(study.eval.benchmarks)
+    return study
+
+
+def parse_study(values: dict[str, Any], origin: str) -> StudyConfig:
+    """The study of a mapping. Raises ConfigError naming the first key that is wrong."""
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{origin}: {key + ': ' if key else ''}{reason}.") from None
+
+
+def _find(name: str) -> Path:
+    path, root = Path(name), configs.configs_dir() / "study"
+    if path.is_file():
+        return path
+    if (shipped := root / f"{name}.yaml").is_file():
+        return shipped
+    raise ConfigError(
+        f"{name}: no such study; give a YAML file or one of {', '.join(sorted(p.stem for p in root.glob('*.yaml')))}."
+    )
+
+
+def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
+    """Every run of a study in `folder`, all methods of a seed before the next seed's. Raises ConfigError."""
+    places = {
+        "model": {"path": str(folder / "models" / study.model.name)},
+        "data": {"train": str(folder / "data" / "train.parquet")},
+    }
+    if study.data.validation:
+        places["data"]["validation"] = str(folder / "data" / "validation.parquet")
+    benchmarks = {"eval": {"data_dir": str(folder / "benchmarks")}} if uses_own_benchmark(study) else {}
+    recipe = configs.read_yaml(configs.find_config(study.recipe)) if study.recipe else {}
+    for seed in study.seeds:
+        for method in study.methods:
+            named = {"method": method, "seed": seed}
+            layers = (recipe, places, benchmarks, study.run, named, study.variants.get(method, {}))
+            name = f"{method.replace(':', '.')}-s{seed}"
+            yield Planned(name, method, seed, configs.resolve(*layers, origin=f"run {name}"))
+
+
+def uses_own_benchmark(study: StudyConfig) -> bool:
+    """Whether a benchmark is asked whose documents the study writes itself."""
+    asked = study.eval.benchmarks
+    return bool(asked) and any(spec.name == "digits" for spec in select(asked))
+
+
+def to_yaml(study: StudyConfig) -> str:
+    """Every key, in schema order."""
+    text: str = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def changed_sections(before: StudyConfig, now: StudyConfig) -> list[str]:
+    """Names of the sections outside `FREE` in which two studies differ: their runs cannot stand side by side."""
+    one, other = before.model_dump(mode="json"), now.model_dump(mode="json")
+    return [key for key in one if key not in FREE and one[key] != other[key]]

@@ -1,0 +1,48 @@
+"""A group's loss from its flat scores: where an engine's forward pass meets `core`.
+
+Shapes: N scored tokens of a group's rows, one row after another.
+"""
+
+import math
+
+from torch import Tensor
+
+from nrt_cli.config import RunConfig
+from nrt_cli.core.losses import group_loss
+from nrt_cli.core.metrics import GroupScore
+from nrt_cli.core.schemes import get_scheme
+from nrt_cli.engines.local.layout import Layout
+from nrt_cli.errors import TrainingError
+from nrt_cli.records import RolloutGroup
+
+
+class Objective:
+    """The scheme, the constants and the layout that a run's losses are made with."""
+
+    def __init__(self, config: RunConfig, layout: Layout) -> None:
+        self.settings, self.layout = config.objective, layout
+        self.scheme = get_scheme(config.method, config.objective.weight_cap, config.objective.weighted_sum)
+        divisor = config.objective.length_divisor
+        self.divisor = config.rollout.max_trace_tokens if divisor == "cap" else divisor
+
+    def score(
+        self, group: RolloutGroup, known: dict[str, Tensor], logprobs_N: Tensor, entropies_N: Tensor, rows: int
+    ) -> GroupScore:
+        """A group's loss as a function of its flat scores; those of a null trace, at the end, are not read.
+
+        Args:
+            known: what pi_old, the sampler and the starting model say of the group (`GroupContext`); without
+                `base_logprobs_T`, the null trace's row is the last of the flat scores.
+            rows: traces in the whole minibatch.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        if "base_logprobs_T" not in known:
+            known = known | {"base_logprobs_T": logprobs_N[-len(group.example.answer_ids) :].detach()}
+        context = self.layout.context(group, known)
+        logprobs = self.layout.assemble(group, logprobs_N, entropies_N)
+        loss = group_loss(self.scheme, logprobs, context, self.settings, rows, self.divisor)
+        if not math.isfinite(float(loss.total.detach())):
+            raise TrainingError(f"the loss is {float(loss.total.detach())} on example {group.example.index}")
+        return GroupScore(logprobs, context, loss)

