@@ -14,11 +14,15 @@ from nrt_cli.commands import (
     analyze_scored,
     config,
     data,
+    doctor,
     eval,
     generate,
     judge,
     model,
+    push,
     quickstart,
+    report,
+    reproduce,
     runs,
     score,
     train,
@@ -40,12 +44,16 @@ analyze.app.command(name="leakage", epilog=analyze_scored.LEAKAGE)(analyze_score
 analyze.app.command(name="schemes", epilog=analyze_scored.SCHEMES)(analyze_scored.schemes)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.command(name="doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.add_typer(eval.app, name="eval")
 app.add_typer(model.app, name="model")
 app.command(name="train", epilog=train.EXAMPLE)(train.train)
 app.command(name="generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command(name="judge", epilog=judge.EXAMPLE)(judge.judge)
-app.command(name="runs", epilog=runs.EXAMPLE)(runs.runs)
+app.command(name="report", epilog=report.EXAMPLE)(report.report)
+app.command(name="reproduce", epilog=reproduce.EXAMPLE)(reproduce.reproduce)
+app.command(name="push", epilog=push.EXAMPLE)(push.push)
+app.add_typer(runs.app, name="runs")
 app.command(name="score", epilog=score.EXAMPLE)(score.score)
 
 

@@ -4,7 +4,6 @@ All three take the same events, so the training loop does not know which one is 
 """
 
 import contextlib
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -91,8 +90,7 @@ class Progress:
         taken = self.done - self.start_step
         if not taken:
             return "-"
-        left = int((time.monotonic() - self.started) / taken * (self.steps - self.done))
-        return f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
+        return hours((time.monotonic() - self.started) / taken * (self.steps - self.done))
 
     def _restart_clock(self) -> None:
         """Scoring before the first step says nothing about the pace."""
@@ -121,7 +119,16 @@ class LiveProgress(Progress):
         self.scores: list[str] = []
         self.warnings: list[str] = []
         self.message = "scoring held-out examples, then step 1" if not done else f"going on after step {done}"
-        self.live = Live(self._panel(), console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
+        # What others print is shown above the panel, unless it has a file to go to.
+        shown = not console.is_quiet()
+        self.live = Live(
+            self._panel(),
+            console=console.stderr,
+            refresh_per_second=4,
+            get_renderable=self._panel,
+            redirect_stdout=shown,
+            redirect_stderr=shown,
+        )
 
     def __enter__(self) -> "LiveProgress":
         self.live.start()
@@ -210,8 +217,8 @@ def describe_held_out(record: dict[str, Any]) -> str:
 
 def print_json_line(record: Mapping[str, Any]) -> None:
     """A record as one line of JSON on stdout."""
-    sys.stdout.write(json_line(record) + "\n")
-    sys.stdout.flush()
+    console.stdout.file.write(json_line(record) + "\n")
+    console.stdout.file.flush()
 
 
 def choose(as_json: bool, steps: int, done: int) -> Progress:
@@ -311,3 +318,81 @@ def counted(unit: str) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done)
 
         yield bar
+
+
+class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
+    """What a person sees of a study, whose tasks run side by side: a line where one ends, and for each tenth of all."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, work: Mapping[str, float]) -> None:
+        """These tasks come next, each with how much work it is beside the others."""
+        self.work, self.shares = work, dict.fromkeys(work, 0.0)
+        self.started, self.tenths = time.monotonic(), 0
+
+    def progress(self, name: str, share: float, what: str) -> None:
+        """A task says how much of it is done, and what it does now."""
+        self.shares[name] = share
+        if (tenths := int(10 * self._done())) > self.tenths:
+            self.tenths = tenths
+            console.note(f"{tenths}0 % done, eta {self.eta()}; {name}: {what}")
+
+    def ended(self, name: str, status: str, text: str) -> None:
+        """A task is over."""
+        self.shares[name] = 1.0
+        (console.note if status == "finished" else console.warn)(f"{name}: {status}{': ' if text else ''}{text}")
+
+    def eta(self) -> str:
+        """Time left at the pace so far."""
+        done = self._done()
+        return hours((time.monotonic() - self.started) * (1 - done) / done) if done else "-"
+
+    def _done(self) -> float:
+        return sum(self.work[name] * share for name, share in self.shares.items()) / (sum(self.work.values()) or 1.0)
+
+
+class LiveStudyProgress(StudyProgress):
+    """A bar for each task that runs and one for all of them, on a terminal."""
+
+    def __enter__(self) -> "LiveStudyProgress":
+        columns = (
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[what]}", markup=False),
+        )
+        self.bars = Bars(TextColumn("{task.description:<15}", markup=False), *columns, console=console.stderr)
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def begin(self, work: Mapping[str, float]) -> None:
+        super().begin(work)
+        for task in self.bars.task_ids:
+            self.bars.remove_task(task)
+        self.tasks = {"": self.bars.add_task(f"{len(work)} tasks" if len(work) > 1 else "", total=1.0, what="")}
+
+    def progress(self, name: str, share: float, what: str) -> None:
+        self.shares[name] = share
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=1.0, what="")
+        self.bars.update(self.tasks[name], completed=share, what=what)
+        self.bars.update(self.tasks[""], completed=self._done(), what=f"eta {self.eta()}")
+
+    def ended(self, name: str, status: str, text: str) -> None:
+        super().ended(name, status, text)
+        if name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(name))
+
+
+def choose_for_study() -> StudyProgress:
+    """Bars on a terminal, plain lines elsewhere; both on stderr."""
+    return LiveStudyProgress() if console.stderr.is_terminal else StudyProgress()
+
+
+def hours(seconds: float) -> str:
+    """A time as h:mm:ss."""
+    left = int(seconds)
+    return f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"

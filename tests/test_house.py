@@ -25,8 +25,9 @@ ARROWS = {
     "engines": LEDGER | {"core", "text", "files"},
     "progress": {"config", "records", "console"},
     "workflows": LEDGER | {"core", "text", "store", "data", "engines", "progress", "console"},
-    "analysis": {"records", "errors", "store", "core"},
+    "analysis": {"records", "errors", "store", "core", "config"},
     "commands": LEDGER | {"workflows", "engines", "store", "data", "progress", "console", "analysis"},
+    "api": LEDGER | {"workflows", "engines", "store", "data", "progress", "analysis"},
     "cli": {"commands", "console", "errors"},
 }
 # Heavy packages -> the rooms that may import them, at the top or inside a function.
@@ -36,6 +37,7 @@ HEAVY = {
         package: {"engines"}
         for package in ("transformers", "tokenizers", "vllm", "verl", "ray", "tensordict", "lm_eval", "openai")
     },
+    "huggingface_hub": {"engines", "data"},
     **{package: {"analysis"} for package in ("pandas", "matplotlib", "wordcloud")},
 }
 # What a command imports only inside the function that needs it, so that `nrt --help` stays fast.

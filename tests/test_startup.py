@@ -50,7 +50,23 @@ def test_asking_for_help_loads_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    ["config", "data", "model", "train", "generate", "judge", "runs", "quickstart", "eval", "analyze", "score"],
+    [
+        "config",
+        "data",
+        "model",
+        "train",
+        "generate",
+        "judge",
+        "runs",
+        "quickstart",
+        "eval",
+        "analyze",
+        "score",
+        "doctor",
+        "push",
+        "report",
+        "reproduce",
+    ],
 )
 def test_asking_a_command_for_help_loads_no_numerics(command: str, tmp_path: Path) -> None:
     # Typer itself imports pydantic once a group above the command has an option to read.
@@ -63,6 +79,8 @@ def test_showing_a_config_loads_no_numerics(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["nrt_cli.config", "nrt_cli.records", "nrt_cli.errors", "nrt_cli.console"])
+@pytest.mark.parametrize(
+    "module", ["nrt_cli", "nrt_cli.api", "nrt_cli.config", "nrt_cli.records", "nrt_cli.errors", "nrt_cli.console"]
+)
 def test_the_lowest_rooms_are_light(module: str, tmp_path: Path) -> None:
     assert loaded_by(f"import {module}", cwd=tmp_path) <= CONFIG_ONLY

@@ -78,6 +78,7 @@ def test_no_example_of_popqa_is_asked_twice() -> None:
         (["GSM8K", " bbh "], ["bbh", "gsm8k"]),
         (["category:math"], ["gsm8k", "math"]),
         (["category:math,gsm8k", "drop"], ["drop", "gsm8k", "math"]),
+        (["digits,gsm8k"], ["gsm8k", "digits"]),  # not the paper's, so not in `all`
     ],
 )
 def test_select(asked: list[str], meant: list[str]) -> None:

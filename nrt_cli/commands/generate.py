@@ -33,18 +33,14 @@ def generate(
 
     generator = open_generator(model)
     mode: ThinkMode = "on" if think is None else "forced" if think else "off"
-    # What was not generated is null: a model that answers directly has no trace, not an empty one.
-    record = {"question": question, "trace": "" if generator.thinks(mode) else None, "answer": ""}
+    asked = (question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
+    if as_json:
+        console.result(generator.answer(*asked), True, lambda _: None)
+        return
     shown = ""
-    for part, text in generator.stream(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed):
-        record[part] = (record[part] or "") + text
-        if as_json:
-            continue
+    for part, text in generator.stream(*asked):
         if part != shown:
             console.stdout.print(("\n" if shown else "") + f"[bold]{part}[/bold]")
             shown = part
         console.stdout.print(console.plain(text), end="", style="cyan" if part == Part.trace else "", soft_wrap=True)
-    if as_json:
-        console.result(record, True, lambda _: None)
-    else:
-        console.stdout.print()
+    console.stdout.print()

@@ -26,19 +26,22 @@ def quickstart(
     as_json: AsJson = False,
 ) -> None:
     """Train SmolLM2-135M to think about small sums, and show what it learned. An interrupted one goes on."""
+    from nrt_cli.commands.report import make_report
     from nrt_cli.progress import choose, print_json_line
     from nrt_cli.workflows.quickstart import quickstart as run_quickstart
 
     outcome = run_quickstart(
         folder, console.note, lambda steps, done: choose(as_json, steps, done), tuple(overrides or ())
     )
+    page = make_report([folder / "run"], folder / "report", ["html"])[1][0]
     if as_json:
-        print_json_line({"kind": "summary", **outcome})
+        print_json_line({"kind": "summary", **outcome, "report": str(page)})
     else:
-        _report(outcome, folder)
+        _show(outcome, folder)
+        console.stdout.print(console.plain(f"\nThe whole run as a page, to open in a browser: {page}"), soft_wrap=True)
 
 
-def _report(data: dict[str, Any], folder: Path) -> None:
+def _show(data: dict[str, Any], folder: Path) -> None:
     before, after = data["held_out_before"], data["held_out_after"]
     table = Table(
         "held-out log P(y*), nats per answer", "before", "after", title="What was learned", title_justify="left"

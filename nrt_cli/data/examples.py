@@ -74,6 +74,11 @@ class ExampleSet:
         """Tokens of the longest prompt and answer together."""
         return int((np.diff(self._prompts.offsets) + np.diff(self._answers.offsets)).max())
 
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean tokens of a prompt and of an answer with its eos."""
+        return float(np.diff(self._prompts.offsets).mean()), float(np.diff(self._answers.offsets).mean())
+
     def __len__(self) -> int:
         return len(self._indices)
 

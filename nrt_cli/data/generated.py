@@ -1,4 +1,4 @@
-"""Question-answer pairs made here, with no dependencies: what the quickstart trains on.
+"""Question-answer pairs made here, with no dependencies: what the quickstart and the laptop study train on.
 
 A row depends on its task, the seed and its index alone, so a larger `size` extends a smaller one. Change `VERSION`
 when the text of any row changes: it is part of the fingerprint of generated data.
@@ -6,6 +6,8 @@ when the text of any row changes: it is part of the fingerprint of generated dat
 
 import random
 from collections.abc import Callable
+
+from nrt_cli.data import digits
 
 VERSION = 1
 
@@ -43,7 +45,11 @@ def _shopping(rng: random.Random) -> tuple[str, str]:
     return question[0].upper() + question[1:], str(n * p + m * q)
 
 
-TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {"sums": _sums, "shopping": _shopping}
+TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "sums": _sums,
+    "shopping": _shopping,
+    "digits": digits.pair,
+}
 
 
 def generate(task: str, index: int, seed: int) -> dict[str, str]:

@@ -33,8 +33,10 @@ from nrt_cli.store.files import (
 
 MANIFEST, METRICS, EVENTS, CONFIG = "manifest.json", "metrics.jsonl", "events.jsonl", "config.yaml"
 FORMAT = "nrt-run-1"
-CHECKED = ("tensors.safetensors", "state.json")
-"""What a checkpoint's checksums cover."""
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "checksums.json"
+
+Content = Mapping[str, Any] | Callable[[Path], None]
+"""What a checkpoint holds besides its state: tensors by name, or a function that writes files into a folder."""
 
 _IDS, _NUMBERS, _EXACT, _FLAGS = "list<int32>", "list<float>", "list<double>", "list<bool>"
 TRACE_COLUMNS = {
@@ -70,9 +72,13 @@ TRACE_COLUMNS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: the step it follows, its small state and its tensors by name."""
+    """A verified checkpoint: the step it follows, its folder, its small state and its tensors by name.
+
+    There are no tensors where an engine wrote files of its own into the folder.
+    """
 
     step: int
+    folder: Path
     state: dict[str, Any]
     tensors: dict[str, Any]
 
@@ -196,42 +202,62 @@ class Run:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def traces(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows that `write_traces` wrote, with some or all of their columns; None where a file lacks one."""
+    def traces(self, name: str, columns: Sequence[str] | None = None, first: int | None = None) -> list[dict[str, Any]]:
+        """The rows that `write_traces` wrote, with some or all of their columns; None where a file lacks one.
+
+        With `first`, only so many rows are read, however long the file is.
+        """
         import pyarrow.parquet as pq
 
         path = self.path / "traces" / f"{name}.parquet"
         if not path.is_file():
             raise StoreError(f"{path}: no traces there; stored are {', '.join(self.trace_names()) or 'none'}.")
         wanted = list(TRACE_COLUMNS if columns is None else columns)
-        table = pq.read_table(path, columns=[name for name in pq.read_schema(path).names if name in wanted])
-        return [dict.fromkeys(wanted) | row for row in table.to_pylist()]
+        with pq.ParquetFile(path) as file:
+            there = [name for name in file.schema_arrow.names if name in wanted]
+            if first is None:
+                rows = file.read(columns=there).to_pylist()
+            else:
+                batches = file.iter_batches(batch_size=first, columns=there)
+                rows = next((batch.to_pylist() for batch in batches), [])
+        return [dict.fromkeys(wanted) | row for row in rows]
+
+    def count_traces(self, name: str) -> int:
+        """How many rows `write_traces` wrote, from the file's foot alone."""
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(self.path / "traces" / f"{name}.parquet").num_rows)
 
     def trace_names(self) -> list[str]:
         return sorted(p.stem for p in (self.path / "traces").glob("*.parquet"))
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Any], keep: int) -> Path:
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], content: Content, keep: int) -> Path:
         """Write a checkpoint completely, then make it appear, then drop all but the newest `keep`."""
-        folder = self._save(self._checkpoint_path(step), {"step": step, **state}, tensors)
+        folder = self._save(self.checkpoint_path(step), {"step": step, **state}, content)
         # Later ones are damaged, or this step would not have been taken again: they must not crowd out whole ones.
         for old in [s for s in self.checkpoint_steps() if s <= step][:-keep]:
-            shutil.rmtree(self._checkpoint_path(old), ignore_errors=True)
+            shutil.rmtree(self.checkpoint_path(old), ignore_errors=True)
         return folder
 
-    def save_post_mortem(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> Path:
+    def save_post_mortem(self, step: int, state: Mapping[str, Any], content: Content) -> Path:
         """The state of a failed step, for inspection; never resumed from."""
-        return self._save(self.path / "post-mortem" / f"step-{step:06d}", {"step": step, **state}, tensors)
+        return self._save(self.path / "post-mortem" / f"step-{step:06d}", {"step": step, **state}, content)
 
-    def _save(self, target: Path, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> Path:
+    def _save(self, target: Path, state: Mapping[str, Any], content: Content) -> Path:
         from safetensors.torch import save_file
 
         with writes_to(self.path), draft(target, locked=True) as folder:
-            need_room(folder, sum(t.numel() * t.element_size() for t in tensors.values()))
-            save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "tensors.safetensors")
-            write(folder / "state.json", pretty_json(state))
-            write(folder / "checksums.json", pretty_json({name: sha256(folder / name) for name in CHECKED}))
+            if callable(content):
+                content(folder)
+            else:
+                need_room(folder, sum(t.numel() * t.element_size() for t in content.values()))
+                save_file({name: t.contiguous() for name, t in content.items()}, folder / TENSORS)
+            write(folder / STATE, pretty_json(state))
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+            write(folder / SUMS, pretty_json(sums))
         return target
 
     def checkpoint_steps(self) -> list[int]:
@@ -252,19 +278,23 @@ class Run:
         """A checkpoint by step, verified. Raises StoreError naming the damaged or missing file."""
         from safetensors.torch import load_file
 
-        folder = self._checkpoint_path(step)
+        folder = self.checkpoint_path(step)
         try:
-            sums = read_json(folder / "checksums.json")
-            for name in CHECKED:
-                if sha256(folder / name) != sums.get(name):
+            sums = read_json(folder / SUMS)
+            if STATE not in sums:
+                raise StoreError(f"{folder / SUMS} is damaged ({STATE} is not in it).")
+            for name, checksum in sums.items():
+                if sha256(folder / name) != checksum:
                     raise StoreError(f"{folder / name} is damaged (its checksum differs).")
-            return Checkpoint(step, read_json(folder / "state.json"), load_file(folder / "tensors.safetensors"))
+            tensors = load_file(folder / TENSORS) if (folder / TENSORS).is_file() else {}
+            return Checkpoint(step, folder, read_json(folder / STATE), tensors)
         except OSError as error:
             raise StoreError(f"{folder} is not a whole checkpoint ({error.strerror or error}).") from None
         except (ValueError, SafetensorError):
             raise StoreError(f"{folder} is not a whole checkpoint (a file in it cannot be read).") from None
 
-    def _checkpoint_path(self, step: int) -> Path:
+    def checkpoint_path(self, step: int) -> Path:
+        """Where `save_checkpoint` puts a step's state."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     # --- the trained model -----------------------------------------------------------------------------------------

@@ -75,11 +75,12 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole records of an append-only file; a line cut short by a crash is passed over."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict):
-                yield record
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -18,6 +18,25 @@ DEFAULT_CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|assistant|>\n' }}{%- endif -%}"
 )
 
+BARE_PROMPT = "bare_prompt"
+"""Set by us: a template that opens a trace by itself (`thinking_template`) is to leave that to whoever samples it."""
+
+
+def thinking_template(template: str, start: str | None, end: str) -> str:
+    """A chat template whose prompt ends in t_start, so that whatever reads it thinks.
+
+    `enable_thinking=False`, as the field calls it, gives the null trace instead: t_start t_end.
+    """
+    if BARE_PROMPT in template:
+        return template
+    opening, null = start or "", (start or "") + end
+    thinks = f"{null!r} if enable_thinking is defined and not enable_thinking else {opening!r}"
+    # Jinja drops one line end at the end of a template, which is no longer the end.
+    return (
+        template.removesuffix("\n")
+        + f"{{{{ ({thinks}) if add_generation_prompt and not {BARE_PROMPT} is defined else '' }}}}"
+    )
+
 
 def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     """x: the messages through the tokenizer's chat template, up to where the assistant turn begins.
@@ -28,7 +47,9 @@ def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[in
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer has no chat template; {PREPARE}.")
     try:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False, **{BARE_PROMPT: True}
+        )
     except Exception as error:  # templates raise what they like, in jinja and in Python
         raise DataError(f"The model's chat template refused the messages: {error}.") from None
     return list(tokenizer.encode(text, add_special_tokens=False))

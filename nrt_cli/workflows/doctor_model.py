@@ -108,7 +108,7 @@ def positions(trial: Trial) -> Finding:
 def _terms(trial: Trial, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> list[list[list[str]]]:
     """For each trace's row, for each scored token, the loss terms with a gradient there."""
     engine, objective = trial.engine, trial.config.objective
-    assert engine.scheme is not None
+    assert engine.objective is not None
     # As if every trace were better than none, and every answer token alike, so that no position is silent by chance.
     objective = objective.model_copy(update={"advantage": "raw", "baseline": "none", "token_signal": "fixed"})
     flat, entropies = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
@@ -119,7 +119,9 @@ def _terms(trial: Trial, group: RolloutGroup, scores: Sequence[tuple[Tensor, Ten
         only = Weights(**dict.fromkeys(("trace", "answer", "format"), 0.0) | {term: 1.0})
         leaf_N = flat.clone().requires_grad_()
         logprobs = engine.layout.assemble(group, leaf_N, entropies)
-        loss = group_loss(engine.scheme, logprobs, context, objective.model_copy(update={"weights": only}), 1, 1)
+        loss = group_loss(
+            engine.objective.scheme, logprobs, context, objective.model_copy(update={"weights": only}), 1, 1
+        )
         if not loss.total.requires_grad:
             continue
         (grad_N,) = torch.autograd.grad(loss.total, leaf_N, allow_unused=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import ModelError
@@ -53,6 +54,16 @@ class Generator:
         )
         self._check_room(request)
         return self.reasoner.stream(request)
+
+    def answer(self, question: str, mode: ThinkMode, *settings: Any) -> dict[str, Any]:
+        """What `stream` says, at once: `question`, `trace` and `answer`.
+
+        What was not generated is None: a model that answers directly has no trace, not an empty one.
+        """
+        record = {"question": question, "trace": "" if self.thinks(mode) else None, "answer": ""}
+        for part, text in self.stream(question, mode, *settings):
+            record[part] = (record[part] or "") + text
+        return record
 
     def _check_room(self, request: Request) -> None:
         """Refuse what would not fit the model's positions, where an evaluation would lower the caps and say so."""

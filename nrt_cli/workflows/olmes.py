@@ -21,6 +21,7 @@ def olmes_commands(session: Session) -> dict[str, str]:
     return {
         spec.name: shlex.join(olmes.command(_call(session, spec, found), session.config.eval.olmes))
         for spec in select(session.job.benchmarks)
+        if spec.olmes
     }
 
 
@@ -40,6 +41,8 @@ def _guarded(session: Session, spec: BenchmarkSpec, versions: Mapping[str, Any])
 
 
 def _evaluate(session: Session, spec: BenchmarkSpec, versions: Mapping[str, Any]) -> dict[str, Any]:
+    if not spec.olmes:
+        raise EvalError(f"{spec.name}: is not in OLMES; evaluate it with --backend lm-eval.")
     call = _call(session, spec, versions)
     served = olmes.finished(call.output)
     if not served:

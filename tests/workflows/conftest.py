@@ -130,10 +130,16 @@ def nursery() -> Iterator[Callable[[dict[str, Any]], str]]:
         process.stdin.close()
 
 
+@pytest.fixture(scope="session")
+def nrt_in(nursery: Callable[[dict[str, Any]], str]) -> Callable[[Path], Nrt]:
+    """The command, in any folder."""
+    return functools.partial(Nrt, nursery)
+
+
 @pytest.fixture
-def nrt(nursery: Callable[[dict[str, Any]], str], tmp_path: Path) -> Nrt:
+def nrt(nrt_in: Callable[[Path], Nrt], tmp_path: Path) -> Nrt:
     """The command, in the test's own folder."""
-    return Nrt(nursery, tmp_path)
+    return nrt_in(tmp_path)
 
 
 @pytest.fixture

@@ -45,8 +45,8 @@ def _check_columns(spec: BenchmarkSpec, subset: str, rows: Sequence[Row]) -> Non
         if missing := [column for column in spec.columns if row.get(column) is None]:
             where = f"{spec.name}/{subset}" if subset else spec.name
             raise DataError(
-                f"{where}: document {number} has no {missing[0]!r}; documents have the columns of {spec.hub.path} on "
-                "the hub."
+                f"{where}: document {number} has no {missing[0]!r}; documents have the columns of {_model_of(spec)}"
+                f"{' on the hub' if spec.hub else ''}."
             )
 
 
@@ -75,9 +75,14 @@ def _missing(spec: BenchmarkSpec, folder: Path, empty: Sequence[str]) -> DataErr
     of_which = f" for {len(empty)} of its {len(spec.subsets)} subsets, such as {empty[0]}" if spec.subsets else ""
     names = " or ".join(name.replace("{subset}", empty[0]) + ".jsonl" for name in spec.files)
     return DataError(
-        f"{spec.name}: {folder} has no documents{of_which}; put rows of {spec.hub.path} there ({names}, also .json or "
-        ".parquet), leave the benchmark out, or unset eval.data_dir to read from the hub."
+        f"{spec.name}: {folder} has no documents{of_which}; put rows of {_model_of(spec)} there ({names}, also .json "
+        f"or .parquet){', leave the benchmark out, or unset eval.data_dir to read from the hub' if spec.hub else ''}."
     )
+
+
+def _model_of(spec: BenchmarkSpec) -> str:
+    """Where rows like a benchmark's are."""
+    return spec.hub.path if spec.hub else f"the {spec.name} of `nrt reproduce`"
 
 
 def _local_file(folder: Path, names: Sequence[str], subset: str) -> Path | None:
@@ -111,6 +116,11 @@ def _from_package(spec: BenchmarkSpec) -> list[Row]:
 
 
 def _from_hub(spec: BenchmarkSpec, subset: str) -> list[Row]:
+    if spec.hub is None:
+        raise DataError(
+            f"{spec.name}: its documents are on no hub; set eval.data_dir to the `benchmarks` folder of a study that "
+            "`nrt reproduce` made."
+        )
     try:
         import datasets
     except ImportError:

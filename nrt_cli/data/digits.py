@@ -1,0 +1,173 @@
+"""The laptop study's world: sums of four digits of which only the last digit counts, and a language to talk about them.
+
+A tiny model that has read this world's documents can answer a question's words but not its one hard digit, unless it
+works the sum out before. How to work one out is in the documents; that it helps is not. One problem in five is never
+written down here, so that it can be asked later.
+
+Text is words and marks between blanks. A row or document depends on the seed and its index alone.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+TERMS = 4
+HELD_OUT_SHARE = 5
+"""One problem in so many is held out."""
+
+SEPARATORS = ("#", "*", "~")
+"""Marks between the parts of a document: what think tokens start from."""
+
+_LEADS = ("so", "let us see", "first", "hmm")
+_ADJECTIVES = ("old", "red", "small", "slow", "long")
+_PROSE = (
+    "the cat sat on the {} hill",
+    "a {} dog ran over the river",
+    "the {} bird flew under a tree",
+    "the man walked home with his {} bag",
+    "a woman walked near the {} house",
+    "the child sat with her {} bread",
+    "the bag was full of {} apples",
+    "the {} day was long and the sun rose",
+    "the wind blew over the {} river",
+)
+_WRONG_STEP = 0.03
+"""Share of the written steps whose result is drawn at random: people err."""
+
+Problem = Sequence[int]
+
+
+def held_out(problem: Problem) -> bool:
+    """Whether a problem is kept from everything that trains."""
+    return zlib.crc32(bytes(problem)) % HELD_OUT_SHARE == 0
+
+
+def held_out_problems() -> list[tuple[int, ...]]:
+    """All of them, in numerical order."""
+    return [problem for problem in product(range(10), repeat=TERMS) if held_out(problem)]
+
+
+def question(problem: Problem) -> str:
+    return f"Q : {' + '.join(map(str, problem))} ?"
+
+
+def answer(problem: Problem, last_digit: int | None = None) -> str:
+    """What is said of a problem; `last_digit` where that is not the right one."""
+    digit = sum(problem) % 10 if last_digit is None else last_digit
+    return f"A : the sum of {' , '.join(map(str, problem))} ends in {digit} ."
+
+
+def draw(rng: random.Random) -> tuple[int, ...]:
+    """A problem that may be trained on."""
+    while held_out(problem := tuple(rng.randrange(10) for _ in range(TERMS))):
+        pass
+    return problem
+
+
+def pair(rng: random.Random) -> tuple[str, str]:
+    """A question and its answer."""
+    problem = draw(rng)
+    return question(problem), answer(problem)
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the kinds of documents; prose is the rest."""
+
+    direct: float
+    worked: float
+    sidetracked: float
+    drill: float
+
+
+FIRST = Mixture(direct=0.20, worked=0.70, sidetracked=0.0, drill=0.10)
+"""What is read first: the tables, and copying."""
+
+THEN = Mixture(direct=0.32, worked=0.08, sidetracked=0.37, drill=0.15)
+"""What is read after it, until worked text after a question is rare: RL has something left to find."""
+
+
+def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[tuple[str, str]]:
+    """Documents `start` to `start + count` as (question, what follows it); the first is empty where there is none."""
+    for index in range(start, start + count):
+        yield _document(random.Random(f"digits/{seed}/{index}"), mixture)
+
+
+def _document(rng: random.Random, mixture: Mixture) -> tuple[str, str]:
+    kinds = (_direct, _worked, _sidetracked, _drill, _prose)
+    shares = (mixture.direct, mixture.worked, mixture.sidetracked, mixture.drill)
+    kind = rng.choices(kinds, (*shares, 1 - sum(shares)))[0]
+    return kind(rng)
+
+
+def _separator(rng: random.Random) -> str:
+    return rng.choice((*SEPARATORS, ""))
+
+
+def _direct(rng: random.Random) -> tuple[str, str]:
+    """A question and its answer, which is sometimes restated."""
+    problem = draw(rng)
+    text = f"{_separator(rng)} {answer(problem)}"
+    if rng.random() < 0.35:
+        text += f" {_separator(rng)} {answer(problem)}"
+    return question(problem), text
+
+
+def _worked(rng: random.Random) -> tuple[str, str]:
+    """A question and its working, an answer that follows from it three times in four, restated three times in ten."""
+    problem = draw(rng)
+    working, result = _working(rng, problem)
+    text, how = f"{_separator(rng)} {working}", rng.random()
+    if how >= 0.25:
+        text += f" {_separator(rng)} {answer(problem, result)}"
+    if how >= 0.70:
+        text += f" {_separator(rng)} {answer(problem, result)}"
+    return question(problem), text
+
+
+def _working(rng: random.Random, problem: Problem) -> tuple[str, int]:
+    """Running sums in one of two styles, and the digit they end in, right or wrong."""
+    form, total, steps = rng.choice(("{} + {} = {}", "{} and {} makes {}")), problem[0], []
+    for term in problem[1:]:
+        result = rng.randrange(10) if rng.random() < _WRONG_STEP else (total + term) % 10
+        steps.append(form.format(total, term, result))
+        total = result
+    return f"{rng.choice(_LEADS)} {rng.choice((' , ', ' then ')).join(steps)} .", total
+
+
+def _sidetracked(rng: random.Random) -> tuple[str, str]:
+    """A question after which somebody changes the subject, and in every second case answers it at last."""
+    problem = draw(rng)
+    text = f"{_separator(rng)} {_sentences(rng, rng.choice((1, 1, 2, 2, 3)))}"
+    if rng.random() < 0.5:
+        text += f" {_separator(rng)} {answer(problem)}"
+    return question(problem), text
+
+
+def _drill(rng: random.Random) -> tuple[str, str]:
+    """Loose facts of addition."""
+    facts = []
+    for _ in range(6):
+        a, b = rng.randrange(10), rng.randrange(10)
+        facts.append(f"{a} {rng.choice(('+', '+', 'and'))} {b} {rng.choice(('=', 'makes'))} {(a + b) % 10}")
+    return "", " , ".join(facts) + " ."
+
+
+def _prose(rng: random.Random) -> tuple[str, str]:
+    return "", _sentences(rng, 3)
+
+
+def _sentences(rng: random.Random, count: int) -> str:
+    return " . ".join(rng.choice(_PROSE).format(rng.choice(_ADJECTIVES)) for _ in range(count)) + " ."
+
+
+def vocabulary() -> list[str]:
+    """Every word and mark of this world, in a fixed order."""
+    phrases = [question((0,) * TERMS), answer((0,) * TERMS), "+ = and makes then", *SEPARATORS, *_LEADS, *_ADJECTIVES]
+    words = [*map(str, range(10)), *(word for phrase in (*phrases, *_PROSE) for word in phrase.split())]
+    return [word for word in dict.fromkeys(words) if word != "{}"]

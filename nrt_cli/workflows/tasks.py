@@ -1,0 +1,180 @@
+"""Pieces of work side by side, each in a process of its own: what one of them does to its process harms no other.
+
+A process that loses its parent ends, whatever it is doing: so nothing of a killed study goes on in the dark.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from nrt_cli.errors import Interrupted, NrtError
+
+Tell = Callable[[float, str], None]
+"""Called by the work with the share of it that is done and what it does now."""
+
+Status = Literal["finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work under a name. `work` is a function that a new process can import; it returns what to say at the end."""
+
+    name: str
+    work: Callable[[Tell], str]
+    log: Path
+    """Where its output goes."""
+
+
+class Watcher(Protocol):
+    """Who follows the tasks."""
+
+    def progress(self, name: str, share: float, what: str) -> None: ...
+
+    def ended(self, name: str, status: Status, text: str) -> None: ...
+
+
+class _Message(NamedTuple):
+    status: Status | Literal["running"]
+    share: float
+    text: str
+
+
+class _Child:
+    """A task's process and what it says."""
+
+    def __init__(self, task: Task, preload: Sequence[str]) -> None:
+        # A fork of this process would take its threads and locks along.
+        context: Any = get_context("forkserver" if preload else "spawn")
+        if preload:
+            context.set_forkserver_preload(list(preload))
+        self.task, self.last = task, _Message("running", 0.0, "")
+        self.messages, sender = context.Pipe(duplex=False)
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        self.process = context.Process(target=_child, args=(task, sender), name=task.name)
+        self.process.start()
+        sender.close()  # so that the end of the process is the end of the messages
+
+    def end(self, stopping: bool) -> tuple[Status, str]:
+        """How it ended, once there are no more messages."""
+        self.process.join()
+        if self.last.status != "running":
+            return self.last.status, self.last.text
+        if stopping:
+            return "interrupted", "stopped"
+        code = self.process.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        hint = ", often a sign of too little memory" if code == -signal.SIGKILL else ""
+        return "failed", f"its process {how}{hint}; what it said is in {self.task.log}"
+
+
+def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Sequence[str] = ()) -> None:
+    """Run all of them, in order, `at_once` at a time. One that fails is the watcher's to note.
+
+    Args:
+        preload: modules that are imported once, in a process from which those of the tasks are forked. For work that
+            needs no GPU, whose state does not survive a fork.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM. The tasks are asked to stop and save; a second one kills them.
+    """
+    waiting, running = deque(tasks), dict[Connection, _Child]()
+    with _sigterm_as_interrupt() as received:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    child = _Child(waiting.popleft(), preload)
+                    running[child.messages] = child
+                _listen(running, watcher, stopping=False)
+        except KeyboardInterrupt:
+            _stop(running, watcher)
+            raise Interrupted("stopped; what is done is kept, the same command goes on.", received[0]) from None
+        finally:
+            for child in running.values():
+                child.process.kill()
+
+
+def _listen(running: dict[Connection, _Child], watcher: Watcher, stopping: bool) -> None:
+    """Hand on what the children say until there is nothing to read; forget those that ended."""
+    for connection in wait(list(running)):
+        assert isinstance(connection, Connection)
+        child = running[connection]
+        try:
+            child.last = connection.recv()
+        except (EOFError, OSError):
+            del running[connection]
+            watcher.ended(child.task.name, *child.end(stopping))
+            continue
+        if child.last.status == "running":
+            watcher.progress(child.task.name, child.last.share, child.last.text)
+
+
+def _stop(running: dict[Connection, _Child], watcher: Watcher) -> None:
+    """Ask all of them to stop, and wait until they have; an interrupt meanwhile is the caller's."""
+    for child in running.values():
+        child.process.terminate()
+    with contextlib.suppress(KeyboardInterrupt):
+        while running:
+            _listen(running, watcher, stopping=True)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[list[int]]:
+    """SIGTERM does what Ctrl-C does; the list's number is that of the signal that came."""
+    received = [int(signal.SIGINT)]
+
+    def interrupt(number: int, _: object) -> None:
+        received[0] = number
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+# --- in the new process ----------------------------------------------------------------------------------------------
+
+
+def _child(task: Task, connection: Connection) -> None:
+    os.setpgrp()  # Ctrl-C is the parent's; it passes on what it means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with task.log.open("ab", buffering=0) as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    status, text = _outcome(task, connection)
+    with contextlib.suppress(OSError):  # a parent that is gone has nobody to tell
+        connection.send(_Message(status, 1.0, text))
+
+
+def _outcome(task: Task, connection: Connection) -> tuple[Status, str]:
+    def tell(share: float, what: str) -> None:
+        connection.send(_Message("running", share, what))
+
+    try:
+        return "finished", task.work(tell)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        return "interrupted", str(stopped)
+    except NrtError as error:
+        print(f"nrt: {error}", file=sys.stderr)
+        return "failed", str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error}; more in {task.log}"
+
+
+def _end_with_parent() -> None:
+    parent: Any = parent_process()
+    parent.join()
+    os._exit(1)

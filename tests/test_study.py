@@ -1,0 +1,102 @@
+"""A study's config: what it expands into, what may change while it goes on, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nrt_cli.config import SCHEMES, configs_dir
+from nrt_cli.config.study import changed_sections, load_study, parse_study, planned_runs, to_yaml
+from nrt_cli.errors import ConfigError
+
+SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
+SMALL = {
+    "title": "small",
+    "model": {"name": "m", "source": "models/m"},
+    "data": {"sources": ["qa.jsonl"]},
+    "methods": ["sft", "am"],
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_studies_compare_sft_with_all_schemes(name):
+    study = load_study(name)
+    assert {"sft", *SCHEMES} <= set(study.methods)
+    runs = list(planned_runs(study, Path("s")))
+    assert len(runs) == len(study.methods) * len(study.seeds)
+    assert len({run.name for run in runs}) == len(runs)
+    assert {(run.config.model.path, run.config.data.train) for run in runs} == {
+        (f"s/models/{study.model.name}", "s/data/train.parquet")
+    }
+
+
+def test_the_laptop_study_is_two_seeds_and_a_control():
+    study = load_study("laptop")
+    runs = {run.name: run.config for run in planned_runs(study, Path("s"))}
+    assert len(study.seeds) >= 2
+    assert runs["control-s1"].objective.weights.trace == 0
+    assert runs["control-s1"].seed == 1
+    others = [config for name, config in runs.items() if not name.startswith(("sft", "control"))]
+    # The schemes differ in method and seed alone.
+    assert len({config.model_copy(update={"method": "am", "seed": 0}).model_dump_json() for config in others}) == 1
+
+
+def test_later_layers_win(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "optimiser: {lr: 1.0e-3}\nrollout: {group_size: 3}\ntrain: {steps: 5, batch_size: 8, minibatch_size: 8}"
+    )
+    values = SMALL | {
+        "recipe": str(recipe),
+        "run": {"rollout": {"group_size": 4}, "train": {"steps": 6}},
+        "methods": ["am", "long"],
+        "variants": {"long": {"method": "gm", "train": {"steps": 7}}},
+        "seeds": [3],
+    }
+    short, long = planned_runs(parse_study(values, "x"), Path("s"))
+    assert [short.name, long.name] == ["am-s3", "long-s3"]
+    assert [short.config.method, long.config.method] == ["am", "gm"]
+    assert [run.config.rollout.group_size for run in (short, long)] == [4, 4]
+    assert [run.config.train.steps for run in (short, long)] == [6, 7]
+    assert {run.config.optimiser.lr for run in (short, long)} == {1e-3}
+    assert {run.config.seed for run in (short, long)} == {3}
+
+
+def test_a_study_survives_its_yaml():
+    study = load_study("laptop", ["title=naïve – “study”", "seeds=[4, 5]"], jobs=3)
+    again = parse_study(yaml.safe_load(to_yaml(study)), "again")
+    assert again == study
+    assert (again.title, again.seeds, again.jobs) == ("naïve – “study”", (4, 5), 3)
+
+
+def test_what_only_adds_runs_may_change():
+    before = load_study("laptop")
+    assert changed_sections(before, load_study("laptop", ["methods=[sft]", "seeds=[7]", "eval.limit=3"], 1)) == []
+    assert changed_sections(before, load_study("laptop", ["run.train.steps=3", "data.validation=8"])) == ["data", "run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": ["rlvr"]}, "run rlvr-s0: method 'rlvr' is unknown"),
+        ({"methods": []}, "methods: "),
+        ({"stpes": 3}, "stpes: unknown key"),
+        ({"run": {"train": {"stepps": 3}}}, "unknown key 'train.stepps'"),
+        ({"model": {"name": "m"}}, "model: name either model.source or model.pretrain"),
+        ({"model": {"name": "../m", "source": "x"}}, "model.name: "),
+        ({"recipe": "nowhere"}, "nowhere: no such config file"),
+        ({"eval": {"benchmarks": ["gsm9k"]}}, "did you mean 'gsm8k'?"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(SMALL | change))
+    with pytest.raises(ConfigError) as caught:
+        load_study(str(path))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_study_names_those_there_are():
+    with pytest.raises(ConfigError, match="laptop, paper-3b"):
+        load_study("labtop")
