@@ -31,6 +31,8 @@ class Cell:
     low: float = math.nan
     high: float = math.nan
     """Ends of its 95 % interval."""
+    seeds: tuple[float, ...] = ()
+    """What each of several seeds scored, where the value is their mean."""
     place: Place = 0
     """1: best of its column and section (bold); 2: second (underlined)."""
     reason: str = ""

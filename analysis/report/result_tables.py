@@ -89,7 +89,8 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
     cell = percent(found, interval)
     if len(results.rows[row]) > (having := len(results.seeds(row, name))) and name != OVERALL:
         remarks |= dict.fromkeys([f"{having} of {len(results.rows[row])} seeds"])
-    return replace(cell, note="; ".join(remarks))
+    each = tuple(100 * mean.value for mean in results.means(row, name) if not math.isnan(mean.value))
+    return replace(cell, note="; ".join(remarks), seeds=each if len(each) > 1 else ())
 
 
 def _why_empty(results: Results, row: RowName, name: str) -> str:

@@ -70,9 +70,13 @@ class Results:
 
     def estimate(self, row: Row, benchmark: str) -> Estimate:
         """The mean over a row's seeds; of `overall`, over the seeds that have all nine."""
+        return over_seeds(self.means(row, benchmark))
+
+    def means(self, row: Row, benchmark: str) -> list[Mean]:
+        """What each of a row's seeds scored; NaN where one has not all nine."""
         if benchmark == OVERALL:
-            return over_seeds([self._overall(member) for member in self.rows.get(row, ())])
-        return over_seeds([score.mean for score in self.seeds(row, benchmark)])
+            return [self._overall(member) for member in self.rows.get(row, ())]
+        return [score.mean for score in self.seeds(row, benchmark)]
 
     def mean(self, row: Row, benchmarks: Sequence[str]) -> Estimate:
         """The mean over some benchmarks, of the seeds that have them all."""

@@ -255,6 +255,16 @@ def test_a_leader_whose_interval_overlaps_does_not_lead(contents):
     )
 
 
+def test_a_leader_whose_seeds_others_reach_does_not_lead():
+    dots = [
+        headline.Dot("", "A", 100.0, 99.2, 100.0, after=(100.0, 100.0, 100.0)),
+        headline.Dot("", "B", 70.0, 5.6, 98.9, after=(100.0, 99.6, 10.4)),
+        headline.Dot("", "C", 9.8, 7.0, 13.5, after=(8.8, 9.2, 11.4)),
+    ]
+    said = "A has the highest score, 100.0 [99.2, 100.0], but single seeds of B do as well: the order is not settled."
+    assert headline._verdict(dots) == said
+
+
 def test_a_leader_that_stands_apart_leads(contents):
     (said,) = verdicts(contents, ("A", 20.0, 15.0, 25.0), ("B", 50.0, 45.0, 55.0))
     assert said == "M: B leads with 50.0 [45.0, 55.0]; no other interval reaches it (next: A, 20.0 [15.0, 25.0])."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from analysis.report.contents import Cell, Contents, RunCard, Table
 
 OVERALL = "Overall"
+OPEN = "the order is not settled"
 MOST = 3
 """Benchmarks on the first screen where there is no overall score."""
 
@@ -112,12 +113,15 @@ def _scores(table: Table) -> Iterator[Panel]:
     overall = [i for i in numbers if table.columns[i].title == OVERALL]
     for i in overall or numbers:
         dots = tuple(
-            Dot(row.section, row.cells[0].text, cell.value, cell.low, cell.high)
+            Dot(row.section, row.cells[0].text, cell.value, cell.low, cell.high, after=cell.seeds)
             for row in table.rows
             if math.isfinite((cell := row.cells[i]).value)
         )
         title = f"{table.title}: {table.columns[i].title}" if i in overall else table.columns[i].title
-        yield Panel(title, "percent with 95 % intervals, higher is better", dots, tuple(_verdicts(dots)))
+        unit = "percent with 95 % intervals, higher is better" + (
+            "; dots are seeds" if any(d.after for d in dots) else ""
+        )
+        yield Panel(title, unit, dots, tuple(_verdicts(dots)))
 
 
 def _measured(table: Table, column: int) -> list[Cell]:
@@ -142,7 +146,13 @@ def _verdict(dots: Sequence[Dot]) -> str:
     tied = [dot.label for dot in others if dot.high >= first.low]
     if tied:
         overlap = f"{whose} with {'that' if len(tied) == 1 else 'those'} of {', '.join(tied)}"
-        return f"{names} {has} the highest score, {first.text}, but {overlap}: the order is not settled."
+        return f"{names} {has} the highest score, {first.text}, but {overlap}: {OPEN}."
+    level = [dot.label for dot in others if dot.after and first.after and max(dot.after) >= min(first.after)]
+    if level:
+        # Intervals from a handful of seeds that end up in one of two places mean little.
+        return (
+            f"{names} {has} the highest score, {first.text}, but single seeds of {', '.join(level)} do as well: {OPEN}."
+        )
     if len(leaders) > 1:
         return f"{names} share the highest score, {first.text}."
     second = max(others, key=lambda dot: dot.value)
