@@ -63,11 +63,11 @@ def test_unknown_where_a_token_meets_some_weights_only(model):
 
 @pytest.mark.parametrize("method", ["sft", "am"])
 def test_phases_add_up_and_rates_follow_from_them(method, tiny_config, monkeypatch):
-    """A clock that goes on by one second at each look; the ceiling is 1000 operations a second."""
+    """A clock that goes on by one second at each look; the ceiling is 1e9 operations a second."""
     now = iter(range(10_000))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(now)))
     engine = LocalEngine(tiny_config(f"method={method}"), updates=3)
-    engine.ceiling = 1000.0
+    engine.ceiling = 1e9
     update, groups = engine.train_step(EXAMPLES, 1)
     got = update.metrics
     assert got["seconds"] == got["seconds_update"] + got.get("seconds_rollout", 0.0)
@@ -80,8 +80,19 @@ def test_phases_add_up_and_rates_follow_from_them(method, tiny_config, monkeypat
         sampled = sum(len(rollout.sampler_logprobs) for group in groups for rollout in group.rollouts)
         assert got["rollout_tokens_per_second"] == sampled / got["seconds_rollout"]
     # Forward once and backward twice: every product has a gradient for each of its two factors.
-    assert got["mfu"] == pytest.approx(3 * engine.policy.work(rows) / got["seconds_update"] / 1000)
+    assert got["mfu"] == pytest.approx(3 * engine.policy.work(rows) / got["seconds_update"] / 1e9)
     assert engine.work == 0, "each step counts anew"
+
+
+def test_a_ceiling_that_a_step_exceeds_is_measured_again(tiny_config, monkeypatch):
+    """As where the machine was busy with something else at the start; every product now takes a second."""
+    engine = LocalEngine(tiny_config("method=sft"), updates=3)
+    monkeypatch.setitem(throughput.CEILING_SIDE, "cpu", 64)
+    now = iter(range(10_000))
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(now)))
+    engine.ceiling = 1.0
+    engine.train_step(EXAMPLES, 1)
+    assert engine.ceiling == 2 * 64**3
 
 
 def test_totals_of_a_run_weigh_rates_by_their_seconds():
