@@ -4,6 +4,7 @@ Shapes: N scored tokens of a group's rows, one row after another.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -12,8 +13,12 @@ from nrt_cli.core.losses import group_loss
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.core.schemes import get_scheme
 from nrt_cli.engines.local.layout import Layout
+from nrt_cli.engines.local.policy import Row
 from nrt_cli.errors import TrainingError
-from nrt_cli.records import RolloutGroup
+from nrt_cli.records import Example, RolloutGroup
+
+Score = Callable[[Sequence[Row]], Sequence[tuple[Tensor, Tensor]]]
+"""What a model says of rows: log-probabilities and entropies of each one's scored tokens."""
 
 
 class Objective:
@@ -46,3 +51,23 @@ class Objective:
         if not math.isfinite(float(loss.total.detach())):
             raise TrainingError(f"the loss is {float(loss.total.detach())} on example {group.example.index}")
         return GroupScore(logprobs, context, loss)
+
+
+def held_out_scores(groups: Sequence[RolloutGroup], layout: Layout, score: Score) -> dict[str, float]:
+    """Mean log P(y*) in nats, given each group's one trace and given the null trace, and what the traces are like."""
+    examples, traces = [group.example for group in groups], [group.rollouts[0] for group in groups]
+    with_trace = mean_answer_logprob([layout.rows(group)[0] for group in groups], examples, score)
+    with_null = mean_answer_logprob([layout.null_row(example) for example in examples], examples, score)
+    return {
+        "answer_logprob": with_trace,
+        "null_logprob": with_null,
+        "gain": with_trace - with_null,
+        "trace_length": sum(len(trace.trace_ids) for trace in traces) / len(traces),
+        "forced_share": sum(trace.forced for trace in traces) / len(traces),
+    }
+
+
+def mean_answer_logprob(rows: Sequence[Row], examples: Sequence[Example], score: Score) -> float:
+    """Mean over examples of log P(y*), the last tokens of each row, in nats."""
+    totals = [float(s[0][-len(e.answer_ids) :].double().sum()) for s, e in zip(score(rows), examples, strict=True)]
+    return sum(totals) / len(totals)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from nrt_cli.cli import app
 from nrt_cli.store import Run
 
 METRICS = {
@@ -74,3 +76,15 @@ def run_maker(root: Path) -> Callable[..., Run]:
         return run
 
     return make
+
+
+@pytest.fixture
+def typed() -> Callable[..., str]:
+    """Runs a command in this process: `typed("analyze", "vocab", RUN)` -> its standard output."""
+
+    def run(*arguments: Any) -> str:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run

@@ -3,24 +3,10 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from nrt_cli.cli import app
 from nrt_cli.errors import NrtError
 
 HEALTH = {"distinct_ngrams": 0.9, "truncated_share": 0.1}
-
-
-@pytest.fixture
-def typed():
-    """Runs a command in this process: `typed("analyze", "vocab", RUN)` -> its standard output."""
-
-    def run(*arguments):
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    return run
 
 
 @pytest.fixture

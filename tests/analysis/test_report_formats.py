@@ -166,18 +166,6 @@ def test_a_pdf_takes_texts_that_are_higher_than_a_page(contents):
 
 
 @pytest.fixture
-def typed():
-    """Runs a command in this process."""
-
-    def run(*arguments):
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    return run
-
-
-@pytest.fixture
 def runs(make_run, row) -> Path:
     """Two runs whose traces are hostile."""
     for name, method in (("a", "am"), ("b", "gm")):

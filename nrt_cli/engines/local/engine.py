@@ -26,7 +26,7 @@ from nrt_cli.engines.local.memory import Budget
 from nrt_cli.engines.local.optimiser import Optimiser
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.throughput import Clock, matmul_ceiling
-from nrt_cli.engines.objective import Objective
+from nrt_cli.engines.objective import Objective, held_out_scores, mean_answer_logprob
 from nrt_cli.engines.samplers import make_sampler
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, RolloutGroup
@@ -197,24 +197,12 @@ class LocalEngine:
         """
         if self.objective is None:
             rows = [self.layout.direct_row(example) for example in examples]
-            return {"answer_logprob": self._mean_total(rows, examples)}, []
+            return {"answer_logprob": mean_answer_logprob(rows, examples, self._score_policy)}, []
         groups = self._sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
-        with_trace = self._mean_total([self.layout.rows(group)[0] for group in groups], examples)
-        with_null = self._mean_total([self.layout.null_row(example) for example in examples], examples)
-        traces = [group.rollouts[0] for group in groups]
-        return {
-            "answer_logprob": with_trace,
-            "null_logprob": with_null,
-            "gain": with_trace - with_null,
-            "trace_length": sum(len(trace.trace_ids) for trace in traces) / len(traces),
-            "forced_share": sum(trace.forced for trace in traces) / len(traces),
-        }, groups
+        return held_out_scores(groups, self.layout, self._score_policy), groups
 
-    def _mean_total(self, rows: Sequence[Row], examples: Sequence[Example]) -> float:
-        """Mean over examples of log P(y*), the last tokens of each row."""
-        scores = self._score(self.policy, rows)
-        totals = [float(s[0][-len(e.answer_ids) :].double().sum()) for s, e in zip(scores, examples, strict=True)]
-        return sum(totals) / len(totals)
+    def _score_policy(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
+        return self._score(self.policy, rows)
 
     def _score(self, policy: Policy, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         """Log-probs and entropies of each row, without gradient, in passes that fit."""

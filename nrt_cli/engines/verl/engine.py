@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nrt_cli.config import RunConfig
 from nrt_cli.core.metrics import step_metrics
 from nrt_cli.engines.local.engine import HELD_OUT_STREAM, TRAIN_STREAM, Update
-from nrt_cli.engines.local.policy import Row
+from nrt_cli.engines.objective import held_out_scores
 from nrt_cli.engines.verl.cluster import Cluster
 from nrt_cli.engines.verl.run import VerlRun
 from nrt_cli.engines.verl.steps import Steps
@@ -78,20 +78,4 @@ class VerlEngine(VerlRun):
         """
         self._publish()
         groups = self.steps.sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
-        layout = self.steps.layout
-        with_trace = self._mean_total([layout.rows(group)[0] for group in groups], examples)
-        with_null = self._mean_total([layout.null_row(example) for example in examples], examples)
-        traces = [group.rollouts[0] for group in groups]
-        return {
-            "answer_logprob": with_trace,
-            "null_logprob": with_null,
-            "gain": with_trace - with_null,
-            "trace_length": sum(len(trace.trace_ids) for trace in traces) / len(traces),
-            "forced_share": sum(trace.forced for trace in traces) / len(traces),
-        }, groups
-
-    def _mean_total(self, rows: Sequence[Row], examples: Sequence[Example]) -> float:
-        """Mean over examples of log P(y*), the last tokens of each row."""
-        scores = self.steps.score(rows)
-        totals = [float(s[0][-len(e.answer_ids) :].double().sum()) for s, e in zip(scores, examples, strict=True)]
-        return sum(totals) / len(totals)
+        return held_out_scores(groups, self.steps.layout, self.steps.score), groups
