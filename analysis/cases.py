@@ -133,6 +133,6 @@ def _said(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(f"{case['run']}{gain}", case["trace"] or "(empty)")]
 
 
-def clipped(text: str) -> str:
+def clipped(text: str, most: int = SHOWN) -> str:
     """A text that a table can hold; one that is cut says how long it is."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ... ({len(text)} characters)"
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text)} characters)"

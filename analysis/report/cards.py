@@ -67,7 +67,6 @@ def _plainness(card: RunCard) -> int:
 
 def _card(run: Run) -> RunCard:
     manifest, config = run.manifest(), _config(run)
-    steps = run.metrics()
     # A run that was killed could not say so itself.
     stopped = manifest["status"] in ("created", "running") and not run.being_written
     above = run.path.resolve().parent.parent
@@ -81,7 +80,6 @@ def _card(run: Run) -> RunCard:
         title=_title(run, str(manifest["method"]), config, study),
         seed=int(config.get("seed", 0)),
         status="stopped" if stopped else str(manifest["status"]),
-        step=int(steps[-1]["step"]) if steps else 0,
         manifest=manifest,
         config=config,
         data=_data_manifest(config, manifest, study),

@@ -5,8 +5,9 @@ ours. Numbers are in the unit of their column; what was not measured is NaN, wit
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,13 +115,26 @@ class RunCard:
     seed: int
     status: str
     """`finished`, `running`, `stopped`, `failed`, ..."""
-    step: int
-    """Steps taken."""
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]
     """The resolved config, nested; empty where it cannot be read."""
     data: Mapping[str, Any]
     """The manifest of `nrt data prepare` beside the training data; empty where that is not there any more."""
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """Metrics of the training steps, read once: many parts of a report ask, and the run may still go on."""
+        return self.run.metrics()
+
+    @cached_property
+    def held_out(self) -> list[dict[str, Any]]:
+        """Held-out scores, read once."""
+        return self.run.metrics("held_out")
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
 
 
 @dataclass(frozen=True)
@@ -151,9 +165,9 @@ class Contents:
         """The groups, in the order of the runs."""
         return tuple(dict.fromkeys(card.model for card in self.runs))
 
-    def table(self, key: str) -> Table:
-        """The table of that key."""
-        return next(table for table in self.tables if table.key == key)
+    def table(self, key: str) -> Table | None:
+        """The table of that key, if the report has it."""
+        return next((table for table in self.tables if table.key == key), None)
 
     def record(self) -> dict[str, Any]:
         """Tables and figures as JSON has them: what was not measured is null, with its reason."""
@@ -162,10 +176,6 @@ class Contents:
         about = {"title": self.title, "made": asdict(self.made), "notes": list(self.notes)}
         runs = [{"label": card.label, "run": str(card.run.path), "status": card.status} for card in self.runs]
         return measured({**about, "runs": runs, "tables": tables, "figures": figures})
-
-    def runs_of(self, model: str) -> Sequence[RunCard]:
-        """The runs of a group."""
-        return [card for card in self.runs if card.model == model]
 
 
 def _table_record(table: Table) -> dict[str, Any]:

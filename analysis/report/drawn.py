@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis import dynamics
 from analysis.figures import COLUMN, TEXT, legend_above, line_style, new_figure, panel, render
 from analysis.frames import STEP
 from analysis.judged import judged_frame, quality_table
@@ -28,7 +29,7 @@ TRACES_READ = 200
 BEST = ("ws-neg-log-p", "ws-inv-p", "gm", "am", "p", "logp")
 """Whose words Figure 4 shows: the first of these methods that a model has."""
 
-PANELS = {"entropy": ("trace entropy", "nats per token"), "trace_length": ("trace length", "tokens")}
+PANELS = {key: dynamics.PANELS[key] for key in ("entropy", "trace_length")}
 
 DYNAMICS_UNITS = {
     "step": "training step, from 1; of quality, steps taken",
@@ -89,7 +90,7 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
 
 def steps_of(card: RunCard) -> pd.DataFrame:
     """One row per step of a run that samples traces: model, title, seed, step, entropy, trace_length."""
-    frame = pd.DataFrame(card.run.metrics(), columns=["step", *PANELS]).dropna(subset=["trace_length"])
+    frame = pd.DataFrame(card.steps, columns=["step", *PANELS]).dropna(subset=["trace_length"])
     return frame.assign(model=card.model, title=card.title, seed=card.seed)[["model", "title", "seed", "step", *PANELS]]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from analysis.frames import STEP, trace_steps
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.paper import paper
 from nrt_cli.config import SCHEMES, flatten
@@ -190,11 +191,11 @@ def _normalisation(card: RunCard) -> str:
 
 
 def _lengths(card: RunCard) -> tuple[Cell, Cell]:
-    lengths = [record.get("trace_length", math.nan) for record in card.run.metrics()[-WINDOW:]]
+    lengths = [record.get("trace_length", math.nan) for record in card.steps[-WINDOW:]]
     known = [length for length in lengths if not math.isnan(length)]
     trace = sum(known) / len(known) if known else math.nan
-    names = [name for name in card.run.trace_names() if name.startswith("step-")]
-    rows = card.run.traces(names[-1], ("answer_ids",), LENGTH_ROWS) if names else []
+    steps = trace_steps(card.run, STEP)
+    rows = card.run.traces(f"{STEP}-{steps[-1]:06d}", ("answer_ids",), LENGTH_ROWS) if steps else []
     answers = [len(row["answer_ids"]) for row in rows if row["answer_ids"] is not None]
     answer = sum(answers) / len(answers) if answers else math.nan
     return _tokens(trace, "no step taken"), _tokens(answer, "no traces are stored")

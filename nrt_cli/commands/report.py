@@ -73,7 +73,7 @@ def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tup
 def show_report(contents: "Contents", written: Sequence[Path]) -> None:
     """The results, what to know about them, and where the files are."""
     for key in MAIN:
-        table = next((table for table in contents.tables if table.key == key), None)
+        table = contents.table(key)
         if table and _has_numbers(table):
             console.stdout.print(console.plain(f"{table.title}: {table.caption}"))
             console.stdout.print(_table(table))

@@ -74,13 +74,9 @@ class Evaluation:
         """Keep an answered document."""
         append_line(self.path / DOCUMENTS, {"hash": document_hash(document), **asdict(document)})
 
-    def documents(self) -> dict[str, Document]:
-        """Answered documents by `document_hash`; of one answered twice, the last."""
-        return {record["hash"]: _document(record) for record in lines(self.path / DOCUMENTS) if "hash" in record}
-
-    def first_documents(self, count: int) -> dict[str, Document]:
-        """`documents()` of the first `count` lines, however many there are."""
-        records = itertools.islice(lines(self.path / DOCUMENTS), count)
+    def documents(self, first: int | None = None) -> dict[str, Document]:
+        """Answered documents by `document_hash`; of one answered twice, the last. With `first`, of so many lines."""
+        records = itertools.islice(lines(self.path / DOCUMENTS), first)
         return {record["hash"]: _document(record) for record in records if "hash" in record}
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _sweepable(run: Run, checkpoints: bool) -> Iterator[tuple[Path, str]]:
     again = [run.model_path(step) for step in steps if run.model_path(step).is_dir()]
     yield from ((path, "model of a checkpoint, made again when asked for") for path in again if not drop)
     if drop:
-        yield from ((run.path / "checkpoints" / f"step-{step:06d}", "checkpoint of a finished run") for step in steps)
+        yield from ((run.checkpoint_path(step), "checkpoint of a finished run") for step in steps)
         yield from ((path, "state of a failed step") for path in sorted(run.path.glob("post-mortem/step-*")))
 
 
@@ -171,7 +171,9 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _pack(archive: tarfile.TarFile, run: Run, name: str, model: bool) -> None:
     left_out = set(HEAVY_FOLDERS) - ({"export"} if model else set())
-    for path in sorted(run.path.rglob("*")):
+    # Unlike glob, this goes on where a folder vanishes while it is listed.
+    found = (Path(folder, file) for folder, _, files in os.walk(run.path) for file in files)
+    for path in sorted(found):
         inside = path.relative_to(run.path)
         if inside.parts[0] in left_out or path.name == ".lock" or any(part.endswith(".tmp") for part in inside.parts):
             continue

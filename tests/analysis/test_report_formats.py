@@ -159,7 +159,10 @@ def test_a_pdf_takes_texts_that_are_higher_than_a_page(contents):
     tall = "\n".join("line") * 300
     rows = (Row((Cell(tall), Cell("1", 1.0), Cell("x" * 5000), Cell(tall)), section=tall), *contents.tables[-1].rows)
     made = replace(contents, tables=(replace(contents.tables[-1], rows=rows),), figures=())
-    assert document.render(made) == document.render(made)
+    pdf = document.render(made)
+    assert pdf == document.render(made)
+    assert pdf.startswith(b"%PDF-")
+    assert pdf.count(b"/Type /Page\n") > 1
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -188,6 +191,8 @@ def test_the_same_store_gives_the_same_bytes(runs, typed, tmp_path):
     record = json.loads(typed(*asked, "--out", tmp_path / "two", "--json"))
 
     assert "\x1b" not in shown
+    assert "Every row is one seed" in shown
+    assert "Written:" in shown
     one = digests(tmp_path / "one")
     assert one == digests(tmp_path / "two")
     assert {"report.md", "tables/table-3.csv", "tables/table-10.csv", "figures/figure-2.svg"} <= set(one)

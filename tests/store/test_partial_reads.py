@@ -52,11 +52,11 @@ def test_the_first_documents_of_an_evaluation(tmp_path):
     evaluation = Evaluation.create(tmp_path, "gsm8k", {}, {})
     for key in "abc":
         evaluation.append(Document("gsm8k", "", key, (), "42"))
-    assert [document.id for document in evaluation.first_documents(2).values()] == ["a", "b"]
-    assert evaluation.first_documents(9) == evaluation.documents()
+    assert [document.id for document in evaluation.documents(2).values()] == ["a", "b"]
+    assert evaluation.documents(9) == evaluation.documents()
     with (evaluation.path / DOCUMENTS).open("a") as file:
         file.write('{"torn')
-    assert len(evaluation.first_documents(9)) == 3
+    assert len(evaluation.documents(9)) == 3
 
 
 def test_lines_end_at_line_feeds_only(tmp_path):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.cases import clipped
 from analysis.frames import HELD_OUT, plain_text, questions, trace_steps
 from analysis.report.contents import RunCard
 from nrt_cli.records import Document
@@ -49,7 +50,7 @@ def _held_out(model: str, cards: Mapping[int, RunCard]) -> Iterator[dict[str, An
             {
                 "run": number,
                 "step": row["step"],
-                "trace": _clip(row["trace"]),
+                "trace": clipped(row["trace"], LONGEST),
                 "stop": row["stop"],
                 "before": row["before"],
             }
@@ -63,7 +64,7 @@ def _traces(card: RunCard) -> dict[int, dict[str, Any]]:
     steps = trace_steps(card.run, HELD_OUT)
     if not steps:
         return {}
-    before = {row["example"]: _clip(row["trace"]) for row in _rows(card, steps[0])} if len(steps) > 1 else {}
+    before = {row["example"]: clipped(row["trace"], LONGEST) for row in _rows(card, steps[0])} if len(steps) > 1 else {}
     rows = _rows(card, steps[-1])
     asked = questions([row["prompt"] for row in rows])
     return {
@@ -94,7 +95,7 @@ def _documents(model: str, cards: Mapping[int, RunCard]) -> Iterator[dict[str, A
     for number, card in cards.items():
         for evaluation in find_evaluations(card.run.path / "evals" / "export"):
             benchmark = str(evaluation.about().get("benchmark"))
-            answered.setdefault(benchmark, {})[number] = evaluation.first_documents(LINES)
+            answered.setdefault(benchmark, {})[number] = evaluation.documents(LINES)
     for benchmark, by_run in answered.items():
         first = next(iter(by_run.values()))
         common = [key for key in first if all(key in documents for documents in by_run.values())]
@@ -111,17 +112,19 @@ def _answer(number: int, document: Document) -> dict[str, Any]:
     reply = document.replies[0] if document.replies else None
     return {
         "run": number,
-        "trace": _clip(reply.trace) if reply and reply.stop else None,
+        "trace": clipped(reply.trace, LONGEST) if reply and reply.stop else None,
         "stop": reply.stop if reply else None,
-        "answer": _clip(reply.answer) if reply else "",
+        "answer": clipped(reply.answer, LONGEST) if reply else "",
         "extracted": document.extracted[0] if document.extracted else None,
         "score": next((score for score in document.scores.values() if score == score), None),
     }
 
 
 def _case(model: str, name: str, question: str, reference: str, said: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"model": model, "name": name, "question": _clip(question), "reference": _clip(reference), "said": said}
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... ({len(text)} characters)"
+    return {
+        "model": model,
+        "name": name,
+        "question": clipped(question, LONGEST),
+        "reference": clipped(reference, LONGEST),
+        "said": said,
+    }

@@ -167,7 +167,7 @@ def _held_out(cards: Sequence[RunCard]) -> Panel | None:
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     examples = set()
     for card in cards:
-        scores = [r for r in card.run.metrics("held_out") if math.isfinite(r.get("answer_logprob", math.nan))]
+        scores = [r for r in card.held_out if math.isfinite(r.get("answer_logprob", math.nan))]
         if scores:
             ends = (float(scores[0]["answer_logprob"]), float(scores[-1]["answer_logprob"]))
             found.setdefault((card.model, card.title), []).append(ends)

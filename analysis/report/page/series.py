@@ -53,11 +53,11 @@ def _plain(title: str) -> str:
 
 
 def _run(card: RunCard) -> dict[str, Any]:
-    held = card.run.metrics("held_out")
+    held = card.held_out
     found: dict[str, Any] = {
         HELD_OUT: {"step": [r["step"] for r in held], "mean": [four_digits(r.get("answer_logprob")) for r in held]}
     }
-    train = pd.DataFrame(card.run.metrics())
+    train = pd.DataFrame(card.steps)
     if train.empty:
         return {"values": found, "falls": []}
     thinks = "trace_length" in train
