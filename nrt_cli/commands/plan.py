@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
-    """Print the checks and the plan of a run; nothing is written and no process started.
+    """Print the checks and the plan of a run; nothing but the cache is written, and no process started.
 
     Raises the first failed check as a ConfigError, once everything is printed.
     """
@@ -23,9 +23,12 @@ def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
     if config is None:
         raise ConfigError("--dry-run plans a new run; name its config and leave --resume out.")
     config = made.with_files(config)
-    checks, plan = preflight.check(config, run_path), preflight.plan_for(config)
-    found = {"checks": [dataclasses.asdict(check) for check in checks], "plan": dataclasses.asdict(plan)}
-    console.result(found, as_json, lambda _: _show(checks, preflight.describe(plan)))
+    checks, plan = preflight.check(config, run_path)
+    found = {
+        "checks": [dataclasses.asdict(check) for check in checks],
+        "plan": dataclasses.asdict(plan) if plan else None,
+    }
+    console.result(found, as_json, lambda _: _show(checks, preflight.describe(plan) if plan else []))
     if failed := [check for check in checks if check.ok is False]:
         raise ConfigError(f"would not start here: {failed[0].text}")
 

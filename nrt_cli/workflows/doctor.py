@@ -81,6 +81,9 @@ def _with_data(config: RunConfig) -> Iterator[Finding]:
     yield from guarded("template", lambda: _template(config, inputs))
     if config.engine.name == "local":
         yield from _on_rows(config, inputs)
+    else:
+        found = "verl is not started here: no look at positions, underflow, log-probs, rollouts and the canary"
+        yield Finding("one step", "skipped", found, "look at the same model and rows with --set engine.name=local.")
 
 
 def _data(config: RunConfig, inputs: Inputs) -> Finding:
@@ -127,7 +130,7 @@ def _verl(config: RunConfig) -> Iterator[Finding]:
     """What the engine for many GPUs looks at before a run; its prediction of memory, time and disk included."""
     from nrt_cli.workflows.preflight import check
 
-    for found in check(config):
+    for found in check(config)[0]:
         name = f"verl: {found.name}"
         if found.ok:
             yield Finding(name, "ok", found.text)

@@ -22,7 +22,10 @@ def with_files(config: RunConfig) -> RunConfig:
         folder = locate_model(config.model.path).folder
         changes["model"] = config.model.model_copy(update={"path": str(folder)})
     if config.data.train.startswith("generated:"):
-        changes["data"] = config.data.model_copy(update=_pairs(config.data.train))
+        pairs = _pairs(config.data.train)
+        if config.data.validation:  # the user's own
+            del pairs["validation"]
+        changes["data"] = config.data.model_copy(update=pairs)
     return config.model_copy(update=changes)
 
 

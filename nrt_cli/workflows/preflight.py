@@ -1,5 +1,6 @@
 """Before a run starts: what would stop it, and what it will take. Nothing here starts a process or needs a network."""
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,20 +42,26 @@ class Check:
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def plan_for(config: RunConfig, examples: int | None = None, lengths: Lengths | None = None) -> Plan:
+def plan_for(
+    config: RunConfig,
+    examples: int | None = None,
+    lengths: Lengths | None = None,
+    read: Callable[[], start.Inputs] | None = None,
+) -> Plan:
     """What a run of this config will take, on the GPUs here or, where there are none to ask, on assumed ones.
 
     The model need not be there yet if it is one whose shape is known, nor the data: `examples` and `lengths` then say
-    what to expect, or the paper's numbers do. Raises ModelError for a model that is neither there nor known.
+    what to expect, or the paper's numbers do. `read` gives the inputs where they have been read before. Raises
+    ModelError for a model that is neither there nor known.
     """
-    shape = model_shape(config.model.path)
     gpu = device(config)
     if config.model.dtype == "auto":
         on_cpu = gpu.name == machine.cpu().name
         dtype = pick_dtype("auto", pick_device("cpu")) if on_cpu else "bfloat16"
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     if examples is None and lengths is None and Path(config.data.train).is_file():
-        return plan_of(config, start.load_inputs(config).train)
+        return plan_of(config, (read or (lambda: start.load_inputs(config)))().train)
+    shape = model_shape(config.model.path)
     return plan(config, shape, examples or PAPER_EXAMPLES, lengths or PAPER_LENGTHS, gpu)
 
 
@@ -106,33 +113,42 @@ def _parts(plan: Plan) -> str:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def preflight(config: RunConfig, run_path: Path, examples: ExampleSet) -> list[str]:
+def preflight(config: RunConfig, run_path: Path | None, examples: ExampleSet) -> list[str]:
     """Refuse what cannot run; returns what a person should know of what may not.
 
-    Called with the resolved config once data and model have been read, before any process is started.
+    Called with the resolved config once data and model have been read, before any process is started. `run_path` is
+    None for a run that goes on, of which a part is on the disk already.
     """
     predicted = plan_of(config, examples)
-    checks = [
-        *_of(config),
-        _memory(config, predicted),
-        _disk(run_path, predicted),
-    ]
+    checks = [*_of(config), _memory(config, predicted)]
+    if run_path is not None:
+        checks.append(_disk(run_path, predicted))
     return [check.text for check in checks if check.ok is None]
 
 
-def check(config: RunConfig, run_path: Path | None = None) -> list[Check]:
-    """Everything that can be looked at before a run of this config, failures included. Raises nothing."""
+def check(config: RunConfig, run_path: Path | None = None) -> tuple[list[Check], Plan | None]:
+    """Everything that can be looked at before a run of this config, failures included, and the plan if there is one.
+
+    Raises nothing.
+    """
+    # Data and model are read once; of what fails nothing is kept, so that every check says why.
+    read = functools.cache(lambda: start.load_inputs(config))
+    planned = functools.cache(lambda: plan_for(config, read=read))
     looks: list[tuple[str, Callable[[], Check]]] = [
         ("settings", lambda: _settings(config)),
         ("packages", lambda: _packages(config)),
         ("devices", lambda: _devices(config)),
         ("model", lambda: _model(config)),
         ("scheme", lambda: _scheme(config)),
-        ("data", lambda: _data(config)),
-        ("memory", lambda: _memory(config, plan_for(config))),
-        ("disk", lambda: _disk(run_path or Path("runs"), plan_for(config))),
+        ("data", lambda: _data(config, read)),
+        ("memory", lambda: _memory(config, planned())),
+        ("disk", lambda: _disk(run_path or Path("runs"), planned())),
     ]
-    return [_outcome(name, look) for name, look in looks]
+    checks = [_outcome(name, look) for name, look in looks]
+    try:
+        return checks, planned()
+    except NrtError:
+        return checks, None
 
 
 def _outcome(name: str, look: Callable[[], Check]) -> Check:
@@ -233,13 +249,13 @@ def _scheme(config: RunConfig) -> Check:
     return Check("scheme", True, config.method)
 
 
-def _data(config: RunConfig) -> Check:
+def _data(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
     """Examples within the caps, and whether they make a batch."""
     if not config.data.train:
         return Check("data", None, "no data given: --data or data.train")
     if not Path(config.model.path, "config.json").is_file():
         return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
-    inputs = start.load_inputs(config)
+    inputs = read()
     dropped = sum(inputs.train.dropped.values())
     return Check("data", True, f"{len(inputs.train):,} examples, {dropped:,} beyond the caps, {inputs.steps:,} steps")
 

@@ -87,9 +87,7 @@ def _begin(run_path: Path, config: RunConfig | None, how: Watching) -> dict[str,
     require_trackers(config)
     start.use_threads(config)
     inputs = start.load_inputs(config)
-    if config.engine.name == "verl":
-        for text in preflight.preflight(config, run_path, inputs.train):
-            console.note(text)
+    _look_first(config, run_path, inputs)
     opening = engines.opening(config, inputs, run_path)
     run = Run.create(run_path, configs.to_yaml(config), start.manifest(config, inputs))
     with run.writing(), opening as engine:
@@ -108,10 +106,18 @@ def _continue(
         start.same_inputs(run, inputs.fingerprints)
         if summary := start.done_already(run, inputs.steps):
             return summary
+        _look_first(config, None, inputs)
         with engines.opening(config, inputs, run_path) as engine:
             done = start.restore(run, engine.restore)
             run.update_config(configs.to_yaml(config))
             return _work(run, config, engine, inputs, how, done)
+
+
+def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> None:
+    """Before Ray starts, which takes minutes: refuse what cannot run, and say what may not."""
+    if config.engine.name == "verl":
+        for text in preflight.preflight(config, run_path, inputs.train):
+            console.note(text)
 
 
 def _work(

@@ -130,6 +130,20 @@ def test_a_reader_of_a_run_that_is_written_sees_whole_records_only(tmp_path):
         assert not list(run.path.glob("checkpoints/*.tmp"))
 
 
+def test_an_archive_goes_on_where_a_folder_vanishes_while_it_is_listed(tmp_path, monkeypatch):
+    run = made(tmp_path / "a")
+    (run.path / "checkpoints" / "step-000009.tmp").mkdir(parents=True)
+    scan = os.scandir
+
+    def vanished(path="."):
+        if str(path).endswith(".tmp"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanished)
+    assert write_archive([run], tmp_path / "packed.tar.gz") > 0
+
+
 # --- tags and removal ------------------------------------------------------------------------------------------------
 
 

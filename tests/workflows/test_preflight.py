@@ -28,7 +28,7 @@ REQUIREMENTS = [
 
 
 def outcomes(config: Any, run_path: Path | None = None) -> dict[str, preflight.Check]:
-    return {check.name: check for check in preflight.check(config, run_path)}
+    return {check.name: check for check in preflight.check(config, run_path)[0]}
 
 
 @pytest.fixture
@@ -194,5 +194,18 @@ def test_dry_run_of_what_cannot_start_says_so_after_the_plan(tmp_path: Path) -> 
     assert isinstance(shown.exception, ConfigError)
     assert "would not start here" in str(shown.exception)
     assert "64 ranks" in shown.output
+    nowhere = CliRunner().invoke(app, ["train", "paper-3b", "--model", str(tmp_path / "no-such"), "--dry-run"])
+    assert isinstance(nowhere.exception, ConfigError)
+    assert "devices" in nowhere.output, "what could be looked at is shown though there is no plan"
     with pytest.raises(ConfigError, match="leave --resume out"):
         CliRunner().invoke(app, ["train", "--run", str(tmp_path), "--resume", "--dry-run"], catch_exceptions=False)
+
+
+def test_data_and_model_are_read_once(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    load = preflight.start.load_inputs
+    monkeypatch.setattr(preflight.start, "load_inputs", lambda config: reads.append(config) or load(config))
+    checks, planned = preflight.check(tiny_config("method=am"))
+    assert planned is not None
+    assert [check.name for check in checks if check.ok is False] == []
+    assert len(reads) == 1

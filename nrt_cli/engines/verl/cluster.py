@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 
-from nrt_cli.errors import ConfigError, TrainingError
+from nrt_cli.errors import ConfigError, NrtError
 from nrt_cli.records import Rollout
 
 Result = TypeVar("Result")
@@ -75,7 +75,7 @@ class Processes:
     A subclass sets `workers`, a worker group of verl's, in `start`.
 
     Raises:
-        TrainingError: something did not start in time.
+        TimeoutError: something did not start in time.
     """
 
     workers: Any
@@ -129,7 +129,8 @@ class Processes:
         seconds = self.seconds if seconds is None else seconds
         done, _ = wait([future], seconds)
         if not done:
-            raise TrainingError(f"waited {seconds:.0f} s for {what}, in vain; engine.patience is how long to wait")
+            # No TrainingError, after which the run would ask the same stuck process to save.
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}, in vain; engine.patience is how long to wait")
         return future.result()
 
     def starting(self, what: str, call: Callable[[], Result]) -> Result:
@@ -143,7 +144,9 @@ class Processes:
             try:
                 future.set_result(call())
             except BaseException as error:
-                future.set_exception(error)
+                # Ray's wrapper of an error of ours is one of ours too, whose text is a traceback.
+                own = getattr(error, "cause", None)
+                future.set_exception(own if isinstance(own, NrtError) else error)
 
     def _start_ray(self) -> None:
         import ray

@@ -65,8 +65,6 @@ SHARED = (
         "model.gradient_checkpointing",
         lambda c: c.model.gradient_checkpointing,
     ),
-    Setting("{model}.lora_rank", "model.lora.rank", lambda c: c.model.lora.rank or 0),
-    Setting("{model}.lora_alpha", "model.lora.alpha", lambda c: int(c.model.lora.alpha)),
     Setting("{fsdp}.dtype", "model.dtype", lambda c: c.model.dtype),
     Setting("{fsdp}.mixed_precision", "model.dtype", _precision),
     Setting("{fsdp}.ulysses_sequence_parallel_size", "parallel.sequence", lambda c: c.parallel.sequence),
@@ -259,8 +257,11 @@ def _require_possible(config: RunConfig) -> None:
             f"optimiser.states={config.optimiser.states} is the local engine's; with verl, parallel.offload=true saves "
             "the memory of the moments."
         )
-    if config.model.lora.rank is not None and not config.model.lora.alpha.is_integer():
-        raise ConfigError(f"model.lora.alpha={config.model.lora.alpha}: verl takes whole numbers only; give one.")
+    if config.model.lora.rank is not None:
+        raise ConfigError(
+            f"model.lora.rank={config.model.lora.rank} is the local engine's; what verl saves of such an update is not "
+            "read here yet. Leave it out, or set engine.name=local."
+        )
     if config.rollout.cache_share is not None:
         raise ConfigError(
             f"rollout.cache_share is the local engine's; set verl.{ROLLOUT}.gpu_memory_utilization instead, the share "

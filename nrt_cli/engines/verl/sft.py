@@ -32,7 +32,7 @@ class SftProcesses(Processes):
     """Ray and the ranks of verl's SFT trainer."""
 
     def start(self) -> None:
-        self.trainer = self.within("verl's workers to start", lambda: _trainer(self.settings))
+        self.trainer = self.starting("verl's workers to start", lambda: _trainer(self.settings))
         self.workers = self.trainer.training_client
 
     @property

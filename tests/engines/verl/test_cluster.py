@@ -44,7 +44,7 @@ class Stuck(Quiet):
 def test_a_wait_has_a_limit_and_says_what_it_was_for():
     processes = Quiet(None, False, 0.05)
     release = threading.Event()
-    with pytest.raises(TrainingError, match=r"waited 0 s for traces, in vain; engine\.patience"):
+    with pytest.raises(TimeoutError, match=r"waited 0 s for traces, in vain; engine\.patience"):
         processes.within("traces", release.wait)
     release.set()
 
@@ -58,7 +58,7 @@ def test_what_comes_in_time_comes_back_and_so_does_what_goes_wrong():
 
 def test_a_start_that_does_not_end_is_given_up_and_cleaned_up_after():
     before = Quiet.closed
-    with pytest.raises(TrainingError, match="for the ranks to start"):
+    with pytest.raises(TimeoutError, match="for the ranks to start"):
         Stuck(None, False, 0.05)
     assert Quiet.closed == before + 1
     Stuck.release.set()
@@ -92,3 +92,15 @@ def test_processes_find_a_users_scheme_where_the_command_ran(tmp_path, monkeypat
     monkeypatch.setenv("PYTHONPATH", "there")
     assert environment(gpu=False)["PYTHONPATH"] == f"{tmp_path}:there"
     assert "VERL_PLATFORM" not in environment(gpu=True)
+
+
+def test_an_error_of_ours_comes_back_as_itself_not_as_rays_traceback() -> None:
+    exceptions = pytest.importorskip("ray.exceptions", reason="Ray is not installed")
+    ours = TrainingError("the loss is nan on example 3")
+
+    def raising() -> None:
+        raise exceptions.RayTaskError("update", "Traceback (most recent call last): ...", ours).as_instanceof_cause()
+
+    with pytest.raises(TrainingError) as caught:
+        Quiet(None, False, 60).within("an update", raising)
+    assert str(caught.value) == "the loss is nan on example 3"

@@ -80,7 +80,6 @@ def test_the_table_names_keys_that_our_config_has() -> None:
         ("parallel.offload=true", f"{ACTOR}.fsdp_config.param_offload", True),
         ("parallel.offload=true", f"{ACTOR}.fsdp_config.optimizer_offload", True),
         ("model.gradient_checkpointing=true", "actor_rollout_ref.model.enable_gradient_checkpointing", True),
-        ("model.lora.rank=8", "actor_rollout_ref.model.lora_rank", 8),
         ("model.dtype=bfloat16", f"{ACTOR}.fsdp_config.mixed_precision.param_dtype", "bfloat16"),
         ("model.dtype=bfloat16", f"{ROLLOUT}.dtype", "bfloat16"),
         ("seed=7", f"{ROLLOUT}.seed", 7),
@@ -178,11 +177,11 @@ def test_any_setting_that_verl_has_can_be_set(override: str) -> None:
     [
         ("optimiser.states=8bit", "parallel.offload=true"),
         ("rollout.cache_share=0.2", "gpu_memory_utilization"),
-        ("model.lora.alpha=1.5", "whole numbers"),
+        ("model.lora.rank=8", "engine.name=local"),
     ],
 )
 def test_what_verl_has_nothing_for_is_refused(override: str, said: str) -> None:
-    needed = {"rollout.cache_share=0.2": ["rollout.engine=vllm"], "model.lora.alpha=1.5": ["model.lora.rank=4"]}
+    needed = {"rollout.cache_share=0.2": ["rollout.engine=vllm"]}
     with pytest.raises(ConfigError, match=said):
         settings.check_keys(config(override, *needed.get(override, [])))
 
