@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from nrt_cli import console, progress
-from nrt_cli.progress import COLUMNS, JsonProgress, LiveProgress, Progress, choose
+from nrt_cli.progress import COLUMNS, JsonProgress, LiveProgress, LiveStudyProgress, Progress, StudyProgress, choose
 
 RECORD = {"kind": "train", "step": 1, **dict.fromkeys(COLUMNS, 0.25), "entropy": 1.5, "dead_groups": 0.5}
 HELD_OUT = {"kind": "held_out", "step": 0, "answer_logprob": -16.85, "null_logprob": -17.0, "gain": 0.15}
@@ -155,3 +155,39 @@ def test_the_display_suits_its_reader(monkeypatch, screen):
     assert type(choose(True, 1, 0)) is JsonProgress
     monkeypatch.setattr(console, "stderr", Console(file=io.StringIO()))
     assert type(choose(False, 1, 0)) is Progress
+
+
+@pytest.fixture
+def study(monkeypatch, clock):
+    """A study's display of four parts of work, one of which is in `a` and three in `b`; and what it says."""
+    log = Console(file=io.StringIO(), width=200, highlight=False)
+    monkeypatch.setattr(console, "stderr", log)
+    display = StudyProgress()
+    display.begin({"a": 1.0, "b": 3.0})
+    return display, log.file
+
+
+def test_a_study_says_how_much_is_done_and_when_it_will_be(study, clock):
+    """Half of three parts of four are 3/8; they took 10 seconds, so the other 5/8 take 16.7."""
+    display, said = study
+    assert display.eta() == "-"
+    clock[0] += 10
+    display.progress("b", 0.5, "step 4")
+    assert display.eta() == "0:00:16"
+    display.progress("b", 0.51, "not a tenth further")
+    assert said.getvalue().splitlines() == ["30 % done, eta 0:00:16; b: step 4"]
+    display.ended("b", "finished", "")
+    display.ended("a", "failed", "no data")
+    assert said.getvalue().splitlines()[1:] == ["b: finished", "warning: a: failed: no data"]
+    assert display.eta() == "0:00:00"
+
+
+def test_a_studys_bars_show_every_task_that_runs(screen, clock):
+    with LiveStudyProgress() as display:
+        display.begin({"a": 1.0, "b": 3.0})
+        clock[0] += 10
+        display.progress("b", 0.5, "step 4 of [8]")
+        shown = {task.description: (task.completed, task.fields["what"]) for task in display.bars.tasks}
+        assert shown == {"2 tasks": (0.375, "eta 0:00:16"), "b": (0.5, "step 4 of [8]")}
+        display.ended("b", "finished", "")
+        assert [task.description for task in display.bars.tasks] == ["2 tasks"]

@@ -1,6 +1,6 @@
 """`nrt config`: show, check and compare configurations."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,17 @@ app = typer.Typer(help="Show, check and compare configurations.", no_args_is_hel
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set rollout.group_size=4.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def flags(**given: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def section(name: str, /, **given: Any) -> dict[str, Any]:
+    """The flags of one config section, nested under its name; nothing where none was given."""
+    found = flags(**given)
+    return {name: found} if found else {}
 
 
 @app.command(epilog="Example: nrt config show train/quickstart --set rollout.group_size=4")

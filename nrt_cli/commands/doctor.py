@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from nrt_cli import console
-from nrt_cli.commands.config import AsJson, Overrides
+from nrt_cli.commands.config import AsJson, Overrides, flags, section
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
@@ -40,7 +40,8 @@ def doctor(
 
     Exits with 1 where there is a problem. Nothing is written.
     """
-    config = _config(name, overrides, method=method, model=model, data=data, validation=validation)
+    given = flags(method=method) | section("model", path=model) | section("data", train=data, validation=validation)
+    config = _config(name, overrides, given)
 
     from nrt_cli.workflows.doctor import diagnose, summary
 
@@ -56,15 +57,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _config(name: str | None, overrides: list[str] | None, **flags: str | None) -> "RunConfig | None":
+def _config(name: str | None, overrides: list[str] | None, given: dict[str, Any]) -> "RunConfig | None":
     """The config asked about; None where nothing at all was named."""
     from nrt_cli import config
 
-    given: dict[str, Any] = {"method": flags["method"]} if flags["method"] else {}
-    sections = {"path": ("model", "model"), "train": ("data", "data"), "validation": ("data", "validation")}
-    for key, (section, flag) in sections.items():
-        if flags[flag]:
-            given[section] = given.get(section, {}) | {key: flags[flag]}
     if name is None and not given and not overrides:
         return None
     # A run is asked about by its own config.

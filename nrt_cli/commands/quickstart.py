@@ -26,10 +26,11 @@ def quickstart(
     as_json: AsJson = False,
 ) -> None:
     """Train SmolLM2-135M to think about small sums, and show what it learned. An interrupted one goes on."""
-    from nrt_cli.commands.report import make_report
+    from nrt_cli.commands.report import make_report, require_packages
     from nrt_cli.progress import choose, print_json_line
     from nrt_cli.workflows.quickstart import quickstart as run_quickstart
 
+    require_packages()
     outcome = run_quickstart(
         folder, console.note, lambda steps, done: choose(as_json, steps, done), tuple(overrides or ())
     )

@@ -1,6 +1,7 @@
 """`nrt report`: the paper's tables and figures from the store."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,12 @@ def report(
     contents, written = make_report(paths, folder, formats.split(","))
     record = contents.record() | {"files": [str(path) for path in written]}
     console.result(record, as_json, lambda _: show_report(contents, written))
+
+
+def require_packages() -> None:
+    """What only the end of a long command needs is missed at its beginning."""
+    if missing := [name for name in ("pandas", "matplotlib", "wordcloud", "regex") if not find_spec(name)]:
+        raise ConfigError(f"the report needs {missing[0]}; run `pip install 'nrt-cli[analysis,eval]'`.")
 
 
 def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tuple["Contents", list[Path]]:

@@ -1,6 +1,5 @@
 """`nrt reproduce`: a whole study, from data and model to the report, in one command."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commands.config import AsJson
-from nrt_cli.errors import ConfigError, NrtError
+from nrt_cli.errors import NrtError
 
 if TYPE_CHECKING:
     from analysis.report.contents import Contents
@@ -40,11 +39,11 @@ def reproduce(
     if dry_run:
         _plan(asked, folder, as_json)
         return
-    _require_for_report()
-    from nrt_cli.commands.report import DEFAULT, make_report
+    from nrt_cli.commands.report import DEFAULT, make_report, require_packages
     from nrt_cli.progress import choose_for_study
     from nrt_cli.workflows.reproduce import reproduce as run_study
 
+    require_packages()
     with choose_for_study() as display:
         outcome = run_study(folder, asked, display)
     try:
@@ -56,12 +55,6 @@ def reproduce(
     console.result(record, as_json, lambda _: _show(outcome, contents, written))
     if _unfinished(outcome):
         raise typer.Exit(1)
-
-
-def _require_for_report() -> None:
-    """What only the end needs is missed at the beginning."""
-    if missing := [name for name in ("pandas", "matplotlib", "wordcloud", "regex") if not find_spec(name)]:
-        raise ConfigError(f"the report needs {missing[0]}; run `pip install 'nrt-cli[analysis,eval]'`.")
 
 
 def _unfinished(outcome: dict[str, Any]) -> dict[str, str]:

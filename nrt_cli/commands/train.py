@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrt_cli import console
-from nrt_cli.commands.config import Overrides
+from nrt_cli.commands.config import Overrides, flags, section
 from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
 
@@ -47,9 +47,9 @@ def train(
     from nrt_cli.progress import choose, print_json_line
     from nrt_cli.workflows.train import train as run_training
 
-    given = _given(method=method, seed=seed)
-    given |= _section("model", path=model) | _section("data", train=data, validation=validation)
-    given |= _section("train", steps=steps) | _section("engine", name=engine)
+    given = flags(method=method, seed=seed)
+    given |= section("model", path=model) | section("data", train=data, validation=validation)
+    given |= section("train", steps=steps) | section("engine", name=engine)
     set_here = [config.parse_override(text) for text in overrides or []]
     # Without a config of its own, a resumed run goes on with the one it has.
     resolved = config.load(name, overrides or [], **given) if name or not resume else None
@@ -64,16 +64,6 @@ def train(
         print_json_line({"kind": "summary", **summary})
     else:
         _report(summary)
-
-
-def _given(**flags: Any) -> dict[str, Any]:
-    return {key: value for key, value in flags.items() if value is not None}
-
-
-def _section(section: str, /, **flags: Any) -> dict[str, Any]:
-    """The flags of one config section, nested under its name; nothing where none was given."""
-    given = _given(**flags)
-    return {section: given} if given else {}
 
 
 def _run_path(run: Path | None, name: str | None, resolved: "RunConfig | None") -> Path:

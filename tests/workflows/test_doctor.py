@@ -4,8 +4,11 @@ import copy
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.data.choose import Settings
@@ -17,6 +20,7 @@ from nrt_cli.engines.samplers import NativeSampler
 from nrt_cli.workflows import doctor, doctor_environment, prediction
 from nrt_cli.workflows.doctor import diagnose, summary
 from nrt_cli.workflows.findings import Finding, of_error
+from nrt_cli.workflows.memory import Peak, peak_memory
 
 ON_ROWS = [
     "positions",
@@ -215,6 +219,28 @@ def test_too_little_memory_is_foreseen(found, monkeypatch):
     finding = found("method=am")["memory"]
     assert finding.verdict == "warning"
     assert "train.micro_batch_tokens" in finding.do
+
+
+def test_memory_is_foreseen_by_a_line_through_two_steps(tiny_config, monkeypatch):
+    """1.0 GB at 100 tokens and 1.5 GB at 200 make 2.5 GB at 400, which wants a ninth more of room."""
+    peaks = [SimpleNamespace(tokens=n, memory=Peak(most, 0.0)) for n, most in ((100, 1.0e9), (200, 1.5e9))]
+    trial = SimpleNamespace(passes=peaks, engine=SimpleNamespace(policy=SimpleNamespace(device=None)))
+    monkeypatch.setattr(prediction, "_longest_rows", lambda config, inputs: 10**6)
+    for room, verdict in ((2.9e9, "ok"), (2.7e9, "warning")):
+        monkeypatch.setattr(prediction, "available_memory", lambda device, room=room: room)
+        finding = prediction._memory(tiny_config("train.micro_batch_tokens=400"), None, trial)
+        assert (finding.details["predicted"], finding.verdict) == (2.5e9, verdict)
+
+
+def test_peak_memory_sees_what_is_gone_again():
+    with peak_memory(torch.device("cpu")) as found:
+        before = psutil.Process().memory_info().rss
+        held = torch.ones(50_000_000)
+        for _ in range(40):  # work, while the watcher looks
+            held.add_(1)
+        del held
+    assert found.most - before > 1.5e8
+    assert found.most > found.after
 
 
 def test_time_scales_with_what_is_asked(found):

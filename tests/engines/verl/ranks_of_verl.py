@@ -183,6 +183,10 @@ class Ranks:
     def score(self, batch: Any) -> Any:
         return self._shared("score", batch)
 
+    def score_reference(self, batch: Any) -> Any:
+        """Where no step has been taken, the policy is the starting model."""
+        return self.score(batch)
+
     def update(self, batch: Any) -> Any:
         from verl.utils import tensordict_utils as tu
 

@@ -32,6 +32,8 @@ SLOW = {f"{preset}-{scheme}": (f"method={scheme}", *extra) for preset, extra in 
 CASES = SLOW | {
     # The second minibatch's gradient, where pi_old was scored before the first; each token at its own temperature.
     "paper-minibatches": ("method=gm", "train.minibatch_size=2", "rollout.temperature=0.7", "objective.tis_cap=1.2"),
+    # The starting model is the policy still, so that its KL is 0: what were not its log-probs would show.
+    "paper-kl": ("method=am", "objective.kl_weight=0.1"),
     "paper-entropy": ("method=am", "objective.entropy_weight=0.1", "objective.ratio=sequence"),
 }
 
