@@ -71,3 +71,8 @@ def mean_answer_logprob(rows: Sequence[Row], examples: Sequence[Example], score:
     """Mean over examples of log P(y*), the last tokens of each row, in nats."""
     totals = [float(s[0][-len(e.answer_ids) :].double().sum()) for s, e in zip(score(rows), examples, strict=True)]
     return sum(totals) / len(totals)
+
+
+def mean_of(reports: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of what a step's minibatches report, by name."""
+    return {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}

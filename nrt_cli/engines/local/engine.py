@@ -26,7 +26,7 @@ from nrt_cli.engines.local.memory import Budget
 from nrt_cli.engines.local.optimiser import Optimiser
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.throughput import Clock, matmul_ceiling
-from nrt_cli.engines.objective import Objective, held_out_scores, mean_answer_logprob
+from nrt_cli.engines.objective import Objective, held_out_scores, mean_answer_logprob, mean_of
 from nrt_cli.engines.samplers import make_sampler
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, RolloutGroup
@@ -147,7 +147,7 @@ class LocalEngine:
             with self.clock("gradient"):
                 scores += self.budget.retrying(lambda: self._minibatch(part, part_known), self.optimiser.forget)  # noqa: B023
             steps.append(self._step())
-        metrics = step_metrics(scores, len(steps)) | _mean_of(steps)
+        metrics = step_metrics(scores, len(steps)) | mean_of(steps)
         metrics["tokens"] = sum(len(row.ids) for g in groups for row in self.layout.rows(g))
         return Update(metrics, scores)
 
@@ -172,7 +172,7 @@ class LocalEngine:
             losses.append(loss)
             steps.append(self._step())
         metrics = {"loss": sum(losses) / len(losses), "answer_logprob_per_token": -sum(losses) / len(losses)}
-        metrics |= _mean_of(steps)
+        metrics |= mean_of(steps)
         metrics["tokens"] = sum(len(e.prompt_ids) + len(e.answer_ids) for e in examples)
         return Update(metrics, [])
 
@@ -273,12 +273,7 @@ class LocalEngine:
         self, groups: Sequence[RolloutGroup], known: Sequence[dict[str, Tensor]], rows_in_minibatch: int
     ) -> list[GroupScore]:
         """Add the gradient of some groups to the model's; returns the groups as scored."""
-        # Null traces that were not scored before ride along, last of their group; no loss reaches them.
-        riding = ["base_logprobs_T" not in before for before in known]
-        group_rows = [
-            self.layout.rows_with_null(group) if rides else self.layout.rows(group)
-            for group, rides in zip(groups, riding, strict=True)
-        ]
+        group_rows = [self.layout.rows_to_score(*pair) for pair in zip(groups, known, strict=True)]
         rows = [row for part in group_rows for row in part]
         parts = list(self.policy.micro_batches(rows, self.budget.tokens))
         if len(parts) == 1:
@@ -321,7 +316,3 @@ class LocalEngine:
 def _grad(leaf: Tensor) -> Tensor:
     """A leaf's gradient; zeros where the loss did not use it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _mean_of(reports: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}

@@ -3,7 +3,7 @@
 Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a group's rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class Layout:
         """The same, and the null trace last."""
         return [*self.rows(group), self.null_row(group.example)]
 
+    def rows_to_score(self, group: RolloutGroup, known: Mapping[str, Tensor]) -> list[Row]:
+        """The rows of a loss's forward pass: a null trace not scored before rides along; no loss reaches it."""
+        return self.rows(group) if "base_logprobs_T" in known else self.rows_with_null(group)
+
     def null_row(self, example: Example) -> Row:
         """x [t_start] t_end y*, of which y* is scored."""
         opening = example.prompt_ids if self.bare_null else trace_prompt(example, self.tokens)
@@ -57,7 +61,7 @@ class Layout:
         """Cut a group's flat scores into start, trace and answer; those of a null trace, at the end, are not read."""
         start = 0 if self.tokens.start_id is None else 1
         answer = len(group.example.answer_ids)
-        sizes = [row.scored for row in self.rows(group)]
+        sizes = [start + len(rollout.trace_ids) + 1 + answer for rollout in group.rollouts]
         rows, entropies = (scored_N[: sum(sizes)].split(sizes) for scored_N in (logprobs_N, entropies_N))
         return GroupLogprobs(
             start_K=torch.stack([row[0] for row in rows]) if start else None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nrt_cli.config import RunConfig
 from nrt_cli.core.metrics import step_metrics
 from nrt_cli.engines.local.engine import HELD_OUT_STREAM, TRAIN_STREAM, Update
-from nrt_cli.engines.objective import held_out_scores
+from nrt_cli.engines.objective import held_out_scores, mean_of
 from nrt_cli.engines.verl.cluster import Cluster
 from nrt_cli.engines.verl.run import VerlRun
 from nrt_cli.engines.verl.steps import Steps
@@ -47,8 +47,7 @@ class VerlEngine(VerlRun):
         with clock("rollout"):
             groups = self.steps.sample(examples, self.config.rollout.group_size, (self.config.seed, TRAIN_STREAM, step))
         scores, reports = self.steps.update(groups)
-        metrics = step_metrics(scores, len(reports))
-        metrics |= {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
+        metrics = step_metrics(scores, len(reports)) | mean_of(reports)
         metrics["tokens"] = sum(len(row.ids) for group in groups for row in self.steps.layout.rows(group))
         seconds = time.perf_counter() - started
         return Update(metrics | self._rates(groups, metrics["tokens"], seconds), scores), groups

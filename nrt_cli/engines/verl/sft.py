@@ -20,6 +20,7 @@ from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.layout import Layout
 from nrt_cli.engines.local.optimiser import rate_factor
 from nrt_cli.engines.local.policy import Row
+from nrt_cli.engines.objective import mean_of
 from nrt_cli.engines.verl.cluster import Processes
 from nrt_cli.engines.verl.ranks import SftRank
 from nrt_cli.engines.verl.rows import as_rows, nested, scored
@@ -100,7 +101,7 @@ class VerlSft(VerlRun):
         started = time.perf_counter()
         size = self.config.train.minibatch_size or len(examples)
         reports = [self._minibatch(examples[start : start + size]) for start in range(0, len(examples), size)]
-        metrics = {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
+        metrics = mean_of(reports)
         tokens = sum(len(e.prompt_ids) + len(e.answer_ids) for e in examples)
         seconds = time.perf_counter() - started
         metrics |= {"answer_logprob_per_token": -metrics["loss"], "tokens": tokens, "seconds": seconds}

@@ -158,11 +158,7 @@ class Steps:
     ) -> tuple[list[GroupScore], dict[str, float]]:
         """A minibatch in one pass: the ranks compute the loss of whole groups."""
         count = sum(len(group.rollouts) for group in groups)
-        riding = ["base_logprobs_T" not in before for before in known]
-        rows = [
-            self.layout.rows_with_null(group) if rides else self.layout.rows(group)
-            for group, rides in zip(groups, riding, strict=True)
-        ]
+        rows = [self.layout.rows_to_score(*pair) for pair in zip(groups, known, strict=True)]
         places, _ = self._dealt(groups, [sum(len(row.ids) for row in part) for part in rows])
         flat = [row for i in places for row in rows[i]]
         carried = [
