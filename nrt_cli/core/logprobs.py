@@ -14,8 +14,8 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, in elements: 64 MiB in float32, of which the passes below keep two to three copies."""
 
-KEPT_ELEMENTS = 2**26
-"""Logits kept for the backward pass, in elements: at most 256 MiB in float32. Making them anew is a quarter of the
+KEPT_ELEMENTS = 2**27
+"""Logits kept for the backward pass, in elements: at most 512 MiB in float32. Making them anew is a quarter of the
 head's arithmetic."""
 
 

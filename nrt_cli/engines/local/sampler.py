@@ -1,6 +1,6 @@
 """Sampling traces: one prefill per prompt, K continuations from it, finished rows dropped.
 
-Shapes: P prompts, R rows (prompts times K), C trace cap, V vocabulary.
+Shapes: P prompts, R rows (prompts times K), C trace cap, V vocabulary, B blocks of it, X tokens of one, W = B * X.
 
 Every trace has a random stream of its own, keyed by (seed, step, example, k), so what it samples does not depend on
 what it shares a batch with, and a resumed run continues as if it had never stopped.
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from nrt_cli.config import RolloutSection
@@ -37,22 +36,29 @@ def pick(logits_RV: Tensor, uniforms_R: Tensor | None) -> tuple[Tensor, Tensor]:
 
     Inverts the cumulative distribution at `uniforms_R`; None takes the likeliest token.
     """
-    normaliser_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    top_R1 = logits_RV.amax(-1, keepdim=True)
+    weights_RBX = _weights(logits_RV, top_R1)
+    # Running sums are double: float32 over a large vocabulary drifts by more than a rare token's probability.
+    sums_RB = weights_RBX.sum(-1).cumsum(-1, dtype=torch.float64)
     if uniforms_R is None:
         tokens_R1 = logits_RV.argmax(-1, keepdim=True)
     else:
-        tokens_R1 = _invert((logits_RV - normaliser_R1).exp_(), uniforms_R[:, None].double())
-    return tokens_R1[:, 0], (logits_RV.gather(-1, tokens_R1) - normaliser_R1)[:, 0]
+        # First which block of the vocabulary, then which token in it.
+        block_R1, rest_R1 = _find(sums_RB, uniforms_R[:, None].double())
+        chosen_RX = weights_RBX.gather(1, block_R1[..., None].expand(-1, -1, BLOCK))[:, 0]
+        within_R1, _ = _find(chosen_RX.cumsum(-1, dtype=torch.float64), rest_R1)
+        tokens_R1 = block_R1 * BLOCK + within_R1
+    logprobs_R1 = logits_RV.gather(-1, tokens_R1) - top_R1 - sums_RB[:, -1:].log().to(logits_RV.dtype)
+    return tokens_R1[:, 0], logprobs_R1[:, 0]
 
 
-def _invert(probs_RV: Tensor, uniforms_R1: Tensor) -> Tensor:
-    """The token at which the running sum of probabilities passes each uniform: first which block, then which in it."""
-    blocks_RBX = pad(probs_RV, (0, -probs_RV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    # Double, since a float32 running sum over a large vocabulary drifts by more than a rare token's probability.
-    block_R1, rest_R1 = _find(blocks_RBX.sum(-1, dtype=torch.float64).cumsum(-1), uniforms_R1)
-    chosen_RX = blocks_RBX.gather(1, block_R1[..., None].expand(-1, -1, BLOCK))[:, 0]
-    within_R1, _ = _find(chosen_RX.cumsum(-1, dtype=torch.float64), rest_R1)
-    return block_R1 * BLOCK + within_R1
+def _weights(logits_RV: Tensor, top_R1: Tensor) -> Tensor:
+    """exp(logits - top) in blocks [R, B, BLOCK]; what fills the last block up weighs nothing."""
+    vocabulary = logits_RV.shape[-1]
+    blocks_RW = logits_RV.new_empty(len(logits_RV), vocabulary + -vocabulary % BLOCK)
+    blocks_RW[:, vocabulary:] = 0
+    torch.sub(logits_RV, top_R1, out=blocks_RW[:, :vocabulary]).exp_()
+    return blocks_RW.unflatten(-1, (-1, BLOCK))
 
 
 def _find(sums_RN: Tensor, share_R1: Tensor) -> tuple[Tensor, Tensor]:
