@@ -43,7 +43,7 @@ def selected_logprobs(
 
 
 class _SelectedLogprobs(torch.autograd.Function):
-    """`selected_logprobs` with the logits recomputed in the backward pass."""
+    """`selected_logprobs`; logits that were not kept are made anew in the backward pass."""
 
     @staticmethod
     def forward(

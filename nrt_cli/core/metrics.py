@@ -73,7 +73,7 @@ def _sampler_gap(score: GroupScore) -> Tensor:
     old_KZ = score.context.old_trace_KZ
     # Where the sampler's numbers stand for pi_old's, there is nothing to compare.
     if score.context.sampler_trace_KZ is None or old_KZ is score.context.sampler_trace_KZ:
-        return torch.zeros(0)
+        return score.logprobs.answer_KT.new_zeros(0, dtype=torch.float64)
     old_KZ = score.logprobs.trace_KZ if old_KZ is None else old_KZ
     return (old_KZ - score.context.sampler_trace_KZ)[score.context.sampled_mask_KZ].double()
 

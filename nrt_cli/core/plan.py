@@ -29,20 +29,16 @@ LOGIT_BYTES = 10
 NARROW, WIDE = 2, 4
 
 
-def plan(
-    config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, gpu: Gpu, vllm: bool | None = None
-) -> Plan:
+def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, gpu: Gpu) -> Plan:
     """Predict a run. Pure: everything it depends on is an argument.
 
     Args:
         examples: how many are left to train on after the caps.
-        vllm: whether vLLM samples; by default, what `rollout.engine` and the engine say.
     """
     steps = config.train.steps or config.train.epochs * (examples // config.train.batch_size)
     minibatch = config.train.minibatch_size or config.train.batch_size
     memory = _update_memory(config, model)
     update = sum(size for _, size in memory)
-    vllm = _samples_with_vllm(config) if vllm is None else vllm
     seconds, most = (_seconds(config, model, length, gpu) for length in (lengths, _caps(config)))
     hours = steps * config.parallel.ranks / 3600
     return Plan(
@@ -63,7 +59,7 @@ def plan(
         tokens_most=_tokens(config, _caps(config)),
         memory=memory,
         memory_update=update,
-        memory_rollout=_rollout_memory(config, model, gpu, vllm),
+        memory_rollout=_rollout_memory(config, model, gpu),
         seconds=seconds,
         gpu_hours=seconds * hours,
         gpu_hours_most=most * hours,
@@ -120,7 +116,7 @@ def _trained(config: RunConfig, model: ModelShape) -> float:
 def _update_memory(config: RunConfig, model: ModelShape) -> tuple[tuple[str, float], ...]:
     """Bytes per GPU during an update, by part. FSDP shards what is kept; activations are each rank's own."""
     ranks, width = config.parallel.ranks, NARROW if config.model.dtype == "bfloat16" else WIDE
-    trained = _trained(config, model)
+    trained = 0.0 if config.optimiser.states == "cpu" else _trained(config, model)
     # FSDP multiplies with copies that it gathers layer by layer; the local engine keeps a narrow copy of all.
     copies: float = model.parameters * width if width == NARROW else 0.0
     if config.engine.name == "verl":
@@ -130,7 +126,7 @@ def _update_memory(config: RunConfig, model: ModelShape) -> tuple[tuple[str, flo
     most = (config.train.minibatch_size or config.train.batch_size) * (_traces(config) + 1) * row / ranks
     tokens = min(most, max(config.train.micro_batch_tokens, row / config.parallel.sequence))
     return (
-        ("float32 weights", WIDE * model.parameters / ranks),
+        ("float32 weights", WIDE * _masters(config, model) / ranks),
         ("gradients", WIDE * trained / ranks),
         ("moments", _moment_bytes(config) * trained / ranks),
         ("weights as they are multiplied", copies),
@@ -138,6 +134,13 @@ def _update_memory(config: RunConfig, model: ModelShape) -> tuple[tuple[str, flo
         ("logits", _logits(config, model, tokens) * LOGIT_BYTES * width / NARROW),
         ("reserve", RESERVE if config.model.dtype == "bfloat16" else RESERVE / 4),
     )
+
+
+def _masters(config: RunConfig, model: ModelShape) -> float:
+    """Parameters kept in float32 on the device: FSDP keeps all, the local engine copies of what is trained."""
+    if config.engine.name == "verl" or config.model.dtype == "float32":
+        return model.parameters
+    return 0.0 if config.optimiser.states == "cpu" else _trained(config, model)
 
 
 def _logits(config: RunConfig, model: ModelShape, tokens: float) -> float:
@@ -163,13 +166,14 @@ def _cache_bytes(model: ModelShape, width: int) -> int:
     return 2 * model.layers * model.kv_heads * model.head_dim * width
 
 
-def _rollout_memory(config: RunConfig, model: ModelShape, gpu: Gpu, vllm: bool) -> float:
+def _rollout_memory(config: RunConfig, model: ModelShape, gpu: Gpu) -> float:
     """Bytes per GPU while traces are sampled; the optimiser's stay where they are unless they are offloaded."""
     if config.method == "sft":
         return 0.0
     width = NARROW if config.model.dtype == "bfloat16" else WIDE
-    kept = (WIDE * model.parameters + _moment_bytes(config) * _trained(config, model)) / config.parallel.ranks
-    if vllm and not math.isnan(gpu.bandwidth):
+    moments = _moment_bytes(config) * _trained(config, model)
+    kept = (WIDE * _masters(config, model) + moments) / config.parallel.ranks
+    if _samples_with_vllm(config) and not math.isnan(gpu.bandwidth):
         share = _users(config, "gpu_memory_utilization", SAMPLER_SHARE)
         return share * gpu.memory + (0.0 if config.parallel.offload else kept)
     row = config.data.max_prompt_tokens + config.rollout.max_trace_tokens + 2

@@ -1,5 +1,7 @@
 """The devices of this machine, and what is known of common ones."""
 
+import re
+
 import psutil
 import torch
 
@@ -37,7 +39,9 @@ def gpus() -> int:
 def gpu() -> Gpu:
     """This machine's first GPU, with what is known of its kind."""
     name = torch.cuda.get_device_name()
-    found = next((part for part in sorted(RATES, key=len, reverse=True) if part in name), None)
+    # Whole words: an RTX A4000 is no A40.
+    known = sorted(RATES, key=len, reverse=True)
+    found = next((part for part in known if re.search(rf"\b{re.escape(part)}\b", name)), None)
     memory = float(torch.cuda.get_device_properties(0).total_memory)
     return Gpu(name, memory, *(rate * TERA for rate in RATES[found])) if found else Gpu(name, memory)
 

@@ -268,7 +268,8 @@ def _memory(config: RunConfig, predicted: Plan) -> Check:
     share = gpu.memory / (predicted.gpus if on_cpu else 1)
     certain = sum(size for what, size in predicted.memory if what not in ("activations", "logits", "reserve"))
     text = f"{predicted.memory_peak / GIB:.1f} GiB of {share / GIB:.1f} predicted on {gpu.name}"
-    remedy = "parallel.gpus_per_node or parallel.nodes up, model.lora.rank, or a smaller model"
+    verl = config.engine.name == "verl"
+    remedy = f"{'parallel.gpus_per_node or parallel.nodes up' if verl else 'model.lora.rank'}, or a smaller model"
     if certain > share:
         raise ConfigError(
             f"a rank's share of weights, gradients and moments is {certain / GIB:.1f} GiB and {gpu.name} has "

@@ -189,6 +189,9 @@ def main() -> None:
 
 
 def row(prompt: int, ours: Figures, trl: Figures) -> list[str]:
+    counts = {side["trace_tokens"] for side in (ours, trl) if "trace_tokens" in side}
+    if len(counts) > 1:
+        raise ValueError(f"prompt {prompt}: the sides sampled unequal numbers of trace tokens, {counts}")
     return [
         str(prompt),
         cell(ours, "seconds"),

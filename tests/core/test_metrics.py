@@ -91,3 +91,12 @@ def test_what_was_not_sampled_is_not_measured():
     one = score()
     silent = GroupContext(**{**one.context.__dict__, "sampled_mask_KZ": torch.zeros(2, 2, dtype=torch.bool)})
     assert math.isnan(step_metrics([GroupScore(one.logprobs, silent, one.loss)])["sampler_gap_max"])
+
+
+def test_metrics_are_made_where_the_scores_are():
+    """As on a GPU, where pi_old of some groups is the sampler's own: nothing may be made on the default device."""
+    one = score()
+    same = GroupContext(**{**one.context.__dict__, "old_trace_KZ": one.context.sampler_trace_KZ})
+    with torch.device("meta"):
+        metrics = step_metrics([one, GroupScore(one.logprobs, same, one.loss)])
+    assert metrics["sampler_gap"] == step_metrics([one])["sampler_gap"]

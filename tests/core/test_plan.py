@@ -104,13 +104,24 @@ def test_no_time_without_rates() -> None:
     assert planned.memory_update > 0
 
 
-def test_lora_trains_little_but_keeps_all_weights() -> None:
-    whole, low = (
-        plan(verl(model={"dtype": "bfloat16", "lora": lora}), SHAPE, 100, LENGTHS, GPU) for lora in ({}, {"rank": 1})
-    )
+def local(**sections: Any) -> Plan:
+    return plan(config(**sections), SHAPE, 100, LENGTHS, GPU)
+
+
+def test_lora_keeps_copies_moments_and_gradients_of_what_it_trains() -> None:
+    low = local(model={"lora": {"rank": 1}})
     # Rank 1, 2 layers: q and o 2 x (8 + 8), k and v 2 x (8 + 4), gate, up and down 3 x (8 + 16).
-    assert parts(low)["moments"] == 8 * 2 * (32 + 24 + 72) / 4
-    assert parts(low)["float32 weights"] == parts(whole)["float32 weights"]
+    trained = 2 * (32 + 24 + 72)
+    assert parts(low)["moments"] == 8 * trained
+    assert parts(low)["gradients"] == parts(low)["float32 weights"] == 4 * trained
+    assert parts(low)["weights as they are multiplied"] == 2 * SHAPE.parameters
+
+
+def test_states_on_the_cpu_leave_narrow_weights_alone_on_the_device() -> None:
+    away = parts(local(optimiser={"states": "cpu"}))
+    assert away["moments"] == away["gradients"] == away["float32 weights"] == 0
+    assert away["weights as they are multiplied"] == 2 * SHAPE.parameters
+    assert parts(local())["float32 weights"] == 4 * SHAPE.parameters
 
 
 def test_disk_holds_checkpoints_export_and_traces() -> None:

@@ -111,3 +111,11 @@ def test_a_layer_keeps_a_third_less():
 
     plain, fused = make("llama", torch.float32)
     assert kept(fused) < 0.67 * kept(plain)
+
+
+def test_a_feed_forward_with_a_multiplier_stays_as_it_is():
+    """By its parts' names it is like any other, as Falcon H1's is; what it computes is not."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZE))
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda x: 2 * mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+    assert fuse(model) == FUSED["llama"] - 1

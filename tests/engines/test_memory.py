@@ -5,6 +5,7 @@ import torch
 
 from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.engines.local.memory import LEAST_TOKENS, Budget, ran_out
+from nrt_cli.engines.local.run import LocalRun
 from nrt_cli.records import Example
 
 EXAMPLES = [Example(i, "made", tuple(range(5 + i, 105 + 2 * i)), (7, 8, 9, 1)) for i in range(4)]
@@ -83,3 +84,12 @@ def test_what_was_begun_is_undone_before_each_new_try():
     assert budget.retrying(work, lambda: undone.append(budget.tokens)) == "done"
     assert tries == [1024, 512, 256]
     assert undone == [1024, 512]
+
+
+def test_a_resumed_run_goes_on_with_the_budget_that_fitted(tiny_config, tmp_path):
+    """So that gradients are summed in the same parts, and a run that was killed ends as one that was not."""
+    first, second = (LocalRun(tiny_config("method=sft", "train.micro_batch_tokens=4096"), updates=3) for _ in range(2))
+    starve(first, 280, torch.OutOfMemoryError())
+    first.train_step(EXAMPLES, 1)
+    second.restore(tmp_path, first.state(), first.content())
+    assert second.budget.tokens == first.budget.tokens == LEAST_TOKENS

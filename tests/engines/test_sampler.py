@@ -149,6 +149,7 @@ def test_a_trace_does_not_depend_on_the_company_it_keeps(model, tokens):
     together = sample(EXAMPLES, 64)
     for others in (
         sample(EXAMPLES, 4),
+        sample(EXAMPLES, 2),  # fewer than a group
         [sample([example], 64)[0] for example in EXAMPLES],
         sample(EXAMPLES[::-1], 7)[::-1],
     ):
@@ -156,6 +157,16 @@ def test_a_trace_does_not_depend_on_the_company_it_keeps(model, tokens):
             for rollout, twin in zip(group.rollouts, other.rollouts, strict=True):
                 assert (rollout.trace_ids, rollout.stop) == (twin.trace_ids, twin.stop)
                 assert rollout.sampler_logprobs == pytest.approx(twin.sampler_logprobs, abs=2e-5)
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(7, [6, 3]), (3, [3, 3, 3]), (2, [2, 2, 2, 2, 1])])
+def test_no_more_rows_at_a_time_than_asked_for_and_whole_groups_if_one_fits(rows, batches, model, tokens, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        sampler, "decode", lambda model, prompts, *args: decoded.append(len(prompts)) or decode(model, prompts, *args)
+    )
+    sample_groups(model, EXAMPLES[:3], tokens, settings_of(batch_rows=rows), 3, (7, 1))
+    assert decoded == batches
 
 
 def test_every_trace_has_a_random_stream_of_its_own(model, tokens):

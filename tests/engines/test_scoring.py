@@ -68,3 +68,9 @@ def test_what_does_not_fit_is_refused(scorer: Scorer) -> None:
     assert len(scorer.row(EXAMPLE, (40,) * 501).ids) == 512
     with pytest.raises(ModelError, match=r"example 7 needs 513 positions .*but the model has 512; shorten"):
         scorer.row(EXAMPLE, (40,) * 502)
+
+
+def test_a_prompt_is_computed_once_for_all_that_is_scored_after_it(scorer: Scorer) -> None:
+    """4 tokens of the prompt and t_start, shared; then z, t_end and 5 answer tokens of each row."""
+    rows = [scorer.row(EXAMPLE, trace) for trace in ((40, 41), (50, 51, 52), ())]
+    assert scorer.policy.size([*rows, scorer.null_row(EXAMPLE)]) == 5 + 8 + 9 + 6 + 6

@@ -33,6 +33,13 @@ def test_the_work_of_a_forward_pass_by_hand(model):
     assert work.forward(10, 3, 55) == 10 * work.per_token + 3 * work.per_scored + 55 * work.per_pair
 
 
+def test_the_way_back_is_twice_the_work_where_all_is_trained_and_once_where_weights_are_frozen(model):
+    work = Work(model)
+    assert work.backward(10, 3, 55) == 2 * work.forward(10, 3, 55)
+    frozen = Work(model.requires_grad_(False))
+    assert frozen.backward(10, 3, 55) == work.forward(10, 3, 2 * 55), "attention has no weights"
+
+
 def test_torch_counts_the_same_work(model):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,7 +88,17 @@ def test_phases_add_up_and_rates_follow_from_them(method, tiny_config, monkeypat
         assert got["rollout_tokens_per_second"] == sampled / got["seconds_rollout"]
     # Forward once and backward twice: every product has a gradient for each of its two factors.
     assert got["mfu"] == pytest.approx(3 * engine.policy.work(rows) / got["seconds_update"] / 1e9)
-    assert engine.work == 0, "each step counts anew"
+
+
+@pytest.mark.parametrize("method", ["sft", "am"])
+def test_what_held_out_scores_took_is_no_part_of_a_step(method, tiny_config):
+    plain, scored = (LocalEngine(tiny_config(f"method={method}"), updates=3) for _ in range(2))
+    scored.held_out(EXAMPLES)
+    done = []
+    for engine in (plain, scored):
+        engine.train_step(EXAMPLES, 1)
+        done.append(engine.work)
+    assert done[0] == done[1] > 0
 
 
 def test_a_ceiling_that_a_step_exceeds_is_measured_again(tiny_config, monkeypatch):

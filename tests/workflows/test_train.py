@@ -284,12 +284,28 @@ def test_a_profile_shows_where_a_step_went(tiny_config, tmp_path):
     assert len(list(Run.open(tmp_path / "run").metrics())) == 2
 
 
-@pytest.mark.parametrize("lora", [(), ("model.lora.rank=2",)])
-@pytest.mark.parametrize("states", ["float32", "cpu", "8bit"])
-def test_every_kind_of_weights_and_states_resumes_exactly(states, lora, tiny_config, tmp_path):
-    if states == "8bit" or lora:
+LORA = "model.lora.rank=2"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *((f"optimiser.states={states}", *lora) for states in ("float32", "cpu", "8bit") for lora in ((), (LORA,))),
+        ("engine.packing=off",),
+        ("engine.packing=off", "train.micro_batch_tokens=64"),
+        ("model.gradient_checkpointing=true",),
+        ("model.dtype=bfloat16",),
+        ("model.dtype=bfloat16", LORA, "optimiser.states=cpu", "model.gradient_checkpointing=true"),
+        ("objective.kl_weight=0.1", "objective.entropy_weight=0.1", "train.minibatch_size=1"),
+        ("preset=reference", "train.minibatch_size=1", "rollout.batch_rows=3"),
+        ("method=sft", LORA, "model.dtype=bfloat16"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_weights_states_and_passes_resumes_exactly(settings, tiny_config, tmp_path):
+    if "optimiser.states=8bit" in settings or LORA in settings:
         pytest.importorskip("peft", reason="the lora extra is not installed")
-    settings = ("method=am", "train.batch_size=2", f"optimiser.states={states}", *lora)
+    settings = ("method=am", "train.batch_size=2", *settings)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, tiny_config(*settings, "train.steps=2"), False, Progress)
     train(parts, tiny_config(*settings, "train.steps=1"), False, Progress)

@@ -29,6 +29,8 @@ def why_not(model: PreTrainedModel) -> str | None:
     window = getattr(config, "sliding_window", None)
     if not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} does not take other attention functions"
+    if getattr(config, "v_head_dim", None) is not None:
+        return "its values may be narrower than its keys"
     if getattr(config, "attn_logit_softcapping", None):
         return "its attention scores are capped"
     if kinds - {"full_attention"} or (window is not None and getattr(config, "use_sliding_window", True)):

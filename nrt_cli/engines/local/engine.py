@@ -98,6 +98,7 @@ class LocalEngine:
     def train_step(self, examples: Sequence[Example], step: int) -> tuple[Update, list[RolloutGroup]]:
         """Sample (for RL methods) and update; seconds of each phase and rates are among the metrics."""
         started = time.perf_counter()
+        self.work = 0.0  # what held-out scores took is no part of a step
         groups: list[RolloutGroup] = []
         if self.objective is None:
             update = self.update_sft(examples)
@@ -121,7 +122,6 @@ class LocalEngine:
             again = matmul_ceiling.__wrapped__(self.policy.device, self.policy.model.dtype, torch.get_num_threads())
             self.ceiling = max(self.ceiling, again)
         rates["mfu"] = rate / self.ceiling
-        self.work = 0.0
         if groups:
             sampled = sum(len(r.sampler_logprobs) for group in groups for r in group.rollouts)
             rates["rollout_tokens_per_second"] = sampled / phases["rollout"]
@@ -213,8 +213,8 @@ class LocalEngine:
         return scores
 
     def _worked(self, rows: Sequence[Row], backward: bool = False) -> None:
-        """Count the work of a pass. Backward, each product has two: one for its input, one for its weight."""
-        self.work += self.policy.work(rows) * (3 if backward else 1)
+        """Count the work of a pass."""
+        self.work += self.policy.work(rows, backward)
 
     def _known_before(self, groups: Sequence[RolloutGroup], first: int) -> list[dict[str, Tensor]]:
         """What pi_old and the starting model say of each group, before the first optimiser step.

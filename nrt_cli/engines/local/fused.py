@@ -28,13 +28,21 @@ def fuse(model: nn.Module) -> int:
 def _known(module: nn.Module) -> Any:
     """The one-operation forward of a module that computes what it does, or None."""
     if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        act: Any = module.act_fn
-        probe = torch.linspace(-3, 3, 13)
-        is_silu = not list(act.parameters()) and torch.allclose(act(probe), functional.silu(probe))
-        return _gated_forward if is_silu else None
+        return _gated_forward if _is_gated_silu(module) else None
     if hasattr(module, "variance_epsilon") and [name for name, _ in module.named_parameters()] == ["weight"]:
         return _norm_forward if _is_rms_norm(module) else None
     return None
+
+
+@torch.no_grad()
+def _is_gated_silu(module: Any) -> bool:
+    """Whether it computes down(silu(gate(x)) * up(x)) and nothing else, such as a multiplier."""
+    probe = torch.linspace(-3, 3, 13)
+    if list(module.act_fn.parameters()) or not torch.allclose(module.act_fn(probe), functional.silu(probe)):
+        return False
+    weight = next(module.gate_proj.parameters())
+    x_D = torch.linspace(-3, 3, module.gate_proj.in_features, dtype=weight.dtype, device=weight.device)
+    return torch.allclose(module(x_D), _gated_forward(module, x_D))
 
 
 @torch.no_grad()

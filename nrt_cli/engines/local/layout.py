@@ -51,7 +51,8 @@ class Layout:
     def null_row(self, example: Example) -> Row:
         """x [t_start] t_end y*, of which y* is scored."""
         opening = example.prompt_ids if self.bare_null else trace_prompt(example, self.tokens)
-        return Row((*opening, self.tokens.end_id, *example.answer_ids), len(opening) + 1)
+        ids = (*opening, self.tokens.end_id, *example.answer_ids)
+        return Row(ids, len(opening) + 1, prompt=len(example.prompt_ids))
 
     def direct_row(self, example: Example) -> Row:
         """x y*, of which y* is scored."""

@@ -113,7 +113,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     )
 
 
-# A few, since all layers and tails of one pass ask for the same: a mask of 2048 x 2348 takes 19 MB.
+# A few, since all layers of one pass ask for the same: a mask of 2048 x 2348 takes 19 MB.
 @lru_cache(maxsize=16)
 def _tail_mask(length: int, prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Added to the scores of a tail, [L, P + L]: the whole prefix, and the tail up to oneself."""

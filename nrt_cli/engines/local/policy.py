@@ -25,13 +25,15 @@ from nrt_cli.errors import ModelError
 class Row:
     """A token sequence whose tail is scored: `ids[scored_from:]`, each predicted from the position before it.
 
-    Tokens in `ids[tempered[0]:tempered[1]]` were chosen by the policy at the rollout temperature and are scored at it;
-    all others at temperature 1.
+    The first `prompt` tokens are those that rows of one example share; by default, all that are not scored. Tokens in
+    `ids[tempered[0]:tempered[1]]` were chosen by the policy at the rollout temperature and are scored at it; all others
+    at temperature 1.
     """
 
     ids: tuple[int, ...]
     scored_from: int
     tempered: tuple[int, int] = (0, 0)
+    prompt: int | None = None
 
     @property
     def scored(self) -> int:
@@ -121,11 +123,12 @@ class Policy:
             return sum(packed_size([row.ids for row in group]) for group in by_prompt(rows))
         return len(rows) * max(len(row.ids) for row in rows)
 
-    def work(self, rows: Sequence[Row]) -> float:
-        """Floating-point operations of one forward pass over these rows; padding is not work."""
+    def work(self, rows: Sequence[Row], backward: bool = False) -> float:
+        """Floating-point operations of one pass over these rows, forward and perhaps back; padding is not work."""
         groups = [[row.ids for row in group] for group in by_prompt(rows)] if self.packing else [[r.ids] for r in rows]
         tokens = sum(map(packed_size, groups))
-        return self._work.forward(tokens, sum(row.scored for row in rows), sum(map(packed_pairs, groups)))
+        amounts = tokens, sum(row.scored for row in rows), sum(map(packed_pairs, groups))
+        return self._work.forward(*amounts) + (self._work.backward(*amounts) if backward else 0.0)
 
     def micro_batches(self, rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
         """Consecutive rows whose size stays within `budget` tokens; a single longer row goes alone."""
@@ -175,9 +178,16 @@ class Policy:
             self.flex = True
             with contextlib.suppress(Exception):  # a compiler that is missing, a head size it does not take
                 self.verify_packing(rows)
+                self._verify_gradient(rows)
                 return
             self.flex = False
         self.verify_packing(rows)
+
+    def _verify_gradient(self, rows: Sequence[Row]) -> None:
+        """Go back through every layer's attention, if anything is trained. Raises whatever the kernel raises."""
+        if trained := [weight for weight in self.model.parameters() if weight.requires_grad]:
+            logprobs_N, _ = self.score(rows)
+            torch.autograd.grad(logprobs_N.sum(), trained[0])
 
     @torch.no_grad()
     def verify_packing(self, rows: Sequence[Row]) -> None:
@@ -204,14 +214,18 @@ def _has_one_kernel(device: torch.device) -> bool:
 
 
 def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Runs of consecutive rows that have the same tokens before the first scored one of any."""
+    """Runs of consecutive rows that have the same prompt."""
     run: list[Row] = []
     for row in rows:
         if run:
-            start = min(row.scored_from, run[0].scored_from)
+            start = min(_prompt(row), _prompt(run[0]))
             if row.ids[:start] != run[0].ids[:start]:
                 yield run
                 run = []
         run.append(row)
     if run:
         yield run
+
+
+def _prompt(row: Row) -> int:
+    return row.scored_from if row.prompt is None else row.prompt

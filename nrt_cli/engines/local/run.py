@@ -16,7 +16,7 @@ class LocalRun(LocalEngine):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint says besides its tensors."""
-        return {"updates": self.optimiser.updates}
+        return {"updates": self.optimiser.updates, "budget": self.budget.tokens}
 
     def content(self) -> Mapping[str, Tensor]:
         """A checkpoint's tensors by name."""
@@ -30,6 +30,8 @@ class LocalRun(LocalEngine):
     def restore(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint."""
         self.optimiser.load_state(dict(tensors), state["updates"])
+        # Halved where memory ran out: with it, gradients are summed in the same parts as they would have been.
+        self.budget.tokens = min(self.budget.tokens, state.get("budget", self.budget.tokens))
 
     def export(self, folder: Path, checkpoint: Path) -> None:
         """The policy as it is, as a model folder."""

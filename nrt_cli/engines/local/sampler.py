@@ -80,9 +80,8 @@ def decode(
     pad_id: int,
     cap: int,
     temperature: float = 1.0,
-    copies: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Decode `prompts` times `copies` rows, a prompt's copies side by side, a token of every unfinished row at a time.
+    """Decode a row for each prompt, a token of every unfinished row at a time; equal prompts are read once.
 
     Args:
         uniforms_RC: the random number for each row and position; None decodes greedily.
@@ -95,8 +94,8 @@ def decode(
     with evaluating(model):
         stops = torch.tensor(stop_ids, device=model.device)
         batch = open_batch(model, pad_id)
-        logits_RV = batch.add([prompt for prompt in prompts for _ in range(copies)])
-        rows = torch.arange(len(prompts) * copies, device=model.device)
+        logits_RV = batch.add(prompts)
+        rows = torch.arange(len(prompts), device=model.device)
         live = torch.ones_like(rows, dtype=torch.bool)
         for position in range(cap):
             uniforms_R = None if uniforms_RC is None else uniforms_RC[rows, position]
@@ -131,52 +130,50 @@ def sample_groups(
     group_size: int,
     key: Sequence[int],
 ) -> list[RolloutGroup]:
-    """K traces for each example, `settings.batch_rows` rows at a time, in the examples' order.
+    """K traces for each example, at most `settings.batch_rows` rows at a time, in the examples' order.
 
     Args:
         key: names the random streams, such as (seed, step); each trace adds its example and its k.
     """
-    per_batch = max(1, settings.batch_rows // group_size)
+    traces = [(example, k) for example in examples for k in range(group_size)]
+    # Whole groups, as long as one fits: each batch reads its prompts anew.
+    size = settings.batch_rows // group_size * group_size or settings.batch_rows
     with prepacked(model):
-        return [
-            group
-            for start in range(0, len(examples), per_batch)
-            for group in _sample_together(model, examples[start : start + per_batch], tokens, settings, group_size, key)
+        rollouts = [
+            rollout
+            for start in range(0, len(traces), size)
+            for rollout in _sample_together(model, traces[start : start + size], tokens, settings, key)
         ]
+    return [
+        RolloutGroup(example, tuple(rollouts[i * group_size : (i + 1) * group_size]))
+        for i, example in enumerate(examples)
+    ]
 
 
 def _sample_together(
     model: PreTrainedModel,
-    examples: Sequence[Example],
+    traces: Sequence[tuple[Example, int]],
     tokens: ThinkTokens,
     settings: RolloutSection,
-    group_size: int,
     key: Sequence[int],
-) -> list[RolloutGroup]:
-    """`sample_groups` of one batch."""
-    uniforms_RC = np.stack(
-        [random_stream(settings.max_trace_tokens, *key, e.index, k) for e in examples for k in range(group_size)]
-    )
+) -> list[Rollout]:
+    """One batch of `sample_groups`: each example's k-th trace."""
+    uniforms_RC = np.stack([random_stream(settings.max_trace_tokens, *key, e.index, k) for e, k in traces])
     sampled: list[list[int]] = [[] for _ in uniforms_RC]
     logprobs: list[list[float]] = [[] for _ in uniforms_RC]
     for rows, ids, values in decode(
         model,
-        [trace_prompt(e, tokens) for e in examples],
+        [trace_prompt(example, tokens) for example, _ in traces],
         torch.from_numpy(uniforms_RC).to(model.device),
         (tokens.end_id, tokens.eos_id),
         tokens.pad_id,
         settings.max_trace_tokens,
         settings.temperature,
-        group_size,
     ):
         for row, token, value in zip(rows.tolist(), ids.tolist(), values.tolist(), strict=True):
             sampled[row].append(token)
             logprobs[row].append(value)
-    rollouts = [rollout_of(ids, values, tokens) for ids, values in zip(sampled, logprobs, strict=True)]
-    return [
-        RolloutGroup(example, tuple(rollouts[i * group_size : (i + 1) * group_size]))
-        for i, example in enumerate(examples)
-    ]
+    return [rollout_of(ids, values, tokens) for ids, values in zip(sampled, logprobs, strict=True)]
 
 
 def trace_prompt(example: Example, tokens: ThinkTokens) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nrt_cli.config import ModelSection, RolloutSection
+from nrt_cli.engines.local.layout import Layout
 from nrt_cli.engines.local.loading import load_model, load_tokenizer, positions
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.sampler import sample_groups, trace_prompt
@@ -38,10 +39,11 @@ class Scorer:
     def __init__(
         self, folder: Path, think_start: str | None, think_end: str, bare_null: bool = False, budget: int = 4096
     ) -> None:
-        self.folder, self.bare_null, self.budget = folder, bare_null, budget
+        self.folder, self.budget = folder, budget
         self.tokenizer = load_tokenizer(folder)
         self.tokens = think_tokens(self.tokenizer, think_start, think_end)
         self.policy = Policy(load_model(ModelSection(path=str(folder))), self.tokens.pad_id, packing=True)
+        self.layout = Layout(self.tokens, bare_null, self.policy.device)
         self.limit = positions(folder)
 
     def sample(
@@ -60,20 +62,17 @@ class Scorer:
     def row(self, example: Example, trace_ids: Sequence[int]) -> Row:
         """x [t_start] z t_end y*, of which y* is scored."""
         self._check_room(example, len(trace_ids) + 2)
-        return self._row((*trace_prompt(example, self.tokens), *trace_ids, self.tokens.end_id), example)
+        before = (*trace_prompt(example, self.tokens), *trace_ids, self.tokens.end_id)
+        return Row((*before, *example.answer_ids), len(before), prompt=len(example.prompt_ids))
 
     def null_row(self, example: Example) -> Row:
         """x [t_start] t_end y*: the null trace that a reward is compared with; `bare_null` leaves t_start out."""
-        opening = example.prompt_ids if self.bare_null else trace_prompt(example, self.tokens)
-        return self._row((*opening, self.tokens.end_id), example)
+        return self.layout.null_row(example)
 
     def direct_row(self, example: Example) -> Row:
         """x y*: how a model answers that does not think."""
         self._check_room(example, 0)
-        return self._row(example.prompt_ids, example)
-
-    def _row(self, before: tuple[int, ...], example: Example) -> Row:
-        return Row((*before, *example.answer_ids), len(before))
+        return self.layout.direct_row(example)
 
     def _check_room(self, example: Example, trace: int) -> None:
         """Refuse what would not fit the model's positions."""

@@ -35,6 +35,9 @@ class Work:
         ]
         self.per_token = 2 * sum(layer.weight.numel() for layer in layers)
         self.per_scored = 2 * vocabulary.numel()
+        # Of weights that are frozen, as under LoRA, no gradient is made.
+        self.trained_per_token = 2 * sum(layer.weight.numel() for layer in layers if layer.weight.requires_grad)
+        self.trained_per_scored = self.per_scored if vocabulary.requires_grad else 0
         # A query meets a key in D multiply-adds over all heads, and its weight meets the value in as many more.
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.per_pair = 4 * config.num_hidden_layers * config.num_attention_heads * width
@@ -47,6 +50,11 @@ class Work:
             return float("nan")
         return float(self.per_token * tokens + self.per_scored * scored + self.per_pair * pairs)
 
+    def backward(self, tokens: int, scored: int, pairs: int) -> float:
+        """The same of the way back: each product has one for its input, and one for its weight if that is trained."""
+        for_inputs = self.forward(tokens, scored, 2 * pairs)  # attention's products have two inputs and no weight
+        return for_inputs + self.trained_per_token * tokens + self.trained_per_scored * scored
+
 
 @lru_cache
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, threads: int, repeats: int = 4) -> float:
@@ -56,8 +64,8 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, threads: int, repea
     """
     del threads
     side = CEILING_SIDE.get(device.type, 1024)
-    if dtype == torch.bfloat16 and device.type == "cpu":
-        side //= 2  # emulated on some machines, and slow there
+    if dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        side //= 2  # emulated, and slow
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(repeats):

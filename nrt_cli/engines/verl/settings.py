@@ -1,8 +1,8 @@
 """Our config as verl's: the one place that knows verl's keys. Importing this needs no verl.
 
-`TABLE` says which of verl's settings each of our keys decides; `DEFAULTS` what else differs from what verl ships. A
-user's `verl.KEY` comes last. It may name any setting that verl has, but none that one of our keys decides: the run's
-record would say one thing and the run do another.
+`RL` and `SFT` say which of verl's settings each of our keys decides; `_..._defaults` what else differs from what verl
+ships. A user's `verl.KEY` comes last. It may name any setting that verl has, but none that one of our keys decides: the
+run's record would say one thing and the run do another.
 """
 
 import importlib.util
@@ -171,9 +171,6 @@ def _rl_defaults(config: RunConfig, place: Place) -> dict[str, Any]:
         f"{ROLLOUT}.name": "vllm",
         f"{ROLLOUT}.calculate_log_probs": True,
         f"{ROLLOUT}.gpu_memory_utilization": 0.6,
-        "data.shuffle": False,
-        "data.dataloader_num_workers": 0,
-        "reward.num_workers": 1,
         "trainer.val_before_train": False,
     }
     return defaults if place.gpu else defaults | _cpu_defaults()
