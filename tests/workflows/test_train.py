@@ -284,7 +284,8 @@ def test_a_profile_shows_where_a_step_went(tiny_config, tmp_path):
     assert len(list(Run.open(tmp_path / "run").metrics())) == 2
 
 
-LORA = "model.lora.rank=2"
+LORA, REFERENCE, CONSTANT = "model.lora.rank=2", "preset=reference", "optimiser.schedule=constant"
+TOKENS = ("tokens.think_start=<|think_start|>", "tokens.think_end=<|think_end|>")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ LORA = "model.lora.rank=2"
         ("model.dtype=bfloat16",),
         ("model.dtype=bfloat16", LORA, "optimiser.states=cpu", "model.gradient_checkpointing=true"),
         ("objective.kl_weight=0.1", "objective.entropy_weight=0.1", "train.minibatch_size=1"),
-        ("preset=reference", "train.minibatch_size=1", "rollout.batch_rows=3"),
+        (REFERENCE, *TOKENS, CONSTANT, "optimiser.warmup=0", "train.minibatch_size=1", "rollout.batch_rows=3"),
         ("method=sft", LORA, "model.dtype=bfloat16"),
     ],
     ids=" ".join,
