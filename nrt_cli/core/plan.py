@@ -116,7 +116,7 @@ def _trained(config: RunConfig, model: ModelShape) -> float:
 def _update_memory(config: RunConfig, model: ModelShape) -> tuple[tuple[str, float], ...]:
     """Bytes per GPU during an update, by part. FSDP shards what is kept; activations are each rank's own."""
     ranks, width = config.parallel.ranks, NARROW if config.model.dtype == "bfloat16" else WIDE
-    trained = 0.0 if config.optimiser.states == "cpu" else _trained(config, model)
+    trained = _trained(config, model)
     # FSDP multiplies with copies that it gathers layer by layer; the local engine keeps a narrow copy of all.
     copies: float = model.parameters * width if width == NARROW else 0.0
     if config.engine.name == "verl":
@@ -127,7 +127,7 @@ def _update_memory(config: RunConfig, model: ModelShape) -> tuple[tuple[str, flo
     tokens = min(most, max(config.train.micro_batch_tokens, row / config.parallel.sequence))
     return (
         ("float32 weights", WIDE * _masters(config, model) / ranks),
-        ("gradients", WIDE * trained / ranks),
+        ("gradients", WIDE * _gathered(config, model) / ranks),
         ("moments", _moment_bytes(config) * trained / ranks),
         ("weights as they are multiplied", copies),
         ("activations", tokens * _activation_bytes(config, model, width)),
@@ -140,6 +140,11 @@ def _masters(config: RunConfig, model: ModelShape) -> float:
     """Parameters kept in float32 on the device: FSDP keeps all, the local engine copies of what is trained."""
     if config.engine.name == "verl" or config.model.dtype == "float32":
         return model.parameters
+    return _gathered(config, model)
+
+
+def _gathered(config: RunConfig, model: ModelShape) -> float:
+    """Parameters whose gradients are summed on the device."""
     return 0.0 if config.optimiser.states == "cpu" else _trained(config, model)
 
 
