@@ -25,11 +25,12 @@ TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format bench clean
+.PHONY: help setup quickstart test test-full check format bench clean
 
 help:
 	@echo "make quickstart  train a real small model on generated question-answer pairs and show what it learned"
-	@echo "make test        run the whole test suite"
+	@echo "make test        run the tests, less those marked full (under 15 minutes on two cores)"
+	@echo "make test-full   run all of them: served models, kills, whole data sets (under 45 minutes)"
 	@echo "make check       lint, formatting and types"
 	@echo "make format      rewrite the code in the house format"
 	@echo "make bench       measure against TRL, vLLM and others on this machine (hours), into tests/bench/RESULTS.md"
@@ -72,8 +73,9 @@ $(BENCH_READY): pyproject.toml constraints.txt tests/bench/requirements-peers.tx
 quickstart: $(READY_TO_RUN)
 	$(BIN)/nrt quickstart
 
-test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
+test: SELECTION := -m "not full"
+test test-full: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(SELECTION) $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
