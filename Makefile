@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 
 # The benchmarks' peers (TRL, vLLM) have an environment of their own. BENCH names the parts to run, BENCH_ARGS is handed
 # to each: make bench BENCH=rollouts BENCH_ARGS=--quick
-BENCH ?= update rollouts step growth
+BENCH ?= update rollouts step growth spinning
 BENCH_ARGS ?=
 BENCH_VENV ?= .bench-venv
 BENCH_BIN := $(BENCH_VENV)/bin

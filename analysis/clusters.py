@@ -12,10 +12,13 @@ def clustered_means(
     """The mean of `values` in each of `groups`, one row per group: mean, low, high, n, clusters.
 
     Whole clusters are drawn with replacement, since what belongs to one is not independent. Resamples in which a group
-    is empty say nothing about it. Values that are NaN were not measured and are left out. With a single cluster, an
-    interval cannot be known and is NaN.
+    is empty say nothing about it. Values that are NaN were not measured and are left out; a group of which none was
+    measured has NaN and n = 0. With a single cluster, an interval cannot be known and is NaN.
     """
+    every = pd.Index(sorted(groups.dropna().unique()), name="group")
     frame = pd.DataFrame({"value": values, "cluster": clusters, "group": groups}).dropna()
+    if frame.empty:
+        return pd.DataFrame({"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "clusters": 0}, index=every)
     sums = frame.pivot_table(index="cluster", columns="group", values="value", aggfunc="sum", observed=True)
     counts = frame.pivot_table(index="cluster", columns="group", values="value", aggfunc="count", observed=True)
     sums_CG, counts_CG = (table.fillna(0.0).to_numpy(dtype=float) for table in (sums, counts))
@@ -26,7 +29,13 @@ def clustered_means(
         table["low"], table["high"] = np.nanquantile(means_RG, [0.025, 0.975], axis=0)
     table["n"] = counts_CG.sum(0).astype(int)
     table["clusters"] = (counts_CG > 0).sum(0)
-    return table
+    table = table.reindex(every)
+    return table.assign(**{name: table[name].fillna(0).astype(int) for name in ("n", "clusters")})
+
+
+def share_above_0(values: pd.Series) -> float:
+    """Of those that were measured; NaN where none was."""
+    return float((values.dropna() > 0).mean())
 
 
 def _resampled(sums_CG: np.ndarray, counts_CG: np.ndarray, seed: int, draws: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -93,6 +94,12 @@ def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
         frameon=False,
         handlelength=2.8,
     )
+
+
+def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    """What lies below and above, as matplotlib takes it. Of equal values, a mean may be a rounding outside of its
+    interval, which matplotlib refuses; where nothing was measured, NaN draws nothing."""
+    return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
 
 
 def font_for(texts: Iterable[str]) -> FontProperties:

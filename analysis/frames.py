@@ -2,14 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nrt_cli.core.collapse import distinct_ngrams
 from nrt_cli.errors import StoreError
-from nrt_cli.store import Run
+from nrt_cli.store import TRACE_COLUMNS, Run
 
 STEP, HELD_OUT = "step", "held-out"
 """Kinds of stored traces: sampled for training, and for held-out scores."""
@@ -31,20 +33,42 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     raise StoreError(f"{', '.join(map(str, paths))}: the same run is named twice.")
 
 
+STEP_METRICS = (
+    "entropy", "trace_length", "forced_share", "gain", "reward", "reward_base", "dead_groups", "token_signal",
+)  # fmt: skip
+"""Metrics of a training step that analyses read; a run may lack some."""
+
+HELD_OUT_METRICS = ("step", "examples", "answer_logprob", "null_logprob", "gain")
+
+
+def frame_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows as a frame that has these columns in any case: one that no row has is empty, NaN, and comes last."""
+    frame = pd.DataFrame(list(rows))
+    return frame.assign(**{name: np.nan for name in columns if name not in frame})
+
+
+def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """Frames one after another; where there is none, a frame without rows that has these columns."""
+    found = list(frames)
+    return pd.concat(found, ignore_index=True) if found else frame_of([], columns)
+
+
 def steps_frame(run: Run) -> pd.DataFrame:
     """One row per training step: its metrics (see the store's README), and `reward_gain`, R - R_base.
 
     `truncated_share` and `distinct_ngrams` come from the stored traces where the run's metrics lack them. Raises
     StoreError for a run that has no step yet or samples no traces.
     """
-    frame = pd.DataFrame(run.metrics()).drop(columns="kind", errors="ignore")
-    if frame.empty:
+    records = run.metrics()
+    if not records:
         raise StoreError(f"{run.path}: no training step is recorded; `nrt train --run {run.path} --resume` takes some.")
-    if "trace_length" not in frame:
+    if not any("trace_length" in record for record in records):
         raise StoreError(f"{run.path}: {_why_no_traces(run, STEP)}")
+    frame = frame_of(records, STEP_METRICS).drop(columns="kind")
     frame["reward_gain"] = frame["reward"] - frame["reward_base"]
     if "distinct_ngrams" not in frame:
-        frame = frame.merge(_health(run), on="step", how="left")
+        health = _health(run)
+        frame = frame.merge(health[["step", *(name for name in health if name not in frame)]], on="step", how="left")
     return frame
 
 
@@ -60,10 +84,10 @@ def _health(run: Run) -> pd.DataFrame:
 
 def held_out_frame(run: Run) -> pd.DataFrame:
     """One row per held-out score. Raises StoreError where there is none."""
-    frame = pd.DataFrame(run.metrics("held_out")).drop(columns="kind", errors="ignore")
-    if frame.empty:
+    records = run.metrics("held_out")
+    if not records:
         raise StoreError(f"{run.path}: no held-out scores; train with `--validation FILE`.")
-    return frame
+    return frame_of(records, HELD_OUT_METRICS).drop(columns="kind")
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------
@@ -118,7 +142,8 @@ def traces_frame(
     first: int | None = None,
 ) -> pd.DataFrame:
     """`trace_frames` as one frame, for small selections."""
-    return pd.concat(trace_frames(run, kind, steps, columns, first=first), ignore_index=True)
+    found = trace_frames(run, kind, steps, columns, first=first)
+    return stacked(found, list(TRACE_COLUMNS) if columns is None else columns)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.clusters import DRAWS, clustered_means
-from analysis.figures import COLUMN, line_style, new_figure, panel
-from analysis.tables import Report
+from analysis.clusters import DRAWS, clustered_means, share_above_0
+from analysis.figures import COLUMN, error_bars, line_style, new_figure, panel
+from analysis.frames import stacked
+from analysis.tables import Report, interval, number
 from nrt_cli.store.parts import PartTable
 
 CONTROLS = {
@@ -51,7 +52,7 @@ def leakage_report(table: PartTable, parts: int, method: str, traces: str, span:
         method, traces: the run's method and the name of its trace table, for the notes.
         span: words in a row that counted as copied where they were masked.
     """
-    frame = pd.concat([part.to_pandas() for part in table.read(parts)], ignore_index=True)
+    frame = stacked((part.to_pandas() for part in table.read(parts)), list(table.columns))
     controls, copies = by_control(frame), by_length(frame)
     sampled = frame[frame["control"] == "sampled"]
     spans = "words" if span == 1 else f"runs of {span} or more words"
@@ -89,7 +90,7 @@ def by_control(frame: pd.DataFrame) -> pd.DataFrame:
             "lost": losses["mean"],
             "lost_low": losses["low"],
             "lost_high": losses["high"],
-            "helpful_share": frame.groupby("control")["gain"].agg(lambda values: float((values > 0).mean())),
+            "helpful_share": frame.groupby("control")["gain"].agg(share_above_0),
             "reward": means["reward"],
             "reward_gain": means["reward_gain"],
         }
@@ -100,7 +101,7 @@ def by_control(frame: pd.DataFrame) -> pd.DataFrame:
 def _gains(controls: pd.DataFrame) -> pd.DataFrame:
     """What a terminal has room for."""
     gains, losses = (
-        [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" for mean, low, high in controls[columns].itertuples(index=False)]
+        [interval(row, "+.1f") for row in controls[columns].itertuples(index=False)]
         for columns in (["gain", "low", "high"], ["lost", "lost_low", "lost_high"])
     )
     names = controls["control"].map(CONTROLS)
@@ -123,7 +124,7 @@ def by_length(frame: pd.DataFrame) -> pd.DataFrame:
 def _copied_notes(copies: pd.DataFrame, sampled: pd.DataFrame) -> list[str]:
     notes = [
         f"{row.n}-grams of the answer that are not in the question: {row.copied:.1%} are in the trace, "
-        f"{row.by_chance:.1%} in another example's"
+        f"{number(row.by_chance, '.1%')} in another example's"
         for row in copies.itertuples()
         if row.measured
     ]
@@ -148,22 +149,19 @@ def _figure(controls: pd.DataFrame, copies: pd.DataFrame) -> Figure:
 
 def _draw_gains(axis: Axes, controls: pd.DataFrame) -> None:
     at = np.arange(len(controls))[::-1]
-    below, above = controls["gain"] - controls["low"], controls["high"] - controls["gain"]
     axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
-    axis.errorbar(
-        controls["gain"], at, xerr=[below, above], fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2
-    )
+    bars = error_bars(controls["gain"], controls["low"], controls["high"])
+    axis.errorbar(controls["gain"], at, xerr=bars, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
     axis.set_yticks(at, [CONTROLS[control] for control in controls["control"]])
     axis.set_ylim(-0.6, len(controls) - 0.4)
     axis.set_xlabel("gain over the null trace (nats per answer)")
 
 
 def _draw_copies(axis: Axes, copies: pd.DataFrame) -> None:
-    below, above = copies["copied"] - copies["low"], copies["high"] - copies["copied"]
     axis.errorbar(
         copies["n"],
         copies["copied"],
-        [below, above],
+        error_bars(copies["copied"], copies["low"], copies["high"]),
         label="own trace",
         elinewidth=0.8,
         capsize=2,

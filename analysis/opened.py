@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frames import HELD_OUT, STEP, traces_frame
+from analysis.frames import HELD_OUT, HELD_OUT_METRICS, STEP, frame_of, traces_frame
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 
@@ -33,12 +33,12 @@ class OpenRun:
     @property
     def steps(self) -> pd.DataFrame:
         """One row per training step: its metrics, as they are now. NaN is "not measured"."""
-        return pd.DataFrame(self._run.metrics()).drop(columns="kind", errors="ignore")
+        return frame_of(self._run.metrics(), ("step", "kind")).drop(columns="kind")
 
     @property
     def held_out(self) -> pd.DataFrame:
-        """One row per held-out score, in nats per answer; empty where there was no held-out data."""
-        return pd.DataFrame(self._run.metrics("held_out")).drop(columns="kind", errors="ignore")
+        """One row per held-out score, in nats per answer; no row where there was no held-out data."""
+        return frame_of(self._run.metrics("held_out"), (*HELD_OUT_METRICS, "kind")).drop(columns="kind")
 
     @property
     def evaluations(self) -> pd.DataFrame:
@@ -48,7 +48,8 @@ class OpenRun:
             for folder in sorted(self.path.glob("evals/*"))
             for found in find_evaluations(folder)
         ]
-        return pd.DataFrame(rows).drop(columns=["metrics", "subsets"], errors="ignore")
+        frame = frame_of(rows, ("of", "benchmark", "score", "error", "n", "metrics", "subsets"))
+        return frame.drop(columns=["metrics", "subsets"])
 
     def traces(self, step: int | None = None, held_out: bool = False) -> pd.DataFrame:
         """One row per stored trace of a step, or of all steps; with its text, token ids, log-probs, reward, advantage.

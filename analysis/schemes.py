@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.clusters import DRAWS, clustered_means
-from analysis.figures import COLUMN, new_figure, panel
-from analysis.tables import Report
+from analysis.figures import COLUMN, error_bars, new_figure, panel
+from analysis.tables import Report, interval, number
 from nrt_cli.errors import StoreError
 
 FEATURES = ("gain", "hardest_gain", "trace_length", "entropy")
@@ -44,7 +44,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
         raise StoreError(
             f"{source}: no group has two traces or more, so there is nothing to rank; sample larger groups."
         )
-    groups = frame[frame["kind"] == "group"].dropna(axis="columns", how="all")
+    groups = frame[frame["kind"] == "group"]
     traces = frame[frame["kind"] == "trace"]
     schemes = list(dict.fromkeys(frame["scheme"]))
     correlation = rank_correlations(traces, schemes)
@@ -70,7 +70,7 @@ def rank_correlations(traces: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFr
     A group whose rewards are all equal under one of the two cannot be ranked and is left out.
     """
     ranks = traces.assign(rank=traces.groupby(["group", "scheme"])["rank_by"].rank())
-    wide = ranks.pivot_table(index=["group", "k"], columns="scheme", values="rank")[list(schemes)]
+    wide = ranks.pivot(index=["group", "k"], columns="scheme", values="rank").reindex(columns=list(schemes))
     centred = wide - wide.groupby("group").transform("mean")
     scaled = centred / np.sqrt((centred**2).groupby("group").transform("sum")).replace(0.0, np.nan)
     table = pd.DataFrame(index=pd.Index(schemes), columns=list(schemes), dtype=float)
@@ -84,10 +84,10 @@ def _summary(groups: pd.DataFrame, traces: pd.DataFrame, schemes: Sequence[str])
     agreement = clustered_means(groups["agreement"], groups["group"], groups["scheme"]).reindex(schemes)
     within = traces.groupby(["scheme", "group"])["scaled"]
     spread = within.std(ddof=0) / within.agg(lambda values: values.abs().mean())
-    clipped = traces["clipped"] == 0
+    clipped = (traces["clipped"] == 0).astype(float).where(traces["clipped"].notna())
     table = pd.DataFrame(
         {
-            "dead_share": groups.groupby("scheme")["dead_group"].mean(),
+            "dead_share": groups["dead_group"].astype(float).groupby(groups["scheme"]).mean(),
             "clipped_share": clipped.groupby(traces["scheme"]).mean(),
             "spread": spread.groupby("scheme").median(),
             "agreement": agreement["mean"],
@@ -106,17 +106,15 @@ def _overview(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "scheme": summary["scheme"],
-            "dead": summary["dead_share"].map("{:.0%}".format),
-            "clipped": summary["clipped_share"].map("{:.0%}".format),
+            "dead": [number(value, ".0%") for value in summary["dead_share"]],
+            "clipped": [number(value, ".0%") for value in summary["clipped_share"]],
             "agreement": [
-                f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-                for middle, low, high in summary[["agreement", "agreement_low", "agreement_high"]].itertuples(
-                    index=False
-                )
+                interval(row, ".2f")
+                for row in summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
             ],
             "snr": summary["snr"].round(2),
-            "gain": summary["best_gain"].map("{:+.1f}".format),
-            "length": summary["best_trace_length"].map("{:+.0f}".format),
+            "gain": [number(value, "+.1f") for value in summary["best_gain"]],
+            "length": [number(value, "+.0f") for value in summary["best_trace_length"]],
         }
     )
 
@@ -130,13 +128,19 @@ def signal_to_noise(agreement: pd.Series) -> pd.Series:
 def _best(traces: pd.DataFrame) -> dict[str, pd.Series]:
     """By (scheme, group): how the trace with the highest reward differs from its group's mean."""
     keys = ["scheme", "group"]
-    best = traces.loc[traces.groupby(keys)["rank_by"].idxmax()].set_index(keys)
+    best = _preferred(traces).set_index(keys)
     return {feature: best[feature] - traces.groupby(keys)[feature].mean() for feature in FEATURES}
+
+
+def _preferred(traces: pd.DataFrame) -> pd.DataFrame:
+    """The trace with the highest reward, the first of equals, in each group under each scheme that rewards any."""
+    ranked = traces.dropna(subset="rank_by").sort_values("rank_by", ascending=False, kind="stable")
+    return ranked.drop_duplicates(["group", "scheme"]).sort_values(["group", "scheme"])
 
 
 def disagreements(traces: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     """The groups in which schemes prefer the most different traces, and what each prefers there."""
-    best = traces.loc[traces.groupby(["group", "scheme"])["rank_by"].idxmax()]
+    best = _preferred(traces)
     chosen = best.groupby("group")["k"].nunique().sort_values(ascending=False, kind="stable")
     rows = best[best["group"].isin(chosen[chosen > 1].index[:most])]
     return rows[["step", "example", "scheme", "k", "advantage", "gain", "trace_length", "trace"]].reset_index(drop=True)
@@ -150,15 +154,15 @@ def _advantages(traces: pd.DataFrame) -> pd.DataFrame:
 def _notes(
     groups: pd.DataFrame, traces: pd.DataFrame, correlation: pd.DataFrame, source: str, method: str | None
 ) -> tuple[str, ...]:
-    number, sizes = groups["group"].nunique(), traces.groupby(["group", "scheme"]).size()
-    best = traces.loc[traces.groupby(["group", "scheme"])["rank_by"].idxmax()]
+    count, sizes = groups["group"].nunique(), traces.groupby(["group", "scheme"]).size()
+    best = _preferred(traces)
     agreed = float((best.groupby("group")["k"].nunique() == 1).mean())
     by = f", sampled while training with {method}" if method else ""
     size = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
     return (
-        f"{number} groups of {size} traces from {source}{by}: rewards under another scheme are "
+        f"{count} groups of {size} traces from {source}{by}: rewards under another scheme are "
         "what it would have given to these traces, not to those it would have led to",
-        f"all {len(correlation)} schemes prefer the same trace in {agreed:.0%} of the groups",
+        f"all {len(correlation)} schemes prefer the same trace in {number(agreed, '.0%')} of the groups",
         "shown: dead groups, clipped traces (R <= R_base), agreement of answer halves [interval], signal-to-noise, and "
         "by how much the trace with the highest reward exceeds its group's mean in gain (nats) and length (tokens)",
         _extremes(correlation),
@@ -212,7 +216,7 @@ def _draw_correlation(axis: Axes, table: pd.DataFrame) -> None:
 def _draw_agreement(axis: Axes, summary: pd.DataFrame) -> None:
     at = np.arange(len(summary))[::-1]
     middle = summary["agreement"]
-    errors = [middle - summary["agreement_low"], summary["agreement_high"] - middle]
+    errors = error_bars(middle, summary["agreement_low"], summary["agreement_high"])
     axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
     axis.errorbar(middle, at, xerr=errors, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
     axis.set_yticks(at, list(summary["scheme"]))

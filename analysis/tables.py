@@ -1,7 +1,7 @@
 """Frames as files and as what `--json` prints; and the report that every analysis returns."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,17 @@ def shown(value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def number(value: float, form: str) -> str:
+    """A number in a format of its own, `-` for what was not measured."""
+    return "-" if pd.isna(value) else format(value, form)
+
+
+def interval(estimate: Iterable[float], form: str) -> str:
+    """A number with the two ends of its interval; `-` alone where nothing was measured."""
+    middle, low, high = estimate
+    return "-" if pd.isna(middle) else f"{middle:{form}} [{number(low, form)}, {number(high, form)}]"
 
 
 _MARKDOWN = str.maketrans(

@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.clusters import DRAWS, clustered_means
-from analysis.figures import COLUMN, legend_above, line_style, new_figure, panel
-from analysis.tables import Report
+from analysis.clusters import DRAWS, clustered_means, share_above_0
+from analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, panel
+from analysis.frames import stacked
+from analysis.tables import Report, interval
 from nrt_cli.errors import StoreError
 from nrt_cli.store.parts import PartTable
 
@@ -46,6 +47,8 @@ def token_report(
         width: of a bin of H_SFT, in nats.
     """
     sft = _frame(baseline, parts)
+    if sft["entropy"].isna().all():
+        raise StoreError("the baseline gives no finite probabilities to compare with; name another with --baseline.")
     joined = {label: _joined(sft, _frame(table, parts), label) for label, table in models.items()}
     edges = bin_edges(sft["entropy"], width)
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
@@ -75,7 +78,7 @@ def token_report(
 
 
 def _frame(table: PartTable, parts: int) -> pd.DataFrame:
-    return pd.concat([part.to_pandas() for part in table.read(parts, COLUMNS)], ignore_index=True)
+    return stacked((part.to_pandas() for part in table.read(parts, COLUMNS)), COLUMNS)
 
 
 def _joined(sft: pd.DataFrame, model: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -117,7 +120,7 @@ def by_entropy(frame: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
             "typical": typical["mean"],
             "typical_low": typical["low"],
             "typical_high": typical["high"],
-            "improved": grouped["log_ratio"].agg(lambda values: float((values > 0).mean())),
+            "improved": grouped["log_ratio"].agg(share_above_0),
             "p_sft": grouped["p_sft"].mean(),
             "p": grouped["p"].mean(),
         }
@@ -128,7 +131,7 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
     """One row per bin, a column per run: the ratio with its interval."""
     shown = table.assign(
         H_SFT=[f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more" for low, high in _pairs(table)],
-        text=[f"{r:.3f} [{a:.3f}, {b:.3f}]" for r, a, b in table[["ratio", "low", "high"]].itertuples(index=False)],
+        text=[interval(row, ".3f") for row in table[["ratio", "low", "high"]].itertuples(index=False)],
     )
     wide = shown.pivot_table(index=["H_SFT", "tokens"], columns="run", values="text", aggfunc="first", sort=False)
     return wide.reset_index().rename_axis(columns=None)[["H_SFT", "tokens", *dict.fromkeys(table["run"])]]
@@ -146,9 +149,8 @@ def _summary(sft: pd.DataFrame, joined: Mapping[str, pd.DataFrame]) -> pd.DataFr
         for which, part in (("all", frame), ("hardest tenth", frame[frame["entropy_sft"] >= hard])):
             means = part[["p_sft", "p", "ratio"]].mean().to_dict()
             typical = float(np.exp(part["log_ratio"].mean()))
-            improved = float((part["log_ratio"] > 0).mean())
             rows.append({"run": label, "which": which, "tokens": len(part)} | means)
-            rows[-1] |= {"typical": typical, "improved": improved}
+            rows[-1] |= {"typical": typical, "improved": share_above_0(part["log_ratio"])}
     return pd.DataFrame(rows)
 
 
@@ -197,10 +199,8 @@ def draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str
     for i, (_, frame) in enumerate(table.groupby("run", sort=False)):
         style = line_style(i)
         at = frame["h_mean"] + 0.03 * i
-        below, above = frame[value] - frame[low], frame[high] - frame[value]
-        bars = axis.errorbar(
-            at, frame[value], [below, above], elinewidth=0.7, capsize=1.5, linewidth=1, markersize=3, **style
-        )
+        lengths = error_bars(frame[value], frame[low], frame[high])
+        bars = axis.errorbar(at, frame[value], lengths, elinewidth=0.7, capsize=1.5, linewidth=1, markersize=3, **style)
         handles.append(bars)
     axis.set_yscale("log")
     _plain_ticks(axis)

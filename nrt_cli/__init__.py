@@ -3,9 +3,19 @@
 `nrt_cli.api` says what can be called from Python; its names are here too, imported when first asked for.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+OPENMP_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+"""What says how OpenMP's threads wait for each other, in libgomp, in any OpenMP, in Intel's and LLVM's."""
+
+if not any(name in os.environ for name in OPENMP_WAIT):
+    # A thread that waits for others spins, on a busy machine on the very core that they need. libgomp reads how long it
+    # may when torch loads it: so this stands here, where all our modules pass first. Processes that we start inherit
+    # it. The number was measured: tests/bench/spinning.py.
+    os.environ["GOMP_SPINCOUNT"] = "50000"
 
 if TYPE_CHECKING:
     from nrt_cli.api import analyze as analyze

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,50 @@ def test_showing_a_config_loads_no_numerics(tmp_path: Path) -> None:
 )
 def test_the_lowest_rooms_are_light(module: str, tmp_path: Path) -> None:
     assert loaded_by(f"import {module}", cwd=tmp_path) <= CONFIG_ONLY
+
+
+# --- how OpenMP's threads wait for each other ------------------------------------------------------------------------
+
+SPINS = "50000"
+WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+
+
+def read_in_a_new_process(script: str, **given: str) -> str:
+    """What a script prints, error stream included, where of the settings of waiting only those given are set."""
+    environment = {name: value for name, value in os.environ.items() if name not in WAIT}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])} | given
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+# As C code and new processes see it, which is more than what os.environ says.
+SEEN = f"""
+import os, subprocess, sys
+import {{module}}
+child = "import os; print([os.environ.get(name) for name in {WAIT}])"
+print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("module", ["nrt_cli", "nrt_cli.cli", "nrt_cli.config"])
+def test_threads_that_wait_spin_for_a_short_time(module: str) -> None:
+    assert read_in_a_new_process(SEEN.format(module=module)).strip() == str([SPINS, None, None])
+
+
+@pytest.mark.parametrize("name", WAIT)
+def test_what_a_user_says_of_waiting_is_kept(name: str) -> None:
+    value = "passive" if name == "OMP_WAIT_POLICY" else "7"
+    expected = [value if name == other else None for other in WAIT]
+    assert read_in_a_new_process(SEEN.format(module="nrt_cli"), **{name: value}).strip() == str(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torch comes with GNU's OpenMP on Linux")
+@pytest.mark.parametrize(
+    ("given", "count"), [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_torchs_openmp_reads_it(given: dict[str, str], count: str) -> None:
+    told = read_in_a_new_process("import nrt_cli, torch", OMP_DISPLAY_ENV="verbose", **given)
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told) == [count]

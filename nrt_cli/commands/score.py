@@ -96,16 +96,17 @@ def _stop(stop: str) -> str:
 
 def _headline(title: str, answer: dict[str, Any], gain: float | None = None) -> Text:
     text = Text(title, style="bold")
-    text.append(
-        f"  P(y*) = {_probability(answer['logprob'])}, log P(y*) = {answer['logprob']:.3f} nats", style="not bold"
-    )
+    probability, logprob = _probability(answer["logprob"]), _number(answer["logprob"], ".3f")
+    text.append(f"  P(y*) = {probability}, log P(y*) = {logprob} nats", style="not bold")
     if gain is not None:
         text.append(f", gain {gain:+.3f}", style="not bold")
     return text
 
 
-def _probability(logprob: float) -> str:
-    """A probability to 4 digits, also where it is below what a float holds."""
+def _probability(logprob: float | None) -> str:
+    """A probability to 4 digits, also where it is below what a float holds; `-` where it is no number."""
+    if logprob is None:
+        return "-"
     if logprob > math.log(1e-4):
         return f"{math.exp(logprob):.4f}"
     exponent = math.floor(logprob / math.log(10))
@@ -115,15 +116,16 @@ def _probability(logprob: float) -> str:
 # --- shades ----------------------------------------------------------------------------------------------------------
 
 
-def _shade(gain: float) -> str:
+def _shade(gain: float | None) -> str:
     """Green for a gain, red for a loss, white for neither; text stays dark on all of them."""
+    gain = gain or 0.0
     share = min(1.0, abs(gain) / FULL_SHADE)
     target = GAIN if gain > 0 else LOSS
     red, green, blue = (round(255 + (channel - 255) * share) for channel in target)
     return f"rgb(0,0,0) on rgb({red},{green},{blue})"
 
 
-def _shaded(tokens: list[str], gains: list[float]) -> Text:
+def _shaded(tokens: list[str], gains: list[float | None]) -> Text:
     """The answer, each token on its shade. Line ends are shown, since they are tokens too."""
     text = Text()
     for token, gain in zip(tokens, gains, strict=True):
@@ -170,9 +172,10 @@ def _tokens_table(record: dict[str, Any], trace: dict[str, Any]) -> Padding:
     """c, c_base, gain and the token signal under each scheme; of a long answer, the tokens with the largest gains."""
     schemes, gains = trace["schemes"], trace["gains"]
     table = _table("token", "c", "c_base", "gain", *schemes)
-    largest = sorted(range(len(gains)), key=lambda i: -abs(gains[i]))[:TOKEN_ROWS]
+    largest = sorted(range(len(gains)), key=lambda i: -abs(gains[i] or 0.0))[:TOKEN_ROWS]
     for i in sorted(largest):
-        cells = [f"{trace['c'][i]:.4f}", f"{record['null']['c'][i]:.4f}", f"{gains[i]:+.2f}"]
+        c, c_base = (_number(of["c"][i], ".4f") for of in (trace, record["null"]))
+        cells = [c, c_base, _number(gains[i], "+.2f")]
         signals = [_number(found["token_signals"][i], ".3g") for found in schemes.values()]
         table.add_row(_token(record["tokens"][i]), *cells, *signals)
     return Padding(table, (0, 2, 1, 2))
@@ -189,7 +192,7 @@ def _sentences_table(sentences: list[dict[str, Any]]) -> Padding:
     table.add_column("sentence")
     for found in sentences:
         shown = console.plain(" ".join(found["sentence"].split()))
-        table.add_row(Text(f"{found['gain']:+.3f}", style=_shade(found["gain"])), shown)
+        table.add_row(Text(_number(found["gain"], "+.3f"), style=_shade(found["gain"])), shown)
     return Padding(table, (0, 2, 1, 2))
 
 
@@ -203,6 +206,6 @@ def _show_summary(records: list[dict[str, Any]]) -> None:
         if "direct" in record:
             table.add_row(console.plain(_name(record)), "none", _probability(record["direct"]["logprob"]), "-")
         for trace in record.get("traces", []):
-            cells = (_probability(trace["logprob"]), f"{trace['gain']:+.3f}")
+            cells = (_probability(trace["logprob"]), _number(trace["gain"], "+.3f"))
             table.add_row(console.plain(_name(record)), console.plain(" ".join(trace["trace"].split())), *cells)
     console.stdout.print(table)

@@ -98,7 +98,9 @@ def _stored(run: Run, name: str) -> list[dict[str, Any]]:
             f"{run.path}: no traces {name} are stored (there are {', '.join(run.trace_names()) or 'none'}); name "
             "others with --traces, or train with --validation FILE, which stores held-out traces."
         )
-    return run.traces(name, TRACE_COLUMNS)
+    if not (rows := run.traces(name, TRACE_COLUMNS)):
+        raise StoreError(f"{run.path}: the table {name} holds no traces; name another with --traces.")
+    return rows
 
 
 class _Controls:

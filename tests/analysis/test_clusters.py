@@ -3,8 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from analysis.clusters import DRAWS, clustered_means
+from analysis.figures import error_bars
 
 FRAME = pd.DataFrame(
     {
@@ -46,3 +49,29 @@ def test_one_cluster_has_no_interval() -> None:
     table = clustered_means(pd.Series([1.0, 2.0]), pd.Series([0, 0]), pd.Series([0, 0]))
     assert table["mean"].tolist() == [1.5]
     assert table[["low", "high"]].isna().all(axis=None)
+
+
+def test_a_group_of_which_nothing_was_measured_is_shown_empty() -> None:
+    table = clustered_means(pd.Series([1.0, np.nan, np.nan]), pd.Series([0, 0, 1]), pd.Series(["a", "b", "b"]))
+    assert table.index.tolist() == ["a", "b"]
+    assert table.loc["b", ["mean", "low", "high"]].isna().all()
+    assert table["n"].tolist() == [1, 0]
+    assert table["clusters"].tolist() == [1, 0]
+
+
+values = st.one_of(st.just(np.nan), st.sampled_from([0.1, 0.7, -3.0]))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(values, st.integers(0, 3), st.sampled_from("abc")), max_size=12))
+def test_every_group_has_its_row_and_the_mean_of_what_was_measured(rows: list[tuple[float, int, str]]) -> None:
+    frame = pd.DataFrame(rows, columns=["value", "cluster", "group"])
+    table = clustered_means(frame["value"], frame["cluster"], frame["group"], draws=20)
+    assert table.index.tolist() == sorted(set(frame["group"]))
+    for group, row in table.iterrows():
+        measured = [value for value, _, of in rows if of == group and not np.isnan(value)]
+        assert row["n"] == len(measured)
+        assert row["mean"] == pytest.approx(np.mean(measured) if measured else np.nan, nan_ok=True)
+        # What a figure draws of it is never negative, however the mean was rounded.
+    for lengths in error_bars(table["mean"], table["low"], table["high"]):
+        assert not (lengths < 0).any()

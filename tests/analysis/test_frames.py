@@ -4,14 +4,19 @@ import math
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis.frames import (
     HELD_OUT,
     STEP,
+    STEP_METRICS,
+    frame_of,
     held_out_frame,
     open_runs,
     plain_text,
     questions,
+    stacked,
     steps_frame,
     trace_frames,
     trace_steps,
@@ -67,7 +72,9 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(make_run):
 def test_held_out_scores(make_run):
     run = make_run(steps=[{}])
     run.append_metrics({"kind": "held_out", "step": 1, "gain": 0.5})
-    assert held_out_frame(run).to_dict("records") == [{"step": 1, "gain": 0.5}]
+    (row,) = held_out_frame(run).to_dict("records")
+    assert (row["step"], row["gain"]) == (1, 0.5)
+    assert math.isnan(row["null_logprob"])  # as it is after SFT
 
 
 def test_traces_come_one_step_at_a_time(make_run, row):
@@ -133,3 +140,60 @@ def test_a_reference_chooses_among_what_there_is(tmp_path):
         Reference.parse("a@last")
     (tmp_path / "b@7").mkdir()
     assert Reference.parse(str(tmp_path / "b@7")) == Reference(tmp_path / "b@7", None)
+
+
+# --- what is empty is shown empty ------------------------------------------------------------------------------------
+
+records = st.lists(st.dictionaries(st.sampled_from("abcd"), st.one_of(st.floats(), st.none()), max_size=4), max_size=4)
+
+
+@given(records, st.lists(st.sampled_from("abcdef"), unique=True))
+def test_a_frame_has_the_columns_asked_for_and_loses_none_that_rows_have(rows, columns):
+    frame = frame_of(rows, columns)
+    assert len(frame) == len(rows)
+    assert set(frame) == set(columns) | {key for row in rows for key in row}
+    for name in set(columns) - {key for row in rows for key in row}:
+        assert frame[name].isna().all()
+        assert frame[name].dtype == float or frame.empty  # so that means can be taken of it
+    for name in {key for row in rows for key in row}:
+        found = [row.get(name) for row in rows]
+        assert all(
+            a == b or (pd.isna(a) and (b is None or math.isnan(b))) for a, b in zip(frame[name], found, strict=True)
+        )
+
+
+@given(st.lists(st.integers(0, 3), max_size=4))
+def test_stacked_frames_keep_their_rows_and_none_has_the_columns_all_the_same(sizes):
+    frame = stacked((pd.DataFrame({"a": [size] * size}) for size in sizes), ["a"])
+    assert list(frame) == ["a"]
+    assert frame["a"].tolist() == [size for size in sizes for _ in range(size)]
+
+
+@pytest.mark.parametrize("missing", [*STEP_METRICS, "distinct_ngrams"])
+def test_a_metric_that_a_run_lacks_is_an_empty_column(make_run, missing):
+    from analysis.dynamics import COLUMNS, dynamics
+
+    run = make_run(steps=[{"distinct_ngrams": 0.5, "truncated_share": 0.0}] * 2)
+    lines = [{key: value for key, value in r.items() if key != missing or key == "trace_length"} for r in run.metrics()]
+    (run.path / "metrics.jsonl").unlink()
+    for line in lines:
+        run.append_metrics(line)
+    frame = steps_frame(run)
+    assert set(COLUMNS) <= set(frame)
+    summary = dynamics({"run": run}).tables["summary"].set_index("metric")
+    empty = {"reward": ["reward_gain"], "reward_base": ["reward_gain"], "trace_length": []}.get(missing, [missing])
+    assert summary.index[summary["last"].isna()].tolist() == empty
+
+
+def test_tables_without_rows_are_no_error_of_pandas(make_run):
+    from analysis.cases import stored_cases
+    from analysis.opened import OpenRun
+
+    run = make_run(steps=[{}], traces={"step-000001": [], "held-out-000001": []})
+    assert traces_frame(run, STEP, None, ("trace", "gain")).columns.tolist() == ["trace", "gain"]
+    assert "trace_ids" in traces_frame(run, STEP)
+    with pytest.raises(StoreError, match="no example has stored traces"):
+        stored_cases([Reference(run.path, None)], STEP, 3)
+    opened = OpenRun(run.path)
+    assert opened.held_out["gain"].tolist() == opened.evaluations["score"].tolist() == []
+    assert OpenRun(make_run("new").path).steps["step"].tolist() == []

@@ -85,3 +85,18 @@ def test_the_files_of_a_figure(tmp_path: Path) -> None:
     files = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4)}, 2).files()
     assert {"tokens.png", "tokens.pdf", "tokens.csv", "tokens-entropy.csv", "tokens.md", "tokens.json"} <= files.keys()
     assert files["tokens.png"].startswith(b"\x89PNG")
+
+
+def test_a_model_without_finite_numbers_leaves_its_cells_empty(tmp_path: Path) -> None:
+    nothing = [(*row[:4], np.nan) for row in TOKENS]
+    report = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4, nothing)}, 2, width=1.0)
+    assert report.files()
+    assert report.tables["ratios"]["am"].tolist() == ["-"]
+    assert report.tables["tokens"][["ratio", "typical", "improved", "p"]].isna().all(axis=None)
+    assert report.tables["summary"][["p", "ratio", "typical", "improved"]].isna().all(axis=None)
+
+
+def test_a_baseline_without_finite_numbers_is_no_baseline(tmp_path: Path) -> None:
+    nothing = [(*row[:2], np.nan, np.nan, row[4]) for row in TOKENS]
+    with pytest.raises(StoreError, match="no finite probabilities"):
+        token_report(table(tmp_path, 2, nothing), {"am": table(tmp_path, 4)}, 2)

@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 
+import nrt_cli
 from nrt_cli.errors import ConfigError, NrtError
 from nrt_cli.records import Rollout
 
@@ -38,6 +39,8 @@ def environment(gpu: bool) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # The working directory, from which a user's scheme is imported.
         "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
+        # Workers of a Ray that was started elsewhere inherit nothing from here, and import torch before us.
+        **{name: os.environ[name] for name in nrt_cli.OPENMP_WAIT if name in os.environ},
     }
     if gpu:
         return common

@@ -104,3 +104,13 @@ def test_an_error_of_ours_comes_back_as_itself_not_as_rays_traceback() -> None:
     with pytest.raises(TrainingError) as caught:
         Quiet(None, False, 60).within("an update", raising)
     assert str(caught.value) == "the loss is nan on example 3"
+
+
+def test_workers_wait_for_each_others_threads_as_this_process_does(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    for gpu in (True, False):
+        found = environment(gpu)
+        assert found["OMP_WAIT_POLICY"] == "passive"
+        assert "GOMP_SPINCOUNT" not in found

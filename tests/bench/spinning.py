@@ -1,0 +1,144 @@
+"""Whole training steps under OpenMP's ways of waiting, on a quiet machine and beside a busy loop for each core.
+
+    python tests/bench/spinning.py [--quick]
+
+A thread that is done with its share of a matrix product spins until the others are, in the hope that they soon are.
+Where another process holds a core they are not, and the spinning takes the core that they wait for. libgomp reads how
+long to spin when it is loaded: each side is a process that sets it first. Steps are those of `nrt quickstart` and of
+the laptop study's recipe (its model untrained, which changes what is sampled and not what a step costs).
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import common
+from common import WORK, Figures, Job, Side, Turn, cell, ratio, shown
+
+WAITS: dict[str, dict[str, str]] = {
+    "default": {},
+    **{f"GOMP_SPINCOUNT={count}": {"GOMP_SPINCOUNT": str(count)} for count in (50000, 10000, 1000)},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+READ = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+HEADER = ("steps, machine, setting", "seconds", "of the default's", "fastest to slowest", "processor seconds")
+
+
+def steps(wait: dict[str, str], job: Job, turn: Turn) -> None:
+    """The first steps of a recipe, `job["steps"]` a turn."""
+    for name in READ:
+        os.environ.pop(name, None)
+    os.environ |= wait
+    # Only now, since this loads libgomp.
+    import torch
+
+    from nrt_cli import config as configs
+    from nrt_cli.engines.local.engine import LocalEngine
+    from nrt_cli.workflows.start import load_inputs
+    from nrt_cli.workflows.train import batch_for
+
+    torch.set_num_threads(job["threads"])
+    data = {
+        "train": str(Path(job["data"], "train.parquet")),
+        "validation": str(Path(job["data"], "validation.parquet")),
+    }
+    config = configs.load(
+        job["recipe"],
+        ("method=ws-neg-log-p", f"model.dtype={job['dtype']}"),
+        model={"path": job["model"]},
+        data=data,
+        train={"threads": job["threads"]},
+    )
+    engine, inputs = LocalEngine(config, updates=1000), load_inputs(config)
+    figures: Figures = {"dtype": str(engine.policy.model.dtype).removeprefix("torch.")}
+    number = 0
+    while True:
+        turn(figures)
+        started = time.perf_counter()
+        for _ in range(job["steps"]):
+            number += 1
+            engine.train_step(batch_for(inputs.train, config, number), number)
+        figures = figures | {"seconds": (time.perf_counter() - started) / job["steps"]}
+
+
+@contextlib.contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Processes that do nothing, without a pause."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def make(base: Job, quick: bool) -> dict[str, Job]:
+    """Models and pairs, made once, in a process of its own: this one needs no torch."""
+    if quick:
+        jobs = {"digits": {"recipe": "digits", "steps": 1}}
+    else:
+        jobs = {"quickstart": {"recipe": "quickstart", "steps": 1}, "digits": {"recipe": "digits", "steps": 8}}
+    subprocess.run([sys.executable, __file__, "--make", *jobs], check=True)
+    return {
+        name: base | job | {"model": str(WORK / f"{name}-model"), "data": str(WORK / f"{name}-data")}
+        for name, job in jobs.items()
+    }
+
+
+def make_here(name: str) -> None:
+    from nrt_cli.data import digits
+    from nrt_cli.data.choose import Settings
+    from nrt_cli.data.prepare import prepare
+    from nrt_cli.engines.local.prepare import prepare_model
+    from nrt_cli.engines.local.pretraining import pretrain
+
+    source, world = "builtin:smollm2-135m", "sums"
+    if name == "digits":
+        source, world = str(WORK / "digits-source"), "digits"
+        if not Path(source).is_dir():
+            batch = partial(digits.documents, 0, 0, 12, digits.FIRST)
+            pretrain(digits.vocabulary(), lambda step: list(batch()), 1, Path(source), 0)
+    prepare([f"generated:{world}?size=2000&seed=0"], WORK / f"{name}-data", Settings(validation=64))
+    prepare_model(source, WORK / f"{name}-model")
+
+
+def main() -> None:
+    parser = common.parser(__doc__, rounds=3)
+    args = parser.parse_args()
+    base = common.start(args)
+    sides: dict[str, Side] = {name: partial(steps, wait) for name, wait in WAITS.items()}
+    rows: list[list[str]] = []
+    measured: list[Figures] = []
+    for name, job in make(base, args.quick).items():
+        for loops in (0, args.threads):
+            with busy(loops):
+                figures = common.part(f"spinning {name}", sides, job | {"loops": loops}, args)
+            measured += figures.values()
+            beside = f"beside {loops} busy loops" if loops else "quiet"
+            rows += [row(f"{name}, {beside}, {side}", figures[side], figures["default"]) for side in sides]
+    common.report("OpenMP's spinning", args, common.table(HEADER, rows), measured)
+
+
+def row(label: str, figures: Figures, default: Figures) -> list[str]:
+    every = figures.get("all_seconds") or [common.NAN]
+    return [
+        label,
+        cell(figures, "seconds"),
+        shown(ratio(figures, default)),
+        f"{min(every):.2f} to {max(every):.2f}",
+        cell(figures, "processor"),
+    ]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--make"]:
+        for name in sys.argv[2:]:
+            make_here(name)
+    else:
+        main()
