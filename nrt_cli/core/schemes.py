@@ -8,15 +8,14 @@ answer's probability underflows float32 from about -100 nats on (decision 5); ad
 R, so a group's rewards are handed on divided by their largest, and that divisor's log is kept beside them.
 """
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nrt_cli.config.named import load_named
 from nrt_cli.errors import ConfigError
 
 RewardFunction = Callable[[Tensor, Tensor], Tensor]
@@ -159,14 +158,7 @@ def get_scheme(name: str, weight_cap: float | None = None, weighted_sum: str = "
 
 def _user_scheme(name: str) -> Scheme:
     """A `Scheme`, or a plain function of (logprobs_KT, base_logprobs_T) returning R, tried on a small example."""
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        # The working directory, which a console script lacks. Last, so that it shadows nothing.
-        sys.path.append("")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a module can fail in any way while it is imported
-        raise ConfigError(f"scheme {name!r} cannot be imported: {error}.") from None
+    found = load_named(name, "scheme")
     scheme = found if isinstance(found, Scheme) else Scheme(name, found)
     probe_KT = torch.tensor([[-0.5, -2.0, -0.1], [-1.0, -1.5, -0.2]], dtype=torch.float64)
     try:

@@ -7,7 +7,6 @@ HumanEval runs in the sandbox. A scorer reads a document's row and the answers t
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,18 +14,9 @@ from typing import Any
 
 from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.engines import sandbox
-from nrt_cli.engines.lm_eval.mathematics import Verifier
 from nrt_cli.engines.lm_eval.rows import Row
 from nrt_cli.text import graders
-
-
-@dataclass(frozen=True)
-class Grade:
-    """What was found in each answer (None: nothing), and the document's scores, each in [0, 1]."""
-
-    extracted: tuple[str | None, ...]
-    scores: dict[str, float]
-
+from nrt_cli.text.grading import Grade, verifier
 
 Answers = Sequence[Any]
 """Texts, or for benchmarks in mode `loglikelihood` the log-probability of each choice in nats."""
@@ -68,16 +58,11 @@ def _mc2(spec: BenchmarkSpec, subset: str, row: Row, answers: Answers) -> Grade:
     return Grade((), {"mc2": graders.mc2(answers, row["mc2_targets"]["labels"])})
 
 
-@cache
-def _verifier() -> Verifier:
-    return Verifier()
-
-
 def _math(spec: BenchmarkSpec, subset: str, row: Row, answers: Answers) -> Grade:
     from lm_eval.tasks.hendrycks_math.utils import is_equiv
 
     found, right = graders.mathematics(answers[0]), gold(spec, row)
-    return _exact(found, found is not None and (bool(is_equiv(found, right)) or _verifier().equal(right, found)))
+    return _exact(found, found is not None and (bool(is_equiv(found, right)) or verifier().equal(right, found)))
 
 
 def _instructions(spec: BenchmarkSpec, subset: str, row: Row, answers: Answers) -> Grade:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from nrt_cli.engines.lm_eval.mathematics import Verifier
+from nrt_cli.text.mathematics import Verifier
 
 pytestmark = pytest.mark.slow
 
