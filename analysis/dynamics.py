@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from analysis.figures import COLUMN, legend_above, line_style, new_figure, panel
 from analysis.frames import steps_frame
 from analysis.tables import Report
-from nrt_cli.core.collapse import NGRAM, SIGNS, WINDOW, Fall, Sentinel
+from nrt_cli.core.collapse import NGRAM, SIGNS, WINDOW, Fall, Sentinel, watched
 from nrt_cli.store import Run
 
 PANELS = {
@@ -52,7 +52,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Report:
     Raises StoreError for a run that has no steps or samples no traces.
     """
     frames = {label: steps_frame(run) for label, run in runs.items()}
-    falls = {label: collapses(frame) for label, frame in frames.items()}
+    falls = {label: collapses(frames[label], run) for label, run in runs.items()}
     smooth = {label: smoothed(frame, window) for label, frame in frames.items()}
     by_step = pd.concat([_by_step(label, frames[label], smooth[label]) for label in runs], ignore_index=True)
     return Report(
@@ -67,7 +67,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Report:
             f"first, last: means over a run's first and last {window} steps",
             f"smoothed: mean of the last {window} steps, fewer at the start; thin lines are the steps themselves",
             f"the sentinel compares means of {WINDOW} steps with the run's first {WINDOW}; it marks the step where a "
-            "sign first falls",
+            "sign falls while nothing speaks for learning: no gain, no better held-out accuracy",
             *(f"{label}: step {fall.step}: {fall}" for label in runs for fall in falls[label]),
         ),
         units=UNITS,
@@ -79,11 +79,15 @@ def smoothed(frame: pd.DataFrame, window: int) -> pd.DataFrame:
     return frame[list(COLUMNS)].rolling(window, min_periods=1).mean()
 
 
-def collapses(frame: pd.DataFrame) -> list[Fall]:
-    """What the sentinel reports over a whole run, in order."""
+def collapses(frame: pd.DataFrame, run: Run) -> list[Fall]:
+    """What the sentinel reports over a whole run, in order.
+
+    Args:
+        frame: of the run's steps, which may know more than its metrics do (`steps_frame`).
+    """
     sentinel = Sentinel()
-    records = frame[["step", *SIGNS]].to_dict(orient="records")
-    return [fall for record in records for fall in sentinel.add(record)]
+    steps = frame[["step", *SIGNS.keys() & set(frame)]].to_dict(orient="records")
+    return [fall for record in watched(steps, run.metrics("held_out")) for fall in sentinel.add(record)]
 
 
 def _by_step(label: str, frame: pd.DataFrame, smooth: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +109,7 @@ def _summary(frames: Mapping[str, pd.DataFrame], falls: Mapping[str, list[Fall]]
 
 def _collapse_table(falls: Mapping[str, list[Fall]]) -> pd.DataFrame:
     rows = [{"run": label, **vars(fall)} for label, found in falls.items() for fall in found]
-    return pd.DataFrame(rows, columns=["run", "sign", "step", "start", "now", "limit"])
+    return pd.DataFrame(rows, columns=["run", "sign", "step", "start", "now", "limit", "seen"])
 
 
 # --- figure ----------------------------------------------------------------------------------------------------------

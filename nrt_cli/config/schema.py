@@ -143,7 +143,7 @@ class TrainSection(Section):
     validation_size: int = Field(64, ge=1, description="Held-out examples scored.")
     trace_groups: int = Field(32, ge=0, description="Groups per step whose traces are stored.")
     on_collapse: Literal["warn", "stop"] = Field(
-        "warn", description="What to do when traces collapse: shorter, less varied or less useful than at the start."
+        "warn", description="What to do when traces collapse: shorter, less varied or less useful, and nothing learned."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: as many as physical cores.")
 

@@ -1,11 +1,23 @@
-"""Signs that traces collapse (Sec. 4.3 of the paper): definitions shared by training and analysis.
+"""When traces have collapsed (Sec. 4.3 of the paper): one definition, shared by training and analysis.
 
-Each is compared with the run's own start, since lengths and entropies of different models and tasks are not comparable.
+A run has collapsed if it ends no better than it began. What is seen of that on the way is compared with the run's own
+start, since lengths and entropies of different models and tasks are not comparable:
+
+- Traces that become shorter, more certain or more alike are a sign, but a run that learns to work something out does
+  the same. So such a sign counts only while nothing speaks for learning: traces that help (a gain clearly above 0), a
+  gain clearly above the start's, or a held-out accuracy clearly above the start's.
+- A trace that is all but gone gains nothing, whatever it gained before. So a gain that rises to 0 with it is no excuse.
+- The gain itself has collapsed when it fell clearly and traces help no longer.
+- Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts, and where it
+  was and is no longer, that is a collapse of its own.
+
+Measured by tests/bench/sentinel.py: a warning that comes too late costs less than one that ends a good run.
 """
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
@@ -17,20 +29,25 @@ NGRAM = 4
 WINDOW = 10
 """Steps that are averaged: the first ones are the run's start, the last ones its present."""
 
-FALLEN = 0.5
-"""A length, entropy or n-gram share below this part of its start has fallen."""
+FALLEN, GONE = 0.5, 0.2
+"""A length, entropy or n-gram share below the first part of its start has fallen; traces below the second are all but
+gone."""
 
 SPREADS = 3.0
-"""The gain may be negative from the start, so it has fallen when it lies this many standard deviations of the start's
+"""The gain may be negative from the start: it has fallen when it lies this many standard deviations of the start's
 steps below their mean."""
+
+CLEARLY = 2.0
+"""Standard errors that make a difference clear."""
 
 SIGNS = {
     "trace_length": "trace length (tokens)",
     "entropy": "trace entropy (nats)",
     "distinct_ngrams": f"distinct {NGRAM}-gram share",
     "gain": "gain over the null trace (nats)",
+    "accuracy_thinking": "held-out accuracy",
 }
-"""Metrics watched, with what they are called."""
+"""What may fall, with what it is called; the last is measured on held-out pairs, all others in training."""
 
 
 def trace_health(groups: Sequence[RolloutGroup]) -> dict[str, float]:
@@ -60,48 +77,120 @@ def distinct_ngrams(groups: Iterable[Sequence[Sequence[int]]], n: int = NGRAM) -
 
 @dataclass(frozen=True)
 class Fall:
-    """A sign of collapse: the mean of the last steps against that of the first, and the limit it went below."""
+    """A collapse: the sign that fell, after which step, from where to where, below which limit; and it all in words."""
 
     sign: str
     step: int
     start: float
     now: float
     limit: float
+    seen: str
 
     def __str__(self) -> str:
-        return (
-            f"{SIGNS[self.sign]} fell to {self.now:.3g} (mean of the last {WINDOW} steps) from {self.start:.3g} at the "
-            f"run's start; the limit is {self.limit:.3g}"
-        )
+        return self.seen
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A mean with its standard error and the standard deviation of single values; NaN where too few were measured."""
+
+    value: float
+    error: float
+    spread: float = math.nan
+
+    def above(self, other: "_Mean") -> bool:
+        """Whether this is clearly more."""
+        return self.value - other.value > CLEARLY * math.hypot(self.error, other.error)
+
+
+_ZERO = _Mean(0.0, 0.0)
 
 
 @dataclass
 class Sentinel:
-    """Watches the metrics of a run, step by step; each sign is reported once."""
+    """Watches the records of a run as they are made; each sign is reported once."""
 
     first: list[Mapping[str, float]] = field(default_factory=list)
     last: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    accuracies: list[_Mean] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     reported: set[str] = field(default_factory=set)
 
     def add(self, record: Mapping[str, float]) -> list[Fall]:
-        """Take a training step's metrics; returns what has fallen with it. NaN and missing values are passed over."""
-        self.last.append(record)
-        if len(self.first) < WINDOW:
-            self.first.append(record)
-            return []
-        falls = [fall for sign in SIGNS if sign not in self.reported and (fall := self._fall(sign))]
+        """Take the metrics of a training step, or held-out scores (`kind: held_out`); returns what has collapsed with
+        it. NaN and missing values are passed over."""
+        if record.get("kind") == "held_out":
+            found = self._relapse(record)
+        else:
+            self.last.append(record)
+            started = len(self.first) == WINDOW
+            if not started:
+                self.first.append(record)
+            found = self._falls() if started and not self._learned else []
+        falls = [fall for fall in found if fall.sign not in self.reported]
         self.reported |= {fall.sign for fall in falls}
         return falls
 
-    def _fall(self, sign: str) -> Fall | None:
-        first, last = _measured(self.first, sign), _measured(self.last, sign)
-        if len(first) < 2 or not last:
-            return None
-        start, now = fmean(first), fmean(last)
-        limit = start - SPREADS * stdev(first) if sign == "gain" else FALLEN * start
-        return Fall(sign, int(self.last[-1]["step"]), start, now, limit) if now < limit else None
+    @property
+    def _learned(self) -> bool:
+        return bool(self.accuracies) and self.accuracies[-1].above(self.accuracies[0])
+
+    def _relapse(self, record: Mapping[str, float]) -> list[Fall]:
+        """Held-out accuracy that was clearly above the start's and is no longer."""
+        share, n = record.get("accuracy_thinking", math.nan), record.get("graded", 0)
+        if not n or not math.isfinite(share):
+            return []
+        self.accuracies.append(_share(share, n))
+        self.shares.append(share)
+        start, now = self.accuracies[0], self.accuracies[-1]
+        best = max(self.accuracies, key=lambda each: each.value)
+        if self._learned or not (best.above(start) and best.above(now)):
+            return []
+        seen = f"held-out accuracy is back at {share:.0%}, where the run began ({self.shares[0]:.0%}), from "
+        seen += f"{max(self.shares):.0%} at its best"
+        limit = start.value + CLEARLY * math.hypot(start.error, now.error)
+        return [Fall("accuracy_thinking", int(record["step"]), self.shares[0], share, limit, seen)]
+
+    def _falls(self) -> list[Fall]:
+        """What has fallen while nothing speaks for learning."""
+        begin, gain = _mean(self.first, "gain"), _mean(self.last, "gain")
+        if gain.above(_ZERO):
+            return []
+        falls = []
+        helps = f"gain over the null trace {gain.value:+.2g} nats (from {begin.value:+.2g})"
+        for sign in ("trace_length", "entropy", "distinct_ngrams"):
+            start, now = _mean(self.first, sign), _mean(self.last, sign)
+            part = GONE if gain.above(begin) and sign == "trace_length" else FALLEN
+            if now.value < part * start.value and (not gain.above(begin) or sign == "trace_length"):
+                falls.append(self._fall(sign, start.value, now.value, part * start.value, helps))
+        if gain.value < (limit := begin.value - SPREADS * begin.spread):
+            falls.append(self._fall("gain", begin.value, gain.value, limit, "traces do not help"))
+        return falls
+
+    def _fall(self, sign: str, start: float, now: float, limit: float, why: str) -> Fall:
+        seen = (
+            f"{SIGNS[sign]} fell to {now:.3g} (mean of the last {WINDOW} steps) from {start:.3g} at the run's start, "
+            f"below {limit:.3g}, and nothing speaks for learning: {why}"
+        )
+        return Fall(sign, int(self.last[-1]["step"]), start, now, limit, seen)
 
 
-def _measured(records: Iterable[Mapping[str, float]], sign: str) -> list[float]:
-    values = (record.get(sign, math.nan) for record in records)
-    return [value for value in values if math.isfinite(value)]
+def watched(
+    steps: Iterable[Mapping[str, float]], held_out: Iterable[Mapping[str, float]]
+) -> Iterator[Mapping[str, float]]:
+    """A run's records as the sentinel sees them: held-out scores after the step that they are of."""
+    return heapq.merge(steps, held_out, key=lambda record: record["step"])
+
+
+def _mean(records: Iterable[Mapping[str, float]], sign: str) -> _Mean:
+    values = [value for record in records if math.isfinite(value := record.get(sign, math.nan))]
+    if len(values) < 2:
+        return _Mean(math.nan, math.nan)
+    return _Mean(fmean(values), stdev(values) / math.sqrt(len(values)), stdev(values))
+
+
+def _share(share: float, n: float) -> _Mean:
+    """A share of n with two trials more, a success and a failure, so that 0 of n is not certain: differences of such
+    shares are clear when Agresti and Caffo's interval says so (The American Statistician, 2000)."""
+    adjusted = (share * n + 1) / (n + 2)
+    return _Mean(adjusted, math.sqrt(adjusted * (1 - adjusted) / (n + 2)))

@@ -13,7 +13,7 @@ import torch
 from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.config import RunConfig
-from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health
+from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines.local.engine import Update
@@ -226,16 +226,16 @@ def _take_step(session: Session, step: int, examples: Sequence[Example]) -> tupl
 
 
 def _sentinel(run: Run, done: int) -> Sentinel:
-    """A sentinel that has seen the steps taken so far: it warns on, and does not repeat itself."""
+    """A sentinel that has seen what was recorded so far: it warns on, and does not repeat itself."""
     sentinel = Sentinel()
-    for record in run.metrics():
+    for record in watched(run.metrics(), run.metrics("held_out")):
         if record["step"] <= done:
             sentinel.add(record)
     return sentinel
 
 
 def _watch(session: Session, record: Mapping[str, Any]) -> None:
-    """Say and record what has collapsed with this step; stop where the config says so."""
+    """Say and record what has collapsed with a step's metrics or held-out scores; stop where the config says so."""
     step, run = record["step"], session.run
     falls = session.sentinel.add(record)
     for fall in falls:
@@ -284,6 +284,7 @@ def _score_held_out(session: Session, step: int) -> None:
     session.run.append_metrics(record)
     session.trackers.log(record)
     session.display.held_out(record)
+    _watch(session, record)
     if groups:
         session.run.write_traces(f"held-out-{step:06d}", trace_rows(step, groups, None, session.engine.tokenizer))
 

@@ -32,15 +32,19 @@ def test_not_measured_is_passed_over_and_stays_where_nothing_is(make_run):
 
 def test_the_sentinel_marks_what_it_would_have_warned_of(make_run):
     steps = [{"entropy": 2.0 if step <= 12 else 0.5, "distinct_ngrams": 0.9} for step in range(1, 31)]
-    run = make_run(steps=[step | {"truncated_share": 0.0} for step in steps])
+    run = make_run(steps=[step | {"truncated_share": 0.0, "gain": -1.0} for step in steps])
     # From step 13 on, i steps of the window are at 0.5: mean (2 (10 - i) + 0.5 i) / 10 < 1 from i = 7 on, step 19.
-    (fall,) = collapses(steps_frame(run))
+    (fall,) = collapses(steps_frame(run), run)
     assert (fall.sign, fall.step, fall.now) == ("entropy", 19, pytest.approx(0.95))
     report = dynamics({"am": run})
     assert report.tables["collapse"].to_dict("records")[0]["step"] == 19
     summary = report.tables["summary"].set_index("metric")
     assert summary.loc["entropy", "fell at"] == "19"
     assert summary.loc["trace_length", "fell at"] == ""
+    # Held-out accuracy outweighs it.
+    for step, share in ((0, 0.1), (13, 0.9)):
+        run.append_metrics({"kind": "held_out", "step": step, "accuracy_thinking": share, "graded": 64})
+    assert collapses(steps_frame(run), run) == []
 
 
 def test_several_runs_share_a_figure(make_run):

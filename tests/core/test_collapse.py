@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt_cli.core.collapse import FALLEN, SIGNS, SPREADS, WINDOW, Sentinel, distinct_ngrams, trace_health
+from nrt_cli.core.collapse import (
+    CLEARLY,
+    FALLEN,
+    GONE,
+    SIGNS,
+    SPREADS,
+    WINDOW,
+    Sentinel,
+    distinct_ngrams,
+    trace_health,
+    watched,
+)
 from nrt_cli.records import Example, Rollout, RolloutGroup
 
 
@@ -45,12 +56,17 @@ def test_trace_health():
     assert trace_health([]) == {}  # SFT
 
 
-def healthy(step, **changes):
-    return {"step": step, "trace_length": 40.0, "entropy": 2.0, "distinct_ngrams": 0.9, "gain": 1.0, **changes}
+def idle(step, **changes):
+    """A step of a run whose traces do not help."""
+    return {"step": step, "trace_length": 40.0, "entropy": 2.0, "distinct_ngrams": 0.9, "gain": -1.0, **changes}
 
 
 def feed(sentinel, steps, **changes):
-    return [fall for step in steps for fall in sentinel.add(healthy(step, **changes))]
+    return [fall for step in steps for fall in sentinel.add(idle(step, **changes))]
+
+
+def held_out(step, share, n=64):
+    return {"kind": "held_out", "step": step, "accuracy_thinking": share, "graded": n}
 
 
 def test_a_steady_run_is_left_alone():
@@ -60,7 +76,7 @@ def test_a_steady_run_is_left_alone():
 @pytest.mark.parametrize("sign", ["trace_length", "entropy", "distinct_ngrams"])
 def test_a_fall_is_seen_when_the_mean_of_the_window_is_below_the_limit(sign):
     sentinel = Sentinel()
-    start = healthy(0)[sign]
+    start = idle(0)[sign]
     assert feed(sentinel, range(1, WINDOW + 1)) == []
     # With i of the 10 steps at 0, the mean is (10 - i) / 10 of the start: below half from i = 6 on.
     falls = feed(sentinel, range(WINDOW + 1, WINDOW + 30), **{sign: 0.0})
@@ -73,11 +89,35 @@ def test_a_fall_is_seen_when_the_mean_of_the_window_is_below_the_limit(sign):
     assert falls[0].now == pytest.approx(0.4 * start)
 
 
+@pytest.mark.parametrize("sign", ["trace_length", "entropy", "distinct_ngrams"])
+@pytest.mark.parametrize("gain", [0.5, 3.0])
+def test_traces_that_help_may_become_short_certain_and_alike(sign, gain):
+    sentinel = Sentinel()
+    feed(sentinel, range(1, 11), gain=gain)
+    assert feed(sentinel, range(11, 60), gain=gain, **{sign: 0.0}) == []
+
+
+@pytest.mark.parametrize("sign", ["entropy", "distinct_ngrams"])
+def test_what_falls_while_the_gain_rises_is_learning(sign):
+    sentinel = Sentinel()
+    feed(sentinel, range(1, 11), gain=-10.0)
+    assert feed(sentinel, range(11, 60), gain=-5.0, **{sign: 0.0}) == []
+
+
+def test_a_gain_that_rises_to_0_with_traces_that_vanish_is_no_learning():
+    sentinel = Sentinel()
+    feed(sentinel, range(1, 11), gain=-10.0)
+    assert feed(sentinel, range(11, 40), gain=-1.0, trace_length=GONE * 40) == []
+    (fall,) = feed(sentinel, range(40, 60), gain=0.0, trace_length=1.0)
+    assert (fall.sign, fall.limit) == ("trace_length", pytest.approx(GONE * 40))
+    assert "gain over the null trace -0.9 nats (from -10)" in str(fall)
+
+
 def test_the_gain_may_be_negative_and_falls_by_the_spread_of_the_start():
     sentinel = Sentinel()
     gains = [-11.0, -9.0] * (WINDOW // 2)  # mean -10; sample variance 10 / 9
     for step, gain in enumerate(gains, 1):
-        assert sentinel.add(healthy(step, gain=gain)) == []
+        assert sentinel.add(idle(step, gain=gain)) == []
     limit = -10 - SPREADS * math.sqrt(10 / 9)
     assert feed(sentinel, range(WINDOW + 1, WINDOW + 21), gain=limit + 0.01) == []
     # One step at limit - 0.21 makes the mean of ten 0.012 lower: just below.
@@ -85,10 +125,11 @@ def test_the_gain_may_be_negative_and_falls_by_the_spread_of_the_start():
     assert (fall.sign, fall.limit) == ("gain", pytest.approx(limit))
 
 
-def test_a_rising_gain_is_no_collapse():
+def test_a_gain_that_falls_and_still_helps_is_no_collapse():
     sentinel = Sentinel()
-    for step in range(1, 60):
-        assert sentinel.add(healthy(step, gain=-10.0 + step)) == []
+    feed(sentinel, range(1, 11), gain=9.0)
+    assert feed(sentinel, range(11, 40), gain=2.0) == []
+    assert [fall.sign for fall in feed(sentinel, range(40, 60), gain=-0.1)] == ["gain"]
 
 
 def test_each_sign_is_reported_once_even_if_it_recovers():
@@ -99,9 +140,51 @@ def test_each_sign_is_reported_once_even_if_it_recovers():
     assert feed(sentinel, range(61, 91), entropy=0.1) == []
 
 
+# --- held-out accuracy -----------------------------------------------------------------------------------------------
+
+
+def test_an_accuracy_clearly_above_the_starts_outweighs_every_sign():
+    sentinel = Sentinel()
+    assert sentinel.add(held_out(0, 0.1)) == []
+    feed(sentinel, range(1, 11))
+    assert sentinel.add(held_out(10, 0.5)) == []
+    assert feed(sentinel, range(11, 40), entropy=0.0, trace_length=0.0, gain=-50.0) == []
+
+
+def test_an_accuracy_within_noise_of_the_starts_outweighs_none():
+    sentinel = Sentinel()
+    sentinel.add(held_out(0, 6 / 64))
+    feed(sentinel, range(1, 11))
+    sentinel.add(held_out(10, 10 / 64))
+    assert [fall.sign for fall in feed(sentinel, range(11, 40), entropy=0.0)] == ["entropy"]
+
+
+def test_what_was_learned_and_is_lost_again_is_a_collapse():
+    sentinel = Sentinel()
+    shares = [0.1, 0.6, 0.9, 0.5, 0.12]
+    found = [sentinel.add(held_out(10 * i, share)) for i, share in enumerate(shares)]
+    assert found[:4] == [[]] * 4
+    ((fall,),) = found[4:]
+    assert (fall.sign, fall.step, fall.start, fall.now) == ("accuracy_thinking", 40, 0.1, 0.12)
+    assert fall.now < fall.limit
+    assert str(fall) == "held-out accuracy is back at 12%, where the run began (10%), from 90% at its best"
+
+
+def test_three_answers_are_too_few_to_say_anything():
+    sentinel = Sentinel()
+    for step, share in enumerate([0.0, 2 / 3, 0.0]):
+        assert sentinel.add(held_out(step, share, n=3)) == []
+
+
+# --- what is not there -----------------------------------------------------------------------------------------------
+
+
 def test_what_was_not_measured_is_passed_over():
     sentinel = Sentinel()
     assert feed(sentinel, range(1, 40), distinct_ngrams=math.nan, entropy=math.nan) == []
+    assert (
+        sentinel.add({"kind": "held_out", "step": 40, "answer_logprob": -3.0}) == []
+    )  # before accuracies were measured
     short = Sentinel()
     feed(short, range(1, 11))
     # Once traces are too short for an n-gram, their share is not measured; their length tells.
@@ -110,16 +193,35 @@ def test_what_was_not_measured_is_passed_over():
     assert Sentinel().add({"step": 1}) == []  # a run recorded before these metrics were
 
 
-@given(st.lists(st.floats(0.1, 100), min_size=WINDOW + 1, max_size=40))
-def test_the_verdict_is_that_of_the_definition(lengths):
+steps = st.tuples(st.floats(0.1, 100), st.sampled_from([-9.0, -3.0, -1.0, 0.0, 0.5]))
+
+
+@given(st.lists(steps, min_size=WINDOW + 1, max_size=40))
+def test_the_verdict_is_that_of_the_definition(course):
     """A slow reference over the whole history at every step."""
+
+    def mean(values):
+        return math.fsum(values) / len(values)
+
+    def error(values):
+        return math.sqrt(math.fsum((v - mean(values)) ** 2 for v in values) / (len(values) - 1) / len(values))
+
     expected = None
-    for t in range(WINDOW + 1, len(lengths) + 1):
-        start = math.fsum(lengths[:WINDOW]) / WINDOW
-        if expected is None and math.fsum(lengths[t - WINDOW : t]) / WINDOW < 0.5 * start:
+    lengths, gains = zip(*course, strict=True)
+    for t in range(WINDOW + 1, len(course) + 1):
+        begin, now = gains[:WINDOW], gains[t - WINDOW : t]
+        helps = mean(now) > CLEARLY * error(now)
+        rose = mean(now) - mean(begin) > CLEARLY * math.hypot(error(begin), error(now))
+        part = GONE if rose else FALLEN
+        if expected is None and not helps and mean(lengths[t - WINDOW : t]) < part * mean(lengths[:WINDOW]):
             expected = t
     sentinel = Sentinel()
-    falls = [fall for t, length in enumerate(lengths, 1) for fall in sentinel.add({"step": t, "trace_length": length})]
+    falls = [
+        fall
+        for t, (length, gain) in enumerate(course, 1)
+        for fall in sentinel.add({"step": t, "trace_length": length, "gain": gain})
+        if fall.sign == "trace_length"
+    ]
     assert [fall.step for fall in falls] == ([] if expected is None else [expected])
 
 
@@ -131,3 +233,13 @@ def test_a_fall_says_what_it_is():
     assert SIGNS["entropy"] in text
     assert "0.8" in text  # now: 4 of 10 steps at 2
     assert "from 2 " in text
+
+
+def test_records_come_in_the_order_in_which_they_were_made():
+    found = watched([{"step": 1}, {"step": 2}], [{"step": 0, "kind": "held_out"}, {"step": 2, "kind": "held_out"}])
+    assert [(record["step"], record.get("kind")) for record in found] == [
+        (0, "held_out"),
+        (1, None),
+        (2, None),
+        (2, "held_out"),
+    ]

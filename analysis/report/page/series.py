@@ -68,8 +68,8 @@ def _run(card: RunCard) -> dict[str, Any]:
     step = [int(value) for value in frame["step"].iloc[keep]]
     for key in keys:
         found[key] = {"step": step, "raw": _values(frame[key], keep), "mean": _values(means[key], keep)}
-    falls = [{"sign": fall.sign, "step": fall.step, "text": str(fall)} for fall in collapses(frame)] if thinks else []
-    return {"values": found, "falls": falls}
+    falls = collapses(frame, card.run) if thinks else []
+    return {"values": found, "falls": [{"sign": f.sign, "step": f.step, "text": str(f)} for f in falls]}
 
 
 def _values(column: pd.Series, keep: Sequence[int]) -> list[float | None]:
