@@ -4,12 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from analysis.frames import STEP, trace_steps
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.paper import paper
-from nrt_cli.config import SCHEMES, flatten
+from nrt_cli.config import SCHEMES, flatten, load_yaml
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.core.collapse import WINDOW
 from nrt_cli.core.formulas import FORMULAS, WEIGHTED, Formula, SchemeFormulas
@@ -317,5 +315,5 @@ def judge_table(cards: Sequence[RunCard]) -> Table:
 
 def _prompts(text: str) -> dict[str, str]:
     """The texts of a template file."""
-    values = yaml.safe_load(text)
+    values = load_yaml(text, "template")
     return {str(key): str(value).strip() for key, value in values.items()} if isinstance(values, dict) else {"": text}

@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
+from nrt_cli.config import load_yaml
 
 PRINTED = 0.05
 """Half of the last digit that Table 3 prints, in percent."""
@@ -14,7 +14,7 @@ PRINTED = 0.05
 def paper() -> dict[str, Any]:
     """All of the file, as it is."""
     text = files("analysis").joinpath("paper", "nrt.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = yaml.safe_load(text)
+    values: dict[str, Any] = load_yaml(text, "nrt.yaml")
     return values
 
 

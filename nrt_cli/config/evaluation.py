@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from nrt_cli.config.base import Section
+from nrt_cli.config.base import Section, Seed
 
 
 class OlmesSection(Section):
@@ -24,7 +24,7 @@ class EvalSection(Section):
     data_dir: str | None = Field(
         None, description="Folder of local benchmark rows, one folder per benchmark; null: the hub's datasets."
     )
-    seed: int = Field(0, ge=0, description="Seed of --limit's sample of documents and of sampled answers.")
+    seed: Seed = Field(0, description="Seed of --limit's sample of documents and of sampled answers.")
     max_trace_tokens: int = Field(2048, ge=1, description="Think budget; then t_end is forced.")
     max_answer_tokens: int | None = Field(None, ge=1, description="Lowers every benchmark's own cap, for smoke tests.")
     batch_rows: int = Field(16, ge=1, description="Answers generated together; results do not depend on it.")

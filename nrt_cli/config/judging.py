@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from nrt_cli.config.base import Section
+from nrt_cli.config.base import Section, Seed
 
 Price = Annotated[float, Field(ge=0)]
 
@@ -19,7 +19,7 @@ class JudgeSection(Section):
         "judge/trace-quality", description="What a judge is asked: a YAML file or a shipped one, to copy and edit."
     )
     n: int = Field(100, ge=1, description="Held-out examples judged per checkpoint, the same for all of them.")
-    seed: int = Field(0, ge=0, description="Decides which examples.")
+    seed: Seed = Field(0, description="Decides which examples.")
     temperature: float | None = Field(0.0, ge=0, description="null: not sent, for judges that refuse one.")
     max_output_tokens: int = Field(2048, ge=1, description="Cap on a judge's reply.")
     concurrency: int = Field(8, ge=1, description="Requests under way at a time.")

@@ -3,16 +3,16 @@
 The defaults are the `paper` preset. Row numbers refer to the decisions table in CONTRIBUTING.md.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from nrt_cli.config.base import Section
+from nrt_cli.config.base import Section, Seed
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.judging import JudgeSection
 from nrt_cli.config.parallel import ParallelSection
+from nrt_cli.config.validation import nearest
 
 SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
 METHOD_ALIASES = {
@@ -152,8 +152,7 @@ class EngineSection(Section):
     name: Literal["local", "verl"] = Field(
         "local", description="local: one process, a CPU or one GPU. verl: Ray, FSDP2 and vLLM, one GPU to many nodes."
     )
-    # YAML 1.1 reads a bare `off` as false.
-    packing: Annotated[Literal["auto", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = Field(
+    packing: Literal["auto", "off"] = Field(
         "auto", description="Compute what a group's rows share once, where the architecture allows it exactly."
     )
     patience: float = Field(3600.0, gt=0, description="verl: seconds that anything waited for may take.")
@@ -164,12 +163,19 @@ class TrackSection(Section):
     project: str = "nrt"
 
 
-class RunConfig(Section):
-    """Everything that decides what a training run does."""
+def _own_name(method: str) -> str:
+    """A built-in method's name, also where the paper's was given; other names as they are."""
+    return ({name: name for name in ("sft", *SCHEMES)} | METHOD_ALIASES).get(method.lower(), method)
+
+
+class RunSettings(Section):
+    """The settings of a training run, each by itself."""
 
     preset: Literal["paper", "reference"] = "paper"
-    method: str = Field("ws-neg-log-p", description="sft, a scheme, a paper name, or module:function.")
-    seed: int = Field(0, ge=0)
+    method: Annotated[str, AfterValidator(_own_name)] = Field(
+        "ws-neg-log-p", description="sft, a scheme, a paper name, or module:function."
+    )
+    seed: Seed = 0
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     tokens: TokensSection = TokensSection()
@@ -186,14 +192,9 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     judge: JudgeSection = JudgeSection()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _canonical_method(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("method"), str):
-            given = values["method"]
-            built_in = {name: name for name in ("sft", *SCHEMES)} | METHOD_ALIASES
-            return {**values, "method": built_in.get(given.lower(), given)}
-        return values
+
+class RunConfig(RunSettings):
+    """Everything that decides what a training run does: settings that can all be meant together."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> "RunConfig":
@@ -272,19 +273,3 @@ def _engine_contradictions(config: RunConfig) -> Iterator[str]:
             f"a minibatch of {prompts} prompts cannot be shared equally by {shares} ranks; change train.minibatch_size "
             "(null: all of train.batch_size) or the number of GPUs"
         )
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint at the most similar known word, or nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def schema_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """All dotted keys of the config, sections included."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += schema_keys(field.annotation, f"{prefix}{name}.")
-    return keys

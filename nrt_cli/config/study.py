@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from nrt_cli import config as configs
-from nrt_cli.config.base import Section
+from nrt_cli.config.base import Section, Seed
 from nrt_cli.config.schema import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import ConfigError
@@ -24,7 +23,7 @@ class PretrainSection(Section):
     steps: int = Field(1300, ge=1)
     batch_size: int = Field(12, ge=1, description="Documents per step.")
     first_share: float = Field(0.55, ge=0, le=1, description="Share of the steps that read the first mixture.")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class StudyModel(Section):
@@ -52,7 +51,7 @@ class StudyData(Section):
     size: int | None = Field(None, ge=1)
     stratify: bool = False
     validation: int | float = Field(64, ge=0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class StudyEval(Section):
@@ -83,7 +82,7 @@ class StudyConfig(Section):
     run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
     methods: tuple[str, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
     variants: dict[str, dict[str, Any]] = Field({}, description="Settings of one method's runs, on top of the others.")
-    seeds: tuple[int, ...] = Field((0, 1), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1), min_length=1)
     eval: StudyEval = StudyEval()
     analysis: StudyAnalysis = StudyAnalysis()
     jobs: int = Field(1, ge=1, description="Runs at a time.")
@@ -121,13 +120,7 @@ def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None
 
 def parse_study(values: dict[str, Any], origin: str) -> StudyConfig:
     """The study of a mapping. Raises ConfigError naming the first key that is wrong."""
-    try:
-        return StudyConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{origin}: {key + ': ' if key else ''}{reason}.") from None
+    return configs.validated(StudyConfig, values, lambda _: origin)
 
 
 def _find(name: str) -> Path:
@@ -167,8 +160,7 @@ def uses_own_benchmark(study: StudyConfig) -> bool:
 
 def to_yaml(study: StudyConfig) -> str:
     """Every key, in schema order."""
-    text: str = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
+    return configs.dump_yaml(study.model_dump(mode="json"))
 
 
 def changed_sections(before: StudyConfig, now: StudyConfig) -> list[str]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from nrt_cli.config import configs_dir, read_yaml
+from nrt_cli.config import configs_dir, read_yaml, validated
 from nrt_cli.config.base import Section
-from nrt_cli.config.schema import nearest
+from nrt_cli.config.validation import nearest
 from nrt_cli.errors import ConfigError
 
 ORDER = ("mmlu", "bbh", "drop", "popqa", "truthfulqa", "gsm8k", "math", "humaneval", "ifeval")
@@ -94,12 +94,7 @@ def benchmark(name: str) -> BenchmarkSpec:
             f"{', '.join(f'category:{category}' for category in categories())}."
         )
     path = configs_dir() / "eval" / f"{name}.yaml"
-    values: dict[str, Any] = read_yaml(path)
-    try:
-        return BenchmarkSpec.model_validate({"name": name, **values})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    return validated(BenchmarkSpec, {"name": name, **read_yaml(path)}, lambda _: str(path))
 
 
 @cache

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nrt_cli import __version__, console
-from nrt_cli.config import RunConfig
+from nrt_cli.config import RunConfig, dump_yaml
 from nrt_cli.engines.hub import card_metadata, upload
 from nrt_cli.engines.local.about import About, read_about
 from nrt_cli.engines.local.prepare import model_folder
@@ -96,7 +94,7 @@ def _write_config(located: Located, folder: Path) -> RunConfig | None:
         return None
     config = run_settings(Run.open(located.run))
     values = {k: v for k, v in config.model_dump(mode="json").items() if k not in OTHER_SECTIONS}
-    (folder / CONFIG).write_text(yaml.safe_dump(without_paths(values), sort_keys=False), encoding="utf-8")
+    (folder / CONFIG).write_text(dump_yaml(without_paths(values)), encoding="utf-8")
     return config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
-from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.errors import StoreError
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import Evaluation, find_evaluations
@@ -58,9 +58,7 @@ def list_runs(
         where: settings such as `seed=1` or `rollout.group_size=8`.
     """
     wanted_methods = {configs.resolve({"method": method}).method for method in methods}
-    settings = configs.flatten(_merged(where))
-    if unknown := sorted(settings.keys() - set(configs.schema_keys())):
-        raise ConfigError(f"--where {unknown[0]}=...: no such setting; `nrt config show` lists them.")
+    settings = _settings(where)
     found = []
     for run in find_runs(root):
         record = summary_of(run)
@@ -74,11 +72,13 @@ def list_runs(
     return found
 
 
-def _merged(where: Sequence[str]) -> dict[str, Any]:
+def _settings(where: Sequence[str]) -> dict[str, Any]:
+    """The settings that are asked for, by key."""
     merged: dict[str, Any] = {}
     for text in where:
-        merged = configs.merge(merged, configs.parse_override(text))
-    return merged
+        merged = configs.merge(merged, configs.parse_override(text, "--where"))
+    asked = configs.validated(configs.RunSettings, merged, lambda _: "--where")
+    return configs.flatten(asked.model_dump(mode="json", exclude_unset=True))
 
 
 def _has(run: Run, settings: Mapping[str, Any]) -> bool:

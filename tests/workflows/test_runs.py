@@ -31,15 +31,20 @@ def test_the_bare_command_lists_and_filters_narrow_it(nrt, runs):
     assert listed(nrt, "--method", "RLPR") == ["runs/am"]
     assert listed(nrt, "--method", "am", "--method", "gm") == both
     assert listed(nrt, "--status", "finished", "--where", "seed=0") == both
-    assert listed(nrt, "--where", "rollout.group_size=4", "--where", "method=gm") == ["runs/gm"]
+    assert listed(nrt, "--where", "rollout.group_size=4", "--where", "method=NRT-GM") == ["runs/gm"]
     assert listed(nrt, "--where", "seed=1") == listed(nrt, "--status", "failed") == []
     assert "no run matches" in nrt("runs", "--tag", "none").err
 
 
 def test_a_setting_that_does_not_exist_is_no_filter(nrt, runs):
-    ended = nrt("runs", "--where", "rollout.groups=4")
-    assert ended.code == 2
-    assert "--where rollout.groups=...: no such setting" in ended.err
+    for filtered, said in (
+        ("rollout.groups=4", "--where: unknown key 'rollout.groups' (did you mean 'rollout.group_size'?)"),
+        ("seed=00", "--where: seed='00': a whole number is needed, so write 0"),
+        ("seed=false", "--where: seed=false: a whole number is needed"),
+    ):
+        ended = nrt("runs", "--where", filtered)
+        assert ended.code == 2
+        assert said in ended.err.replace("\n", " ")
 
 
 def test_tags_select(nrt, runs):

@@ -1,0 +1,151 @@
+"""Values that people wrote against a schema: nothing is converted without a word, and a refusal says what to write."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from nrt_cli.errors import ConfigError
+
+S = TypeVar("S", bound=BaseModel)
+
+_NEEDED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "tuple": "a list",
+    "dict": "a mapping of keys to values",
+    "model": "a mapping of keys to values",
+}
+"""What pydantic's error types begin with -> what the key needs."""
+
+
+def validated(section: type[S], values: Mapping[str, Any], origin: Callable[[str], str]) -> S:
+    """The values as a section of a config.
+
+    A value must have its key's type: `true` is no number, `8.0` is no whole number and `"8"` is a text. Only a whole
+    number may stand where any number may.
+
+    Args:
+        origin: a key -> who gave it, such as a file or `--set`; "" asks for a problem of no single key.
+
+    Raises ConfigError for the first problem, naming the key, what was written and what to write.
+    """
+    try:
+        # By way of JSON, where pydantic's strictness is right for lists and mappings too.
+        return section.model_validate_json(json.dumps(values, default=_plain), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, section, origin)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin('')}: a value is none that a config can hold ({error}).") from None
+
+
+def _plain(value: Any) -> Any:
+    """What Python code hands over: paths, and numbers of numpy or torch."""
+    if isinstance(value, Path):
+        return str(value)
+    if callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def _sentence(error: ValidationError, section: type[BaseModel], origin: Callable[[str], str]) -> str:
+    """The first problem of a validation error, as one sentence that names the key."""
+    problems, keys = error.errors(include_url=False), schema_keys(section)
+    first = problems[0]
+    at = ".".join(map(str, first["loc"]))
+    said = origin(at)
+    if first["type"] == "extra_forbidden":
+        return f"{said}: unknown key {at!r}{_nearest_key(at, keys)}."
+    key = _known_prefix(first["loc"], keys)
+    if first["type"] == "missing":
+        return f"{said}: {at} is missing."
+    if first["type"] == "json_invalid":
+        return f"{said}: a text in it is not Unicode."
+    # A key with alternatives, such as `cap` or a number, has one problem for each.
+    reasons = [_reason(p, key, said) for p in problems if _known_prefix(p["loc"], keys) == key]
+    subject = f"{key}={written(first['input'])}: " if key else ""
+    return f"{said}: {subject}{'; or '.join(dict.fromkeys(reasons))}."
+
+
+def written(value: Any) -> str:
+    """A value as people wrote it: `true`, `null`, `'text'`, `0.5`, `[1, 2]`."""
+    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
+        return repr(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _reason(problem: Mapping[str, Any], key: str, said: str) -> str:
+    """What is wrong with a value, and what to write instead where that can be told from it."""
+    kind, given = problem["type"].partition("_")[0], problem["input"]
+    if kind not in _NEEDED or not problem["type"].endswith(("_type", "_from_float", "_parsing")):
+        return str(problem["msg"]).removeprefix("Value error, ")
+    instead = _meant(kind, given)
+    if kind == "string" and isinstance(given, bool | int | float):
+        quoted = f'"{written(given)}"'
+        instead = f"--set '{key}={quoted}'" if said == "--set" else quoted
+    return f"{_NEEDED[kind]} is needed" + (f", so write {instead}" if instead else "")
+
+
+def _meant(kind: str, given: Any) -> str:
+    """The number, true or false that a value was meant as; "" where that is anybody's guess."""
+    if kind == "bool":
+        words = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
+        return words.get(str(given).lower(), "")
+    if kind == "tuple":
+        return f"[{given if isinstance(given, str) else written(given)}]" if not isinstance(given, dict) else ""
+    if kind not in ("int", "float") or not isinstance(given, str | float):
+        return ""
+    try:
+        number = float(given)  # takes `010`, `1_000` and numbers in quotes
+        if kind == "int":
+            return str(int(number)) if number == int(number) else ""
+    except (ValueError, OverflowError):
+        return ""
+    if not math.isfinite(number):
+        return ""
+    return repr(number).removesuffix(".0") if re.search(r"_|^[-+]?0[0-9]", str(given)) else str(given).strip()
+
+
+def _known_prefix(location: Sequence[int | str], keys: Sequence[str]) -> str:
+    """The config key of a problem's location, without what pydantic adds for list items and alternatives."""
+    prefixes = (".".join(map(str, location[:length])) for length in range(len(location), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in keys), "")
+
+
+def _nearest_key(unknown: str, keys: Sequence[str]) -> str:
+    """The nearest full key, by whole name or, where its section was left out or wrong, by last part."""
+    leaf = unknown.rpartition(".")[2]
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
+    if same_leaf:
+        closest = max(same_leaf, key=lambda key: difflib.SequenceMatcher(None, key, unknown).ratio())
+        return f" (did you mean {closest!r}?)"
+    if suggestion := nearest(unknown, keys):
+        return suggestion
+    leaves = {key.rpartition(".")[2]: key for key in keys}
+    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)
+    return f" (did you mean {leaves[close[0]]!r}?)" if close else ""
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A hint at the most similar known word, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def schema_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a config, sections included."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += schema_keys(kind, f"{prefix}{name}.")
+    return keys
