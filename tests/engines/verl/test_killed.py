@@ -19,7 +19,7 @@ try:
 except importlib.metadata.PackageNotFoundError:
     pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 DEATHS = {"between steps": 2, "inside a step": 2, "while saving": 1}
 """Where a run dies, and the step whose checkpoint is its last."""

@@ -204,6 +204,7 @@ def test_the_first_minibatch_needs_no_pass_before_its_update(verl_gradients):
     assert verl_gradients["paper-gm", "two"][2] == ["score", "update"]
 
 
+@pytest.mark.full
 def test_two_ranks_take_the_step_of_one_and_go_on_from_what_they_saved(tiny_config, opinionated, tmp_path):
     config = tiny_config(
         "method=gm", "train.minibatch_size=2", "objective.tis_cap=1.5", "optimiser.warmup=0.5", *ENGINE, opinionated

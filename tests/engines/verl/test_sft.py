@@ -30,7 +30,7 @@ SETTINGS = (
 )
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_two_steps_are_those_of_the_local_engine(tiny_config: Callable[..., Any], world: int) -> None:
     local_config = tiny_config(*SETTINGS)
     config = tiny_config(*SETTINGS, "engine.name=verl", f"parallel.gpus_per_node={world}")
