@@ -17,7 +17,8 @@ Stop = Literal["end", "eos", "cap"]
 class Example:
     """One question-answer pair as token ids.
 
-    `prompt_ids` is x rendered up to where the assistant turn begins; `answer_ids` is y* with its closing eos.
+    `index` is the number of its row in the file, from 0, whatever the file itself calls it. `prompt_ids` is x rendered
+    up to where the assistant turn begins; `answer_ids` is y* with its closing eos.
     """
 
     index: int

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prepare question-answer pairs for training.", no_args_is_help=True)
 
 _PLAIN_SECONDS = 10.0
+COLUMNS_SHOWN = 8
 
 SOURCES_HELP = (
     "Any of: .jsonl, .json, .csv or .parquet files, folders of them, hub:OWNER/NAME?split=train&config=NAME, "
@@ -36,13 +38,21 @@ def prepare(
     sources: Annotated[list[str], typer.Argument(help=SOURCES_HELP, show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     mapping: Annotated[
-        str | None, typer.Option("--map", help="Your column names: question=COLUMN,answer=COLUMN.")
+        str | None,
+        typer.Option(
+            "--map",
+            help="Your column names: question=COLUMN,answer=COLUMN, and where there are such, context=COLUMN (which "
+            "follows the question), system=COLUMN, source=COLUMN; or messages=COLUMN.",
+        ),
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Use a random subset of this many pairs.")] = None,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Subset and split each source in its proportion.")
     ] = False,
-    validation: Annotated[str, typer.Option(help="Pairs to hold out: a number (200) or a share (0.05).")] = "0",
+    validation: Annotated[
+        str,
+        typer.Option(help="Questions to hold out, with all their answers: a number (200) or a share (0.05)."),
+    ] = "0",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides the subset and the split.")] = 0,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Model folder whose tokenizer measures the limits.", show_default=False)
@@ -51,12 +61,25 @@ def prepare(
         int | None, typer.Option(min=1, help="Drop longer prompts, chat template included.")
     ] = None,
     max_answer_tokens: Annotated[int | None, typer.Option(min=1, help="Drop longer answers, eos included.")] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            help="How answers are graded: number, math, choice, exact, none or MODULE:FUNCTION; kept with the data. "
+            "Without it, guessed from each source's answers.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first row that cannot be read, instead of leaving it out.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older output of this command.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Filter, dedupe, sample and split question-answer pairs, and write them as Parquet.
 
-    Rows are chat messages, prompt + completion, question + answer, instruction + input + output, or --map.
+    Rows are chat messages (OpenAI's or ShareGPT's), prompt + completion, question + answer, instruction + input +
+    output (Alpaca), instruction + context + response (Dolly), verl's, or --map. A row that cannot be read is left out,
+    counted, and listed in dropped.jsonl with its reason.
     """
     from nrt_cli.data import prepare as room
     from nrt_cli.data.columns import parse_mapping
@@ -65,29 +88,34 @@ def prepare(
         mapping=parse_mapping(mapping) if mapping else {},
         size=size,
         stratify=stratify,
-        validation=_rows_or_share(validation),
+        validation=_number_or_share(validation),
         seed=seed,
         max_prompt_tokens=max_prompt_tokens,
         max_answer_tokens=max_answer_tokens,
+        grader=grader,
     )
     if stratify and not (size or settings.validation):
         raise DataError("--stratify has no effect without --size or --validation.")
     measure = _tokenizer(tokenizer, settings)
     with _progress() as report:
-        manifest, unchanged = room.prepare(sources, out, settings, measure, overwrite, report)
+        manifest, unchanged = room.prepare(sources, out, settings, measure, overwrite, report, strict)
     if unchanged:
         console.note(f"{out} already holds exactly this; nothing was written.")
+        if settings.validation and "questions" not in manifest:
+            console.note("An earlier version made it, which split by row: --overwrite splits it by question.")
     console.result(manifest, as_json, lambda _: _show(manifest, out))
 
 
-def _rows_or_share(text: str) -> int | float:
-    """`200` is rows, `0.05` a share. Raises DataError for anything else."""
+def _number_or_share(text: str) -> int | float:
+    """`200` is questions, `0.05` a share. Raises DataError for anything else."""
     try:
         value = float(text) if "." in text else int(text)
     except ValueError:
         value = -1
     if value < 0 or (isinstance(value, float) and not 0 < value < 1):
-        raise DataError(f"--validation {text}: give a number of pairs, such as 200, or a share below 1, such as 0.05.")
+        raise DataError(
+            f"--validation {text}: give a number of questions, such as 200, or a share below 1, such as 0.05."
+        )
     return value
 
 
@@ -136,26 +164,53 @@ def _show(manifest: dict[str, Any], out: Path) -> None:
     counts = manifest["counts"]
     lines = [("rows read", counts["read"]), *((f"dropped, {why}", n) for why, n in counts["dropped"].items())]
     lines += [("kept", counts["kept"]), ("train", counts["train"]), ("validation", counts["validation"])]
+    questions = manifest.get("questions", {})
+    if any(count != counts[split] for split, count in questions.items()):
+        lines += [(f"different questions in {split}", count) for split, count in questions.items()]
+    if manifest.get("textless_turns"):
+        lines.append(("turns without text left out", manifest["textless_turns"]))
     summary = Table.grid(padding=(0, 2))
     summary.add_column()
     summary.add_column(justify="right")
     for label, count in lines:
         summary.add_row(label, f"{count:,}")
     console.stdout.print(summary)
-    console.stdout.print(_composition(manifest["composition"]))
+    console.stdout.print(_composition(manifest["composition"], manifest.get("graders", {})))
+    for text in _left_out(manifest, out):
+        console.stdout.print(console.plain(text), soft_wrap=True)
     console.stdout.print(console.plain(f"Written to {out}: {', '.join(manifest['outputs'])}"), soft_wrap=True)
-    held_out = f" --validation {out / 'validation.parquet'}" if counts["validation"] else ""
-    following = f"Next: nrt train laptop --model MODEL --data {out / 'train.parquet'}{held_out}"
+    held_out = f" --validation {quote(str(out / 'validation.parquet'))}" if counts["validation"] else ""
+    following = f"Next: nrt train laptop --model MODEL --data {quote(str(out / 'train.parquet'))}{held_out}"
     console.stdout.print(console.plain(following), soft_wrap=True)
 
 
-def _composition(rows: list[dict[str, Any]]) -> Table:
-    """Table 4 of the paper: sources by count, with a total."""
+def _left_out(manifest: dict[str, Any], out: Path) -> Iterator[str]:
+    """What was not read, in words: rows, then columns."""
+    if unreadable := manifest["counts"]["dropped"].get("unreadable"):
+        rows = "1 row" if unreadable == 1 else f"{unreadable:,} rows"
+        yield f"{rows} could not be read, listed with the reason in {out / 'dropped.jsonl'}:"
+        yield from (f"  {text}" for text in manifest["unreadable"])
+        if unreadable > len(manifest["unreadable"]):
+            yield "  ..."
+    if unused := manifest.get("unused_columns"):
+        named = [f"{name} ({rows:,} rows)" for name, rows in unused.items()]
+        more = f" and {len(named) - COLUMNS_SHOWN} more" if len(named) > COLUMNS_SHOWN else ""
+        yield (
+            f"Columns that hold something and were not used: {', '.join(named[:COLUMNS_SHOWN])}{more}. "
+            "--map can name question, answer, context, system and source."
+        )
+
+
+def _composition(rows: list[dict[str, Any]], graders: dict[str, str]) -> Table:
+    """Table 4 of the paper: sources by count, with a total; and how their answers are graded."""
     table = Table("source")
     for header in ("count", "percentage"):
         table.add_column(header, justify="right")
+    table.add_column("grader")
     for row in rows:
-        table.add_row(console.plain(row["source"]), f"{row['count']:,}", f"{row['percentage']:.2f}%")
+        share = f"{row['percentage']:.2f}%"
+        grader = console.plain(graders.get(row["source"], ""))
+        table.add_row(console.plain(row["source"]), f"{row['count']:,}", share, grader)
     table.add_section()
-    table.add_row("total", f"{sum(row['count'] for row in rows):,}", "100.00%")
+    table.add_row("total", f"{sum(row['count'] for row in rows):,}", "100.00%", "")
     return table

@@ -1,6 +1,7 @@
 """Which rows are used, and in which split: decided on arrays, without the rows.
 
-Legend: N spooled rows. A row is its 64-bit content hash, keyed by the seed, and its source's number.
+Legend: N spooled rows. A row is the 64-bit hashes of its content, keyed by the seed, and of its question, and its
+source's number.
 """
 
 from array import array
@@ -18,7 +19,11 @@ UNUSED, TRAIN, VALIDATION, DUPLICATE = range(4)
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the output, besides the inputs. `validation` is a number of rows (int) or a share (float)."""
+    """What decides the output, besides the inputs.
+
+    `validation` is a number of questions (int) or a share of them (float): all rows that ask one of them are held out.
+    `grader` is a name of `text.grading`; None guesses one for each source from its answers.
+    """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
     size: int | None = None
@@ -27,15 +32,24 @@ class Settings:
     seed: int = 0
     max_prompt_tokens: int | None = None
     max_answer_tokens: int | None = None
+    grader: str | None = None
 
 
 @dataclass
 class Tally:
-    """What the first pass found. `hashes` (uint64) and `source_ids` (int32) have one entry per spooled row."""
+    """What the first pass found.
+
+    `hashes` and `questions` (uint64) and `source_ids` (int32) have one entry per spooled row. `unreadable` says of the
+    first rows that could not be read why; `unused` counts the rows in which a column holds something that was not read.
+    """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    textless: int = 0
     hashes: array = field(default_factory=lambda: array("Q"))
+    questions: array = field(default_factory=lambda: array("Q"))
     source_ids: array = field(default_factory=lambda: array("i"))
     sources: dict[str, int] = field(default_factory=dict)
 
@@ -48,7 +62,10 @@ def choose(tally: Tally, settings: Settings) -> np.ndarray:
     if duplicates := len(hashes_N) - len(first):
         tally.dropped["duplicate"] = duplicates
     if not len(first):
-        raise DataError(f"No question-answer pair is left of {tally.read:,} rows{_because(tally.dropped)}.")
+        raise DataError(
+            f"No question-answer pair is left of {tally.read:,} rows{_because(tally.dropped)}."
+            + (f" The first that cannot be read: {tally.unreadable[0]}" if tally.unreadable else "")
+        )
     if settings.size is not None and settings.size > len(first):
         raise DataError(
             f"--size {settings.size:,} asks for more than the {len(first):,} pairs that are left of {tally.read:,} "
@@ -56,9 +73,12 @@ def choose(tally: Tally, settings: Settings) -> np.ndarray:
         )
     names = list(tally.sources) if settings.stratify else None
     used = take(first, ids_N, len(first) if settings.size is None else settings.size, names)
-    # take() may group by source; back into the random order, of which the validation rows are the beginning.
+    # take() may group by source; back into the random order, of which the questions held out are the beginning.
     used = used[np.argsort(hashes_N[used])]
-    held_out = take(used, ids_N, _validation_rows(settings.validation, len(used)), names)
+    questions_N = np.frombuffer(tally.questions, dtype=np.uint64)
+    asked = np.sort(np.unique(questions_N[used], return_index=True)[1])  # of each question, its first row in `used`
+    chosen = take(used[asked], ids_N, _held_out(settings.validation, len(asked)), names)
+    held_out = used[np.isin(questions_N[used], questions_N[chosen])]
     codes_N = np.full(len(hashes_N), DUPLICATE, dtype=np.uint8)
     codes_N[first] = UNUSED
     codes_N[used] = TRAIN
@@ -71,10 +91,12 @@ def _because(dropped: Mapping[str, int]) -> str:
     return f" (dropped: {listed})" if listed else ""
 
 
-def _validation_rows(asked: int | float, rows: int) -> int:
-    count = round(asked * rows) if isinstance(asked, float) else asked
-    if asked and not 0 < count < rows:
-        raise DataError(f"--validation {asked} would hold out {count:,} of {rows:,} pairs; leave some on both sides.")
+def _held_out(asked: int | float, questions: int) -> int:
+    count = round(asked * questions) if isinstance(asked, float) else asked
+    if asked and not 0 < count < questions:
+        raise DataError(
+            f"--validation {asked} would hold out {count:,} of {questions:,} questions; leave some on both sides."
+        )
     return count
 
 

@@ -3,31 +3,106 @@
 Text is taken as it is: nothing is stripped or normalised.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from nrt_cli.data.sources import Row
 from nrt_cli.errors import DataError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-MAPPABLE = ("question", "answer", "messages", "source")
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
+"""Who speaks: what data sets call it, and what we do."""
+
+MAPPABLE = ("question", "answer", "context", "system", "messages", "source")
 ACCEPTED = (
-    "messages, prompt + completion, question + answer, instruction (+ input) + output, "
-    "or your own names through --map question=COLUMN,answer=COLUMN"
+    "messages, conversations, prompt + completion, question + answer, instruction (+ input) + output, instruction "
+    "(+ context) + response, prompt + response, prompt + reward_model, or your own names through --map "
+    "question=COLUMN,answer=COLUMN"
 )
 _SOURCE_COLUMNS = ("data_source", "source", "dataset")
+_SHOWN = 12
+"""Columns that a message names."""
+
 Message = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt x as chat messages, and y* as text; None where a conversation has no assistant turn."""
+    """A prompt x as chat messages, and y* as text; None where a conversation has no assistant turn.
+
+    `unused` are the columns that hold something and were not read; `textless` counts turns of the assistant or a tool
+    that were left out because they have no text.
+    """
 
     where: str
     source: str
     messages: list[Message]
     answer: str | None
+    unused: tuple[str, ...] = ()
+    textless: int = 0
+
+    @property
+    def lacks(self) -> str | None:
+        """What is missing to train on it: no-assistant-turn, empty-question, empty-answer or nothing."""
+        if self.answer is None:
+            return "no-assistant-turn"
+        asked = any(message["role"] == "user" for message in self.messages)
+        if not asked or not self.messages[-1]["content"].strip():
+            return "empty-question"
+        return None if self.answer.strip() else "empty-answer"
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The columns of a pair. `question` holds text or a conversation; without `answer`, y* is that's last turn.
+
+    `context` follows the question after a blank line, where there is any, as in Alpaca's and Dolly's rows; `system`
+    stands before it.
+    """
+
+    question: str
+    answer: str | None = None
+    context: str | None = None
+    system: str | None = None
+
+    @property
+    def needed(self) -> list[str]:
+        return [column for column in (self.question, self.answer) if column]
+
+
+_SHAPES = (
+    _Shape("messages"),
+    _Shape("prompt", "completion"),
+    _Shape("question", "answer"),
+    _Shape("instruction", "output", context="input"),
+    _Shape("conversations"),
+    _Shape("prompt", "reward_model"),
+    _Shape("instruction", "response", context="context"),
+    _Shape("prompt", "response"),
+)
+"""The first whose columns are all there counts: many data sets carry flat copies beside `messages`."""
+
+VERL = ("prompt", "reward_model")
 
 
 def parse_mapping(text: str) -> dict[str, str]:
@@ -37,69 +112,71 @@ def parse_mapping(text: str) -> dict[str, str]:
         ours, equals, theirs = part.partition("=")
         if not equals or not theirs or ours not in MAPPABLE:
             raise DataError(f"--map {part!r}: write OURS=COLUMN, where OURS is one of {', '.join(MAPPABLE)}.")
+        if ours in mapping:
+            raise DataError(f"--map {text!r}: {ours} is given twice; name one column for it.")
         mapping[ours] = theirs
-    if set(mapping) - {"source"} not in ({"question", "answer"}, {"messages"}):
+    if not ({"question", "answer"} <= set(mapping)) ^ ("messages" in mapping):
         raise DataError(f"--map {text!r}: name both question and answer, or messages alone.")
+    if "messages" in mapping and (extra := set(mapping) & {"question", "answer", "context"}):
+        raise DataError(f"--map {text!r}: {', '.join(sorted(extra))} cannot go with messages, which hold all of it.")
     return mapping
 
 
 def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
-    """The question-answer pair in a row. Raises DataError that says which columns were found and are accepted."""
+    """The question-answer pair in a row.
+
+    Raises DataError where the row cannot be read: with where it is, and which columns were found and are accepted.
+    """
+    if row.problem:
+        raise DataError(f"{row.where}: {row.problem}.")
     if missing := [column for column in mapping.values() if column not in row.values]:
         raise DataError(f"{row.where}: --map names column {missing[0]!r}; found {_found(row)}.")
-    messages, answer = (_mapped if mapping else _recognised)(row, mapping)
-    return Pair(row.where, _source(row, mapping), messages, answer)
+    shape = _mapped(mapping) if mapping else _recognised(row)
+    messages, textless = _prompt(row, shape)
+    if shape.answer is None:
+        messages, answer = _last_turn(messages)
+    elif shape.answer == "completion" and isinstance(row.values["completion"], list):
+        # TRL's conversational form, where both columns are lists of messages.
+        completion, more = _conversation(row, "completion")
+        textless += more
+        messages, answer = _last_turn(messages + completion)
+    else:
+        answer = _text(row, shape.answer)
+    source, source_column = _source(row, mapping)
+    used = {shape.question, shape.answer, shape.context, shape.system, source_column}
+    unused = tuple(name for name, value in row.values.items() if name not in used and _filled(value))
+    return Pair(row.where, source, messages, answer, unused, textless)
 
 
-def _mapped(row: Row, mapping: Mapping[str, str]) -> tuple[list[Message], str | None]:
-    if "messages" in mapping:
-        return _last_turn(_conversation(row, mapping["messages"]))
-    return _question(_text(row, mapping["question"])), _text(row, mapping["answer"])
+def _mapped(mapping: Mapping[str, str]) -> _Shape:
+    question = mapping.get("messages") or mapping["question"]
+    return _Shape(question, mapping.get("answer"), mapping.get("context"), mapping.get("system"))
 
 
-def _recognised(row: Row, mapping: Mapping[str, str]) -> tuple[list[Message], str | None]:
-    """The first shape whose columns are all there: many datasets carry flat copies beside `messages`."""
-    for columns, read in _SHAPES:
-        if all(column in row.values for column in columns):
-            return read(row)
-    raise DataError(f"{row.where}: no question and answer recognised; found {_found(row)}; accepted are {ACCEPTED}.")
+def _recognised(row: Row) -> _Shape:
+    """The first shape whose columns are all there and hold something, else the first whose columns are there."""
+    there = [shape for shape in _SHAPES if all(column in row.values for column in shape.needed)]
+    whole = [shape for shape in there if all(row.values[column] is not None for column in shape.needed)]
+    if not there:
+        raise DataError(
+            f"{row.where}: no question and answer recognised; found {_found(row)}; accepted are {ACCEPTED}."
+        )
+    return (whole or there)[0]
 
 
-def _chat(row: Row) -> tuple[list[Message], str | None]:
-    return _last_turn(_conversation(row, "messages"))
-
-
-def _prompt_completion(row: Row) -> tuple[list[Message], str | None]:
-    """Text, or TRL's conversational form, where both columns are lists of messages."""
-    if isinstance(row.values["prompt"], str):
-        return _question(_text(row, "prompt")), _text(row, "completion")
-    prompt = _conversation(row, "prompt")
-    if isinstance(row.values["completion"], str):
-        return prompt, _text(row, "completion")
-    return _last_turn(prompt + _conversation(row, "completion"))
-
-
-def _question_answer(row: Row) -> tuple[list[Message], str | None]:
-    return _question(_text(row, "question")), _text(row, "answer")
-
-
-def _alpaca(row: Row) -> tuple[list[Message], str | None]:
-    """Alpaca's `input` is context for the instruction: it follows after a blank line, where there is any."""
-    instruction = _text(row, "instruction")
-    context = _text(row, "input") if "input" in row.values else ""
-    return _question(f"{instruction}\n\n{context}" if context.strip() else instruction), _text(row, "output")
-
-
-_SHAPES: tuple[tuple[tuple[str, ...], Callable[[Row], tuple[list[Message], str | None]]], ...] = (
-    (("messages",), _chat),
-    (("prompt", "completion"), _prompt_completion),
-    (("question", "answer"), _question_answer),
-    (("instruction", "output"), _alpaca),
-)
-
-
-def _question(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+def _prompt(row: Row, shape: _Shape) -> tuple[list[Message], int]:
+    """The turns of a shape's question, and how many were left out for having no text."""
+    if shape.answer is None or isinstance(row.values[shape.question], list):
+        messages, textless = _conversation(row, shape.question)
+    else:
+        messages, textless = [{"role": "user", "content": _text(row, shape.question)}], 0
+    context = _text(row, shape.context) if shape.context and shape.context in row.values else ""
+    if context.strip() and messages:
+        messages[-1]["content"] += f"\n\n{context}"
+    system = _text(row, shape.system) if shape.system else ""
+    if system.strip():
+        messages.insert(0, {"role": "system", "content": system})
+    return messages, textless
 
 
 def _last_turn(messages: list[Message]) -> tuple[list[Message], str | None]:
@@ -110,45 +187,111 @@ def _last_turn(messages: list[Message]) -> tuple[list[Message], str | None]:
     return messages, None
 
 
-def _conversation(row: Row, column: str) -> list[Message]:
+def _conversation(row: Row, column: str) -> tuple[list[Message], int]:
+    """The turns that have text, and how many have none."""
     turns = row.values[column]
+    if isinstance(turns, str):  # as a CSV has it
+        with contextlib.suppress(ValueError, RecursionError):
+            turns = json.loads(turns)
     if not isinstance(turns, list):
         raise DataError(f"{row.where}: {column!r} must be a list of messages, found {_kind(turns)}.")
-    return [_message(turn, f"{row.where}: message {number} of {column!r}") for number, turn in enumerate(turns, 1)]
+    read = [_message(turn, f"{row.where}: message {number} of {column!r}") for number, turn in enumerate(turns, 1)]
+    messages = [message for message in read if message is not None]
+    return messages, len(read) - len(messages)
 
 
-def _message(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+def _message(turn: Any, where: str) -> Message | None:
+    """One turn, by OpenAI's names or ShareGPT's. None for a call of a tool, or its result, that has no text."""
+    if not isinstance(turn, dict):
+        raise DataError(f"{where} must have role and content, found {_kind(turn)}.")
+    speaker = next((turn[key] for key in ("role", "from") if turn.get(key) is not None), None)
+    content = next((turn[key] for key in ("content", "value") if turn.get(key) is not None), None)
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    if speaker is None or (not calls and not {"content", "value"} & set(turn)):
         raise DataError(f"{where} must have role and content.")
-    role, content = turn["role"], turn["content"]
-    if role not in ROLES:
-        raise DataError(f"{where} has role {role!r}; accepted are {', '.join(ROLES)}.")
-    if not isinstance(content, str):
-        raise DataError(f"{where} must have text as its content, found {_kind(content)}.")
-    return {"role": role, "content": content}
+    role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    if role is None:
+        accepted = "system, developer, user, assistant, tool, and what ShareGPT calls them"
+        raise DataError(f"{where} has role {_short(speaker)}; accepted are {accepted}.")
+    ours = role in ("assistant", "tool")
+    text = _parts(content, where, ours) if isinstance(content, list) else content
+    if text is None or (not text and calls):
+        if ours:
+            return None
+        raise DataError(f"{where} has no text.")
+    if isinstance(text, bytes):
+        text = _decoded(text, where)
+    if not isinstance(text, str):
+        raise DataError(f"{where} must have text as its content, found {_kind(text)}.")
+    return {"role": role, "content": text}
+
+
+def _parts(parts: list[Any], where: str, ours: bool) -> str | None:
+    """The text of a list of parts; None where there is none. A question that is more than text cannot be asked."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(text, str):
+            texts.append(text)
+        elif not ours:
+            kind = part.get("type") if isinstance(part, dict) else None
+            raise DataError(f"{where} has a part that is not text ({_short(kind) if kind else _kind(part)}).")
+    return "".join(texts) if texts else None
 
 
 def _text(row: Row, column: str) -> str:
     """A column's text. Whole numbers have one spelling and count as text; nothing at all counts as empty."""
     value = row.values[column]
+    if column == "reward_model":  # verl's: the answer is inside
+        value = value.get("ground_truth") if isinstance(value, dict) else None
+        if value is None:
+            raise DataError(f"{row.where}: reward_model has no ground_truth.")
+        column = "reward_model.ground_truth"
     if value is None:
         return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return f"{value:f}" if isinstance(value, Decimal) else str(value)
+    if isinstance(value, bytes):
+        return _decoded(value, f"{row.where}: column {column!r}")
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column {column!r} must be text, found {_kind(value)}.")
     return value
 
 
-def _source(row: Row, mapping: Mapping[str, str]) -> str:
-    columns = (mapping["source"],) if "source" in mapping else _SOURCE_COLUMNS
-    values = (row.values.get(column) for column in columns)
-    return next((value for value in values if isinstance(value, str) and value), row.origin)
+def _decoded(value: bytes, where: str) -> str:
+    """Text that a file holds as plain bytes, as some writers of Parquet leave it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{where} must be text, found bytes that are not UTF-8.") from None
+
+
+def _source(row: Row, mapping: Mapping[str, str]) -> tuple[str, str | None]:
+    """The name of the data, and the column that has it, if one does."""
+    for column in (mapping["source"],) if "source" in mapping else _SOURCE_COLUMNS:
+        value = row.values.get(column)
+        if isinstance(value, str) and value:
+            return value, column
+    return row.origin, None
+
+
+def _filled(value: Any) -> bool:
+    return value is not None and value == value and value not in ("", [], {})  # NaN is not equal to itself
 
 
 def _found(row: Row) -> str:
-    return ", ".join(map(repr, row.values)) or "no columns"
+    names = [_short(name) for name in row.values]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}" if names else "no columns"
+
+
+def _short(value: Any) -> str:
+    """A value from the data as a message can quote it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, Exception):
+        return f"what cannot be read ({value})"
     return "nothing" if value is None else type(value).__name__

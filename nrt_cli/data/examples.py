@@ -6,7 +6,7 @@ tokens and not a million Python lists.
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nrt_cli.data.sources import file_sha256
+from nrt_cli.data.columns import VERL, read_pair
+from nrt_cli.data.formats import parquet_rows
+from nrt_cli.data.sources import Row, file_sha256
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
-from nrt_cli.text.prompts import encode_answer, render_prompt
+from nrt_cli.text.prompts import encode_answer, prompt_text
+from nrt_cli.text.questions import digest, normalised
 
-_COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
-_LEAVES = ("reward_model.ground_truth", "extra_info.index")
 _PREPARE = "make it with `nrt data prepare`, for example: nrt data prepare qa.jsonl --out data/qa"
-_BATCH = 1024
+SHOWN = 3
+"""Rows that could not be read of which is said why."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class _RaggedBuilder:
 class ExampleSet:
     """Question-answer pairs as token ids, by position.
 
-    `fingerprint` is the sha256 of the Parquet file; `dropped` counts the pairs left out, by reason.
+    `fingerprint` is the sha256 of the Parquet file; `dropped` counts the pairs left out, by reason, and `unreadable`
+    says of the first rows that could not be read why.
     """
 
     def __init__(
@@ -62,12 +65,15 @@ class ExampleSet:
         indices: np.ndarray,
         source_ids: np.ndarray,
         sources: list[str],
+        questions: np.ndarray,
         fingerprint: str,
         dropped: dict[str, int],
+        unreadable: list[str],
     ) -> None:
         self._prompts, self._answers = prompts, answers
         self._indices, self._source_ids, self._sources = indices, source_ids, sources
-        self.fingerprint, self.dropped = fingerprint, dropped
+        self._questions = questions
+        self.fingerprint, self.dropped, self.unreadable = fingerprint, dropped, unreadable
 
     @property
     def longest(self) -> int:
@@ -78,6 +84,14 @@ class ExampleSet:
     def means(self) -> tuple[float, float]:
         """Mean tokens of a prompt and of an answer with its eos."""
         return float(np.diff(self._prompts.offsets).mean()), float(np.diff(self._answers.offsets).mean())
+
+    def questions(self) -> int:
+        """How many different prompts there are, as they are rendered, whatever their case, spacing and width."""
+        return len(np.unique(self._questions))
+
+    def shared_questions(self, others: "ExampleSet") -> int:
+        """How many of these prompts are among the others'."""
+        return len(np.intersect1d(self._questions, others._questions))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -90,25 +104,39 @@ class ExampleSet:
         return Example(int(self._indices[i]), source, self._prompts[i], self._answers[i])
 
 
-def load_examples(path: str | Path, tokenizer: Any, max_prompt_tokens: int, max_answer_tokens: int) -> ExampleSet:
+def load_examples(
+    path: str | Path, tokenizer: Any, max_prompt_tokens: int, max_answer_tokens: int, strict: bool = False
+) -> ExampleSet:
     """The pairs of a Parquet file whose rendered prompt and whose answer, eos included, are within the limits.
 
-    `tokenizer` is a transformers tokenizer with a chat template. Raises DataError where the file is not one that
-    `nrt data prepare` (or verl's preprocessing) makes, or where no pair is left.
+    `tokenizer` is a transformers tokenizer with a chat template. A row that cannot be read, or whose messages the
+    template refuses, is left out and counted, or with `strict` an error. Raises DataError where the file is not one
+    that `nrt data prepare` (or verl's preprocessing) makes, or where no pair is left.
     """
     path = Path(path)
     prompts, answers = _RaggedBuilder(), _RaggedBuilder()
-    indices, source_ids, sources = array("q"), array("i"), dict[str, int]()
+    indices, source_ids, questions, sources = array("q"), array("i"), array("Q"), dict[str, int]()
     dropped: Counter[str] = Counter()
+    unreadable: list[str] = []
     fingerprint = file_sha256(path)
     for number, row in enumerate(_rows(path)):
-        if not isinstance(row["reward_model"]["ground_truth"], str):
-            raise DataError(
-                f"{path}: row {number} has no answer in reward_model.ground_truth, or not as text; {_PREPARE}."
-            )
+        try:
+            pair = read_pair(row, {})
+            prompt = "" if pair.lacks else prompt_text(tokenizer, pair.messages)
+            question = digest(normalised(prompt))
+        except DataError as error:
+            message = str(error) if str(error).startswith(row.where) else f"{row.where}: {error}"
+            if strict:
+                raise DataError(message) from None
+            dropped["unreadable"] += 1
+            unreadable += [message] if len(unreadable) < SHOWN else []
+            continue
+        if pair.lacks:
+            dropped[pair.lacks] += 1
+            continue
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
         # y* is encoded alone: a template that ends the assistant's turn must not add to it.
-        prompt_ids = render_prompt(tokenizer, row["prompt"])
-        answer_ids = encode_answer(tokenizer, row["reward_model"]["ground_truth"])
+        answer_ids = encode_answer(tokenizer, str(pair.answer))
         if len(prompt_ids) > max_prompt_tokens:
             dropped["long-prompt"] += 1
         elif len(answer_ids) > max_answer_tokens:
@@ -116,53 +144,61 @@ def load_examples(path: str | Path, tokenizer: Any, max_prompt_tokens: int, max_
         else:
             prompts.append(prompt_ids)
             answers.append(answer_ids)
-            indices.append(row["extra_info"]["index"])
-            source_ids.append(sources.setdefault(row["data_source"], len(sources)))
+            indices.append(number)
+            source_ids.append(sources.setdefault(pair.source, len(sources)))
+            questions.append(question)
     if not indices:
-        raise DataError(_nothing_left(path, dropped, max_prompt_tokens, max_answer_tokens))
+        raise DataError(_nothing_left(path, dropped, unreadable, max_prompt_tokens, max_answer_tokens))
     return ExampleSet(
         prompts.build(),
         answers.build(),
         np.frombuffer(indices, dtype=np.int64),
         np.frombuffer(source_ids, dtype=np.int32),
         list(sources),
+        np.frombuffer(questions, dtype=np.uint64),
         fingerprint,
         dict(dropped),
+        unreadable,
     )
 
 
 def read_texts(path: Path, indices: Collection[int]) -> dict[int, tuple[str, str]]:
-    """Question and answer of some pairs of a prepared file, by `extra_info.index`, as they were written.
+    """Question and answer of some pairs of a prepared file, by the number of their row, as they were written.
 
     Of a prompt with several turns, each is preceded by its role. Raises DataError where the file cannot be read.
     """
     found = {}
-    for row in _rows(path):
-        index, turns, answer = row["extra_info"]["index"], row["prompt"], row["reward_model"]["ground_truth"]
-        if index in indices:
-            alone = len(turns) == 1
-            question = "\n\n".join(t["content"] if alone else f"{t['role']}: {t['content']}" for t in turns)
-            found[index] = (question, answer)
+    for number, row in enumerate(_rows(path)):
+        if number in indices:
+            pair = read_pair(row, {})
+            alone = len(pair.messages) == 1
+            question = "\n\n".join(t["content"] if alone else f"{t['role']}: {t['content']}" for t in pair.messages)
+            found[number] = (question, str(pair.answer))
     return found
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a prepared file, read in batches."""
+def _rows(path: Path) -> Iterator[Row]:
+    """The rows of a file that `nrt data prepare` or verl's preprocessing made."""
     try:
-        with pq.ParquetFile(path) as file:
-            found = {*file.schema_arrow.names, *(file.schema.column(i).path for i in range(len(file.schema)))}
-            if missing := [column for column in (*_COLUMNS, *_LEAVES) if column not in found]:
-                names = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{path}: column {missing[0]} is missing (found {names}); {_PREPARE}.")
-            for batch in file.iter_batches(_BATCH, columns=list(_COLUMNS), use_threads=False):
-                yield from batch.to_pylist()
+        names = pq.read_schema(path).names
+        if missing := [column for column in VERL if column not in names]:
+            raise DataError(f"{path}: column {missing[0]} is missing (found {', '.join(names)}); {_PREPARE}.")
+        for where, values in parquet_rows(path, str(path), ("data_source", *VERL)):
+            assert isinstance(values, dict)  # only text formats have rows that are none
+            yield Row(where, path.name, values)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}); {_PREPARE}.") from None
 
 
-def _nothing_left(path: Path, dropped: Counter[str], max_prompt_tokens: int, max_answer_tokens: int) -> str:
+def _nothing_left(
+    path: Path, dropped: Counter[str], unreadable: Sequence[str], max_prompt_tokens: int, max_answer_tokens: int
+) -> str:
     if not dropped:
         return f"{path}: no rows; {_PREPARE}."
+    if not dropped["long-prompt"] + dropped["long-answer"]:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        first = f"; one of them: {unreadable[0]}" if unreadable else "."
+        return f"{path}: no row is a question and an answer ({counts}){first}"
     return (
         f"{path}: no pair is within the limits: {dropped['long-prompt']:,} prompts are longer than "
         f"{max_prompt_tokens:,} tokens and {dropped['long-answer']:,} answers longer than {max_answer_tokens:,}; raise "

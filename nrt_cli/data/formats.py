@@ -1,14 +1,15 @@
 """File formats: each reader takes a path and the name to call it by, and streams (where, row).
 
-`where` is for people (`qa.jsonl:17`). No reader holds more than a block of its file; each raises DataError that says
-where the file is malformed, and leaves OSError to its caller.
+`where` is for people (`qa.jsonl:17`). A row is its columns, or where it cannot be read, the reason as a string: the
+rows after it are read all the same. No reader holds more than a block of its file; each raises DataError where the file
+itself is malformed, so that what follows cannot be told, and leaves OSError to its caller.
 """
 
 import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,38 +18,63 @@ import pyarrow.parquet as pq
 
 from nrt_cli.errors import DataError
 
+Found = tuple[str, dict[str, Any] | str]
+
 _BLOCK = 1 << 20
 _PARQUET_ROWS = 256
 _NOT_SPACE = re.compile(r"\S")
-_DECODER = json.JSONDecoder()
+_TOO_DEEP = "it is nested too deeply"
+_BAD_BYTES = "it has bytes that are not UTF-8 text; save the file as UTF-8"
 
 
-def _jsonl(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _NamedTwice(next(name for name in names if names.count(name) > 1))
+    return columns
+
+
+class _NamedTwice(Exception):
+    """A JSON object that gives a column twice; plain JSON drops the first without a word."""
+
+
+def _integer(digits: str) -> int | str:
+    """A whole number; one that is longer than Python likes to convert stays the text that it is, digit by digit."""
+    return int(digits) if len(digits) <= 4000 else digits
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_unique)
+
+
+def _jsonl(path: Path, name: str) -> Iterator[Found]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            where = f"{name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from None
-            except (UnicodeDecodeError, RecursionError) as error:
-                raise DataError(f"{where}: not valid JSON ({error}).") from None
-            yield where, _row_object(values, where)
+            if line.strip():
+                yield f"{name}:{number}", _json_line(line)
 
 
-def _json(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
+def _json_line(line: bytes) -> dict[str, Any] | str:
+    try:
+        return _columns(_DECODER.decode(line.decode("utf-8-sig").rstrip("\r\n")))
+    except json.JSONDecodeError as error:
+        return f"not valid JSON ({error.msg} at column {error.colno})"
+    except UnicodeDecodeError:
+        return _BAD_BYTES
+    except RecursionError:
+        return _TOO_DEEP
+    except _NamedTwice as error:
+        return f"column {str(error)!r} is given twice"
+
+
+def _json(path: Path, name: str) -> Iterator[Found]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, values in enumerate(_JsonArray(file, name), 1):
-            where = f"{name}:row {number}"
-            yield where, _row_object(values, where)
+            yield f"{name}:row {number}", _columns(values)
 
 
-def _row_object(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: a row is a JSON object of columns, found {type(values).__name__}.")
-    return values
+def _columns(values: Any) -> dict[str, Any] | str:
+    return values if isinstance(values, dict) else f"a row is a JSON object of columns, found {type(values).__name__}"
 
 
 class _JsonArray:
@@ -66,15 +92,20 @@ class _JsonArray:
             raise self._error("expected an array of rows; for one object a line, name the file .jsonl")
         self._move(self.at + 1)
         if self._next_char() == "]":
-            return
+            return self._end()
         while True:
             yield self._item()
             mark = self._next_char()
             if mark not in (",", "]"):
                 raise self._error("expected , or ] after a row")
             if mark == "]":
-                return
+                return self._end()
             self._move(self.at + 1)
+
+    def _end(self) -> None:
+        self._move(self.at + 1)
+        if self._next_char():
+            raise self._error("there is more after the array of rows")
 
     def _item(self) -> Any:
         self._next_char()
@@ -86,8 +117,10 @@ class _JsonArray:
                 line = self.line + self.text.count("\n", self.at, error.pos)
                 if not self._fill(max(_BLOCK, len(self.text) - self.at)):
                     raise self._error(error.msg, line) from None
-            except RecursionError as error:
-                raise self._error(str(error)) from None
+            except RecursionError:
+                raise self._error(_TOO_DEEP) from None
+            except _NamedTwice as error:
+                raise self._error(f"column {str(error)!r} is given twice in one row") from None
             else:
                 self._move(end)
                 return item
@@ -106,10 +139,7 @@ class _JsonArray:
 
     def _fill(self, count: int) -> bool:
         """Read on by `count` characters, forgetting what was used; False at the end of the file."""
-        try:
-            more = self.file.read(count)
-        except UnicodeDecodeError as error:
-            raise self._error(str(error)) from None
+        more = self.file.read(count)
         self.text, self.at = self.text[self.at :] + more, 0
         return bool(more)
 
@@ -117,40 +147,100 @@ class _JsonArray:
         return DataError(f"{self.name}:{line or self.line}: not valid JSON ({reason}).")
 
 
-def _csv(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(path: Path, name: str) -> Iterator[Found]:
     csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise DataError(f"{name}:1: two columns have the same name.")
-            first = reader.line_num + 1  # a quoted field may span lines; a row is named by its first
-            for fields in reader:
-                where, first = f"{name}:{first}", reader.line_num + 1
-                if fields and len(fields) != len(header):
-                    raise DataError(f"{where}: {len(fields)} fields where the header names {len(header)} columns.")
-                if fields:
-                    yield where, dict(zip(header, fields, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{name}:{reader.line_num}: not valid CSV in UTF-8 ({error}).") from None
+        header: list[str] = []
+        first = 1  # a quoted field may span lines; a row is named by its first
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                # Where a quote is not closed, the rest of the file is inside of it.
+                if "end of data" in str(error):
+                    raise DataError(f"{name}:{first}: not valid CSV (a quote that opens here is not closed).") from None
+                if not header:
+                    raise DataError(f"{name}:{first}: the names of the columns are not valid CSV ({error}).") from None
+                found: dict[str, Any] | str = f"not valid CSV ({error})"
+            else:
+                if fields is None:
+                    return
+                if fields and not header:
+                    header = _header(fields, f"{name}:{first}")
+                    fields = []
+                found = _fields(header, fields)
+            where, first = f"{name}:{first}", reader.line_num + 1
+            if found:
+                yield where, found
 
 
-def _parquet(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _header(names: list[str], where: str) -> list[str]:
+    if twice := _named_twice(names):
+        raise DataError(f"{where}: two columns have the same name, {twice!r}; rename one.")
+    if _has_bad_bytes("".join(names)):
+        raise DataError(f"{where}: the names of the columns are not UTF-8 text; save the file as UTF-8.")
+    return names
+
+
+def _fields(header: list[str], fields: list[str]) -> dict[str, Any] | str:
+    if fields and len(fields) != len(header):
+        return f"{len(fields)} fields where the header names {len(header)} columns"
+    return _BAD_BYTES if _has_bad_bytes("".join(fields)) else dict(zip(header, fields, strict=False))
+
+
+def _has_bad_bytes(text: str) -> bool:
+    """Whether a file's bytes were kept as halves of surrogate pairs, because they are not UTF-8."""
+    try:
+        return not text.isascii() and not text.encode()
+    except UnicodeEncodeError:
+        return True
+
+
+def _named_twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+
+
+def parquet_rows(path: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[Found]:
+    """The rows of a Parquet file; of only these columns, as far as they are there."""
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_PARQUET_ROWS, use_threads=False):
-                for values in batch.to_pylist():
+            names = file.schema_arrow.names
+            if twice := _named_twice(names):
+                raise DataError(f"{name}: two columns have the same name, {twice!r}; rename one.")
+            wanted = [column for column in names if columns is None or column in columns]
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted, use_threads=False):
+                for values in _rows(batch):
                     number += 1
                     yield f"{name}:row {number}", values
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: not a readable Parquet file (after row {number}: {error}).") from None
+    except pa.ArrowException as error:
+        raise DataError(f"{name}: not a readable Parquet file (after row {number}: {_first_line(error)}).") from None
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, dict[str, Any]]]]] = {
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """A batch as Python's values; a cell that has none is the exception that says why."""
+    try:
+        return batch.to_pylist()
+    except Exception:  # dates out of range, unknown time zones, text that is not UTF-8: each raises what it likes
+        columns = {name: [_cell(value) for value in batch.column(name)] for name in batch.schema.names}
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except Exception as error:
+        return ValueError(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Found]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
-    ".parquet": _parquet,
+    ".parquet": parquet_rows,
 }

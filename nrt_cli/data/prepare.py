@@ -1,16 +1,16 @@
 """`nrt data prepare`: filter, dedupe, subset, split and write question-answer pairs as Parquet.
 
-Two passes keep a million rows in flat memory. The first reads every source once into a Parquet spool and keeps 12
-bytes a row: a 64-bit content hash and a source number. Which rows are used is decided on those arrays alone; the second
-pass copies them from the spool to the output.
+Two passes keep a million rows in flat memory. The first reads every source once into a Parquet spool and keeps 20
+bytes a row: 64-bit hashes of content and question, and a source number. Which rows are used is decided on those arrays
+alone; the second pass copies them from the spool to the output.
 
 The hash is keyed by the seed, so its order is the random order: what is chosen depends on content and seed only, not
-on the order of rows or on how they were read, and a larger `size` keeps the rows of a smaller one.
+on the order of rows or on how they were read, and a larger `size` keeps the rows of a smaller one. Rows that ask the
+same question are on the same side of the split.
 
 The output folder appears by one rename, complete or not at all.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,10 +28,27 @@ from nrt_cli.data.folder import DROPPED, MANIFEST, existing_output, workspace
 from nrt_cli.data.sources import Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
 from nrt_cli.files import listing_sha256
+from nrt_cli.text.grading import find, guess
 from nrt_cli.text.prompts import encode_answer, render_prompt
+from nrt_cli.text.questions import digest, normalised
 
 SPLITS = ("train", "validation")
-REASONS = ("no-assistant-turn", "empty-question", "empty-answer", "long-prompt", "long-answer", "duplicate")
+REASONS = (
+    "unreadable",
+    "no-assistant-turn",
+    "empty-question",
+    "empty-answer",
+    "long-prompt",
+    "long-answer",
+    "duplicate",
+)
+
+SHOWN = 3
+"""Rows that could not be read of which the manifest says why; `dropped.jsonl` has all of them."""
+_COLUMNS = 1000
+"""Names of unused columns that are counted: rows may have names of their own."""
+GUESSED_FROM = 200
+"""Answers of a source that its grader is guessed from."""
 
 _GROUP_ROWS, _GROUP_BYTES = 4096, 1 << 24
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -49,7 +66,10 @@ OUTPUT = pa.schema(
     [
         ("data_source", pa.string()),
         ("prompt", _MESSAGES),
-        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+        (
+            "reward_model",
+            pa.struct([("style", pa.string()), ("ground_truth", pa.string()), ("grader", pa.string())]),
+        ),
         ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string()), ("where", pa.string())])),
     ]
 )
@@ -74,22 +94,28 @@ def prepare(
     tokenizer: Tokenizer | None = None,
     overwrite: bool = False,
     progress: Progress = lambda stage, rows: None,
+    strict: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """Write `out` from the sources; returns its manifest, and whether it was already there and right.
 
+    A row that cannot be read is left out and counted, or with `strict` an error.
+
     Raises DataError for anything wrong with sources, settings or `out`; then nothing at `out` has changed.
     """
+    if settings.grader:
+        find(settings.grader)
     sources = open_sources(specs)
     recipe = _recipe(sources, settings, tokenizer)
     if manifest := existing_output(out, recipe, overwrite):
         return manifest, True
     with workspace(out) as folder:
         with (folder / DROPPED).open("w", encoding="utf-8") as log:
-            tally = _spool(sources, settings, tokenizer, folder / "spool.parquet", log, progress)
+            tally = _spool(sources, settings, tokenizer, folder / "spool.parquet", log, progress, strict)
             codes = choose(tally, settings)
-            _write(folder, codes, log, progress)
+            graders = _graders(folder, tally, codes, settings.grader)
+            _write(folder, codes, graders, log, progress)
         (folder / "spool.parquet").unlink()
-        manifest = _manifest(recipe, tally, codes, folder)
+        manifest = _manifest(recipe, tally, codes, graders, folder)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest, False
 
@@ -104,52 +130,83 @@ def _spool(
     path: Path,
     log: TextIO,
     progress: Progress,
+    strict: bool,
 ) -> Tally:
     """Every pair that passes the filters, in input order, to a Parquet file at `path`; the others to `log`."""
     tally = Tally()
     with pq.ParquetWriter(path, _SPOOL) as writer:
         rows: list[dict[str, Any]] = []
         size = 0
-        for pair in (read_pair(row, settings.mapping) for source in sources for row in source.rows()):
-            tally.read += 1
-            content = content_hash(pair, settings.seed)
-            lengths = _lengths(pair, tokenizer)
-            if reason := _reason(pair, lengths, settings):
-                _drop(tally, log, pair.where, reason, lengths)
-            else:
+        for source in sources:
+            before, unreadable = tally.read, tally.dropped["unreadable"]
+            for row in source.rows():
+                tally.read += 1
+                if tally.read % 1000 == 0:
+                    progress("reading", tally.read)
+                try:
+                    pair = read_pair(row, settings.mapping)
+                    content, question = hashes(pair, settings.seed)
+                    lengths = _lengths(pair, tokenizer)
+                except DataError as error:
+                    if strict:
+                        raise
+                    _count_unreadable(tally, log, row.where, str(error))
+                    continue
+                _count_columns(tally, pair)
+                if reason := _reason(pair, lengths, settings):
+                    tally.dropped[reason] += 1
+                    _log_drop(log, pair.where, reason, lengths)
+                    continue
                 rows.append(_spooled(pair, lengths))
                 size += lengths["prompt_chars"] + lengths["answer_chars"]
                 tally.hashes.append(content)
+                tally.questions.append(question)
                 tally.source_ids.append(tally.sources.setdefault(pair.source, len(tally.sources)))
-            if len(rows) == _GROUP_ROWS or size >= _GROUP_BYTES:
-                writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
-                rows, size = [], 0
-            if tally.read % 1000 == 0:
-                progress("reading", tally.read)
+                if len(rows) == _GROUP_ROWS or size >= _GROUP_BYTES:
+                    writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
+                    rows, size = [], 0
+            if (found := tally.read - before) and tally.dropped["unreadable"] - unreadable == found:
+                raise DataError(_nothing_readable(source, found, tally.unreadable[-1]))
         writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
     progress("reading", tally.read)
     return tally
 
 
-def content_hash(pair: Pair, seed: int) -> int:
-    """64 bits of prompt and answer, keyed by the seed.
+def _count_unreadable(tally: Tally, log: TextIO, where: str, error: str) -> None:
+    tally.dropped["unreadable"] += 1
+    if len(tally.unreadable) < SHOWN:
+        tally.unreadable.append(error)
+    _log_drop(log, where, "unreadable", {"why": error.removeprefix(f"{where}: ")})
+
+
+def _count_columns(tally: Tally, pair: Pair) -> None:
+    tally.textless += pair.textless
+    for name in pair.unused:
+        if name in tally.unused or len(tally.unused) < _COLUMNS:
+            tally.unused[name] += 1
+
+
+def hashes(pair: Pair, seed: int) -> tuple[int, int]:
+    """64 bits of prompt and answer, keyed by the seed; and of the prompt alone, however its letters and blanks are.
 
     Two different pairs of a million share one with probability 3e-8; the later would be dropped as a duplicate.
     """
     turns = [(message["role"], message["content"]) for message in pair.messages]
+    question = [(role, normalised(content)) for role, content in turns]
     try:
         pair.source.encode()  # is written too
-        text = json.dumps([turns, pair.answer], ensure_ascii=False).encode()
+        content = digest(json.dumps([turns, pair.answer], ensure_ascii=False), seed)
+        return content, digest(json.dumps(question, ensure_ascii=False))
     except UnicodeEncodeError:
-        raise DataError(f"{pair.where}: the text has half of a surrogate pair, which is not Unicode.") from None
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "big")).digest(), "big")
+        reason = "the text has half of a surrogate pair, or bytes that are not UTF-8"
+        raise DataError(f"{pair.where}: {reason}; save the file as UTF-8.") from None
 
 
 def _lengths(pair: Pair, tokenizer: Tokenizer | None) -> dict[str, int]:
     """Characters of x and y*, and their tokens as training will see them: x rendered, y* with its eos."""
     answer = pair.answer or ""
     lengths = {"prompt_chars": prompt_chars(pair.messages), "answer_chars": len(answer)}
-    if tokenizer and not _empty(pair):
+    if tokenizer and not pair.lacks:
         try:
             lengths["prompt_tokens"] = len(render_prompt(tokenizer.tokenizer, pair.messages))
         except DataError as error:
@@ -164,22 +221,13 @@ def prompt_chars(messages: Sequence[Message]) -> int:
 
 def _reason(pair: Pair, lengths: Mapping[str, int], settings: Settings) -> str | None:
     """Why a pair cannot be trained on; None where it can."""
-    if reason := _empty(pair):
-        return reason
+    if pair.lacks:
+        return pair.lacks
     if settings.max_prompt_tokens and lengths["prompt_tokens"] > settings.max_prompt_tokens:
         return "long-prompt"
     if settings.max_answer_tokens and lengths["answer_tokens"] > settings.max_answer_tokens:
         return "long-answer"
     return None
-
-
-def _empty(pair: Pair) -> str | None:
-    if pair.answer is None:
-        return "no-assistant-turn"
-    asked = any(message["role"] == "user" for message in pair.messages)
-    if not asked or not pair.messages[-1]["content"].strip():
-        return "empty-question"
-    return None if pair.answer.strip() else "empty-answer"
 
 
 def _spooled(pair: Pair, lengths: Mapping[str, int]) -> dict[str, Any]:
@@ -193,13 +241,8 @@ def _spooled(pair: Pair, lengths: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _drop(tally: Tally, log: TextIO, where: str, reason: str, lengths: Mapping[str, int]) -> None:
-    tally.dropped[reason] += 1
-    _log_drop(log, where, reason, lengths)
-
-
-def _log_drop(log: TextIO, where: str, reason: str, lengths: Mapping[str, int]) -> None:
-    log.write(json.dumps({"where": where, "reason": reason, **lengths}, ensure_ascii=False) + "\n")
+def _log_drop(log: TextIO, where: str, reason: str, about: Mapping[str, Any]) -> None:
+    log.write(json.dumps({"where": where, "reason": reason, **about}, ensure_ascii=False) + "\n")
 
 
 # --- pass 2: spool -> output ----------------------------------------------------------------------------------------
@@ -208,8 +251,8 @@ def _log_drop(log: TextIO, where: str, reason: str, lengths: Mapping[str, int]) 
 class _SplitWriter:
     """Writes one split's rows in groups, numbering them; a split without rows leaves no file."""
 
-    def __init__(self, folder: Path, split: str) -> None:
-        self.path, self.split = folder / f"{split}.parquet", split
+    def __init__(self, folder: Path, split: str, graders: Mapping[str, str]) -> None:
+        self.path, self.split, self.graders = folder / f"{split}.parquet", split, graders
         self.pending: list[pa.Table] = []
         self.written = 0
         self.writer: pq.ParquetWriter | None = None
@@ -232,7 +275,8 @@ class _SplitWriter:
         rows = len(table)
         column = {name: table.column(name).combine_chunks() for name in ("data_source", "prompt", "answer", "where")}
         index = pa.array(np.arange(self.written, self.written + rows, dtype=np.int64))
-        reward = [pa.repeat("nrt", rows), column["answer"]]
+        graders = pa.array([self.graders[source] for source in column["data_source"].to_pylist()], pa.string())
+        reward = [pa.repeat("nrt", rows), column["answer"], graders]
         extra = [index, pa.repeat(self.split, rows), column["where"]]
         structs = [
             pa.StructArray.from_arrays(parts, fields=list(OUTPUT.field(name).type))
@@ -247,9 +291,35 @@ class _SplitWriter:
             self.writer.close()
 
 
-def _write(folder: Path, codes_N: np.ndarray, log: TextIO, progress: Progress) -> None:
+def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None) -> dict[str, str]:
+    """What grades the answers of each source: what was asked for, or a guess from some of its answers.
+
+    Those are chosen by content, so that the guess does not depend on the order of rows.
+    """
+    if asked:
+        return dict.fromkeys(tally.sources, asked)
+    ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
+    used = np.flatnonzero((codes_N == TRAIN) | (codes_N == VALIDATION))
+    order = used[np.argsort(np.frombuffer(tally.hashes, dtype=np.uint64)[used])]
+    order = order[np.argsort(ids_N[order], kind="stable")]
+    counts = np.bincount(ids_N[order], minlength=len(tally.sources))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    looked_at = np.zeros(len(codes_N), dtype=bool)
+    looked_at[order[rank < GUESSED_FROM]] = True
+    answers: dict[str, list[str]] = {source: [] for source in tally.sources}
+    done = 0
+    with pq.ParquetFile(folder / "spool.parquet") as spool:
+        for group in range(spool.num_row_groups):
+            table = spool.read_row_group(group, columns=["data_source", "answer"], use_threads=False)
+            for row in table.filter(pa.array(looked_at[done : done + len(table)])).to_pylist():
+                answers[row["data_source"]].append(row["answer"])
+            done += len(table)
+    return {source: guess(found) for source, found in answers.items()}
+
+
+def _write(folder: Path, codes_N: np.ndarray, graders: Mapping[str, str], log: TextIO, progress: Progress) -> None:
     """Copy the chosen rows of the spool to their split's file, and the duplicates to `log`."""
-    writers = {code: _SplitWriter(folder, split) for code, split in enumerate(SPLITS, TRAIN)}
+    writers = {code: _SplitWriter(folder, split, graders) for code, split in enumerate(SPLITS, TRAIN)}
     done = 0
     with pq.ParquetFile(folder / "spool.parquet") as spool:
         for group in range(spool.num_row_groups):
@@ -283,8 +353,12 @@ def _recipe(sources: Sequence[Source], settings: Settings, tokenizer: Tokenizer 
     }
 
 
-def _manifest(recipe: Mapping[str, Any], tally: Tally, codes_N: np.ndarray, folder: Path) -> dict[str, Any]:
+def _manifest(
+    recipe: Mapping[str, Any], tally: Tally, codes_N: np.ndarray, graders: Mapping[str, str], folder: Path
+) -> dict[str, Any]:
     counts = np.bincount(codes_N, minlength=4).tolist()
+    questions_N = np.frombuffer(tally.questions, dtype=np.uint64)
+    questions = {split: len(np.unique(questions_N[codes_N == code])) for code, split in enumerate(SPLITS, TRAIN)}
     outputs = [name for name in (*(f"{split}.parquet" for split in SPLITS), DROPPED) if (folder / name).exists()]
     return {
         "nrt_version": __version__,
@@ -296,9 +370,23 @@ def _manifest(recipe: Mapping[str, Any], tally: Tally, codes_N: np.ndarray, fold
             "train": counts[TRAIN],
             "validation": counts[VALIDATION],
         },
+        "questions": questions,
+        "unreadable": tally.unreadable,
+        "unused_columns": {_writable(name): count for name, count in tally.unused.most_common()},
+        "textless_turns": tally.textless,
         "composition": composition(tally, codes_N),
+        "graders": graders,
         "outputs": {name: file_sha256(folder / name) for name in outputs},
     }
+
+
+def _nothing_readable(source: Source, rows: int, first: str) -> str:
+    return first if rows == 1 else f"{source.name}: none of its {rows:,} rows can be read; one of them: {first}"
+
+
+def _writable(name: str) -> str:
+    """A column's name, in which half of a surrogate pair is spelled out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def composition(tally: Tally, codes_N: np.ndarray) -> list[dict[str, Any]]:

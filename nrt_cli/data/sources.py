@@ -3,7 +3,7 @@
 A source is written the way the user types it:
 
     qa.jsonl  qa.json  qa.csv  qa.parquet     a file
-    folder                                    every such file below it
+    folder                                    every such file below it, hidden ones aside
     hub:owner/name?split=train&config=main    a hub dataset; `owner/name` alone where no such path exists
     generated:sums,shopping?size=2000&seed=0  our own generator
     reasoning-gym:chain_sum?size=2000&seed=0  PyPI's reasoning-gym
@@ -13,6 +13,7 @@ Nothing is read before `rows` is iterated.
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,15 @@ from nrt_cli.files import sha256
 
 @dataclass(frozen=True)
 class Row:
-    """One row as found. `where` is for people (`qa.jsonl:17`); `origin` names the data where no column does."""
+    """One row as found. `where` is for people (`qa.jsonl:17`); `origin` names the data where no column does.
+
+    `problem` says why there are no values, where the row could not be read.
+    """
 
     where: str
     origin: str
     values: dict[str, Any]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def open_sources(specs: Sequence[str]) -> list[Source]:
             files += _files(Path(spec))
         elif colon and kind in _KINDS:
             others.append(_KINDS[kind](rest))
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", spec) and Path(spec).suffix not in READERS:
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", spec) and Path(spec).suffix.lower() not in READERS:
             others.append(_hub(spec))
         else:
             raise DataError(f"{spec}: no such file or folder.")
@@ -78,11 +83,18 @@ def file_sha256(path: Path) -> str:
 def _files(path: Path) -> list[Path]:
     """The data files at a path: itself, or all below a folder, in the order of their names."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in READERS and file.is_file())
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in READERS
+            and file.is_file()
+            # Copies that an editor or a file manager keeps for itself, such as .ipynb_checkpoints.
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
         if not files:
             raise DataError(f"{path}: no {', '.join(READERS)} file in this folder.")
         return files
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{path}: cannot tell the format; name it {', '.join(READERS)}.")
     return [path]
 
@@ -92,7 +104,8 @@ def _file_sources(paths: list[Path]) -> list[Source]:
 
     Names go into the output, so they must not depend on where the user's folders happen to lie.
     """
-    parts = [path.resolve().parts for path in paths]
+    # A name may hold bytes that are no text, which nothing could write.
+    parts = [[os.fsencode(part).decode(errors="backslashreplace") for part in path.resolve().parts] for path in paths]
     names: list[str] = []
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -106,8 +119,8 @@ def _file_sources(paths: list[Path]) -> list[Source]:
 
 def _file_rows(path: Path, name: str) -> Iterator[Row]:
     try:
-        for where, values in READERS[path.suffix](path, name):
-            yield Row(where, name, values)
+        for where, found in READERS[path.suffix.lower()](path, name):
+            yield Row(where, name, {}, found) if isinstance(found, str) else Row(where, name, found)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 

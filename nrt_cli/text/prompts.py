@@ -39,7 +39,12 @@ def thinking_template(template: str, start: str | None, end: str) -> str:
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """x: the messages through the tokenizer's chat template, up to where the assistant turn begins.
+    """x: the token ids of `prompt_text`."""
+    return list(tokenizer.encode(prompt_text(tokenizer, messages), add_special_tokens=False))
+
+
+def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """The messages through the tokenizer's chat template, up to where the assistant turn begins.
 
     Adds nothing that the template does not: no system prompt, no second BOS. Raises ModelError where the tokenizer
     has no template and DataError where the template refuses the messages.
@@ -47,12 +52,13 @@ def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[in
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer has no chat template; {PREPARE}.")
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False, **{BARE_PROMPT: True}
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False, **{BARE_PROMPT: True}
+            )
         )
     except Exception as error:  # templates raise what they like, in jinja and in Python
         raise DataError(f"The model's chat template refused the messages: {error}.") from None
-    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_answer(tokenizer: Any, text: str) -> list[int]:

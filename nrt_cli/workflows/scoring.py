@@ -84,7 +84,7 @@ def pick_examples(path: Path, count: int, seed: int, limits: DataSection, tokeni
 
     A larger count adds to the examples of a smaller one.
     """
-    examples = load_examples(path, tokenizer, limits.max_prompt_tokens, limits.max_answer_tokens)
+    examples = load_examples(path, tokenizer, limits.max_prompt_tokens, limits.max_answer_tokens, limits.strict)
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[int(i)] for i in sorted(order[:count])]
 

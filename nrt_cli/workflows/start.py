@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
     "engine.patience",
     "data.train",
     "data.validation",
+    "data.strict",
     "rollout.batch_rows",
     "train.steps",
     "train.epochs",
@@ -120,7 +121,7 @@ def load_inputs(config: RunConfig) -> Inputs:
     files = _require_data(config)
     fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
     tokenizer = load_tokenizer(config.model.path)
-    limits = (config.data.max_prompt_tokens, config.data.max_answer_tokens)
+    limits = (config.data.max_prompt_tokens, config.data.max_answer_tokens, config.data.strict)
     sets = {name: load_examples(file, tokenizer, *limits) for name, file in files.items()}
     for name, examples in sets.items():
         fingerprints[name] = examples.fingerprint

@@ -51,7 +51,7 @@ def test_a_script_reads_the_manifest(tmp_path: Path) -> None:
 
 def test_an_error_is_one_sentence_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "qa.jsonl").write_text('{"question": "1", "answer": "2"}\n{"question": \n')
-    command = [sys.executable, "-m", "nrt_cli.cli", "data", "prepare", "qa.jsonl", "--out", "out"]
+    command = [sys.executable, "-m", "nrt_cli.cli", "data", "prepare", "qa.jsonl", "--out", "out", "--strict"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_environment())
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "nrt: qa.jsonl:2: not valid JSON (Expecting value at column 14).\n"
@@ -72,9 +72,9 @@ def test_limits_are_measured_with_the_models_tokenizer(tmp_path: Path, tiny_mode
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--validation", "all"), "--validation all: give a number of pairs"),
+        (("--validation", "all"), "--validation all: give a number of questions"),
         (("--validation", "1.0"), "a share below 1"),
-        (("--validation", "-3"), "give a number of pairs"),
+        (("--validation", "-3"), "give a number of questions"),
         (("--max-prompt-tokens", "5"), "need --tokenizer FOLDER"),
         (("--tokenizer", "model"), "no effect without --max-prompt-tokens"),
         (("--stratify",), "--stratify has no effect without --size or --validation"),

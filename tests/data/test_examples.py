@@ -1,5 +1,6 @@
 """Prepared Parquet as token ids."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nrt_cli.data.choose import Settings
-from nrt_cli.data.examples import load_examples, read_texts
+from nrt_cli.data.examples import ExampleSet, load_examples, read_texts
 from nrt_cli.data.prepare import prepare
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
@@ -53,7 +54,7 @@ def test_a_file_of_another_kind_says_what_to_run(tmp_path: Path, tiny_tokenizer:
     for path, message in (
         (tmp_path / "nowhere.parquet", "cannot be read"),
         (text, "not a readable Parquet file.*nrt data prepare"),
-        (plain, r"column data_source is missing \(found question, answer\); make it with `nrt data prepare`"),
+        (plain, r"column prompt is missing \(found question, answer\); make it with `nrt data prepare`"),
     ):
         with pytest.raises(DataError, match=message):
             load_examples(path, tiny_tokenizer, 10, 10)
@@ -63,24 +64,114 @@ def test_a_file_without_answers_or_rows_says_what_to_run(qa: Path, tiny_tokenize
     table = pq.read_table(qa)
     no_answer = pa.array([{"style": "nrt"}] * 3)
     pq.write_table(table.set_column(2, "reward_model", no_answer), qa)
-    with pytest.raises(DataError, match=r"column reward_model\.ground_truth is missing"):
+    with pytest.raises(DataError, match=r"3 unreadable\); one of them: .*:row 1: reward_model has no ground_truth"):
         load_examples(qa, tiny_tokenizer, 10, 10)
     pq.write_table(table.slice(0, 0), qa)
     with pytest.raises(DataError, match="no rows; make it with `nrt data prepare`"):
         load_examples(qa, tiny_tokenizer, 10, 10)
 
 
-def test_verls_own_preprocessing_can_be_read(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    row = {
+def verl_row(number: int, **changes: Any) -> dict[str, Any]:
+    """As verl's preprocessing of GSM8K writes it."""
+    return {
         "data_source": "openai/gsm8k",
-        "prompt": [{"content": "q", "role": "user"}],
+        "prompt": [{"content": f"q{number}", "role": "user"}],
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": "72"},
-        "extra_info": {"split": "train", "index": 4, "answer": "... #### 72"},
-    }
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "verl.parquet")
+        "reward_model": {"style": "rule", "ground_truth": str(number)},
+        "extra_info": {"split": "train", "index": number, "answer": f"... #### {number}"},
+    } | changes
+
+
+INDICES: dict[str, list[Any]] = {
+    "whole numbers, of other rows": [{"index": 4}, {"index": 5}, {"index": 6}],
+    "DAPO's texts": [{"index": "9a9b6eb4"}, {"index": "a1cb49d1"}, {"index": "8c1e62ea"}],
+    "repeated, as of two sources": [{"index": 0}, {"index": 1}, {"index": 0}],
+    "null": [{"index": None}, {"index": None}, {"index": 2}],
+    "no index": [{"split": "train"}] * 3,
+    "null altogether": [None, None, None],
+}
+
+
+@pytest.mark.parametrize("infos", INDICES.values(), ids=INDICES)
+def test_a_row_is_known_by_its_number_whatever_the_file_calls_it(
+    tmp_path: Path, tiny_tokenizer: Any, infos: list[Any]
+) -> None:
+    rows = [verl_row(i, extra_info=info) for i, info in enumerate(infos)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "verl.parquet")
     examples = load_examples(tmp_path / "verl.parquet", tiny_tokenizer, 100, 100)
-    assert (examples[0].index, examples[0].source) == (4, "openai/gsm8k")
+    assert [(example.index, example.source) for example in examples] == [(i, "openai/gsm8k") for i in range(3)]
+    texts = read_texts(tmp_path / "verl.parquet", {0, 2})
+    assert texts == {0: ("q0", "0"), 2: ("q2", "2")}
+
+
+def test_a_file_that_is_prepared_has_its_rows_numbers_in_it(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Which is why traces of runs that stored those are still about the same rows."""
+    (tmp_path / "qa.jsonl").write_text(
+        "".join(json.dumps({"question": f"q{i}", "answer": "a"}) + "\n" for i in range(9))
+    )
+    prepare([str(tmp_path / "qa.jsonl")], tmp_path / "qa", Settings(validation=4))
+    for split in ("train", "validation"):
+        rows = pq.read_table(tmp_path / "qa" / f"{split}.parquet").to_pylist()
+        examples = load_examples(tmp_path / "qa" / f"{split}.parquet", tiny_tokenizer, 100, 100)
+        assert [row["extra_info"]["index"] for row in rows] == [example.index for example in examples]
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_the_others_keep_their_numbers(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    path = tmp_path / "verl.parquet"
+    bad = [
+        verl_row(1, reward_model=None),
+        verl_row(2, prompt=None),
+        verl_row(3, prompt=[]),
+        verl_row(4, data_source=None),
+    ]
+    pq.write_table(pa.Table.from_pylist([verl_row(0), *bad, verl_row(5)]), path)
+    examples = load_examples(path, tiny_tokenizer, 100, 100)
+    assert [(example.index, example.source) for example in examples] == [
+        (0, "openai/gsm8k"),
+        (4, "verl.parquet"),
+        (5, "openai/gsm8k"),
+    ]
+    assert examples.dropped == {"unreadable": 1, "empty-question": 2}
+    assert examples.unreadable == [f"{path}:row 2: reward_model has no ground_truth."]
+    with pytest.raises(DataError, match=r"verl\.parquet:row 2: reward_model has no ground_truth"):
+        load_examples(path, tiny_tokenizer, 100, 100, strict=True)
+
+
+def test_answers_that_are_numbers_or_no_text(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [verl_row(i, reward_model={"ground_truth": answer}) for i, answer in enumerate([34, 7])]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "numbers.parquet")
+    assert read_texts(tmp_path / "numbers.parquet", {0}) == {0: ("q0", "34")}
+    rows = [verl_row(i, reward_model={"ground_truth": {"target": 98, "numbers": [44, 19]}}) for i in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "countdown.parquet")
+    with pytest.raises(DataError, match=r"2 unreadable\); .*ground_truth' must be text, found dict"):
+        load_examples(tmp_path / "countdown.parquet", tiny_tokenizer, 100, 100)
+
+
+def test_a_row_that_the_chat_template_refuses_is_named(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    refusal = "{{ raise_exception('no system') if messages[0].role == 'system' }}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    path = tmp_path / "verl.parquet"
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    pq.write_table(pa.Table.from_pylist([verl_row(0), verl_row(1, prompt=talk)]), path)
+    examples = load_examples(path, tokenizer, 100, 100)
+    assert (len(examples), examples.dropped) == (1, {"unreadable": 1})
+    assert examples.unreadable[0].startswith(f"{path}:row 2: The model's chat template refused the messages: ")
+
+
+def test_prompts_that_are_in_two_files_are_counted_as_they_are_rendered(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    def of(name: str, questions: list[str]) -> ExampleSet:
+        rows = [verl_row(i, prompt=[{"role": "user", "content": text}]) for i, text in enumerate(questions)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+        return load_examples(tmp_path / name, tiny_tokenizer, 100, 100)
+
+    train = of("train.parquet", ["a?", "b?", "c?", "a?"])
+    held_out = of("validation.parquet", ["A ?", " C?", "B?", "a?", "d?"])
+    assert (train.questions(), held_out.questions()) == (3, 5)
+    assert held_out.shared_questions(train) == train.shared_questions(held_out) == 3
+    assert train.shared_questions(train) == 3
 
 
 def test_texts_are_as_written_and_turns_keep_their_roles(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Filters, selection, the output folder: through `prepare`, on files written here."""
 
+import copy
 import json
 import random
 import resource
@@ -7,13 +8,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -21,6 +24,7 @@ from nrt_cli.data import prepare as room
 from nrt_cli.data.choose import Settings, quotas, take
 from nrt_cli.data.prepare import Tokenizer, prepare
 from nrt_cli.errors import DataError
+from nrt_cli.text.questions import normalised
 
 GSM8K = Path("../shared/data/gsm8k/train.jsonl")
 
@@ -59,13 +63,13 @@ def test_the_rows_that_training_and_verl_read(tmp_path: Path) -> None:
         {
             "data_source": "qa.jsonl",
             "prompt": [{"role": "user", "content": " a? "}],
-            "reward_model": {"style": "nrt", "ground_truth": "b\n"},
+            "reward_model": {"style": "nrt", "ground_truth": "b\n", "grader": "choice"},
             "extra_info": {"index": 0, "split": "train", "where": "qa.jsonl:1"},
         },
         {
             "data_source": "qa.jsonl",
             "prompt": talk,
-            "reward_model": {"style": "nrt", "ground_truth": "c"},
+            "reward_model": {"style": "nrt", "ground_truth": "c", "grader": "choice"},
             "extra_info": {"index": 1, "split": "train", "where": "qa.jsonl:2"},
         },
     ]
@@ -244,9 +248,10 @@ BAD: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
     ([], {}, r"^No question-answer pair is left of 0 rows\.$"),
     ([{"question": "", "answer": "a"}] * 3, {}, r"left of 3 rows \(dropped: 3 empty-question\)"),
     (pairs(5), {"size": 6}, r"--size 6 asks for more than the 5 pairs"),
-    (pairs(5), {"validation": 5}, r"--validation 5 would hold out 5 of 5 pairs"),
-    (pairs(5), {"validation": 0.01}, r"--validation 0\.01 would hold out 0 of 5 pairs"),
-    ([*pairs(5), {"question": "q"}], {}, r"^qa\.jsonl:6: no question and answer .* found 'question'; accepted"),
+    (pairs(5), {"validation": 5}, r"--validation 5 would hold out 5 of 5 questions"),
+    (pairs(5), {"validation": 0.01}, r"--validation 0\.01 would hold out 0 of 5 questions"),
+    ([{"question": "q"}], {}, r"^qa\.jsonl:1: no question and answer .* found 'question'; accepted"),
+    ([{"q": "q"}] * 3, {}, r"^qa\.jsonl: none of its 3 rows can be read; one of them: qa\.jsonl:3: no question and"),
     ([{"question": "\ud800", "answer": "a"}], {}, r"^qa\.jsonl:1: the text has half of a surrogate pair"),
 ]  # fmt: skip
 
@@ -319,3 +324,226 @@ def test_gsm8k_is_recognised(tmp_path: Path) -> None:
     assert manifest["counts"] == {"read": 2000, "dropped": {}, "kept": 2000, "train": 1900, "validation": 100}
     original = Counter(json.loads(line)["answer"] for line in GSM8K.open(encoding="utf-8"))
     assert Counter(answers(tmp_path / "out") + answers(tmp_path / "out", "validation")) == original
+
+
+# --- the split is one of questions -----------------------------------------------------------------------------------
+
+
+def questions_of(folder: Path, split: str) -> list[str]:
+    return [row["prompt"][-1]["content"] for row in table(folder, split)]
+
+
+def test_all_answers_to_a_question_are_on_one_side(tmp_path: Path) -> None:
+    rows = [{"question": f"question {i % 50}", "answer": f"answer {i}"} for i in range(200)]
+    for validation in (20, 0.4):
+        manifest = make(tmp_path, rows, f"out-{validation}", validation=validation)
+        held_out, trained = (questions_of(tmp_path / f"out-{validation}", s) for s in ("validation", "train"))
+        assert (len(held_out), len(set(held_out)), len(trained)) == (80, 20, 120)
+        assert not set(held_out) & set(trained)
+        assert manifest["questions"] == {"train": 30, "validation": 20}
+        assert (manifest["counts"]["train"], manifest["counts"]["validation"]) == (120, 80)
+    with pytest.raises(DataError, match="--validation 50 would hold out 50 of 50 questions"):
+        make(tmp_path, rows, validation=50)
+
+
+SAME = ["What is Pi?", "what  is\tpi?", " WHAT IS PI?\n", "Ｗｈａｔ is Pi？", "What is\u00a0P\u200bi?"]
+
+
+def test_case_width_and_spacing_make_no_other_question() -> None:
+    assert {normalised(text) for text in SAME} == {"what is pi?"}
+    assert normalised("Straße, ﬁve") == normalised("STRASSE, Five")
+    assert normalised("3 + 5") != normalised("3 - 5")
+
+
+@hypothesis_settings(deadline=None, max_examples=30)  # files and a busy machine
+@given(
+    asked=st.lists(st.tuples(st.integers(0, 9), st.sampled_from(range(4)), st.integers(0, 5)), min_size=2, unique=True),
+    seed=st.integers(0, 3),
+    stratify=st.booleans(),
+    data=st.data(),
+)
+def test_no_question_is_on_both_sides_however_it_is_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    asked: list[tuple[int, int, int]],
+    seed: int,
+    stratify: bool,
+    data: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("split")
+    ways = (str, str.upper, lambda text: text.replace(" ", "  "), lambda text: f" {text}\n")
+    rows = [
+        {"question": ways[way](f"which ﬁgure is {number}?"), "answer": f"{answer}", "source": "ab"[answer % 2]}
+        for number, way, answer in asked
+    ]
+    distinct = len({number for number, _, _ in asked})
+    assume(distinct > 1)
+    held_out = data.draw(st.integers(1, distinct - 1))
+    manifest = make(folder, rows, validation=held_out, seed=seed, stratify=stratify)
+    sides = [{normalised(q) for q in questions_of(folder / "out", split)} for split in ("train", "validation")]
+    assert not sides[0] & sides[1]
+    assert [len(side) for side in sides] == [distinct - held_out, held_out]
+    assert manifest["questions"] == {"train": distinct - held_out, "validation": held_out}
+
+
+def test_every_turn_of_a_conversation_is_part_of_its_question(tmp_path: Path) -> None:
+    """A system turn may hold all that is asked, and so may what was said before `go on`."""
+    rows = [
+        {"messages": [{"role": "system", "content": f"Sum {i}"}, {"role": "user", "content": "Go on"},
+                      {"role": "assistant", "content": f"{a}"}]}
+        for i in range(10) for a in range(2)
+    ]  # fmt: skip
+    assert make(tmp_path, rows, validation=3)["questions"] == {"train": 7, "validation": 3}
+
+
+UNIQUE = [{"question": f"question {i}", "answer": f"answer {i}", "source": "ab"[i % 3 == 0]} for i in range(30)]
+TALKS = [
+    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"q {i}"},
+                  {"role": "assistant", "content": f"answer {i}"}]}
+    for i in range(30)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "held_out", "used"),
+    [
+        (UNIQUE, {"validation": 7}, [3, 5, 13, 17, 20, 21, 22], range(30)),
+        (UNIQUE, {"validation": 0.25, "size": 20, "seed": 3}, [1, 3, 11, 19, 29],
+         [1, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 16, 19, 20, 21, 22, 23, 24, 26, 29]),
+        (UNIQUE, {"validation": 7, "stratify": True}, [3, 5, 13, 17, 20, 21, 22], range(30)),
+        (UNIQUE, {"validation": 5, "size": 18, "stratify": True, "seed": 1}, [3, 7, 12, 19, 22],
+         [0, 3, 5, 6, 7, 9, 10, 11, 12, 13, 17, 19, 20, 22, 23, 26, 27, 29]),
+        (TALKS, {"validation": 6}, [0, 6, 12, 13, 14, 24], range(30)),
+    ],
+)  # fmt: skip
+def test_where_every_question_is_asked_once_the_split_is_what_it_always_was(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], held_out: list[int], used: Sequence[int]
+) -> None:
+    """As printed by the version that split by row."""
+    make(tmp_path, rows, **settings)
+    numbers = [[int(a.split()[1]) for a in answers(tmp_path / "out", s)] for s in ("validation", "train")]
+    assert numbers == [held_out, [i for i in used if i not in held_out]]
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+def mixed(folder: Path, kind: str) -> Path:
+    """Three rows, of which the second cannot be read, in each format."""
+    good = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(2)]
+    path = folder / f"qa.{kind}"
+    if kind == "jsonl":
+        path.write_text(f"{json.dumps(good[0])}\n{{broken\n{json.dumps(good[1])}\n")
+    elif kind == "json":
+        path.write_text(json.dumps([good[0], {"question": "q", "answer": [1]}, good[1]]))
+    elif kind == "csv":
+        path.write_bytes(b"question,answer\nq0,a0\ncaf\xe9,a\nq1,a1\n")
+    else:
+        turns = [[{"role": "user", "content": f"q{i}"}] for i in range(2)]
+        verl = [{"prompt": turns[i], "reward_model": {"ground_truth": f"a{i}"}} for i in range(2)]
+        pq.write_table(pa.Table.from_pylist([verl[0], {"prompt": turns[0], "reward_model": None}, verl[1]]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "why"),
+    [
+        ("jsonl", "qa.jsonl:2", "not valid JSON"),
+        ("json", "qa.json:row 2", "column 'answer' must be text, found list"),
+        ("csv", "qa.csv:3", "bytes that are not UTF-8"),
+        ("parquet", "qa.parquet:row 2", "reward_model has no ground_truth"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_left_out_and_told(tmp_path: Path, kind: str, where: str, why: str) -> None:
+    path = mixed(tmp_path, kind)
+    manifest, _ = prepare([str(path)], tmp_path / "out", Settings())
+    assert answers(tmp_path / "out") == ["a0", "a1"]
+    assert (manifest["counts"]["read"], manifest["counts"]["dropped"]) == (3, {"unreadable": 1})
+    (told,) = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert (told["where"], told["reason"]) == (where, "unreadable")
+    assert why in told["why"]
+    assert where not in told["why"]
+    assert manifest["unreadable"] == [f"{where}: {told['why']}"]
+    with pytest.raises(DataError, match=f"^{where}: .*{why}"):
+        prepare([str(path)], tmp_path / "strict", Settings(), strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_a_file_of_which_nothing_can_be_read_is_refused_beside_others(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.jsonl", pairs(3))
+    (tmp_path / "bad.csv").write_text("q;a\n1;2\n3;4\n")
+    with pytest.raises(DataError, match=r"^bad\.csv: none of its 2 rows can be read; .* found 'q;a'"):
+        prepare([str(good), str(tmp_path / "bad.csv")], tmp_path / "out", Settings())
+
+
+def test_a_row_that_the_chat_template_refuses_is_left_out(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{{ raise_exception('no system') if messages[0].role == 'system' }}" + tokenizer.chat_template
+    )
+    path = write(tmp_path / "qa.jsonl", [*pairs(2), TALKS[0]])
+    manifest, _ = prepare([str(path)], tmp_path / "out", Settings(max_prompt_tokens=99), Tokenizer(tokenizer, "f"))
+    assert manifest["counts"]["dropped"] == {"unreadable": 1}
+    assert "qa.jsonl:3: The model's chat template refused" in manifest["unreadable"][0]
+
+
+# --- whatever is in a file, an error is one of ours ------------------------------------------------------------------
+
+odd_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("7" * 5000),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "text", "type", "tool_calls"]), inner, max_size=3
+        )
+        | st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", "gpt"]), "content": inner})
+    ),
+    max_leaves=8,
+)
+odd_rows = st.dictionaries(
+    st.sampled_from(
+        ("question", "answer", "messages", "conversations", "prompt", "completion", "instruction", "output")
+    ),
+    odd_values,
+    max_size=4,
+)
+
+
+@hypothesis_settings(deadline=None, max_examples=150)  # files and a busy machine
+@given(rows=st.lists(odd_rows, max_size=6), whole=st.integers(0, 3), kind=st.sampled_from(["jsonl", "json"]))
+def test_no_row_however_odd_ends_it(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], whole: int, kind: str
+) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    texts = [json.dumps(row) for row in [*pairs(whole), *rows]]
+    (folder / f"qa.{kind}").write_text("\n".join(texts) if kind == "jsonl" else f"[{','.join(texts)}]")
+    manifest, problem = tried(folder / f"qa.{kind}")
+    if manifest is None:
+        assert not whole, problem
+        return
+    counts = manifest["counts"]
+    assert counts["read"] == len(texts) == counts["kept"] + sum(counts["dropped"].values())
+    assert counts["kept"] >= whole
+
+
+@hypothesis_settings(deadline=None, max_examples=150)
+@given(
+    content=st.binary(max_size=60) | st.text("\"',\\\n\r[]{}:a1 \x00\ufeff\xe9", max_size=60).map(str.encode),
+    kind=st.sampled_from(["jsonl", "json", "csv", "parquet"]),
+)
+def test_no_file_however_broken_ends_it_otherwise_than_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, kind: str
+) -> None:
+    folder = tmp_path_factory.mktemp("broken")
+    head = b"question,answer\nq,a\n" if kind == "csv" else b""
+    (folder / f"qa.{kind}").write_bytes(head + content)
+    _, problem = tried(folder / f"qa.{kind}")
+    assert not problem or f"qa.{kind}" in problem or problem == "No question-answer pair is left of 0 rows."
+
+
+def tried(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The manifest of a file, or the sentence that says why there is none."""
+    try:
+        return prepare([str(path)], path.parent / "out", Settings())[0], ""
+    except DataError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+        return None, str(error)

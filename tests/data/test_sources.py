@@ -58,18 +58,20 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, bytes, str]] = [
-    ("qa.jsonl", b'{"a": 1}\n{"a": \n', r"qa\.jsonl:2: not valid JSON \(Expecting value at column 7\)"),
-    ("qa.jsonl", b'{"a": 1}\n[1]\n', r"qa\.jsonl:2: a row is a JSON object of columns, found list"),
-    ("qa.jsonl", b'{"a": "\xff"}\n', r"qa\.jsonl:1: not valid JSON \('utf-8' codec"),
     ("qa.json", b'[{"a": 1},\n{"a": }]', r"qa\.json:2: not valid JSON \(Expecting value\)"),
     ("qa.json", b'[{"a": 1}\n{"a": 2}]', r"qa\.json:2: not valid JSON \(expected , or \]"),
     ("qa.json", b'[{"a": 1},', r"qa\.json:1: not valid JSON"),
     ("qa.json", b'{"a": 1}', r"expected an array of rows; for one object a line, name the file \.jsonl"),
+    ("qa.json", b'[{"a": 1}]\n[{"a": 2}]', r"qa\.json:2: not valid JSON \(there is more after the array of rows\)"),
+    ("qa.json", b'[{"a": 1},\n{"a": 1, "a": 2}]', r"qa\.json:2: not valid JSON \(column 'a' is given twice"),
+    ("qa.json", b'[{"a": ' + b"[" * 99_999, r"qa\.json:1: not valid JSON \(it is nested too deeply\)"),
     ("qa.json", b"", r"qa\.json:1: not valid JSON"),
-    ("qa.csv", b"a,b\n1,2\n1,2,3\n", r"qa\.csv:3: 3 fields where the header names 2"),
-    ("qa.csv", b'a,b\n1,"2\n', r"qa\.csv:2: not valid CSV"),
-    ("qa.csv", b"a,a\n1,2\n", r"qa\.csv:1: two columns have the same name"),
+    ("qa.csv", b'a,b\n1,"2\n', r"qa\.csv:2: not valid CSV \(a quote that opens here is not closed\)"),
+    ("qa.csv", b'"a"b,c\n1,2\n', r"qa\.csv:1: the names of the columns are not valid CSV"),
+    ("qa.csv", b"a,a\n1,2\n", r"qa\.csv:1: two columns have the same name, 'a'"),
+    ("qa.csv", b"fran\xe7ais,b\n1,2\n", r"qa\.csv:1: the names of the columns are not UTF-8 text"),
     ("qa.parquet", b"PAR1 not really", r"qa\.parquet: not a readable Parquet file"),
+    ("qa.parquet", b"", r"qa\.parquet: not a readable Parquet file"),
     ("qa.txt", b"hello", r"cannot tell the format; name it \.jsonl"),
 ]
 
@@ -79,6 +81,66 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, name: str, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
+
+
+BAD_ROWS: list[tuple[str, bytes, str, str]] = [
+    ("qa.jsonl", b'{"a": 1}\n{"a": \n{"a": 2}', "qa.jsonl:2", "not valid JSON (Expecting value at column 7)"),
+    ("qa.jsonl", b'{"a": 1}\n[1]\n{"a": 2}', "qa.jsonl:2", "a row is a JSON object of columns, found list"),
+    ("qa.jsonl", b'{"a": 1}\n{"a": "\xff"}\n{"a": 2}', "qa.jsonl:2", "bytes that are not UTF-8"),
+    ("qa.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n{"a": 2}', "qa.jsonl:2", "column 'a' is given twice"),
+    ("qa.jsonl", b'{"a": 1}\n' + b"[" * 99_999 + b'\n{"a": 2}', "qa.jsonl:2", "nested too deeply"),
+    ("qa.json", b'[{"a": 1},\n7, {"a": 2}]', "qa.json:row 2", "a row is a JSON object of columns, found int"),
+    ("qa.csv", b"a\n1\n1,2,3\n2\n", "qa.csv:3", "3 fields where the header names 1"),
+    ("qa.csv", b'a\n1\n"x"y\n2\n', "qa.csv:3", "not valid CSV"),
+    ("qa.csv", b'a\n1\n"caf\xe9\nau lait"\n2\n', "qa.csv:3", "bytes that are not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "where", "problem"), BAD_ROWS)
+def test_a_row_that_cannot_be_read_is_told_and_those_after_it_are_read(
+    tmp_path: Path, name: str, content: bytes, where: str, problem: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    before, bad, after = read(tmp_path / name)
+    assert (bad.where, bad.values) == (where, {})
+    assert problem in bad.problem
+    assert [str(row.values["a"]) for row in (before, after)] == ["1", "2"]
+    assert not before.problem + after.problem
+
+
+def test_whole_numbers_of_any_length_keep_their_digits(tmp_path: Path) -> None:
+    digits = "7" * 5000
+    (tmp_path / "qa.jsonl").write_text(f'{{"a": {digits}}}')
+    (tmp_path / "qa.json").write_text(f'[{{"a": -{digits}}}, {{"a": {2**80}}}]')
+    (tmp_path / "qa.csv").write_text(f"a\n{digits}\n")
+    values = [row.values["a"] for name in ("jsonl", "json", "csv") for row in read(tmp_path / f"qa.{name}")]
+    assert values == [digits, f"-{digits}", 2**80, digits]
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["q"]), pa.array(["a"]), pa.array(["b"])], ["question", "answer", "answer"])
+    pq.write_table(table, tmp_path / "qa.parquet")
+    with pytest.raises(DataError, match=r"qa\.parquet: two columns have the same name, 'answer'"):
+        read(tmp_path / "qa.parquet")
+
+
+def test_a_parquet_cell_that_python_has_no_value_for_harms_no_other(tmp_path: Path) -> None:
+    when = pa.array([0, 2**62], pa.timestamp("ms"))  # the second is in a year that Python does not know
+    pq.write_table(pa.table({"question": ["coffee", "tea"], "when": when}), tmp_path / "qa.parquet")
+    first, second = read(tmp_path / "qa.parquet")
+    assert (first.values["question"], second.values["question"]) == ("coffee", "tea")
+    assert isinstance(second.values["when"], ValueError)
+
+
+def test_hidden_copies_are_no_data_and_capitals_do_not_hide_a_suffix(tmp_path: Path) -> None:
+    for folder in (".ipynb_checkpoints", "__MACOSX", "a/.git"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "QA.JSONL").write_text('{"question": "q"}')
+    for copy in (".ipynb_checkpoints/QA-checkpoint.jsonl", "__MACOSX/._QA.jsonl", "a/.git/x.csv", ".hidden.json"):
+        (tmp_path / copy).write_text("not data")
+    assert [row.where for row in read(tmp_path)] == ["QA.JSONL:1"]
+    (tmp_path / ".hidden.json").write_text('[{"question": "r"}]')
+    assert [row.where for row in read(tmp_path / ".hidden.json")] == [".hidden.json:row 1"]  # by name it is meant
 
 
 @pytest.mark.parametrize("spec", ["missing.jsonl", "owner/missing.jsonl", "missing"])
