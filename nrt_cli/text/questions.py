@@ -1,10 +1,10 @@
-"""When two texts ask the same, and which of many known texts a text contains."""
+"""When two texts ask the same, and which of many known documents a text contains."""
 
 import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 _MARKS = re.compile(r"\w+|[^\w\s]")
@@ -25,28 +25,32 @@ def digest(text: str, seed: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "big")
 
 
-class KnownTexts:
-    """Texts to be found in others, whole and between word boundaries, whatever their case, spacing and width.
+class KnownDocuments:
+    """Documents to be found in texts, between word boundaries, whatever their case, spacing and width.
 
-    Each is looked for only where its rarest pair of neighbouring words stands, so that a search takes as long as the
-    text that is searched has words, however many are known. Texts of one word are not looked for.
+    A document is the parts that it has to be found by, all of them. It is looked for only where the rarest pair of
+    neighbouring words of its parts stands, so that a search takes as long as the text that is searched has words,
+    however many documents are known. Not looked for is what says too little: a document of single words, or one of
+    several that are the same.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        known = [_words(text) for text in texts]
-        counts = Counter(pair for words in known for pair in _pairs(words))
-        self._texts = [f" {' '.join(words)} " for words in known]
+    def __init__(self, documents: Iterable[Sequence[str]]) -> None:
+        known = [[_words(part) for part in parts] for parts in documents]
+        self._parts = [tuple(_joined(words) for words in parts) for parts in known]
+        times = Counter(self._parts)
+        counts = Counter(pair for parts in known for words in parts for pair in pairwise(words))
         self._by_pair: dict[tuple[str, str], list[int]] = {}
-        for number, words in enumerate(known):
-            if len(words) > 1:
-                self._by_pair.setdefault(min(_pairs(words), key=counts.__getitem__), []).append(number)
+        for number, parts in enumerate(known):
+            pairs = [pair for words in parts for pair in pairwise(words)]
+            if pairs and times[self._parts[number]] == 1:
+                self._by_pair.setdefault(min(pairs, key=counts.__getitem__), []).append(number)
 
     def found_in(self, text: str) -> set[int]:
-        """Numbers, from 0 in the order they were given, of the known texts that stand in this one."""
+        """Numbers of the documents that stand in a text, from 0 in the order they were given."""
         words = _words(text)
-        candidates = {number for pair in _pairs(words) for number in self._by_pair.get(pair, ())}
-        whole = f" {' '.join(words)} "
-        return {number for number in candidates if self._texts[number] in whole}
+        candidates = {number for pair in pairwise(words) for number in self._by_pair.get(pair, ())}
+        whole = _joined(words)
+        return {number for number in candidates if all(part in whole for part in self._parts[number])}
 
 
 def _words(text: str) -> list[str]:
@@ -54,5 +58,5 @@ def _words(text: str) -> list[str]:
     return _MARKS.findall(normalised(text))
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
-    return pairwise(words)
+def _joined(words: list[str]) -> str:
+    return f" {' '.join(words)} "

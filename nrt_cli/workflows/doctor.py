@@ -1,10 +1,12 @@
 """`nrt doctor`: what would go wrong in days, found in two minutes. Nothing is written."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from nrt_cli.config import RunConfig
+from nrt_cli.core.overlap import described, warnings
 from nrt_cli.data.examples import read_texts
 from nrt_cli.engines.local.checks import prompt_doubts, prompt_problems, token_problems
 from nrt_cli.engines.local.engine import LocalEngine
@@ -15,6 +17,7 @@ from nrt_cli.workflows import doctor_model, start
 from nrt_cli.workflows.doctor_environment import environment
 from nrt_cli.workflows.doctor_model import QUESTIONS, Trial
 from nrt_cli.workflows.findings import Finding, advised, guarded, of_error
+from nrt_cli.workflows.overlap import overlap
 from nrt_cli.workflows.prediction import predict
 from nrt_cli.workflows.start import Inputs
 
@@ -78,6 +81,7 @@ def _with_data(config: RunConfig) -> Iterator[Finding]:
         yield of_error("data", error)
         return
     yield _data(config, inputs)
+    yield from guarded("held-out questions", lambda: _held_out(config, inputs))
     yield from guarded("template", lambda: _template(config, inputs))
     if config.engine.name == "local":
         yield from _on_rows(config, inputs)
@@ -101,6 +105,14 @@ def _data(config: RunConfig, inputs: Inputs) -> Finding:
         do = "give --validation a file, so that held-out log P(y*) is scored."
         return Finding("data", "warning", f"{found}; no held-out pairs", do, details)
     return Finding("data", "ok", f"{found}; {len(inputs.held_out)} held-out", details=details)
+
+
+def _held_out(config: RunConfig, inputs: Inputs) -> Finding:
+    """Whether what is asked later is trained on."""
+    found = overlap(config, inputs)
+    if doubts := list(warnings(found)):
+        return Finding("held-out questions", "warning", *advised(" ".join(doubts)), details=asdict(found))
+    return Finding("held-out questions", "ok", described(found), details=asdict(found))
 
 
 def _template(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:

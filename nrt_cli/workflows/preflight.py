@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from nrt_cli.config import RunConfig
+from nrt_cli.core.overlap import described, warnings
 from nrt_cli.core.plan import plan
 from nrt_cli.core.schemes import get_scheme
 from nrt_cli.data.examples import ExampleSet
@@ -22,6 +23,7 @@ from nrt_cli.errors import ConfigError, ModelError, NrtError
 from nrt_cli.records import Gpu, Lengths, Plan
 from nrt_cli.text.tokens import think_tokens
 from nrt_cli.workflows import start
+from nrt_cli.workflows.overlap import overlap
 
 GIB, GB = 2**30, 1e9
 
@@ -141,6 +143,7 @@ def check(config: RunConfig, run_path: Path | None = None) -> tuple[list[Check],
         ("model", lambda: _model(config)),
         ("scheme", lambda: _scheme(config)),
         ("data", lambda: _data(config, read)),
+        ("held-out questions", lambda: _held_out(config, read)),
         ("memory", lambda: _memory(config, planned())),
         ("disk", lambda: _disk(run_path or Path("runs"), planned())),
     ]
@@ -256,8 +259,18 @@ def _data(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
     if not Path(config.model.path, "config.json").is_file():
         return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
     inputs = read()
-    dropped = sum(inputs.train.dropped.values())
-    return Check("data", True, f"{len(inputs.train):,} examples, {dropped:,} beyond the caps, {inputs.steps:,} steps")
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in inputs.train.dropped.items() if count) or "none"
+    first = "".join(f"; could not be read: {text}" for text in inputs.train.unreadable[:1])
+    return Check("data", True, f"{len(inputs.train):,} examples, dropped: {dropped}, {inputs.steps:,} steps{first}")
+
+
+def _held_out(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
+    """Whether what is asked later is trained on."""
+    if not (config.data.train and Path(config.model.path, "config.json").is_file()):
+        return Check("held-out questions", None, "compared with the training data once there are data and a model")
+    found = overlap(config, read())
+    doubts = " ".join(warnings(found))
+    return Check("held-out questions", None if doubts else True, doubts or described(found))
 
 
 def _memory(config: RunConfig, predicted: Plan) -> Check:

@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nrt_cli.engines.local.loading import load_tokenizer, pick_device, pick_dtyp
 from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.engines.samplers import pick_engine
 from nrt_cli.errors import ConfigError, DataError, StoreError
-from nrt_cli.records import Example
+from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
 from nrt_cli.workflows.made import with_files
 
@@ -69,12 +69,18 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run starts from, tokenised and counted."""
+    """What a run starts from, tokenised and counted. `held_out` are the first of the held-out examples, to be scored.
+
+    `shared_with_validation` counts the held-out questions that are trained on, of `validation_questions`; None where
+    nothing is held out.
+    """
 
     train: ExampleSet
     held_out: list[Example]
     steps: int
     fingerprints: dict[str, str]
+    validation_questions: int = 0
+    shared_with_validation: int | None = None
 
 
 def new_config(config: RunConfig | None) -> RunConfig:
@@ -126,9 +132,12 @@ def load_inputs(config: RunConfig) -> Inputs:
     for name, examples in sets.items():
         fingerprints[name] = examples.fingerprint
         _check_positions(config, files[name], examples)
-    held_out = sets.get("validation", ())
+    train, held_out = sets["train"], sets.get("validation")
+    steps = _steps(config, len(train))
+    if held_out is None:
+        return Inputs(train, [], steps, fingerprints)
     shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))]
-    return Inputs(sets["train"], shown, _steps(config, len(sets["train"])), fingerprints)
+    return Inputs(train, shown, steps, fingerprints, held_out.questions(), held_out.shared_questions(train))
 
 
 def _require_data(config: RunConfig) -> dict[str, Path]:
@@ -166,7 +175,7 @@ def _check_positions(config: RunConfig, file: Path, examples: ExampleSet) -> Non
         )
 
 
-def manifest(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, Any]:
     """What a run began as."""
     gpu = torch.cuda.is_available() and config.model.device != "cpu"
     return {
@@ -182,7 +191,7 @@ def manifest(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "fingerprints": inputs.fingerprints,
-        "data": {"examples": len(inputs.train), "dropped": inputs.train.dropped},
+        "data": {"examples": len(inputs.train), "dropped": inputs.train.dropped, **asdict(overlap)},
     }
 
 

@@ -15,6 +15,7 @@ from nrt_cli import console
 from nrt_cli.config import RunConfig
 from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.core.metrics import GroupScore
+from nrt_cli.core.overlap import warnings
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.profiling import profiled, table
@@ -25,6 +26,7 @@ from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.store import Run, require_vacant
 from nrt_cli.workflows import engines, preflight, start
 from nrt_cli.workflows.engines import Engine
+from nrt_cli.workflows.overlap import overlap
 from nrt_cli.workflows.start import Inputs
 from nrt_cli.workflows.traces import trace_rows
 
@@ -89,9 +91,10 @@ def _begin(run_path: Path, config: RunConfig | None, how: Watching) -> dict[str,
     inputs = start.load_inputs(config)
     _look_first(config, run_path, inputs)
     opening = engines.opening(config, inputs, run_path)
-    run = Run.create(run_path, configs.to_yaml(config), start.manifest(config, inputs))
+    found = overlap(config, inputs)
+    run = Run.create(run_path, configs.to_yaml(config), start.manifest(config, inputs, found))
     with run.writing(), opening as engine:
-        return _work(run, config, engine, inputs, how, None)
+        return _work(run, config, engine, inputs, how, None, tuple(warnings(found)))
 
 
 def _continue(
@@ -121,9 +124,15 @@ def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> Non
 
 
 def _work(
-    run: Run, config: RunConfig, engine: Engine, inputs: Inputs, how: Watching, done: int | None
+    run: Run,
+    config: RunConfig,
+    engine: Engine,
+    inputs: Inputs,
+    how: Watching,
+    done: int | None,
+    doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All steps after `done` (None: a new run), and the export."""
+    """All steps after `done` (None: a new run), and the export. `doubts` are what a person is warned of first."""
     with how.make_display(inputs.steps, done or 0) as display, Trackers(config, run.path, display.note) as trackers:
         engine.tell(display.note)
         profiled = min((done or 0) + 2, inputs.steps) if how.profile else None
@@ -131,6 +140,8 @@ def _work(
         run.event("started" if done is None else "resumed", step=done or 0, command=start.command())
         run.update_manifest(status="running", steps=inputs.steps)
         _announce_drops(display, inputs.train)
+        for doubt in doubts:
+            display.warn(doubt)
         try:
             _loop(session, done or 0)
             return _finish(session)
@@ -158,6 +169,8 @@ def _announce_drops(display: Progress, examples: ExampleSet) -> None:
     if dropped := {reason: count for reason, count in examples.dropped.items() if count}:
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         display.note(f"dropped before training: {counts}; {len(examples)} examples left")
+    for text in examples.unreadable:
+        display.note(f"could not be read: {text}")
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Benchmark:
 
         packages = dict.fromkeys(("lm_eval", *PACKAGES.get(self.spec.grader, ())))
         settings = {
-            "suite": self.spec.model_dump(mode="json", exclude={"files", "notes", "title"}),
+            "suite": self.spec.model_dump(mode="json", exclude={"files", "notes", "title", "question"}),
             "grading": GRADING,
             "versions": {name: version(name) for name in packages},
         }

@@ -40,6 +40,18 @@ def read_rows(spec_name: str, data_dir: Path | None) -> Mapping[str, Sequence[Ro
     return found
 
 
+def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str, ...]]:
+    """The texts that each of a benchmark's documents is known by; none where no documents are on this machine."""
+    there = data_dir is not None and (data_dir / spec.name).is_dir()
+    if not there and not (spec.package and find_spec(spec.package.replace("-", "_"))):
+        return []
+    try:
+        found = read_rows(spec.name, data_dir if there else None)
+    except DataError:
+        return []  # `nrt eval` says what is wrong with them
+    return [tuple(str(row[column]) for column in spec.question) for rows in found.values() for row in rows]
+
+
 def _check_columns(spec: BenchmarkSpec, subset: str, rows: Sequence[Row]) -> None:
     for number, row in enumerate(rows, 1):
         if missing := [column for column in spec.columns if row.get(column) is None]:
