@@ -1,6 +1,7 @@
 """From the store to a report's contents."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.report.cards import cards as find_cards
@@ -16,6 +17,7 @@ from analysis.report.method_tables import (
     settings_table,
     weights_table,
 )
+from analysis.report.overlap import asked_twice, doubts
 from analysis.report.result_tables import gain_table, overall_table, own_table, paper_table, results_table
 from analysis.report.scores import results
 from analysis.report.studies import unfinished
@@ -44,13 +46,12 @@ def gather(paths: Sequence[Path]) -> Contents:
 def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
     """All tables, in the order of the paper; what it has not stands after what it belongs to."""
     found = results(cards)
-    own = own_table(found)
+    own, twice = own_table(found), asked_twice(cards)
+    scores = [table for table in (results_table(found), own, gain_table(found)) if table]
     return (
         schemes_table(cards),
         weights_table(cards),
-        results_table(found),
-        *([own] if own else []),
-        gain_table(found),
+        *(replace(table, notes=(*table.notes, *twice)) for table in scores),
         paper_table(found),
         overall_table(),
         data_table(cards),
@@ -93,6 +94,7 @@ def _notes(cards: Sequence[RunCard]) -> list[str]:
     for card in cards:
         if card.status != "finished":
             notes.append(f"{card.label} is {card.status} after step {card.step} of {card.manifest.get('steps', '?')}.")
+    notes += doubts(cards)
     data = {card.manifest.get("fingerprints", {}).get("train") for card in cards}
     if len(data) > 1:
         notes.append(f"The runs were trained on {len(data)} different data files.")

@@ -259,9 +259,11 @@ def _data(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
     if not Path(config.model.path, "config.json").is_file():
         return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
     inputs = read()
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in inputs.train.dropped.items() if count) or "none"
-    first = "".join(f"; could not be read: {text}" for text in inputs.train.unreadable[:1])
-    return Check("data", True, f"{len(inputs.train):,} examples, dropped: {dropped}, {inputs.steps:,} steps{first}")
+    dropped = dict(inputs.train.dropped)
+    beyond = dropped.pop("long-prompt", 0) + dropped.pop("long-answer", 0)
+    text = f"{len(inputs.train):,} examples, {beyond:,} beyond the caps, {inputs.steps:,} steps"
+    text += "".join(f", {count:,} {reason}" for reason, count in dropped.items())
+    return Check("data", True, text + "".join(f"; {why}" for why in inputs.train.unreadable[:1]))
 
 
 def _held_out(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from analysis.report import markdown
 from analysis.report.cards import cards
-from analysis.report.contents import Row, Table
+from analysis.report.contents import Contents, Row, Table
 from analysis.report.drawn import dynamics_figure
 from analysis.report.gather import gather, tables
+from analysis.report.page.headline import panels
 from analysis.report.paper import paper
 from nrt_cli.config import resolve, to_yaml
 from nrt_cli.config.suite import ORDER
@@ -369,3 +371,37 @@ def test_a_store_that_was_moved_gives_the_same_report(trained, tmp_path):
     shutil.move(tmp_path / "runs", tmp_path / "moved")
     after = {table.key: table for table in tables(cards([tmp_path / "moved"]))}
     assert repr(after) == repr(before)  # NaN is not equal to itself
+
+
+def test_what_training_data_asks_too_stands_beside_every_held_out_figure(
+    trained: Callable[..., Run], tmp_path: Path
+) -> None:
+    asked = {
+        "shared_with_validation": 2,
+        "validation_questions": 64,
+        "shared_with_benchmarks": {"gsm8k": 3},
+        "benchmark_documents": {"gsm8k": 1319},
+    }
+    sentence = "In the training data too: 2 of 64 held-out questions; documents of benchmarks: gsm8k 3 of 1,319."
+    runs = [trained("sft", gsm8k=0.4), trained("am", gsm8k=0.5)]
+    for run in runs:
+        run.append_metrics({"kind": "held_out", "step": 2, "examples": 32, "answer_logprob": -3.0})
+    for table in tables(cards([tmp_path])):  # runs of an earlier version did not compare
+        assert not any("In the training data too" in note for note in table.notes)
+
+    runs[0].update_manifest(data=asked)
+    (said,) = [n for n in _notes(gather([tmp_path]), "table-3") if "In the training data too" in n]
+    assert said == f"SFT, seed 0: {sentence}"
+
+    runs[1].update_manifest(data=asked)
+    contents = gather([tmp_path])
+    for key in ("table-3", "table-3-gain"):
+        assert sentence in _notes(contents, key)
+    assert any(note.startswith("2 of 64 held-out questions are in the training data") for note in contents.notes)
+    (panel,) = [panel for panel in panels(contents) if panel.title == "Held-out log P(y*)"]
+    assert sentence in panel.verdicts
+    assert sentence in markdown.render(contents).decode()
+
+
+def _notes(contents: Contents, key: str) -> tuple[str, ...]:
+    return next(table.notes for table in contents.tables if table.key == key)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analysis.report.contents import Cell, Contents, RunCard, Table
+from analysis.report.overlap import asked_twice
 
 OVERALL = "Overall"
 OPEN = "the order is not settled"
@@ -189,4 +190,5 @@ def _held_out(cards: Sequence[RunCard]) -> Panel | None:
         if seeds == 1
         else f"Every dot is one of {seeds} seeds, the number their mean: the dots' spread is what chance alone does."
     )
+    verdicts += asked_twice(cards)
     return Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, tuple(verdicts))
