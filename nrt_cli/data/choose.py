@@ -22,7 +22,8 @@ class Settings:
     """What decides the output, besides the inputs.
 
     `validation` is a number of questions (int) or a share of them (float): all rows that ask one of them are held out.
-    `grader` is a name of `text.grading`; None guesses one for each source from its answers.
+    `grader` is a name of `text.grading`; None keeps what prepared rows name, and guesses one for each other source from
+    its answers.
     """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +41,8 @@ class Tally:
     """What the first pass found.
 
     `hashes` and `questions` (uint64) and `source_ids` (int32) have one entry per spooled row. `unreadable` says of the
-    first rows that could not be read why; `unused` counts the rows in which a column holds something that was not read.
+    first rows that could not be read why; `unused` counts the rows in which a column holds something that was not read;
+    `graders` are those that sources which were prepared before name.
     """
 
     read: int = 0
@@ -52,6 +54,7 @@ class Tally:
     questions: array = field(default_factory=lambda: array("Q"))
     source_ids: array = field(default_factory=lambda: array("i"))
     sources: dict[str, int] = field(default_factory=dict)
+    graders: dict[str, str] = field(default_factory=dict)
 
 
 def choose(tally: Tally, settings: Settings) -> np.ndarray:

@@ -50,14 +50,15 @@ Message = dict[str, str]
 class Pair:
     """A prompt x as chat messages, and y* as text; None where a conversation has no assistant turn.
 
-    `unused` are the columns that hold something and were not read; `textless` counts turns of the assistant or a tool
-    that were left out because they have no text.
+    `grader` is the one that a prepared row names, "" for none. `unused` are the columns that hold something and were
+    not read; `textless` counts turns of the assistant or a tool that were left out because they have no text.
     """
 
     where: str
     source: str
     messages: list[Message]
     answer: str | None
+    grader: str = ""
     unused: tuple[str, ...] = ()
     textless: int = 0
 
@@ -145,7 +146,7 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     source, source_column = _source(row, mapping)
     used = {shape.question, shape.answer, shape.context, shape.system, source_column}
     unused = tuple(name for name, value in row.values.items() if name not in used and _filled(value))
-    return Pair(row.where, source, messages, answer, unused, textless)
+    return Pair(row.where, source, messages, answer, _grader(row, shape), unused, textless)
 
 
 def _mapped(mapping: Mapping[str, str]) -> _Shape:
@@ -256,6 +257,13 @@ def _text(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column {column!r} must be text, found {_kind(value)}.")
     return value
+
+
+def _grader(row: Row, shape: _Shape) -> str:
+    """What `nrt data prepare` wrote into a row of an earlier output."""
+    kept = row.values[shape.answer] if shape.answer else None
+    grader = kept.get("grader") if isinstance(kept, dict) else None
+    return grader if isinstance(grader, str) else ""
 
 
 def _decoded(value: bytes, where: str) -> str:

@@ -162,6 +162,8 @@ def _spool(
                 tally.hashes.append(content)
                 tally.questions.append(question)
                 tally.source_ids.append(tally.sources.setdefault(pair.source, len(tally.sources)))
+                if pair.grader:
+                    tally.graders.setdefault(pair.source, pair.grader)
                 if len(rows) == _GROUP_ROWS or size >= _GROUP_BYTES:
                     writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
                     rows, size = [], 0
@@ -292,7 +294,7 @@ class _SplitWriter:
 
 
 def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None) -> dict[str, str]:
-    """What grades the answers of each source: what was asked for, or a guess from some of its answers.
+    """What grades the answers of each source: what was asked for, what its rows name, or a guess from some answers.
 
     Those are chosen by content, so that the guess does not depend on the order of rows.
     """
@@ -314,7 +316,7 @@ def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None)
             for row in table.filter(pa.array(looked_at[done : done + len(table)])).to_pylist():
                 answers[row["data_source"]].append(row["answer"])
             done += len(table)
-    return {source: guess(found) for source, found in answers.items()}
+    return {source: tally.graders.get(source) or guess(found) for source, found in answers.items()}
 
 
 def _write(folder: Path, codes_N: np.ndarray, graders: Mapping[str, str], log: TextIO, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nrt_cli.config import RunConfig
@@ -118,7 +119,7 @@ def _held_out(config: RunConfig, inputs: Inputs) -> Finding:
 def _template(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
     """A prompt and an answer to token ids and back."""
     tokenizer, example = load_tokenizer(config.model.path), inputs.train[0]
-    question, answer = read_texts(config.data.train, {example.index})[example.index]  # type: ignore[arg-type]
+    question, answer = read_texts(Path(config.data.train), {example.index})[example.index]
     messages = [{"role": "user", "content": question}]
     head, tail = (tokenizer.decode(list(ids)) for ids in (example.prompt_ids[:8], example.prompt_ids[-8:]))
     found = f"example {example.index}: {len(example.prompt_ids)} prompt tokens, {head!r} ... {tail!r}"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from nrt_cli.data import prepare as room
 from nrt_cli.data.choose import Settings, quotas, take
 from nrt_cli.data.prepare import Tokenizer, prepare
-from nrt_cli.errors import DataError
+from nrt_cli.errors import DataError, NrtError
 from nrt_cli.text.questions import normalised
 
 GSM8K = Path("../shared/data/gsm8k/train.jsonl")
@@ -547,3 +547,39 @@ def tried(path: Path) -> tuple[dict[str, Any] | None, str]:
     except DataError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
         return None, str(error)
+
+
+# --- graders ---------------------------------------------------------------------------------------------------------
+
+
+def graders(folder: Path) -> dict[str, str]:
+    return {row["data_source"]: row["reward_model"]["grader"] for row in table(folder)}
+
+
+def test_how_answers_are_graded_is_guessed_for_each_source_and_kept(tmp_path: Path) -> None:
+    rows = [{"question": f"sum {i}", "answer": str(i), "source": "sums"} for i in range(9)]
+    rows += [{"question": f"pick {i}", "answer": "ABCD"[i % 4], "source": "options"} for i in range(9)]
+    rows += [{"question": f"tell {i}", "answer": "Once upon a time. " * i, "source": "tales"} for i in range(1, 9)]
+    want = {"sums": "number", "options": "choice", "tales": "none"}
+    assert make(tmp_path, rows)["graders"] == want
+    assert graders(tmp_path / "out") == want
+
+
+def test_a_grader_that_is_named_is_kept_also_through_another_preparation(tmp_path: Path) -> None:
+    make(tmp_path, pairs(9), grader="math")
+    assert graders(tmp_path / "out") == {"qa.jsonl": "math"}
+    prepare([str(tmp_path / "out" / "train.parquet")], tmp_path / "less", Settings(size=5))
+    assert graders(tmp_path / "less") == {"qa.jsonl": "math"}
+    prepare([str(tmp_path / "out" / "train.parquet")], tmp_path / "other", Settings(grader="exact"))
+    assert graders(tmp_path / "other") == {"qa.jsonl": "exact"}
+    with pytest.raises(NrtError, match="grader 'sums' is unknown"):
+        make(tmp_path, pairs(9), "wrong", grader="sums")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_guess_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": str(i) if i < 300 else "a long tale " * 9} for i in range(400)]
+    for name, ordered in (("one", rows), ("two", rows[::-1])):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, ordered)
+    assert graders(tmp_path / "one" / "out") == graders(tmp_path / "two" / "out") == {"qa.jsonl": "none"}

@@ -55,7 +55,7 @@ def found(tiny_config):
 
 def test_a_sound_config_has_no_problem(found):
     findings = found("method=am", "train.micro_batch_tokens=4096")
-    assert list(findings) == ["token ids", "data", "template", *ON_ROWS]
+    assert list(findings) == ["token ids", "data", "held-out questions", "template", *ON_ROWS]
     assert [f for f in findings.values() if f.verdict == "problem"] == []
     assert findings["rollout against trainer log-probs"].details["max"] < 1e-4
     assert findings["stale-weight canary"].details["moved"] > 0
@@ -67,6 +67,7 @@ def test_sft_has_the_checks_that_need_no_trace(found):
     assert list(findings) == [
         "token ids",
         "data",
+        "held-out questions",
         "template",
         "fused against plain log-probs",
         "memory",
