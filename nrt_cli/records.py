@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Stop = Literal["end", "eos", "cap"]
-"""Why a trace stopped: the policy sampled t_end, it sampled eos, or it ran into the length cap."""
+"""Why a trace stopped: the policy sampled t_end, it sampled `eos`, or it ran into the length cap.
+
+`eos` is any token that may not stand in a trace: one that ends the model's answers, or t_start.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Rollout:
     """One sampled trace z, without t_end, and the sampler's natural log-probabilities of what it sampled.
 
     `sampler_logprobs` has one entry per trace token, plus one for t_end when `stop == "end"`: only tokens that the
-    policy really sampled. An eos that stopped a trace is not part of it; t_end takes its place.
+    policy really sampled. What stopped a trace with `eos` is not part of it; t_end takes its place.
     """
 
     trace_ids: tuple[int, ...]

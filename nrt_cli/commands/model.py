@@ -72,6 +72,8 @@ def _render(data: dict[str, Any]) -> None:
     """The summary for people."""
     tokens = data["tokens"]
     named = [f"{role} {t['token']} = {t['id']}" for role, t in tokens.items() if t["id"] is not None]
+    # A folder that was prepared before these were recorded has none.
+    named += [f"stop {t['token']} = {t['id']}" for t in data.get("stop_tokens", [])[1:]]
     lines = [
         f"{data['folder']}: {'already prepared, nothing to do' if data['unchanged'] else 'written and verified'}",
         f"  parameters   {data['parameters']:,} ({data['dtype']}), head {'tied' if data['tied_head'] else 'not tied'}",

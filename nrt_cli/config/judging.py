@@ -20,7 +20,7 @@ class JudgeSection(Section):
     )
     n: int = Field(100, ge=1, description="Held-out examples judged per checkpoint, the same for all of them.")
     seed: Seed = Field(0, description="Decides which examples.")
-    temperature: float | None = Field(0.0, ge=0, description="null: not sent, for judges that refuse one.")
+    temperature: float | None = Field(0.0, ge=0, description="null: not sent, as to judges that refuse one.")
     max_output_tokens: int = Field(2048, ge=1, description="Cap on a judge's reply.")
     concurrency: int = Field(8, ge=1, description="Requests under way at a time.")
     timeout: float = Field(120.0, gt=0, description="Seconds to wait for a reply.")

@@ -7,7 +7,9 @@ are taken out of whatever the endpoint says, its errors included.
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,11 @@ BASE_URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 LONGEST_WAIT = 120.0
 """Seconds of a Retry-After that are waited for, as the `openai` package does. One that asks for more ends the work."""
 
+_REFUSED = re.compile(
+    r"unsupported|(?:not|n't) supported?|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed)|deprecated", re.I
+)
+"""How endpoints say that they do not take a parameter, unlike its value."""
+
 _SECRET_LENGTH = 8
 """What is shorter is a stand-in, such as `none` for a local server."""
 _SHOWN = 300
@@ -25,19 +32,24 @@ _SHOWN = 300
 
 @dataclass(frozen=True)
 class ModelReply:
-    """What a model said, and how many tokens the endpoint counts for that; None where it does not say."""
+    """What a model said, and how many tokens the endpoint counts for that; None where it does not say.
+
+    `temperature` is what was asked for; None where the model chose.
+    """
 
     text: str
     input_tokens: int | None
     output_tokens: int | None
     cut: bool
+    temperature: float | None
 
 
 class Endpoint:
     """A client with retries: `async with Endpoint(timeout, retries) as endpoint`, then `ask`, any number at a time.
 
     What the endpoint could not serve (429, 408, 409, 5xx, no reply) is tried again with exponential back-off, or after
-    its Retry-After; a 429 holds back all requests, not only the one it was for.
+    its Retry-After; a 429 holds back all requests, not only the one it was for. A model that refuses `max_tokens` gets
+    `max_completion_tokens`, one that refuses a temperature gets none, and neither is asked for it again.
 
     Raises ConfigError where the environment or the package is missing.
     """
@@ -49,6 +61,7 @@ class Endpoint:
         except ImportError:
             raise ConfigError("asking a judge needs the openai package: pip install 'nrt-cli[judge]'.") from None
         self._timeout, self._resume_at = timeout, 0.0
+        self._refused: defaultdict[str, set[str]] = defaultdict(set)
         self._secrets = [secret for secret in (key, url) if len(secret) >= _SECRET_LENGTH]
         self._openai = openai
         hooks: dict[str, list[Any]] = {"request": [self._hold], "response": [self._heed]}
@@ -67,22 +80,27 @@ class Endpoint:
         self, model: str, messages: Sequence[dict[str, str]], temperature: float | None, max_tokens: int
     ) -> ModelReply:
         """One reply. Raises EndpointError, whose `fatal` says whether other requests would fare alike."""
-        openai = self._openai
-        asked: Any = {"model": model, "messages": list(messages), "max_tokens": max_tokens}
-        if temperature is not None:
+        openai, refused = self._openai, self._refused[model]
+        cap = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
+        asked: Any = {"model": model, "messages": list(messages), cap: max_tokens}
+        if temperature is not None and "temperature" not in refused:
             asked["temperature"] = temperature
         try:
-            return self._read(await self._client.chat.completions.create(**asked))
+            return self._read(await self._client.chat.completions.create(**asked), asked.get("temperature"))
         except openai.APITimeoutError:
             raise EndpointError(f"no reply within {self._timeout:g} s") from None
         except openai.APIConnectionError:
             raise EndpointError(f"{BASE_URL} cannot be reached, or breaks off its replies") from None
         except openai.APIStatusError as error:
+            # Others may have been refused it meanwhile; each has two to lose, so this ends.
+            if name := _refused_parameter(error, asked):
+                refused.add(name)
+                return await self.ask(model, messages, temperature, max_tokens)
             raise self._refusal(error, model) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EndpointError("the reply is not one of an OpenAI-compatible endpoint") from None
 
-    def _read(self, completion: Any) -> ModelReply:
+    def _read(self, completion: Any, temperature: float | None) -> ModelReply:
         """A completion as ours; raises what Python does where it is of another shape."""
         choice, usage = completion.choices[0], getattr(completion, "usage", None)
         text = choice.message.content or ""
@@ -91,6 +109,7 @@ class Endpoint:
             input_tokens=_count(usage, "prompt_tokens"),
             output_tokens=_count(usage, "completion_tokens"),
             cut=choice.finish_reason == "length",
+            temperature=temperature,
         )
 
     def _refusal(self, error: Any, model: str) -> EndpointError:
@@ -122,6 +141,15 @@ class Endpoint:
     async def _hold(self, _: Any) -> None:
         while (left := self._resume_at - _clock()) > 0:
             await asyncio.sleep(left)
+
+
+def _refused_parameter(error: Any, asked: Mapping[str, Any]) -> str | None:
+    """Which of the parameters that can be done without or said otherwise an endpoint does not take."""
+    said = str(error.message)
+    if error.status_code not in (400, 422) or not _REFUSED.search(said):
+        return None
+    named = (name for name in ("max_tokens", "temperature") if name in asked)
+    return next((name for name in named if re.search(rf"\b{name}\b", f"{getattr(error, 'param', None)} {said}")), None)
 
 
 def _clock() -> float:

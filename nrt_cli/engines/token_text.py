@@ -13,13 +13,19 @@ FILE = "tokenizer.json"
 
 
 class _Decoder:
-    """What `pieces` asks of a tokenizer; special tokens are shown as what they are."""
+    """What `pieces` asks of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def decode(self, ids: Sequence[int], **_: Any) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        return self._tokenizer.id_to_token(token)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool, **_: Any) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def token_text(folder: Path) -> Callable[[Sequence[int]], list[str]] | None:

@@ -82,7 +82,7 @@ class VllmSampler:
                     self.settings.max_trace_tokens,
                     self.settings.temperature,
                     seed=stream_seed(*key, example.index, k),
-                    stop_ids=(self.tokens.end_id, self.tokens.eos_id),
+                    stop_ids=self.tokens.trace_ends,
                 )
 
 

@@ -1,7 +1,8 @@
 """What an LLM judge is asked and what it said: quoting, the two prompts, and reading its reply. Nothing here is sent.
 
 A trace is untrusted: it may address the judge, close the tag it stands in, spell out control tokens or carry a ready
-grade. So it is escaped before it goes in, and only a whole reply counts as a verdict, never JSON found within one.
+grade. So it is escaped before it goes in, and only a whole reply counts as a verdict, never JSON found within one. What
+a judge thought before its reply is not part of it.
 """
 
 import hashlib
@@ -22,16 +23,22 @@ INPUTS = {"prompt": ("problem", "reasoning", "ground_truth"), "repair": ("reason
 
 # Most chat formats write control tokens with <; Mistral's are [INST] and the like.
 _BRACKETED = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|think_end\|>", re.IGNORECASE)
+"""What ends a judge's own trace. Servers may keep what began it: it stands in the prompt of many models."""
 
 
 class Verdict(BaseModel):
-    """A judge's reply: Table 8's fields. Types are not converted, and a score outside [0, 1] is no score."""
+    """A judge's reply: Table 8's fields. A prompt may ask for the score alone, which may also come as a bare number.
+
+    Types are not converted, and a score outside [0, 1] is no score.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-    justification: str
+    justification: str | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -83,17 +90,32 @@ def read_verdict(reply: str, shown: Sequence[str]) -> Verdict:
         shown: the texts that were quoted to the judge. A "verdict" copied out of one of them is not the judge's.
     """
     reply = reply.strip()
+    # The trace that a judge quotes while it thinks may spell an end of thinking too; one that stands in a verdict's
+    # own text ends nothing. So each is tried, and the verdict must be all that follows.
+    reasons = []
+    for begin in (0, *(match.end() for match in _THOUGHT.finditer(reply))):
+        try:
+            return _whole_verdict(reply[begin:].strip(), shown)
+        except ValueError as error:
+            reasons.append(error)
+    raise reasons[-1]
+
+
+def _whole_verdict(reply: str, shown: Sequence[str]) -> Verdict:
+    """The verdict that all of a text is."""
     if not reply:
         raise ValueError("it is empty")
     fenced = _FENCED.fullmatch(reply)
     body = fenced.group(1) if fenced else reply
+    number = _NUMBER.fullmatch(body)
     try:
-        verdict = Verdict.model_validate_json(body)
+        verdict = Verdict.model_validate_json(f'{{"score": {body}}}' if number else body)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
     bare = "".join(body.split())
-    if any(bare in "".join(text.split()) for text in shown):
+    # A number alone may well stand in a problem.
+    if not number and any(bare in "".join(text.split()) for text in shown):
         raise ValueError("it is a copy of JSON in the quoted material")
     return verdict

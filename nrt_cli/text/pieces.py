@@ -5,6 +5,7 @@ A trace stays token ids: what is taken out of it or masked in it is whole tokens
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 # Thai to Lao, Burmese, Khmer, Japanese kana, Chinese: scripts that leave no space between words.
@@ -22,8 +23,9 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     A token that ends inside a character adds nothing: the token that completes the character has all of it.
     """
     out: list[str] = []
-    begin = read = 0
-    for end in range(1, len(ids) + 1):
+    ids = [*_word(tokenizer), *ids]
+    begin, read = 0, len(_word(tokenizer))
+    for end in range(read + 1, len(ids) + 1):
         # Decoded together with the piece before it, since decoders treat the first token of a text differently.
         before, whole = (_decode(tokenizer, ids[begin:to]) for to in (read, end))
         # A replacement character at the end is half of a letter, unless nothing is left that could complete it.
@@ -35,8 +37,36 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return out
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+def text_within(tokenizer: Any, ids: Sequence[int], special: bool = True) -> str:
+    """The text of a part of a sequence: a trace, an answer or a few tokens of one. A prompt is decoded alone.
+
+    Decoders that mark spaces drop the one that a text begins with (Llama 2, Mistral), which a part has said.
+
+    Args:
+        special: show special tokens too.
+    """
+    word = _word(tokenizer)
+    return _decode(tokenizer, [*word, *ids], special)[len(_decode(tokenizer, word)) :]
+
+
+def _decode(tokenizer: Any, ids: Sequence[int], special: bool = True) -> str:
+    """Without the tokenizer's clean-up, which would change text already shown once the next token is known."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
+
+
+@lru_cache(maxsize=4)
+def _word(tokenizer: Any) -> list[int]:
+    """A token of plain text that any part can follow: one that is decoded to its name, but for a mark of a space.
+
+    Not that of a byte or of half a letter, with which what follows may make up another letter. Empty where there is
+    none, and where the tokenizer keeps words without their spaces: then the space before a part is no token's.
+    """
+    for token in range(len(tokenizer)):
+        name, text = str(tokenizer.convert_ids_to_tokens(token)), _decode(tokenizer, [token], special=False)
+        if text.strip() and name.removeprefix("\u2581") == text:
+            apart = _decode(tokenizer, [token, token])[len(text) :].startswith(" ") and name == text
+            return [] if apart else [token]
+    return []
 
 
 def words(text: str) -> list[tuple[str, int, int]]:

@@ -61,9 +61,26 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
         raise DataError(f"The model's chat template refused the messages: {error}.") from None
 
 
+def closing_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
+    """Which of the tokens that end an answer the chat template closes the assistant's turn with.
+
+    The tokenizer's eos where the template closes it with none of them, or refuses to show.
+    """
+    answer = "Hello"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # as in `render_prompt`
+        rendered = ""
+    _, found, after = rendered.rpartition(answer)
+    closing = (i for i in tokenizer.encode(after, add_special_tokens=False) if found and i in stop_ids)
+    return int(next(closing, tokenizer.eos_token_id))
+
+
 def encode_answer(tokenizer: Any, text: str) -> list[int]:
     """y*: the answer's ids and one closing eos, without BOS; an eos already written at its end is not doubled.
 
+    `nrt model prepare` has made eos the token that the chat template closes the assistant's turn with.
     Special tokens spelled out inside the text stay text, so that no data can end an answer early or open a trace.
     """
     plain = text.removesuffix(tokenizer.eos_token)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from nrt_cli.records import Reply, Request, Stop
+from nrt_cli.text.pieces import text_within
 from nrt_cli.text.tokens import ThinkTokens
 
 ThinkMode = Literal["on", "off", "forced"]
@@ -28,19 +29,11 @@ def thinking(mode: ThinkMode, trained: bool) -> tuple[bool, int]:
 
     - on: as it was trained; an SFT model answers directly.
     - off: every model answers directly, and cannot open a trace.
-    - forced: every model thinks, and none may skip it: neither t_end nor eos can be a trace's first token.
+    - forced: every model thinks, and none may skip it: no token that ends a trace can be its first.
     """
     if mode == "forced":
         return True, 1
     return mode == "on" and trained, 0
-
-
-def plain_text(tokenizer: Any, ids: list[int]) -> str:
-    """Token ids as text, special tokens left out.
-
-    Without the tokenizer's clean-up, which would change text already shown once the next token is known.
-    """
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class Draft:
@@ -102,9 +95,8 @@ class Draft:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """What ends the part: eos too ends a trace, as in training; t_end takes its place."""
-        ends = (self.tokens.end_id, self.tokens.eos_id)
-        return ends if self.part is Part.trace else ends[1:]
+        """What ends the part, as in training."""
+        return self.tokens.trace_ends if self.part is Part.trace else self.tokens.stop_ids
 
     @property
     def least(self) -> int:
@@ -132,7 +124,7 @@ class Draft:
             return self.tokens.end_id
         if token == self.tokens.end_id:
             self.stop = "end"
-        elif token == self.tokens.eos_id:
+        elif token in self.tokens.trace_ends:
             self.stop = "eos"
         else:
             self.trace_ids.append(token)
@@ -148,11 +140,11 @@ class Draft:
             self.part = None
 
     def _answer(self, token: int) -> None:
-        if token == self.tokens.eos_id:
+        if token in self.tokens.stop_ids:
             self.part = None
             return
         self.answer_ids.append(token)
-        if self._said(self.text(Part.answer, self._window) if self._window else ""):
+        if self._window and self._said(self._last_words()):
             self.part = None
         elif self.left <= 0:
             self.part, self.cut = None, True
@@ -161,10 +153,16 @@ class Draft:
         """Where in a text stop strings begin."""
         return [at for stop in self.request.stop if (at := text.find(stop)) >= 0]
 
+    def _last_words(self) -> str:
+        """As much of the answer as a stop string can be in that ends with its last token."""
+        words = self.text(Part.answer, self._window)
+        # Cut off inside a letter, some tokenizers read none of the bytes that follow it.
+        return self.text(Part.answer) if "\ufffd" in words else words
+
     def text(self, part: Part, last: int = 0) -> str:
-        """The part's text so far, or that of its `last` tokens."""
+        """The part's text so far without special tokens, or that of its `last` tokens."""
         ids = self.trace_ids if part is Part.trace else self.answer_ids
-        return plain_text(self.tokenizer, ids[-last:])
+        return text_within(self.tokenizer, ids[-last:], special=False)
 
     def reply(self) -> Reply:
         """What has been generated. The answer ends before the first stop string in it."""

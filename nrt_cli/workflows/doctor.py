@@ -11,9 +11,9 @@ from nrt_cli.core.overlap import described, warnings
 from nrt_cli.data.examples import read_texts
 from nrt_cli.engines.local.checks import prompt_doubts, prompt_problems, token_problems
 from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.engines.local.loading import load_tokenizer, read_config
+from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, read_config
+from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
-from nrt_cli.text.tokens import think_tokens
 from nrt_cli.workflows import doctor_model, start
 from nrt_cli.workflows.doctor_environment import environment
 from nrt_cli.workflows.doctor_model import QUESTIONS, Trial
@@ -55,11 +55,11 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 
 def _token_ids(config: RunConfig) -> Iterator[Finding]:
-    tokenizer, model = load_tokenizer(config.model.path), read_config(config.model.path)
     names = config.tokens
-    problems = list(token_problems(tokenizer, model, names.think_start, names.think_end))
-    ids = think_tokens(tokenizer, names.think_start, names.think_end)
+    tokenizer, ids = load_tokens(config.model.path, names.think_start, names.think_end)
+    problems = list(token_problems(tokenizer, read_config(config.model.path), names.think_start, names.think_end))
     shown = {"t_start": ids.start_id, "t_end": ids.end_id, "eos": ids.eos_id, "pad": ids.pad_id}
+    shown |= {f"stop {number}": i for number, i in enumerate(ids.stop_ids[1:], 2)}
     found = ", ".join(
         f"{role} {tokenizer.convert_ids_to_tokens(i)} = {i}" for role, i in shown.items() if i is not None
     )
@@ -121,12 +121,10 @@ def _template(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
     tokenizer, example = load_tokenizer(config.model.path), inputs.train[0]
     question, answer = read_texts(Path(config.data.train), {example.index})[example.index]
     messages = [{"role": "user", "content": question}]
-    head, tail = (tokenizer.decode(list(ids)) for ids in (example.prompt_ids[:8], example.prompt_ids[-8:]))
+    head, tail = tokenizer.decode(list(example.prompt_ids[:8])), text_within(tokenizer, example.prompt_ids[-8:])
     found = f"example {example.index}: {len(example.prompt_ids)} prompt tokens, {head!r} ... {tail!r}"
-    details = {
-        name: tokenizer.decode(list(ids))
-        for name, ids in (("prompt", example.prompt_ids), ("answer", example.answer_ids))
-    }
+    answer_text = text_within(tokenizer, example.answer_ids)
+    details = {"prompt": tokenizer.decode(list(example.prompt_ids)), "answer": answer_text}
     if problems := list(prompt_problems(tokenizer, messages)):
         do = "give the model another chat template, and prepare it anew with `nrt model prepare`."
         yield Finding("template", "problem", f"{found}; {'; '.join(problems)}", do, details)

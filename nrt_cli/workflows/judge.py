@@ -224,7 +224,7 @@ class _Work:
             "key": question.key,
             "judge": question.judge,
             "template": template.digest[:12],
-            "temperature": settings.temperature,
+            "temperature": replies[-1].temperature,
             "score": verdict.score if verdict else math.nan,
             "reason": None if verdict else reason,
             "justification": verdict.justification if verdict else None,

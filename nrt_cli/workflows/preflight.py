@@ -15,13 +15,12 @@ from nrt_cli.core.plan import plan
 from nrt_cli.core.schemes import get_scheme
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines import machine
-from nrt_cli.engines.local.loading import load_tokenizer, pick_device, pick_dtype
+from nrt_cli.engines.local.loading import load_tokens, pick_device, pick_dtype
 from nrt_cli.engines.local.shapes import model_shape
 from nrt_cli.engines.verl import settings
 from nrt_cli.engines.verl.keys import INSTALL
 from nrt_cli.errors import ConfigError, ModelError, NrtError
 from nrt_cli.records import Gpu, Lengths, Plan
-from nrt_cli.text.tokens import think_tokens
 from nrt_cli.workflows import start
 from nrt_cli.workflows.overlap import overlap
 
@@ -234,8 +233,7 @@ def _model(config: RunConfig) -> Check:
     text = f"{shape.name}: {shape.parameters:,} parameters, {shape.vocab:,} rows"
     if not Path(config.model.path, "config.json").is_file():
         return Check("model", None, f"{config.model.path} is not made yet; {text} by name")
-    tokenizer = load_tokenizer(config.model.path)
-    tokens = think_tokens(tokenizer, config.tokens.think_start, config.tokens.think_end)
+    _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
     largest = max(tokens.end_id, tokens.eos_id, tokens.pad_id, tokens.start_id or 0)
     if largest >= shape.vocab:
         raise ModelError(

@@ -5,6 +5,7 @@ from typing import Any
 
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.records import RolloutGroup
+from nrt_cli.text.pieces import text_within
 
 
 def trace_rows(
@@ -26,8 +27,8 @@ def trace_rows(
                 "source": example.source,
                 "k": k,
                 "prompt": tokenizer.decode(example.prompt_ids),
-                "trace": tokenizer.decode(rollout.trace_ids),
-                "answer": tokenizer.decode(example.answer_ids),
+                "trace": text_within(tokenizer, rollout.trace_ids),
+                "answer": text_within(tokenizer, example.answer_ids),
                 "stop": rollout.stop,
                 "prompt_ids": list(example.prompt_ids),
                 "trace_ids": list(rollout.trace_ids),

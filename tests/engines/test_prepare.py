@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from nrt_cli.engines.local.loading import load_tokens
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.engines.local.sources import find_source, model_fingerprint
 from nrt_cli.engines.local.vocabulary import init_rows, is_tied
 from nrt_cli.errors import ModelError
-from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, render_prompt
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, encode_answer, render_prompt
 from nrt_cli.text.tokens import think_tokens
 
 START, END = "<|think_start|>", "<|think_end|>"
@@ -81,6 +82,67 @@ def test_configs_agree_and_hidden_sampling_defaults_are_gone(tmp_path, source):
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, 5]
     assert model.generation_config.top_p in (None, 1.0)
     assert not model.generation_config.do_sample
+
+
+def gemma_like(make_tiny_tokenizer, make_tiny_source, folder, config=None, generation=None):
+    """A source whose answers end with <eos> or <turn>, of which its template writes the second, and eos elsewhere."""
+    tokenizer = make_tiny_tokenizer(
+        "{%- for m in messages -%}{{ m['role'] + ': ' + m['content'] + '<turn>\\n' }}{%- endfor -%}"
+        "{{ 'model: ' if add_generation_prompt else eos_token }}"
+    )
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    make_tiny_source(folder, tokenizer)
+    both = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<turn>")]
+    for name, asked in (("config.json", config), ("generation_config.json", generation)):
+        values = json.loads((folder / name).read_text())
+        values["eos_token_id"] = {"both": both, "eos": both[0], "turn": both[1], "beyond": [*both, 999]}.get(asked)
+        (folder / name).write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return tokenizer, both
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [("both", "both"), ("eos", "both"), ("both", "eos"), ("both", None), ("turn", None), ("eos", "beyond")],
+)
+def test_all_that_ends_answers_is_kept_and_y_is_closed_as_the_template_does(
+    config, generation, tmp_path, make_tiny_tokenizer, make_tiny_source
+):
+    before, (eos, turn) = gemma_like(make_tiny_tokenizer, make_tiny_source, tmp_path / "source", config, generation)
+    metadata = prepare_model(str(tmp_path / "source"), tmp_path / "out").metadata
+    tokenizer, model = load(tmp_path / "out")
+    assert metadata["tokens"]["eos"] == {"token": "<turn>", "id": turn}
+    assert metadata["stop_tokens"] == [{"token": "<turn>", "id": turn}, {"token": "<eos>", "id": eos}]
+    assert model.config.eos_token_id == tokenizer.eos_token_id == turn
+    assert model.generation_config.eos_token_id == [turn, eos]
+    again, tokens = load_tokens(tmp_path / "out", START, END)
+    assert (tokens.eos_id, tokens.stop_ids) == (turn, (turn, eos))
+    assert encode_answer(again, "7")[-1] == turn
+    # A template that writes eos itself still writes the one it was written for.
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == before.apply_chat_template(turns, tokenize=False)
+    # What was prepared is prepared: its closing token stays.
+    assert prepare_model(str(tmp_path / "out"), tmp_path / "out").unchanged
+
+
+def test_a_folder_that_was_prepared_before_keeps_its_closing_token(tmp_path, make_tiny_tokenizer, make_tiny_source):
+    """Its eos closes y* as it did when the run began, whatever its template does; all of the list stops answers."""
+    tokenizer, (eos, turn) = gemma_like(make_tiny_tokenizer, make_tiny_source, tmp_path / "old", "eos", "both")
+    tokenizer.add_tokens([START, END], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.save_pretrained(tmp_path / "old")
+    again, tokens = load_tokens(tmp_path / "old", START, END)
+    assert encode_answer(again, "7")[-1] == tokens.eos_id == eos
+    assert tokens.stop_ids == (eos, turn)
+
+
+def test_padding_is_nothing_that_ends_an_answer(tmp_path, make_tiny_tokenizer, make_tiny_source):
+    """Qwen pads with one of the two tokens that end its answers."""
+    source = tmp_path / "source"
+    tokenizer, both = gemma_like(make_tiny_tokenizer, make_tiny_source, source, "both", "both")
+    tokenizer.pad_token = "<turn>"
+    tokenizer.save_pretrained(source)
+    prepare_model(str(source), tmp_path / "out")
+    assert load_tokens(tmp_path / "out", START, END)[1].pad_id not in both
 
 
 @pytest.mark.parametrize(
@@ -214,7 +276,7 @@ def test_a_failed_check_leaves_nothing(tmp_path, source, monkeypatch):
 
     intact = prepare.set_token_ids
     monkeypatch.setattr(
-        prepare, "set_token_ids", lambda model, tok: (intact(model, tok), model.lm_head.weight.data.mul_(1.5))
+        prepare, "set_token_ids", lambda model, *rest: (intact(model, *rest), model.lm_head.weight.data.mul_(1.5))
     )
     with pytest.raises(ModelError, match="logits differ"):
         prepare_model(str(source), tmp_path / "out")

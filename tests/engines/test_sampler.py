@@ -4,11 +4,12 @@ Shapes: R rows, C trace cap, V vocabulary.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nrt_cli.config import ModelSection, RolloutSection
@@ -84,6 +85,10 @@ def test_first_tokens_follow_the_softmax(temperature, model, tokens):
     first = [r.trace_ids[0] if r.trace_ids else stops[r.stop] for r in group.rollouts]
     prompt = trace_prompt(EXAMPLES[0], tokens)
     tables = {t: next_token_logprobs(model, prompt, t)[-1].double().exp().numpy() for t in (temperature, 1.2)}
+    for table in tables.values():
+        # "eos" is also what stops a trace that would open another.
+        table[tokens.eos_id] += table[tokens.start_id]
+        table[tokens.start_id] = 0
     counts = np.bincount(first, minlength=len(tables[1.2])).astype(float)
     statistic, degrees = chi_square(counts, tables[temperature])
     assert degrees > 15
@@ -201,10 +206,10 @@ def scripted(monkeypatch):
 
 def test_a_trace_ends_at_t_end_at_eos_or_at_the_cap(scripted, model, tokens):
     """Rows finish at different times, so the cache is thinned on the way; those left must not notice."""
-    end, eos = tokens.end_id, tokens.eos_id
+    end, eos, start = tokens.end_id, tokens.eos_id, tokens.start_id
     script = [
         [(5, 6, end), (end,), (7, 8, 9, 10, 11), (5, eos)],
-        [(eos,), (12, 13, 14, 15, end), (16, 17, 18, 19, 20, 21), (22, 23, 24, end, 25)],
+        [(start,), (12, 13, 14, 15, end), (16, 17, 18, 19, 20, 21), (22, 23, 24, end, 25)],
     ]
     scripted(script)
     groups = sample_groups(model, EXAMPLES[:2], tokens, settings_of(max_trace_tokens=5), 4, (0, 0))
@@ -227,9 +232,27 @@ def test_a_trace_ends_at_t_end_at_eos_or_at_the_cap(scripted, model, tokens):
         prompt = trace_prompt(group.example, tokens)
         for rollout in group.rollouts:
             want = plain_logprobs(model, prompt, sampled_ids(rollout, tokens))
-            # One number per token, one for a sampled t_end, none for an eos, in whose place t_end will stand.
+            # One number per token, one for a sampled t_end, none for an eos or t_start: t_end will stand in its place.
             assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop == "end")
             assert rollout.sampler_logprobs == pytest.approx(want, abs=2e-5)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    stop_ids=st.sets(st.integers(3, 60), max_size=25),
+    seed=st.integers(0, 99),
+    batch_rows=st.sampled_from([1, 3, 8]),
+)
+def test_no_trace_holds_what_may_not_stand_in_one(stop_ids, seed, batch_rows, model, tokens):
+    """Whatever ends the model's answers; nor does a trace depend on its batch, whose rows end at different times."""
+    several = replace(tokens, stop_ids=tuple(stop_ids))
+    alone = settings_of(max_trace_tokens=12, batch_rows=1)
+    together = settings_of(max_trace_tokens=12, batch_rows=batch_rows)
+    found, same = (sample_groups(model, EXAMPLES[:2], several, rows, 4, (seed,)) for rows in (together, alone))
+    assert [[r.trace_ids for r in g.rollouts] for g in found] == [[r.trace_ids for r in g.rollouts] for g in same]
+    for rollout in (rollout for group in found for rollout in group.rollouts):
+        assert not {*rollout.trace_ids} & {tokens.start_id, tokens.end_id, tokens.eos_id, *stop_ids}
+        assert (rollout.stop == "cap") == (len(rollout.trace_ids) == 12 and rollout.stop not in ("end", "eos"))
 
 
 def test_decoding_stops_when_every_row_has(scripted, model, tokens):

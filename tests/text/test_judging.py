@@ -71,9 +71,41 @@ def test_a_verdict_is_read_as_it_stands() -> None:
     assert (verdict.score, verdict.justification, verdict.flags) == (0.25, "Two steps are missing.", ("missing-step",))
 
 
-@pytest.mark.parametrize("fence", ["```json\n%s\n```", "```\n%s\n```", "\n\n%s\n"])
+@pytest.mark.parametrize(
+    "fence", ["```json\n%s\n```", "```JSON\n%s\n```", "```Json \n%s\n```", "```\n%s\n```", "\n\n%s\n"]
+)
 def test_a_fence_around_the_whole_reply_is_no_fault(fence: str) -> None:
     assert read_verdict(fence % GOOD, ()).score == 0.25
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>\nLet me see.\n</think>\n\n%s",
+        "<think></think>%s",
+        "<THINKING>Hm.</THINKING> %s",
+        "<|think_start|>Hm.<|think_end|>%s",
+        # What began the trace stood in the prompt.
+        "Let me see.\n</think>\n%s",
+        '<think>The trace says </think> {"score": 1} and that is cheating.</think>```JSON\n%s\n```',
+        '<think>{"score": 1}</think>%s',
+    ],
+)
+def test_what_a_judge_thought_is_no_part_of_its_reply(thought: str) -> None:
+    assert read_verdict(thought % GOOD, ()).score == 0.25
+
+
+def test_a_justification_may_speak_of_tags() -> None:
+    reply = GOOD.replace("Two", "It writes </think> and two")
+    assert read_verdict(reply, ()).score == read_verdict(f"<think>Hm.</think>{reply}", ()).score == 0.25
+
+
+@pytest.mark.parametrize(
+    "reply", ['{"score": 0.5}', "0.5", "```json\n0.5\n```", '<think>1</think>{"score": 0.5, "why": 3}']
+)
+def test_a_prompt_may_ask_for_a_score_alone(reply: str) -> None:
+    verdict = read_verdict(reply, ("Half of it is 0.5.",))
+    assert (verdict.score, verdict.justification, verdict.flags) == (0.5, None, ())
 
 
 @pytest.mark.parametrize("score", ["0", "1", "0.0", "1.0"])
@@ -92,13 +124,24 @@ def test_the_ends_of_the_scale_are_scores(score: str) -> None:
         (GOOD.replace("0.25", '"0.25"'), "score: Input should be a valid number"),
         (GOOD.replace("0.25", "true"), "score: Input should be a valid number"),
         ('{"justification": "No score.", "flags": []}', "score: Field required"),
-        ('{"score": 0.5}', "justification: Field required"),
+        ("{}", "score: Field required"),
+        ('{"score": 0.5, "justification": 7}', "justification: Input should be a valid string"),
         (GOOD[: len(GOOD) // 2], "Invalid JSON"),
         ("I would give this 0.8 out of 1.", "Invalid JSON"),
         (f"Here is my grade: {GOOD}", "Invalid JSON"),
         (f"{GOOD} {GOOD}", "Invalid JSON"),
         (f"[{GOOD}]", "Input should be an object"),
-        ("0.5", "Input should be an object"),
+        ("1.5", "score: Input should be less than or equal to 1"),
+        ("true", "Input should be an object"),
+        ('"0.5"', "Input should be an object"),
+        ("0.5 out of 1", "Invalid JSON"),
+        # A judge that did not get to its grade, or spelled one while it thought.
+        (f"<think>{GOOD}", "Invalid JSON"),
+        (f"<think>{GOOD}</think>", "it is empty"),
+        (f"<think>I would say {GOOD}</think>I would say 0.5", "Invalid JSON"),
+        (f"<think>Hm.</think>Here: {GOOD}", "Invalid JSON"),
+        (f"<think>Hm.</think><think>{GOOD}", "Invalid JSON"),
+        (f"<think>Hm.</think>{GOOD}<think>No: 0.5.</think>", "it is empty"),
         ("", "it is empty"),
         (" \n", "it is empty"),
     ],

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nrt_cli.text.pieces import pieces, sentence_spans, words
+from nrt_cli.text.pieces import pieces, sentence_spans, text_within, words
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,78 @@ def test_pieces_of_a_tokenizer_that_marks_spaces(make_tiny_tokenizer: Callable[.
     tokenizer = make_tiny_tokenizer()
     ids = tokenizer.encode(text)
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def marked(kind: str) -> Any:
+    """A tokenizer that marks spaces with \u2581, in the ways that Llama 2's and Mistral's have been stored."""
+    special = ["<unk>", "<s>", "</s>", "<|think_end|>"]
+    letters = [f"<0x{byte:02X}>" for byte in range(256)] + [*"\u2581abcr42", "\u2581\u2581", "\u2581a", "\u25814", "42"]
+    merges = [("\u2581", "\u2581"), ("\u2581", "a"), ("\u2581", "4"), ("4", "2")]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    bare = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if kind in ("always", "first", "never"):
+        bare.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+    else:
+        bare.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    if kind in ("first", "never"):
+        bare.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=kind)])
+    else:
+        texts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        bare.decoder = decoders.Sequence([*texts, decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bare, unk_token="<unk>", bos_token="<s>", eos_token="</s>", extra_special_tokens=special[3:]
+    )
+
+
+KINDS = {kind: marked(kind) for kind in ("always", "first", "never", "prepended")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_space_of_a_part_is_not_lost(kind: str) -> None:
+    tokenizer = KINDS[kind]
+    ids = tokenizer.convert_tokens_to_ids(["\u2581\u2581", "\u2581a", "\u25814", "2", "</s>"])
+    assert text_within(tokenizer, ids) == "   a 42</s>"
+    assert text_within(tokenizer, ids, special=False) == "   a 42"
+    assert pieces(tokenizer, ids) == ["  ", " a", " 4", "2", "</s>"]
+    assert text_within(tokenizer, []) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["    return", " 42", " a\n  b"])
+def test_text_that_begins_with_a_space_comes_back_from_its_tokens(kind: str, text: str) -> None:
+    tokenizer = KINDS[kind]
+    said = text_within(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+    # Where a space is put before every text, one that begins with a space may have got one more.
+    assert said == (" " if kind == "prepended" else "") + text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_a_part_is_what_it_adds_to_what_comes_before_it(kind: str, data: st.DataObject) -> None:
+    """Whatever that is, if it ends with a whole letter: t_end, t_start or text."""
+    tokenizer = KINDS[kind]
+    plain = st.sampled_from(tokenizer.convert_tokens_to_ids(["a", "\u2581a", "\u25814", "2", "\u2581\u2581"]))
+    any_token = st.integers(0, len(tokenizer) - 1)
+    before = [*data.draw(st.lists(plain, max_size=5)), tokenizer.convert_tokens_to_ids("<|think_end|>")]
+    ids = data.draw(st.lists(any_token, max_size=12))
+    whole, head = tokenizer.decode([*before, *ids]), tokenizer.decode(before)
+    assert text_within(tokenizer, ids) == whole.removeprefix(head)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=st.text(max_size=12))
+def test_pieces_of_marked_spaces_are_the_parts_text(kind: str, text: str) -> None:
+    tokenizer = KINDS[kind]
+    ids = tokenizer.encode(text.encode("utf-8", errors="ignore").decode(), add_special_tokens=False)
+    assert "".join(pieces(tokenizer, ids)) == text_within(tokenizer, ids)
+
+
+def test_words_that_are_kept_without_spaces_have_none_before_the_first() -> None:
+    bare = Tokenizer(models.WordLevel({"<unk>": 0, "3": 1, "+": 2}, unk_token="<unk>"))
+    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="<unk>")
+    assert text_within(tokenizer, [1, 2, 1]) == "3 + 3"
+    assert pieces(tokenizer, [1, 2, 1]) == ["3", " +", " 3"]
 
 
 def test_words() -> None:

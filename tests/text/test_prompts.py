@@ -3,7 +3,7 @@
 import pytest
 
 from nrt_cli.errors import DataError, ModelError
-from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, encode_answer, render_prompt
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, closing_id, encode_answer, render_prompt
 
 QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
 
@@ -51,6 +51,46 @@ def test_a_template_that_refuses_is_one_sentence(make_tiny_tokenizer):
     tokenizer = make_tiny_tokenizer("{{ raise_exception('System role not supported') }}")
     with pytest.raises(DataError, match="refused the messages: System role not supported"):
         render_prompt(tokenizer, QUESTION)
+
+
+LLAMA_3 = (
+    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim }}"
+    "{{ '<|eot_id|>' }}{% endfor %}"
+)
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' }}"
+    "{{ m['content'] + '<end_of_turn>\\n' }}{% endfor %}"
+)
+PHI = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+)
+LLAMA_2 = "{% for m in messages %}{{ '[INST] ' + m['content'] if m['role'] == 'user' else ' ' + m['content'] + ' ' + eos_token }}{% endfor %}"  # noqa: E501
+NONE = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "closing"),
+    [
+        (LLAMA_3, "<|eot_id|>"),
+        (GEMMA, "<end_of_turn>"),
+        (PHI, "<|end|>"),
+        (LLAMA_2, "<eos>"),
+        (DEFAULT_CHAT_TEMPLATE, "<eos>"),
+        (NONE, "<eos>"),
+        ("{{ raise_exception('no') }}", "<eos>"),
+        (None, "<eos>"),
+        # Ends turns with a token that does not end the model's answers.
+        (LLAMA_3.replace("eot_id", "im_end"), "<eos>"),
+    ],
+)
+def test_which_token_closes_the_assistants_turn(make_tiny_tokenizer, template, closing):
+    tokenizer = make_tiny_tokenizer(template)
+    stops = ["<eos>", "<|eot_id|>", "<end_of_turn>", "<|end|>"]
+    tokenizer.add_tokens([*stops[1:], "<|im_end|>"], special_tokens=True)
+    found = closing_id(tokenizer, tokenizer.convert_tokens_to_ids(stops))
+    assert tokenizer.convert_ids_to_tokens(found) == closing
 
 
 @pytest.mark.parametrize("text", ["7", "7<eos>", "  7\n", ""])

@@ -114,7 +114,7 @@ def test_a_stop_string_at_the_cap_is_no_cut(tokenizer):
 
 def test_the_shortest_trace_is_asked_for(tokenizer):
     draft = Draft(asks(min_trace_tokens=1), TOKENS, tokenizer, None)
-    assert draft.banned == (END, EOS)
+    assert draft.banned == (END, EOS, START)
     draft.take(5)
     assert draft.banned == ()
     draft.take(END)
@@ -123,6 +123,26 @@ def test_the_shortest_trace_is_asked_for(tokenizer):
     assert Draft(asks(), TOKENS, tokenizer, None).banned == ()
     # A trace without room is closed at once: there is nothing to ban.
     assert Draft(asks(min_trace_tokens=1, max_trace_tokens=0), TOKENS, tokenizer, None).banned == ()
+
+
+MORE = ThinkTokens(START, END, EOS, PAD, (7, EOS, 8))
+"""A model with three tokens that end its answers, as Gemma, Phi and Llama 3 have several."""
+
+
+@pytest.mark.parametrize("last", [EOS, 7, 8, START])
+def test_what_may_not_stand_in_a_trace_ends_it(last, tokenizer):
+    draft, read = play(tokenizer, asks(), ["ab", last], tokens=MORE)
+    assert (draft.stop, draft.part, read[-1]) == ("eos", Part.answer, END)
+    assert draft.trace_ids == tokenizer.encode("ab")
+    assert last in Draft(asks(min_trace_tokens=1), MORE, tokenizer, None).banned
+
+
+@pytest.mark.parametrize("last", [EOS, 7, 8])
+@pytest.mark.parametrize("think", [True, False])
+def test_whatever_ends_the_models_answers_ends_this_one(last, think, tokenizer):
+    draft, _ = play(tokenizer, asks(think=think), [*([END] if think else []), "c", last], tokens=MORE)
+    assert draft.done
+    assert draft.reply() == Reply("", "c", 0, 1, "end" if think else None)
 
 
 def test_an_answer_opens_no_trace(tokenizer):

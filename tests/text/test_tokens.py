@@ -21,6 +21,20 @@ def test_ids_are_those_of_the_vocabulary(ready):
     )
 
 
+def test_several_tokens_may_end_an_answer(ready):
+    vocabulary = ready.get_vocab()
+    tokens = think_tokens(ready, "<|think_start|>", "<|think_end|>", [5, vocabulary["<eos>"], 6])
+    assert (tokens.eos_id, tokens.stop_ids) == (vocabulary["<eos>"], (vocabulary["<eos>"], 5, 6))
+    assert tokens.trace_ends == (tokens.end_id, tokens.eos_id, 5, 6, tokens.start_id)
+    assert think_tokens(ready, None, "<|think_end|>", [5]).trace_ends == (tokens.end_id, tokens.eos_id, 5)
+
+
+@pytest.mark.parametrize("role", ["<|think_start|>", "<|think_end|>"])
+def test_a_think_token_cannot_end_an_answer(role, ready):
+    with pytest.raises(ModelError, match="ends this model's answers"):
+        think_tokens(ready, "<|think_start|>", "<|think_end|>", [ready.convert_tokens_to_ids(role)])
+
+
 def test_the_start_token_is_optional(ready):
     assert think_tokens(ready, None, "<|think_end|>").start_id is None
 

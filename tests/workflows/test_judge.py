@@ -580,6 +580,109 @@ def test_an_unknown_model_ends_the_work_at_once(server: Server, make_run: Callab
         outcome.require_whole()
 
 
+OPENAIS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0.0 with this model. "
+    "Only the default (1) value is supported.",
+}
+
+
+def refusing(status: int, said: Mapping[str, str], named: bool) -> Callable[..., Any]:
+    """An endpoint that refuses parameters one at a time; it may name one in a field of its own, as OpenAI's does."""
+
+    def answer(_: int, body: dict[str, Any], __: Mapping[str, str]) -> Any:
+        for name, message in said.items():
+            if name in body:
+                error = {"message": message, "type": "invalid_request_error", "param": name if named else None}
+                return status, {}, {"error": error}
+        return verdict()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "named"),
+    [
+        (400, OPENAIS, True),
+        (400, {"max_tokens": OPENAIS["max_tokens"]}, False),
+        (400, {"temperature": "`temperature` is deprecated for this model."}, False),
+        (422, {"max_tokens": "Extra inputs are not permitted: max_tokens"}, False),
+    ],
+)
+def test_what_a_model_does_not_take_is_said_otherwise_or_left_out(
+    server: Server, make_run: Callable[..., Run], status: int, said: Mapping[str, str], named: bool
+) -> None:
+    run = make_run(steps=(0,), examples=3)
+    server.answer = refusing(status, said, named)
+
+    outcome = run_plan(plan_for(run.path, concurrency=1, retries=0))
+
+    assert (outcome.judged, outcome.failed.total(), outcome.stopped) == (3, 0, None)
+    # Learned from the first request, and remembered.
+    assert len(server.bodies) == 3 + len(said)
+    for body in server.bodies[len(said) :]:
+        cap = "max_completion_tokens" if "max_tokens" in said else "max_tokens"
+        assert {"model", "messages", cap} <= set(body)
+        assert body[cap] == 2048
+        assert set(said).isdisjoint(body)
+    # The record says what temperature was asked for in the end.
+    temperatures = [record["temperature"] for record in Judgements(run).records()]
+    assert temperatures == pytest.approx([math.nan if "temperature" in said else 0.0] * 3, nan_ok=True)
+
+
+def test_several_under_way_may_be_refused_the_same(server: Server, make_run: Callable[..., Run]) -> None:
+    server.answer = refusing(400, OPENAIS, True)
+
+    outcome = run_plan(plan_for(make_run(steps=(0,), examples=12).path, n=12, concurrency=6))
+
+    assert (outcome.judged, outcome.failed.total(), outcome.stopped) == (12, 0, None)
+    assert len(server.bodies) <= 12 + 2 * 6
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens is too large: 2048. This model supports at most 1024 completion tokens.",
+        "Unsupported parameter: 'messages' is not supported with this model.",
+        "This model is not supported.",
+    ],
+)
+def test_other_refusals_are_told_as_they_are(server: Server, make_run: Callable[..., Run], message: str) -> None:
+    server.answer = lambda *_: (400, {}, {"error": {"message": message}})
+
+    outcome = run_plan(plan_for(make_run(steps=(0,), examples=1).path, retries=0))
+
+    assert len(server.bodies) == 1
+    with pytest.raises(EndpointError, match=re.escape(message[:40])):
+        outcome.require_whole()
+
+
+def test_a_model_that_takes_no_cap_is_not_asked_for_ever(server: Server, make_run: Callable[..., Run]) -> None:
+    said = {name: f"Unsupported parameter: '{name}'" for name in ("max_tokens", "max_completion_tokens")}
+    server.answer = refusing(400, said, True)
+
+    outcome = run_plan(plan_for(make_run(steps=(0,), examples=1).path, retries=0))
+
+    assert len(server.bodies) == 2
+    assert outcome.failed.total() == 1
+
+
+def test_a_prompt_may_ask_for_a_score_alone(server: Server, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run(steps=(0,), examples=2)
+    template = tmp_path / "score.yaml"
+    prompt = "Rate from 0 to 1, as JSON with a score. {{ problem }} {{ reasoning }} {{ ground_truth }}"
+    template.write_text(json.dumps({"prompt": prompt, "repair": "{{ reason }}"}))
+    replies = ['{"score": 0.25}', '<think>About half.</think>\n```JSON\n{"score": 0.5}\n```']
+    server.answer = lambda number, *_: replies[number]
+
+    run_plan(plan_for(run.path, template=str(template), concurrency=1))
+
+    assert len(server.bodies) == 2
+    assert sorted(scores(run).values()) == [0.25, 0.5]
+    assert [record["justification"] for record in Judgements(run).records()] == [None, None]
+
+
 # --- the key ---------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nrt_cli.engines.local.loading import declared_stops
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.tokens import think_tokens
 
@@ -24,9 +25,9 @@ def token_problems(tokenizer: Any, config: Any, start: str | None, end: str) -> 
             yield f"{token!r} is not one token inside text"
         if tokenizer.decode([token_id]) != token:
             yield f"{token!r} decodes to {tokenizer.decode([token_id])!r}"
-    if config.pad_token_id != ids.pad_id or config.eos_token_id != ids.eos_id:
+    if config.pad_token_id != ids.pad_id or ids.eos_id not in declared_stops(config, None):
         yield "the config's pad or eos differs from the tokenizer's"
-    highest, rows = max(filter(None, vars(ids).values())), config.get_text_config().vocab_size
+    highest, rows = max(ids.end_id, ids.eos_id, ids.pad_id, ids.start_id or 0), config.get_text_config().vocab_size
     if highest >= rows:
         yield f"token {highest} has no row in the embedding, which has {rows}"
 

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from nrt_cli.config import RunConfig
 from nrt_cli.core.metrics import GroupScore, step_metrics
 from nrt_cli.engines.local.layout import Layout
-from nrt_cli.engines.local.loading import load_model, load_tokenizer
+from nrt_cli.engines.local.loading import load_model, load_tokens
 from nrt_cli.engines.local.lora import adapt
 from nrt_cli.engines.local.memory import Budget
 from nrt_cli.engines.local.optimiser import Optimiser
@@ -30,7 +29,6 @@ from nrt_cli.engines.objective import Objective, held_out_scores, mean_answer_lo
 from nrt_cli.engines.samplers import make_sampler
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, RolloutGroup
-from nrt_cli.text.tokens import ThinkTokens, think_tokens
 
 TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
 """First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
@@ -58,8 +56,8 @@ class LocalEngine:
         self.config = config
         self.updates = updates
         self.budget = Budget(config.train.micro_batch_tokens)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model.path)
-        self.tokens: ThinkTokens = think_tokens(self.tokenizer, config.tokens.think_start, config.tokens.think_end)
+        names = config.tokens
+        self.tokenizer, self.tokens = load_tokens(config.model.path, names.think_start, names.think_end)
         model = load_model(config.model)
         if config.model.lora.rank is not None:
             model = adapt(model, config.model.lora, self.tokens, config.seed)

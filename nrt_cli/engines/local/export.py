@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nrt_cli.config import RunConfig
 from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.engines.local.loading import load_model, load_tokenizer, quiet
+from nrt_cli.engines.local.loading import load_model, load_tokens, quiet
 from nrt_cli.engines.local.lora import adapt, merged_weights
 from nrt_cli.errors import StoreError
-from nrt_cli.text.tokens import ThinkTokens, think_tokens
+from nrt_cli.text.tokens import ThinkTokens
 
 RANKS = "actor"
 """Where the ranks of a verl run write inside a checkpoint; `huggingface` below it has the weights, whole."""
@@ -44,8 +44,7 @@ def export_checkpoint(tensors: Mapping[str, Tensor], config: RunConfig, base: Pa
         StoreError: the tensors are not this model's.
     """
     model = load_model(config.model.model_copy(update={"path": str(base), "device": "cpu"}))
-    tokenizer = load_tokenizer(base)
-    tokens = think_tokens(tokenizer, config.tokens.think_start, config.tokens.think_end)
+    tokenizer, tokens = load_tokens(base, config.tokens.think_start, config.tokens.think_end)
     if config.model.lora.rank is not None:
         model = adapt(model, config.model.lora, tokens, config.seed)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -19,7 +19,9 @@ from transformers import (
 from transformers.utils import logging
 
 from nrt_cli.config import ModelSection
+from nrt_cli.engines.local.sources import read_json
 from nrt_cli.errors import ModelError
+from nrt_cli.text.tokens import ThinkTokens, think_tokens
 
 
 def pick_device(asked: str) -> torch.device:
@@ -59,6 +61,30 @@ def require_model(path: str | Path) -> Path:
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a prepared model folder."""
     return from_folder(AutoTokenizer, require_model(path), str(path))
+
+
+def load_tokens(
+    path: str | Path, think_start: str | None, think_end: str
+) -> tuple[PreTrainedTokenizerBase, ThinkTokens]:
+    """The tokenizer of a prepared model folder, and the ids of its think tokens and of what ends its answers.
+
+    Raises ModelError where one is missing, or cannot be told from another.
+    """
+    tokenizer, config = load_tokenizer(path), read_config(path)
+    file = Path(path, "generation_config.json")
+    generation = read_json(file).get("eos_token_id") if file.is_file() else None
+    return tokenizer, think_tokens(tokenizer, think_start, think_end, declared_stops(config, generation))
+
+
+def declared_stops(config: PreTrainedConfig, generation: int | list[int] | None) -> tuple[int, ...]:
+    """The tokens that end a model's answers by its config, and by the `eos_token_id` of its generation config.
+
+    Either may name one, several or none; what has no row in the embedding cannot be sampled.
+    """
+    of_text = config.get_text_config()
+    named = [generation, *(getattr(one, "eos_token_id", None) for one in (config, of_text))]
+    ids = [i for one in named for i in (one if isinstance(one, list) else [one]) if i is not None]
+    return tuple(dict.fromkeys(i for i in ids if 0 <= i < of_text.vocab_size))
 
 
 def load_model(section: ModelSection) -> PreTrainedModel:

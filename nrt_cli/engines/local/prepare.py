@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from nrt_cli import __version__
 from nrt_cli.engines.local.checks import prompt_problems, token_problems
-from nrt_cli.engines.local.loading import from_folder, quiet, whole_model
+from nrt_cli.engines.local.loading import declared_stops, from_folder, quiet, whole_model
 from nrt_cli.engines.local.sources import METADATA, Source, find_source, model_fingerprint, read_json
 from nrt_cli.engines.local.vocabulary import (
     Settings,
@@ -94,13 +94,16 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     # Taken before anything is added: the mean must not see padding rows or the new tokens themselves.
     real_ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows_before)
     init_ids = {token: init_id(tokenizer, text) for token, text in row_starts(tokenizer, settings).items()}
-    extend_tokenizer(tokenizer, settings)
+    # The tokenizer's own eos is one of them whatever the configs say, also where another closes the assistant's turn.
+    declared = declared_stops(model.config, model.generation_config.eos_token_id)
+    stop_ids = tuple(dict.fromkeys((*declared, tokenizer.eos_token_id)))
+    extend_tokenizer(tokenizer, settings, stop_ids)
     # Also the tokens of a source whose embedding was never grown for them.
     new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
     # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
     starts = {i: init_ids.get(tokenizer.convert_ids_to_tokens(i)) for i in new_ids}
     extend_rows(model, real_ids, starts, settings)
-    set_token_ids(model, tokenizer)
+    set_token_ids(model, tokenizer, stop_ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     facts = _facts(tokenizer, model, settings)
@@ -114,7 +117,8 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
 
 def _facts(tokenizer: Any, model: Any, settings: Settings) -> dict[str, Any]:
     """What the prepared model is, for people and for the run's manifest."""
-    ids = think_tokens(tokenizer, settings.think_start, settings.think_end)
+    stop_ids = declared_stops(model.config, model.generation_config.eos_token_id)
+    ids = think_tokens(tokenizer, settings.think_start, settings.think_end, stop_ids)
     return {
         "tokens": {
             "think_start": {"token": settings.think_start, "id": ids.start_id},
@@ -122,6 +126,7 @@ def _facts(tokenizer: Any, model: Any, settings: Settings) -> dict[str, Any]:
             "eos": {"token": tokenizer.eos_token, "id": ids.eos_id},
             "pad": {"token": tokenizer.pad_token, "id": ids.pad_id},
         },
+        "stop_tokens": [{"token": tokenizer.convert_ids_to_tokens(i), "id": i} for i in ids.stop_ids],
         "parameters": model.num_parameters(),
         "vocabulary": len(tokenizer),
         "embedding_rows": count_rows(model),

@@ -21,12 +21,11 @@ from nrt_cli.config import ModelSection
 from nrt_cli.engines.local import attention
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.decoding import open_batch, prepacked
-from nrt_cli.engines.local.loading import load_model, load_tokenizer, positions
+from nrt_cli.engines.local.loading import load_model, load_tokens, positions
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.sampler import pick, random_stream
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.reasoning import PARTS, Draft, Part
-from nrt_cli.text.tokens import think_tokens
 
 REFILL_SHARE = 0.25
 """Finished rows leave, and others join, once this share is finished: either copies the cache."""
@@ -53,8 +52,7 @@ class Reasoner:
         self.folder, self.batch_rows = folder, batch_rows
         self.section = (section or ModelSection()).model_copy(update={"path": str(folder)})
         self.about = read_about(folder)
-        self.tokenizer = load_tokenizer(folder)
-        self.tokens = think_tokens(self.tokenizer, self.about.think_start, self.about.think_end)
+        self.tokenizer, self.tokens = load_tokens(folder, self.about.think_start, self.about.think_end)
         self.positions = positions(folder)
 
     @cached_property

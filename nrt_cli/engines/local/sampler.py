@@ -165,7 +165,7 @@ def _sample_together(
         model,
         [trace_prompt(example, tokens) for example, _ in traces],
         torch.from_numpy(uniforms_RC).to(model.device),
-        (tokens.end_id, tokens.eos_id),
+        tokens.trace_ends,
         tokens.pad_id,
         settings.max_trace_tokens,
         settings.temperature,
@@ -182,11 +182,11 @@ def trace_prompt(example: Example, tokens: ThinkTokens) -> tuple[int, ...]:
 
 
 def rollout_of(ids: list[int], logprobs: list[float], tokens: ThinkTokens) -> Rollout:
-    """Cut the stop token off. An eos gets no credit, since t_end takes its place in the sequence."""
+    """Cut the stop token off. One other than t_end gets no credit, since t_end takes its place in the sequence."""
     stop: Stop = "cap"
     if ids[-1] == tokens.end_id:
         stop = "end"
-    elif ids[-1] == tokens.eos_id:
+    elif ids[-1] in tokens.trace_ends:
         stop = "eos"
     trace = ids if stop == "cap" else ids[:-1]
     return Rollout(tuple(trace), tuple(logprobs[:-1] if stop == "eos" else logprobs), stop)

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.engines.local.layout import Layout
-from nrt_cli.engines.local.loading import load_model, load_tokenizer, positions
+from nrt_cli.engines.local.loading import load_model, load_tokens, positions
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.sampler import sample_groups, trace_prompt
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Example, RolloutGroup
-from nrt_cli.text.tokens import think_tokens
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Scorer:
         self, folder: Path, think_start: str | None, think_end: str, bare_null: bool = False, budget: int = 4096
     ) -> None:
         self.folder, self.budget = folder, budget
-        self.tokenizer = load_tokenizer(folder)
-        self.tokens = think_tokens(self.tokenizer, think_start, think_end)
+        self.tokenizer, self.tokens = load_tokens(folder, think_start, think_end)
         self.policy = Policy(load_model(ModelSection(path=str(folder))), self.tokens.pad_id, packing=True)
         self.layout = Layout(self.tokens, bare_null, self.policy.device)
         self.limit = positions(folder)

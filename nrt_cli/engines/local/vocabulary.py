@@ -13,6 +13,7 @@ What transformers would do by itself and this does not:
   distribution that traces are sampled from, and with it the policy gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from nrt_cli.errors import ModelError
-from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, closing_id
 from nrt_cli.text.tokens import single_id
 
 # Names under which families reserve a padding token; the first that a vocabulary has is used before one is added.
@@ -50,13 +51,24 @@ def row_starts(tokenizer: Any, settings: Settings) -> dict[str, str]:
     return {t: init for t, init in wanted.items() if t is not None and not _is_single(tokenizer, t)}
 
 
-def extend_tokenizer(tokenizer: Any, settings: Settings) -> None:
-    """Add what is missing of think tokens, pad and chat template."""
+def extend_tokenizer(tokenizer: Any, settings: Settings, stop_ids: Sequence[int]) -> None:
+    """Add what is missing of think tokens, pad and chat template; eos becomes what closes the assistant's turn.
+
+    Args:
+        stop_ids: what ends the model's answers.
+    """
     for token in row_starts(tokenizer, settings):
         tokenizer.add_tokens(AddedToken(token, special=True, normalized=False), special_tokens=True)
-    tokenizer.add_special_tokens({"pad_token": _choose_pad(tokenizer, settings)})
+    tokenizer.add_special_tokens({"pad_token": _choose_pad(tokenizer, settings, stop_ids)})
     if not tokenizer.chat_template:
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    closing = tokenizer.convert_ids_to_tokens(closing_id(tokenizer, stop_ids))
+    if closing != tokenizer.eos_token:
+        if isinstance(tokenizer.chat_template, str):
+            # A template that also writes eos, such as Phi's at a conversation's end, means the one it was written for.
+            keep = f"{{%- set eos_token = {tokenizer.eos_token!r} -%}}"
+            tokenizer.chat_template = keep + tokenizer.chat_template
+        tokenizer.eos_token = closing
 
 
 def _is_single(tokenizer: Any, token: str) -> bool:
@@ -67,9 +79,10 @@ def _is_single(tokenizer: Any, token: str) -> bool:
     return True
 
 
-def _choose_pad(tokenizer: Any, settings: Settings) -> str:
+def _choose_pad(tokenizer: Any, settings: Settings, stop_ids: Sequence[int]) -> str:
     """The tokenizer's own pad where that is no other token too, else one its family reserves, else a new one."""
     taken = {tokenizer.eos_token, tokenizer.bos_token, settings.think_start, settings.think_end}
+    taken |= set(tokenizer.convert_ids_to_tokens(list(stop_ids)))
     vocabulary = tokenizer.get_vocab()
     for token in (tokenizer.pad_token, *PAD_NAMES):
         if token in vocabulary and token not in taken:
@@ -125,15 +138,14 @@ def init_rows(
         W_VD[new_id] = (centre_D + noise_D).to(W_VD.dtype)
 
 
-def set_token_ids(model: Any, tokenizer: Any) -> None:
-    """Make config and generation config agree with the tokenizer; extra eos ids of the model are kept."""
-    eos_ids = model.generation_config.eos_token_id
-    more = [i for i in (eos_ids if isinstance(eos_ids, list) else [eos_ids]) if i not in (None, tokenizer.eos_token_id)]
+def set_token_ids(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> None:
+    """Make config and generation config agree with the tokenizer; whatever else ends the model's answers is kept."""
     ids: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     ids["bos_token_id"] = tokenizer.bos_token_id
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.update(ids)
-    model.generation_config = GenerationConfig(**ids | {"eos_token_id": [tokenizer.eos_token_id, *more]})
+    stops = list(dict.fromkeys((tokenizer.eos_token_id, *stop_ids)))
+    model.generation_config = GenerationConfig(**ids | {"eos_token_id": stops})
 
 
 def is_tied(model: Any) -> bool:

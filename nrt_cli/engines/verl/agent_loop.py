@@ -25,7 +25,7 @@ NAME = "nrt"
 
 
 class NativeReasoning(AgentLoopBase):
-    """One trace: sampled until t_end, eos or the cap, then t_end and y* appended, all as token ids.
+    """One trace: sampled until a token that ends one or the cap, then t_end and y* appended, all as token ids.
 
     Its output is verl's: the prompt x, and the response t_start z t_end y*, whose log-probabilities are the sampler's
     where a token was sampled and 0 elsewhere.
@@ -41,8 +41,8 @@ class NativeReasoning(AgentLoopBase):
             sampling_params=sampling_params
             | {
                 "max_tokens": request["max_trace_tokens"],
-                "stop_token_ids": [tokens.end_id, tokens.eos_id],
-                # An eos ends a trace by being in that list; vLLM's own rule knows only the model's.
+                "stop_token_ids": list(tokens.trace_ends),
+                # The list has every token that ends a trace; vLLM's own rule knows only the tokenizer's eos.
                 "ignore_eos": True,
                 "seed": request["seed"],
                 "logprobs": True,

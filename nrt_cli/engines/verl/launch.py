@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrt_cli.config import RunConfig
-from nrt_cli.engines.local.loading import load_tokenizer, pick_device
+from nrt_cli.engines.local.loading import load_tokens, pick_device
 from nrt_cli.engines.verl import settings
-from nrt_cli.text.tokens import think_tokens
 
 if TYPE_CHECKING:
     from nrt_cli.engines.verl.run import VerlRun
@@ -36,6 +35,6 @@ def open_engine(config: RunConfig, run_dir: Path, steps: int, updates: int) -> "
     from nrt_cli.engines.verl.engine import VerlEngine
     from nrt_cli.engines.verl.loss import Loss
 
-    tokens = think_tokens(load_tokenizer(config.model.path), config.tokens.think_start, config.tokens.think_end)
+    _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
     processes = cluster.Cluster(composed, Loss(config, tokens), gpu, config.engine.patience)
     return VerlEngine(config, updates, processes)

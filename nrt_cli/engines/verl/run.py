@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from nrt_cli.config import RunConfig
 from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.export import RANKS, export_checkpoint, ranks_weights
-from nrt_cli.engines.local.loading import load_tokenizer
+from nrt_cli.engines.local.loading import load_tokens
 from nrt_cli.engines.verl.cluster import Processes
 from nrt_cli.errors import StoreError
 from nrt_cli.records import Example, RolloutGroup
-from nrt_cli.text.tokens import ThinkTokens, think_tokens
 
 
 class VerlRun:
@@ -24,8 +22,8 @@ class VerlRun:
 
     def __init__(self, config: RunConfig, processes: Processes) -> None:
         self.config, self.processes, self.settings = config, processes, processes.settings
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model.path)
-        self.tokens: ThinkTokens = think_tokens(self.tokenizer, config.tokens.think_start, config.tokens.think_end)
+        names = config.tokens
+        self.tokenizer, self.tokens = load_tokens(config.model.path, names.think_start, names.think_end)
 
     def train_step(self, examples: Sequence[Example], step: int) -> tuple[Update, list[RolloutGroup]]:
         """One step of the run."""

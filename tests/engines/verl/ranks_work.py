@@ -63,7 +63,8 @@ def looped(config: Any) -> dict[str, Any]:
     tokens = think_tokens(load_tokenizer(config.model.path), "<|think_start|>", "<|think_end|>")
     example = Example(7, "made", (11, 12), (21, tokens.eos_id))
     results = {}
-    for stop, ids in (("end", [31, tokens.end_id]), ("eos", [31, tokens.eos_id]), ("cap", [31, 32])):
+    last = {"end": tokens.end_id, "eos": tokens.eos_id, "start": tokens.start_id, "cap": 32}
+    for stop, ids in ((stop, [31, token]) for stop, token in last.items()):
         asked: dict[str, Any] = {}
 
         async def generate(ids: list[int] = ids, asked: dict[str, Any] = asked, **request: Any) -> Any:

@@ -182,7 +182,7 @@ def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(ver
     assert asked["sampling_params"] == {
         "temperature": 0.7,
         "max_tokens": 2,
-        "stop_token_ids": [end, eos],
+        "stop_token_ids": [end, eos, start],
         "ignore_eos": True,
         "seed": 5,
         "logprobs": True,
@@ -191,9 +191,11 @@ def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(ver
     assert logprobs == [0.0, -0.5, -0.25, 0.0, 0.0]
     assert extra["rollout"] == Rollout((31,), (-0.5, -0.25), "end")
     # An eos is no part of the trace, and t_end takes its place; at the cap, t_end is appended: nobody sampled either.
-    _, _, response, logprobs, extra = traces["eos"]
-    assert (response, logprobs) == ([start, 31, end, 21, eos], [0.0, -0.5, 0.0, 0.0, 0.0])
-    assert extra["rollout"] == Rollout((31,), (-0.5,), "eos")
+    # So it is with a trace that would open another.
+    for ended in ("eos", "start"):
+        _, _, response, logprobs, extra = traces[ended]
+        assert (response, logprobs) == ([start, 31, end, 21, eos], [0.0, -0.5, 0.0, 0.0, 0.0])
+        assert extra["rollout"] == Rollout((31,), (-0.5,), "eos")
     _, _, response, logprobs, extra = traces["cap"]
     assert (response, logprobs) == ([start, 31, 32, end, 21, eos], [0.0, -0.5, -0.25, 0.0, 0.0, 0.0])
     assert extra["rollout"] == Rollout((31, 32), (-0.5, -0.25), "cap")
