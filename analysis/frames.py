@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nrt_cli.commandline import resume
 from nrt_cli.core.collapse import distinct_ngrams
 from nrt_cli.errors import StoreError
 from nrt_cli.store import TRACE_COLUMNS, Run
@@ -61,7 +62,7 @@ def steps_frame(run: Run) -> pd.DataFrame:
     """
     records = run.metrics()
     if not records:
-        raise StoreError(f"{run.path}: no training step is recorded; `nrt train --run {run.path} --resume` takes some.")
+        raise StoreError(f"{run.path}: no training step is recorded; `{resume(run.path)}` takes some.")
     if not any("trace_length" in record for record in records):
         raise StoreError(f"{run.path}: {_why_no_traces(run, STEP)}")
     frame = frame_of(records, STEP_METRICS).drop(columns="kind")

@@ -132,8 +132,8 @@ def generate(
     model: PathLike,
     question: str,
     think: Think = "on",
-    max_trace_tokens: int = 256,
-    max_answer_tokens: int = 256,
+    max_trace_tokens: int | None = None,
+    max_answer_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -142,6 +142,7 @@ def generate(
     Args:
         model: RUN, RUN@STEP, a folder or "builtin:smollm2-135m".
         think: "on" as it was trained to, "off" never, "forced" without skipping it.
+        max_trace_tokens: None is 256, or what the model has room for; so is it for the answer.
         temperature: 0 is greedy.
 
     Raises:

@@ -32,7 +32,7 @@ from nrt_cli.errors import NrtError
 app = typer.Typer(
     name="nrt",
     help="Teach a language model to reason from plain question-answer pairs.",
-    epilog="Example: nrt train quickstart --run runs/first",
+    epilog="Example: nrt quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commandline import nrt
 from nrt_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -179,9 +179,10 @@ def _show(manifest: dict[str, Any], out: Path) -> None:
     for text in _left_out(manifest, out):
         console.stdout.print(console.plain(text), soft_wrap=True)
     console.stdout.print(console.plain(f"Written to {out}: {', '.join(manifest['outputs'])}"), soft_wrap=True)
-    held_out = f" --validation {quote(str(out / 'validation.parquet'))}" if counts["validation"] else ""
-    following = f"Next: nrt train laptop --model MODEL --data {quote(str(out / 'train.parquet'))}{held_out}"
-    console.stdout.print(console.plain(following), soft_wrap=True)
+    words: list[str | Path] = ["train", "laptop", "--model", "MODEL", "--data", out / "train.parquet"]
+    words += ["--validation", out / "validation.parquet"] if counts["validation"] else []
+    following = nrt(*words)
+    console.stdout.print(console.plain(f"Next: {following}"), soft_wrap=True)
 
 
 def _left_out(manifest: dict[str, Any], out: Path) -> Iterator[str]:

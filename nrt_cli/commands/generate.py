@@ -17,8 +17,10 @@ def generate(
     ],
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
     think: Annotated[bool | None, typer.Option("--think/--no-think", help="Default: as the model was trained.")] = None,
-    max_trace_tokens: Annotated[int, typer.Option(min=1, help="Cap on the trace.")] = 256,
-    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Cap on the answer.")] = 256,
+    max_trace_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Cap on the trace; default 256, less where the model has less room.")
+    ] = None,
+    max_answer_tokens: Annotated[int | None, typer.Option(min=1, help="Cap on the answer; default alike.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     as_json: AsJson = False,

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from nrt_cli import console
+from nrt_cli.commandline import nrt, settings
+
+USUAL = {"think_start": "<|think_start|>", "think_end": "<|think_end|>"}
 
 app = typer.Typer(help="Make a pretrained model ready for training.", no_args_is_help=True)
 
@@ -24,8 +27,8 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the prepared model to.")],
     think_start: Annotated[
         str, typer.Option(help="Token that opens a trace; 'null': a trace follows the prompt directly.")
-    ] = "<|think_start|>",
-    think_end: Annotated[str, typer.Option(help="Token that closes a trace.")] = "<|think_end|>",
+    ] = USUAL["think_start"],
+    think_end: Annotated[str, typer.Option(help="Token that closes a trace.")] = USUAL["think_end"],
     init_start: Annotated[
         str,
         typer.Option(help="Token whose row think-start starts from, or mean (of all rows).", show_default="'\\n\\n'"),
@@ -71,6 +74,10 @@ def _unescape(text: str) -> str:
 def _render(data: dict[str, Any]) -> None:
     """The summary for people."""
     tokens = data["tokens"]
+    # A config expects the usual think tokens unless it says otherwise.
+    words = settings(
+        {f"tokens.{key}": tokens[key]["token"] for key, usual in USUAL.items() if tokens[key]["token"] != usual}
+    )
     named = [f"{role} {t['token']} = {t['id']}" for role, t in tokens.items() if t["id"] is not None]
     # A folder that was prepared before these were recorded has none.
     named += [f"stop {t['token']} = {t['id']}" for t in data.get("stop_tokens", [])[1:]]
@@ -81,7 +88,7 @@ def _render(data: dict[str, Any]) -> None:
         f"  tokens       {', '.join(named)}",
         f"  new rows     {_new_rows(data)}",
         f"  template     {data['chat_template']}",
-        f"Next: nrt train laptop --model {data['folder']} --data DATA.parquet",
+        f"Next: {nrt('train', 'laptop', '--model', Path(data['folder']), '--data', 'DATA.parquet', *words)}",
     ]
     console.stdout.print(console.plain("\n".join(lines)), soft_wrap=True)
 

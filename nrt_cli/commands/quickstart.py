@@ -7,12 +7,14 @@ import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
 
 EXAMPLE = "Example: nrt quickstart"
 
 NEXT = """What to try next
-  nrt generate {folder}/run "What is 9 + 14?"          let it think about a question of yours
+  {generate}
+                                                       let it think about a question of yours
   nrt quickstart --folder control --set objective.weights.trace=0
                                                        the control: the same without policy gradient
   nrt quickstart --folder am --set method=am           the same with another scheme (RLPR)
@@ -66,4 +68,5 @@ def _show(data: dict[str, Any], folder: Path) -> None:
             line.stylize(style)
             console.stdout.print(line)
         console.stdout.print()
-    console.stdout.print(console.plain(NEXT.format(folder=folder)), soft_wrap=True)
+    generate = nrt("generate", folder / "run", "What is 9 + 14?")
+    console.stdout.print(console.plain(NEXT.format(generate=generate)), soft_wrap=True)

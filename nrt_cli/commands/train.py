@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrt_cli import console
+from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import Overrides, flags, section
 from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
@@ -93,6 +94,6 @@ def _report(summary: dict[str, Any]) -> None:
     for when in ("held_out_before", "held_out_after"):
         if summary[when]:
             console.note("held-out " + describe_held_out(summary[when]))
-    typer.echo(
-        f"run:   {summary['run']}\nmodel: {summary['export']}\nnext:  nrt generate {summary['run']} 'your question'"
-    )
+    following = nrt("generate", Path(summary["run"]), "your question")
+    lines = f"run:   {summary['run']}\nmodel: {summary['export']}\nnext:  {following}"
+    console.stdout.print(console.plain(lines), soft_wrap=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from nrt_cli.commandline import resume
 from nrt_cli.errors import StoreError
 from nrt_cli.files import draft, sha256, sync
 from nrt_cli.store.files import (
@@ -332,7 +333,9 @@ def require_vacant(path: Path) -> None:
     if path.is_file():
         raise StoreError(f"{path}: is a file; choose another --run folder.")
     if (path / MANIFEST).is_file():
-        raise StoreError(f"{path}: holds a run already; continue it with --resume or choose another --run folder.")
+        raise StoreError(
+            f"{path}: holds a run already; go on with it: `{resume(path)}`, or choose another --run folder."
+        )
     with writes_to(path):
         found = {p.name for p in path.iterdir()} if path.is_dir() else set()
     # A start that was killed before its manifest leaves its lock and perhaps a config.

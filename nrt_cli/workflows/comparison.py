@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from nrt_cli.commandline import nrt
 from nrt_cli.config import flatten
-from nrt_cli.config.suite import BenchmarkSpec, select
+from nrt_cli.config.suite import NAMES, ORDER, BenchmarkSpec, benchmark
 from nrt_cli.core.statistics import interval, mean_of, paired_difference
 from nrt_cli.errors import StoreError
 from nrt_cli.store.evals import Evaluation, find_evaluations
@@ -40,17 +41,16 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
     """
     found = {ref: _by_benchmark(ref) for ref in (a, b)}
     rows, draws = [], []
-    suite = select(["all"])
-    for benchmark in suite:
-        left, right = (found[ref].get(benchmark.name, []) for ref in (a, b))
+    for name in NAMES:
+        left, right = (found[ref].get(name, []) for ref in (a, b))
         if left and right:
-            row, draws_R = _compare_one(benchmark, *_closest(left, right), seed)
+            row, draws_R = _compare_one(benchmark(name), *_closest(left, right), seed)
             rows.append(row)
             draws.append(draws_R)
     if not rows:
         names = {ref: ", ".join(sorted(found[ref])) or "none" for ref in (a, b)}
         raise StoreError(f"{a} ({names[a]}) and {b} ({names[b]}) share no benchmark; evaluate both on the same ones.")
-    missing = [benchmark.name for benchmark in suite if benchmark.name not in {row["benchmark"] for row in rows}]
+    missing = [name for name in ORDER if name not in {row["benchmark"] for row in rows}]
     low, high = interval(np.mean(draws, axis=0))
     mean = {
         "a": float(np.mean([row["a"] for row in rows])),
@@ -69,7 +69,7 @@ def _by_benchmark(ref: str) -> dict[str, list[Evaluation]]:
     for evaluation in find_evaluations(folder):
         found.setdefault(evaluation.about()["benchmark"], []).append(evaluation)
     if not found:
-        raise StoreError(f"{ref}: no results in {folder}; make them with `nrt eval --model {ref}`.")
+        raise StoreError(f"{ref}: no results in {folder}; make them with `{nrt('eval', '--model', Path(ref))}`.")
     return found
 
 

@@ -33,7 +33,7 @@ def diagnose(config: RunConfig | None) -> Iterator[Finding]:
         start.use_threads(config)
     yield from environment(config)
     if config is None:
-        do = "name a config: nrt doctor CONFIG --model DIR --data FILE."
+        do = "name a config: `nrt doctor CONFIG --model DIR --data FILE`."
         yield Finding("model and data", "skipped", "no config was given", do)
         return
     if not config.model.path:
@@ -55,6 +55,7 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 
 def _token_ids(config: RunConfig) -> Iterator[Finding]:
+    start.require_think_tokens(config)
     names = config.tokens
     tokenizer, ids = load_tokens(config.model.path, names.think_start, names.think_end)
     problems = list(token_problems(tokenizer, read_config(config.model.path), names.think_start, names.think_end))
@@ -64,7 +65,7 @@ def _token_ids(config: RunConfig) -> Iterator[Finding]:
         f"{role} {tokenizer.convert_ids_to_tokens(i)} = {i}" for role, i in shown.items() if i is not None
     )
     if problems:
-        do = "prepare the model anew: nrt model prepare SOURCE --out DIR."
+        do = "prepare the model anew: `nrt model prepare SOURCE --out DIR`."
         yield Finding("token ids", "problem", f"{found}; {'; '.join(problems)}", do, shown)
     else:
         yield Finding("token ids", "ok", f"{found}; each survives encoding and decoding, pad is not eos", details=shown)

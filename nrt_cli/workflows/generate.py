@@ -1,5 +1,7 @@
 """`nrt generate`: one question to a run or a model, answered as it was trained to."""
 
+import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.text.reasoning import Part, ThinkMode, thinking
 from nrt_cli.workflows.models import locate_model
+
+USUAL_CAP = 256
+"""Most tokens of a trace, and of an answer, where nobody says how many."""
 
 
 class Generator:
@@ -27,8 +32,8 @@ class Generator:
         self,
         question: str,
         mode: ThinkMode = "on",
-        max_trace_tokens: int = 256,
-        max_answer_tokens: int = 256,
+        max_trace_tokens: int | None = None,
+        max_answer_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Iterator[tuple[Part, str]]:
@@ -36,6 +41,7 @@ class Generator:
 
         Args:
             mode: as in `nrt_cli.text.reasoning.thinking`.
+            max_trace_tokens: None is `USUAL_CAP`, or what the model has room for; so is it for the answer.
             temperature: 0 is greedy.
 
         Raises:
@@ -46,12 +52,17 @@ class Generator:
             key="question",
             prompt_ids=tuple(render_prompt(self.reasoner.tokenizer, [{"role": "user", "content": question}])),
             think=think,
-            max_trace_tokens=max_trace_tokens if think else 0,
-            max_answer_tokens=max_answer_tokens,
+            max_trace_tokens=0,
+            max_answer_tokens=sys.maxsize,
             temperature=temperature,
             seed_key=(seed,),
             min_trace_tokens=min_trace_tokens,
         )
+        asked = (max_trace_tokens if think else 0, max_answer_tokens)
+        left = self.reasoner.draft(request).answer_cap - sum(cap or 0 for cap in asked)
+        usual = max(1, min(USUAL_CAP, left // max(1, asked.count(None))))
+        trace, answer = (usual if cap is None else cap for cap in asked)
+        request = dataclasses.replace(request, max_trace_tokens=trace, max_answer_tokens=answer)
         self._check_room(request)
         return self.reasoner.stream(request)
 

@@ -1,4 +1,4 @@
-"""What a training config may name instead of files: a built-in model and generated pairs, made once, in the cache."""
+"""What a training config may name instead of files: a built-in model, a run or its steps, and generated pairs."""
 
 import hashlib
 from pathlib import Path
@@ -9,28 +9,35 @@ import platformdirs
 from nrt_cli.config import RunConfig
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
+from nrt_cli.store.reference import Reference
 from nrt_cli.workflows.models import locate_model
-
-HELD_OUT = 8
-"""Generated pairs that are kept for validation."""
 
 
 def with_files(config: RunConfig) -> RunConfig:
     """The config with the folders and files that its names stand for."""
     changes: dict[str, Any] = {}
-    if config.model.path.startswith("builtin:"):
+    if not _is_folder(config.model.path):
         folder = locate_model(config.model.path).folder
         changes["model"] = config.model.model_copy(update={"path": str(folder)})
     if config.data.train.startswith("generated:"):
-        pairs = _pairs(config.data.train)
+        pairs = _pairs(config.data.train, config.train.validation_size)
         if config.data.validation:  # the user's own
             del pairs["validation"]
         changes["data"] = config.data.model_copy(update=pairs)
     return config.model_copy(update=changes)
 
 
-def _pairs(source: str) -> dict[str, str]:
-    name = hashlib.sha256(source.encode()).hexdigest()[:12]
+def _is_folder(model: str) -> bool:
+    """Whether a model is named by its folder, as most are; one that is missing is refused where it is read."""
+    if model.startswith("builtin:"):
+        return False
+    named = Reference.parse(model)
+    return named.spans is None and not (named.path / "manifest.json").is_file()
+
+
+def _pairs(source: str, held_out: int) -> dict[str, str]:
+    """Made once, in the cache."""
+    name = hashlib.sha256(f"{source} {held_out}".encode()).hexdigest()[:12]
     folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
-    prepare([source], folder, Settings(validation=HELD_OUT))
+    prepare([source], folder, Settings(validation=held_out))
     return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}

@@ -9,6 +9,7 @@ import platformdirs
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.commandline import resume
 from nrt_cli.data import digits
 from nrt_cli.engines.local.loading import require_model
 from nrt_cli.engines.local.prepare import prepare_model
@@ -96,8 +97,7 @@ def _exported(ref: str, run: Run) -> Located:
         steps = run.checkpoint_steps()
         instead = f", or name one of its checkpoints: {_names(run, steps)}" if steps else ""
         raise ModelError(
-            f"{run.path}: the run has no exported model yet; finish it with `nrt train --run {run.path} --resume`"
-            f"{instead}."
+            f"{run.path}: the run has no exported model yet; finish it with `{resume(run.path)}`{instead}."
         )
     return Located(ref, run.export_path, run.path, run.manifest().get("summary", {}).get("steps"))
 

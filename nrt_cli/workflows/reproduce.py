@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli import console
+from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig, read_yaml
 from nrt_cli.config.study import Planned, StudyConfig, changed_sections, parse_study, planned_runs, to_yaml
 from nrt_cli.errors import ConfigError, NrtError
@@ -76,7 +77,7 @@ def _same_study(store: Study, study: StudyConfig) -> None:
     if changed := changed_sections(before, study):
         raise ConfigError(
             f"{store.path}: holds a study with another {', '.join(changed)}; choose another --out, or go on with the "
-            f"one that is there: `nrt reproduce {store.config_path} --out {store.path}`."
+            f"one that is there: `{nrt('reproduce', store.config_path, '--out', store.path)}`."
         )
 
 

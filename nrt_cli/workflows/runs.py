@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
+from nrt_cli.commandline import nrt, resume
 from nrt_cli.errors import StoreError
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
@@ -150,10 +151,10 @@ def _evaluation(run: Run, found: Evaluation) -> dict[str, Any]:
 
 def _next(run: Run, status: str) -> str:
     if status == "finished":
-        return f"nrt eval --model {run.path}"
+        return nrt("eval", "--model", run.path)
     if status in ("running", "created"):
         return "wait: it is in training"
-    return f"nrt train --run {run.path} --resume"
+    return resume(run.path)
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +15,14 @@ import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.commandline import pasted, resume, settings
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, load_examples
-from nrt_cli.engines.local.loading import load_tokenizer, pick_device, pick_dtype, positions, require_model
+from nrt_cli.engines.local.about import read_about
+from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, pick_device, pick_dtype, positions, require_model
 from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.engines.samplers import pick_engine
-from nrt_cli.errors import ConfigError, DataError, StoreError
+from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
 from nrt_cli.workflows.made import with_files
@@ -86,7 +87,9 @@ class Inputs:
 def new_config(config: RunConfig | None) -> RunConfig:
     """The config of a new run."""
     if config is None:
-        raise ConfigError("give a config, for example `nrt train quickstart`, or --resume with --run.")
+        raise ConfigError(
+            "give a config, for example `nrt train laptop --model MODEL --data PARQUET`, or --resume with --run."
+        )
     return _resolved(config)
 
 
@@ -106,7 +109,7 @@ def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping
         keys = ", ".join(f"{key} ({before} -> {after})" for key, before, after in changed)
         raise ConfigError(
             f"{run.path}: cannot resume with another config: {keys}. Start a new run, or drop the change; "
-            f"`nrt train --run {run.path} --resume` goes on with the run's own config."
+            f"`{resume(run.path)}` goes on with the run's own config."
         )
     return config
 
@@ -127,6 +130,7 @@ def load_inputs(config: RunConfig) -> Inputs:
     files = _require_data(config)
     fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
     tokenizer = load_tokenizer(config.model.path)
+    require_think_tokens(config)
     limits = (config.data.max_prompt_tokens, config.data.max_answer_tokens, config.data.strict)
     sets = {name: load_examples(file, tokenizer, *limits) for name, file in files.items()}
     for name, examples in sets.items():
@@ -140,10 +144,26 @@ def load_inputs(config: RunConfig) -> Inputs:
     return Inputs(train, shown, steps, fingerprints, held_out.questions(), held_out.shared_questions(train))
 
 
+def require_think_tokens(config: RunConfig) -> None:
+    """Refuse a config whose think tokens are not those that its model was prepared with."""
+    start, end = config.tokens.think_start, config.tokens.think_end
+    try:
+        load_tokens(config.model.path, start, end)
+    except ModelError:
+        about = read_about(Path(config.model.path))
+        if (about.think_start, about.think_end) == (start, end):
+            raise
+        own = {"tokens.think_start": about.think_start, "tokens.think_end": about.think_end}
+        raise ConfigError(
+            f"{config.model.path} was prepared with other think tokens than the config names ({about.think_start} and "
+            f"{about.think_end}); add {pasted(settings(own))}."
+        ) from None
+
+
 def _require_data(config: RunConfig) -> dict[str, Path]:
     if not config.data.train:
         raise ConfigError(
-            "no data given: name a config (`nrt train quickstart`), or give --data a file made by `nrt data prepare`."
+            "no data given; give --data a file made by `nrt data prepare`, or try `nrt quickstart`, which makes some."
         )
     named = {"train": config.data.train, "validation": config.data.validation}
     files = {name: Path(file) for name, file in named.items() if file}
@@ -197,7 +217,7 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
 
 def command() -> str:
     """This process's command, as one would type it."""
-    return shlex.join(["nrt", *sys.argv[1:]])
+    return pasted(["nrt", *sys.argv[1:]])
 
 
 def version(package: str) -> str | None:

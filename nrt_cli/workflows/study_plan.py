@@ -1,12 +1,11 @@
 """`nrt reproduce --dry-run`: the commands that a study comes to, and what its runs will take."""
 
-import json
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.commandline import nrt, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, planned_runs
@@ -37,17 +36,16 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
     if model.source:
         options = {"--out": folder / "data", "--validation": data.validation, "--seed": data.seed, "--size": data.size}
         stratify = ["--stratify"] if data.stratify else []
-        yield _command("data", "prepare", *data.sources, *_options(options), *stratify)
-        yield _command(
-            "model", "prepare", model.source, *_options({"--out": folder / "models" / model.name} | _init(model))
-        )
+        yield nrt("data", "prepare", *data.sources, *_options(options), *stratify)
+        out = {"--out": folder / "models" / model.name}
+        yield nrt("model", "prepare", model.source, *_options(out | _init(model)))
     for run in runs:
-        yield _command("train", *_train(folder, study, run))
+        yield nrt("train", *_train(folder, study, run))
     for run in runs if study.eval.benchmarks else ():
         asked = {"--model": folder / "runs" / run.name, "--benchmarks": ",".join(study.eval.benchmarks)}
         asked |= {"--limit": study.eval.limit, "--engine": study.eval.engine}
-        yield _command("eval", *_options(asked), *_settings(_changed(run.config.eval)))
-    yield _command("report", str(folder))
+        yield nrt("eval", *_options(asked), *settings(_changed(run.config.eval)))
+    yield nrt("report", folder)
 
 
 def _examples(data: StudyData) -> int | None:
@@ -65,13 +63,13 @@ def _init(model: StudyModel) -> dict[str, str]:
     return {f"--{key.replace('_', '-')}": text.replace("\n", "\\n") for key, text in other.items()}
 
 
-def _train(folder: Path, study: StudyConfig, run: Planned) -> list[str]:
+def _train(folder: Path, study: StudyConfig, run: Planned) -> list[str | Path]:
     given = flatten(merge(study.run, study.variants.get(run.method, {})))
     data = run.config.data
     places: dict[str, Any] = {"--model": run.config.model.path, "--data": data.train, "--validation": data.validation}
     named = {"--run": folder / "runs" / run.name, "--method": run.config.method, "--seed": run.seed}
-    settings = {key: value for key, value in given.items() if key not in ("method", "seed")}
-    return [*([study.recipe] if study.recipe else []), *_options(places | named), *_settings(settings)]
+    others = {key: value for key, value in given.items() if key not in ("method", "seed")}
+    return [*([study.recipe] if study.recipe else []), *_options(places | named), *settings(others)]
 
 
 def _changed(section: EvalSection) -> dict[str, Any]:
@@ -80,18 +78,8 @@ def _changed(section: EvalSection) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 
-def _settings(given: Mapping[str, Any]) -> list[str]:
-    return [part for key, value in given.items() for part in ("--set", f"{key}={_yaml(value)}")]
-
-
-def _yaml(value: Any) -> str:
-    """A value as `--set` reads it."""
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
-
-
-def _options(given: Mapping[str, Any]) -> list[str]:
-    return [part for key, value in given.items() if value is not None for part in (key, str(value))]
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["nrt", *words])
+def _options(given: Mapping[str, Any]) -> list[str | Path]:
+    values = {
+        key: value if isinstance(value, Path) else str(value) for key, value in given.items() if value is not None
+    }
+    return [part for pair in values.items() for part in pair]

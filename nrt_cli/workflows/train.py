@@ -12,6 +12,7 @@ import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.commandline import resume
 from nrt_cli.config import RunConfig
 from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.core.metrics import GroupScore
@@ -150,7 +151,7 @@ def _work(
         except KeyboardInterrupt:
             _record_end(run, "interrupted", "stopped at once")
             raise Interrupted(
-                f"stopped at once; what was saved is kept, go on with `nrt train --run {run.path} --resume`.",
+                f"stopped at once; what was saved is kept, go on with `{resume(run.path)}`.",
                 signal.SIGINT,
             ) from None
         except BaseException as error:
@@ -202,8 +203,7 @@ def _stop(session: Session, step: int, saved: int, number: int) -> None:
         _save(session, step)
     _record_end(run, "interrupted", f"signal {number}, after step {step}")
     raise Interrupted(
-        f"stopped after step {step} of {session.inputs.steps}, everything saved; go on with "
-        f"`nrt train --run {run.path} --resume`.",
+        f"stopped after step {step} of {session.inputs.steps}, everything saved; go on with `{resume(run.path)}`.",
         number,
     )
 
@@ -259,9 +259,10 @@ def _watch(session: Session, record: Mapping[str, Any]) -> None:
         # The window that fell began WINDOW steps ago: what was saved before is what to go back to.
         healthy = [saved for saved in run.checkpoint_steps() if saved <= step - WINDOW]
         back = f"{run.path}@{healthy[-1]} names the checkpoint" if healthy else "no checkpoint is left from"
+        again = resume(run.path, "--set", "train.on_collapse=warn")
         raise Collapsed(
             f"step {step}: {' and '.join(map(str, falls))}. Stopped, since train.on_collapse=stop; {back} before these "
-            f"{WINDOW} steps. `nrt train --run {run.path} --resume --set train.on_collapse=warn` goes on all the same."
+            f"{WINDOW} steps. `{again}` goes on all the same."
         )
 
 

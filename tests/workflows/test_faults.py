@@ -113,7 +113,7 @@ def test_a_folder_with_anything_in_it_is_left_alone(train, tmp_path):
 def test_a_run_is_not_overwritten(train, tmp_path):
     assert train("--steps", 1).code == 0
     before = everything(tmp_path / "run")
-    assert "holds a run already; continue it with --resume" in said(train("--steps", 1))
+    assert "holds a run already; go on with it: `nrt train --run " in said(train("--steps", 1))
     assert everything(tmp_path / "run") == before
 
 
