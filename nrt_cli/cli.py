@@ -4,11 +4,15 @@ Command modules import engines and workflows inside their functions, so that `nr
 """
 
 import os
+import signal
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperOption
 
 from nrt_cli import __version__, console
+from nrt_cli.__main__ import stopped
 from nrt_cli.commands import (
     analyze,
     analyze_scored,
@@ -27,7 +31,7 @@ from nrt_cli.commands import (
     score,
     train,
 )
-from nrt_cli.errors import NrtError
+from nrt_cli.errors import ConfigError, NrtError
 
 app = typer.Typer(
     name="nrt",
@@ -57,6 +61,17 @@ app.add_typer(runs.app, name="runs")
 app.command(name="score", epilog=score.EXAMPLE)(score.score)
 
 
+# A flag takes no value, so none is shown: typer would write `<bool>`.
+_display_type = TyperOption.display_type_rich
+
+
+def _display_type_of_no_flag(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else _display_type(option, ctx)
+
+
+TyperOption.display_type_rich = _display_type_of_no_flag  # type: ignore
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"nrt {__version__}")
@@ -72,10 +87,22 @@ def root(
 
 def main() -> None:
     """Run the app; turn what the user can fix into one sentence and a non-zero exit."""
+    console.settle()
     # Tokenizers' own threads complain when a process that used them forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        if unreadable := [word for word in sys.argv if not console.is_text(word)]:
+            raise ConfigError(
+                f"{unreadable[0]!r} is not text in the terminal's encoding ({sys.getfilesystemencoding()}); set LC_ALL to "
+                "what that is, or rename the file."
+            )
+        app(prog_name="nrt")
+    except KeyboardInterrupt:
+        stopped()
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGINT:  # what typer makes of a KeyboardInterrupt
+            stopped()
+        raise
     except NrtError as error:
         console.stderr.print(console.plain(f"nrt: {error}"), style="red", soft_wrap=True)
         sys.exit(error.exit_code)

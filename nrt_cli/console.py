@@ -6,9 +6,12 @@ shown through `plain`, which removes control characters and Rich markup meaning.
 """
 
 import contextlib
+import io
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,8 +19,41 @@ from typing import Any, TextIO
 from rich.console import Console as RichConsole
 from rich.text import Text
 
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+"""What libraries read, so that only their errors reach the terminal."""
+
 stdout = RichConsole(highlight=False)
 stderr = RichConsole(stderr=True, highlight=False)
+
+
+def settle() -> None:
+    """Make the standard streams take any text, whatever their encoding, and other people's code keep to itself.
+
+    What a user set in the environment stays as it is.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
+            stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    # Without any handler Python itself would print what libraries warn of.
+    logging.getLogger().addHandler(logging.NullHandler())
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def is_text(word: str) -> bool:
+    """Whether a word of the command line could be decoded; bytes that could not be are kept as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
 def plain(text: str) -> Text:
@@ -39,7 +75,7 @@ def warn(message: str) -> None:
 def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
     """Print a command's outcome: JSON on stdout for scripts, or `render(data)` for people."""
     if as_json:
-        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+        stdout.file.write(json.dumps(data, indent=2, default=str) + "\n")
     else:
         render(data)
 
@@ -79,4 +115,8 @@ def _terminal(stream: TextIO, number: int, kept: int) -> TextIO:
         own = stream.fileno() == number
     except (OSError, ValueError):
         own = False
-    return os.fdopen(kept, "w", encoding=stream.encoding, buffering=1, closefd=False) if own else stream
+    return (
+        os.fdopen(kept, "w", encoding=stream.encoding, errors=stream.errors, buffering=1, closefd=False)
+        if own
+        else stream
+    )

@@ -4,6 +4,7 @@ All three take the same events, so the training loop does not know which one is 
 """
 
 import contextlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nrt_cli import console
-from nrt_cli.records import json_line
+from nrt_cli.records import measured
 
 
 class Column(NamedTuple):
@@ -217,7 +218,7 @@ def describe_held_out(record: dict[str, Any]) -> str:
 
 def print_json_line(record: Mapping[str, Any]) -> None:
     """A record as one line of JSON on stdout."""
-    console.stdout.file.write(json_line(record) + "\n")
+    console.stdout.file.write(json.dumps(measured(record), default=float) + "\n")
     console.stdout.file.flush()
 
 

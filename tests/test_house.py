@@ -29,7 +29,8 @@ ARROWS = {
     "analysis": {"records", "errors", "store", "core", "config", "commandline"},
     "commands": LEDGER | {"workflows", "engines", "store", "data", "progress", "console", "analysis"},
     "api": LEDGER | {"workflows", "engines", "store", "data", "progress", "analysis"},
-    "cli": {"commands", "console", "errors"},
+    "cli": {"commands", "console", "errors", "__main__"},
+    "__main__": {"cli"},
 }
 # Heavy packages -> the rooms that may import them, at the top or inside a function.
 HEAVY = {
