@@ -93,8 +93,8 @@ def main() -> None:
     try:
         if unreadable := [word for word in sys.argv if not console.is_text(word)]:
             raise ConfigError(
-                f"{unreadable[0]!r} is not text in the terminal's encoding ({sys.getfilesystemencoding()}); set LC_ALL to "
-                "what that is, or rename the file."
+                f"{unreadable[0]!r} is not text in the terminal's encoding ({sys.getfilesystemencoding()}); set LC_ALL "
+                "to what that is, or rename the file."
             )
         app(prog_name="nrt")
     except KeyboardInterrupt:

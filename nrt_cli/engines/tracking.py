@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,31 @@ class Trackers:
 
     A tracker that fails while the run goes on is named through `complain` and dropped: what it would have shown is in
     the run directory, and no dashboard is worth a run.
+
+    A resumed run goes on in the tracker's own run, and takes some steps again, which come out as they did before: what was
+    logged of them is not logged twice.
+
+    Args:
+        done: the step after which a resumed run goes on; None for a new one.
+        logged: kind and step of the records that earlier processes logged.
     """
 
-    def __init__(self, config: RunConfig, run_path: Path, complain: Callable[[str], None] = print) -> None:
-        self.complain = complain
-        self.trackers = {name: _open(name, config, run_path) for name in config.track.to}
+    def __init__(
+        self,
+        config: RunConfig,
+        run_path: Path,
+        complain: Callable[[str], None] = print,
+        done: int | None = None,
+        logged: Collection[tuple[str, int]] = (),
+    ) -> None:
+        self.complain, self.logged = complain, logged
+        self.trackers = {}
+        self.continued: set[str] = set()
+        for name in config.track.to:
+            identity = None if done is None else _identity_file(run_path, name)
+            if identity and identity.is_file():
+                self.continued.add(name)
+            self.trackers[name] = _open(name, config, run_path, done, name in self.continued)
 
     def __enter__(self) -> "Trackers":
         return self
@@ -44,7 +64,14 @@ class Trackers:
     def log(self, record: dict[str, Any]) -> None:
         """One metrics record, its kind as prefix: `train/gain`, `held_out/gain`."""
         values = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
-        self._each(lambda _, tracker: tracker.log(values, step=record["step"]))
+        again = (record["kind"], record["step"]) in self.logged
+
+        def send(name: str, tracker: Any) -> None:
+            # TensorBoard was told from which step on to forget what it has.
+            if not (again and name in self.continued and name != "tensorboard"):
+                tracker.log(values, step=record["step"])
+
+        self._each(send)
 
     def _each(self, act: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self.trackers.items()):
@@ -56,7 +83,21 @@ class Trackers:
                 self.complain(f"tracker {name} failed and gets no more records of this run: {_first_line(error)}")
 
 
-def _open(name: str, config: RunConfig, run_path: Path) -> Any:
+def _identity_file(run_path: Path, name: str) -> Path:
+    """Where the name of the tracker's own run is kept."""
+    return run_path / "trackers" / f"{name}.id"
+
+
+def _identity(name: str, tracker: Any, run: str) -> str:
+    """The tracker's name for its run."""
+    if name == "wandb":
+        return str(tracker.run.id)
+    if name == "mlflow":
+        return str(tracker.active_run.info.run_id)
+    return str(tracker.run.name) if name == "trackio" else run
+
+
+def _open(name: str, config: RunConfig, run_path: Path, done: int | None, continued: bool) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -74,13 +115,26 @@ def _open(name: str, config: RunConfig, run_path: Path) -> Any:
         "mlflow": {"experiment_name": project, "run_name": run},
         "trackio": {"run_name": project, "name": run},
     }
+    file = _identity_file(run_path, name)
+    if done is not None and name == "tensorboard":
+        arguments[name]["purge_step"] = done + 1
+    if continued:
+        known = file.read_text(encoding="utf-8").strip()
+        arguments[name] |= {
+            "tensorboard": {"run_name": known},
+            "wandb": {"id": known, "resume": "allow"},
+            "mlflow": {"run_id": known},
+            "trackio": {"name": known, "resume": "allow"},
+        }[name]
     try:
         with _no_stdout():
             os.makedirs(folder, exist_ok=True)
             tracker = LOGGER_TYPE_TO_CLASS[name](**arguments[name])
             if hasattr(tracker, "start"):
                 tracker.start()
-            tracker.store_init_configuration(_flat(config))
+            if not continued:
+                tracker.store_init_configuration(_flat(config))
+                file.write_text(_identity(name, tracker, run) + "\n", encoding="utf-8")
     except Exception as error:
         raise ConfigError(f"track.to has {name!r}, which cannot start: {_first_line(error)}") from None
     return tracker

@@ -134,7 +134,12 @@ def _work(
     doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All steps after `done` (None: a new run), and the export. `doubts` are what a person is warned of first."""
-    with how.make_display(inputs.steps, done or 0) as display, Trackers(config, run.path, display.note) as trackers:
+    kinds = ("train", "held_out")
+    logged = {(kind, record["step"]) for kind in kinds for record in run.metrics(kind)}
+    with (
+        how.make_display(inputs.steps, done or 0) as display,
+        Trackers(config, run.path, display.note, done, logged) as trackers,
+    ):
         engine.tell(display.note)
         profiled = min((done or 0) + 2, inputs.steps) if how.profile else None
         session = Session(run, config, engine, inputs, display, trackers, _sentinel(run, done or 0), profiled)

@@ -50,6 +50,60 @@ def test_tensorboard_holds_both_kinds_and_the_config(follow, tmp_path):
     assert "optimiser.lr: 0.001" in hparams.read_text()
 
 
+KILLED_AND_RESUMED = [(None, [1, 2, 3]), (2, [3, 4])]
+"""After which step each process begins, and the steps that it logs: step 3 is taken twice."""
+
+
+def resume(name, tiny_config, path, project="sums"):
+    config = tiny_config(f"track.to=[{name}]", f"track.project={project}")
+    logged = set()
+    for done, steps in KILLED_AND_RESUMED:
+        with Trackers(config, path, pytest.fail, done, set(logged)) as trackers:
+            for step in steps:
+                trackers.log({"kind": "train", "step": step, "gain": float(step)})
+                logged.add(("train", step))
+
+
+def test_tensorboard_shows_a_step_that_was_taken_again_once(tiny_config, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    resume("tensorboard", tiny_config, tmp_path / "my-run")
+    (folder,) = {file.parent for file in tmp_path.rglob("events.out.*") if file.parent.name == "my-run"}
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/gain")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert len(list(tmp_path.rglob("hparams.yml"))) == 1
+
+
+def test_mlflow_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    resume("mlflow", tiny_config, tmp_path / "my-run")
+    (gain,) = [p for p in tmp_path.rglob("gain") if p.parent.name == "train"]
+    assert [line.split()[1:] for line in gain.read_text().splitlines()] == [[f"{n}.0", f"{n}"] for n in (1, 2, 3, 4)]
+
+
+def test_wandb_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    resume("wandb", tiny_config, tmp_path / "my-run")
+    first, second = sorted((tmp_path / "my-run").rglob("run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert first.name == second.name  # one id
+    assert b"_step" in second.read_bytes()
+
+
+def test_trackio_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # where this is the first test that imports it
+    from trackio.sqlite_storage import SQLiteStorage
+
+    resume("trackio", tiny_config, tmp_path / "my-run", project=tmp_path.name)
+    (run,) = SQLiteStorage.get_runs(tmp_path.name)
+    assert [row["step"] for row in SQLiteStorage.get_logs(tmp_path.name, run)] == [1, 2, 3, 4]
+
+
 def test_mlflow_writes_below_the_run_unless_told_of_a_server(follow, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     # Set and removed again, so that what the tracker sets does not outlive the test.
