@@ -12,6 +12,9 @@ from nrt_cli.data.prepare import prepare
 from nrt_cli.store.reference import Reference
 from nrt_cli.workflows.models import locate_model
 
+HELD_OUT = 0.125
+"""Share of generated pairs that is kept for validation."""
+
 
 def with_files(config: RunConfig) -> RunConfig:
     """The config with the folders and files that its names stand for."""
@@ -20,7 +23,7 @@ def with_files(config: RunConfig) -> RunConfig:
         folder = locate_model(config.model.path).folder
         changes["model"] = config.model.model_copy(update={"path": str(folder)})
     if config.data.train.startswith("generated:"):
-        pairs = _pairs(config.data.train, config.train.validation_size)
+        pairs = _pairs(config.data.train)
         if config.data.validation:  # the user's own
             del pairs["validation"]
         changes["data"] = config.data.model_copy(update=pairs)
@@ -35,9 +38,9 @@ def _is_folder(model: str) -> bool:
     return named.spans is None and not (named.path / "manifest.json").is_file()
 
 
-def _pairs(source: str, held_out: int) -> dict[str, str]:
+def _pairs(source: str) -> dict[str, str]:
     """Made once, in the cache."""
-    name = hashlib.sha256(f"{source} {held_out}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{source} {HELD_OUT}".encode()).hexdigest()[:12]
     folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
-    prepare([source], folder, Settings(validation=held_out))
+    prepare([source], folder, Settings(validation=HELD_OUT))
     return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}

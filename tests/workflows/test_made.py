@@ -6,6 +6,7 @@ import pytest
 
 from nrt_cli.config import load
 from nrt_cli.workflows import made
+from nrt_cli.workflows.models import Located
 
 SOURCE = "generated:sums?size=24&seed=0"
 
@@ -30,3 +31,16 @@ def test_held_out_pairs_of_the_users_own_stay(tmp_path):
 def test_files_stay_as_they_are():
     config = load(None, data={"train": "train.parquet"})
     assert made.with_files(config) == config
+
+
+def test_a_run_or_one_of_its_steps_is_a_model_to_start_from(shared_run):
+    run = shared_run("method=am", "train.steps=1")
+    assert made.with_files(load(None, model={"path": str(run.path)})).model.path == str(run.export_path)
+    assert made.with_files(load(None, model={"path": f"{run.path}@1"})).model.path == str(run.model_path(1))
+
+
+def test_the_shipped_quickstart_config_needs_nothing_prepared(monkeypatch):
+    monkeypatch.setattr(made, "locate_model", lambda ref: Located(ref, Path("model")))
+    config = made.with_files(load("quickstart"))
+    assert config.model.path == "model"
+    assert Path(config.data.validation).is_file()
