@@ -1,5 +1,6 @@
 """`nrt generate`: a question in, a trace and an answer out, streamed."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ def generate(
 ) -> None:
     """Let a model think about a question and answer it."""
     if question == "-":
-        question = typer.get_text_stream("stdin").read().strip()
+        question = typer.get_binary_stream("stdin").read().decode(sys.stdin.encoding or "utf-8", "replace").strip()
     if not question.strip():
         raise ConfigError("the question is empty; give one as text, or - to read it from standard input.")
 
