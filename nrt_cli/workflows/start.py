@@ -149,14 +149,14 @@ def require_think_tokens(config: RunConfig) -> None:
     start, end = config.tokens.think_start, config.tokens.think_end
     try:
         load_tokens(config.model.path, start, end)
-    except ModelError:
+    except ModelError as error:
         about = read_about(Path(config.model.path))
         if (about.think_start, about.think_end) == (start, end):
             raise
         own = {"tokens.think_start": about.think_start, "tokens.think_end": about.think_end}
-        raise ConfigError(
-            f"{config.model.path} was prepared with other think tokens than the config names ({about.think_start} and "
-            f"{about.think_end}); add {pasted(settings(own))}."
+        raise ModelError(
+            f"{error} Or, since {config.model.path} was prepared with {about.think_start} and {about.think_end}, add "
+            f"{pasted(settings(own))}."
         ) from None
 
 
