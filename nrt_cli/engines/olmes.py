@@ -84,6 +84,7 @@ def command(call: Call, section: OlmesSection) -> list[str]:
     if call.about is not None:
         arguments["process_output"] = "nrt"
         environment = [f"NRT_THINK_START={call.about.think_start or ''}", f"NRT_THINK_END={call.about.think_end}"]
+        environment.append(f"NRT_STOPS={json.dumps(call.about.stops)}")
     return [
         *(["env", *environment] if environment else []),
         *(section.python or "python", str(WRAPPER)),

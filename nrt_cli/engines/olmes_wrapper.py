@@ -1,14 +1,18 @@
 """Runs OLMES, in its own interpreter, for a model with our think tokens. Started by path; imports nothing of ours.
 
-OLMES knows `</think>` alone. With `NRT_THINK_END` in the environment, this file teaches it three things:
+OLMES knows `</think>` alone, and the tokenizer's eos alone. With `NRT_THINK_END` in the environment, this file teaches
+it four things:
 
 - the prompt of what is generated ends in `NRT_THINK_START`, and has no beginning of an answer after it;
 - `--model-args {"process_output": "nrt"}` cuts the trace off, so graders see the answer only;
-- transformers' decoding keeps special tokens, as vLLM's does there already, or the end of the trace would be lost.
+- transformers' decoding keeps special tokens, as vLLM's does there already, or the end of the trace would be lost;
+- a reply ends with the first of `NRT_STOPS`, a JSON list: transformers stops at each of them, and OLMES would go on to
+  the padding.
 
 `olmes` starts `python -m oe_eval.run_eval` in a shell: this file takes that place too, so the interpreter stays.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -22,7 +26,7 @@ def split_trace(text, end):
     return trace, answer if found else ""
 
 
-def processor(start, end, count_tokens):
+def processor(start, end, stops, count_tokens):
     """An output processor in OLMES's form: a result's dict in, the same with the answer as its continuation out."""
 
     def process(result):
@@ -31,6 +35,8 @@ def processor(start, end, count_tokens):
         text = result["continuation"]
         if start and text.startswith(start):
             text = text[len(start) :]
+        for stop in stops:
+            text = text.partition(stop)[0]
         trace, answer = split_trace(text, end)
         return {
             **result,
@@ -43,7 +49,7 @@ def processor(start, end, count_tokens):
     return process
 
 
-def teach(start, end):
+def teach(start, end, stops):
     """Register the processor and patch prompts and decoding."""
     from oe_eval import run_eval
     from oe_eval.models import output_processors
@@ -65,7 +71,7 @@ def teach(start, end):
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     run_eval.convert_chat_instance = convert_chat_instance
-    output_processors.MODEL_OUTPUT_PROCESSORS["nrt"] = processor(start, end, count_tokens)
+    output_processors.MODEL_OUTPUT_PROCESSORS["nrt"] = processor(start, end, stops, count_tokens)
     HFLM_Verbose.tok_decode = tok_decode
 
 
@@ -90,7 +96,8 @@ def main():
         return
     del sys.argv[1]
     if os.environ.get("NRT_THINK_END"):
-        teach(os.environ.get("NRT_THINK_START", ""), os.environ["NRT_THINK_END"])
+        stops = json.loads(os.environ.get("NRT_STOPS", "[]"))
+        teach(os.environ.get("NRT_THINK_START", ""), os.environ["NRT_THINK_END"], stops)
     from oe_eval import run_eval
 
     run_eval.run_eval(vars(run_eval._parser.parse_args()))

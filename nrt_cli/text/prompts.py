@@ -61,6 +61,18 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
         raise DataError(f"The model's chat template refused the messages: {error}.") from None
 
 
+def encode_within(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text that goes on from another. Where it begins with a space, it gets none put before it.
+
+    Some tokenizers put a space before every text (Llama 2 as first stored), so that alone " A" has two.
+    """
+    before = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a" + text, add_special_tokens=False)
+    if text.startswith(" ") and whole[: len(before)] == before:
+        return list(whole[len(before) :])
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
 def closing_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
     """Which of the tokens that end an answer the chat template closes the assistant's turn with.
 

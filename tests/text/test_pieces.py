@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from nrt_cli.records import Example, Request, Rollout, RolloutGroup
 from nrt_cli.text.pieces import pieces, sentence_spans, text_within, words
+from nrt_cli.text.prompts import encode_within
+from nrt_cli.text.reasoning import Draft
+from nrt_cli.text.tokens import ThinkTokens
+from nrt_cli.workflows.traces import trace_rows
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +102,39 @@ def test_text_that_begins_with_a_space_comes_back_from_its_tokens(kind: str, tex
     said = text_within(tokenizer, tokenizer.encode(text, add_special_tokens=False))
     # Where a space is put before every text, one that begins with a space may have got one more.
     assert said == (" " if kind == "prepended" else "") + text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", [" a", " 42", "    r", " a 42", " 中"])
+def test_a_text_that_goes_on_from_another_gets_no_second_space(kind: str, text: str) -> None:
+    assert text_within(KINDS[kind], encode_within(KINDS[kind], text)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trace_table_shows_a_trace_and_an_answer_with_their_first_spaces(kind: str) -> None:
+    tokenizer = KINDS[kind]
+    trace, answer = (tuple(tokenizer.convert_tokens_to_ids(names)) for names in (["\u2581a", "b"], ["\u25814", "</s>"]))
+    group = RolloutGroup(Example(0, "made", (1,), answer), (Rollout(trace, (-1.0, -1.0), "cap"),))
+    (row,) = trace_rows(0, [group], None, tokenizer)
+    assert (row["trace"], row["answer"]) == (" ab", " 4</s>")
+    request = Request("q", (1,), think=True, max_trace_tokens=2, max_answer_tokens=9)
+    draft = Draft(request, ThinkTokens(None, 3, 2, 0), tokenizer, None)
+    for token in (*trace, 3, *answer):
+        draft.take(token)
+    # What is generated reads like what it is compared with, token for token.
+    assert (draft.reply().trace, draft.reply().answer) == (" ab", " 4")
+
+
+def test_a_stop_string_is_found_among_letters_made_of_bytes() -> None:
+    """Where the text looked at begins inside a letter, no byte after it is read."""
+    tokenizer = KINDS["always"]
+    stop = tokenizer.encode("中中", add_special_tokens=False)[1:]
+    request = Request("q", (1,), think=False, max_answer_tokens=99, stop=("中中",))
+    draft = Draft(request, ThinkTokens(None, 3, 2, 0), tokenizer, None)
+    for token in [*tokenizer.encode("日本日本日本日本日本日本日", add_special_tokens=False), *stop]:
+        assert not draft.done
+        draft.take(token)
+    assert draft.done
 
 
 @pytest.mark.parametrize("kind", KINDS)

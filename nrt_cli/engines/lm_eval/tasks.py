@@ -16,7 +16,7 @@ from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.engines.lm_eval.rows import Row
 from nrt_cli.engines.lm_eval.scorers import GRADERS
 from nrt_cli.records import Request
-from nrt_cli.text.prompts import render_prompt
+from nrt_cli.text.prompts import encode_within, render_prompt
 
 
 class _Rows(list[Row]):
@@ -145,7 +145,7 @@ def to_request(instance: Any, tokenizer: Any, key: str, seed: int, sample: int) 
     turns, asked = instance.args
     request = Request(key=f"{key}#{sample}", prompt_ids=tuple(render_prompt(tokenizer, json.loads(turns))))
     if instance.request_type == "loglikelihood":
-        continuation = tuple(tokenizer.encode(asked, add_special_tokens=False))
+        continuation = tuple(encode_within(tokenizer, asked))
         return replace(request, mode="loglikelihood", continuation_ids=continuation)
     return replace(
         request,

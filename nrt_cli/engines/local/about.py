@@ -9,11 +9,15 @@ from nrt_cli.errors import ModelError
 
 @dataclass(frozen=True)
 class About:
-    """`think_start` is None where a trace follows the prompt directly; `thinks` is how the model was trained."""
+    """`think_start` is None where a trace follows the prompt directly; `thinks` is how the model was trained.
+
+    `stops` are the tokens that end its answers; a model that was prepared before they were recorded names none.
+    """
 
     think_start: str | None
     think_end: str
     thinks: bool
+    stops: tuple[str, ...] = ()
 
 
 def read_about(folder: Path) -> About:
@@ -29,6 +33,7 @@ def read_about(folder: Path) -> About:
         about = json.loads(file.read_text(encoding="utf-8"))
         start, end = about["tokens"]["think_start"], about["tokens"]["think_end"]
         thinks = about.get("training", {}).get("thinks", True)
-        return About(start and start["token"], end["token"], thinks)
+        stops = tuple(stop["token"] for stop in about.get("stop_tokens", ()))
+        return About(start and start["token"], end["token"], thinks, stops)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{file}: is damaged; make the model again with `nrt model prepare`.") from None

@@ -8,7 +8,7 @@ from typing import Any
 from nrt_cli.engines.local.loading import load_tokenizer, quiet
 from nrt_cli.engines.local.sources import METADATA, WEIGHT_FILES
 from nrt_cli.errors import ModelError
-from nrt_cli.text.prompts import render_prompt, thinking_template
+from nrt_cli.text.prompts import prompt_text, thinking_template
 
 CONFIGS = ("config.json", "generation_config.json")
 CONVERSATIONS = (
@@ -41,8 +41,7 @@ def write_for_others(source: Path, folder: Path, think_start: str | None, think_
 def _check_template(before: Any, after: Any, start: str, end: str) -> None:
     """The written template is the old one plus what opens a trace, whatever its own last lines do with white space."""
     for turns in CONVERSATIONS:
-        ids = {"plain": render_prompt(before, turns)}
-        text = after.decode(ids["plain"])
+        text = prompt_text(before, turns)
         rendered = {
             "thinking": (after.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), start),
             "not thinking": (
@@ -51,7 +50,7 @@ def _check_template(before: Any, after: Any, start: str, end: str) -> None:
             ),
         }
         wrong = [name for name, (found, added) in rendered.items() if found != text + added]
-        if wrong or render_prompt(after, turns) != ids["plain"]:
+        if wrong or prompt_text(after, turns) != text:
             raise ModelError(
                 f"the chat template, made to open a trace, renders something else ({', '.join(wrong) or 'bare'}); "
                 "prepare the model with a simpler chat template."

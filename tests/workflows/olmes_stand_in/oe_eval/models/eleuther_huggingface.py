@@ -25,4 +25,5 @@ class HFLM_Verbose:  # noqa: N801  as OLMES calls it
             words = "two and five <|think_end|> It is 7 ." if number % 3 != 2 else " ".join(["seven 7"] * 10)
         else:
             words = "It is 7 ." if number % 3 != 2 else "It is 8 ."
-        return self.tok_decode(words.split()) if kind == "hf" else words
+        # transformers hands back the token that it stopped at, and padding; vLLM hands back neither.
+        return self.tok_decode([*words.split(), "<eos>", "8", "8"]) if kind == "hf" else words
