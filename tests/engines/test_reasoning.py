@@ -1,6 +1,7 @@
 """Batched reasoning against slow generation: one request at a time, the whole sequence read anew for every token."""
 
 import contextlib
+import json
 import math
 import shutil
 
@@ -273,6 +274,30 @@ def test_top_p_by_hand():
     logits_RV = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log().repeat(3, 1)
     kept_RV = nucleus(logits_RV, torch.tensor([[0.5], [0.51], [1.0]])).isfinite()
     assert kept_RV.tolist() == [[False, True, False, False], [False, True, False, True], [True] * 4]
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_model_stops_where_generate_does(file, place, tiny_model_dir, tmp_path):
+    """With a list of tokens that end answers, one of which comes early; transformers takes it from either file."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    request = Request("q", PROMPTS[0], think=False, max_answer_tokens=40)
+    free = Reasoner(folder, CPU).draft(request)
+    for _ in (model := Reasoner(folder, CPU)).steps([free]):
+        pass
+    chosen = free.answer_ids[place]
+    first = free.answer_ids.index(chosen)
+    if file == "config.json":
+        (folder / "generation_config.json").unlink()
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | {"eos_token_id": [model.tokens.eos_id, chosen]}))
+    reasoner = Reasoner(folder, CPU)
+    theirs = reasoner.model.generate(torch.tensor([PROMPTS[0]]), do_sample=False, max_new_tokens=40)[0]
+    assert len(free.answer_ids) > first + 1
+    assert theirs[len(PROMPTS[0]) :].tolist() == [*free.answer_ids[:first], chosen]
+    (_, reply), *_ = reasoner.run([request])
+    assert (reply.answer_tokens, reply.cut) == (first, False)
 
 
 def test_the_weights_are_loaded_at_the_first_request(tiny_model_dir, tmp_path):

@@ -23,7 +23,9 @@ class HFLM_Verbose:  # noqa: N801  as OLMES calls it
         """Thinks where it is asked to; every third time it never stops thinking of 7, or answers wrongly."""
         if prompt.endswith("<|think_start|>"):
             words = "two and five <|think_end|> It is 7 ." if number % 3 != 2 else " ".join(["seven 7"] * 10)
+            if kind == "hf":
+                # transformers hands back the token that it stopped at too, and padding.
+                words += " <eos> 8 8"
         else:
             words = "It is 7 ." if number % 3 != 2 else "It is 8 ."
-        # transformers hands back the token that it stopped at, and padding; vLLM hands back neither.
-        return self.tok_decode([*words.split(), "<eos>", "8", "8"]) if kind == "hf" else words
+        return self.tok_decode(words.split()) if kind == "hf" else words
