@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from nrt_cli.data.sources import Row
@@ -156,13 +157,17 @@ def _mapped(mapping: Mapping[str, str]) -> _Shape:
 
 def _recognised(row: Row) -> _Shape:
     """The first shape whose columns are all there and hold something, else the first whose columns are there."""
-    there = [shape for shape in _SHAPES if all(column in row.values for column in shape.needed)]
-    whole = [shape for shape in there if all(row.values[column] is not None for column in shape.needed)]
+    there = _shapes(tuple(row.values))
     if not there:
-        raise DataError(
-            f"{row.where}: no question and answer recognised; found {_found(row)}; accepted are {ACCEPTED}."
-        )
-    return (whole or there)[0]
+        found = _found(row)
+        raise DataError(f"{row.where}: no question and answer recognised; found {found}; accepted are {ACCEPTED}.")
+    whole = (shape for shape in there if all(row.values[column] is not None for column in shape.needed))
+    return next(whole, there[0])
+
+
+@lru_cache(maxsize=256)  # most rows of a file have the same columns
+def _shapes(columns: tuple[str, ...]) -> list[_Shape]:
+    return [shape for shape in _SHAPES if all(column in columns for column in shape.needed)]
 
 
 def _prompt(row: Row, shape: _Shape) -> tuple[list[Message], int]:

@@ -86,6 +86,12 @@ class ExampleSet:
         """Mean tokens of a prompt and of an answer with its eos."""
         return float(np.diff(self._prompts.offsets).mean()), float(np.diff(self._answers.offsets).mean())
 
+    def left_out(self) -> list[str]:
+        """What was dropped, in words, and of the first rows that could not be read why; nothing where all was taken."""
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count)
+        said = [f"{dropped}; {len(self)} examples left"] if dropped else []
+        return said + [f"could not be read: {text}" for text in self.unreadable]
+
     def questions(self) -> int:
         """How many different prompts there are, as they are rendered, whatever their case, spacing and width."""
         return len(np.unique(self._questions))

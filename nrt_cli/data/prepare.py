@@ -194,11 +194,11 @@ def hashes(pair: Pair, seed: int) -> tuple[int, int]:
     Two different pairs of a million share one with probability 3e-8; the later would be dropped as a duplicate.
     """
     turns = [(message["role"], message["content"]) for message in pair.messages]
-    question = [(role, normalised(content)) for role, content in turns]
+    question = "\n".join(f"{role} {normalised(content)}" for role, content in turns)  # contents have no line ends now
     try:
         pair.source.encode()  # is written too
         content = digest(json.dumps([turns, pair.answer], ensure_ascii=False), seed)
-        return content, digest(json.dumps(question, ensure_ascii=False))
+        return content, digest(question)
     except UnicodeEncodeError:
         reason = "the text has half of a surrogate pair, or bytes that are not UTF-8"
         raise DataError(f"{pair.where}: {reason}; save the file as UTF-8.") from None

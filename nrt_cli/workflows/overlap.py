@@ -20,10 +20,10 @@ def overlap(config: RunConfig, inputs: Inputs) -> Overlap:
         documents += here
         owners += [name] * len(here)
     found = documents_in(Path(config.data.train), KnownDocuments(documents)) if documents else set()
-    names = dict.fromkeys(owners)
+    names, held_out = dict.fromkeys(owners), inputs.validation
     return Overlap(
-        shared_with_validation=inputs.shared_with_validation,
-        validation_questions=inputs.validation_questions,
+        shared_with_validation=held_out.shared_questions(inputs.train) if held_out else None,
+        validation_questions=held_out.questions() if held_out else 0,
         shared_with_benchmarks={name: sum(owners[number] == name for number in found) for name in names},
         benchmark_documents={name: owners.count(name) for name in names},
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nrt_cli import config as configs
+from nrt_cli import console
 from nrt_cli.config import DataSection, RolloutSection, RunConfig
 from nrt_cli.data.examples import load_examples
 from nrt_cli.engines.local.about import read_about
@@ -85,6 +86,8 @@ def pick_examples(path: Path, count: int, seed: int, limits: DataSection, tokeni
     A larger count adds to the examples of a smaller one.
     """
     examples = load_examples(path, tokenizer, limits.max_prompt_tokens, limits.max_answer_tokens, limits.strict)
+    for number, text in enumerate(examples.left_out()):
+        console.note(text if number else f"dropped of {path}: {text}")
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[int(i)] for i in sorted(order[:count])]
 

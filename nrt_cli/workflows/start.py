@@ -70,18 +70,13 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run starts from, tokenised and counted. `held_out` are the first of the held-out examples, to be scored.
-
-    `shared_with_validation` counts the held-out questions that are trained on, of `validation_questions`; None where
-    nothing is held out.
-    """
+    """What a run starts from, tokenised and counted; of the validation examples, `held_out` are those that are scored."""
 
     train: ExampleSet
+    validation: ExampleSet | None
     held_out: list[Example]
     steps: int
     fingerprints: dict[str, str]
-    validation_questions: int = 0
-    shared_with_validation: int | None = None
 
 
 def new_config(config: RunConfig | None) -> RunConfig:
@@ -136,12 +131,9 @@ def load_inputs(config: RunConfig) -> Inputs:
     for name, examples in sets.items():
         fingerprints[name] = examples.fingerprint
         _check_positions(config, files[name], examples)
-    train, held_out = sets["train"], sets.get("validation")
-    steps = _steps(config, len(train))
-    if held_out is None:
-        return Inputs(train, [], steps, fingerprints)
-    shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))]
-    return Inputs(train, shown, steps, fingerprints, held_out.questions(), held_out.shared_questions(train))
+    held_out = sets.get("validation")
+    shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))] if held_out else []
+    return Inputs(sets["train"], held_out, shown, _steps(config, len(sets["train"])), fingerprints)
 
 
 def require_think_tokens(config: RunConfig) -> None:

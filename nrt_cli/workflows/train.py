@@ -145,7 +145,7 @@ def _work(
         session = Session(run, config, engine, inputs, display, trackers, _sentinel(run, done or 0), profiled)
         run.event("started" if done is None else "resumed", step=done or 0, command=start.command())
         run.update_manifest(status="running", steps=inputs.steps)
-        _announce_drops(display, inputs.train)
+        _announce_drops(display, inputs)
         for doubt in doubts:
             display.warn(doubt)
         try:
@@ -171,12 +171,10 @@ def _record_end(run: Run, status: str, why: str) -> None:
         run.update_manifest(status=status)
 
 
-def _announce_drops(display: Progress, examples: ExampleSet) -> None:
-    if dropped := {reason: count for reason, count in examples.dropped.items() if count}:
-        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        display.note(f"dropped before training: {counts}; {len(examples)} examples left")
-    for text in examples.unreadable:
-        display.note(f"could not be read: {text}")
+def _announce_drops(display: Progress, inputs: Inputs) -> None:
+    for when, examples in (("before training", inputs.train), ("of what is held out", inputs.validation)):
+        for number, text in enumerate(examples.left_out() if examples else ()):
+            display.note(text if number else f"dropped {when}: {text}")
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
