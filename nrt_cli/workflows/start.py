@@ -70,7 +70,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run starts from, tokenised and counted; of the validation examples, `held_out` are those that are scored."""
+    """What a run starts from, tokenised and counted. `held_out` are the validation examples that are scored."""
 
     train: ExampleSet
     validation: ExampleSet | None
