@@ -29,7 +29,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     """Every line of a file. Raises EvalError where one cannot be read."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvalError(f"{path}: cannot be read as JSON lines ({error}).") from None
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 import resource
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -583,3 +585,37 @@ def test_a_guess_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         make(tmp_path / name, ordered)
     assert graders(tmp_path / "one" / "out") == graders(tmp_path / "two" / "out") == {"qa.jsonl": "none"}
+
+
+COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
+    "whole numbers": (pa.int64(), [1, None]),
+    "decimals": (pa.decimal128(38, 2), [Decimal("1E2"), None]),
+    "floats": (pa.float64(), [math.nan, 1.5]),
+    "truth": (pa.bool_(), [True, None]),
+    "large text": (pa.large_string(), ["x", None]),
+    "coded text": (pa.dictionary(pa.int8(), pa.string()), ["x", "y"]),
+    "bytes": (pa.binary(), [b"x", b"\xff"]),
+    "dates": (pa.date32(), [0, 2**30]),
+    "times": (pa.timestamp("ms", "Nowhere/Land"), [0, 2**62]),
+    "nothing": (pa.null(), [None, None]),
+    "lists": (pa.list_(pa.string()), [["x"], None]),
+    "turns": (pa.list_(pa.struct([("role", pa.string()), ("content", pa.int8())])), [[{"role": "user"}], []]),
+    "pairs": (pa.map_(pa.string(), pa.string()), [[("role", "user")], None]),
+    "structs": (pa.struct([("role", pa.string())]), [{"role": "user"}, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["question", "answer", "messages", "data_source", "other"])
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_parquet_column_of_any_type_is_read_or_told(tmp_path: Path, kind: str, role: str) -> None:
+    good = {"question": ["q", "r", "s"], "answer": ["1", "2", "3"]}
+    if role == "messages":
+        good = {"messages": [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]] * 3}
+    dtype, values = COLUMNS[kind]
+    table = {name: pa.array(column[:2]) for name, column in good.items()} | {role: pa.array(values, dtype)}
+    pq.write_table(pa.table(table), tmp_path / "qa.parquet")
+    manifest, problem = tried(tmp_path / "qa.parquet")
+    assert manifest or "qa.parquet" in problem or problem.startswith("No question-answer pair is left of 2 rows")
+    if role == "other":
+        assert manifest
+        assert manifest["counts"]["kept"] == 2

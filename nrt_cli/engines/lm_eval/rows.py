@@ -104,19 +104,29 @@ def _local_file(folder: Path, names: Sequence[str], subset: str) -> Path | None:
 
 
 def _read(path: Path) -> Iterator[Row]:
+    read = 0
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            yield from pq.read_table(path).to_pylist()
-        elif path.suffix == ".json":
-            yield from json.loads(path.read_text(encoding="utf-8"))
-        else:
-            with path.open(encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file if line.strip())
-    except (OSError, ValueError) as error:  # pyarrow's and json's errors are both ValueErrors
+        for row in _values(path):
+            if not isinstance(row, dict):
+                raise ValueError(f"a row is an object of columns, found {type(row).__name__}")
+            yield row
+            read += 1
+    except (OSError, ValueError, RecursionError) as error:  # pyarrow's and json's errors are both ValueErrors
         reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{path}: cannot be read as rows of a benchmark ({reason}).") from None
+        after = f" after row {read}" if read else ""
+        raise DataError(f"{path}: cannot be read as rows of a benchmark{after} ({reason}).") from None
+
+
+def _values(path: Path) -> Iterator[Any]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        yield from pq.read_table(path).to_pylist()
+    elif path.suffix == ".json":
+        yield from json.loads(path.read_text(encoding="utf-8-sig"))
+    else:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from (json.loads(line) for line in file if line.strip())
 
 
 def _from_package(spec: BenchmarkSpec) -> list[Row]:
