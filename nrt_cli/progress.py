@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nrt_cli import console
-from nrt_cli.records import measured
+from nrt_cli.records import ACCURACIES, measured
 
 
 class Column(NamedTuple):
@@ -213,7 +213,10 @@ def describe_held_out(record: dict[str, Any]) -> str:
     text = f"log P(y*) {record['answer_logprob']:.3f}"
     if "null_logprob" in record:
         text += f" with a trace, {record['null_logprob']:.3f} without (gain {record['gain']:+.3f})"
-    return f"after step {record['step']}: {text}"
+    right = [
+        f"{title} {record[key]:.0%}" for kind, title in ACCURACIES.items() if (key := f"accuracy_{kind}") in record
+    ]
+    return f"after step {record['step']}: {text}" + (f"; right: {', '.join(right)}" if right else "")
 
 
 def print_json_line(record: Mapping[str, Any]) -> None:

@@ -9,6 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+ACCURACIES = {
+    "thinking": "thinking",
+    "null": "null trace",
+    "direct": "direct",
+    "other_trace": "other row's trace",
+}
+"""The accuracies on question-answer pairs and what they are called; `engines.accuracies` defines them."""
+
 Stop = Literal["end", "eos", "cap"]
 """Why a trace stopped: the policy sampled t_end, it sampled `eos`, or it ran into the length cap.
 
@@ -57,12 +65,27 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Held-out scores: their means, and each example's log-probs per answer token, eos included.
+
+    `answer_logprobs` are given the trace of the example's group, `null_logprobs` given the null trace. For SFT there
+    are no groups: `answer_logprobs` are of the direct answer, and there is no null trace.
+    """
+
+    metrics: Mapping[str, float]
+    answer_logprobs: tuple[tuple[float, ...], ...]
+    groups: tuple[RolloutGroup, ...] = ()
+    null_logprobs: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """One call of a model: an answer to generate, with or without a trace before it, or a continuation to score.
 
     `prompt_ids` is x rendered up to where the assistant turn begins, without t_start. What is generated depends on
     the request alone, never on what is computed beside it: `seed_key` names its random stream. `temperature` 0 is
-    greedy. With `min_trace_tokens` 1, the trace may not be skipped.
+    greedy. With `min_trace_tokens` 1, the trace may not be skipped. `trace_ids` is a trace that is given, () the null
+    trace; None lets the model think for itself.
     """
 
     key: str
@@ -77,6 +100,7 @@ class Request:
     top_p: float = 1.0
     seed_key: tuple[int, ...] = ()
     min_trace_tokens: int = 0
+    trace_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,7 @@ class Reply:
     stop: Stop | None = None
     cut: bool = False
     logprob: float | None = None
+    trace_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def forced(self) -> bool:

@@ -14,6 +14,7 @@ from nrt_cli.errors import ConfigError
 
 EPILOG = (
     "Example: nrt eval --model runs/first --benchmarks gsm8k,bbh --limit 8 --set eval.max_trace_tokens=128"
+    "\n\nYour own pairs: nrt eval --model runs/first --data data/qa/validation.parquet"
     "\n\nThen: nrt eval compare runs/first runs/second"
 )
 app = typer.Typer(help="Score models on the paper's nine benchmarks.", invoke_without_command=True, epilog=EPILOG)
@@ -66,6 +67,21 @@ def evaluate(
     think: Annotated[
         Think, typer.Option(help="on: as the model was trained; off: answer directly; forced: no empty trace.")
     ] = Think.on,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own pairs instead of benchmarks, as nrt data prepare writes them: how often the answer is right "
+            "with thinking, with the null trace, directly, and with another row's trace.",
+            show_default=False,
+        ),
+    ] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data: number, math, choice, exact or module:function. Default: as the file says.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     allow_unsafe_code: Unsafe = False,
     print_olmes: PrintOlmes = False,
@@ -83,6 +99,10 @@ def evaluate(
 
     # What is said wrongly is told before torch is imported, which takes seconds.
     select([benchmarks])
+    if data is None and grader:
+        raise ConfigError("--grader is for --data; benchmarks have their own.")
+    if data is not None and (benchmarks != "all" or backend is Backend.olmes):
+        raise ConfigError("--data is evaluated alone: drop --benchmarks and --backend.")
     resolved = config.load(None, overrides or [])
 
     from nrt_cli.progress import choose_for_eval
@@ -92,6 +112,13 @@ def evaluate(
     from nrt_cli.workflows.session import Job, Session
 
     job = Job(model, (benchmarks,), limit, backend.value, engine.value, think.value, out, allow_unsafe_code)
+    if data is not None:
+        from nrt_cli.workflows.pairs import evaluate_pairs
+
+        with choose_for_eval() as display:
+            found = evaluate_pairs(job, resolved, display, data, grader)
+        show(found, as_json, _render_pairs)
+        return
     if print_olmes:
         commands = olmes_commands(Session(job, resolved, choose_for_eval()))
         console.result(commands, as_json, lambda _: typer.echo("\n".join(commands.values())))
@@ -153,6 +180,24 @@ def _render(outcome: dict[str, Any]) -> None:
     console.stdout.print(table)
     for note in _notes(outcome):
         console.stdout.print(console.plain(note), soft_wrap=True)
+
+
+def _render_pairs(found: dict[str, Any]) -> None:
+    table = Table(title=console.plain(f"{found['model']['name']}, {found['data']}"), title_justify="left")
+    table.add_column("right, in percent")
+    for name in ("mean [95 % interval]", "n"):
+        table.add_column(name, justify="right")
+    for one in found["measures"]:
+        table.add_row(one["title"], one["text"], str(one["n"]))
+    console.stdout.print(table)
+    caps = f"traces of at most {found['max_trace_tokens']} tokens, answers of {found['max_answer_tokens']}"
+    console.stdout.print(
+        console.plain(
+            f"greedy, graded by {', '.join(found['graders'])}; {caps}, of both together with the null trace and "
+            f"directly; differences are paired\nresults: {found['results']}"
+        ),
+        soft_wrap=True,
+    )
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

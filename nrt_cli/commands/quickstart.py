@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
+from nrt_cli.commands.runs import measures_table
 
 EXAMPLE = "Example: nrt quickstart"
 
@@ -45,21 +45,9 @@ def quickstart(
 
 
 def _show(data: dict[str, Any], folder: Path) -> None:
-    before, after = data["held_out_before"], data["held_out_after"]
-    table = Table(
-        "held-out log P(y*), nats per answer", "before", "after", title="What was learned", title_justify="left"
-    )
-    rows = {
-        "answer_logprob": "given a trace the model samples",
-        "null_logprob": "given the null trace (no thinking)",
-        "gain": "gain of thinking: the difference",
-    }
-    for key in (key for key in rows if key in after):  # SFT has no traces
-        table.add_row(rows[key], f"{before[key]:.2f}", f"{after[key]:.2f}")
-    console.stdout.print(table)
-    console.stdout.print(
-        f"{data['steps']} steps in {data['seconds'] / 60:.1f} minutes; {after['examples']} questions held out."
-    )
+    console.stdout.print(measures_table(data["held_out"], "What was learned"))
+    examples = data["held_out_after"]["examples"]
+    console.stdout.print(f"{data['steps']} steps in {data['seconds'] / 60:.1f} minutes; {examples} questions held out.")
     if data["samples"]:
         console.stdout.print("\n[bold]Three held-out questions after training[/bold] (the first three, not chosen)")
     for sample in data["samples"]:

@@ -107,12 +107,28 @@ def _show(record: dict[str, Any]) -> None:
     for scores in record["held_out_scores"]:
         shown = {key: _number(value) for key, value in scores.items() if key not in ("kind", "step")}
         _pairs(f"held-out scores after step {scores['step']}", shown)
+    if record["held_out_measures"]:
+        console.stdout.print(measures_table(record["held_out_measures"], "held-out pairs, before and after training"))
     evaluations = {f"{e['benchmark']} ({e['of']}, {e['backend']})": e for e in record["evaluations"]}
     _pairs(
         "evaluations",
         {n: f"{_number(e['score'], '.3f')} ± {_number(e['error'], '.3f')}, n {e['n']}" for n, e in evaluations.items()},
     )
     _pairs("training, mean of the last 10 steps", {key: _number(value) for key, value in record["metrics"].items()})
+
+
+def measures_table(measures: list[dict[str, Any]], title: str) -> Table:
+    """Held-out measures before and after training, with their intervals."""
+    pairs = "/".join(dict.fromkeys(str(one["after"]["n"]) for one in measures))
+    caption = f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent"
+    table = Table("", title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
+    table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False  # fits 80 columns
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    for one in measures:
+        text = one["text"]
+        table.add_row(one["title"], text["before"].partition(" ")[0], text["after"], text["change"])
+    return table
 
 
 def _event(events: list[dict[str, Any]]) -> str:

@@ -15,6 +15,8 @@ Aggregation = Literal["micro", "macro"]
 """micro weighs every document alike, macro every subset."""
 
 RESAMPLES = 2000
+NORMAL = 1.959963984540054
+"""The standard normal's quantile of 95 % intervals."""
 Floats = NDArray[np.float64]
 
 
@@ -29,12 +31,52 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of b - a over n shared documents, with a 95 % bootstrap interval."""
+    """A mean over n documents, such as that of b - a, with a 95 % interval."""
 
     value: float
     low: float
     high: float
     n: int
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def mean_over_rows(values: Sequence[float], seed: int = 0) -> Difference:
+    """The mean of one number per row, such as a difference within it, with its bootstrap interval over the rows."""
+    return paired_difference([0.0] * len(values), values, [""] * len(values), "micro", seed)[0]
+
+
+def share_over_rows(scores: Sequence[float]) -> Difference:
+    """The mean of scores in [0, 1] with Wilson's interval, which has a width also where all are 0 or all are 1.
+
+    Source: Wilson, 1927, Probable Inference, the Law of Succession, and Statistical Inference.
+    """
+    n, share, z = len(scores), mean(scores), NORMAL
+    if not n:
+        return Difference(math.nan, math.nan, math.nan, 0)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Difference(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def bounded_over_rows(values: Sequence[float], bound: float = 1.0) -> Difference:
+    """The mean of differences in [-bound, bound] with an interval that has a width also where all are alike.
+
+    As if there were two rows more: half a row each at the ends and one at 0. For right or wrong in pairs this is the
+    Wald interval with two added pairs.
+
+    Source: Agresti and Min, 2005, Simple improved confidence intervals for comparing matched proportions.
+    """
+    n, more = len(values), len(values) + 2
+    if not n:
+        return Difference(math.nan, math.nan, math.nan, 0)
+    centre = math.fsum(values) / more
+    variance = (math.fsum(value * value for value in values) + bound * bound) / more - centre * centre
+    half = NORMAL * math.sqrt(variance / more)
+    return Difference(mean(values), max(-bound, centre - half), min(bound, centre + half), n)
 
 
 def document_weights(subsets: Sequence[str], aggregation: Aggregation) -> Floats:

@@ -6,7 +6,7 @@ tokens and not a million Python lists.
 
 import contextlib
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nrt_cli.data.columns import VERL, read_pair
+from nrt_cli.data.columns import VERL, Pair, read_pair
 from nrt_cli.data.formats import parquet_rows
 from nrt_cli.data.sources import Row, file_sha256
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
+from nrt_cli.text import grading
 from nrt_cli.text.prompts import encode_answer, prompt_text
 from nrt_cli.text.questions import KnownDocuments, digest, normalised
 
@@ -169,6 +170,28 @@ def load_examples(
     )
 
 
+def graded_pairs(path: Path, indices: Sequence[int], grader: str | None = None) -> list[grading.Pair]:
+    """Some pairs of a prepared file, by the number of their row, each with the name of its grader.
+
+    That is `grader` where one is given; else the one that the row names. Where it names none, as in older files and
+    verl's own, it is the one that suits all answers of the row's source.
+    """
+    wanted, answers = set(indices), defaultdict[str, list[str]](list)
+    found: dict[int, Pair] = {}
+    for number, row in enumerate(_rows(path)):
+        with contextlib.suppress(DataError):
+            pair = read_pair(row, {})
+            if pair.answer and not pair.lacks:
+                answers[pair.source].append(pair.answer)
+            if number in wanted:
+                found[number] = pair
+    guessed = {source: grading.guess(answers[source]) for source in {p.source for p in found.values() if not p.grader}}
+    pairs = [found[number] for number in indices]
+    return [
+        grading.Pair(_question(pair), str(pair.answer), grader or pair.grader or guessed[pair.source]) for pair in pairs
+    ]
+
+
 def read_texts(path: Path, indices: Collection[int]) -> dict[int, tuple[str, str]]:
     """Question and answer of some pairs of a prepared file, by the number of their row, as they were written.
 
@@ -178,10 +201,13 @@ def read_texts(path: Path, indices: Collection[int]) -> dict[int, tuple[str, str
     for number, row in enumerate(_rows(path)):
         if number in indices:
             pair = read_pair(row, {})
-            alone = len(pair.messages) == 1
-            question = "\n\n".join(t["content"] if alone else f"{t['role']}: {t['content']}" for t in pair.messages)
-            found[number] = (question, str(pair.answer))
+            found[number] = (_question(pair), str(pair.answer))
     return found
+
+
+def _question(pair: Pair) -> str:
+    alone = len(pair.messages) == 1
+    return "\n\n".join(t["content"] if alone else f"{t['role']}: {t['content']}" for t in pair.messages)
 
 
 def documents_in(path: Path, known: KnownDocuments) -> set[int]:

@@ -49,6 +49,8 @@ _COLUMNS = 1000
 """Names of unused columns that are counted: rows may have names of their own."""
 GUESSED_FROM = 200
 """Answers of a source that its grader is guessed from."""
+_GENERATED = "generated:"
+"""What the names of our own generators' sources begin with: the last number of an answer of theirs is what counts."""
 
 _GROUP_ROWS, _GROUP_BYTES = 4096, 1 << 24
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -316,7 +318,8 @@ def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None)
             for row in table.filter(pa.array(looked_at[done : done + len(table)])).to_pylist():
                 answers[row["data_source"]].append(row["answer"])
             done += len(table)
-    return {source: tally.graders.get(source) or guess(found) for source, found in answers.items()}
+    known = {source: "number" for source in answers if source.startswith(_GENERATED)} | tally.graders
+    return {source: known.get(source) or guess(found) for source, found in answers.items()}
 
 
 def _write(folder: Path, codes_N: np.ndarray, graders: Mapping[str, str], log: TextIO, progress: Progress) -> None:

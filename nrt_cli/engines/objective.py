@@ -15,7 +15,7 @@ from nrt_cli.core.schemes import get_scheme
 from nrt_cli.engines.local.layout import Layout
 from nrt_cli.engines.local.policy import Row
 from nrt_cli.errors import TrainingError
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup
 
 Score = Callable[[Sequence[Row]], Sequence[tuple[Tensor, Tensor]]]
 """What a model says of rows: log-probabilities and entropies of each one's scored tokens."""
@@ -53,24 +53,36 @@ class Objective:
         return GroupScore(logprobs, context, loss)
 
 
-def held_out_scores(groups: Sequence[RolloutGroup], layout: Layout, score: Score) -> dict[str, float]:
-    """Mean log P(y*) in nats, given each group's one trace and given the null trace, and what the traces are like."""
+def held_out_scores(groups: Sequence[RolloutGroup], layout: Layout, score: Score) -> HeldOut:
+    """log P(y*) in nats, given each group's one trace and given the null trace, and what the traces are like."""
     examples, traces = [group.example for group in groups], [group.rollouts[0] for group in groups]
-    with_trace = mean_answer_logprob([layout.rows(group)[0] for group in groups], examples, score)
-    with_null = mean_answer_logprob([layout.null_row(example) for example in examples], examples, score)
-    return {
-        "answer_logprob": with_trace,
-        "null_logprob": with_null,
-        "gain": with_trace - with_null,
+    with_trace = answer_logprobs([layout.rows(group)[0] for group in groups], examples, score)
+    with_null = answer_logprobs([layout.null_row(example) for example in examples], examples, score)
+    metrics = {
+        "answer_logprob": mean_total(with_trace),
+        "null_logprob": mean_total(with_null),
+        "gain": mean_total(with_trace) - mean_total(with_null),
         "trace_length": sum(len(trace.trace_ids) for trace in traces) / len(traces),
         "forced_share": sum(trace.forced for trace in traces) / len(traces),
     }
+    return HeldOut(metrics, with_trace, tuple(groups), with_null)
 
 
-def mean_answer_logprob(rows: Sequence[Row], examples: Sequence[Example], score: Score) -> float:
-    """Mean over examples of log P(y*), the last tokens of each row, in nats."""
-    totals = [float(s[0][-len(e.answer_ids) :].double().sum()) for s, e in zip(score(rows), examples, strict=True)]
-    return sum(totals) / len(totals)
+def direct_scores(rows: Sequence[Row], examples: Sequence[Example], score: Score) -> HeldOut:
+    """log P(y*) in nats where there is no trace: SFT's rows."""
+    logprobs = answer_logprobs(rows, examples, score)
+    return HeldOut({"answer_logprob": mean_total(logprobs)}, logprobs)
+
+
+def answer_logprobs(rows: Sequence[Row], examples: Sequence[Example], score: Score) -> tuple[tuple[float, ...], ...]:
+    """Of each row, the log-probs of y*, its last tokens."""
+    scored = zip(score(rows), examples, strict=True)
+    return tuple(tuple(logprobs_N[-len(e.answer_ids) :].tolist()) for (logprobs_N, _), e in scored)
+
+
+def mean_total(logprobs: Sequence[Sequence[float]]) -> float:
+    """Mean over examples of log P(y*), in nats."""
+    return sum(map(sum, logprobs)) / len(logprobs)
 
 
 def mean_of(reports: Sequence[dict[str, float]]) -> dict[str, float]:

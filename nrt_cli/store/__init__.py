@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from nrt_cli.commandline import resume
 from nrt_cli.errors import StoreError
 from nrt_cli.files import draft, sha256, sync
+from nrt_cli.records import ACCURACIES
 from nrt_cli.store.files import (
     append_line,
     lines,
@@ -67,6 +68,8 @@ TRACE_COLUMNS = {
     "reward_log_scale": "double",
     "advantage": "double",
     "dead_group": "bool",
+    "grader": "string",
+    **{f"{kind}_{what}": type_ for kind in ACCURACIES for what, type_ in (("reply", "string"), ("score", "double"))},
 }
 """Columns of every trace file and their Arrow types; null where a trace was not scored."""
 
@@ -222,6 +225,15 @@ class Run:
                 batches = file.iter_batches(batch_size=first, columns=there)
                 rows = next((batch.to_pylist() for batch in batches), [])
         return [dict.fromkeys(wanted) | row for row in rows]
+
+    def held_out_rows(self, step: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """What each held-out example scored after a step; nothing where that is not stored.
+
+        Rows of SFT, which has no traces, are in a table of another name, so that nobody takes them for traces. A run
+        from before these records has traces whose scores are None.
+        """
+        names = [name for name in (f"held-out-{step:06d}", f"direct-{step:06d}") if name in self.trace_names()]
+        return self.traces(names[0], columns) if names else []
 
     def count_traces(self, name: str) -> int:
         """How many rows `write_traces` wrote, from the file's foot alone."""

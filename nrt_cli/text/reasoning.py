@@ -49,15 +49,16 @@ class Draft:
         self.request = request
         self.tokens = tokens
         self.tokenizer = tokenizer
-        self.trace_ids: list[int] = []
+        self.trace_ids: list[int] = list(request.trace_ids or ())
         self.answer_ids: list[int] = []
         self.stop: Stop | None = None
         self.cut = False
-        self.part: Part | None = Part.trace if request.think else Part.answer
+        thinks = request.think and request.trace_ids is None
+        self.part: Part | None = Part.trace if thinks else Part.answer
         room = _room(request, tokens, positions)
         self.answer_cap = request.max_answer_tokens if room is None else min(request.max_answer_tokens, max(room, 0))
         left = request.max_trace_tokens if room is None else room - self.answer_cap
-        self.trace_cap = min(request.max_trace_tokens, left) if request.think else 0
+        self.trace_cap = min(request.max_trace_tokens, left) if thinks else 0
         if self.answer_cap < 1:
             self.part, self.cut = None, True
         # Characters have at most four bytes and tokens of text at least one, so a stop string ends within so many.
@@ -174,12 +175,13 @@ class Draft:
             answer_tokens=len(self.answer_ids),
             stop=self.stop,
             cut=self.cut,
+            trace_ids=tuple(self.trace_ids),
         )
 
 
 def _room(request: Request, tokens: ThinkTokens, positions: int | None) -> int | None:
-    """Positions that the prompt and the think tokens leave to trace and answer."""
+    """Positions that the prompt, the think tokens and a trace that is given leave to what is generated."""
     if positions is None:
         return None
     marks = (tokens.start_id is not None) + 1 if request.think else 0
-    return positions - len(request.prompt_ids) - marks
+    return positions - len(request.prompt_ids) - marks - len(request.trace_ids or ())

@@ -8,11 +8,14 @@ import numpy as np
 
 from nrt_cli.commandline import nrt
 from nrt_cli.config import flatten
-from nrt_cli.config.suite import NAMES, ORDER, BenchmarkSpec, benchmark
+from nrt_cli.config.suite import NAMES, ORDER, benchmark
 from nrt_cli.core.statistics import interval, mean_of, paired_difference
 from nrt_cli.errors import StoreError
+from nrt_cli.records import ACCURACIES
 from nrt_cli.store.evals import Evaluation, find_evaluations
 from nrt_cli.store.reference import Reference
+from nrt_cli.workflows.pairs import DATA, Pairs
+from nrt_cli.workflows.scores import Scored
 
 NOT_COMPARED = ("model",)
 """Settings that two models differ in by nature."""
@@ -45,6 +48,13 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
         left, right = (found[ref].get(name, []) for ref in (a, b))
         if left and right:
             row, draws_R = _compare_one(benchmark(name), *_closest(left, right), seed)
+            rows.append(row)
+            draws.append(draws_R)
+    for name in [name for name in found[a] if name.startswith(DATA) and name in found[b]]:
+        pair = _closest(found[a][name], found[b][name])
+        for kind in [kind for kind in ACCURACIES if all(kind in (e.scores() or {})["metrics"] for e in pair)]:
+            spec = Pairs(name, f"{name.removeprefix(DATA)}: {ACCURACIES[kind]}", kind)
+            row, draws_R = _compare_one(spec, *pair, seed)
             rows.append(row)
             draws.append(draws_R)
     if not rows:
@@ -87,9 +97,7 @@ def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in shared if one[key] != other[key])
 
 
-def _compare_one(
-    benchmark: BenchmarkSpec, left: Evaluation, right: Evaluation, seed: int
-) -> tuple[dict[str, Any], Any]:
+def _compare_one(benchmark: Scored, left: Evaluation, right: Evaluation, seed: int) -> tuple[dict[str, Any], Any]:
     one, other = ({(d.subset, d.id): d for d in e.documents().values()} for e in (left, right))
     both = [key for key in one if key in other]
     a, b = ([side[key].scores[benchmark.metric] for key in both] for side in (one, other))

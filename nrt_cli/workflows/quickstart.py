@@ -12,6 +12,7 @@ from nrt_cli.data.prepare import prepare
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
+from nrt_cli.workflows.runs import held_out_measures
 from nrt_cli.workflows.train import train
 
 PAIRS = "generated:sums?size=2000&seed=0"
@@ -27,11 +28,11 @@ def quickstart(
 ) -> dict[str, Any]:
     """Prepare, train and report in `folder`. What is there already is kept, an unfinished run goes on.
 
-    Returns the run's summary and, under `samples`, the first held-out questions, each with a trace and its reference
-    answer: not chosen.
+    Returns the run's summary, under `held_out` its held-out measures, and under `samples`, not chosen, the first
+    held-out questions, each with a trace and its reference answer.
     """
     say(f"1/3 question-answer pairs: {PAIRS}")
-    prepare([PAIRS], folder / "data", Settings(validation=64))
+    prepare([PAIRS], folder / "data", Settings(validation=64, grader="number"))
     say(f"2/3 model: {MODEL}")
     prepare_model(MODEL, folder / "model")
     held_out = folder / "data" / "validation.parquet"
@@ -45,7 +46,11 @@ def quickstart(
     started = (run_path / "manifest.json").is_file()
     say(f"3/3 training: {config.method}, {config.train.steps} steps of {config.train.batch_size} questions")
     summary = train(run_path, config, started, make_display)
-    return summary | {"samples": _samples(Run.open(run_path), f"held-out-{summary['steps']:06d}", held_out)}
+    run = Run.open(run_path)
+    return summary | {
+        "held_out": held_out_measures(run),
+        "samples": _samples(run, f"held-out-{summary['steps']:06d}", held_out),
+    }
 
 
 def _samples(run: Run, name: str, held_out: Path) -> list[dict[str, str]]:

@@ -4,11 +4,13 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
+from nrt_cli.core.held_out import COLUMNS, before_and_after, shown
 from nrt_cli.errors import StoreError
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
@@ -104,6 +106,7 @@ def describe(run: Run) -> dict[str, Any]:
         "settings": _unlike_preset(config),
         "metrics": _last_metrics(run),
         "held_out_scores": run.metrics("held_out"),
+        "held_out_measures": held_out_measures(run),
         "evaluations": [_evaluation(run, found) for found in evaluations_of(run)],
         "checkpoints": run.checkpoint_steps(),
         "traces": run.trace_names(),
@@ -141,6 +144,31 @@ def _mean(values: Sequence[float]) -> float:
 def evaluations_of(run: Run) -> list[Evaluation]:
     """The run's finished evaluations, those of its checkpoints too."""
     return [found for folder in sorted(run.path.glob("evals/*")) for found in find_evaluations(folder)]
+
+
+def held_out_measures(run: Run) -> list[dict[str, Any]]:
+    """What the held-out pairs say before and after training, each with its 95 % interval over the pairs; none where
+    that is not stored."""
+    scores = run.metrics("held_out")
+    if not scores:
+        return []
+    first, last = (run.held_out_rows(scores[i]["step"], COLUMNS) for i in (0, -1))
+    found = before_and_after(run.manifest()["method"], first, last)
+    return [
+        {
+            "key": one.measure.key,
+            "title": one.measure.title,
+            "unit": "share" if one.measure.share else "nats",
+            **{when: asdict(getattr(one, when)) for when in ("before", "after", "change")},
+            "text": {
+                "before": shown(one.before, one.measure, one.measure.difference),
+                "after": shown(one.after, one.measure, one.measure.difference),
+                "change": shown(one.change, one.measure, True),
+            },
+        }
+        for one in found
+        if one.after.n
+    ]
 
 
 def _evaluation(run: Run, found: Evaluation) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from nrt_cli.config.suite import ORDER, BenchmarkSpec
-from nrt_cli.core.statistics import Mean, mean_of, overall
+from nrt_cli.core.statistics import Aggregation, Mean, mean_of, overall
 from nrt_cli.errors import NrtError
 from nrt_cli.records import Document
 
@@ -14,7 +14,22 @@ LENGTHS = ("trace_tokens", "answer_tokens", "forced_share", "truncated_share")
 """How long traces and answers are, and how they ended."""
 
 
-def score_row(spec: BenchmarkSpec, documents: Sequence[Document]) -> dict[str, Any]:
+class Scored(Protocol):
+    """What a row says of what was scored."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def domain(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def aggregation(self) -> Aggregation: ...
+
+
+def score_row(spec: Scored, documents: Sequence[Document]) -> dict[str, Any]:
     """A benchmark's score with its error, its other metrics and means, and how its traces and answers ended.
 
     `trace_tokens` is a mean over the replies that have a trace, `forced_share` those of them whose t_end was appended,
@@ -46,7 +61,7 @@ def failed_row(spec: BenchmarkSpec, error: Exception) -> dict[str, Any]:
     )
 
 
-def _head(spec: BenchmarkSpec) -> dict[str, Any]:
+def _head(spec: Scored) -> dict[str, Any]:
     return {
         "benchmark": spec.name,
         "title": spec.title,

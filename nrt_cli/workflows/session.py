@@ -1,6 +1,7 @@
 """What an evaluation is of and under which settings: the job, its model, and where its results go."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,11 +63,14 @@ class Session:
 
     def settings(self, benchmark: Benchmark) -> dict[str, Any]:
         """Everything that decides a benchmark's answers and grades. What is not here changes neither."""
+        return self.settings_of(dict(benchmark.settings), self.think and benchmark.thinks)
+
+    def settings_of(self, asked: Mapping[str, Any], thinks: bool) -> dict[str, Any]:
+        """The same of anything that is asked."""
         section, device = self.config.eval, pick_device(self.config.model.device)
-        thinks = self.think and benchmark.thinks
         packages = PACKAGES + (("vllm",) if self.job.engine == "vllm" else ())
         return {
-            "benchmark": dict(benchmark.settings),
+            "benchmark": dict(asked),
             "model": self.fingerprint,
             "backend": self.job.backend,
             "engine": self.job.engine,

@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.commandline import pasted, resume, settings
 from nrt_cli.config import RunConfig
-from nrt_cli.data.examples import ExampleSet, load_examples
+from nrt_cli.data.examples import ExampleSet, graded_pairs, load_examples
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, pick_device, pick_dtype, positions, require_model
 from nrt_cli.engines.local.sources import model_fingerprint
@@ -25,6 +25,7 @@ from nrt_cli.engines.samplers import pick_engine
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
+from nrt_cli.text.grading import Pair, find
 from nrt_cli.workflows.made import with_files
 
 FREE_ON_RESUME = (
@@ -75,6 +76,8 @@ class Inputs:
     train: ExampleSet
     validation: ExampleSet | None
     held_out: list[Example]
+    pairs: list[Pair]
+    """Of each held-out example, the reference answer as text and the name of its grader."""
     steps: int
     fingerprints: dict[str, str]
 
@@ -133,7 +136,19 @@ def load_inputs(config: RunConfig) -> Inputs:
         _check_positions(config, files[name], examples)
     held_out = sets.get("validation")
     shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))] if held_out else []
-    return Inputs(sets["train"], held_out, shown, _steps(config, len(sets["train"])), fingerprints)
+    pairs = _gradable(graded_pairs(files["validation"], [example.index for example in shown]) if shown else [])
+    return Inputs(sets["train"], held_out, shown, pairs, _steps(config, len(sets["train"])), fingerprints)
+
+
+def _gradable(pairs: list[Pair]) -> list[Pair]:
+    """The pairs, without their graders where one of these cannot be had: training does not depend on them."""
+    try:
+        for name in {pair.grader for pair in pairs}:
+            find(name)
+    except ConfigError as error:
+        console.warn(f"held-out accuracy is not measured: {error}")
+        return [replace(pair, grader="none") for pair in pairs]
+    return pairs
 
 
 def require_think_tokens(config: RunConfig) -> None:

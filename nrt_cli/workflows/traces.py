@@ -1,10 +1,12 @@
 """Sampled groups as rows of the trace table: one row per trace, token ids and numbers per token side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nrt_cli.core.metrics import GroupScore
-from nrt_cli.records import RolloutGroup
+from nrt_cli.engines.accuracies import Graded
+from nrt_cli.records import Example, HeldOut, RolloutGroup
+from nrt_cli.text.grading import Pair
 from nrt_cli.text.pieces import text_within
 
 
@@ -14,8 +16,7 @@ def trace_rows(
     """The rows of some groups.
 
     Lists are per token: `trace_*` and `sampled` over z and t_end, `answer_*`, `null_logprobs` and `token_signals` over
-    y* with its eos. `sampled` is False where t_end was appended. Scores are left out where there are none (held-out
-    traces are not scored token by token).
+    y* with its eos. `sampled` is False where t_end was appended. Scores are left out where there are none.
     """
     rows = []
     for g, group in enumerate(groups):
@@ -37,6 +38,40 @@ def trace_rows(
             }
             rows.append(row | (_scores(scores[g], k) if scores else {}))
     return rows
+
+
+def held_out_rows(
+    step: int,
+    examples: Sequence[Example],
+    held_out: HeldOut,
+    pairs: Sequence[Pair],
+    answered: Sequence[Mapping[str, Graded]],
+    tokenizer: Any,
+) -> list[dict[str, Any]]:
+    """A row per held-out example: its trace, if there is one, what y* scored, and its graded replies."""
+    rows = trace_rows(step, held_out.groups, None, tokenizer) or [_direct_row(step, e, tokenizer) for e in examples]
+    for i, row in enumerate(rows):
+        row["answer_logprobs"] = held_out.answer_logprobs[i]
+        row["grader"] = pairs[i].grader
+        if held_out.null_logprobs:
+            row["null_logprobs"] = held_out.null_logprobs[i]
+            row["gain"] = sum(row["answer_logprobs"]) - sum(row["null_logprobs"])
+        for kind, graded in answered[i].items():
+            row |= {f"{kind}_reply": graded.reply.answer, f"{kind}_score": graded.grade.score}
+    return rows
+
+
+def _direct_row(step: int, example: Example, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "example": example.index,
+        "source": example.source,
+        "k": 0,
+        "prompt": tokenizer.decode(example.prompt_ids),
+        "answer": text_within(tokenizer, example.answer_ids),
+        "prompt_ids": list(example.prompt_ids),
+        "answer_ids": list(example.answer_ids),
+    }
 
 
 def _scores(score: GroupScore, k: int) -> dict[str, Any]:

@@ -18,18 +18,20 @@ from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.core.overlap import warnings
 from nrt_cli.data.examples import ExampleSet
+from nrt_cli.engines import accuracies
+from nrt_cli.engines.accuracies import Graded, Question
 from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.profiling import profiled, table
 from nrt_cli.engines.tracking import Trackers, require_trackers
 from nrt_cli.errors import Interrupted, NrtError, StoreError, TrainingError
 from nrt_cli.progress import Progress
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import ACCURACIES, Example, RolloutGroup
 from nrt_cli.store import Run, require_vacant
 from nrt_cli.workflows import engines, preflight, start
 from nrt_cli.workflows.engines import Engine
 from nrt_cli.workflows.overlap import overlap
 from nrt_cli.workflows.start import Inputs
-from nrt_cli.workflows.traces import trace_rows
+from nrt_cli.workflows.traces import held_out_rows, trace_rows
 
 ORDER_STREAM = 2
 """First part of the key of the random streams that order the data (the engine's are 0 and 1)."""
@@ -296,14 +298,33 @@ def _score_held_out(session: Session, step: int) -> None:
     held_out = session.inputs.held_out
     if not held_out:
         return
-    metrics, groups = session.engine.held_out(held_out)
-    record = {"kind": "held_out", "step": step, "examples": len(held_out), **metrics}
+    scores = session.engine.held_out(held_out)
+    answered = _answer_held_out(session, step)
+    record = {"kind": "held_out", "step": step, "examples": len(held_out), **scores.metrics}
+    if any(answered):
+        found = accuracies.mean_scores(answered)
+        record |= {"graded": sum(map(bool, answered)), **{f"accuracy_{kind}": found[kind] for kind in found}}
+    rows = held_out_rows(step, held_out, scores, session.inputs.pairs, answered, session.engine.tokenizer)
+    # Before the record: who reads that finds the rows behind it.
+    session.run.write_traces(f"{'held-out' if scores.groups else 'direct'}-{step:06d}", rows)
     session.run.append_metrics(record)
     session.trackers.log(record)
     session.display.held_out(record)
     _watch(session, record)
-    if groups:
-        session.run.write_traces(f"held-out-{step:06d}", trace_rows(step, groups, None, session.engine.tokenizer))
+
+
+def _answer_held_out(session: Session, step: int) -> list[dict[str, Graded]]:
+    """Each held-out example's graded replies: all kinds before and after training, with thinking alone in between."""
+    inputs, config, reasoner = session.inputs, session.config, session.engine.reasoner()
+    ends = step in (0, inputs.steps)
+    kinds = ["direct"] if config.method == "sft" else [*ACCURACIES] if ends else ["thinking"]
+    graded = [i for i, pair in enumerate(inputs.pairs) if pair.grader != "none"] if reasoner else []
+    questions = [Question(str(i), inputs.held_out[i].prompt_ids, inputs.pairs[i]) for i in graded]
+    longest = max((len(example.answer_ids) for example in inputs.held_out), default=0)
+    cap = accuracies.answer_cap(longest, config.data.max_answer_tokens)
+    found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
+    of_row = dict(zip(graded, found, strict=True))
+    return [of_row.get(i, {}) for i in range(len(inputs.pairs))]
 
 
 def _save(session: Session, step: int) -> None:

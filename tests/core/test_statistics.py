@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli.core.statistics import (
+    Difference,
     Mean,
+    bounded_over_rows,
     document_weights,
     interval,
     mean_of,
+    mean_over_rows,
     overall,
     paired_difference,
     resampled_differences,
+    share_over_rows,
 )
 
 documents = st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abc")), min_size=2, max_size=30)
@@ -135,3 +139,52 @@ def test_without_shared_documents_there_is_no_difference():
     difference, _ = paired_difference([], [], [], "macro")
     assert math.isnan(difference.value)
     assert difference.n == 0
+
+
+def test_a_share_by_hand():
+    # Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n); with p = 1 the ends are 1 and 1 / (1 + z^2/n).
+    found = share_over_rows([1.0] * 4)
+    assert (found.value, found.high, found.n) == (1.0, 1.0, 4)
+    assert found.low == pytest.approx(1 / (1 + 1.959964**2 / 4), rel=1e-6)
+    # p = 1/2: centred, half the width is z sqrt(1/4n + z^2/4n^2) / (1 + z^2/n).
+    half = share_over_rows([1.0, 0.0])
+    assert (half.low + half.high) / 2 == pytest.approx(0.5)
+    z2 = 1.959964**2
+    assert half.high - 0.5 == pytest.approx((z2 * (1 / 8 + z2 / 16)) ** 0.5 / (1 + z2 / 2), rel=1e-6)
+    assert math.isnan(share_over_rows([]).value)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_a_share_lies_in_its_interval(scores):
+    found = share_over_rows(scores)
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+
+
+def test_a_mean_over_rows_is_a_paired_difference():
+    before, after = [-3.0, -1.0, -2.0], [-1.0, -1.5, 0.0]
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    found = mean_over_rows(differences, seed=5)
+    assert found == paired_difference(before, after, [""] * 3, "micro", seed=5)[0]
+    assert found.value == pytest.approx(3.5 / 3)
+    assert isinstance(found, Difference)
+
+
+def test_a_difference_of_accuracies_has_a_width_where_all_pairs_are_alike():
+    # Agresti and Min for 10 pairs without any discordant one: 0 -+ z sqrt((0 + 1) / 12 / 12).
+    found = bounded_over_rows([0.0] * 10)
+    assert (found.value, found.n) == (0, 10)
+    assert found.high == pytest.approx(1.959964 / 12) == -found.low
+    # 4 pairs better, 1 worse, 5 alike: centre 3/12, variance (5 + 1)/12 - (3/12)^2.
+    found = bounded_over_rows([1.0] * 4 + [-1.0] + [0.0] * 5)
+    assert found.value == pytest.approx(0.3)
+    half = 1.959964 * math.sqrt((6 / 12 - 1 / 16) / 12)
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half))
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), max_size=20))
+def test_a_difference_of_accuracies_mirrors(values):
+    found, mirrored = bounded_over_rows(values), bounded_over_rows([-value for value in values])
+    if values:
+        assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low))
+        assert found.low <= found.value <= found.high

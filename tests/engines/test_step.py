@@ -173,16 +173,21 @@ def test_sft_is_cross_entropy_on_the_answer(tiny_config):
 def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
     engine = double_engine(tiny_config("method=am"))
     examples = [group.example for group in batch(engine)]
-    metrics, groups = engine.held_out(examples)
+    scores = engine.held_out(examples)
+    groups = scores.groups
     tokens, model = engine.tokens, engine.policy.model
     totals = []
     for group in groups:
         x, y, z = group.example.prompt_ids, group.example.answer_ids, group.rollouts[0].trace_ids
         openings = ([*x, tokens.start_id, *z, tokens.end_id], [*x, tokens.start_id, tokens.end_id])
-        totals.append([float(answer_probabilities(model, o, y).log().sum().detach()) for o in openings])
+        by_token = [answer_probabilities(model, o, y).log().detach() for o in openings]
+        totals.append([float(logprobs.sum()) for logprobs in by_token])
+        i = len(totals) - 1
+        assert scores.answer_logprobs[i] == pytest.approx(by_token[0].tolist(), rel=1e-6)
+        assert scores.null_logprobs[i] == pytest.approx(by_token[1].tolist(), rel=1e-6)
     with_trace, with_null = (sum(column) / 3 for column in zip(*totals, strict=True))
     lengths = [len(group.rollouts[0].trace_ids) for group in groups]
-    assert metrics == pytest.approx(
+    assert scores.metrics == pytest.approx(
         {
             "answer_logprob": with_trace,
             "null_logprob": with_null,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -132,12 +133,47 @@ def test_trace_files_have_one_schema(am_run, tmp_path):
     assert pq.read_schema(other.path / "traces" / "empty.parquet").equals(files[0])
 
 
+def test_held_out_rows_add_up_to_the_record(shared_run):
+    for method, kinds in (("am", ("thinking", "null", "direct", "other_trace")), ("sft", ("direct",))):
+        run = shared_run(f"method={method}", "train.validate_every=1")
+        assert [name for name in run.trace_names() if name.startswith("held-out")] == (
+            [] if method == "sft" else [f"held-out-{step:06d}" for step in range(4)]
+        )
+        for record in run.metrics("held_out"):
+            rows = run.held_out_rows(record["step"])
+            assert [row["grader"] for row in rows] == ["number"] * record["examples"]
+            assert [len(row["answer_logprobs"]) for row in rows] == [len(row["answer_ids"]) for row in rows]
+            assert sum(sum(row["answer_logprobs"]) for row in rows) / len(rows) == record["answer_logprob"]
+            if method == "am":
+                assert sum(sum(row["null_logprobs"]) for row in rows) / len(rows) == record["null_logprob"]
+            ends = record["step"] in (0, 3)
+            for kind in ("thinking", "null", "direct", "other_trace"):
+                measured = kind in kinds if ends or method == "sft" else kind == "thinking"
+                assert (f"accuracy_{kind}" in record) == measured
+                scores = [row[f"{kind}_score"] for row in rows]
+                assert (sum(scores) / len(rows) == record[f"accuracy_{kind}"]) if measured else scores[0] is None
+                assert measured == all(isinstance(row[f"{kind}_reply"], str) for row in rows)
+            assert record["graded"] == record["examples"]
+
+
+def test_accuracies_change_nothing_that_is_learned(shared_run, train_run):
+    import nrt_cli.workflows.start as start_room
+
+    graded = shared_run("method=am", "train.validate_every=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_room, "_gradable", lambda pairs: [replace(pair, grader="none") for pair in pairs])
+        ungraded = train_run("method=am", "train.validate_every=1")
+    assert "graded" not in ungraded.metrics("held_out")[0]
+    assert same(weights(graded), weights(ungraded))
+
+
 @pytest.mark.parametrize("method", ["sft", *SCHEMES])
 def test_every_method_trains_and_exports(method, train_run, tiny_model_dir):
     run = train_run(f"method={method}", "train.keep_checkpoints=2")
     assert run.checkpoint_steps() == [2, 3]
     assert len(run.metrics()) == 3
-    assert run.trace_names() == ([] if method == "sft" else run.trace_names())
+    direct = [name for name in run.trace_names() if name.startswith("direct-")]
+    assert direct == (run.trace_names() if method == "sft" else [])
     trained = weights(run)
     exported = AutoModelForCausalLM.from_pretrained(run.export_path).state_dict()
     assert all(torch.equal(exported[name], value) for name, value in trained.items())

@@ -5,7 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analysis.report.contents import Cell, Contents, RunCard, Table
+from analysis.report.held_out import of_run
 from analysis.report.overlap import asked_twice
+from nrt_cli.core.held_out import Found, Measure, shown
+from nrt_cli.core.statistics import Difference
+from nrt_cli.records import ACCURACIES
 
 OVERALL = "Overall"
 OPEN = "the order is not settled"
@@ -70,11 +74,10 @@ class Panel:
 
 
 def panels(contents: Contents) -> list[Panel]:
-    """Benchmarks first, our own before the paper's; then held-out log P(y*)."""
+    """Benchmarks first, our own before the paper's; then held-out pairs."""
     tables = {table.key: table for table in contents.tables}
     found = [panel for key in ("table-3-own", "table-3") if key in tables for panel in _scores(tables[key])]
-    held_out = _held_out(contents.runs)
-    return [*found[:MOST], *([held_out] if held_out else [])]
+    return [*found[:MOST], *_held_out(contents.runs)]
 
 
 def trained(contents: Contents) -> str:
@@ -160,35 +163,101 @@ def _verdict(dots: Sequence[Dot]) -> str:
     return f"{names} leads with {first.text}; no other interval reaches it (next: {second.label}, {second.text})."
 
 
-# --- held-out log P(y*) ----------------------------------------------------------------------------------------------
+# --- held-out pairs --------------------------------------------------------------------------------------------------
 
 
-def _held_out(cards: Sequence[RunCard]) -> Panel | None:
-    """Each seed's held-out log P(y*) before and after training."""
+def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
+    """log P(y*), the gain of thinking, and accuracies, before and after training."""
+    cards = [card for card in cards if card.held_out]
+    of_card = [(card, {found.measure.key: found for found in of_run(card)}) for card in cards]
+    if dots := _dots(of_card, "answer_logprob", "") or _dots_of_records(cards):
+        verdicts = [_how(cards, dots)]
+        if {"sft"} < {card.method for card in cards}:
+            verdicts[0] += " Methods that think are scored given one sampled trace, SFT without any."
+        verdicts.append("After minus before flatters: answers become likelier after any trace, another row's too.")
+        verdicts += asked_twice(cards)
+        yield Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, tuple(verdicts))
+    if dots := _dots(of_card, "gain", ""):
+        verdicts = [
+            "log P(y*) given a sampled trace minus that given the null trace, of the same answers.",
+            *_changes(of_card),
+        ]
+        yield Panel("Gain of thinking", "nats per answer, higher is better", dots, tuple(verdicts))
+    if dots := tuple(dot for kind, title in ACCURACIES.items() for dot in _dots(of_card, f"accuracy_{kind}", title)):
+        verdicts = [
+            "Greedy answers that are right. Null trace and direct may use as many tokens as trace and answer together.",
+            *_differences(of_card),
+        ]
+        yield Panel("Held-out accuracy", "percent, higher is better", dots, tuple(verdicts))
+
+
+OfCards = Sequence[tuple[RunCard, dict[str, Found]]]
+"""Runs with their measures by key."""
+
+
+def _dots(of_card: OfCards, key: str, section: str) -> tuple[Dot, ...]:
+    """Every method's measure before and after, its interval that over pairs where there is one seed."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for card, measured in of_card:
+        if key in measured and measured[key].after.n:
+            found.setdefault((card.model, card.title), []).append(measured[key])
+    several = len({model for model, _ in found}) > 1
+    dots = []
+    for (model, title), seeds in found.items():
+        scale = 100 if seeds[0].measure.share else 1
+        before, after = (
+            tuple(scale * mean.value for mean in at) for at in zip(*((f.before, f.after) for f in seeds), strict=True)
+        )
+        ends = (scale * seeds[0].after.low, scale * seeds[0].after.high) if len(seeds) == 1 else (math.nan, math.nan)
+        label = f"{model}, {title}" if several and section else title
+        before = before if all(map(math.isfinite, before)) else ()
+        dots.append(Dot(section or model, label, sum(after) / len(after), *ends, before, after))
+    return tuple(dots)
+
+
+def _dots_of_records(cards: Sequence[RunCard]) -> tuple[Dot, ...]:
+    """The same from means alone, for runs from before single answers were stored."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    examples = set()
     for card in cards:
         scores = [r for r in card.held_out if math.isfinite(r.get("answer_logprob", math.nan))]
         if scores:
             ends = (float(scores[0]["answer_logprob"]), float(scores[-1]["answer_logprob"]))
             found.setdefault((card.model, card.title), []).append(ends)
-            examples.add(scores[-1].get("examples"))
-    if not found:
-        return None
-    dots = tuple(
+    return tuple(
         Dot(model, title, sum(after) / len(after), before=tuple(before), after=tuple(after))
         for (model, title), ends in found.items()
         for before, after in [tuple(zip(*ends, strict=True))]
     )
-    count = "/".join(str(n) for n in sorted(examples, key=str))
-    verdicts = [f"Mean over {count} held-out answers, before (ring) and after training (dot)."]
-    if {"sft"} < {card.method for card in cards}:
-        verdicts[0] += " Methods that think are scored given one sampled trace, SFT without any."
+
+
+def _how(cards: Sequence[RunCard], dots: Sequence[Dot]) -> str:
+    """Over how many answers, and what intervals and dots are."""
+    count = "/".join(sorted({str(card.held_out[-1].get("examples")) for card in cards}))
     seeds = max(len(dot.after) for dot in dots)
-    verdicts.append(
-        "One seed, and single answers are not stored, so there is no interval: a difference may be chance."
-        if seeds == 1
-        else f"Every dot is one of {seeds} seeds, the number their mean: the dots' spread is what chance alone does."
-    )
-    verdicts += asked_twice(cards)
-    return Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, tuple(verdicts))
+    text = f"Mean over {count} held-out answers, before (ring) and after training (dot)"
+    if seeds > 1:
+        return f"{text}; every dot is one of {seeds} seeds, the number their mean: their spread is what chance does."
+    if all(dot.bounded for dot in dots):
+        return f"{text}, with its 95 % interval over the answers; another seed would add to it."
+    return f"{text}. Single answers are not stored, so there is no interval: a difference may be chance."
+
+
+def _changes(of_card: OfCards) -> Iterator[str]:
+    """How much the gain rose, paired."""
+    for card, measured in of_card:
+        if "gain" in measured and (found := measured["gain"]).change.n:
+            yield f"{card.label}: {_said(found.change, found.measure)} nats by training, in pairs."
+
+
+def _differences(of_card: OfCards) -> Iterator[str]:
+    """What thinking has over answers without it, paired."""
+    for card, measured in of_card:
+        keys = [f"thinking_minus_{kind}" for kind in ACCURACIES]
+        found = [measured[key] for key in keys if key in measured and measured[key].after.n]
+        if found:
+            parts = [f"{one.measure.title.replace(' - ', ' − ')} {_said(one.after, one.measure)}" for one in found]
+            yield f"{card.label}, points with paired intervals: {'; '.join(parts)}."
+
+
+def _said(found: Difference, measure: Measure) -> str:
+    return shown(found, measure, True).replace("-", "−")

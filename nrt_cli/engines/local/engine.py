@@ -24,11 +24,12 @@ from nrt_cli.engines.local.lora import adapt
 from nrt_cli.engines.local.memory import Budget
 from nrt_cli.engines.local.optimiser import Optimiser
 from nrt_cli.engines.local.policy import Policy, Row
+from nrt_cli.engines.local.reasoning import LoadedReasoner
 from nrt_cli.engines.local.throughput import Clock, matmul_ceiling
-from nrt_cli.engines.objective import Objective, held_out_scores, mean_answer_logprob, mean_of
+from nrt_cli.engines.objective import Objective, direct_scores, held_out_scores, mean_of
 from nrt_cli.engines.samplers import make_sampler
 from nrt_cli.errors import TrainingError
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup
 
 TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
 """First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
@@ -188,16 +189,20 @@ class LocalEngine:
         return loss
 
     @torch.no_grad()
-    def held_out(self, examples: Sequence[Example]) -> tuple[dict[str, float], list[RolloutGroup]]:
-        """Mean log P(y*) over held-out examples, in nats: direct for SFT; else with one sampled and the null trace.
+    def held_out(self, examples: Sequence[Example]) -> HeldOut:
+        """log P(y*) of held-out examples, in nats: direct for SFT; else with one sampled and the null trace.
 
         The traces come from the same random streams at every call, so two calls differ by the policy alone.
         """
         if self.objective is None:
             rows = [self.layout.direct_row(example) for example in examples]
-            return {"answer_logprob": mean_answer_logprob(rows, examples, self._score_policy)}, []
+            return direct_scores(rows, examples, self._score_policy)
         groups = self._sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
-        return held_out_scores(groups, self.layout, self._score_policy), groups
+        return held_out_scores(groups, self.layout, self._score_policy)
+
+    def reasoner(self) -> LoadedReasoner:
+        """The policy as it is, to ask it questions."""
+        return LoadedReasoner(self.policy.model, self.tokenizer, self.tokens, self.config.rollout.batch_rows)
 
     def _score_policy(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         return self._score(self.policy, rows)

@@ -23,9 +23,10 @@ from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.decoding import open_batch, prepacked
 from nrt_cli.engines.local.loading import load_model, load_tokens, positions
 from nrt_cli.engines.local.policy import Policy, Row
-from nrt_cli.engines.local.sampler import pick, random_stream
+from nrt_cli.engines.local.sampler import evaluating, pick, random_stream
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.reasoning import PARTS, Draft, Part
+from nrt_cli.text.tokens import ThinkTokens
 
 REFILL_SHARE = 0.25
 """Finished rows leave, and others join, once this share is finished: either copies the cache."""
@@ -140,6 +141,18 @@ class Reasoner:
                 logprobs_N, _ = self._policy.score(part)
             for logprobs_T in logprobs_N.split([row.scored for row in part]):
                 yield waiting.popleft(), float(logprobs_T.sum())
+
+
+class LoadedReasoner(Reasoner):
+    """The same over a model that is in memory already, such as one in training."""
+
+    def __init__(self, model: Any, tokenizer: Any, tokens: ThinkTokens, batch_rows: int) -> None:
+        self.model, self.tokenizer, self.tokens, self.batch_rows = model, tokenizer, tokens, batch_rows
+        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def steps(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
+        with evaluating(self.model):
+            yield from super().steps(drafts)
 
 
 def _beginning(draft: Draft) -> tuple[tuple[int, ...], int]:

@@ -11,7 +11,7 @@ from nrt_cli.engines.objective import held_out_scores, mean_of
 from nrt_cli.engines.verl.cluster import Cluster
 from nrt_cli.engines.verl.run import VerlRun
 from nrt_cli.engines.verl.steps import Steps
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup
 
 
 class VerlEngine(VerlRun):
@@ -70,11 +70,11 @@ class VerlEngine(VerlRun):
         sampled = sum(len(r.sampler_logprobs) for group in groups for r in group.rollouts)
         return rates | {"rollout_tokens_per_second": sampled / phases["rollout"]}
 
-    def held_out(self, examples: Sequence[Example]) -> tuple[dict[str, float], list[RolloutGroup]]:
-        """Mean log P(y*) over held-out examples, in nats, with one sampled and with the null trace.
+    def held_out(self, examples: Sequence[Example]) -> HeldOut:
+        """log P(y*) of held-out examples, in nats, with one sampled and with the null trace.
 
         The traces come from the same random streams at every call, so two calls differ by the policy alone.
         """
         self._publish()
         groups = self.steps.sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
-        return held_out_scores(groups, self.steps.layout, self.steps.score), groups
+        return held_out_scores(groups, self.steps.layout, self.steps.score)

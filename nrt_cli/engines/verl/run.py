@@ -12,7 +12,7 @@ from nrt_cli.engines.local.export import RANKS, export_checkpoint, ranks_weights
 from nrt_cli.engines.local.loading import load_tokens
 from nrt_cli.engines.verl.cluster import Processes
 from nrt_cli.errors import StoreError
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup
 
 
 class VerlRun:
@@ -29,9 +29,12 @@ class VerlRun:
         """One step of the run."""
         raise NotImplementedError
 
-    def held_out(self, examples: Sequence[Example]) -> tuple[dict[str, float], list[RolloutGroup]]:
+    def held_out(self, examples: Sequence[Example]) -> HeldOut:
         """Scores of held-out examples."""
         raise NotImplementedError
+
+    def reasoner(self) -> None:
+        """Nobody to ask questions: the samplers end with their trace, and so accuracies are not measured."""
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what a person should know of how this run computes."""

@@ -20,13 +20,13 @@ from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.layout import Layout
 from nrt_cli.engines.local.optimiser import rate_factor
 from nrt_cli.engines.local.policy import Row
-from nrt_cli.engines.objective import mean_of
+from nrt_cli.engines.objective import mean_of, mean_total
 from nrt_cli.engines.verl.cluster import Processes
 from nrt_cli.engines.verl.ranks import SftRank
 from nrt_cli.engines.verl.rows import as_rows, nested, scored
 from nrt_cli.engines.verl.run import VerlRun
 from nrt_cli.errors import TrainingError
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup
 
 
 class SftProcesses(Processes):
@@ -137,11 +137,12 @@ class VerlSft(VerlRun):
         )
         return batch
 
-    def held_out(self, examples: Sequence[Example]) -> tuple[dict[str, float], list[RolloutGroup]]:
-        """Mean log P(y*) over held-out examples, in nats."""
+    def held_out(self, examples: Sequence[Example]) -> HeldOut:
+        """log P(y*) of held-out examples, in nats."""
         rows = [self.layout.direct_row(example) for example in examples]
         # Every rank takes as many rows; what is there twice is not counted.
         padded = [*rows, *[rows[-1]] * (-len(rows) % self.processes.ranks)]
         batch = self._batch(padded)
-        totals = [float(part.double().sum()) for part in scored(self.processes.score(batch)["log_probs"], batch)]
-        return {"answer_logprob": sum(totals[: len(rows)]) / len(rows)}, []
+        parts = scored(self.processes.score(batch)["log_probs"], batch)[: len(rows)]
+        logprobs = tuple(tuple(part.tolist()) for part in parts)
+        return HeldOut({"answer_logprob": mean_total(logprobs)}, logprobs)

@@ -22,7 +22,7 @@ def sft_steps(ranks: Ranks, config: Any) -> dict[str, Any]:
 
     ranks.settings = settings.compose(config, Path("unused"), 2)
     run, pairs = VerlSft(config, 4, ranks), examples(config)
-    before, _ = run.held_out(pairs)
+    before = run.held_out(pairs).metrics
     updates = [run.train_step(pairs[:4], step)[0].metrics for step in (1, 2)]
-    after, _ = run.held_out(pairs)
+    after = run.held_out(pairs).metrics
     return {"before": before, "updates": updates, "after": after, "weights": ranks.all("weights")[0]}

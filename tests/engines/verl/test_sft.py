@@ -37,12 +37,12 @@ def test_two_steps_are_those_of_the_local_engine(tiny_config: Callable[..., Any]
     told = in_ranks(world, config, sft_steps)
 
     local, pairs = LocalEngine(local_config, 4), examples(local_config)
-    assert told["before"]["answer_logprob"] == pytest.approx(local.held_out(pairs)[0]["answer_logprob"], rel=1e-5)
+    assert told["before"]["answer_logprob"] == pytest.approx(local.held_out(pairs).metrics["answer_logprob"], rel=1e-5)
     for step, metrics in enumerate(told["updates"], start=1):
         expected = local.train_step(pairs[:4], step)[0].metrics
         for key in ("loss", "answer_logprob_per_token", "grad_norm", "lr", "tokens"):
             assert metrics[key] == pytest.approx(expected[key], rel=1e-5), (step, key)
-    assert told["after"]["answer_logprob"] == pytest.approx(local.held_out(pairs)[0]["answer_logprob"], rel=1e-5)
+    assert told["after"]["answer_logprob"] == pytest.approx(local.held_out(pairs).metrics["answer_logprob"], rel=1e-5)
     assert told["after"] != told["before"]
     for name, weight in local.policy.model.state_dict().items():
         np.testing.assert_allclose(told["weights"][name], weight.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
