@@ -29,7 +29,7 @@ def push(
 ) -> None:
     """Share a model: weights, tokenizer, a chat template that thinks by default, config, and a card made from the run.
 
-    It loads with plain transformers and with vLLM.
+    It loads with transformers 4.57 and 5, vLLM and llama.cpp's converter; its card has the lines that serve it.
     """
     from nrt_cli.workflows.push import Parcel
     from nrt_cli.workflows.push import push as run_push

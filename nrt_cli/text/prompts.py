@@ -22,18 +22,30 @@ BARE_PROMPT = "bare_prompt"
 """Set by us: a template that opens a trace by itself (`thinking_template`) is to leave that to whoever samples it."""
 
 
+# What a client sends back of earlier turns may still have its traces; training never showed them.
+_WITHOUT_TRACES = (
+    "{%- set kept = namespace(turns=[]) -%}{%- for turn in messages -%}"
+    "{%- if turn['role'] == 'assistant' and turn['content'] is string and END in turn['content'] -%}"
+    "{%- set kept.turns = kept.turns + [{'role': 'assistant', 'content': turn['content'].split(END)[-1]}] -%}"
+    "{%- else -%}{%- set kept.turns = kept.turns + [turn] -%}{%- endif -%}{%- endfor -%}"
+    "{%- set messages = kept.turns -%}"
+)
+
+
 def thinking_template(template: str, start: str | None, end: str) -> str:
     """A chat template whose prompt ends in t_start, so that whatever reads it thinks.
 
-    `enable_thinking=False`, as the field calls it, gives the null trace instead: t_start t_end.
+    `enable_thinking=False`, as the field calls it, gives the null trace instead: t_start t_end. Of an earlier reply
+    that still has its trace only the answer is rendered.
     """
     if BARE_PROMPT in template:
         return template
     opening, null = start or "", (start or "") + end
     thinks = f"{null!r} if enable_thinking is defined and not enable_thinking else {opening!r}"
-    # Jinja drops one line end at the end of a template, which is no longer the end.
     return (
-        template.removesuffix("\n")
+        _WITHOUT_TRACES.replace("END", repr(end))
+        # Jinja drops one line end at the end of a template, which is no longer the end.
+        + template.removesuffix("\n")
         + f"{{{{ ({thinks}) if add_generation_prompt and not {BARE_PROMPT} is defined else '' }}}}"
     )
 

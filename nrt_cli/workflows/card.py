@@ -12,6 +12,7 @@ from nrt_cli import config as configs
 from nrt_cli.config import RunConfig
 from nrt_cli.core.formulas import FORMULAS
 from nrt_cli.engines.local.about import About
+from nrt_cli.engines.local.publish import FIELD_MARKS
 from nrt_cli.store import Run
 from nrt_cli.workflows.models import Located
 
@@ -61,6 +62,8 @@ def render_card(metadata: str, facts: Facts) -> str:
         thinks=facts.about.thinks,
         start=facts.about.think_start or "",
         end=facts.about.think_end,
+        folder=facts.address.rpartition("/")[2],
+        parsed=(facts.about.think_start, facts.about.think_end) == FIELD_MARKS,
         training=training,
         scores=[_score(score) for score in facts.scores],
         license=facts.license,

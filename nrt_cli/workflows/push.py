@@ -54,7 +54,7 @@ def push(parcel: Parcel) -> dict[str, Any]:
     if parcel.out is not None:
         _vacant(parcel.out, parcel.overwrite)
     with _target(parcel.out) as folder:
-        write_for_others(located.folder, folder, about.think_start, about.think_end, about.thinks)
+        about = write_for_others(located.folder, folder, about)
         config = _write_config(located, folder)
         facts = _facts(parcel, located, about, config)
         metadata = card_metadata(facts.name, facts.scores, parcel.license, parcel.base_model, facts.tags)

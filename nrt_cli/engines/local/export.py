@@ -73,6 +73,8 @@ def _save(model: Any, tokenizer: Any, tokens: ThinkTokens, config: RunConfig, ba
         "method": config.method,
         "thinks": config.method != "sft",
         "seed": config.seed,
+        "max_trace_tokens": config.rollout.max_trace_tokens,
+        "temperature": config.rollout.temperature,
         "from_fingerprint": began,
     }
     (folder / "nrt.json").write_text(

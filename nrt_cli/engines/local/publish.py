@@ -2,40 +2,147 @@
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from nrt_cli.engines.local.about import About
 from nrt_cli.engines.local.loading import load_tokenizer, quiet
-from nrt_cli.engines.local.sources import METADATA, WEIGHT_FILES
+from nrt_cli.engines.local.sources import METADATA, WEIGHT_FILES, read_json
 from nrt_cli.errors import ModelError
 from nrt_cli.text.prompts import prompt_text, thinking_template
 
-CONFIGS = ("config.json", "generation_config.json")
+GENERATION = "generation_config.json"
+
+SERVING = "nrt_vllm.py"
+"""What vLLM loads from the folder, so that a trace ends there as it did in training."""
+
+FIELD_MARKS = ("<think>", "</think>")
+"""The marks that parsers of servers and clients look for."""
+
+OURS = {"backend", "is_local", "local_files_only", "model_type"}
+"""Keys that transformers 5 leaves in a tokenizer's config, of no use to anyone else."""
+
 CONVERSATIONS = (
     [{"role": "user", "content": "Hi"}],
     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}],
 )
 
 
-def write_for_others(source: Path, folder: Path, think_start: str | None, think_end: str, thinks: bool) -> None:
-    """Fill `folder` with the model of `source`. A model that answers directly keeps its template.
+def write_for_others(source: Path, folder: Path, about: About) -> About:
+    """Fill `folder` with the model of `source`, as transformers 4.57 and 5, vLLM and llama.cpp's converter read it.
 
-    Raises ModelError where the template cannot be made to think.
+    A model that thinks gets a chat template that does, and its marks get the field's names where these are free. Ids
+    and weights stay. A model that answers directly keeps its template and its names.
+
+    Returns:
+        What the written model's marks are called.
+
+    Raises:
+        ModelError: the template cannot be made to think.
     """
-    for pattern in (*WEIGHT_FILES, *CONFIGS):
+    for pattern in WEIGHT_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-    tokenizer = load_tokenizer(source)
-    if thinks:
+    _edit(source / "config.json", folder, config_for_all)
+    tokenizer, training = load_tokenizer(source), read_json(source / METADATA).get("training", {})
+    sampling = {"do_sample": True, "temperature": training.get("temperature", 1.0), "top_p": 1.0, "top_k": 0}
+    # What was trained is what is sampled: some readers would cut the distribution off by defaults of their own.
+    _edit(source / GENERATION, folder, lambda values: values | (sampling if about.thinks else {}))
+    names: dict[str | None, str] = {}
+    if about.thinks:
         if not isinstance(tokenizer.chat_template, str):
             raise ModelError(f"{source}: has no chat template, or several; give it one and prepare it anew.")
-        tokenizer.chat_template = thinking_template(tokenizer.chat_template, think_start, think_end)
+        names = _new_names(tokenizer, about)
+        about = About(
+            names.get(about.think_start, about.think_start), names.get(about.think_end, about.think_end), True
+        )
+        tokenizer.chat_template = thinking_template(tokenizer.chat_template, about.think_start, about.think_end)
+        # Copied, not imported: it needs vLLM.
+        shutil.copyfile(Path(__file__).parent.parent / SERVING, folder / SERVING)
     with quiet():
         tokenizer.save_pretrained(folder)
-    if thinks:
-        _check_template(load_tokenizer(source), load_tokenizer(folder), think_start or "", think_end)
-    about = json.loads((source / METADATA).read_text(encoding="utf-8"))
-    (folder / METADATA).write_text(json.dumps(without_paths(about), indent=2) + "\n", encoding="utf-8")
+    _edit(folder / "tokenizer_config.json", folder, tokenizer_for_all)
+    marks = {about.think_start, about.think_end} if about.thinks else set()
+    _edit(folder / "tokenizer.json", folder, lambda values: _tokens_for_all(values, names, marks))
+    if about.thinks:
+        _check_template(load_tokenizer(source), load_tokenizer(folder), about.think_start or "", about.think_end)
+    _edit(source / METADATA, folder, lambda values: _renamed(without_paths(values), names))
+    return about
+
+
+def _edit(file: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a JSON file, changed, to the folder."""
+    values = change(read_json(file))
+    (folder / file.name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def config_for_all(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's config under the names of transformers 4 and 5: 4 reads past `rope_parameters`, without a word."""
+    config = dict(config)
+    if "text_config" in config:
+        config["text_config"] = config_for_all(config["text_config"])
+    if dtype := config.get("dtype"):
+        config["torch_dtype"] = dtype
+    rope = config.get("rope_parameters") or {}
+    if "sliding_attention" in rope:  # Gemma 3: a base of its own for each kind of layer
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            config[key] = rope[key]
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return config
+
+
+def tokenizer_for_all(config: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer's config without what only transformers 5 knows: its classes, and a list of extra special tokens."""
+    kept = {key: value for key, value in config.items() if key not in OURS}
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    # The class that takes tokenizer.json as it is, in both versions.
+    return kept | {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def _new_names(tokenizer: Any, about: About) -> dict[str | None, str]:
+    """What each mark is to be called from now on; nothing where a mark is no added token, or a name is taken."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    names = {old: new for old, new in zip((about.think_start, about.think_end), FIELD_MARKS, strict=True) if old}
+    taken = set(tokenizer.get_vocab()) - set(names)
+    return dict(names) if names.keys() <= added and not taken & set(names.values()) else {}
+
+
+def _tokens_for_all(
+    tokenizer: dict[str, Any], names: Mapping[str | None, str], marks: set[str | None]
+) -> dict[str, Any]:
+    """tokenizer.json with the marks under their new names, as plain tokens, for readers of every kind.
+
+    Servers leave special tokens out of a reply; trace and answer would be glued together.
+    """
+    for token in tokenizer["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in marks:
+            token["special"] = False
+    if tokenizer["model"]["type"] == "BPE" and '"ByteLevel"' in json.dumps(tokenizer["pre_tokenizer"]):
+        # A BPE over bytes, as transformers reads it out of a GGUF file, claims to fall back on bytes too, and
+        # llama.cpp's converter would take it for SentencePiece.
+        tokenizer["model"] |= {"byte_fallback": False, "fuse_unk": False}
+        tokenizer["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    vocabulary = tokenizer["model"].get("vocab")
+    if isinstance(vocabulary, dict):
+        tokenizer["model"]["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
+    elif vocabulary:
+        tokenizer["model"]["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    return tokenizer
+
+
+def _renamed(about: dict[str, Any], names: Mapping[str | None, str]) -> dict[str, Any]:
+    """nrt.json with the marks' new names."""
+    for mark in about["tokens"].values():
+        if mark:
+            mark["token"] = names.get(mark["token"], mark["token"])
+    return about
 
 
 def _check_template(before: Any, after: Any, start: str, end: str) -> None:
