@@ -7,12 +7,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from nrt_cli.engines.local.about import About
-from nrt_cli.engines.local.loading import load_tokenizer, quiet
+from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, quiet
 from nrt_cli.engines.local.sources import METADATA, WEIGHT_FILES, read_json
 from nrt_cli.errors import ModelError
 from nrt_cli.text.prompts import prompt_text, thinking_template
-
-GENERATION = "generation_config.json"
 
 SERVING = "nrt_vllm.py"
 """What vLLM loads from the folder, so that a trace ends there as it did in training."""
@@ -45,10 +43,17 @@ def write_for_others(source: Path, folder: Path, about: About) -> About:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     _edit(source / "config.json", folder, config_for_all)
-    tokenizer, training = load_tokenizer(source), read_json(source / METADATA).get("training", {})
-    sampling = {"do_sample": True, "temperature": training.get("temperature", 1.0), "top_p": 1.0, "top_k": 0}
-    # What was trained is what is sampled: some readers would cut the distribution off by defaults of their own.
-    _edit(source / GENERATION, folder, lambda values: values | (sampling if about.thinks else {}))
+    tokenizer, tokens = load_tokens(source, about.think_start, about.think_end)
+    generation: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": list(tokens.stop_ids),
+        "pad_token_id": tokens.pad_id,
+    }
+    if about.thinks:
+        # What was trained is what is sampled: some readers would cut the distribution off by defaults of their own.
+        temperature = read_json(source / METADATA).get("training", {}).get("temperature", 1.0)
+        generation |= {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    _write(folder / "generation_config.json", generation)
     names: dict[str | None, str] = {}
     if about.thinks:
         if not isinstance(tokenizer.chat_template, str):
@@ -73,8 +78,11 @@ def write_for_others(source: Path, folder: Path, about: About) -> About:
 
 def _edit(file: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Write a JSON file, changed, to the folder."""
-    values = change(read_json(file))
-    (folder / file.name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(folder / file.name, change(read_json(file)))
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def config_for_all(config: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +116,10 @@ def tokenizer_for_all(config: dict[str, Any]) -> dict[str, Any]:
 def _new_names(tokenizer: Any, about: About) -> dict[str | None, str]:
     """What each mark is to be called from now on; nothing where a mark is no added token, or a name is taken."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    names = {old: new for old, new in zip((about.think_start, about.think_end), FIELD_MARKS, strict=True) if old}
-    taken = set(tokenizer.get_vocab()) - set(names)
-    return dict(names) if names.keys() <= added and not taken & set(names.values()) else {}
+    names: dict[str | None, str] = dict(zip((about.think_start, about.think_end), FIELD_MARKS, strict=True))
+    names.pop(None, None)
+    taken = set(tokenizer.get_vocab()) - names.keys()
+    return names if names.keys() <= added and not taken & set(names.values()) else {}
 
 
 def _tokens_for_all(
