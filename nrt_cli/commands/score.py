@@ -91,7 +91,7 @@ def _name(record: dict[str, Any]) -> str:
 
 
 def _stop(stop: str) -> str:
-    return {"end": "ended by itself", "eos": "ended by eos", "cap": "cut at the cap", "given": "given"}[stop]
+    return {"end": "ended by itself", "eos": "ended by eos or t_start", "cap": "cut at the cap", "given": "given"}[stop]
 
 
 def _headline(title: str, answer: dict[str, Any], gain: float | None = None) -> Text:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nrt_cli.engines.local.loading import declared_stops
-from nrt_cli.text.prompts import encode_answer, render_prompt
+from nrt_cli.text.prompts import encode_answer, prompt_text, render_prompt
 from nrt_cli.text.tokens import think_tokens
 
 
@@ -41,9 +41,9 @@ def prompt_problems(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Itera
 
 def prompt_doubts(tokenizer: Any, messages: Sequence[dict[str, str]], answer: str) -> Iterator[str]:
     """What is odd about a rendered prompt and its answer, though training works: loss of text, another turn's form."""
-    ids = render_prompt(tokenizer, messages)
-    text = tokenizer.decode(ids)
-    if tokenizer.encode(text, add_special_tokens=False) != ids:
+    # Text beside text: some tokenizers decode a space after BOS that nobody wrote.
+    ids, text = render_prompt(tokenizer, messages), prompt_text(tokenizer, messages)
+    if tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) != ids:
         yield "the prompt's text does not encode back to the prompt"
     if lost := [turn["content"] for turn in messages if turn["content"].strip() not in text]:
         yield f"the chat template changed or left out {lost[0][:60]!r}"
