@@ -65,7 +65,7 @@ def prepare_data(
 
     Args:
         sources: files, folders, hub ids or `generated:sums?size=2000&seed=0`.
-        validation: how many pairs to hold out, or which share.
+        validation: how many questions to hold out, with all their answers, or which share of them.
         settings: fields of `nrt_cli.data.choose.Settings`.
 
     Returns:

@@ -199,6 +199,9 @@ def _conversation(row: Row, column: str) -> tuple[list[Message], int]:
     if isinstance(turns, str):  # as a CSV has it
         with contextlib.suppress(ValueError, RecursionError):
             turns = json.loads(turns)
+    if isinstance(turns, dict) and all(isinstance(values, list) for values in turns.values()):
+        # As `datasets` hands on a sequence of turns: a list for each of their keys.
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=False)]
     if not isinstance(turns, list):
         raise DataError(f"{row.where}: {column!r} must be a list of messages, found {_kind(turns)}.")
     read = [_message(turn, f"{row.where}: message {number} of {column!r}") for number, turn in enumerate(turns, 1)]
@@ -246,14 +249,15 @@ def _parts(parts: list[Any], where: str, ours: bool) -> str | None:
 
 
 def _text(row: Row, column: str) -> str:
-    """A column's text. Whole numbers have one spelling and count as text; nothing at all counts as empty."""
+    """A column's text. Whole numbers have one spelling and count as text, as do JSON's others, which are read as they
+    are spelled; nothing at all counts as empty."""
     value = row.values[column]
     if column == "reward_model":  # verl's: the answer is inside
         value = value.get("ground_truth") if isinstance(value, dict) else None
         if value is None:
             raise DataError(f"{row.where}: reward_model has no ground_truth.")
         column = "reward_model.ground_truth"
-    if value is None:
+    if value is None or value != value:  # NaN, which is how pandas writes nothing, is not equal to itself
         return ""
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return f"{value:f}" if isinstance(value, Decimal) else str(value)

@@ -44,7 +44,8 @@ def _integer(digits: str) -> int | str:
     return int(digits) if len(digits) <= 4000 else digits
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=str, object_pairs_hook=_unique)
+"""Of numbers that are not whole it keeps the digits: as an answer, 3.10 is not 3.1."""
 
 
 def _jsonl(path: Path, name: str) -> Iterator[Found]:

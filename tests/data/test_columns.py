@@ -27,6 +27,7 @@ SHAPES: list[tuple[dict[str, Any], list[dict[str, str]], str | None]] = [
     ({"question": " q ", "answer": "a\n"}, [turn("user", " q ")], "a\n"),
     ({"question": "q", "answer": 30}, [USER], "30"),
     ({"question": "q", "answer": None}, [USER], ""),
+    ({"instruction": "q", "input": math.nan, "output": "a"}, [USER], "a"),
     ({"prompt": "q", "completion": "a"}, [USER], "a"),
     ({"prompt": [USER], "completion": [ASSISTANT]}, [USER], "a"),
     ({"prompt": [USER], "completion": "a"}, [USER], "a"),
@@ -46,6 +47,7 @@ SHAPES: list[tuple[dict[str, Any], list[dict[str, str]], str | None]] = [
     ({"conversations": [{"from": "system", "value": "s"}, {"from": "User", "value": "q"},
       {"from": "ChatGPT", "value": "a"}]}, [turn("system", "s"), USER], "a"),
     ({"conversations": [USER, ASSISTANT]}, [USER], "a"),
+    ({"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, [USER], "a"),
     ({"messages": [{**USER, "from": None, "value": None}, {"from": "gpt", "value": "a"}]}, [USER], "a"),
     ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, [USER], "a"),
     # Text in parts, as OpenAI's and the models' own clients write it.

@@ -1,6 +1,7 @@
 """Readers against small files written here."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,12 @@ def test_whole_numbers_of_any_length_keep_their_digits(tmp_path: Path) -> None:
     (tmp_path / "qa.csv").write_text(f"a\n{digits}\n")
     values = [row.values["a"] for name in ("jsonl", "json", "csv") for row in read(tmp_path / f"qa.{name}")]
     assert values == [digits, f"-{digits}", 2**80, digits]
+
+
+def test_other_numbers_of_json_stay_as_they_are_spelled(tmp_path: Path) -> None:
+    (tmp_path / "qa.jsonl").write_text('{"a": 3.10, "b": 1e-5, "c": NaN}')
+    (row,) = read(tmp_path / "qa.jsonl")
+    assert (row.values["a"], row.values["b"], math.isnan(row.values["c"])) == ("3.10", "1e-5", True)
 
 
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
