@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frames import STEP, plain_text, questions, trace_steps, traces_frame
+from analysis.frames import STEP, label_of, plain_text, questions, trace_steps, traces_frame
 from analysis.tables import Report
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
@@ -69,7 +69,7 @@ def stored_questions(references: Sequence[Reference], n: int, kind: str) -> list
 
 def case_labels(references: Sequence[Reference]) -> list[str]:
     """A name for each run: its method, its folder where two share one, its steps where two share a folder."""
-    methods = [str(Run.open(reference.path).manifest()["method"]) for reference in references]
+    methods = [label_of(Run.open(reference.path)) for reference in references]
     spans = [_spans(reference) for reference in references]
     names = [reference.path.resolve().name for reference in references]
     for labels in (

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures import COLUMN, legend_above, line_style, new_figure, panel
+from analysis.figures import COLUMN, legend_above, limits, line_style, new_figure, numbered, panel
 from analysis.frames import steps_frame
 from analysis.tables import Report
 from nrt_cli.core.collapse import NGRAM, SIGNS, WINDOW, Fall, Sentinel, watched
@@ -54,6 +54,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Report:
     frames = {label: steps_frame(run) for label, run in runs.items()}
     falls = {label: collapses(frames[label], run) for label, run in runs.items()}
     smooth = {label: smoothed(frame, window) for label, frame in frames.items()}
+    figure, said = _figure(frames, smooth, falls)
     by_step = pd.concat([_by_step(label, frames[label], smooth[label]) for label in runs], ignore_index=True)
     return Report(
         name="dynamics",
@@ -62,12 +63,13 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Report:
             "dynamics": by_step,
             "collapse": _collapse_table(falls),
         },
-        figures={"dynamics": _figure(frames, smooth, falls)},
+        figures={"dynamics": figure},
         notes=(
             f"first, last: means over a run's first and last {window} steps",
             f"smoothed: mean of the last {window} steps, fewer at the start; thin lines are the steps themselves",
             f"the sentinel compares means of {WINDOW} steps with the run's first {WINDOW}; it marks the step where a "
             "sign falls while nothing speaks for learning: no gain, no better held-out accuracy",
+            *said,
             *(f"{label}: step {fall.step}: {fall}" for label in runs for fall in falls[label]),
         ),
         units=UNITS,
@@ -117,15 +119,17 @@ def _collapse_table(falls: Mapping[str, list[Fall]]) -> pd.DataFrame:
 
 def _figure(
     frames: Mapping[str, pd.DataFrame], smooth: Mapping[str, pd.DataFrame], falls: Mapping[str, list[Fall]]
-) -> Figure:
-    figure, axes = new_figure(4, 2, COLUMN, 4.9, sharex=True)
-    handles = []
+) -> tuple[Figure, list[str]]:
+    """The panels, and what is not seen in them."""
+    figure, axes = new_figure(4, 2, COLUMN, 5.2, sharex=True)
+    handles, numbers, said = [], numbered(frames), []
     for axis, letter, (metric, (title, unit)) in zip(axes.flat, "abcdefgh", PANELS.items(), strict=True):
-        for i, label in enumerate(frames):
+        for label, i in numbers.items():
             handles.append(_series(axis, i, metric, frames[label], smooth[label], falls[label]))
         panel(axis, letter, title)
         axis.set_ylabel(unit)
-        _scale(axis, metric, frames)
+        if beyond := _scale(axis, metric, frames):
+            said.append(f"({letter}) leaves out what is far off: {beyond}")
     for axis in axes[-1]:
         axis.set_xlabel("training step")
     figure.align_ylabels(axes)
@@ -134,7 +138,7 @@ def _figure(
         handles.append(Line2D([], [], color="0.6", linestyle="", **FELL))
         labels.append("sentinel warns")
     legend_above(figure, handles, labels)
-    return figure
+    return figure, said
 
 
 def _series(axis: Axes, i: int, metric: str, frame: pd.DataFrame, smooth: pd.DataFrame, falls: list[Fall]) -> object:
@@ -154,12 +158,11 @@ def _series(axis: Axes, i: int, metric: str, frame: pd.DataFrame, smooth: pd.Dat
     return line
 
 
-def _scale(axis: Axes, metric: str, frames: Mapping[str, pd.DataFrame]) -> None:
-    if metric in SHARES:
-        axis.set_ylim(-0.04, 1.04)
-    elif metric in ("entropy", "trace_length"):
-        axis.set_ylim(bottom=0)
-    elif metric == "token_signal" and all((frame[metric] > 0).all() for frame in frames.values()):
+def _scale(axis: Axes, metric: str, frames: Mapping[str, pd.DataFrame]) -> str:
+    if metric == "token_signal" and all((frame[metric] > 0).all() for frame in frames.values()):
         axis.set_yscale("log")  # schemes differ by orders of magnitude
-    else:
+        return ""
+    if metric not in (*SHARES, "entropy", "trace_length"):
         axis.axhline(0, color="0.5", linewidth=0.6, zorder=0)
+    lines = {label: frame[metric] for label, frame in frames.items()}
+    return limits(axis, lines, zero=metric != "token_signal", share=metric in SHARES)

@@ -4,7 +4,10 @@ No pyplot: figures are made and drawn without a display or any state that outliv
 """
 
 import io
-from collections.abc import Iterable, Sequence
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
+
+from nrt_cli.config.titles import CONTROL, TITLES
 
 COLUMN, TEXT = 3.35, 6.9
 """Widths in inches: one column of a paper, and the whole page."""
@@ -48,22 +53,53 @@ STYLE: Any = {
     "svg.hashsalt": "nrt",  # else the names of its parts are new every time
 }
 
-# Colours of Okabe and Ito, which the colour-blind can tell apart, ordered so that their greys alternate; and dashes.
-_LINES = (
-    ("#0072B2", "-", "o"),
-    ("#E69F00", (0, (4, 1.5)), "s"),
-    ("#000000", (0, (1, 1)), "^"),
-    ("#009E73", (0, (5, 1, 1, 1)), "D"),
-    ("#D55E00", (0, (7, 2)), "v"),
-    ("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), "P"),
-    ("#CC79A7", (0, (2, 1)), "X"),
+
+@dataclass(frozen=True)
+class Line:
+    """How one method's line is drawn, on paper and on the page's two grounds."""
+
+    color: str
+    dark: str
+    dash: tuple[float, ...]
+    """Lengths of strokes and gaps, in widths of the line; none: unbroken."""
+    marker: str
+
+
+# For any two of the colours, CIELAB differs by 20 or more, as it does for people without red or green cones; dashes and
+# markers tell lines apart without any colour.
+LINES = (
+    Line("#999999", "#808890", (), "o"),
+    Line("#332288", "#3d7dff", (4, 1.5), "s"),
+    Line("#b8a000", "#d9c400", (5, 1, 1, 1), "D"),
+    Line("#000000", "#ffffff", (1, 1), "^"),
+    Line("#3fa7dc", "#9bd3f5", (7, 2), "v"),
+    Line("#7a5230", "#cfa988", (3, 1, 1, 1, 1, 1), "P"),
+    Line("#aa4499", "#ff8a4c", (2, 1), "X"),
+    Line("#857200", "#c85a3a", (8, 1.5, 1, 1.5), "<"),
+    Line("#882255", "#4aa3e0", (1, 2.5), ">"),
 )
 
 
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """The number in `LINES` of each series. A method has the same one in every figure, by its title or its setting."""
+    names = list(dict.fromkeys(names))
+    fixed = {name: i for i, pair in enumerate([*TITLES.items(), (CONTROL, CONTROL)]) for name in pair}
+    found: dict[str, int] = {}
+    for name in names:
+        number = fixed.get(name.partition(", seed ")[0])
+        if number is not None and number not in found.values():
+            found[name] = number
+    free = [*(i for i in range(len(LINES)) if i not in found.values()), *range(len(LINES), len(LINES) + len(names))]
+    found |= dict(zip((name for name in names if name not in found), free, strict=False))
+    return {name: found[name] for name in names}
+
+
 def line_style(i: int) -> dict[str, Any]:
-    """Colour, dash and marker of the i-th series."""
-    color, dash, marker = _LINES[i % len(_LINES)]
-    return {"color": color, "linestyle": dash, "marker": marker}
+    """Colour, dash and marker of the series of a number."""
+    color = LINES[i % len(LINES)].color
+    # From the tenth series on, a colour comes back with another dash and marker.
+    other = LINES[(i + i // len(LINES)) % len(LINES)]
+    return {"color": color, "linestyle": (0, other.dash) if other.dash else "-", "marker": other.marker}
 
 
 def new_figure(
@@ -78,22 +114,81 @@ def new_figure(
 
 
 def panel(axis: Axes, letter: str, title: str) -> None:
-    """Name a panel, `(a) trace entropy`, flush left above it."""
-    axis.set_title(f"({letter}) {title}", loc="left", fontsize=STYLE["axes.titlesize"], pad=3)
+    """Name a panel, `(a) trace entropy`, flush left above it; `render` breaks it where it is too long."""
+    text, font = drawable(f"({letter}) {title}", STYLE["axes.titlesize"])
+    axis.set_title(text, loc="left", pad=3, fontproperties=font)
 
 
-def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 3) -> None:
-    """One legend for all panels, above them."""
-    columns = min(columns, len(labels))
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncols=columns,
-        fontsize=STYLE["legend.fontsize"],
-        frameon=False,
-        handlelength=2.8,
-    )
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend for all panels, above them: as many columns as fit; the figure grows by its further rows."""
+    text, font = drawable("\n".join(label.replace("\n", " ") for label in labels), STYLE["legend.fontsize"])
+    names, room = text.split("\n"), figure.bbox.width - 0.1 * DPI
+    for width, columns in [(200, n) for n in range(min(4, len(labels)), 0, -1)] + [(n, 1) for n in range(60, 8, -4)]:
+        texts = ["\n".join(textwrap.wrap(name, width)) or " " for name in names]
+        legend = figure.legend(
+            handles, texts, loc="outside upper center", ncols=columns, prop=font, frameon=False, handlelength=2.8
+        )
+        for shown in legend.get_texts():
+            shown.set_parse_math(False)  # a label is a name, whatever is in it
+        if legend.get_window_extent(_renderer(figure)).width <= room:
+            break
+        legend.remove()
+    height = legend.get_window_extent(_renderer(figure)).height / DPI
+    figure.set_figheight(figure.get_figheight() + max(0, height - 0.25))
+
+
+def limits(axis: Axes, lines: Mapping[str, pd.Series], zero: bool = False, share: bool = False) -> str:
+    """Set the heights that a panel shows, and say in it which lines leave it: one run far off would flatten the others.
+
+    Args:
+        lines: what is drawn, by name.
+        zero: the panel begins at 0 where nothing is below.
+        share: the panel is of shares, from 0 to 1.
+
+    Returns what is said; "" where all of every line is seen.
+    """
+    if share:
+        axis.set_ylim(-0.04, 1.04)
+        return ""
+    low, high, beyond = span(lines)
+    if not math.isfinite(low):
+        return ""
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    edge = 0.04 * (high - low or abs(high) or 1)
+    axis.set_ylim(low - edge, high + edge)
+    said = "; ".join(f"{name} goes to {value:.3g}" for name, value in beyond.items())
+    if said:
+        text, font = drawable("\n".join(textwrap.wrap(said, 40)), 5)
+        behind: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        place: dict[str, Any] = {"ha": "right", "va": "top", "transform": axis.transAxes, "bbox": behind}
+        axis.text(0.99, 0.97, text, color="0.3", parse_math=False, fontproperties=font, **place)
+    return said
+
+
+FAR = 8
+"""How many spreads a line's end may be from the usual one before it leaves the panel."""
+
+
+def span(lines: Mapping[str, pd.Series]) -> tuple[float, float, dict[str, float]]:
+    """The lowest and highest value of the lines that are not far off, and where those that are go to.
+
+    Far off is a line whose highest (or lowest) value lies further from the median of the lines' than `FAR` times the
+    median distance from it, or the lines' usual height, whichever is more. Of two lines none is.
+    """
+    ends = {name: (float(line.min()), float(line.max())) for name, line in lines.items() if line.notna().any()}
+    if not ends:
+        return math.nan, math.nan, {}
+    table = np.array(list(ends.values()))
+    height = float(np.median(table[:, 1] - table[:, 0]))
+    middle = np.median(table, axis=0)
+    reach = FAR * np.maximum(np.median(np.abs(table - middle), axis=0), height)
+    far = np.abs(table - middle) > np.where(reach > 0, reach, np.inf)
+    kept = np.where(far.any(axis=1, keepdims=True), np.nan, table)
+    if len(ends) < 3 or np.isnan(kept).all(axis=0).any():
+        far[:], kept = False, table
+    beyond = {name: float(table[i, 0] if far[i, 0] else table[i, 1]) for i, name in enumerate(ends) if far[i].any()}
+    return float(np.nanmin(kept)), float(np.nanmax(kept)), beyond
 
 
 def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
@@ -114,6 +209,13 @@ def font_for(texts: Iterable[str]) -> FontProperties:
     return best
 
 
+def drawable(text: str, size: float) -> tuple[str, FontProperties]:
+    """A text as the font that draws most of it can draw it, and that font; what it has not is a replacement mark."""
+    font = font_for([c for c in dict.fromkeys(text) if c != "\n"])
+    font.set_size(size)
+    return "".join(c if c == "\n" or (draws(font, c) and c.isprintable()) else "\ufffd" for c in text), font
+
+
 def draws(font: FontProperties, text: str) -> bool:
     """Whether a font has every character of a text."""
     return _characters(str(font.get_file())).issuperset(map(ord, text))
@@ -126,6 +228,35 @@ def _characters(path: str) -> frozenset[int]:
     return frozenset() if "LastResort" in font.postscript_name else frozenset(font.get_charmap())
 
 
+def fitted(figure: Figure) -> Figure:
+    """Break titles of panels that would reach into the next one or off the figure, which grows by their lines."""
+    titles = [axis._left_title for axis in figure.axes]  # type: ignore[attr-defined]
+    for again in (False, True):  # broken titles take height, which moves the panels
+        for title in titles:
+            title.set_visible(again)  # unbroken, a long one would leave its panel no width
+        figure.draw_without_rendering()
+        for title in titles:
+            title.set_visible(True)
+        rows: dict[int, int] = {}  # panels of one height -> lines that their titles gained
+        for title, axis in zip(titles, figure.axes, strict=True):
+            place = axis.get_position()
+            beside = [other.get_position().x0 for other in figure.axes]
+            room = min([1.0, *(x for x in beside if x > place.x1)]) * figure.bbox.width - 0.02 * DPI
+            text = before = title.get_text()
+            for width in range(len(text), 8, -1):
+                if title.get_window_extent(_renderer(figure)).x1 <= room:
+                    break
+                title.set_text("\n".join(textwrap.wrap(text.replace("\n", " "), width)))
+            lines = title.get_text().count("\n") - before.count("\n")
+            rows[round(100 * place.y1)] = max(rows.get(round(100 * place.y1), 0), lines)
+        figure.set_figheight(figure.get_figheight() + sum(rows.values()) * 1.2 * STYLE["axes.titlesize"] / 72)
+    return figure
+
+
+def _renderer(figure: Figure) -> Any:
+    return figure.canvas.get_renderer()  # type: ignore[attr-defined]
+
+
 def render(figure: Figure, suffixes: Sequence[str] = ("png", "pdf")) -> dict[str, bytes]:
     """The figure's files by suffix. No date or version is in them, so the same numbers give the same bytes."""
     unmarked: dict[str, dict[str, None]] = {
@@ -135,6 +266,7 @@ def render(figure: Figure, suffixes: Sequence[str] = ("png", "pdf")) -> dict[str
     }
     files = {}
     with mpl.rc_context(STYLE):
+        fitted(figure)
         for suffix in suffixes:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=DPI, metadata=unmarked[suffix])

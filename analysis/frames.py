@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nrt_cli.commandline import resume
+from nrt_cli.config.titles import run_label
 from nrt_cli.core.collapse import distinct_ngrams
 from nrt_cli.errors import StoreError
 from nrt_cli.store import TRACE_COLUMNS, Run
@@ -27,7 +28,7 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
     Raises StoreError for what is no run.
     """
     runs = [Run.open(path) for path in paths]
-    choices = [[str(run.manifest()["method"]) for run in runs], [run.path.resolve().name for run in runs]]
+    choices = [[label_of(run) for run in runs], [run.path.resolve().name for run in runs]]
     for labels in (*choices, [str(run.path) for run in runs]):
         if len(set(labels)) == len(labels):
             return dict(zip(labels, runs, strict=True))
@@ -52,6 +53,11 @@ def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
     """Frames one after another; where there is none, a frame without rows that has these columns."""
     found = list(frames)
     return pd.concat(found, ignore_index=True) if found else frame_of([], columns)
+
+
+def label_of(run: Run) -> str:
+    """The method that a run learned by, or that it is the control."""
+    return run_label(str(run.manifest()["method"]), run.settings())
 
 
 def steps_frame(run: Run) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures import COLUMN, legend_above, line_style, new_figure
+from analysis.figures import COLUMN, legend_above, line_style, new_figure, numbered
 from analysis.tables import Report
 from nrt_cli.core.statistics import mean_of, paired_difference
 from nrt_cli.errors import ConfigError, StoreError
@@ -182,16 +182,18 @@ def _figure(quality: pd.DataFrame) -> Figure:
     handles: list[Any] = []
     labels: list[str] = []
     lines = list(quality.groupby(["run", "judge"], sort=False))
+    numbers = numbered(f"{run}, {judge}" if several else str(run) for (run, judge), _ in lines)
     span = max(1, quality["step"].max() - quality["step"].min())
     for i, ((run, judge), line) in enumerate(lines):
         margin = (line["high"] - line["quality"]).to_numpy()
         # Side by side, so that bars at one step do not hide each other.
         steps = line["step"] + 0.012 * span * (i - (len(lines) - 1) / 2)
-        handles.append(axis.errorbar(steps, line["quality"], yerr=margin, **BARS, **line_style(i)))
         labels.append(f"{run}, {judge}" if several else str(run))
+        style = line_style(numbers[labels[-1]])
+        handles.append(axis.errorbar(steps, line["quality"], yerr=margin, **BARS, **style))
     axis.set_xlabel("training step")
     axis.set_ylabel("judged trace quality (0 to 1)")
     axis.set_ylim(-0.03, 1.03)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_above(figure, handles, labels, columns=2)
+    legend_above(figure, handles, labels)
     return figure

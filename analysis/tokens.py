@@ -1,5 +1,6 @@
 """How thinking changes the probability of ground-truth tokens, by how unsure an SFT model is of them (Figure 3)."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.clusters import DRAWS, clustered_means, share_above_0
-from analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, panel
+from analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, numbered, panel
 from analysis.frames import stacked
 from analysis.tables import Report, interval
 from nrt_cli.errors import StoreError
@@ -53,16 +54,16 @@ def token_report(
     edges = bin_edges(sft["entropy"], width)
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
     table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
-    median = float(sft["entropy"].median())
+    median, histogram = float(sft["entropy"].median()), _histogram(sft["entropy"], width / 5)
     return Report(
         name="tokens",
         tables={
             "ratios": _ratios(table),
             "tokens": table,
             "summary": _summary(sft, joined),
-            "entropy": _histogram(sft["entropy"], width / 5),
+            "entropy": histogram,
         },
-        figures={"tokens": _figure(sft["entropy"], table, width / 5)},
+        figures={"tokens": token_figure(histogram, table, median)},
         notes=(
             f"{len(sft):,} ground-truth tokens of {sft['example'].nunique()} examples, eos included; median H_SFT "
             f"{median:.3f} nats",
@@ -163,11 +164,12 @@ def _histogram(entropies: pd.Series, width: float) -> pd.DataFrame:
 # --- figure ----------------------------------------------------------------------------------------------------------
 
 
-def _figure(entropies: pd.Series, table: pd.DataFrame, width: float) -> Figure:
+def token_figure(histogram: pd.DataFrame, table: pd.DataFrame, median: float = math.nan) -> Figure:
+    """Figure 3 of a report's tables `entropy` and `tokens`; with the median H_SFT, where it is known."""
     figure, axes = new_figure(3, 1, COLUMN, 4.5, sharex=True)
-    _draw_histogram(axes[0, 0], entropies, width)
-    handles = draw_ratios(axes[1, 0], table, "ratio", "low", "high")
-    draw_ratios(axes[2, 0], table, "typical", "typical_low", "typical_high")
+    _draw_histogram(axes[0, 0], histogram, median)
+    handles = _draw_ratios(axes[1, 0], table, "ratio", "low", "high")
+    _draw_ratios(axes[2, 0], table, "typical", "typical_low", "typical_high")
     titles = ("how unsure the SFT model is", "change in probability", "the same for a typical token")
     for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
         panel(axis, letter, title)
@@ -179,25 +181,29 @@ def _figure(entropies: pd.Series, table: pd.DataFrame, width: float) -> Figure:
     return figure
 
 
-def _draw_histogram(axis: Axes, entropies: pd.Series, width: float) -> None:
-    median = float(entropies.median())
-    edges = np.arange(int(entropies.max() // width) + 2) * width
-    axis.hist(entropies, edges.tolist(), color="0.6", edgecolor="white", linewidth=0.3)
-    axis.axvline(median, color="black", linewidth=1, linestyle="--")
-    axis.annotate(
-        f"median {median:.3f}", (median, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
-        textcoords="offset points", va="top", fontsize=6,
-    )  # fmt: skip
+def _draw_histogram(axis: Axes, histogram: pd.DataFrame, median: float) -> None:
+    width = histogram["h_high"] - histogram["h_low"]
+    axis.bar(
+        histogram["h_low"], histogram["tokens"], width, align="edge", color="0.6", edgecolor="white", linewidth=0.3
+    )
+    if not math.isnan(median):
+        axis.axvline(median, color="black", linewidth=1, linestyle="--")
+        axis.annotate(
+            f"median {median:.3f}", (median, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
+            textcoords="offset points", va="top", fontsize=6,
+        )  # fmt: skip
+    axis.set_axisbelow(True)
     axis.set_yscale("log")
     axis.set_ylabel("ground-truth tokens")
 
 
-def draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
+def _draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
     """A line per run over its bins, moved a little aside so that the intervals do not hide each other."""
     handles: list[object] = []
     axis.axhline(1, color="0.4", linewidth=0.7, zorder=0)
-    for i, (_, frame) in enumerate(table.groupby("run", sort=False)):
-        style = line_style(i)
+    numbers = numbered(table["run"])
+    for i, (run, frame) in enumerate(table.groupby("run", sort=False)):
+        style = line_style(numbers[str(run)])
         at = frame["h_mean"] + 0.03 * i
         lengths = error_bars(frame[value], frame[low], frame[high])
         bars = axis.errorbar(at, frame[value], lengths, elinewidth=0.7, capsize=1.5, linewidth=1, markersize=3, **style)

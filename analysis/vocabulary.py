@@ -190,7 +190,12 @@ def _bars(axis: Axes, words: pd.DataFrame, color: str) -> list[str]:
     axis.barh(places, words["ratio"] - 1, left=1, color=color, height=0.7)
     font = font_for(words["word"])
     font.set_size(TICKS)
-    axis.set_yticks(places, [word[:16] for word in words["word"]], parse_math=False, fontproperties=font)
+    axis.set_yticks(
+        places,
+        ["".join(c if draws(font, c) else "\ufffd" for c in word[:16]) for word in words["word"]],
+        parse_math=False,
+        fontproperties=font,
+    )
     axis.invert_yaxis()
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}" if ratio >= 1 else f"1/{1 / ratio:g}")

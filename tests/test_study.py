@@ -62,6 +62,14 @@ def test_later_layers_win(tmp_path):
     assert {run.config.seed for run in (short, long)} == {3}
 
 
+def test_a_variant_has_a_title_beside_its_settings(tmp_path):
+    values = SMALL | {"methods": ["am", "x"], "variants": {"x": {"title": "Mine", "method": "gm", "seed": 4}}}
+    study = parse_study(values, "x")
+    assert [run.config.method for run in planned_runs(study, Path("s"))] == ["am", "gm"] * 2
+    assert study.variants["x"].title == "Mine"
+    assert parse_study(yaml.safe_load(to_yaml(study)), "again") == study
+
+
 def test_a_study_survives_its_yaml():
     study = load_study("laptop", ["title=naïve – “study”", "seeds=[4, 5]"], jobs=3)
     again = parse_study(yaml.safe_load(to_yaml(study)), "again")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.report.contents import RunCard
-from analysis.report.paper import method_title, paper, paper_model
-from analysis.report.studies import study_config, variant
+from analysis.report.paper import paper, paper_model
+from analysis.report.studies import planned_title, study_config
 from nrt_cli.config import RunConfig, flatten, read_yaml, resolve
+from nrt_cli.config.titles import method_title, run_title
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.files import read_json
@@ -87,12 +88,9 @@ def _card(run: Run) -> RunCard:
 
 
 def _title(run: Run, method: str, config: Mapping[str, Any], study: Path | None) -> str:
-    """The paper's name of the method. A run without policy gradient is not what the paper means by it."""
-    title = method_title(method)
-    if method != "sft" and not config.get("objective", {}).get("weights", {}).get("trace", 1.0):
-        title += " without policy gradient"
-    named = variant(study, run.path.resolve().name) if study else None
-    return f"{named}: {title}" if named else title
+    """What the run's study calls it, or where it is no study's, what any run like it is called."""
+    found = planned_title(study, run.path.resolve().name) if study else None
+    return found or run_title(method, config)
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -156,7 +154,8 @@ def _model_digest(card: RunCard) -> str:
 def deciding(card: RunCard) -> dict[str, Any]:
     """The settings that decide what a run learns, its seed aside."""
     flat = flatten(card.config)
-    return {key: value for key, value in flat.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
+    own = {key: value for key, value in flat.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
+    return {"method": card.method, **own}
 
 
 def _titled(found: list[RunCard]) -> list[RunCard]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,8 @@ from analysis.cases import clipped, stored_cases
 from analysis.frames import HELD_OUT, plain_text
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.left import in_words, left_by, title_of
-from analysis.report.paper import method_title, paper
+from analysis.report.paper import paper
+from nrt_cli.config.titles import method_title
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
 
@@ -24,10 +26,10 @@ SEEN = 200
 def confidence_table(cards: Sequence[RunCard]) -> Table:
     """Table 9 from what `nrt score ... --json` printed."""
     rows: list[Row] = []
-    for _, records in left_by(cards, "score"):
+    for path, records in left_by(cards, "score"):
         for record in records if isinstance(records, list) else ():
             if isinstance(record, dict) and {"question", "answer", "model"} <= record.keys():
-                rows += _scored(record, cards)
+                rows += _scored(record, cards, path)
     theirs = ", ".join(f"{method_title(method)} {p:.4f}" for method, p in paper()["case"]["probabilities"].items())
     return Table(
         "table-9",
@@ -46,9 +48,11 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
     )
 
 
-def _scored(record: Mapping[str, Any], cards: Sequence[RunCard]) -> Iterator[Row]:
+def _scored(record: Mapping[str, Any], cards: Sequence[RunCard], found: Path) -> Iterator[Row]:
     section = f"{record['question']} | reference answer: {record['answer']}"
-    title = method_title(str(record["method"])) if record.get("method") else title_of(str(record["model"]), cards)
+    title = title_of(str(record["model"]), cards, found)
+    if title == record["model"] and record.get("method"):  # a run that is not in this report
+        title = str(record.get("title") or method_title(str(record["method"])))
     if isinstance(direct := record.get("direct"), dict):
         yield Row((Cell(title), Cell("", reason="answers directly"), _probability(direct)), section=clipped(section))
     for trace in (record.get("traces") or [])[:1]:
@@ -89,10 +93,10 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
 
 def _kept_cases(cards: Sequence[RunCard]) -> list[Row]:
     rows: list[Row] = []
-    for _, record in left_by(cards, "cases"):
+    for path, record in left_by(cards, "cases"):
         tables = record.get("tables") if isinstance(record, dict) else None
         cases = tables.get("cases") if isinstance(tables, dict) else None
-        rows += _case_rows([case for case in cases or () if isinstance(case, dict)], cards)
+        rows += _case_rows([case for case in cases or () if isinstance(case, dict)], cards, path)
     return rows
 
 
@@ -114,7 +118,7 @@ def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]
     return _case_rows(frame.to_dict(orient="records"), cards), []
 
 
-def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard]) -> list[Row]:
+def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard], found: Path | None = None) -> list[Row]:
     """A row per text; the question is their section."""
     rows = []
     for question in dict.fromkeys(str(case.get("question", "")) for case in cases):
@@ -123,7 +127,7 @@ def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard]) -> 
         if reference := of[0].get("reference"):
             rows.append(Row((Cell("reference"), Cell("answer"), _text(reference)), section=section))
         for case in of:
-            title = title_of(str(case.get("run", "")), cards)
+            title = title_of(str(case.get("run", "")), cards, found)
             rows.append(
                 Row((Cell(title), Cell("reasoning"), _text(case.get("trace"), "does not think")), section=section)
             )

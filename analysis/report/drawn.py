@@ -1,6 +1,7 @@
 """Figures 2 to 4 in the paper's layout."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import dynamics
-from analysis.figures import COLUMN, TEXT, legend_above, line_style, new_figure, panel, render
+from analysis.figures import COLUMN, TEXT, legend_above, limits, line_style, new_figure, numbered, panel, render
 from analysis.frames import STEP
 from analysis.judged import judged_frame, quality_table
 from analysis.report.contents import Figure, RunCard
 from analysis.report.left import in_words, left_by, title_of
 from analysis.report.paper import paper
 from analysis.tokens import UNITS as TOKEN_UNITS
-from analysis.tokens import draw_ratios
+from analysis.tokens import token_figure
 from analysis.vocabulary import vocabulary
 from nrt_cli.core.collapse import WINDOW
 from nrt_cli.errors import StoreError
@@ -71,6 +72,7 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
     width = TEXT if len(columns["model"]) > 1 else COLUMN
     figure, axes = new_figure(3, len(columns["model"]), width, 4.6)
     handles: dict[str, Any] = {}
+    numbers_of, said = numbered(columns["title"]), []
     for column, model in enumerate(columns["model"]):
         for row, metric in enumerate((*PANELS, "quality")):
             axis, letter = axes[row, column], chr(ord("a") + row * len(columns["model"]) + column)
@@ -78,12 +80,13 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
             panel(axis, letter, f"{title}, {model}" if len(columns["model"]) > 1 else title)
             axis.set_ylabel(unit)
             frame = quality if metric == "quality" else by_step
-            _lines(axis, frame[frame["model"] == model], metric, list(columns["title"]), handles)
+            if beyond := _lines(axis, frame[frame["model"] == model], metric, numbers_of, handles):
+                said.append(f"({letter}) leaves out what is far off: {beyond}")
         axes[2, column].set_xlabel("training step")
     figure.align_ylabels(axes)
-    legend_above(figure, list(handles.values()), list(handles), columns=3)
+    legend_above(figure, list(handles.values()), list(handles))
     notes = [f"thick: mean over seeds of the trailing mean over {WINDOW} steps; thin: steps of a single seed"]
-    notes += [] if len(quality) else ["no traces were judged: `nrt judge RUN` scores them"]
+    notes += said if len(quality) else [*said, "no traces were judged: `nrt judge RUN` scores them"]
     numbers = {"steps": by_step} | ({"quality": quality} if len(quality) else {})
     return Figure(**about, files=render(figure, SUFFIXES), numbers=numbers, units=DYNAMICS_UNITS, notes=tuple(notes))
 
@@ -106,13 +109,14 @@ def _quality(cards: Sequence[RunCard]) -> pd.DataFrame:
     return table[columns]
 
 
-def _lines(axis: Axes, frame: pd.DataFrame, metric: str, titles: Sequence[str], handles: dict[str, Any]) -> None:
-    """A line per method: the mean over seeds."""
+def _lines(axis: Axes, frame: pd.DataFrame, metric: str, numbers_of: Mapping[str, int], handles: dict[str, Any]) -> str:
+    """A line per method: the mean over seeds. Returns what is said of lines that leave the panel."""
+    drawn = {}
     if frame.empty:
         axis.text(0.5, 0.5, "not judged", ha="center", va="center", transform=axis.transAxes, color="0.4", fontsize=7)
         axis.set_xticks([])
     for title, of in frame.groupby("title", sort=False):
-        style = line_style(titles.index(str(title)))
+        style = line_style(numbers_of[str(title)])
         if metric == "quality":
             mean = of.groupby("step")["quality"].mean()
             line: Any = axis.errorbar(mean.index, mean, _margin(of), capsize=1.5, elinewidth=0.6, markersize=3, **style)
@@ -124,7 +128,8 @@ def _lines(axis: Axes, frame: pd.DataFrame, metric: str, titles: Sequence[str], 
             mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
             (line,) = axis.plot(mean.index, mean, **style)
         handles.setdefault(str(title), line)
-    axis.set_ylim(0, 1 if metric == "quality" else None)
+        drawn[str(title)] = mean if metric == "quality" or len(wide.columns) > 1 else wide.iloc[:, 0]
+    return limits(axis, drawn, zero=True, share=metric == "quality")
 
 
 def _margin(of: pd.DataFrame) -> np.ndarray | None:
@@ -138,46 +143,32 @@ def _margin(of: pd.DataFrame) -> np.ndarray | None:
 def token_figures(cards: Sequence[RunCard]) -> list[Figure]:
     """One for every `tokens.json` that `nrt analyze tokens` left."""
     found = [
-        record["tables"]
-        for _, record in left_by(cards, "tokens")
+        (path, record["tables"])
+        for path, record in left_by(cards, "tokens")
         if isinstance(record, dict) and {"tokens", "entropy"} <= record.get("tables", {}).keys()
     ]
     if found:
         names = ["figure-3"] if len(found) == 1 else [f"figure-3-{i}" for i in range(1, len(found) + 1)]
-        return [_token_figure(name, tables, cards) for name, tables in zip(names, found, strict=True)]
+        return [_token_figure(name, path, tables, cards) for name, (path, tables) in zip(names, found, strict=True)]
     reason = "token probabilities were not scored; `nrt analyze tokens --baseline SFT_RUN --runs RUN...` does"
     return [Figure("figure-3", "Figure 3", TOKENS_CAPTION, reason=reason)]
 
 
 TOKENS_CAPTION = (
     "Ground-truth tokens by how unsure the SFT model is of them: (a) how many there are; (b) their probability given a "
-    "sampled trace, relative to SFT's."
+    "sampled trace, relative to SFT's; (c) the geometric mean of that."
 )
 
 
-def _token_figure(key: str, tables: Mapping[str, Any], cards: Sequence[RunCard]) -> Figure:
+def _token_figure(key: str, path: Path, tables: Mapping[str, Any], cards: Sequence[RunCard]) -> Figure:
     tokens, entropy = (pd.DataFrame(tables[name]) for name in ("tokens", "entropy"))
-    titles = {run: title_of(str(run), cards) for run in dict.fromkeys(tokens["run"])}
+    titles = {run: title_of(str(run), cards, path) for run in dict.fromkeys(tokens["run"])}
     tokens = tokens.assign(run=tokens["run"].map(titles))
-    figure, axes = new_figure(1, 2, TEXT, 2.5)
-    width = entropy["h_high"] - entropy["h_low"]
-    axes[0, 0].bar(
-        entropy["h_low"], entropy["tokens"], width, align="edge", color="0.6", edgecolor="white", linewidth=0.3
-    )
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].set_axisbelow(True)
-    axes[0, 0].set_ylabel("ground-truth tokens")
-    handles = draw_ratios(axes[0, 1], tokens, "ratio", "low", "high")
-    axes[0, 1].set_ylabel("mean $P / P_{SFT}$")
-    for axis, letter, title in zip(axes.flat, "ab", ("token entropy under SFT", "change in probability"), strict=True):
-        axis.set_xlabel("token entropy $H_{SFT}$ (nats)")
-        panel(axis, letter, title)
-    legend_above(figure, handles, list(dict.fromkeys(tokens["run"])))
     return Figure(
         key,
         "Figure 3",
         TOKENS_CAPTION,
-        files=render(figure, SUFFIXES),
+        files=render(token_figure(entropy, tokens), SUFFIXES),
         numbers={"tokens": tokens, "entropy": entropy},
         units=TOKEN_UNITS,
         notes=(

@@ -21,7 +21,7 @@ from analysis.report.method_tables import (
 from analysis.report.overlap import asked_twice, doubts
 from analysis.report.result_tables import gain_table, overall_table, own_table, paper_table, results_table
 from analysis.report.scores import results
-from analysis.report.studies import unfinished
+from analysis.report.studies import study_title, unfinished
 from nrt_cli import __version__
 from nrt_cli.store.evals import find_evaluations
 
@@ -66,10 +66,11 @@ def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
 
 
 def _title(cards: Sequence[RunCard]) -> str:
-    studies = list(dict.fromkeys(card.study.name for card in cards if card.study))
-    models = dict.fromkeys(card.model for card in cards)
-    what = f"the study {studies[0]}" if len(studies) == 1 and all(card.study for card in cards) else ", ".join(models)
-    return f"Native Reasoning Training: {what}"
+    """The title of the one study that all runs are of; else what the runs began from."""
+    studies = {card.study for card in cards}
+    if len(studies) == 1 and (study := studies.pop()):
+        return study_title(study)
+    return f"Native Reasoning Training: {', '.join(dict.fromkeys(card.model for card in cards))}"
 
 
 def _newest(cards: Sequence[RunCard]) -> str:

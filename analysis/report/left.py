@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.report.contents import RunCard
-from analysis.report.paper import method_title, paper
+from nrt_cli.config.titles import TITLES
 
 
 def left_by(cards: Sequence[RunCard], name: str) -> Iterator[tuple[Path, Any]]:
@@ -29,11 +29,16 @@ def in_words(error: Exception, cards: Sequence[RunCard]) -> str:
     return text
 
 
-def title_of(label: str, cards: Sequence[RunCard]) -> str:
-    """What a report calls the run that another analysis called by its method, its folder or its path."""
+def title_of(label: str, cards: Sequence[RunCard], found: Path | None = None) -> str:
+    """What a report calls the run that another analysis called by its method, its folder or its path.
+
+    Args:
+        found: the file of that analysis: of several runs with one name, it is about the one that it lies beside.
+    """
     path, _, _ = label.partition("@")
-    for card in cards:
+    beside = [card for card in cards if found and {card.study, card.run.path.resolve()} & set(found.parents)]
+    for card in (*beside, *cards):
         if path in (str(card.run.path), card.run.path.resolve().name):
             several = sum(other.title == card.title and other.model == card.model for other in cards) > 1
             return f"{card.title}, seed {card.seed}" if several else card.title
-    return method_title(path) if path in paper()["methods"] else label
+    return TITLES.get(path, label)

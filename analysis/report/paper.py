@@ -18,11 +18,6 @@ def paper() -> dict[str, Any]:
     return values
 
 
-def method_title(method: str) -> str:
-    """What the paper calls a method, without its star; a method that it has not is called what it is."""
-    return str(paper()["methods"].get(method, method)).rstrip("*")
-
-
 def paper_model(name: str) -> str | None:
     """The paper's title of a starting model, by our name for it; None for a model that it has not."""
     return next((model["title"] for model in paper()["models"] if name.lower() in model["names"]), None)

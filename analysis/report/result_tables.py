@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from analysis.report.contents import Cell, Column, Place, Row, Table
 from analysis.report.estimates import Estimate, difference, printed
-from analysis.report.paper import method_title, overall_differs, paper, paper_model, recomputed_overall, scores
+from analysis.report.paper import overall_differs, paper, paper_model, recomputed_overall, scores
 from analysis.report.scores import BASE, OVERALL, Results, differing_settings
 from analysis.report.scores import Row as RowName
 from nrt_cli.config.suite import ORDER, benchmark
+from nrt_cli.config.titles import method_title
 
 INTERVALS = (
     "Intervals are 95 %: over documents, and where a row has several seeds over seeds too; those of one seed do not "
@@ -23,7 +24,7 @@ def results_table(results: Results) -> Table:
     columns = [Column("Method"), *(Column(at["title"], at["group"], "number") for at in layout.values())]
     names = [*layout, OVERALL]
     rows = [
-        Row((_name(results, row), *(_score_cell(results, row, name) for name in names)), section=row[0])
+        Row((_name(results, row, names), *(_score_cell(results, row, name) for name in names)), section=row[0])
         for row in _all_rows(results)
     ]
     return Table(
@@ -48,7 +49,10 @@ def own_table(results: Results) -> Table | None:
         return None
     titles = {name: next(found[name].title for found in results.scores.values() if name in found) for name in names}
     rows = [
-        Row((_name(results, row), *(_score_cell(results, row, name, interval=True) for name in names)), section=row[0])
+        Row(
+            (_name(results, row, names), *(_score_cell(results, row, name, interval=True) for name in names)),
+            section=row[0],
+        )
         for row in _all_rows(results)
         if row in results.rows or row in results.absent
     ]
@@ -74,9 +78,13 @@ def _all_rows(results: Results) -> list[RowName]:
     return rows
 
 
-def _name(results: Results, row: RowName) -> Cell:
-    seeds = sorted(member.seed for member in results.rows.get(row, ()) if member.seed is not None)
-    return Cell(row[1], note=f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "")
+def _name(results: Results, row: RowName, names: Sequence[str]) -> Cell:
+    """The row's title, with the seeds that some of its numbers are of, where it has several runs."""
+    members = results.rows.get(row, ())
+    seeds = [m.seed for m in members if m.seed is not None and any(name in results.scores[m.label] for name in names)]
+    if len(members) < 2 or not seeds:
+        return Cell(row[1])
+    return Cell(row[1], note=f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}")
 
 
 def _score_cell(results: Results, row: RowName, name: str, interval: bool = False) -> Cell:
@@ -87,8 +95,9 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
         return Cell(reason=_why_empty(results, row, name))
     remarks = dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks)
     cell = percent(found, interval)
-    if len(results.rows[row]) > (having := len(results.seeds(row, name))) and name != OVERALL:
-        remarks |= dict.fromkeys([f"{having} of {len(results.rows[row])} seeds"])
+    members = results.rows[row]
+    if name != OVERALL and len(having := [m.seed for m in members if name in results.scores[m.label]]) < len(members):
+        remarks |= dict.fromkeys([f"seed{'s' * (len(having) > 1)} {', '.join(map(str, having))} only"])
     each = tuple(100 * mean.value for mean in results.means(row, name) if not math.isnan(mean.value))
     return replace(cell, note="; ".join(remarks), seeds=each if len(each) > 1 else ())
 
@@ -107,7 +116,7 @@ def percent(found: Estimate, interval: bool = False, signed: bool = False) -> Ce
     """A share as a cell in percent, with one decimal as in the paper."""
     value, low, high = (100 * number for number in (found.value, found.low, found.high))
     form = "+.1f" if signed else ".1f"
-    text = format(value, form)
+    text = format(round(value, 1) + 0.0, form)  # no minus before a rounded 0
     if interval:
         text += " [not known]" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
     return Cell(text, value, low, high)

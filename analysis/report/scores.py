@@ -10,8 +10,7 @@ from typing import Any
 
 from analysis.report.contents import RunCard
 from analysis.report.estimates import Estimate, over_seeds, trusted
-from analysis.report.paper import method_title
-from analysis.report.studies import unfinished, variant
+from analysis.report.studies import planned_title, unfinished
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.core.statistics import Mean, overall
 from nrt_cli.store.evals import Evaluation, find_evaluations
@@ -135,9 +134,9 @@ def _absent(cards: Sequence[RunCard], rows: Mapping[Row, Sequence[Member]]) -> d
     models = {card.study: card.model for card in cards}
     absent = {}
     for folder, planned, reason in unfinished(cards):
-        title = variant(folder, planned.name) or method_title(planned.config.method)
-        if (row := (models[folder], title)) not in rows and not any(t.startswith(f"{title}: ") for _, t in rows):
-            absent[row] = reason
+        model, title = models[folder], str(planned_title(folder, planned.name))
+        if not any(at == model and (own == title or own.startswith(f"{title} [")) for at, own in rows):
+            absent[model, title] = reason
     return absent
 
 

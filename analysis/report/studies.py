@@ -6,7 +6,8 @@ from pathlib import Path
 
 from analysis.report.contents import RunCard
 from nrt_cli.config import read_yaml
-from nrt_cli.config.study import Planned, StudyConfig, parse_study, planned_runs
+from nrt_cli.config.study import Planned, StudyConfig, Variant, parse_study, planned_runs
+from nrt_cli.config.titles import run_title
 from nrt_cli.errors import ConfigError
 from nrt_cli.store.study import Study
 
@@ -37,13 +38,22 @@ def _read(folder: Path, _: int) -> tuple[StudyConfig | None, tuple[Planned, ...]
         return None, ()
 
 
-def variant(folder: Path, run: str) -> str | None:
-    """What a study calls the method of a run, where it is a variant of another method; else None."""
+def study_title(folder: Path) -> str:
+    """What a study is called: its title, or its folder's name where that cannot be read."""
+    study = study_config(folder)
+    return study.title if study else folder.name
+
+
+def planned_title(folder: Path, run: str) -> str | None:
+    """What a study calls one of its runs; None for a run that it did not plan."""
     study = study_config(folder)
     planned = next((one for one in _planned(folder) if one.name == run), None)
-    if study is None or planned is None or "method" not in study.variants.get(planned.method, {}):
+    if study is None or planned is None:
         return None
-    return planned.method
+    variant = study.variants.get(planned.method, Variant())
+    # Only a variant that names a method is another one than it is called.
+    named = planned.method if "method" in variant.settings else ""
+    return variant.title or run_title(planned.config.method, planned.config.model_dump(), named)
 
 
 def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:

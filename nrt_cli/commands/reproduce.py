@@ -95,7 +95,7 @@ def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
 
 
 def _render_plan(plan: dict[str, Any]) -> None:
-    console.stdout.print(f"{len(plan['runs'])} runs in {plan['study']}")
+    console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))
     if total := plan["total"]:
         table = Table("one run", "", title="The longest run", title_justify="left")
         for what, value in plan["plan"]:

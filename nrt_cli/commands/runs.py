@@ -66,7 +66,7 @@ def _list(records: list[dict[str, Any]], filtered: bool) -> None:
     for r in records:
         scores = (_number(r["held_out"], ".2f"), _number(r["gain"], "+.2f"))
         ends = (", ".join(r["tags"]), r["created"][:10])
-        cells = (r["run"], r["method"], r["status"], f"{r['step']}/{r['steps']}", *scores, *ends)
+        cells = (r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", *scores, *ends)
         table.add_row(*map(console.plain, cells))
     console.stdout.print(table)
 
@@ -88,7 +88,7 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
 
 def _show(record: dict[str, Any]) -> None:
     out = console.stdout
-    out.rule(console.plain(f"{record['run']}: {record['method']}, {record['status']}"), style="bold")
+    out.rule(console.plain(f"{record['run']}: {record['title']}, {record['status']}"), style="bold")
     facts = {
         "steps": f"{record['step']} of {record['steps']}",
         "created": record["created"],

@@ -87,7 +87,7 @@ def _show_model(record: dict[str, Any], tokens: bool) -> None:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return record["model"] + (f" ({record['method']})" if record["method"] not in (None, record["model"]) else "")
+    return record["model"] + (f" ({record['title']})" if record["title"] else "")
 
 
 def _stop(stop: str) -> str:

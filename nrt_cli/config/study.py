@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from nrt_cli import config as configs
 from nrt_cli.config.base import Section, Seed
@@ -70,10 +70,23 @@ class StudyAnalysis(Section):
     questions: int = Field(0, ge=0, description="Held-out questions scored under every method, for Table 9.")
 
 
+class Variant(Section):
+    """Settings of one method's runs, as under `run`, and what they are called."""
+
+    model_config = ConfigDict(extra="allow")
+
+    title: str | None = Field(None, min_length=1, description="What the report calls these runs.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of it but the title."""
+        return self.model_extra or {}
+
+
 class StudyConfig(Section):
     """Everything that decides what `nrt reproduce` does."""
 
-    title: str
+    title: str = Field(min_length=1, description="What the report calls the study.")
     model: StudyModel
     data: StudyData
     recipe: str | None = Field(
@@ -81,7 +94,7 @@ class StudyConfig(Section):
     )
     run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
     methods: tuple[str, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
-    variants: dict[str, dict[str, Any]] = Field({}, description="Settings of one method's runs, on top of the others.")
+    variants: dict[str, Variant] = Field({}, description="Settings of one method's runs, on top of the others.")
     seeds: tuple[Seed, ...] = Field((0, 1), min_length=1)
     eval: StudyEval = StudyEval()
     analysis: StudyAnalysis = StudyAnalysis()
@@ -147,7 +160,7 @@ def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
     for seed in study.seeds:
         for method in study.methods:
             named = {"method": method, "seed": seed}
-            layers = (recipe, places, benchmarks, study.run, named, study.variants.get(method, {}))
+            layers = (recipe, places, benchmarks, study.run, named, study.variants.get(method, Variant()).settings)
             name = f"{method.replace(':', '.')}-s{seed}"
             yield Planned(name, method, seed, configs.resolve(*layers, origin=f"run {name}"))
 

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
-from nrt_cli.errors import StoreError
+from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.files import draft, sha256, sync
 from nrt_cli.records import ACCURACIES
 from nrt_cli.store.files import (
@@ -164,6 +164,15 @@ class Run:
     @property
     def config_path(self) -> Path:
         return self.path / CONFIG
+
+    def settings(self) -> dict[str, Any]:
+        """The run's nested settings as they are in its file; empty where that cannot be read."""
+        from nrt_cli.config import read_yaml  # late: what only lists runs' folders need not wait for pydantic
+
+        try:
+            return read_yaml(self.config_path)
+        except ConfigError:
+            return {}
 
     def update_config(self, config_yaml: str) -> None:
         with writes_to(self.path):

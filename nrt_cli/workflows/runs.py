@@ -10,6 +10,7 @@ from typing import Any
 
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
+from nrt_cli.config.titles import run_title
 from nrt_cli.core.held_out import COLUMNS, before_and_after, shown
 from nrt_cli.errors import StoreError
 from nrt_cli.records import measured
@@ -37,6 +38,7 @@ def summary_of(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "method": manifest["method"],
+        "title": run_title(manifest["method"], run.settings()),
         "status": status_of(run, manifest),
         "step": done[-1]["step"] if done else 0,
         "steps": manifest.get("steps"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nrt_cli.config import SCHEMES, ObjectiveSection
+from nrt_cli.config.titles import run_title
 from nrt_cli.core.comparison import view_group
 from nrt_cli.core.schemes import get_scheme
 from nrt_cli.engines.local.scoring import Scorer
@@ -62,6 +63,7 @@ def score_answer(ref: str, asked: Question) -> dict[str, Any]:
         "model": of.located.name,
         "folder": str(of.located.folder),
         "method": of.config.method if of.located.run else None,
+        "title": run_title(of.config.method, of.config.model_dump()) if of.located.run else None,
         "question": asked.question,
         "answer": asked.answer,
         "tokens": pieces(scorer.tokenizer, example.answer_ids),

@@ -8,7 +8,7 @@ from typing import Any
 from nrt_cli.commandline import nrt, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection
-from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, planned_runs
+from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, planned_runs
 from nrt_cli.workflows.preflight import describe, plan_for
 
 
@@ -18,7 +18,7 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
     A model that the study makes itself has no plan: `total` is None then.
     """
     runs = list(planned_runs(study, folder))
-    record: dict[str, Any] = {"study": str(folder), "runs": [], "total": None, "plan": []}
+    record: dict[str, Any] = {"study": str(folder), "title": study.title, "runs": [], "total": None, "plan": []}
     if study.model.pretrain is None:
         plans = {run.name: plan_for(run.config, _examples(study.data)) for run in runs}
         record["runs"] = [{"run": name, **asdict(plan)} for name, plan in plans.items()]
@@ -64,7 +64,7 @@ def _init(model: StudyModel) -> dict[str, str]:
 
 
 def _train(folder: Path, study: StudyConfig, run: Planned) -> list[str | Path]:
-    given = flatten(merge(study.run, study.variants.get(run.method, {})))
+    given = flatten(merge(study.run, study.variants.get(run.method, Variant()).settings))
     data = run.config.data
     places: dict[str, Any] = {"--model": run.config.model.path, "--data": data.train, "--validation": data.validation}
     named = {"--run": folder / "runs" / run.name, "--method": run.config.method, "--seed": run.seed}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.config import RolloutSection
+from nrt_cli.config.titles import run_label
 from nrt_cli.data.sources import file_sha256
 from nrt_cli.engines.local.loading import load_tokenizer
 from nrt_cli.engines.local.policy import Row
@@ -105,7 +106,7 @@ def _check(subjects: Sequence[Subject]) -> None:
 
 def labels(subjects: Sequence[Subject]) -> list[str]:
     """A short, unique name for each: its method, or where two share that, its folder's name."""
-    methods = [s.config.method if s.located.run else s.located.name for s in subjects]
+    methods = [run_label(s.config.method, s.config.model_dump()) if s.located.run else s.located.name for s in subjects]
     names = [s.located.name if methods.count(m) > 1 else m for s, m in zip(subjects, methods, strict=True)]
     return [s.located.ref if names.count(name) > 1 else name for s, name in zip(subjects, names, strict=True)]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.report.cards import cards
-from analysis.report.contents import Cell, Column, Contents, Made, Row, Table
+from analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
 from analysis.report.page import headline, render, samples, setup, write
 from analysis.report.page.cases import cases
 from analysis.report.page.samples import sample_traces, spread
@@ -396,3 +396,23 @@ def test_a_run_that_has_nothing_yet_is_a_page(make_run, tmp_path):
     text = render(Contents("t", Made("0", "-"), found, (), (), ()), letters)
     assert "Nothing was measured yet" in text
     assert write(Contents("t", Made("0", "-"), found, (), (), ()), Path(tmp_path / "r")).is_file()
+
+
+def test_the_page_has_every_table_and_figure_of_a_report_whatever_it_is_called(contents):
+    row = Row((Cell("a"), Cell("1.0", 1.0)))
+    columns = (Column("Method"), Column("Score", kind="number"))
+    tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in (11, 90, "x")]
+    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", files={"png": b"p"}) for i in (5, 22, "mine")]
+    figures.append(Figure("figure-7", "My empty figure", "c", reason="`nrt nothing` draws it"))
+    page = render(replace(contents(*tables), figures=tuple(figures)))
+    for part in (*tables, *figures):
+        assert page.count(f'id="{part.key}"') == 1
+    assert "<summary>My empty figure: empty: <code>nrt nothing</code> draws it</summary>" in page
+
+
+def test_what_is_empty_is_folded_into_a_line_that_says_what_fills_it(contents):
+    columns, row = (Column("Method"), Column("Score", kind="number")), Row((Cell("a"), Cell(reason="not run")))
+    bare = Table("table-5", "Bare", "c", columns, reason="`nrt judge` does")
+    page = render(contents(Table("table-3", "Unasked", "c", columns, (row,)), bare))
+    assert "<summary>Unasked: empty: no run was asked" in page
+    assert "<summary>Bare: empty: <code>nrt judge</code> does</summary>" in page

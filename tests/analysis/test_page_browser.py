@@ -284,10 +284,48 @@ def test_dark_and_light_follow_the_system_and_the_button(page, address):
     assert find(page, "#theme").get_attribute("aria-pressed") == "false"
 
 
-def test_a_phone_scrolls_one_way_only(page):
-    look(page, 375, "light")
-    width = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-    assert width == [375, 375]
+OVER = """
+const width = document.documentElement.clientWidth;
+document.querySelectorAll("details").forEach((one) => { one.open = true; });
+return [...document.querySelectorAll("body *")].filter((one) => {
+  const box = one.getBoundingClientRect();
+  const over = box.width && (box.right > width + 1 || box.left < -1);
+  return over && !one.closest(".scroll, .paper, .list, nav, .skip, .only-read");
+}).map((one) => one.outerHTML.slice(0, 120));
+"""
+
+
+@pytest.mark.parametrize("width", [375, 390, 1280, 1920])
+def test_nothing_reaches_beyond_the_window_at_any_width(page, width):
+    look(page, width, "light")
+    assert page.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    assert page.execute_script(OVER) == []
+    # A legend's entries and the lines of a chart are seen whole.
+    inside = """
+    return [...document.querySelectorAll(".keys label, .chart figcaption, .chart g path, .drawn img")].filter((one) => {
+      const [box, around] = [one, one.closest(".keys, .chart, .drawn")].map((it) => it.getBoundingClientRect());
+      return box.left < around.left - 2 || box.top < around.top - 2 || box.bottom > around.bottom + 2;
+    }).map((one) => one.outerHTML.slice(0, 120));
+    """
+    assert page.execute_script(inside) == []
+    if width >= 1280:
+        cut = "return [...document.querySelectorAll('.scroll')].filter((o) => o.scrollWidth > o.clientWidth + 1)"
+        assert page.execute_script(f"{cut}.map((one) => one.getAttribute('aria-label'))") == []
+
+
+def test_one_run_far_off_does_not_flatten_the_others(driver, tmp_path, make_run_in):
+    """Of four runs with gains up to 3, one goes to 1000: it leaves the chart, which says so."""
+    make = make_run_in(tmp_path)
+    for i in range(4):
+        make(f"r{i}", ("am", "gm", "p", "logp")[i], [{"gain": (1000.0 if i == 3 else 1.0 + i / 2) * t} for t in (0, 1)])
+    path = write(
+        Contents("A title", Made("0", "-"), tuple(cards([tmp_path])), (), (), ()), tmp_path / "report", letters
+    )
+    driver.get(f"file://{path}")
+    (gain,) = [c for c in driver.find_elements(By.CSS_SELECTOR, ".chart") if c.text.startswith("gain over")]
+    assert "JLB, seed 0 goes to 1e+03" in gain.text
+    marks = [t.text for t in gain.find_elements(By.CSS_SELECTOR, "text[text-anchor=end]")]
+    assert max(float(mark.replace("−", "-")) for mark in marks) < 5
 
 
 def test_it_prints(page):

@@ -17,7 +17,9 @@ from analysis.report.gather import gather, tables
 from analysis.report.page.headline import panels
 from analysis.report.paper import paper
 from nrt_cli.config import resolve, to_yaml
+from nrt_cli.config.study import parse_study, planned_runs
 from nrt_cli.config.suite import ORDER
+from nrt_cli.config.titles import TITLES
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation
@@ -82,6 +84,7 @@ def test_table_3_has_the_papers_layout_and_marks_the_best_two_of_each_model(trai
 
     table = report(tmp_path)["table-3"]
 
+    assert {k: v.rstrip("*") for k, v in paper()["methods"].items()} == TITLES
     names = ["Method", "BBH", "MMLU", "DROP", "PopQA", "TQA", "GSM8K", "MATH", "HEval", "IFEval", "Overall"]
     assert [column.title for column in table.columns] == names
     assert [column.group for column in table.columns[1:3]] == ["General Reasoning"] * 2
@@ -117,6 +120,26 @@ def test_overall_is_the_mean_of_all_nine_and_seeds_are_averaged(trained, tmp_pat
     assert rows(table, "RLPR")[0].cells[0].note == "seeds 0, 1"
 
 
+def test_a_row_lists_the_seeds_whose_numbers_it_holds(trained, tmp_path):
+    trained("am", 0, gsm8k=0.9)
+    trained("am", 1)
+    trained("gm", 0, gsm8k=0.5, math=0.5)
+    trained("gm", 1, gsm8k=0.7)
+    trained("p", 0)
+    trained("p", 1)
+    table = report(tmp_path)["table-3"]
+    assert [rows(table, title)[0].cells[0].note for title in ("RLPR", "NRT-GM", "Verifree")] == [
+        "seed 0",
+        "seeds 0, 1",
+        "",
+    ]
+    (alone,) = cells_of(table, "RLPR", "GSM8K")
+    assert (alone.text, alone.note) == ("90.0", "seed 0 only")
+    both, one = cells_of(table, "NRT-GM", "GSM8K", "MATH")
+    assert (both.text, both.note) == ("60.0", "")
+    assert one.note == "seed 0 only"
+
+
 def test_the_settings_that_most_runs_share_are_chosen_and_others_named(trained, tmp_path):
     for method in ("sft", "am"):
         scored(trained(method), "gsm8k", 0.5)
@@ -145,7 +168,10 @@ def test_a_run_without_policy_gradient_is_not_called_by_the_papers_name(trained,
     trained("gm")
     trained("gm", name="hot", settings={"rollout": {"temperature": 0.5}})
     titles = [card.title for card in cards([tmp_path / "runs"])]
-    assert titles == ["NRT-GM", "NRT-GM [rollout.temperature=0.5]", "NRT-WS (-log p) without policy gradient"]
+    assert titles == ["NRT-GM", "NRT-GM [rollout.temperature=0.5]", "Control: no policy gradient"]
+    trained("am", name="other control", settings=off)
+    titles = [card.title for card in cards([tmp_path / "runs"])]
+    assert titles[2:] == ["Control: no policy gradient [method=am]", "Control: no policy gradient"]
 
 
 def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
@@ -154,30 +180,44 @@ def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
         "title": "Small",
         "model": {"name": "nano", "source": "somewhere"},
         "data": {"sources": ["generated:sums?size=9"]},
-        "methods": ["am", "gm", "control", "p"],
-        "variants": {"control": {"method": "gm", "optimiser": {"lr": 0.5}}},
+        "methods": ["am", "gm", "control", "fast", "slow", "p"],
+        "variants": {
+            "control": {"method": "gm", "objective": {"weights": {"trace": 0}}},
+            "fast": {"method": "gm", "optimiser": {"lr": 0.5}},
+            "slow": {"title": "NRT-GM, slowly", "method": "gm", "optimiser": {"lr": 1e-6}},
+        },
         "seeds": [0],
     }
     study.mkdir()
     (study / "study.yaml").write_text(json.dumps(values))  # JSON is YAML
     Study(study).record("gm-s0", Outcome("failed", "the disk was full"))
-    for name, method in (("am-s0", "am"), ("control-s0", "gm")):
-        Study(study).record(name, Outcome("finished"))
-        manifest = {"method": method, "status": "finished", "fingerprints": {}}
-        scored(Run.create(study / "runs" / name, to_yaml(resolve({"method": method})), manifest), "sums", 0.5)
+    for run in planned_runs(parse_study(values, "x"), study):
+        if run.method in ("am", "control", "fast"):
+            Study(study).record(run.name, Outcome("finished"))
+            manifest = {"method": run.config.method, "status": "finished", "fingerprints": {}}
+            scored(Run.create(study / "runs" / run.name, to_yaml(run.config), manifest), "sums", 0.5)
+    left = study / "analysis" / "score"
+    left.mkdir(parents=True)
+    answer = {"question": "1 + 1?", "answer": "2", "method": "gm", "traces": [{"trace": "z", "logprob": 0.0}]}
+    (left / "question-1.json").write_text(json.dumps([answer | {"model": f"{m}-s0"} for m in ("control", "fast")]))
     base = Evaluation.create(study / "evals" / "base", "sums", {}, {})
     base.write_scores({"score": 0.1, "error": 0.01, "n": 400, "title": "Sums"})
 
     found = cards([study])
-    table = {table.key: table for table in tables(found)}["table-3-own"]
+    by_key = {table.key: table for table in tables(found)}
+    table = by_key["table-3-own"]
 
     assert {card.model for card in found} == {"nano"}
     said = {row.cells[0].text: row.cells[1].text or row.cells[1].reason for row in table.rows}
-    assert list(said) == ["Base", "Verifree", "RLPR", "NRT-GM", "control: NRT-GM"]
+    rest = ["NRT-GM, slowly", "Control: no policy gradient", "fast: NRT-GM"]
+    assert sorted(said) == sorted(["Base", "Verifree", "RLPR", "NRT-GM", *rest])
+    assert [row.cells[0].text for row in by_key["table-9"].rows] == rest[1:]
+    assert gather([study]).title == "Small"
     assert said["Base"].startswith("10.0 [")
     assert said["NRT-GM"] == "failed: the disk was full"
     assert said["Verifree"] == "not run yet"
-    assert said["control: NRT-GM"].startswith("50.0 [")
+    assert said["NRT-GM, slowly"] == "not run yet"
+    assert said["fast: NRT-GM"].startswith("50.0 [")
 
 
 # --- beside the paper -------------------------------------------------------------------------------------------------

@@ -7,14 +7,15 @@ JSON has no `<`, and the page's policy forbids everything that is not in the fil
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
+from analysis.figures import LINES, numbered
 from analysis.report.contents import Contents, Figure, RunCard, Table
 from analysis.report.page import headline, setup
 from analysis.report.page.cases import cases
@@ -25,11 +26,10 @@ from analysis.report.plain import marks, sections, shown, spans, visible
 from analysis.report.write import Pieces
 from nrt_cli.store.reports import write_report
 
+Part = TypeVar("Part", Table, Figure)
+
 FILE = "index.html"
 SCRIPTS = ("common.js", "tables.js", "charts.js", "traces.js", "cases.js", "page.js")
-
-COLOURS = 9
-"""How many the style sheet has: one a method, in their order."""
 
 LONG = 40
 """Rows from which a table is folded away."""
@@ -41,7 +41,10 @@ PLACES = {
     "method": ("table-1", "table-2", "table-5"),
     "setup": ("table-4", "table-6", "table-7", "table-8"),
 }
-"""Section of the page -> the tables in it, by key; what is called like one of them is beside it."""
+"""Section of the page -> the tables in it, by key, with what is called like one of them; all else is in results."""
+
+FIGURES = {"dynamics": ("figure-2",), "words": ("figure-3", "figure-4")}
+"""The same for figures."""
 
 
 def write(contents: Contents, folder: Path, pieces: Pieces | None = None) -> Path:
@@ -56,12 +59,11 @@ def write(contents: Contents, folder: Path, pieces: Pieces | None = None) -> Pat
 
 def render(contents: Contents, pieces: Pieces | None = None) -> str:
     """The page's text."""
-    style, script = _asset("page.css"), "\n".join(_asset(name) for name in SCRIPTS)
+    colours = numbered(card.title for card in contents.runs)
+    style, script = _asset("page.css") + _colours(colours.values()), "\n".join(_asset(name) for name in SCRIPTS)
     traces = sample_traces(contents.runs, pieces)
     traces["sets"] += scored_sets(contents.runs)
     traces["start"] = _shown_first(contents.runs)
-    titles = dict.fromkeys(card.title for card in contents.runs)
-    colours = {title: i % COLOURS for i, title in enumerate(titles)}
     return (
         _environment()
         .get_template("page.html")
@@ -71,9 +73,8 @@ def render(contents: Contents, pieces: Pieces | None = None) -> str:
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            places={place: _tables(contents, keys) for place, keys in PLACES.items()},
-            others=[table for table in contents.tables if not _placed(table)],
-            figures={number: [f for f in contents.figures if _is(f.key, f"figure-{number}")] for number in (2, 3, 4)},
+            tables=_by_section(contents.tables, PLACES),
+            figures=_by_section(contents.figures, FIGURES),
             trained=headline.trained(contents),
             panels=headline.panels(contents),
             settings=setup.settings(setup.columns(contents.runs)),
@@ -112,24 +113,43 @@ def _is(key: str, name: str) -> bool:
     return key == name or key.startswith(f"{name}-")
 
 
-def _tables(contents: Contents, names: tuple[str, ...]) -> list[Table]:
-    """The tables of a section, in the order of its names; their kin come last."""
-    found = [table for table in contents.tables if any(_is(table.key, name) for name in names)]
-    return sorted(found, key=lambda table: names.index(table.key) if table.key in names else len(names))
+def _by_section(parts: Sequence[Part], places: Mapping[str, tuple[str, ...]]) -> dict[str, list[Part]]:
+    """The report's parts by section of the page, in the order of its names; their kin come last.
+
+    What no section names is among the results: whatever a report has, its page has too.
+    """
+    found: dict[str, list[tuple[int, Part]]] = {section: [] for section in ("results", *places)}
+    at = {name: (section, i) for section, names in places.items() for i, name in enumerate(names)}
+    for part in parts:
+        kin = [(section, len(places[section])) for name, (section, _) in at.items() if _is(part.key, name)]
+        section, place = at.get(part.key) or (kin[0] if kin else ("results", len(parts)))
+        found[section].append((place, part))
+    return {section: [part for _, part in sorted(of, key=lambda pair: pair[0])] for section, of in found.items()}
 
 
-def _placed(table: Table) -> bool:
-    return any(_is(table.key, name) for names in PLACES.values() for name in names)
-
-
-def _aside(table: Table) -> str:
-    """What to say of a table that is folded away: details, long ones, and those that nothing was measured for."""
-    ours = [i for i, column in enumerate(table.columns) if column.group != "Paper" and column.kind == "number"]
-    empty = [math.isnan(row.cells[i].value) for row in table.rows for i in ours]
+def _aside(part: Table | Figure) -> str:
+    """What to say of a part that is folded away: what fills an empty one, what details and long tables have."""
+    if isinstance(part, Figure):
+        return "" if part.files else f"empty: {part.reason}"
+    if not part.rows:
+        return f"empty: {part.reason or 'nothing was recorded for it'}"
+    ours = [i for i, column in enumerate(part.columns) if column.group != "Paper" and column.kind == "number"]
+    empty = [math.isnan(row.cells[i].value) for row in part.rows for i in ours]
     if empty and all(empty):
-        return "nothing measured yet"
+        fills = "no run was asked a benchmark of it; `nrt eval --model RUN --benchmarks all` fills it"
+        return f"empty: {fills if _is(part.key, 'table-3') else 'nothing was measured for it yet'}"
     folded = (*PLACES["setup"], *PLACES["cases"], "table-3-overall")
-    return table.caption if len(table.rows) > LONG or any(_is(table.key, name) for name in folded) else ""
+    return part.caption if len(part.rows) > LONG or any(_is(part.key, name) for name in folded) else ""
+
+
+def _colours(numbers: Iterable[int]) -> str:
+    """The styles of the methods' lines: the figures' colours and dashes."""
+    rules = []
+    for i in sorted({*numbers, 0}):
+        line, other = LINES[i % len(LINES)], LINES[(i + i // len(LINES)) % len(LINES)]
+        dash = " ".join(f"{2.2 * length:g}" for length in other.dash) or "none"
+        rules.append(f".c{i} {{ --at: light-dark({line.color}, {line.dark}); --dash: {dash}; }}\n")
+    return "".join(rules)
 
 
 def image(figure: Figure) -> str:

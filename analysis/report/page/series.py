@@ -1,11 +1,12 @@
 """Each run's metrics by step, for the page's charts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis.dynamics import PANELS, SHARES, UNITS, collapses
+from analysis.figures import span
 from analysis.frames import steps_frame
 from analysis.report.contents import RunCard
 from analysis.report.page.samples import four_digits, spread
@@ -20,7 +21,21 @@ ANSWER = "answer_logprob_per_token"
 
 def series(cards: Sequence[RunCard]) -> dict[str, Any]:
     """Panels and every run's numbers in them, ready for JSON; a run has only the metrics that its method has."""
-    return {"panels": _panels(), "window": WINDOW, "runs": [_run(card) for card in cards]}
+    runs, panels = [_run(card) for card in cards], _panels()
+    seen = {}
+    for model in dict.fromkeys(card.model for card in cards):
+        its = {card.label: run for card, run in zip(cards, runs, strict=True) if card.model == model}
+        seen[model] = {p["key"]: {line: _seen(its, p["key"], line) for line in ("mean", "raw")} for p in panels}
+    return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
+
+
+def _seen(runs: Mapping[str, dict[str, Any]], key: str, line: str) -> dict[str, Any]:
+    """The heights that a panel shows of a model's runs, and which of them leave it; `raw`: with single steps."""
+    found = {label: run["values"][key] for label, run in runs.items() if key in run["values"]}
+    lines = {label: values.get(line, values["mean"]) for label, values in found.items()}
+    low, high, beyond = span({label: pd.Series(line, dtype=float) for label, line in lines.items()})
+    said = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
+    return {"low": four_digits(low), "high": four_digits(high), "beyond": said}
 
 
 def _panels() -> list[dict[str, Any]]:

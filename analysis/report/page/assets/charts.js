@@ -22,12 +22,12 @@ function axis(values, from, to, log) {
   return { place, marks };
 }
 
-function chart(panel, lines, falls) {
+function chart(panel, lines, falls, seen) {
   const { width, height, left, right, top, bottom } = CHART;
   const means = lines.flatMap((line) => line.mean.filter((value) => value !== null));
   const steps = lines.flatMap((line) => line.step);
   const log = panel.log && means.every((value) => value > 0);
-  const bounds = panel.share ? [0, 1] : panel.zero ? [...means, 0] : means;
+  const bounds = panel.share ? [0, 1] : log ? means : panel.zero ? [seen.low, seen.high, 0] : [seen.low, seen.high];
   const x = axis(steps, left, width - right, false);
   const y = axis(bounds, height - bottom, top, log);
   const path = (line, values) => {
@@ -49,14 +49,14 @@ function chart(panel, lines, falls) {
     ]),
     ...x.marks.map((mark) => svg("text", { x: x.place(mark), y: height - 6, "text-anchor": "middle" }, String(mark))),
     svg("g", { "clip-path": `url(#${clip})` }, ...lines.filter((line) => line.raw && lines.length <= FEW).map((line) => svg("path", { class: `raw c${line.colour}`, d: path(line, line.raw) }))),
-    ...lines.map((line) => svg("path", { class: `c${line.colour}`, d: path(line, line.mean) })),
+    svg("g", { "clip-path": `url(#${clip})` }, ...lines.map((line) => svg("path", { class: `c${line.colour}`, d: path(line, line.mean) }))),
     ...lines.filter((line) => line.step.length < 3).flatMap((line) => line.mean.map((value, i) => value === null ? null
       : svg("circle", { class: `spot c${line.colour}`, cx: x.place(line.step[i]), cy: y.place(value), r: 3.5 }))),
     ...falls.map((fall) => svg("circle", { class: "fell", cx: x.place(fall.step), cy: y.place(fall.value), r: 6 }, svg("title", {}, fall.text))),
   );
   const output = el("output");
   readable(drawing, output, lines, x, [...new Set(steps)].sort((a, b) => a - b));
-  return el("figure", { class: "chart" }, el("figcaption", { title: panel.about }, el("b", {}, panel.title), ` ${panel.unit}`), drawing, output);
+  return el("figure", { class: "chart" }, el("figcaption", { title: panel.about }, el("b", {}, panel.title), ` ${panel.unit}`), drawing, seen.beyond && !log && !panel.share ? el("p", { class: "beyond" }, `Not all seen: ${seen.beyond}.`) : null, output);
 }
 
 /** A line at one step that the pointer or the arrow keys move, and below the chart what the runs have there. */
@@ -114,7 +114,7 @@ function dynamics(host) {
   function draw() {
     grid.replaceChildren(...DATA.series.panels.flatMap((panel) => {
       const shown = lines(panel.key);
-      return shown.length ? [chart(panel, shown, falls(shown, panel.key))] : [];
+      return shown.length ? [chart(panel, shown, falls(shown, panel.key), DATA.series.seen[model][panel.key][shown.length <= FEW ? "raw" : "mean"])] : [];
     }));
     if (!grid.children.length) grid.append(el("p", { class: "none" }, "No step is recorded, or no method is chosen."));
   }
@@ -124,7 +124,7 @@ function dynamics(host) {
       const box = el("input", { type: "checkbox" });
       box.checked = !hidden.has(title);
       box.addEventListener("change", () => { if (box.checked) hidden.delete(title); else hidden.add(title); draw(); });
-      const sample = svg("svg", { width: 18, height: 8, class: `c${colour}`, "aria-hidden": "true" }, svg("line", { x1: 2, x2: 16, y1: 4, y2: 4 }));
+      const sample = svg("svg", { width: 34, height: 8, class: `c${colour}`, "aria-hidden": "true" }, svg("line", { x1: 1, x2: 33, y1: 4, y2: 4 }));
       return el("label", {}, box, sample, title);
     }));
   }
