@@ -12,11 +12,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
+from rich.table import Table
 from rich.text import Text
 
 QUIET = {
@@ -78,6 +79,19 @@ def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
         stdout.file.write(json.dumps(data, indent=2, default=str) + "\n")
     else:
         render(data)
+
+
+def show(table: Table, least: Sequence[str] = ()) -> None:
+    """Print a table; where the terminal is too narrow, without the columns of these titles, the first of them first.
+
+    What remains is broken into lines only where the rest alone is too wide.
+    """
+    endless = stdout.options.update_width(10**6)
+    for title in least:
+        if table.__rich_measure__(stdout, endless).maximum <= stdout.width:
+            break
+        table.columns = [column for column in table.columns if str(column.header) != title]
+    stdout.print(table)
 
 
 @contextlib.contextmanager

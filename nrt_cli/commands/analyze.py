@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tables and figures of what runs left behind.", no_args_is_help=True)
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.", show_default=False),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run.", show_default=False),
@@ -73,7 +77,12 @@ def dynamics(
 
 @app.command(epilog="Example: nrt analyze vocab runs/ws-neg-log-p@400-500")
 def vocab(
-    run: Annotated[str, typer.Argument(metavar="RUN[@STEPS]", help="A run; @30, @0,30 or @10-20 are its steps.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[@STEPS]", autocompletion=completion.runs, help="A run; @30, @0,30 or @10-20 are its steps."
+        ),
+    ],
     held_out: Annotated[bool, typer.Option("--held-out", help="Held-out traces instead of training's.")] = False,
     stop_words: Annotated[
         Path | None, typer.Option(help="File of stop words, one a line; default: English ones.", show_default=False)
@@ -102,7 +111,12 @@ def _words_in(file: Path) -> frozenset[str]:
 
 @app.command(epilog="Example: nrt analyze cases runs/sft runs/am runs/ws-neg-log-p --generate --n 2")
 def cases(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN[@STEP]...", help="Runs to compare.", show_default=False)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare.", show_default=False
+        ),
+    ],
     n: Annotated[int | None, typer.Option("--n", min=1, help="Questions; default: 3.", show_default=False)] = None,
     training: Annotated[bool, typer.Option("--training", help="Training's traces instead of held-out ones.")] = False,
     generate: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nrt_cli.commands import completion
 from nrt_cli.commands.analyze import Out, deliver
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
@@ -18,7 +19,9 @@ SCHEMES = "Example: nrt analyze schemes runs/am --scheme gm --scheme my_rewards:
 
 
 def tokens(
-    more: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="More of --runs.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=completion.runs, help="More of --runs.")
+    ] = None,
     baseline: Annotated[str, typer.Option(help="An SFT run: RUN, RUN@STEP or a model folder.")] = "",
     runs: Annotated[list[str] | None, typer.Option(help="Runs to compare with it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Pairs to score; default: held-out ones of the baseline.")] = None,
@@ -46,7 +49,7 @@ def tokens(
 
 
 def leakage(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or RUN@STEP.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run, or RUN@STEP.")],
     traces: Annotated[str | None, typer.Option(help="Trace table; default: the held-out traces of the step.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Traces scored.")] = 200,
     span: Annotated[int, typer.Option(min=1, help="Words in a row that count as copied where they are masked.")] = 1,
@@ -67,7 +70,12 @@ def leakage(
 
 
 def schemes(
-    bank: Annotated[Path, typer.Argument(metavar="RUN|BANK", help="A run, a trace table or a folder of them.")],
+    bank: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|BANK", autocompletion=completion.runs, help="A run, a trace table or a folder of them."
+        ),
+    ],
     scheme: Annotated[
         list[str] | None, typer.Option(help="Schemes beside each other, module:function too; default: all built in.")
     ] = None,

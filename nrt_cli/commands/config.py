@@ -6,13 +6,17 @@ import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
 
 app = typer.Typer(help="Show, check and compare configurations.", no_args_is_help=True)
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set rollout.group_size=4.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", autocompletion=completion.settings, help="Override a key: --set rollout.group_size=4."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -29,7 +33,10 @@ def section(name: str, /, **given: Any) -> dict[str, Any]:
 
 @app.command(epilog="Example: nrt config show train/quickstart --set rollout.group_size=4")
 def show(
-    name: Annotated[str | None, typer.Argument(help="YAML file, shipped config or preset.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset."),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +49,9 @@ def show(
 
 @app.command(epilog="Example: nrt config check my-run.yaml")
 def check(
-    name: Annotated[str, typer.Argument(help="YAML file, shipped config or preset.")],
+    name: Annotated[
+        str, typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
+    ],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,8 +62,12 @@ def check(
 
 @app.command(epilog="Example: nrt config diff paper reference")
 def diff(
-    left: Annotated[str, typer.Argument(help="YAML file, shipped config or preset.")],
-    right: Annotated[str, typer.Argument(help="What to compare it with.")],
+    left: Annotated[
+        str, typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
+    ],
+    right: Annotated[
+        str, typer.Argument(autocompletion=completion.presets_and_configs, help="What to compare it with.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """List every key on which two configurations differ."""

@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, Overrides, flags, section
 
 if TYPE_CHECKING:
@@ -27,12 +28,27 @@ SHOWN = 6
 
 def doctor(
     name: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, shipped config, or a run.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG]",
+            autocompletion=completion.configs,
+            help="YAML file, shipped config, or a run.",
+            show_default=False,
+        ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="sft, a scheme, a paper name, or module:function.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder made by `nrt model prepare`.")] = None,
-    data: Annotated[str | None, typer.Option(help="Parquet made by `nrt data prepare`.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Parquet for held-out scores.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.methods, help="sft, a scheme, a paper name, or module:function."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(autocompletion=completion.models, help="Folder made by `nrt model prepare`.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet for held-out scores.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.errors import ConfigError
 
@@ -54,9 +55,19 @@ def evaluate(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="DIR, RUN, RUN@STEP or builtin:smollm2-135m.", show_default=False),
+        typer.Option(
+            metavar="MODEL",
+            autocompletion=completion.models,
+            help="DIR, RUN, RUN@STEP or builtin:smollm2-135m.",
+            show_default=False,
+        ),
     ] = None,
-    benchmarks: Annotated[str, typer.Option(help="all, names (gsm8k,bbh) or category:NAME (category:math).")] = "all",
+    benchmarks: Annotated[
+        str,
+        typer.Option(
+            autocompletion=completion.benchmarks, help="all, names (gsm8k,bbh) or category:NAME (category:math)."
+        ),
+    ] = "all",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Documents of each benchmark: a seeded sample, the same for every model.")
     ] = None,
@@ -132,8 +143,17 @@ def evaluate(
 
 @app.command(epilog="Example: nrt eval compare runs/sft runs/am@30")
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="RUN, RUN@STEP, DIR, builtin:NAME, or a folder of results.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same; the differences are B - A.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            autocompletion=completion.models,
+            help="RUN, RUN@STEP, DIR, builtin:NAME, or a folder of results.",
+        ),
+    ],
+    b: Annotated[
+        str, typer.Argument(metavar="B", autocompletion=completion.models, help="The same; the differences are B - A.")
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -177,7 +197,7 @@ def _render(outcome: dict[str, Any]) -> None:
     mean = outcome["overall"]
     table.add_section()
     table.add_row("Overall", _score(mean["score"], mean["error"]), str(mean["n"]), "", "", "", "")
-    console.stdout.print(table)
+    console.show(table, ("also", "cut", "forced", "trace", "n"))
     for note in _notes(outcome):
         console.stdout.print(console.plain(note), soft_wrap=True)
 
@@ -250,7 +270,7 @@ def _render_comparison(data: dict[str, Any]) -> None:
     mean = data["mean"]
     table.add_section()
     table.add_row("Overall" if not mean["missing"] else "mean of these", *_comparison_cells(mean), "")
-    console.stdout.print(table)
+    console.show(table, ("n", "A", "B"))
     for row in data["benchmarks"]:
         if row["differing"]:
             console.warn(f"{row['benchmark']}: the two differ also in {', '.join(row['differing'])}")

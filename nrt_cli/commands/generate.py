@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
@@ -14,7 +15,12 @@ EXAMPLE = "Example: nrt generate runs/first 'What is 12 + 30 + 7?'"
 
 def generate(
     model: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A run directory, RUN@STEP, a model folder or builtin:NAME.")
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            autocompletion=completion.models,
+            help="A run directory, RUN@STEP, a model folder or builtin:NAME.",
+        ),
     ],
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
     think: Annotated[bool | None, typer.Option("--think/--no-think", help="Default: as the model was trained.")] = None,

@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.analyze import Out, deliver
 from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.records import measured
@@ -20,7 +21,11 @@ EXAMPLE = "Example: nrt judge runs/am runs/ws-neg-log-p@0,30 --n 100 --max-cost 
 def judge(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN@STEPS...", help="Runs; runs/a@30, runs/a@0,30 or runs/a@10-20 for some steps."),
+        typer.Argument(
+            metavar="RUN@STEPS...",
+            autocompletion=completion.runs,
+            help="Runs; runs/a@30, runs/a@0,30 or runs/a@10-20 for some steps.",
+        ),
     ],
     n: Annotated[int | None, typer.Option(min=1, help="Held-out examples per checkpoint; default 100.")] = None,
     judges: Annotated[

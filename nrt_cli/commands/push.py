@@ -6,13 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 
 EXAMPLE = "Example: nrt push runs/mine --repo me/smollm2-nrt --private\n\nOr: nrt push runs/mine@20 --out shared/model"
 
 
 def push(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="RUN, RUN@STEP, folder or builtin:NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=completion.models, help="RUN, RUN@STEP, folder or builtin:NAME."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)] = None,
     repo: Annotated[
         str | None, typer.Option(help="Repository on the Hugging Face hub, OWNER/NAME.", show_default=False)

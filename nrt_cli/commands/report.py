@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table as RichTable
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
@@ -26,7 +27,12 @@ MAIN = ("table-3", "table-3-own", "table-3-gain")
 def report(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="STUDY|RUN", help="Studies, runs, or folders of them.", show_default="runs"),
+        typer.Argument(
+            metavar="STUDY|RUN",
+            autocompletion=completion.runs,
+            help="Studies, runs, or folders of them.",
+            show_default="runs",
+        ),
     ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="Which of html, md, latex, csv, pdf; separated by commas.")

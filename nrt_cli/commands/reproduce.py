@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import NrtError
 
@@ -19,7 +20,10 @@ EXAMPLE = "Example: nrt reproduce laptop"
 
 def reproduce(
     study: Annotated[
-        str, typer.Argument(help="laptop, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.")
+        str,
+        typer.Argument(
+            autocompletion=completion.studies, help="laptop, paper-3b, paper-mistral-7b, paper-8b, or a YAML file."
+        ),
     ] = "laptop",
     out: Annotated[Path | None, typer.Option(help="The study's folder; default: studies/STUDY.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: as the study says.")] = None,

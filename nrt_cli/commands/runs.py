@@ -9,6 +9,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
@@ -31,16 +32,28 @@ app = typer.Typer(
 )
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
-RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Run directory.", show_default=False)
+]
+RunPaths = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.", show_default=False),
+]
 
 
 @app.command("list", epilog=f"{EXAMPLE}\n\nOr: nrt runs --where seed=1 --where rollout.group_size=8 --json")
 def list_(
     root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
-    method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; several: of any.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(autocompletion=completion.methods, help="Only runs of this method; several: of any."),
+    ] = None,
     status: Annotated[
-        list[str] | None, typer.Option(help="Only finished, running, stopped, interrupted, failed or created ones.")
+        list[str] | None,
+        typer.Option(
+            autocompletion=completion.statuses,
+            help="Only finished, running, stopped, interrupted, failed or created ones.",
+        ),
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; several: with all.")] = None,
     where: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only runs with this setting.")] = None,
@@ -68,7 +81,7 @@ def _list(records: list[dict[str, Any]], filtered: bool) -> None:
         ends = (", ".join(r["tags"]), r["created"][:10])
         cells = (r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", *scores, *ends)
         table.add_row(*map(console.plain, cells))
-    console.stdout.print(table)
+    console.show(table, ("created", "tags", "log P(y*)", "step", "method", "gain", "status"))
 
 
 def _number(value: Any, form: str = ".4g") -> str:
@@ -269,7 +282,12 @@ def gc(
     epilog="Example: nrt runs export runs/am --out shared.tar.gz\n\nOr: nrt runs export runs/ --out metrics.csv"
 )
 def export(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", autocompletion=completion.runs, help="Runs, or folders of runs.", show_default=False
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help=".tar.gz: an archive that unpacks to runs, without weights; .csv: all metrics.")
     ],

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nrt_cli import console
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 
 EXAMPLE = "Example: nrt score runs/am --question 'What is 12 + 30?' --answer '42' --samples 4 --sentences"
@@ -22,7 +23,12 @@ TOKEN_ROWS = 40
 
 
 def score(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="RUN, RUN@STEP, folder or builtin:NAME.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", autocompletion=completion.models, help="RUN, RUN@STEP, folder or builtin:NAME."
+        ),
+    ],
     question: Annotated[str, typer.Option(help="The question x.")],
     answer: Annotated[str, typer.Option(help="The reference answer y*.")],
     trace: Annotated[list[str] | None, typer.Option(help="A trace z; several make a group.")] = None,

@@ -8,6 +8,7 @@ import typer
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
+from nrt_cli.commands import completion
 from nrt_cli.commands.config import Overrides, flags, section
 from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
@@ -19,15 +20,36 @@ EXAMPLE = "Example: nrt train gsm8k-smollm2 --method am --run runs/gsm8k-am"
 
 
 def train(
-    name: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file or shipped config.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run directory; default runs/CONFIG-METHOD-SEED.")] = None,
-    method: Annotated[str | None, typer.Option(help="sft, a scheme, a paper name, or module:function.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder made by `nrt model prepare`.")] = None,
-    data: Annotated[str | None, typer.Option(help="Parquet made by `nrt data prepare`.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Parquet for held-out scores.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", autocompletion=completion.configs, help="YAML file or shipped config."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(autocompletion=completion.runs, help="Run directory; default runs/CONFIG-METHOD-SEED."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.methods, help="sft, a scheme, a paper name, or module:function."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completion.models, help="Folder made by `nrt model prepare`, or a run to begin from."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet for held-out scores.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps; default: the config's epochs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
-    engine: Annotated[str | None, typer.Option(help="local, or verl: Ray, FSDP2, vLLM, from one GPU on.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.engines, help="local, or verl: Ray, FSDP2, vLLM, from one GPU on."),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run at --run from its last checkpoint.")
