@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 LEDGER = {"config", "records", "errors", "commandline"}
 ARROWS = {
     "errors": set(),
+    "network": set(),
     "commandline": set(),
     "files": set(),
     "records": set(),
@@ -22,8 +23,8 @@ ARROWS = {
     "text": LEDGER,
     "core": LEDGER,
     "store": LEDGER | {"core", "text", "files"},
-    "data": LEDGER | {"core", "text", "files"},
-    "engines": LEDGER | {"core", "text", "files"},
+    "data": LEDGER | {"core", "text", "files", "network"},
+    "engines": LEDGER | {"core", "text", "files", "network"},
     "progress": {"config", "records", "console"},
     "workflows": LEDGER | {"core", "text", "store", "data", "engines", "progress", "console"},
     "analysis": {"records", "errors", "store", "core", "config", "commandline"},
@@ -39,7 +40,7 @@ HEAVY = {
         package: {"engines"}
         for package in ("transformers", "tokenizers", "vllm", "verl", "ray", "tensordict", "lm_eval", "openai")
     },
-    "huggingface_hub": {"engines", "data"},
+    "huggingface_hub": {"engines", "data", "network"},
     **{package: {"analysis"} for package in ("pandas", "matplotlib", "wordcloud")},
 }
 # What a command imports only inside the function that needs it, so that `nrt --help` stays fast.

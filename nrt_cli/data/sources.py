@@ -27,6 +27,7 @@ from nrt_cli.data import generated
 from nrt_cli.data.formats import READERS
 from nrt_cli.errors import DataError
 from nrt_cli.files import sha256
+from nrt_cli.network import find_hub
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,8 @@ def _hub(text: str) -> Source:
             f"{text}: no such file or folder here; to read it as a hub dataset, run `pip install 'nrt-cli[hub]'`."
         ) from None
     name, options = _options(text, "hub", {"split": "train", "config": None, "revision": None})
+    if not Path(name).is_dir():
+        find_hub()
 
     def rows() -> Iterator[Row]:
         try:
@@ -245,8 +248,11 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
 
 def _hub_error(name: str, error: Exception) -> DataError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return DataError(f"{name}: no such path here, and as a hub dataset it cannot be read: {first}.")
+    first = find_hub() or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return DataError(
+        f"{name}: no such path here, and as a hub dataset it cannot be read: {first}. Without a network, copy its "
+        "files to this machine and name them."
+    )
 
 
 _KINDS: dict[str, Callable[[str], Source]] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.errors import DataError
+from nrt_cli.network import find_hub
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -150,11 +151,12 @@ def _from_hub(spec: BenchmarkSpec, subset: str) -> list[Row]:
             f"{spec.name}: reading {spec.hub.path} from the hub needs datasets; run `pip install 'nrt-cli[eval]'`, or "
             "set eval.data_dir to a folder with local files."
         ) from None
+    find_hub()
     config = spec.hub.config.replace("{subset}", subset) if spec.hub.config else None
     try:
         return list(datasets.load_dataset(spec.hub.path, config, split=spec.hub.split))
     except Exception as error:  # builders raise what they like; all of it is about this dataset
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        first = find_hub() or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(
             f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, set "
             f"eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."

@@ -14,6 +14,7 @@ from typing import Any
 
 from nrt_cli.errors import ModelError
 from nrt_cli.files import listing_sha256
+from nrt_cli.network import find_hub
 
 METADATA = "nrt.json"
 # Everything that decides what a model computes from text; not its card, licence or our own metadata.
@@ -113,6 +114,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    find_hub()
     try:
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except GatedRepoError:
@@ -122,9 +124,9 @@ def _download(name: str) -> Path:
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder here and no such model on the hub.") from None
     except (OSError, ValueError, httpx.HTTPError) as error:
-        reason = str(error).split("\n")[0]
+        reason = find_hub() or f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise ModelError(
-            f"{name}: no such folder here, and the hub cannot be reached ({type(error).__name__}: {reason}); "
+            f"{name}: no such folder here, and the hub cannot be read ({reason}); "
             "copy the model to this machine and give its folder, or use builtin:smollm2-135m."
         ) from None
 

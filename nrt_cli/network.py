@@ -1,0 +1,27 @@
+"""Whether the Hugging Face hub answers: asked once, as its libraries try for most of a minute before they give up."""
+
+import os
+import sys
+from functools import cache
+
+PATIENCE = 5.0
+"""Seconds that the hub has for its first answer."""
+
+
+@cache
+def find_hub() -> str:
+    """Why the hub cannot be asked, or nothing. Its libraries then read what is in their cache, or fail at once."""
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        httpx.head(constants.ENDPOINT, timeout=PATIENCE)
+    except httpx.HTTPError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later
+        constants.HF_HUB_OFFLINE = True
+        if datasets := sys.modules.get("datasets"):
+            datasets.config.HF_HUB_OFFLINE = True
+        return "the hub does not answer"
+    return ""
