@@ -50,7 +50,9 @@ def _appear(temporary: Path, target: Path) -> None:
 
 def sync(path: Path) -> None:
     """Force a file or folder to the disk, so that a rename never points at less than what was written."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no such thing
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

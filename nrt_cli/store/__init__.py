@@ -5,7 +5,6 @@ whole files and folders appear by rename, so a reader never sees half of one; li
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from nrt_cli.files import draft, sha256, sync
 from nrt_cli.records import ACCURACIES
 from nrt_cli.store.files import (
     append_line,
+    is_locked,
     lines,
     need_room,
     now,
@@ -129,14 +129,7 @@ class Run:
     @property
     def being_written(self) -> bool:
         """Whether some process holds `writing()` now."""
-        try:
-            with (self.path / ".lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_locked(self.path)
 
     def _sweep(self) -> None:
         """Remove what a killed writer left half-written."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -12,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nrt_cli.errors import StoreError
 from nrt_cli.files import sync
 from nrt_cli.records import json_line
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -36,25 +38,33 @@ def writes_to(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be written ({reason}).") from None
 
 
-def locked(descriptor: int) -> bool:
-    """Take the lock. A few tries, since `being_written` holds it for a moment too."""
-    for _ in range(5):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.02)
-    return False
-
-
 @contextlib.contextmanager
 def sole_writer(folder: Path, busy: str) -> Iterator[None]:
     """Hold a folder's lock, which goes with the process. Raises StoreError saying `busy` where another one holds it."""
+    lock = FileLock(folder / LOCK)
     with writes_to(folder):
-        lock = (folder / ".lock").open("a")
-    with lock:
-        if not locked(lock.fileno()):
-            raise StoreError(busy)
+        try:
+            # A few tries, since `is_locked` holds it for a moment too.
+            lock.acquire(timeout=0.1, poll_interval=0.02)
+        except Timeout:
+            raise StoreError(busy) from None
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether some process is a folder's `sole_writer` now."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def need_room(folder: Path, size: int) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -240,6 +240,14 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def limits_here(config: RunConfig) -> Iterator[str]:
+    """What a person should know of this machine before a run."""
+    if config.model.device != "cuda" and torch.backends.mps.is_available():
+        yield "Apple's GPU is not used, since rewards need float64, which it lacks: this runs on the CPU."
+    if os.name == "nt":
+        yield "Windows is not tested; Linux is, and runs on Windows as WSL."
 
 
 def use_threads(config: RunConfig) -> None:

@@ -120,7 +120,9 @@ def _continue(
 
 
 def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> None:
-    """Before Ray starts, which takes minutes: refuse what cannot run, and say what may not."""
+    """Say what this machine does not do; and before Ray starts, which takes minutes, refuse what cannot run."""
+    for text in start.limits_here(config):
+        console.note(text)
     if config.engine.name == "verl":
         for text in preflight.preflight(config, run_path, inputs.train):
             console.note(text)
