@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+PLAIN = re.compile(r"[A-Za-z</][\w<>|/.@+=:,-]*(?<!:)", re.ASCII)
+"""Texts that may be words of YAML."""
 
 
 def nrt(*words: str | Path) -> str:
@@ -41,12 +45,10 @@ def _value(path: Path) -> str:
 def _yaml(value: Any) -> str:
     import yaml  # not at the top: `nrt --help` has no use for it
 
-    if isinstance(value, str | Path):
-        text = str(value)
-        # A text that YAML would read as something else, such as `null` or `<a>: b`, is quoted once more.
-        try:
-            same = yaml.safe_load(text) == text
-        except yaml.YAMLError:
-            same = False
-        return text if same else json.dumps(text, ensure_ascii=False)
-    return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str | Path):
+        return json.dumps(value, ensure_ascii=False)
+    text = str(value)
+    # Whatever might be read as something else, such as `null` or `1e3`, is quoted once more.
+    if PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
+        return text
+    return str(yaml.safe_dump(text, default_style='"', allow_unicode=True, width=2**31)).rstrip("\n")
