@@ -1,4 +1,4 @@
-"""What we print to be pasted works: from any folder, whatever runs and models are called, whatever they were made with."""
+"""What we print to be pasted works: from any folder, whatever runs and models are called and were made with."""
 
 import json
 import re
