@@ -81,9 +81,9 @@ def benchmarks(incomplete: str) -> list[str]:
 
 def settings(incomplete: str) -> list[str]:
     """Keys of `--set`, each with its equals sign."""
-    from nrt_cli.config import schema_keys
+    from nrt_cli.config import RunConfig, schema_keys
 
-    return _begun((f"{key}=" for key in schema_keys()), incomplete)
+    return _begun((f"{key}=" for key in schema_keys(RunConfig)), incomplete)
 
 
 def _begun(names: Iterable[str], incomplete: str) -> list[str]:
