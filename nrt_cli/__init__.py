@@ -14,7 +14,7 @@ OPENMP_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 if not any(name in os.environ for name in OPENMP_WAIT):
     # A thread that waits for others spins, on a busy machine on the very core that they need. libgomp reads how long it
     # may when torch loads it: so this stands here, where all our modules pass first. Processes that we start inherit
-    # it. The number was measured: tests/bench/spinning.py.
+    # it. tests/bench/spinning.py measures how long is right.
     os.environ["GOMP_SPINCOUNT"] = "50000"
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ start, since lengths and entropies of different models and tasks are not compara
 - Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts, and where it
   was and is no longer, that is a collapse of its own.
 
-Measured by tests/bench/sentinel.py: a warning that comes too late costs less than one that ends a good run.
+A warning that does not come costs less than one that ends a good run. What it cannot see without accuracies: traces
+that rehearse a guess, which gain over a null trace that gets worse. tests/bench/sentinel.py counts both errors.
 """
 
 import heapq

@@ -26,7 +26,7 @@ WAITS: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 READ = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-HEADER = ("steps, machine, setting", "seconds", "of the default's", "fastest to slowest", "processor seconds")
+HEADER = ("steps, busy loops, setting", "seconds", "of the default's", "fastest to slowest", "processor seconds")
 
 
 def steps(wait: dict[str, str], job: Job, turn: Turn) -> None:
@@ -78,16 +78,14 @@ def busy(loops: int) -> Iterator[None]:
             process.wait()
 
 
-def make(base: Job, quick: bool) -> dict[str, Job]:
+def make(base: Job, recipes: list[str]) -> dict[str, Job]:
     """Models and pairs, made once, in a process of its own: this one needs no torch."""
-    if quick:
-        jobs = {"digits": {"recipe": "digits", "steps": 1}}
-    else:
-        jobs = {"quickstart": {"recipe": "quickstart", "steps": 1}, "digits": {"recipe": "digits", "steps": 8}}
-    subprocess.run([sys.executable, __file__, "--make", *jobs], check=True)
+    subprocess.run([sys.executable, __file__, "--make", *recipes], check=True)
     return {
-        name: base | job | {"model": str(WORK / f"{name}-model"), "data": str(WORK / f"{name}-data")}
-        for name, job in jobs.items()
+        name: base
+        | {"recipe": name, "steps": 1 if name == "quickstart" else 4}
+        | {"model": str(WORK / f"{name}-model"), "data": str(WORK / f"{name}-data")}
+        for name in recipes
     }
 
 
@@ -98,30 +96,33 @@ def make_here(name: str) -> None:
     from nrt_cli.engines.local.prepare import prepare_model
     from nrt_cli.engines.local.pretraining import pretrain
 
-    source, world = "builtin:smollm2-135m", "sums"
+    source, world, rows = "builtin:smollm2-135m", "sums", {}
     if name == "digits":
-        source, world = str(WORK / "digits-source"), "digits"
+        source, world, rows = str(WORK / "digits-source"), "digits", {"init_start": "#", "init_end": "*"}
         if not Path(source).is_dir():
             batch = partial(digits.documents, 0, 0, 12, digits.FIRST)
             pretrain(digits.vocabulary(), lambda step: list(batch()), 1, Path(source), 0)
     prepare([f"generated:{world}?size=2000&seed=0"], WORK / f"{name}-data", Settings(validation=64))
-    prepare_model(source, WORK / f"{name}-model")
+    prepare_model(source, WORK / f"{name}-model", **rows)
 
 
 def main() -> None:
     parser = common.parser(__doc__, rounds=3)
+    parser.add_argument("--recipes", nargs="+", choices=("quickstart", "digits"), default=["quickstart", "digits"])
+    parser.add_argument("--loops", nargs="+", type=int, help="busy loops beside the steps; default: none, one a thread")
     args = parser.parse_args()
+    if args.quick:
+        args.recipes, args.loops = ["digits"], [0]
     base = common.start(args)
     sides: dict[str, Side] = {name: partial(steps, wait) for name, wait in WAITS.items()}
     rows: list[list[str]] = []
     measured: list[Figures] = []
-    for name, job in make(base, args.quick).items():
-        for loops in (0, args.threads):
+    for name, job in make(base, args.recipes).items():
+        for loops in args.loops or (0, args.threads):
             with busy(loops):
                 figures = common.part(f"spinning {name}", sides, job | {"loops": loops}, args)
             measured += figures.values()
-            beside = f"beside {loops} busy loops" if loops else "quiet"
-            rows += [row(f"{name}, {beside}, {side}", figures[side], figures["default"]) for side in sides]
+            rows += [row(f"{name}, {loops}, {side}", figures[side], figures["default"]) for side in sides]
     common.report("OpenMP's spinning", args, common.table(HEADER, rows), measured)
 
 

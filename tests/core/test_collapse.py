@@ -1,6 +1,8 @@
 """The signs of collapse, by hand arithmetic."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -243,3 +245,32 @@ def test_records_come_in_the_order_in_which_they_were_made():
         (2, None),
         (2, "held_out"),
     ]
+
+
+# --- runs that were trained ------------------------------------------------------------------------------------------
+
+TRAINED = [json.loads(line) for line in (Path(__file__).parent / "collapse_runs.jsonl").read_text().splitlines()]
+"""Runs of the laptop study's recipe, some made to collapse, from tests/bench/sentinel.py: the signs by step, held-out
+accuracy, whether it ended clearly above chance and the start, and the first warning."""
+
+
+def first_warning(run, with_accuracy):
+    signs = [sign for sign in SIGNS if sign in run]
+    rows = [dict(zip(signs, row, strict=True)) for row in zip(*(run[sign] for sign in signs), strict=True)]
+    steps = [
+        {"step": step, **{sign: math.nan if value is None else value for sign, value in row.items()}}
+        for step, row in enumerate(rows, 1)
+    ]
+    shares = run["accuracy"].items() if with_accuracy else ()
+    sentinel = Sentinel()
+    for record in watched(steps, [held_out(int(step), share) for step, share in shares]):
+        if falls := sentinel.add(record):
+            return f"{falls[0].sign} at {falls[0].step}"
+    return ""
+
+
+@pytest.mark.parametrize("run", TRAINED, ids=[run["run"] for run in TRAINED])
+def test_trained_runs(run):
+    assert first_warning(run, with_accuracy=True) == run["warned"]
+    if run["learned"]:  # whatever was measured
+        assert first_warning(run, with_accuracy=True) == first_warning(run, with_accuracy=False) == ""
