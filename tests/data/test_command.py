@@ -85,3 +85,44 @@ def test_options_that_cannot_be_meant(tmp_path: Path, options: tuple[str, ...], 
     with pytest.raises(DataError, match=message):
         run("generated:sums?size=5", "--out", tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_read_is_said(tmp_path: Path) -> None:
+    rows = [{"instruction": f"do {i}", "input": "this", "output": str(i), "id": i} for i in range(6)]
+    lines = [json.dumps(row) for row in rows] + ["{broken", '{"instruction": "x"}', "[1]", "[2]"]
+    (tmp_path / "qa.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    mapping = ("--map", "question=instruction,answer=output", "--grader", "number")
+    words = " ".join(run(tmp_path / "qa.jsonl", "--out", out, *mapping).split())
+    for part in (
+        "dropped, unreadable 4",
+        "4 rows could not be read, listed with the reason in",
+        "qa.jsonl:7: not valid JSON",
+        "qa.jsonl:8: --map names column 'output'; found 'instruction'. qa.jsonl:9: a row is a JSON object",
+        "...",
+        "Columns that hold something and were not used: input (6 rows), id (6 rows). --map can name question, answer, "
+        "context,",
+        "│ 100.00% │ number │",
+    ):
+        assert part in words
+    with pytest.raises(DataError, match=r"qa\.jsonl:7: not valid JSON"):
+        run(tmp_path / "qa.jsonl", "--out", tmp_path / "strict", *mapping, "--strict")
+    mapping = ("--map", "question=instruction,answer=output,context=input")
+    assert "not used: id (6 rows)" in run(tmp_path / "qa.jsonl", "--out", tmp_path / "whole", *mapping)
+
+
+def test_an_output_of_an_earlier_version_is_kept_and_its_split_is_said(tmp_path: Path) -> None:
+    (tmp_path / "qa.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}", "answer": "a"}) + "\n" for i in range(9))
+    )
+    command = (tmp_path / "qa.jsonl", "--out", tmp_path / "out", "--validation", 3)
+    run(*command)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for key in ("questions", "graders", "unreadable", "unused_columns", "textless_turns"):
+        del manifest[key]
+    del manifest["settings"]["grader"]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    words = " ".join(run(*command).split())
+    assert "already holds exactly this" in words
+    assert "split by row: --overwrite splits it by question" in words
+    assert "already" not in run(*command, "--overwrite")
