@@ -270,7 +270,8 @@ def test_a_setting_has_an_effect(setting, train_run, gm_weights):
 def test_a_setting_that_only_costs_or_stores_less_changes_no_result(setting, train_run, gm_weights):
     other = weights(train_run("method=gm", "data.validation=null", setting))
     for name, value in gm_weights.items():
-        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+        # Where a gradient is all but 0, rounding is a share of Adam's step, which is 1e-3 whatever the gradient.
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=5e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_weights(train_run, gm_weights):
