@@ -110,6 +110,7 @@ def _show(record: dict[str, Any]) -> None:
         "device": ", ".join(f"{key} {value}" for key, value in (record["device"] or {}).items()),
         "versions": ", ".join(f"{key} {value}" for key, value in (record["versions"] or {}).items() if value),
         "checkpoints": ", ".join(map(str, record["checkpoints"])) or "-",
+        "best": _best(record["best"]),
         "analyses": ", ".join(record["analyses"]) or "-",
         "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record["sizes"].items()),
         "last event": _event(record["events"]),
@@ -142,6 +143,15 @@ def measures_table(measures: list[dict[str, Any]], title: str) -> Table:
         text = one["text"]
         table.add_row(one["title"], text["before"].partition(" ")[0], text["after"], text["change"])
     return table
+
+
+def _best(best: dict[str, Any] | None) -> str:
+    if best is None:
+        return "-"
+    return (
+        f"step {best['step']} by {best['measure']}: {_number(best['reported'])} on {best['reported_rows']} held-out "
+        f"rows with an odd number; {_number(best['chosen'])} on the {best['chosen_rows']} even ones, which chose it"
+    )
 
 
 def _event(events: list[dict[str, Any]]) -> str:

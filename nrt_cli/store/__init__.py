@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
+from nrt_cli.core.best import COLUMNS, Best, best_step
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.files import draft, sha256, sync
 from nrt_cli.records import ACCURACIES
@@ -249,12 +250,23 @@ class Run:
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], content: Content, keep: int) -> Path:
-        """Write a checkpoint completely, then make it appear, then drop all but the newest `keep`."""
+        """Write a checkpoint completely, then make it appear, then drop all but the newest `keep` and the best."""
         folder = self._save(self.checkpoint_path(step), {"step": step, **state}, content)
+        best = self.best()
         # Later ones are damaged, or this step would not have been taken again: they must not crowd out whole ones.
         for old in [s for s in self.checkpoint_steps() if s <= step][:-keep]:
-            shutil.rmtree(self.checkpoint_path(old), ignore_errors=True)
+            if best is None or old != best.step:
+                shutil.rmtree(self.checkpoint_path(old), ignore_errors=True)
         return folder
+
+    def best(self) -> Best | None:
+        """The best step whose model is still here, of those with held-out rows; None where nothing was measured.
+
+        It is worked out from what is stored each time, so no crash can leave a wrong note of it.
+        """
+        scored = {record["step"] for record in self.metrics("held_out")}
+        here = {*self.checkpoint_steps(), *self.model_steps(), self.exported_step()}
+        return best_step({step: self.held_out_rows(step, COLUMNS) for step in sorted(scored & here)})
 
     def save_post_mortem(self, step: int, state: Mapping[str, Any], content: Content) -> Path:
         """The state of a failed step, for inspection; never resumed from."""
@@ -277,8 +289,7 @@ class Run:
 
     def checkpoint_steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first, unverified."""
-        found = (self.path / "checkpoints").glob("step-*")
-        return sorted(int(p.name.removeprefix("step-")) for p in found if p.name.removeprefix("step-").isdigit())
+        return _steps_in(self.path / "checkpoints")
 
     def latest_checkpoint(self, complain: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose checksums hold; each damaged one is named through `complain` and skipped."""
@@ -331,6 +342,15 @@ class Run:
             write(folder / "table.txt", table)
         return self.path / "profiles" / f"step-{step:06d}"
 
+    def exported_step(self) -> int | None:
+        """The step whose model is in `export/`; None where there is none."""
+        steps: int | None = self.manifest().get("summary", {}).get("steps")
+        return steps if self.export_path.is_dir() else None
+
+    def model_steps(self) -> list[int]:
+        """Steps that `write_model` has written."""
+        return _steps_in(self.path / "models")
+
     def model_path(self, step: int) -> Path:
         """Where `write_model` puts a step's model."""
         return self.path / "models" / f"step-{step:06d}"
@@ -368,6 +388,12 @@ def find_runs(root: Path) -> list[Run]:
             below.clear()
         below[:] = [name for name in below if not name.startswith(".")]
     return sorted(found, key=lambda run: run.path)
+
+
+def _steps_in(folder: Path) -> list[int]:
+    """The steps that a folder holds something of, oldest first."""
+    found = folder.glob("step-*")
+    return sorted(int(p.name.removeprefix("step-")) for p in found if p.name.removeprefix("step-").isdigit())
 
 
 def _is_run(run: Run) -> bool:

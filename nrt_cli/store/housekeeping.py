@@ -91,7 +91,7 @@ def remove_run(run: Run) -> None:
 def sweepable(root: Path, runs: Sequence[Run], checkpoints: bool = False) -> Iterator[Sweepable]:
     """What below `root` can go without a loss, or, with `checkpoints`, what only going on with a finished run needs.
 
-    Runs that a process writes to are left alone.
+    The best model is never among it. Runs that a process writes to are left alone.
     """
     for folder in sorted(root.rglob(f".*{REMOVED}")):
         yield Sweepable(folder, "rest of a removed run", size_of(folder))
@@ -111,7 +111,10 @@ def _sweepable(run: Run, checkpoints: bool) -> Iterator[tuple[Path, str]]:
     again = [run.model_path(step) for step in steps if run.model_path(step).is_dir()]
     yield from ((path, "model of a checkpoint, made again when asked for") for path in again if not drop)
     if drop:
-        yield from ((run.checkpoint_path(step), "checkpoint of a finished run") for step in steps)
+        best = run.best()
+        # The best model can be had from nothing else, unless it is the last one.
+        kept = {best.step} - {run.exported_step(), *run.model_steps()} if best else set()
+        yield from ((run.checkpoint_path(s), "checkpoint of a finished run") for s in steps if s not in kept)
         yield from ((path, "state of a failed step") for path in sorted(run.path.glob("post-mortem/step-*")))
 
 

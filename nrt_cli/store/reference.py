@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nrt_cli.errors import StoreError
+from nrt_cli.store import Run
+
+BEST = "best"
+"""The step that is best by the run's held-out rows, as typed after the @."""
 
 _SPANS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -19,12 +23,23 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
-        """`runs/a`, `runs/a@30`, `runs/a@0,30` or `runs/a@10-20`. A folder whose own name has an @ is that folder."""
+        """`runs/a`, `runs/a@30`, `runs/a@0,30`, `runs/a@10-20`, or `runs/a@best`, which becomes its step.
+
+        A folder whose own name has an @ is that folder.
+        """
         path, at, steps = text.rpartition("@")
         if not at or Path(text).is_dir():
             return cls(Path(text), None)
+        if steps == BEST:
+            best = Run.open(Path(path)).best()
+            if best is None:
+                raise StoreError(
+                    f"{text}: no stored model of this run has held-out rows to compare; a run has them with "
+                    "data.validation, if it was not made by an older version."
+                )
+            return cls(Path(path), ((best.step, best.step),))
         if not _SPANS.fullmatch(steps):
-            raise StoreError(f"{text}: after @ come steps, such as {path}@30, {path}@0,30 or {path}@10-20.")
+            raise StoreError(f"{text}: after @ come steps, such as {path}@30, {path}@0,30 or {path}@10-20, or best.")
         ends = [span.split("-") for span in steps.split(",")]
         return cls(Path(path), tuple((int(span[0]), int(span[-1])) for span in ends))
 

@@ -48,10 +48,11 @@ class Located:
 
 
 def locate_model(ref: str | Path) -> Located:
-    """The model that DIR, RUN, RUN@STEP or builtin:NAME means, ready to load.
+    """The model that DIR, RUN, RUN@STEP, RUN@best or builtin:NAME means, ready to load.
 
     A run is its exported model. RUN@STEP is that step's checkpoint, written once as a model folder into the run, and
-    RUN@0 the model that the run began from. A built-in model is prepared once, in the user's cache folder.
+    RUN@0 the model that the run began from; RUN@best is the step that `Run.best` says. A built-in model is prepared
+    once, in the user's cache folder.
 
     Raises:
         ModelError: there is no model there.
@@ -99,7 +100,7 @@ def _exported(ref: str, run: Run) -> Located:
         raise ModelError(
             f"{run.path}: the run has no exported model yet; finish it with `{resume(run.path)}`{instead}."
         )
-    return Located(ref, run.export_path, run.path, run.manifest().get("summary", {}).get("steps"))
+    return Located(ref, run.export_path, run.path, run.exported_step())
 
 
 def _at_step(ref: str, run: Run, step: int) -> Located:
@@ -108,6 +109,8 @@ def _at_step(ref: str, run: Run, step: int) -> Located:
         return Located(ref, require_model(config.model.path), run.path, 0)
     folder = run.model_path(step)
     if not folder.is_dir():
+        if step == run.exported_step() and step not in run.checkpoint_steps():
+            return _exported(ref, run)
         _write_checkpoint(run, step, config)
     return Located(ref, folder, run.path, step)
 
@@ -120,7 +123,7 @@ def _write_checkpoint(run: Run, step: int, config: configs.RunConfig) -> None:
         there = _names(run, [0, *steps])
         raise StoreError(
             f"{run.path}: has no checkpoint of step {step}; there is {there} (a run keeps its last "
-            f"`train.keep_checkpoints`)."
+            f"`train.keep_checkpoints` and the best)."
         )
     # A finished run does not need the model it began from.
     base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)

@@ -111,6 +111,7 @@ def describe(run: Run) -> dict[str, Any]:
         "held_out_measures": held_out_measures(run),
         "evaluations": [_evaluation(run, found) for found in evaluations_of(run)],
         "checkpoints": run.checkpoint_steps(),
+        "best": asdict(best) if (best := run.best()) else None,
         "traces": run.trace_names(),
         "analyses": sorted(path.name for path in run.path.glob("analysis/*") if path.is_dir()),
         "events": events,

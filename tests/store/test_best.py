@@ -1,0 +1,97 @@
+"""The best checkpoint is kept beside the newest, found again after a crash, and swept by nothing."""
+
+import shutil
+
+import pytest
+import torch
+
+from nrt_cli.errors import StoreError
+from nrt_cli.store import Run
+from nrt_cli.store.housekeeping import sweep, sweepable
+from nrt_cli.store.reference import Reference
+
+MANIFEST = {"method": "am", "status": "running", "steps": 5, "versions": {}}
+SCORES = {1: (0, 1), 2: (1, 0), 3: (0, 1), 4: (0, 1), 5: (0, 0)}
+"""Of each step, of an even row, which chooses, and of an odd one."""
+
+
+def score(run: Run, step: int) -> None:
+    rows = [{"step": step, "example": i, "thinking_score": float(right)} for i, right in enumerate(SCORES[step])]
+    run.write_traces(f"held-out-{step:06d}", rows)
+    run.append_metrics({"kind": "held_out", "step": step, "examples": 2})
+
+
+def save(run: Run, step: int) -> None:
+    run.save_checkpoint(step, {"updates": step}, {"weight": torch.full((4,), float(step))}, keep=1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create(tmp_path / "a", "method: am\n", MANIFEST)
+    with run.writing():
+        for step in SCORES:
+            score(run, step)
+            save(run, step)
+    return run
+
+
+def finish(run: Run) -> None:
+    run.write_export(lambda folder: (folder / "config.json").write_text("{}"))
+    run.update_manifest(status="finished", summary={"steps": 5})
+
+
+def test_it_is_kept_beside_the_newest(run):
+    assert run.checkpoint_steps() == [2, 5]
+    assert (run.best().step, run.best().chosen, run.best().reported) == (2, 1.0, 0.0)
+    assert Reference.parse(f"{run.path}@best").spans == ((2, 2),)
+
+
+def test_a_crash_between_scoring_saving_and_dropping_loses_nothing(run):
+    # Scored but not saved: that step is no candidate, and is scored again when it is taken again.
+    run.write_traces("held-out-000006", [{"step": 6, "example": i, "thinking_score": 1.0} for i in range(2)])
+    run.append_metrics({"kind": "held_out", "step": 6, "examples": 2})
+    assert run.best().step == 2
+    # Saved, but killed before older ones were dropped: the next save drops them.
+    shutil.copytree(run.checkpoint_path(5), run.checkpoint_path(4))
+    save(run, 6)
+    assert run.best().step == 6
+    assert run.checkpoint_steps() == [6]
+
+
+def test_nothing_sweeps_it(run):
+    finish(run)
+    sweep(sweepable(run.path.parent, [run], checkpoints=True))
+    assert run.checkpoint_steps() == [2]
+    assert run.best().step == 2
+
+
+def test_one_whose_model_is_stored_need_not_be_kept_twice(run):
+    finish(run)
+    run.write_model(2, lambda folder: (folder / "config.json").write_text("{}"))
+    sweep(sweepable(run.path.parent, [run], checkpoints=True))
+    assert run.checkpoint_steps() == []
+    assert run.best().step == 2
+    sweep(sweepable(run.path.parent, [run], checkpoints=True))
+    assert run.model_path(2).is_dir()
+
+
+def test_the_last_step_can_be_best_without_its_checkpoint(run):
+    finish(run)
+    shutil.rmtree(run.path / "checkpoints")
+    assert run.best().step == 5
+
+
+def test_a_run_without_scored_rows_says_why_it_has_none(tmp_path):
+    run = Run.create(tmp_path / "old", "method: am\n", MANIFEST)
+    with run.writing():
+        # As older versions left it: held-out traces without scores.
+        run.append_metrics({"kind": "held_out", "step": 1, "gain": 1.0})
+        run.write_traces("held-out-000001", [{"step": 1, "example": 0, "trace": "a"}])
+        save(run, 1)
+        save(run, 2)
+    assert run.best() is None
+    assert run.checkpoint_steps() == [2]
+    with pytest.raises(StoreError, match="older version"):
+        Reference.parse(f"{run.path}@best")
+    with pytest.raises(StoreError, match="no such run"):
+        Reference.parse(f"{tmp_path}/nowhere@best")
