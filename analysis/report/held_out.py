@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
-from nrt_cli.core.held_out import Found, Measure, before_and_after, shown
+from nrt_cli.core.held_out import Found, Measure, before_and_after, measures, shown
 from nrt_cli.core.statistics import Difference
 
 NOT_STORED = "not stored, the run is of an older version"
@@ -32,6 +32,7 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
             "tokens as trace and answer together.",
             "Intervals are over pairs: the bootstrap's; of accuracies Wilson's, of their differences Agresti's. "
             "Another seed would add to them.",
+            *(text for card in cards if (text := best_of_run(card))),
         ),
     )
 
@@ -40,6 +41,22 @@ def of_run(card: RunCard) -> list[Found]:
     """A run's measures from its first and its last held-out score."""
     first, last = (card.run.held_out_rows(int(card.held_out[i]["step"])) for i in (0, -1))
     return before_and_after(card.method, first, last)
+
+
+def best_of_run(card: RunCard) -> str | None:
+    """Which stored step of a run is best, and by what; None where only one could be, or none was scored."""
+    best = card.run.best()
+    if best is None or len(card.held_out) < 3:
+        return None
+    measure = next(m for m in measures(card.method) if m.key == best.measure)
+    said, chose = (
+        f"{100 * value:.1f} %" if measure.share else f"{value:.2f} nats" for value in (best.reported, best.chosen)
+    )
+    return (
+        f"{card.label}: the best step that is stored is {best.step} ({card.run.path.name}@best), by {measure.title}: "
+        f"{said} over the {best.reported_rows} pairs with an odd number; the {best.chosen_rows} with an even one, "
+        f"{chose}, chose it."
+    )
 
 
 def _rows(card: RunCard) -> Iterator[Row]:

@@ -58,7 +58,7 @@ def evaluate(
         typer.Option(
             metavar="MODEL",
             autocompletion=completion.models,
-            help="DIR, RUN, RUN@STEP or builtin:smollm2-135m.",
+            help="DIR, RUN, RUN@STEP, RUN@best or builtin:smollm2-135m.",
             show_default=False,
         ),
     ] = None,

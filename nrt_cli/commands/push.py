@@ -16,7 +16,7 @@ def push(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", autocompletion=completion.models, help="RUN, RUN@STEP, folder or builtin:NAME."
+            metavar="MODEL", autocompletion=completion.models, help="RUN, RUN@STEP, RUN@best, folder or builtin:NAME."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)] = None,

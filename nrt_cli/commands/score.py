@@ -26,7 +26,9 @@ def score(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...", autocompletion=completion.models, help="RUN, RUN@STEP, folder or builtin:NAME."
+            metavar="MODEL...",
+            autocompletion=completion.models,
+            help="RUN, RUN@STEP, RUN@best, folder or builtin:NAME.",
         ),
     ],
     question: Annotated[str, typer.Option(help="The question x.")],

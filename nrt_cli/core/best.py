@@ -7,7 +7,8 @@ what is said of the choice is over those with an odd one.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from nrt_cli.core.held_out import DIRECT, THINKING, PairRow
 
 
 @dataclass(frozen=True)
@@ -25,29 +26,16 @@ class Best:
     reported_rows: int
 
 
-def _number(column: str) -> Callable[[Mapping[str, Any]], float]:
-    return lambda row: math.nan if row[column] is None else float(row[column])
-
-
-def _answer_logprob(row: Mapping[str, Any]) -> float:
-    return math.nan if row["answer_logprobs"] is None else math.fsum(row["answer_logprobs"])
-
-
-MEASURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "accuracy_thinking": _number("thinking_score"),
-    "accuracy_direct": _number("direct_score"),
-    "gain": _number("gain"),
-    "answer_logprob": _answer_logprob,
-}
+CHOOSING = ("accuracy_thinking", "accuracy_direct", "gain", "answer_logprob")
 """What a checkpoint can be best by; the first that was measured at every step decides."""
 
-COLUMNS = ("example", "thinking_score", "direct_score", "gain", "answer_logprobs")
-"""What is read of a held-out row; None where it was not measured."""
+_OF = {measure.key: measure.of for measure in (*THINKING, *DIRECT)}
 
 
-def best_step(scored: Mapping[int, Sequence[Mapping[str, Any]]]) -> Best | None:
+def best_step(scored: Mapping[int, Sequence[PairRow]]) -> Best | None:
     """The best of some steps, given each one's held-out rows: of equals the latest. None where no row was measured."""
-    for measure, of in MEASURES.items():
+    for measure in CHOOSING:
+        of = _OF[measure]
         found = {step: _mean(rows, of, parity=0) for step, rows in scored.items()}
         if found and all(n for _, n in found.values()):
             step = max(found, key=lambda step: (found[step][0], step))
@@ -55,9 +43,7 @@ def best_step(scored: Mapping[int, Sequence[Mapping[str, Any]]]) -> Best | None:
     return None
 
 
-def _mean(
-    rows: Sequence[Mapping[str, Any]], of: Callable[[Mapping[str, Any]], float], parity: int
-) -> tuple[float, int]:
+def _mean(rows: Sequence[PairRow], of: Callable[[PairRow], float], parity: int) -> tuple[float, int]:
     """Mean over the measured rows whose number is even (0) or odd (1), and how many these are."""
     values = [value for row in rows if row["example"] % 2 == parity and not math.isnan(value := of(row))]
     return (math.fsum(values) / len(values) if values else math.nan), len(values)

@@ -17,7 +17,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
-from nrt_cli.core.best import COLUMNS, Best, best_step
+from nrt_cli.core.best import Best, best_step
+from nrt_cli.core.held_out import COLUMNS
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.files import draft, sha256, sync
 from nrt_cli.records import ACCURACIES

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt_cli.core.best import COLUMNS, best_step
+from nrt_cli.core.best import best_step
+from nrt_cli.core.held_out import COLUMNS
 
 
 def rows(*scores, column="thinking_score"):
@@ -25,9 +26,11 @@ def test_of_equals_the_latest_is_best():
 
 
 def test_what_is_not_measured_at_every_step_does_not_decide():
-    graded = [row | {"gain": 1.0} for row in rows(1, 1)]
-    assert best_step({1: graded, 2: rows(3.0, 1.0, column="gain")}).measure == "gain"
-    assert best_step({1: graded, 2: rows(3.0, 1.0, column="gain")}).step == 2
+    def gaining(more, *scores):
+        return [row | {"answer_logprobs": [-1.0, -1.0], "null_logprobs": [-2.0 - more]} for row in rows(*scores)]
+
+    best = best_step({1: gaining(0.5, 1, 1), 2: gaining(2, None, None)})
+    assert (best.step, best.measure, best.chosen) == (2, "gain", 2.0)
     direct = rows([-1.0, -2.0], [-4.0], column="answer_logprobs")
     assert best_step({1: direct}).chosen == -3.0
     assert best_step({1: rows(None, None)}) is None

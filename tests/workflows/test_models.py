@@ -114,3 +114,16 @@ def test_a_builtin_model_is_prepared_in_the_users_cache(tmp_path, monkeypatch):
     assert name == "builtin:smollm2-135m"
     assert (found.folder, found.name) == (folder, "smollm2-135m")
     assert folder.name == "smollm2-135m-0123456789ab"
+
+
+def test_the_best_step_is_a_model_like_any_other(shared_run, nrt):
+    settings = ("train.steps=3", "train.validate_every=1", "train.checkpoint_every=1", "train.keep_checkpoints=1")
+    run = shared_run("method=am", *settings)
+    best = run.best()
+    assert run.checkpoint_steps() == sorted({best.step, 3})
+    assert best.chosen_rows + best.reported_rows == run.metrics("held_out")[0]["examples"]
+    located = locate_model(f"{run.path}@best")
+    assert (located.step, located.run) == (best.step, run.path)
+    assert (located.folder / "config.json").is_file()
+    shown = nrt("runs", "show", run.path)
+    assert f"step {best.step} by {best.measure}" in " ".join(shown.out.split())
