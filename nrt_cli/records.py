@@ -205,7 +205,8 @@ class Plan:
 
     `tokens` are of a step at the expected lengths, `tokens_most` where every row is as long as the caps allow, and
     likewise `gpu_hours` and `gpu_hours_most` of the whole run. `memory` lists the update's parts, in bytes per GPU,
-    whose sum is `memory_update`; `memory_rollout` is what rollouts take. `disk` is bytes of the run directory.
+    whose sum is `memory_update`; `memory_rollout` is what rollouts take. `disk` is the most bytes that the
+    run directory takes, `disk_kept` what is left of them.
     """
 
     method: str
@@ -230,6 +231,7 @@ class Plan:
     gpu_hours: float
     gpu_hours_most: float
     disk: float
+    disk_kept: float
     assumptions: tuple[str, ...]
 
     @property

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from nrt_cli.config import SCHEMES, configs_dir
-from nrt_cli.config.study import changed_sections, load_study, parse_study, planned_runs, to_yaml
+from nrt_cli.config.study import absolute, changed_sections, load_study, parse_study, planned_runs, to_yaml
 from nrt_cli.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
@@ -115,3 +115,16 @@ def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_
 def test_an_unknown_study_names_those_there_are():
     with pytest.raises(ConfigError, match="laptop, paper-3b"):
         load_study("labtop")
+
+
+def test_a_study_keeps_paths_that_mean_the_same_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "qa.jsonl").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("method: am")
+    monkeypatch.chdir(tmp_path)
+    study = load_study("laptop", ["model.pretrain=null", "model.source=builtin:tiny", "recipe=recipe.yaml"])
+    study = study.model_copy(update={"data": study.data.model_copy(update={"sources": ("qa.jsonl", "org/set")})})
+    kept = absolute(study)
+    assert kept.data.sources == (str(tmp_path / "qa.jsonl"), "org/set")
+    assert (kept.recipe, kept.model.source) == (str(tmp_path / "recipe.yaml"), "builtin:tiny")
+    monkeypatch.chdir("/")
+    assert absolute(kept) == kept

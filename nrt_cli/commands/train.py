@@ -52,7 +52,8 @@ def train(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run at --run from its last checkpoint.")
+        bool,
+        typer.Option("--resume", help="Continue the run at --run, with its own settings, from its last checkpoint."),
     ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Record where one step's time goes: a table and a trace in RUN/profiles.")
@@ -74,14 +75,20 @@ def train(
     given |= section("model", path=model) | section("data", train=data, validation=validation)
     given |= section("train", steps=steps) | section("engine", name=engine)
     set_here = [config.parse_override(text) for text in overrides or []]
-    # Without a config of its own, a resumed run goes on with the one it has.
     resolved = config.load(name, overrides or [], **given) if name or not resume else None
     path = _run_path(run, name, resolved)
     if dry:
         return dry_run(resolved, path, as_json)
 
+    if resume and name:
+        console.note(f"{path} goes on with its own settings, not with those of {name}; --set changes one.")
     summary = run_training(
-        path, resolved, resume, lambda total, done: choose(as_json, total, done), [*set_here, given], profile
+        path,
+        None if resume else resolved,
+        resume,
+        lambda total, done: choose(as_json, total, done),
+        [*set_here, given],
+        profile,
     )
     if as_json:
         print_json_line({"kind": "summary", **summary})

@@ -4,7 +4,8 @@ A run's config is `schema defaults <- preset <- YAML file <- --set`, later ones 
 `paper` preset; `configs/presets/*.yaml` state the rest as differences.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,15 @@ __all__ = [
     "TokensSection",
     "TrainSection",
     "Weights",
+    "absolute",
+    "absolute_path",
     "configs_dir",
     "diff",
     "dump_yaml",
     "find_config",
     "flatten",
     "load_yaml",
+    "map_paths",
     "parse_override",
     "read_yaml",
     "resolve",
@@ -118,6 +122,40 @@ def load(name: str | None = None, overrides: Sequence[str] = (), **flags: Any) -
     layers += [parse_override(text) for text in overrides]
     layers.append({key: value for key, value in flags.items() if value is not None})
     return resolve(*layers, origin=name or "config", told=[text.partition("=")[0].strip() for text in overrides])
+
+
+PATHS = (
+    "model.path",
+    "data.train",
+    "data.validation",
+    "eval.data_dir",
+    "eval.olmes.python",
+    "judge.template",
+)
+"""Keys that name a file or folder, or something else that is neither."""
+
+
+def map_paths(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Nested values in which each path of `PATHS` is what `change` makes of it."""
+    mapped = dict(values)
+    for key in PATHS:
+        section, _, rest = key.partition(".")
+        if path := flatten(values.get(section) or {}).get(rest):
+            nested: Any = change(path)
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            mapped = merge(mapped, nested)
+    return mapped
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The config as it is to be kept: what it names that is there means the same from any folder."""
+    return RunConfig.model_validate(map_paths(config.model_dump(), absolute_path))
+
+
+def absolute_path(text: str) -> str:
+    """A file's or folder's absolute path; what is neither, such as a name, stays as it is."""
+    return os.path.abspath(text) if os.path.exists(text) else text
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -136,6 +136,19 @@ def parse_study(values: dict[str, Any], origin: str) -> StudyConfig:
     return configs.validated(StudyConfig, values, lambda _: origin)
 
 
+def absolute(study: StudyConfig) -> StudyConfig:
+    """The study as it is to be kept: files and folders that are there mean the same from any folder."""
+    change = configs.absolute_path
+    model, data = study.model, study.data
+    return study.model_copy(
+        update={
+            "model": model.model_copy(update={"source": model.source and change(model.source)}),
+            "data": data.model_copy(update={"sources": tuple(map(change, data.sources))}),
+            "recipe": study.recipe and change(study.recipe),
+        }
+    )
+
+
 def _find(name: str) -> Path:
     path, root = Path(name), configs.configs_dir() / "study"
     if path.is_file():

@@ -41,6 +41,12 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     update = sum(size for _, size in memory)
     seconds, most = (_seconds(config, model, length, gpu) for length in (lengths, _caps(config)))
     hours = steps * config.parallel.ranks / 3600
+    trained = _trained(config, model)
+    # verl's checkpoints hold the weights as a Hugging Face folder too.
+    weights = WIDE * (2 * model.parameters if config.engine.name == "verl" else trained)
+    moments = (2 if config.optimiser.states == "8bit" else 2 * WIDE) * trained
+    disk, disk_kept = disk_of(config, steps, weights + moments, model.parameters)
+    traces = _trace_bytes(config, lengths, steps)
     return Plan(
         method=config.method,
         engine=config.engine.name,
@@ -63,7 +69,8 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         seconds=seconds,
         gpu_hours=seconds * hours,
         gpu_hours_most=most * hours,
-        disk=_disk(config, model, lengths, steps),
+        disk=disk + traces,
+        disk_kept=disk_kept + traces,
         assumptions=_assumptions(config, lengths, gpu),
     )
 
@@ -234,21 +241,29 @@ def _rollout_seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu
 # --- disk and words --------------------------------------------------------------------------------------------------
 
 
-def _disk(config: RunConfig, model: ModelShape, lengths: Lengths, steps: int) -> float:
-    """Bytes of the run: checkpoints, one more while it is written, the exported model and stored traces."""
-    trained = _trained(config, model)
-    state = WIDE * (model.parameters if config.engine.name == "verl" else trained) + 2 * WIDE * trained
-    # verl's checkpoints hold the weights as a Hugging Face folder too.
-    folder = model.parameters * (WIDE if config.engine.name == "verl" else 0)
-    kept = min(config.train.keep_checkpoints, math.ceil(steps / config.train.checkpoint_every)) + 1
-    rows = (
-        0
-        if config.method == "sft"
-        else steps * min(config.train.trace_groups, config.train.batch_size) * _traces(config)
-    )
-    # Measured on runs of SmolLM2-135M: ids, text and per-token numbers, compressed.
-    traces = rows * (12 * _row(config, lengths) + 24 * (lengths.trace + lengths.answer))
-    return kept * (state + folder) + WIDE * model.parameters + traces
+def disk_of(config: RunConfig, steps: int, checkpoint: float, parameters: float) -> tuple[float, float]:
+    """Bytes of a run's checkpoints and exported model: the most while it goes on, and what is left.
+
+    Args:
+        checkpoint: bytes of one.
+        parameters: of the model.
+    """
+    saved = math.ceil(steps / config.train.checkpoint_every)
+    exported = parameters * (NARROW if config.model.dtype == "bfloat16" and config.engine.name == "local" else WIDE)
+    if exported == parameters * WIDE and config.engine.name == "local" and config.model.lora.rank is None:
+        exported = 0.0  # the same file as the last checkpoint's weights
+    kept = min(config.train.keep_checkpoints, saved)
+    # One more is there while it is written.
+    most = min(config.train.keep_checkpoints + 1, saved)
+    return most * checkpoint + exported, kept * checkpoint + exported
+
+
+def _trace_bytes(config: RunConfig, lengths: Lengths, steps: int) -> float:
+    """Bytes of stored traces. Measured on runs of SmolLM2-135M: ids, text and per-token numbers, compressed."""
+    if config.method == "sft":
+        return 0.0
+    rows = steps * min(config.train.trace_groups, config.train.batch_size) * _traces(config)
+    return rows * (12 * _row(config, lengths) + 24 * (lengths.trace + lengths.answer))
 
 
 def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nrt_cli.config import ModelSection
-from nrt_cli.engines.local.loading import pick_device, pick_dtype
+from nrt_cli.engines.local.loading import pick_device
 from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.engines.vllm_engine import INSTALL, VllmEngine, VllmRequest, installed
 from nrt_cli.engines.vllm_rollouts import stream_seed
@@ -37,8 +37,7 @@ class VllmReasoner(Reasoner):
     def engine(self) -> VllmEngine:
         """The weights, in vLLM."""
         device = pick_device(self.section.device)
-        dtype = pick_dtype(self.section.dtype, device)
-        return VllmEngine(self.folder, dtype, device.type, self.longest, self.batch_rows, tokenizer=True)
+        return VllmEngine(self.folder, self.section.dtype, device.type, self.longest, self.batch_rows, tokenizer=True)
 
     def steps(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
         """As Reasoner does, but many at a time: all traces, then all answers."""

@@ -5,6 +5,7 @@ whole files and folders appear by rename, so a reader never sees half of one; li
 """
 
 import contextlib
+import filecmp
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -35,9 +36,14 @@ from nrt_cli.store.files import (
     writes_to,
 )
 
+if TYPE_CHECKING:
+    from nrt_cli.config import RunConfig
+
 MANIFEST, METRICS, EVENTS, CONFIG = "manifest.json", "metrics.jsonl", "events.jsonl", "config.yaml"
 FORMAT = "nrt-run-1"
-TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "checksums.json"
+WEIGHTS, TENSORS, STATE, SUMS = "model.safetensors", "tensors.safetensors", "state.json", "checksums.json"
+OF_WEIGHT = "weight."
+"""How a weight's name begins among a checkpoint's tensors; its file has the names and the form of a model folder's."""
 
 Content = Mapping[str, Any] | Callable[[Path], None]
 """What a checkpoint holds besides its state: tensors by name, or a function that writes files into a folder."""
@@ -169,6 +175,21 @@ class Run:
         except ConfigError:
             return {}
 
+    def config(self, *changes: Mapping[str, Any]) -> "RunConfig":
+        """Its config, with changes on top; keys that it is older than have their defaults. Raises ConfigError.
+
+        Paths are absolute. Older runs have them as they were typed, in a folder that is not known: where they lead
+        nowhere from this one, they are tried from the folders above the run.
+        """
+        from nrt_cli import config as configs  # late, as above
+
+        def found(text: str) -> str:
+            places = (str(folder / text) for folder in self.path.resolve().parents)
+            return text if os.path.exists(text) else next(filter(os.path.exists, places), text)
+
+        stored = configs.map_paths(configs.read_yaml(self.config_path), found)
+        return configs.resolve(stored, *changes, origin=str(self.config_path))
+
     def update_config(self, config_yaml: str) -> None:
         with writes_to(self.path):
             write(self.config_path, config_yaml)
@@ -281,7 +302,11 @@ class Run:
                 content(folder)
             else:
                 need_room(folder, sum(t.numel() * t.element_size() for t in content.values()))
-                save_file({name: t.contiguous() for name, t in content.items()}, folder / TENSORS)
+                tensors = {name: t.contiguous() for name, t in content.items()}
+                weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OF_WEIGHT)}
+                weights = {name.removeprefix(OF_WEIGHT): t for name, t in weights.items()}
+                save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+                save_file(tensors, folder / TENSORS)
             write(folder / STATE, pretty_json(state))
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
@@ -313,7 +338,9 @@ class Run:
             for name, checksum in sums.items():
                 if sha256(folder / name) != checksum:
                     raise StoreError(f"{folder / name} is damaged (its checksum differs).")
-            tensors = load_file(folder / TENSORS) if (folder / TENSORS).is_file() else {}
+            tensors = load_file(folder / TENSORS) if TENSORS in sums else {}
+            if WEIGHTS in sums:  # older runs have all tensors in one file
+                tensors |= {OF_WEIGHT + name: t for name, t in load_file(folder / WEIGHTS).items()}
             return Checkpoint(step, folder, read_json(folder / STATE), tensors)
         except OSError as error:
             raise StoreError(f"{folder} is not a whole checkpoint ({error.strerror or error}).") from None
@@ -330,11 +357,21 @@ class Run:
     def export_path(self) -> Path:
         return self.path / "export"
 
-    def write_export(self, save: Callable[[Path], None]) -> Path:
-        """Let `save` fill a folder, then make it appear as `export/`."""
+    def write_export(self, save: Callable[[Path], None], step: int) -> Path:
+        """Let `save` fill a folder with a step's model, then make it appear as `export/`."""
         with writes_to(self.path), draft(self.export_path, locked=True) as folder:
             save(folder)
+            self._store_once(folder, step)
         return self.export_path
+
+    def _store_once(self, folder: Path, step: int) -> None:
+        """Make a model's weights and a checkpoint's one file where they are the same, as in float32."""
+        known, new = self.checkpoint_path(step) / WEIGHTS, folder / WEIGHTS
+        if known.is_file() and new.is_file() and filecmp.cmp(known, new, shallow=False):
+            with contextlib.suppress(OSError):  # a file system without hard links
+                link = new.with_suffix(".link")
+                os.link(known, link)
+                link.replace(new)
 
     def write_profile(self, step: int, save_trace: Callable[[str], None], table: str) -> Path:
         """Where the time of a step went: a table, and a trace that `save_trace` writes to the path it is given."""
@@ -360,6 +397,7 @@ class Run:
         """Let `save` fill a folder with a checkpoint's model, then make it appear. No lock: training may go on."""
         with writes_to(self.path), draft(self.model_path(step)) as folder:
             save(folder)
+            self._store_once(folder, step)
         return self.model_path(step)
 
 

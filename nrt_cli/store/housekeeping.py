@@ -60,17 +60,21 @@ def set_tags(run: Run, tags: Iterable[str]) -> None:
 # --- sizes and removal -----------------------------------------------------------------------------------------------
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all below a folder. What vanishes meanwhile counts nothing; links are not followed."""
-    if not path.is_dir() or path.is_symlink():
-        return _bytes(path)
-    return sum(_bytes(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
+def size_of(path: Path, freed: bool = False) -> int:
+    """Bytes of a file, or of all below a folder, or those that are `freed` with it. Links are not followed.
 
-
-def _bytes(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.lstat().st_size
-    return 0
+    A file under several names counts once, and nothing is freed with one name of it; nor does what vanishes meanwhile.
+    """
+    files = [path]
+    if path.is_dir() and not path.is_symlink():
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    sizes: dict[tuple[int, int], int] = {}
+    for file in files:
+        with contextlib.suppress(OSError):
+            found = file.lstat()
+            if not (freed and found.st_nlink > 1):
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def remove_run(run: Run) -> None:
@@ -94,11 +98,11 @@ def sweepable(root: Path, runs: Sequence[Run], checkpoints: bool = False) -> Ite
     The best model is never among it. Runs that a process writes to are left alone.
     """
     for folder in sorted(root.rglob(f".*{REMOVED}")):
-        yield Sweepable(folder, "rest of a removed run", size_of(folder))
+        yield Sweepable(folder, "rest of a removed run", size_of(folder, freed=True))
     for run in runs:
         if not run.being_written:
             for path, what in _sweepable(run, checkpoints):
-                yield Sweepable(path, what, size_of(path))
+                yield Sweepable(path, what, size_of(path, freed=True))
 
 
 def _sweepable(run: Run, checkpoints: bool) -> Iterator[tuple[Path, str]]:

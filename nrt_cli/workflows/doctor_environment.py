@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.config import RunConfig
-from nrt_cli.engines.local.loading import pick_device, pick_dtype
+from nrt_cli.engines.local.loading import native_bfloat16, pick_device, resolved
 from nrt_cli.engines.local.throughput import matmul_ceiling
 from nrt_cli.workflows.findings import Finding, guarded
 from nrt_cli.workflows.start import PACKAGES, version
@@ -140,12 +140,12 @@ def _companions() -> Iterator[Finding]:
 
 def _device(config: RunConfig) -> Finding:
     device = pick_device(config.model.device)
-    dtype, best = pick_dtype(config.model.dtype, device), pick_dtype("auto", device)
+    dtype = resolved(config.model).dtype
     rate = matmul_ceiling(device, getattr(torch, dtype), torch.get_num_threads()) / 1e12
     details = {"device": device.type, "dtype": dtype, "threads": torch.get_num_threads(), "matmul_tflops": rate}
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     found = f"{name}; {dtype} at {rate:.3g} TFLOP/s in a large product"
-    if dtype == "bfloat16" and best != "bfloat16":
+    if dtype == "bfloat16" and not native_bfloat16(device):
         do = "set model.dtype=float32 (or auto): it is several times faster here."
         return Finding("device", "warning", f"{found}; this CPU emulates bfloat16", do, details)
     cores = psutil.cpu_count(logical=False) or 1

@@ -17,6 +17,7 @@ from nrt_cli.core.metrics import GroupScore
 from nrt_cli.engines.canary import Canary, next_logprobs
 from nrt_cli.engines.local.engine import LocalEngine, Update
 from nrt_cli.engines.local.policy import Row
+from nrt_cli.engines.local.rounding import allowed_gap
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.text.pieces import pieces
@@ -26,8 +27,8 @@ from nrt_cli.workflows.memory import Peak, peak_memory
 QUESTIONS, GROUP, TRACE = 2, 4, 64
 """How much is tried at most: questions, traces of each, tokens of a trace."""
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Mean difference of log-probabilities, in nats, that rounding explains; as for packed rows."""
+SAMPLER_FLOOR = 1e-3
+"""Mean difference of log-probabilities, in nats, that two engines may have where nothing is rounded."""
 
 STRETCH = 1.05
 """What all weights are multiplied by, to see whether the sampler notices."""
@@ -176,8 +177,9 @@ def fused(trial: Trial) -> Finding:
     else:
         rows = [engine.layout.direct_row(example) for example in trial.examples]
     fast = engine.policy.score_without_gradient(rows, engine.budget.tokens)
-    gaps = torch.cat([(a.double() - _plain(engine, row)).abs() for row, (a, _) in zip(rows, fast, strict=True)])
-    allowed = TOLERANCE.get(engine.policy.model.dtype, 1e-3)
+    plain = lambda: torch.cat([_plain(engine, row) for row in rows])  # noqa: E731
+    gaps = (torch.cat([logprobs_N for logprobs_N, _ in fast]).double() - plain()).abs()
+    allowed = allowed_gap(engine.policy.model, plain)
     mean, most = float(gaps.mean()), float(gaps.max())
     found = f"{len(gaps)} tokens: mean difference {mean:.1e}, largest {most:.1e} nats"
     details = {"tokens": len(gaps), "mean": mean, "max": most, "allowed": allowed, "packed": engine.policy.packing}
@@ -185,7 +187,9 @@ def fused(trial: Trial) -> Finding:
         do = (
             "set engine.packing=off; if it stays, this architecture is not supported (Llama, Mistral, Qwen, Gemma are)."
         )
-        return Finding("fused against plain log-probs", "problem", f"{found} (at most {allowed:g})", do, details)
+        return Finding(
+            "fused against plain log-probs", "problem", f"{found} (rounding explains {allowed:.1e})", do, details
+        )
     return Finding("fused against plain log-probs", "ok", found, details=details)
 
 
@@ -208,14 +212,17 @@ def rollouts(trial: Trial) -> Finding:
 
 
 def _gap_finding(check: str, trial: Trial, gap: float, found: str, details: Mapping[str, Any]) -> Finding:
-    allowed = TOLERANCE.get(trial.engine.policy.model.dtype, 1e-3)
     if math.isnan(gap):
         return Finding(
             check, "skipped", "no trace has a token", "raise rollout.max_trace_tokens and look again.", details
         )
+    engine = trial.engine
+    rows = [row for group in trial.groups for row in engine.layout.rows(group)]
+    score = lambda: torch.cat([n for n, _ in engine.policy.score_without_gradient(rows, engine.budget.tokens)])  # noqa: E731
+    allowed = allowed_gap(engine.policy.model, score, SAMPLER_FLOOR)
     if not gap <= allowed:
         do = "set rollout.engine=native or model.dtype=float32; objective.tis_cap=2 bounds what is left of the gap."
-        return Finding(check, "problem", f"{found} (at most {allowed:g})", do, details)
+        return Finding(check, "problem", f"{found} (rounding explains {allowed:.1e})", do, details)
     return Finding(check, "ok", found, details=details)
 
 

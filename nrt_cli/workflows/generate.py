@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.config import ModelSection
 from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Request
@@ -20,9 +21,9 @@ USUAL_CAP = 256
 class Generator:
     """A model that thinks, or answers directly, as it was trained to."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.reasoner = Reasoner(folder, batch_rows=1)
+    def __init__(self, section: ModelSection) -> None:
+        self.folder = section.path
+        self.reasoner = Reasoner(Path(section.path), section, batch_rows=1)
 
     def thinks(self, mode: ThinkMode) -> bool:
         """Whether there will be a trace."""
@@ -90,4 +91,4 @@ class Generator:
 
 def open_generator(model: str | Path) -> Generator:
     """A generator from RUN, RUN@STEP, a model folder or builtin:NAME. Raises ModelError or StoreError."""
-    return Generator(locate_model(model).folder)
+    return Generator(locate_model(model).section())

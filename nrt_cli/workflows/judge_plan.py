@@ -131,7 +131,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _settings(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]]) -> JudgeSection:
-    each = [configs.resolve(configs.read_yaml(run.config_path), *changes, origin=str(run.path)).judge for run in runs]
+    each = [run.config(*changes).judge for run in runs]
     for run, settings in zip(runs, each, strict=True):
         for key, value in settings:
             if value != (first := getattr(each[0], key)):
@@ -153,7 +153,7 @@ def _template(name: str) -> tuple[str, JudgePrompt]:
 def _texts(runs: Sequence[Run], sample: Sequence[int]) -> tuple[dict[int, tuple[str, str]], list[str]]:
     """Question and answer by example as they were written, where a run's validation data is still what it was."""
     for run in runs:
-        path = Path(configs.read_yaml(run.config_path).get("data", {}).get("validation") or "")
+        path = Path(run.config().data.validation or "")
         with contextlib.suppress(DataError, OSError):
             if path.is_file() and file_sha256(path) == _fingerprint(run):
                 return read_texts(path, set(sample)), []

@@ -80,6 +80,7 @@ def score_controls(
     rows = _stored(run, name)
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     settings = {"model": model_fingerprint(of.located.folder), "traces": name, "rows": len(rows), "seed": seed}
+    settings |= {"dtype": of.section.dtype}
     digest = hashlib.sha256(json.dumps(settings | {"span": span}, sort_keys=True).encode()).hexdigest()
     table = PartTable(folder / "scored" / f"{name}-{digest[:12]}", COLUMNS)
     parts = list(in_parts(len(rows), PART))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import platformdirs
 
-from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.commandline import resume
+from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.data import digits
-from nrt_cli.engines.local.loading import require_model
+from nrt_cli.engines.local.loading import require_model, resolved
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.engines.local.pretraining import pretrain
 from nrt_cli.engines.local.sources import find_source
@@ -40,6 +40,12 @@ class Located:
         if self.run is None:
             return self.folder.resolve().name
         return self.run.resolve().name + ("" if self.exported else f"@{self.step}")
+
+    def section(self, asked: ModelSection | None = None) -> ModelSection:
+        """What it is computed with: the dtype that is asked for, else its run's, else what `auto` is here."""
+        asked = asked or ModelSection()
+        dtype = Run(self.run).config().model.dtype if self.run and asked.dtype == "auto" else asked.dtype
+        return resolved(asked.model_copy(update={"path": str(self.folder), "dtype": dtype}))
 
     @property
     def exported(self) -> bool:
@@ -104,7 +110,7 @@ def _exported(ref: str, run: Run) -> Located:
 
 
 def _at_step(ref: str, run: Run, step: int) -> Located:
-    config = configs.resolve(configs.read_yaml(run.config_path), origin=str(run.config_path))
+    config = run.config()
     if step == 0:
         return Located(ref, require_model(config.model.path), run.path, 0)
     folder = run.model_path(step)
@@ -115,7 +121,7 @@ def _at_step(ref: str, run: Run, step: int) -> Located:
     return Located(ref, folder, run.path, step)
 
 
-def _write_checkpoint(run: Run, step: int, config: configs.RunConfig) -> None:
+def _write_checkpoint(run: Run, step: int, config: RunConfig) -> None:
     from nrt_cli.engines.local.export import export_checkpoint, ranks_weights
 
     steps = run.checkpoint_steps()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nrt_cli.config import RunConfig
+from nrt_cli.core.plan import disk_of
 from nrt_cli.workflows.doctor_environment import available_memory
 from nrt_cli.workflows.doctor_model import Trial
 from nrt_cli.workflows.findings import Finding
@@ -20,7 +21,7 @@ def predict(config: RunConfig, inputs: Inputs, trial: Trial) -> Iterator[Finding
     """Memory, time and disk of the run that `config` asks for."""
     yield _memory(config, inputs, trial)
     yield _time(config, inputs, trial)
-    yield _disk(config, trial)
+    yield _disk(config, inputs, trial)
 
 
 def _memory(config: RunConfig, inputs: Inputs, trial: Trial) -> Finding:
@@ -87,14 +88,18 @@ def _span(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _disk(config: RunConfig, trial: Trial) -> Finding:
-    """Checkpoints with the moments, one more while it is written, and the exported model."""
+def _disk(config: RunConfig, inputs: Inputs, trial: Trial) -> Finding:
+    """Checkpoints with the moments, and the exported model."""
     tensors = trial.engine.optimiser.state().values()
     checkpoint = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    model = sum(weight.numel() * weight.element_size() for weight in trial.engine.policy.model.parameters())
-    need, free = checkpoint * (config.train.keep_checkpoints + 1) + model, shutil.disk_usage(Path.cwd()).free
-    found = f"about {need / 1e9:.1f} GB for checkpoints and model, and {free / 1e9:.1f} GB are free"
-    details = {"needed": need, "free": free, "checkpoint": checkpoint}
+    parameters = sum(weight.numel() for weight in trial.engine.policy.model.parameters())
+    need, kept = disk_of(config, inputs.steps, checkpoint, parameters)
+    free = shutil.disk_usage(Path.cwd()).free
+    found = (
+        f"about {need / 1e9:.1f} GB for checkpoints and model, {kept / 1e9:.1f} GB when it is done; "
+        f"{free / 1e9:.1f} GB are free"
+    )
+    details = {"needed": need, "kept": kept, "free": free, "checkpoint": checkpoint}
     if need > SAFE_SHARE * free:
         do = "make room (`nrt runs gc`), lower train.keep_checkpoints, or name another disk with --run."
         return Finding("disk", "warning", found, do, details)

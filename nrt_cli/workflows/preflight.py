@@ -9,13 +9,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from nrt_cli.config import RunConfig
+from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.core.overlap import described, warnings
 from nrt_cli.core.plan import plan
 from nrt_cli.core.schemes import get_scheme
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines import machine
-from nrt_cli.engines.local.loading import load_tokens, pick_device, pick_dtype
+from nrt_cli.engines.local.loading import load_tokens, resolved
 from nrt_cli.engines.local.shapes import model_shape
 from nrt_cli.engines.verl import settings
 from nrt_cli.engines.verl.keys import INSTALL
@@ -58,7 +58,7 @@ def plan_for(
     gpu = device(config)
     if config.model.dtype == "auto":
         on_cpu = gpu.name == machine.cpu().name
-        dtype = pick_dtype("auto", pick_device("cpu")) if on_cpu else "bfloat16"
+        dtype = resolved(ModelSection(device="cpu")).dtype if on_cpu else "bfloat16"
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     if examples is None and lengths is None and Path(config.data.train).is_file():
         return plan_of(config, (read or (lambda: start.load_inputs(config)))().train)
@@ -103,8 +103,17 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
         hours = plan.gpu_hours / plan.gpus
         rows.append(("time", f"{plan.seconds:.0f} s a step, {hours:.1f} hours, {plan.gpu_hours:,.0f} GPU-hours"))
         rows.append(("  at the caps", f"{plan.gpu_hours_most:,.0f} GPU-hours"))
-    rows.append(("disk", f"{plan.disk / GB:.1f} GB"))
+    rows.append(("disk", disk_text(plan)))
     return rows + [("assuming", text) for text in plan.assumptions]
+
+
+def disk_text(plan: Plan) -> str:
+    """What a run takes of the disk, in words."""
+    return f"{_gb(plan.disk)} at most, {_gb(plan.disk_kept)} when it is done"
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
 def _parts(plan: Plan) -> str:
@@ -123,7 +132,7 @@ def preflight(config: RunConfig, run_path: Path | None, examples: ExampleSet) ->
     predicted = plan_of(config, examples)
     checks = [*_of(config), _memory(config, predicted)]
     if run_path is not None:
-        checks.append(_disk(run_path, predicted))
+        checks.append(disk(run_path, predicted))
     return [check.text for check in checks if check.ok is None]
 
 
@@ -144,7 +153,7 @@ def check(config: RunConfig, run_path: Path | None = None) -> tuple[list[Check],
         ("data", lambda: _data(config, read)),
         ("held-out questions", lambda: _held_out(config, read)),
         ("memory", lambda: _memory(config, planned())),
-        ("disk", lambda: _disk(run_path or Path("runs"), planned())),
+        ("disk", lambda: disk(run_path or Path("runs"), planned())),
     ]
     checks = [_outcome(name, look) for name, look in looks]
     try:
@@ -302,11 +311,14 @@ def _memory(config: RunConfig, predicted: Plan) -> Check:
     return Check("memory", True, text)
 
 
-def _disk(run_path: Path, predicted: Plan) -> Check:
+def disk(run_path: Path, predicted: Plan) -> Check:
     """Room for the run's checkpoints, export and traces."""
     folder = next(parent for parent in (run_path.absolute(), *run_path.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(folder).free
-    text = f"{predicted.disk / GB:.1f} GB predicted, {free / GB:.1f} GB free at {folder}"
-    if predicted.disk > free:
+    usage = shutil.disk_usage(folder)
+    free = usage.free
+    text = f"{_gb(predicted.disk)} predicted, {_gb(free)} free at {folder}"
+    if (
+        usage.total and predicted.disk > free
+    ):  # what has no room at all, such as /proc, is refused when it is written to
         raise ConfigError(f"{text}; free some, or lower train.keep_checkpoints or train.trace_groups.")
     return Check("disk", True, text)

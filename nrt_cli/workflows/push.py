@@ -19,7 +19,6 @@ from nrt_cli.store.evals import find_evaluations
 from nrt_cli.workflows.card import Facts, render_card
 from nrt_cli.workflows.comparison import results_of
 from nrt_cli.workflows.models import Located, locate_model
-from nrt_cli.workflows.runs import run_settings
 
 CONFIG = "nrt-config.yaml"
 OTHER_SECTIONS = ("eval", "judge", "track")
@@ -92,7 +91,7 @@ def _write_config(located: Located, folder: Path) -> RunConfig | None:
     """The run's config beside the model, without places of this machine; None for a model that is no run's."""
     if located.run is None:
         return None
-    config = run_settings(Run.open(located.run))
+    config = Run.open(located.run).config()
     values = {k: v for k, v in config.model_dump(mode="json").items() if k not in OTHER_SECTIONS}
     (folder / CONFIG).write_text(dump_yaml(without_paths(values)), encoding="utf-8")
     return config

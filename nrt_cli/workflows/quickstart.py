@@ -36,14 +36,14 @@ def quickstart(
     say(f"2/3 model: {MODEL}")
     prepare_model(MODEL, folder / "model")
     held_out = folder / "data" / "validation.parquet"
-    config = configs.load(
-        "quickstart",
-        overrides,
-        model={"path": str(folder / "model")},
-        data={"train": str(folder / "data" / "train.parquet"), "validation": str(held_out)},
-    )
+    places = {
+        "model": {"path": str(folder / "model")},
+        "data": {"train": str(folder / "data" / "train.parquet"), "validation": str(held_out)},
+    }
     run_path = folder / "run"
     started = (run_path / "manifest.json").is_file()
+    changes = [*map(configs.parse_override, overrides), places]
+    config = Run.open(run_path).config(*changes) if started else configs.load("quickstart", overrides, **places)
     say(f"3/3 training: {config.method}, {config.train.steps} steps of {config.train.batch_size} questions")
     summary = train(run_path, config, started, make_display)
     run = Run.open(run_path)

@@ -9,7 +9,7 @@ from typing import Any
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig, read_yaml
-from nrt_cli.config.study import Planned, StudyConfig, changed_sections, parse_study, planned_runs, to_yaml
+from nrt_cli.config.study import Planned, StudyConfig, absolute, changed_sections, parse_study, planned_runs, to_yaml
 from nrt_cli.errors import ConfigError, NrtError
 from nrt_cli.progress import StudyProgress
 from nrt_cli.store.evals import settings_hash
@@ -37,7 +37,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         NrtError: the inputs of all runs cannot be made.
         Interrupted: a signal asked to stop; the same call goes on.
     """
-    store = Study(folder)
+    store, study = Study(folder), absolute(study)
     with store.writing():
         _same_study(store, study)
         store.write_config(to_yaml(study))
@@ -73,7 +73,7 @@ def _same_study(store: Study, study: StudyConfig) -> None:
     """Refuse a folder whose runs were made under other settings."""
     if not store.config_path.is_file():
         return
-    before = parse_study(read_yaml(store.config_path), str(store.config_path))
+    before = absolute(parse_study(read_yaml(store.config_path), str(store.config_path)))
     if changed := changed_sections(before, study):
         raise ConfigError(
             f"{store.path}: holds a study with another {', '.join(changed)}; choose another --out, or go on with the "

@@ -97,7 +97,7 @@ def _has(run: Run, settings: Mapping[str, Any]) -> bool:
 def describe(run: Run) -> dict[str, Any]:
     """Everything worth knowing of one run, ready for JSON; what was not measured is None."""
     manifest, events = run.manifest(), run.events()
-    config = run_settings(run)
+    config = run.config()
     record = summary_of(run) | {
         "command": manifest.get("command"),
         "engine": manifest.get("engine"),
@@ -120,11 +120,6 @@ def describe(run: Run) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = measured(record)
     return cleaned
-
-
-def run_settings(run: Run) -> configs.RunConfig:
-    """A run's config; keys that it is older than have their defaults."""
-    return configs.resolve(configs.read_yaml(run.config_path), origin=str(run.config_path))
 
 
 def _unlike_preset(config: configs.RunConfig) -> dict[str, Any]:
@@ -194,7 +189,7 @@ def _next(run: Run, status: str) -> str:
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     """Settings, inputs and versions on which runs differ, and all their scores: one value per run, None for none."""
     runs = [Run.open(path) for path in paths]
-    settings = [configs.flatten(run_settings(run).model_dump(mode="json")) for run in runs]
+    settings = [configs.flatten(run.config().model_dump(mode="json")) for run in runs]
     manifests = [run.manifest() for run in runs]
     origins = [
         configs.flatten({key: m.get(key) or {} for key in ("versions", "device", "fingerprints")}) for m in manifests

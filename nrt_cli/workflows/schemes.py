@@ -18,7 +18,7 @@ from nrt_cli.core.schemes import get_scheme
 from nrt_cli.errors import ConfigError
 from nrt_cli.store import Run
 from nrt_cli.store.bank import bank_rows, bank_tables
-from nrt_cli.workflows.scoring import Report, run_config
+from nrt_cli.workflows.scoring import Report
 
 NEEDED = ("step", "example", "k", "trace", "trace_ids", "trace_entropies", "answer_logprobs", "null_logprobs")
 
@@ -35,7 +35,7 @@ class Bank:
 def open_bank(path: Path) -> Bank:
     """A run, or a trace table or a folder of them, for which the paper's objective holds."""
     if (path / "manifest.json").is_file():
-        config = run_config(Run.open(path))
+        config = Run.open(path).config()
         return Bank(path, config.objective, config.method)
     return Bank(path, ObjectiveSection(), None)
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from nrt_cli import config as configs
 from nrt_cli import console
-from nrt_cli.config import DataSection, RolloutSection, RunConfig
+from nrt_cli.config import DataSection, ModelSection, RolloutSection, RunConfig
 from nrt_cli.data.examples import load_examples
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.scoring import Scorer
@@ -42,7 +43,15 @@ class Subject:
         """Load it, on as many threads as its run had."""
         use_threads(self.config)
         bare = self.config.objective.null_trace == "bare"
-        return Scorer(self.located.folder, self.think_start, self.think_end, bare)
+        scorer = Scorer(self.section, self.think_start, self.think_end, bare)
+        if reason := scorer.policy.no_packing:
+            console.note(f"{self.located.ref}: nothing is packed, since {reason}")
+        return scorer
+
+    @cached_property
+    def section(self) -> ModelSection:
+        """Its folder, and the dtype that it is computed in."""
+        return self.located.section()
 
     def rollout(self, max_trace_tokens: int | None = None, temperature: float | None = None) -> RolloutSection:
         """How its traces are sampled: as in its run, unless told otherwise."""
@@ -57,15 +66,10 @@ def subject(ref: str | Path) -> Subject:
     if located.run is None:
         defaults = configs.resolve({"rollout": {"max_trace_tokens": DEFAULT_TRACE_CAP}})
         return Subject(located, defaults, about.think_start, about.think_end, about.thinks)
-    config = run_config(Run.open(located.run))
+    config = Run.open(located.run).config()
     # What the run used, which may be less than what its starting model was prepared with.
     tokens = config.tokens
     return Subject(located, config, tokens.think_start, tokens.think_end, config.method != "sft")
-
-
-def run_config(run: Run) -> RunConfig:
-    """A run's own config."""
-    return configs.resolve(configs.read_yaml(run.config_path), origin=str(run.config_path))
 
 
 def data_file(of: Subject, given: Path | None) -> Path:

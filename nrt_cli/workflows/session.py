@@ -10,7 +10,7 @@ from typing import Any, Literal
 from nrt_cli.config import RunConfig
 from nrt_cli.engines.lm_eval import Benchmark
 from nrt_cli.engines.local.about import About, read_about
-from nrt_cli.engines.local.loading import pick_device, pick_dtype
+from nrt_cli.engines.local.loading import pick_device
 from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.engines.reasoners import open_reasoner
 from nrt_cli.progress import EvalProgress
@@ -42,6 +42,7 @@ class Session:
     def __init__(self, job: Job, config: RunConfig, display: EvalProgress) -> None:
         self.job, self.config, self.display = job, config, display
         self.located = locate_model(job.model)
+        self.section = self.located.section(config.model)
         self.root = job.out or results_folder(self.located)
         self.about: About = read_about(self.located.folder)
         self.think, self.min_trace_tokens = thinking(job.think, self.about.thinks)
@@ -49,9 +50,7 @@ class Session:
     @cached_property
     def reasoner(self) -> Any:
         """The model behind its engine; weights are loaded at its first request."""
-        return open_reasoner(
-            self.located.folder, self.job.engine, self.config.model, batch_rows=self.config.eval.batch_rows
-        )
+        return open_reasoner(self.located.folder, self.job.engine, self.section, batch_rows=self.config.eval.batch_rows)
 
     @property
     def data_dir(self) -> Path | None:
@@ -67,15 +66,15 @@ class Session:
 
     def settings_of(self, asked: Mapping[str, Any], thinks: bool) -> dict[str, Any]:
         """The same of anything that is asked."""
-        section, device = self.config.eval, pick_device(self.config.model.device)
+        section = self.config.eval
         packages = PACKAGES + (("vllm",) if self.job.engine == "vllm" else ())
         return {
             "benchmark": dict(asked),
             "model": self.fingerprint,
             "backend": self.job.backend,
             "engine": self.job.engine,
-            "device": device.type,
-            "dtype": pick_dtype(self.config.model.dtype, device),
+            "device": pick_device(self.section.device).type,
+            "dtype": self.section.dtype,
             "think": thinks,
             "min_trace_tokens": self.min_trace_tokens if thinks else 0,
             "max_trace_tokens": section.max_trace_tokens if thinks else 0,

@@ -19,7 +19,7 @@ from nrt_cli.commandline import pasted, resume, settings
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, graded_pairs, load_examples
 from nrt_cli.engines.local.about import read_about
-from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, pick_device, pick_dtype, positions, require_model
+from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, pick_device, positions, require_model, resolved
 from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.engines.samplers import pick_engine
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
@@ -93,12 +93,8 @@ def new_config(config: RunConfig | None) -> RunConfig:
 
 def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping[str, Any]]) -> RunConfig:
     """The run's own config with changes on top, or the one given; never a different experiment."""
-    stored = configs.read_yaml(run.config_path)
-    # A run may have begun before one of the keys was there.
-    old = _resolved(configs.resolve(stored, origin=str(run.path)))
-    if config is None:
-        config = configs.resolve(stored, *changes, origin=str(run.path))
-    config = _resolved(config)
+    old = _resolved(run.config())
+    config = _resolved(run.config(*changes) if config is None else config)
     differences = [row for row in configs.diff(old, config) if not row[0].startswith(OTHER_COMMANDS)]
     free = set(FREE_ON_RESUME)
     if config.optimiser.schedule != "constant" or config.optimiser.warmup:
@@ -116,11 +112,12 @@ def _resolved(config: RunConfig) -> RunConfig:
     """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
     config = with_files(config)
     device = pick_device(config.model.device)
-    model = config.model.model_copy(update={"dtype": pick_dtype(config.model.dtype, device)})
     # verl's traces come from vLLM servers of its own.
     verl = config.engine.name == "verl" and config.method != "sft"
     engine = "vllm" if verl else pick_engine(config.rollout.engine, config.method, device)
-    return config.model_copy(update={"model": model, "rollout": config.rollout.model_copy(update={"engine": engine})})
+    return config.model_copy(
+        update={"model": resolved(config.model), "rollout": config.rollout.model_copy(update={"engine": engine})}
+    )
 
 
 def load_inputs(config: RunConfig) -> Inputs:

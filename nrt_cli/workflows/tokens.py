@@ -153,6 +153,7 @@ class _Job:
     def _table(self) -> PartTable:
         """In a folder named by all that the rows depend on."""
         settings = self.asked | {"model": model_fingerprint(self.of.located.folder), "thinks": self.of.thinks}
+        settings |= {"dtype": self.of.section.dtype}
         if self.of.thinks:
             settings |= {"cap": self.rollout.max_trace_tokens, "temperature": self.rollout.temperature}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -37,6 +37,10 @@ ORDER_STREAM = 2
 """First part of the key of the random streams that order the data (the engine's are 0 and 1)."""
 
 
+WORTH_SAYING = 1e9
+"""Bytes of disk from which on a run says what it will take."""
+
+
 class Collapsed(NrtError):
     """The traces collapsed and `train.on_collapse` says to stop."""
 
@@ -95,7 +99,7 @@ def _begin(run_path: Path, config: RunConfig | None, how: Watching) -> dict[str,
     _look_first(config, run_path, inputs)
     opening = engines.opening(config, inputs, run_path)
     found = overlap(config, inputs)
-    run = Run.create(run_path, configs.to_yaml(config), start.manifest(config, inputs, found))
+    run = Run.create(run_path, configs.to_yaml(configs.absolute(config)), start.manifest(config, inputs, found))
     with run.writing(), opening as engine:
         return _work(run, config, engine, inputs, how, None, tuple(warnings(found)))
 
@@ -105,6 +109,7 @@ def _continue(
 ) -> dict[str, Any]:
     run = Run.open(run_path)
     config = start.resumed_config(run, config, changes)
+    _announce_fewer(run, config)
     require_trackers(config)
     start.use_threads(config)
     with run.writing():
@@ -115,17 +120,33 @@ def _continue(
         _look_first(config, None, inputs)
         with engines.opening(config, inputs, run_path) as engine:
             done = start.restore(run, engine.restore)
-            run.update_config(configs.to_yaml(config))
+            run.update_config(configs.to_yaml(configs.absolute(config)))
             return _work(run, config, engine, inputs, how, done)
 
 
+def _announce_fewer(run: Run, config: RunConfig) -> None:
+    """Say which checkpoints a lower `train.keep_checkpoints` will cost, while they can still be kept."""
+    before, now = run.config().train.keep_checkpoints, config.train.keep_checkpoints
+    # The next checkpoint is one of those that are kept.
+    if now < before and (gone := run.checkpoint_steps()[: 1 - now or None]):
+        console.note(
+            f"train.keep_checkpoints is {now} now, and was {before}: when the next checkpoint is saved, those of step "
+            f"{', '.join(map(str, gone))} are deleted."
+        )
+
+
 def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> None:
-    """Say what this machine does not do; and before Ray starts, which takes minutes, refuse what cannot run."""
+    """Say what this machine does not do; refuse what does not fit the disk and, before Ray starts, what cannot run."""
     for text in start.limits_here(config):
         console.note(text)
     if config.engine.name == "verl":
         for text in preflight.preflight(config, run_path, inputs.train):
             console.note(text)
+    elif run_path is not None:
+        plan = preflight.plan_of(config, inputs.train)
+        preflight.disk(run_path, plan)
+        if plan.disk >= WORTH_SAYING:
+            console.note(f"disk: {preflight.disk_text(plan)}")
 
 
 def _work(
@@ -391,7 +412,7 @@ def throughput(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _finish(session: Session) -> dict[str, Any]:
     run = session.run
     last = run.checkpoint_path(session.inputs.steps)
-    folder = run.write_export(lambda path: session.engine.export(path, last))
+    folder = run.write_export(lambda path: session.engine.export(path, last), session.inputs.steps)
     held_out = run.metrics("held_out")
     summary = {
         "run": str(run.path),

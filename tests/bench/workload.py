@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.engines.local.loading import load_model, pick_dtype, quiet
+from nrt_cli.engines.local.loading import load_model, quiet, resolved
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.files import draft
 from nrt_cli.records import Example, Rollout, RolloutGroup
@@ -72,7 +72,7 @@ def set_up(job: Job) -> Figures:
     """Threads and the dtype that `auto` means here: what every side starts with."""
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    return {"dtype": pick_dtype(job["dtype"], torch.device("cpu"))}
+    return {"dtype": resolved(ModelSection(dtype=job["dtype"], device="cpu")).dtype}
 
 
 def load(job: Job) -> PreTrainedModel:

@@ -129,10 +129,29 @@ def test_disk_holds_checkpoints_export_and_traces() -> None:
         plan(verl(train={"keep_checkpoints": n, "trace_groups": t}), SHAPE, 10_000, LENGTHS, GPU)
         for n, t in ((1, 0), (2, 0), (2, 4))
     ]
-    # A checkpoint: float32 weights for the ranks and as a folder, and two moments.
+    # A checkpoint: float32 weights for the ranks and as a folder, and two moments. One more while it is written.
     assert runs[1].disk - runs[0].disk == 1000 * (4 + 8 + 4)
     assert runs[0].disk == 2 * 1000 * 16 + 4 * 1000
+    assert runs[0].disk_kept == 1000 * 16 + 4 * 1000
     assert runs[2].disk > runs[1].disk
+
+
+@pytest.mark.parametrize(
+    ("sections", "train", "most", "kept"),
+    [
+        # Weights and moments, 12 bytes each parameter; in float32 the model is the last checkpoint's weights.
+        ({"model": {"dtype": "float32"}}, {"steps": 150}, 3 * 12, 2 * 12),
+        ({"model": {"dtype": "bfloat16"}}, {"steps": 150}, 3 * 12 + 2, 2 * 12 + 2),
+        ({"optimiser": {"states": "8bit"}}, {"steps": 150}, 3 * 6 + 2, 2 * 6 + 2),
+        # There are no more checkpoints than are saved: at steps 40 and 50.
+        ({"model": {"dtype": "float32"}}, {"steps": 50, "checkpoint_every": 40}, 2 * 12, 2 * 12),
+    ],
+)
+def test_disk_of_the_local_engine_by_hand(
+    sections: dict[str, Any], train: dict[str, Any], most: float, kept: float
+) -> None:
+    predicted = local(train={"batch_size": 8, "trace_groups": 0, **train}, **sections)
+    assert (predicted.disk, predicted.disk_kept) == (most * SHAPE.parameters, kept * SHAPE.parameters)
 
 
 @settings(max_examples=25)  # each reads presets

@@ -71,7 +71,18 @@ def test_weights_that_are_not_finite_are_said_to_be_so(folder):
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_asks_the_hardware_and_a_named_dtype_does_not(native, dtype, monkeypatch):
+    monkeypatch.delenv("NRT_AUTO_DTYPE", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     cpu = torch.device("cpu")
     assert pick_dtype("auto", cpu) == dtype
     assert [pick_dtype(name, cpu) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("chosen", ["float32", "bfloat16"])
+def test_a_variable_says_what_auto_is_on_any_processor(chosen, monkeypatch):
+    monkeypatch.setenv("NRT_AUTO_DTYPE", chosen)
+    cpu = torch.device("cpu")
+    assert [pick_dtype(name, cpu) for name in ("auto", "float32", "bfloat16")] == [chosen, "float32", "bfloat16"]
+    monkeypatch.setenv("NRT_AUTO_DTYPE", "half")
+    with pytest.raises(ModelError, match="NRT_AUTO_DTYPE=half: set it to float32 or bfloat16"):
+        pick_dtype("auto", cpu)

@@ -21,9 +21,8 @@ from nrt_cli.engines.local import attention
 from nrt_cli.engines.local import policy as policy_module
 from nrt_cli.engines.local.attention import why_not
 from nrt_cli.engines.local.flex import FlexSegments
-from nrt_cli.engines.local.packing import pack, packed_size
+from nrt_cli.engines.local.packing import Packed, Segment, Segments, pack, packed_size
 from nrt_cli.engines.local.policy import Policy, Row, by_prompt
-from nrt_cli.errors import ModelError
 
 SIZE = {
     "vocab_size": 60,
@@ -145,12 +144,65 @@ def test_sliding_windows_and_capped_scores_are_padded_instead():
     torch.testing.assert_close(logprobs, torch.stack(want), rtol=1e-5, atol=1e-5)
 
 
-def test_the_self_check_finds_a_wrong_attention(monkeypatch):
-    assert Policy(model_of("llama"), 0, packing=True).packing
-    # Tails to their prefix and no further.
+def _no_join(monkeypatch):
+    """Tails to their prefix and no further."""
     monkeypatch.setattr("nrt_cli.engines.local.segments._join", lambda out, sums, part, part_sums: (out, sums))
-    with pytest.raises(ModelError, match=r"engine\.packing=off"):
-        Policy(model_of("llama"), 0, packing=True)
+
+
+def _one_segment(monkeypatch):
+    """Every token sees all before it, other rows' tails among them."""
+    whole = lambda packed: Segments((Segment((0, len(packed.ids))),))  # noqa: E731
+    _repack(monkeypatch, lambda packed: Packed(packed.ids, packed.positions, whole(packed), packed.at))
+
+
+def _no_positions(monkeypatch):
+    """Positions run on through the packed row."""
+    _repack(monkeypatch, lambda packed: Packed(packed.ids, list(range(len(packed.ids))), packed.pattern, packed.at))
+
+
+def _repack(monkeypatch, change):
+    monkeypatch.setattr(policy_module, "pack", lambda groups: change(pack(groups)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", [_no_join, _one_segment, _no_positions])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_self_check_finds_wrong_packing_and_goes_on_padded(name, fault, dtype, monkeypatch):
+    model = model_of(name).to(dtype)
+    rows = rows_of([5, 1, 9, 3], prompts=2)
+    want, _ = Policy(model, 0).score(rows)
+    assert Policy(model, 0, packing=True).packing
+    fault(monkeypatch)
+    policy = Policy(model, 0, packing=True)
+    assert not policy.packing
+    assert "nats on average, and rounding explains" in policy.no_packing
+    torch.testing.assert_close(policy.score(rows)[0], want)
+
+
+@pytest.mark.parametrize("fault", [_no_join, _one_segment])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_real_rows_find_what_the_first_ones_did_not(fault, dtype, monkeypatch):
+    policy = Policy(model_of("llama").to(dtype), 0, packing=True)
+    rows = rows_of([12, 7], prompt=10)
+    assert policy.verify_packing(rows)
+    assert policy.no_packing is None
+    fault(monkeypatch)
+    assert not policy.verify_packing(rows)
+    assert not policy.packing
+    assert policy.size(rows) == 2 * 22
+
+
+def test_rounding_is_no_fault_however_much_of_it_there_is():
+    """Large activations, as trained models have: bfloat16 moves log-probs by more than a limit in nats would allow."""
+    model = model_of("llama")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(8)
+    rows = rows_of([12, 7, 9], prompt=10)
+    truth, _ = Policy(model, 0).score(rows)
+    policy = Policy(model.bfloat16(), 0, packing=True)
+    assert (policy.score(rows)[0] - truth).abs().mean() > 0.1
+    assert policy.verify_packing(rows)
 
 
 @torch.no_grad()

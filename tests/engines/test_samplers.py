@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 
 from nrt_cli.config import ModelSection
 from nrt_cli.engines import samplers, vllm_engine
-from nrt_cli.engines.canary import TOLERANCE, Canary, next_logprobs
+from nrt_cli.engines.canary import Canary, next_logprobs
 from nrt_cli.engines.local.loading import load_model, load_tokenizer
 from nrt_cli.engines.local.sampler import sample_groups
 from nrt_cli.engines.samplers import make_sampler, pick_engine
@@ -121,7 +121,9 @@ def test_the_canary_dies_of_weights_that_are_too_old(model, tokenizer):
     canary = Canary(tokenizer, 1.0)
     old = told(model, canary)
     step(model, 0.02)
-    with pytest.raises(TrainingError, match=r"^the fake sampler does not run.*differ by .* in float32\); set rollout"):
+    with pytest.raises(
+        TrainingError, match=r"^the fake sampler does not run.*differ by .* in float32 explains .*\); set rollout"
+    ):
         canary.check(old, model, "fake")
 
 
@@ -132,8 +134,8 @@ def test_the_canary_dies_of_an_update_that_never_arrived(dtype, model, tokenizer
     canary = Canary(tokenizer, 1.0)
     old = told(model, canary)
     canary.check(old, model, "fake")
-    step(model, {torch.float32: 5e-5, torch.bfloat16: 1e-2}[dtype])
-    assert 0 < Canary(tokenizer, 1.0).check(old, model, "fake") < TOLERANCE[dtype]
+    step(model, {torch.float32: 5e-5, torch.bfloat16: 1e-3}[dtype])
+    assert Canary(tokenizer, 1.0).check(old, model, "fake") > 0
     with pytest.raises(TrainingError, match="moved in the trainer alone"):
         canary.check(old, model, "fake")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nrt_cli.config import RolloutSection
+from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.engines.local.scoring import Scorer
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Example
@@ -15,9 +15,13 @@ from nrt_cli.records import Example
 THINK = ("<|think_start|>", "<|think_end|>")
 
 
+def float32(folder: Path) -> ModelSection:
+    return ModelSection(path=str(folder), dtype="float32")
+
+
 @pytest.fixture(scope="module")
 def scorer(tiny_model_dir: Path) -> Scorer:
-    return Scorer(tiny_model_dir, *THINK)
+    return Scorer(float32(tiny_model_dir), *THINK)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ EXAMPLE = Example(7, "test", (20, 21, 22, 23), (30, 31, 32, 33, 34))
 @pytest.mark.parametrize("kind", ["trace", "empty", "null", "bare", "direct"])
 def test_scores_are_those_of_the_full_softmax(scorer: Scorer, truth: Any, tiny_model_dir: Path, kind: str) -> None:
     start, end = scorer.tokens.start_id, scorer.tokens.end_id
-    scorer = Scorer(tiny_model_dir, *THINK, bare_null=True) if kind == "bare" else scorer
+    scorer = Scorer(float32(tiny_model_dir), *THINK, bare_null=True) if kind == "bare" else scorer
     row, before = {
         "trace": (lambda: scorer.row(EXAMPLE, (40, 41)), [start, 40, 41, end]),
         "empty": (lambda: scorer.row(EXAMPLE, ()), [start, end]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.errors import ModelError, TrainingError
+from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, Rollout, RolloutGroup
 
 SCHEMES = ["logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p"]
@@ -200,13 +200,20 @@ def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
 
 
 def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(tiny_config, monkeypatch):
-    engine = LocalEngine(tiny_config("method=am"), updates=3)
-    before = [weight.clone() for weight in engine.policy.model.parameters()]
+    """Where packing is wrong, the run goes on padded, says so, and learns what one without packing does."""
+    padded = LocalEngine(tiny_config("method=am", "engine.packing=off"), updates=3)
+    groups = batch(padded)
+    padded.update(groups)
+    engine, said = LocalEngine(tiny_config("method=am"), updates=3), []
+    engine.tell(said.append)
+    assert not said
     # Tails to their prefix and no further: nothing in the shapes would tell.
     monkeypatch.setattr("nrt_cli.engines.local.segments._join", lambda out, sums, part, part_sums: (out, sums))
-    with pytest.raises(ModelError, match=r"engine\.packing=off"):
-        engine.update(batch(engine))
-    assert all(torch.equal(old, new) for old, new in zip(before, engine.policy.model.parameters(), strict=True))
+    engine.update(groups)
+    assert not engine.policy.packing
+    assert [text for text in said if "nothing is packed, since packed and padded log-probabilities of Llama" in text]
+    for one, other in zip(engine.policy.model.parameters(), padded.policy.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_later_minibatches_take_the_samplers_log_probs_for_pi_old(tiny_config):

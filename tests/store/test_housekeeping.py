@@ -36,8 +36,8 @@ def made(path: Path, steps: int = 2, status: str = "finished") -> Run:
             run.write_traces(f"step-{step:06d}", [{"step": step, "trace": f"trace {step}"}])
             run.save_checkpoint(step, {"updates": step}, {"weight": torch.full((4,), float(step))}, keep=2)
         run.event("checkpoint", step=steps)
-        run.write_export(lambda folder: (folder / "config.json").write_text("{}"))
-        run.write_model(steps, lambda folder: (folder / "config.json").write_text("{}"))
+        run.write_export(lambda folder: (folder / "config.json").write_text("{}"), 1)
+        run.write_model(steps, lambda folder: (folder / "config.json").write_text("{}"), 1)
         run.update_manifest(status=status)
     return run
 

@@ -253,11 +253,12 @@ def test_time_scales_with_what_is_asked(found):
 
 
 def test_disk_is_counted_from_what_a_checkpoint_holds(found, tiny_model_dir):
-    details = found("method=am", "train.keep_checkpoints=3")["disk"].details
+    details = found("method=am", "train.keep_checkpoints=3", "train.steps=5")["disk"].details
     weights = (tiny_model_dir / "model.safetensors").stat().st_size
-    # Weights and two moments in float32; three are kept, one more is being written, and the model is exported.
+    # Weights and two moments in float32; three are kept, and one more is being written. The model is the last one's.
     assert details["checkpoint"] == pytest.approx(3 * weights, rel=0.05)
-    assert details["needed"] == pytest.approx(13 * weights, rel=0.05)
+    assert details["needed"] == pytest.approx(12 * weights, rel=0.05)
+    assert details["kept"] == pytest.approx(9 * weights, rel=0.05)
 
 
 def test_pad_that_is_eos_is_found(tiny_model_dir, tiny_config, tmp_path):
@@ -314,7 +315,7 @@ def test_a_package_out_of_range_and_a_needed_extra_are_found(tiny_config, monkey
 
 
 def test_an_emulated_type_is_advised_against(tiny_config, monkeypatch):
-    monkeypatch.setattr(doctor_environment, "pick_dtype", lambda asked, _: "float32" if asked == "auto" else asked)
+    monkeypatch.setattr(doctor_environment, "native_bfloat16", lambda device: False)
     monkeypatch.setattr(doctor_environment, "matmul_ceiling", lambda *_: 1e9)
     (finding,) = [f for f in doctor_environment.environment(tiny_config("model.dtype=bfloat16")) if f.check == "device"]
     assert finding.verdict == "warning"

@@ -146,9 +146,11 @@ def test_a_loss_that_is_not_finite_leaves_a_post_mortem(train, tmp_path):
     assert run.manifest()["status"] == "failed"
     assert run.checkpoint_steps() == [1, 2]
     folder = run.path / "post-mortem" / "step-000003"
-    kept, good = load_file(folder / "tensors.safetensors"), run.load_checkpoint(2).tensors
-    assert kept.keys() == good.keys()
-    assert all(torch.equal(kept[name], good[name]) for name in good)
+    before = run.checkpoint_path(2)
+    for name in ("model.safetensors", "tensors.safetensors"):
+        kept, good = load_file(folder / name), load_file(before / name)
+        assert kept.keys() == good.keys()
+        assert all(torch.equal(kept[each], good[each]) for each in good)
     state = json.loads((folder / "state.json").read_text())
     assert len(state["examples"]) == 4
     assert state["updates"] == 2
@@ -206,7 +208,12 @@ def small_disk(tmp_path):
 
 
 def test_a_small_disk_that_fills_up(small_disk, nrt, tiny_yaml):
-    sentence = said(nrt("train", tiny_yaml, "--run", "disk/run", "--steps", 20, "--set", "train.keep_checkpoints=9"))
+    keep = ("--set", "train.keep_checkpoints=9")
+    # What is known not to fit is not begun.
+    sentence = said(nrt("train", tiny_yaml, "--run", "disk/run", "--steps", 20, *keep), 2)
+    assert "free some, or lower train.keep_checkpoints" in sentence
+    assert nrt("train", tiny_yaml, "--run", "disk/run", "--steps", 2, *keep).code == 0
+    sentence = said(nrt("train", "--run", "disk/run", "--resume", "--steps", 20))
     assert "the disk is full (No space left on device)" in sentence
     run = Run.open(small_disk / "run")
     newest = run.checkpoint_steps()[-1]

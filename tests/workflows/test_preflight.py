@@ -131,9 +131,9 @@ def test_memory_that_certainly_does_not_fit_is_refused_and_a_guess_is_not(
 def test_a_full_disk_is_refused(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     config = tiny_config()
     planned = preflight.plan_for(config)
-    assert preflight._disk(tmp_path / "a" / "run", planned).ok
+    assert preflight.disk(tmp_path / "a" / "run", planned).ok
     with pytest.raises(ConfigError, match="GB free at"):
-        preflight._disk(tmp_path / "a" / "run", dataclasses.replace(planned, disk=1e18))
+        preflight.disk(tmp_path / "a" / "run", dataclasses.replace(planned, disk=1e18))
 
 
 def test_preflight_returns_what_may_go_wrong_and_raises_what_will(

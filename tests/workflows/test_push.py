@@ -372,7 +372,7 @@ def test_the_pushed_config_trains_the_run_again(pushed, run, tiny_data_dir, tiny
         model={"path": str(tiny_model_dir)},
         data={"train": str(tiny_data_dir / "train.parquet"), "validation": str(tiny_data_dir / "validation.parquet")},
     )
-    assert config.diff(again, run_settings(run)) == []
+    assert config.diff(again, run.config()) == []
 
 
 def test_a_destination_is_asked_for_and_not_overwritten(run, tmp_path):

@@ -3,12 +3,16 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from nrt_cli import config as configs
 from nrt_cli.store import Run
+from nrt_cli.workflows.scoring import data_file, subject
 
 STEPS = ("--steps", 6)
 
@@ -261,8 +265,66 @@ def test_another_config_is_refused_by_key_and_free_keys_are_taken(copied, nrt, t
     assert "threads" not in said
     assert "train.steps" not in said
     assert "lr: 0.001" in (copied.path / "config.yaml").read_text()
-    # A whole config may be given too, if it is the same.
-    assert nrt("train", tiny_yaml, "--run", "run", "--resume", "--steps", 6).code == 0
+
+
+def test_a_config_that_is_named_does_not_change_a_run_that_goes_on(copied, nrt, tiny_yaml):
+    """Neither what decides a step, nor how many checkpoints are kept: only what is typed does."""
+    kept = copied.checkpoint_steps()
+    assert len(kept) == 2
+    values = yaml.safe_load(tiny_yaml.read_text())
+    values["optimiser"]["lr"], values["train"]["keep_checkpoints"], values["train"]["steps"] = 0.5, 1, 3
+    tiny_yaml.write_text(yaml.safe_dump(values))
+    ended = nrt("train", tiny_yaml, "--run", "run", "--resume", "--steps", 7)
+    assert ended.code == 0, ended.err
+    assert "run goes on with its own settings" in " ".join(ended.err.split())
+    assert "are deleted" not in ended.err
+    assert copied.config().optimiser.lr == 0.001
+    assert copied.checkpoint_steps() == [6, 7]
+
+
+def test_checkpoints_that_go_for_want_of_a_setting_are_named_before(copied, nrt):
+    assert copied.checkpoint_steps() == [5, 6]
+    said = " ".join(resume(nrt, "--steps", 7, "--set", "train.keep_checkpoints=1").err.split())
+    assert "train.keep_checkpoints is 1 now, and was 2" in said
+    assert "those of step 5, 6 are deleted" in said
+    assert copied.checkpoint_steps() == [7]
+
+
+@pytest.mark.parametrize("stored", ["absolute", "as older runs have them"])
+def test_a_run_begun_with_relative_paths_is_the_same_from_any_folder(stored, nrt_in, tiny_config, tmp_path):
+    config, home, away = tiny_config(), tmp_path / "home", tmp_path / "away" / "further"
+    away.mkdir(parents=True)
+    shutil.copytree(Path(config.data.train).parent, home / "data")
+    shutil.copytree(config.model.path, home / "model")
+    relative = {
+        "model.path": "model",
+        "data.train": "data/train.parquet",
+        "data.validation": "data/validation.parquet",
+    }
+    values = config.model_dump(mode="json")
+    for key, path in relative.items():
+        section, _, name = key.partition(".")
+        values[section][name] = path
+    (home / "tiny.yaml").write_text(yaml.safe_dump(values))
+    assert nrt_in(home)("train", "tiny.yaml", "--method", "am", "--run", "runs/a", "--steps", 2).code == 0
+    run = Run.open(home / "runs" / "a")
+    written = configs.flatten(configs.read_yaml(run.config_path))
+    assert [written[key] for key in relative] == [str(home / path) for path in relative.values()]
+    if stored == "as older runs have them":
+        text = run.config_path.read_text()
+        run.update_config(text.replace(f"{home}/", ""))
+    there = "../../home/runs/a"
+    ended = nrt_in(away)("train", "--run", there, "--resume", "--steps", 3)
+    assert ended.code == 0, ended.err
+    assert run.manifest()["status"] == "finished"
+    for command in (
+        ("generate", f"{there}@0", "What is 3 plus 4?", "--max-trace-tokens", 2, "--max-answer-tokens", 2),
+        ("analyze", "leakage", there, "--n", 2),
+        ("runs", "show", there),
+    ):
+        ended = nrt_in(away)(*command)
+        assert ended.code == 0, ended.err
+    assert data_file(subject(run.path), None) == home / "data" / "validation.parquet"
 
 
 def test_under_a_schedule_the_number_of_steps_is_part_of_the_experiment(nrt, tiny_yaml):

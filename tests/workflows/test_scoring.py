@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nrt_cli.config import SCHEMES, ObjectiveSection
+from nrt_cli.config import SCHEMES, ObjectiveSection, to_yaml
 from nrt_cli.engines.local.prepare import prepare_model
-from nrt_cli.engines.local.scoring import Scorer
 from nrt_cli.errors import ConfigError, ModelError, StoreError
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.workflows import tokens as tokens_module
+from nrt_cli.workflows.generate import open_generator
 from nrt_cli.workflows.leakage import _Controls, score_controls
 from nrt_cli.workflows.schemes import open_bank, score_schemes
 from nrt_cli.workflows.score import Question, score_answer
@@ -216,7 +216,7 @@ def test_a_models_probabilities_are_given_its_own_sampled_trace(
     sft: Run, am: Run, tmp_path: Path, slowly: Callable[..., list[float]]
 ) -> None:
     _, model = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=2, seed=5, max_trace_tokens=4)
-    scorer = Scorer(am.export_path, "<|think_start|>", "<|think_end|>")
+    scorer = subject(am.path).open()
     known = {row["example"]: row for row in am.traces("held-out-000003")}
     for example in {row["example"] for row in all_rows(model)}:
         mine = [row for row in all_rows(model) if row["example"] == example]
@@ -242,6 +242,35 @@ def test_only_what_an_interruption_left_out_is_made_again(
     assert loaded == ["am"]  # the baseline's rows were all there, so its model was not even loaded
     score_tokens(*arguments, count=8, seed=1)
     assert loaded == ["am", "sft", "am"]  # other examples are other rows
+
+
+def test_a_runs_dtype_is_that_of_all_that_looks_into_it(
+    sft: Run, am: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs in float32 are scored in float32, whatever `auto` is here; no part of another dtype is reused."""
+    monkeypatch.setenv("NRT_AUTO_DTYPE", "bfloat16")
+    assert subject(am.path).open().policy.model.dtype == torch.float32
+    assert subject(f"{am.path}@0").open().policy.model.dtype == torch.float32
+    assert subject(am.export_path).open().policy.model.dtype == torch.bfloat16  # a folder does not say whose it is
+    assert open_generator(am.path).reasoner.model.dtype == torch.float32
+    arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
+    wide = [one.table.folder for one in score_tokens(*arguments, count=2)]
+    leak = score_controls(str(am.path), tmp_path, quiet, count=2).table.folder
+    narrow_sft, narrow_am = (_narrow(run, tmp_path) for run in (sft, am))
+    narrow = [one.table.folder for one in score_tokens(str(narrow_sft), [str(narrow_am)], tmp_path, quiet, count=2)]
+    assert subject(narrow_am).open().policy.model.dtype == torch.bfloat16
+    assert not set(wide) & set(narrow)
+    assert leak != score_controls(str(narrow_am), tmp_path, quiet, count=2).table.folder
+
+
+def _narrow(run: Run, folder: Path) -> Path:
+    """The same run, had it been trained in bfloat16."""
+    copy = folder / f"narrow-{run.path.name}"
+    shutil.copytree(run.path, copy)
+    config = Run(copy).config()
+    model = config.model.model_copy(update={"dtype": "bfloat16"})
+    Run(copy).update_config(to_yaml(config.model_copy(update={"model": model})))
+    return copy
 
 
 def _counting(open_it: Callable[..., Any], loaded: list[str]) -> Callable[..., Any]:

@@ -78,7 +78,7 @@ class LocalEngine:
         self.ceiling = matmul_ceiling(model.device, model.dtype, torch.get_num_threads())
         self.work = 0.0
         self.verified = False
-        self.remarks = [f"nothing is packed, since {self.policy.no_packing}"] if self.policy.no_packing else []
+        self.remarks = [_not_packed(self.policy)] if self.policy.no_packing else []
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say the remarks, and whatever comes up later, through `say`."""
@@ -135,7 +135,10 @@ class LocalEngine:
         size = self.config.train.minibatch_size or len(groups)
         if not self.verified:
             # Once on real rows: the shortest way to find a model for which packing is not what it should be.
-            self.policy.verify_packing(self.layout.rows_with_null(groups[0])[-VERIFIED_ROWS:])
+            if self.policy.packing and not self.policy.verify_packing(
+                self.layout.rows_with_null(groups[0])[-VERIFIED_ROWS:]
+            ):
+                self.budget.say(_not_packed(self.policy))
             self.verified = True
         with self.clock("score"):
             known = self._known_before(groups, size)
@@ -314,6 +317,10 @@ class LocalEngine:
         if self.sampler is not None:
             self.sampler.update()
         return report
+
+
+def _not_packed(policy: Policy) -> str:
+    return f"nothing is packed, since {policy.no_packing}"
 
 
 def _grad(leaf: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,28 @@ def pick_device(asked: str) -> torch.device:
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+AUTO_DTYPE = "NRT_AUTO_DTYPE"
+"""Environment variable that says what `auto` is, so that what other hardware computes can be tried on any."""
+
+
 def pick_dtype(asked: str, device: torch.device) -> str:
     """`auto` is bfloat16 where the hardware multiplies it: emulated, it is several times slower than float32."""
     if asked != "auto":
         return asked
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native else "float32"
+    chosen = os.environ.get(AUTO_DTYPE) or ("bfloat16" if native_bfloat16(device) else "float32")
+    if chosen not in ("float32", "bfloat16"):
+        raise ModelError(f"{AUTO_DTYPE}={chosen}: set it to float32 or bfloat16, or unset it.")
+    return chosen
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+
+
+def resolved(section: ModelSection) -> ModelSection:
+    """The section with its dtype as what it means here, so that a record says what was computed."""
+    return section.model_copy(update={"dtype": pick_dtype(section.dtype, pick_device(section.device))})
 
 
 def positions(path: str | Path) -> int | None:
@@ -89,8 +106,7 @@ def declared_stops(config: PreTrainedConfig, generation: int | list[int] | None)
 
 def load_model(section: ModelSection) -> PreTrainedModel:
     """The model of a prepared folder, in the compute dtype, on the device, without dropout."""
-    device = pick_device(section.device)
-    dtype = getattr(torch, pick_dtype(section.dtype, device))
+    device, dtype = pick_device(section.device), getattr(torch, resolved(section).dtype)
     with quiet():
         model = whole_model(require_model(section.path), section.path, dtype)
         if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):

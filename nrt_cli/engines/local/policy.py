@@ -17,6 +17,7 @@ from nrt_cli.engines.local.flex import FlexSegments
 from nrt_cli.engines.local.fused import fuse
 from nrt_cli.engines.local.lora import weight_of
 from nrt_cli.engines.local.packing import pack, packed_pairs, packed_size
+from nrt_cli.engines.local.rounding import allowed_gap, widened
 from nrt_cli.engines.local.throughput import Work
 from nrt_cli.errors import ModelError
 
@@ -73,7 +74,9 @@ class Policy:
 
         One forward pass; gradients flow if they are enabled.
         """
-        hidden_ND, targets_N = (self._packed if self.packing else self._padded)(rows)
+        return self._selected(rows, *(self._packed if self.packing else self._padded)(rows))
+
+    def _selected(self, rows: Sequence[Row], hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         return selected_logprobs(hidden_ND, self.head_weight, targets_N, self._temperatures(rows), self.softcap)
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -159,27 +162,35 @@ class Policy:
     def _check_head(self) -> None:
         """Refuse models whose logits are not head @ hidden, such as those with a logit scale."""
         ids = torch.arange(8, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        want = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-        got, _ = self.score([Row(tuple(ids[0].tolist()), 1)])
+
+        def plain() -> Tensor:
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].double()
+            return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+
+        want = plain()
         if not want.isfinite().all():
             raise ModelError("the model's weights are not finite: its log-probabilities are NaN or infinite.")
-        if not torch.allclose(got.float(), want, atol=2e-2, rtol=1e-2):
+        gap_N = (self.score([Row(tuple(ids[0].tolist()), 1)])[0] - want).abs()
+        if not float(gap_N.mean()) <= allowed_gap(self.model, plain):
             raise ModelError(
                 f"{type(self.model).__name__} computes its logits in a way this engine does not know: they "
-                f"differ by up to {(got - want).abs().max():.3g}. Use a Llama, Mistral, Qwen or Gemma architecture."
+                f"differ by up to {gap_N.max():.3g}. Use a Llama, Mistral, Qwen or Gemma architecture."
             )
 
     def _check_packing(self) -> None:
-        """Take the one kernel where there is one and it agrees; refuse to go on where no way of packing does."""
+        """Take the one kernel where there is one and it agrees; go on padded where no way of packing does."""
         words = [(3 + 7 * i) % self.model.config.get_text_config().vocab_size for i in range(24)]
         rows = [Row((*words[:8], *words[start:end]), 8) for start, end in ((8, 20), (10, 11), (5, 24))]
+        # What a narrow type's rounding would hide, such as positions that are off by a few, shows in float32.
+        with widened(self.model) if self.model.dtype.itemsize < 4 else contextlib.nullcontext():
+            if not self.verify_packing(rows):
+                return
         if _has_one_kernel(self.device):
             self.flex = True
             with contextlib.suppress(Exception):  # a compiler that is missing, a head size it does not take
-                self.verify_packing(rows)
-                self._verify_gradient(rows)
-                return
+                if self._packing_doubt(rows) is None:
+                    self._verify_gradient(rows)
+                    return
             self.flex = False
         self.verify_packing(rows)
 
@@ -189,23 +200,26 @@ class Policy:
             logprobs_N, _ = self.score(rows)
             torch.autograd.grad(logprobs_N.sum(), trained[0])
 
+    def verify_packing(self, rows: Sequence[Row]) -> bool:
+        """Whether packed and padded passes say the same of some rows; where they do not, nothing is packed any more."""
+        if doubt := self._packing_doubt(rows):
+            self.packing, self.no_packing = False, doubt
+        return self.packing
+
     @torch.no_grad()
-    def verify_packing(self, rows: Sequence[Row]) -> None:
-        """Compare what packed and padded passes say of some rows. Raises ModelError where they differ."""
+    def _packing_doubt(self, rows: Sequence[Row]) -> str | None:
+        """Why packed log-probabilities are not to be trusted; None where rounding explains how they differ."""
         if not self.packing:
-            return
+            return None
         packed_N, _ = self.score(rows)
-        self.packing = False
-        padded_N, _ = self.score(rows)
-        self.packing = True
-        # float32 agrees to rounding; bfloat16 rounds each hidden state, so there only a systematic difference counts.
-        gap_N = (packed_N - padded_N).abs()
-        gap, limit = (gap_N.mean(), 1e-1) if self.model.dtype == torch.bfloat16 else (gap_N.max(), 1e-3)
-        if not float(gap) <= limit:
-            raise ModelError(
-                f"packed and padded log-probabilities of {type(self.model).__name__} differ by {float(gap):.3g} nats; "
-                "set engine.packing=off."
-            )
+        padded = lambda: self._selected(rows, *self._padded(rows))[0]  # noqa: E731
+        gap, allowed = float((packed_N - padded()).abs().mean()), allowed_gap(self.model, padded)
+        if gap <= allowed:
+            return None
+        return (
+            f"packed and padded log-probabilities of {type(self.model).__name__} differ by {gap:.2g} nats on average, "
+            f"and rounding explains {allowed:.2g}"
+        )
 
 
 def _has_one_kernel(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from nrt_cli.config import ModelSection
 from nrt_cli.engines.local import attention
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.decoding import open_batch, prepacked
-from nrt_cli.engines.local.loading import load_model, load_tokens, positions
+from nrt_cli.engines.local.loading import load_model, load_tokens, positions, resolved
 from nrt_cli.engines.local.policy import Policy, Row
 from nrt_cli.engines.local.sampler import evaluating, pick, random_stream
 from nrt_cli.records import Reply, Request
@@ -51,7 +51,7 @@ class Reasoner:
 
     def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
         self.folder, self.batch_rows = folder, batch_rows
-        self.section = (section or ModelSection()).model_copy(update={"path": str(folder)})
+        self.section = resolved(section or ModelSection()).model_copy(update={"path": str(folder)})
         self.about = read_about(folder)
         self.tokenizer, self.tokens = load_tokens(folder, self.about.think_start, self.about.think_end)
         self.positions = positions(folder)

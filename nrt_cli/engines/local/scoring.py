@@ -5,7 +5,6 @@ Shapes: T answer tokens, eos included.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -30,19 +29,25 @@ class Scorer:
     """A loaded model folder; its memory does not grow with what it is asked to score.
 
     Args:
+        section: the folder, dtype and device.
         think_start: None where a trace follows the prompt directly.
         bare_null: the null trace lacks t_start too (decision 12).
         budget: tokens of one forward pass; results do not depend on it.
     """
 
     def __init__(
-        self, folder: Path, think_start: str | None, think_end: str, bare_null: bool = False, budget: int = 4096
+        self,
+        section: ModelSection,
+        think_start: str | None,
+        think_end: str,
+        bare_null: bool = False,
+        budget: int = 4096,
     ) -> None:
-        self.folder, self.budget = folder, budget
-        self.tokenizer, self.tokens = load_tokens(folder, think_start, think_end)
-        self.policy = Policy(load_model(ModelSection(path=str(folder))), self.tokens.pad_id, packing=True)
+        self.folder, self.budget = section.path, budget
+        self.tokenizer, self.tokens = load_tokens(section.path, think_start, think_end)
+        self.policy = Policy(load_model(section), self.tokens.pad_id, packing=True)
         self.layout = Layout(self.tokens, bare_null, self.policy.device)
-        self.limit = positions(folder)
+        self.limit = positions(section.path)
 
     def sample(
         self, examples: Sequence[Example], group_size: int, settings: RolloutSection, key: Sequence[int]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nrt_cli.engines.local.loading import pick_dtype
+from nrt_cli.engines.local.loading import native_bfloat16
 from nrt_cli.engines.local.lora import weight_of
 
 CEILING_SIDE = {"cpu": 1024, "cuda": 8192}
@@ -65,7 +65,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, threads: int, repea
     """
     del threads
     side = CEILING_SIDE.get(device.type, 1024)
-    if dtype == torch.bfloat16 and device.type == "cpu" and pick_dtype("auto", device) != "bfloat16":
+    if dtype == torch.bfloat16 and device.type == "cpu" and not native_bfloat16(device):
         side //= 2  # emulated, and slow
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
