@@ -37,7 +37,7 @@ def made(path: Path, steps: int = 2, status: str = "finished") -> Run:
             run.save_checkpoint(step, {"updates": step}, {"weight": torch.full((4,), float(step))}, keep=2)
         run.event("checkpoint", step=steps)
         run.write_export(lambda folder: (folder / "config.json").write_text("{}"), 1)
-        run.write_model(steps, lambda folder: (folder / "config.json").write_text("{}"), 1)
+        run.write_model(steps, lambda folder: (folder / "config.json").write_text("{}"))
         run.update_manifest(status=status)
     return run
 
