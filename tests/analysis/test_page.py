@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from analysis.report.cards import cards
 from analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
+from analysis.report.gather import gather
 from analysis.report.page import headline, render, samples, setup, write
 from analysis.report.page.cases import cases
 from analysis.report.page.samples import sample_traces, spread
@@ -416,3 +417,26 @@ def test_what_is_empty_is_folded_into_a_line_that_says_what_fills_it(contents):
     page = render(contents(Table("table-3", "Unasked", "c", columns, (row,)), bare))
     assert "<summary>Unasked: empty: no run was asked" in page
     assert "<summary>Bare: empty: <code>nrt judge</code> does</summary>" in page
+
+
+def test_held_out_pairs_are_shown_with_paired_intervals_where_rows_are_stored(make_run):
+    scores = {"thinking": 1.0, "null": 0.0, "direct": 0.0, "other_trace": 0.0}
+    names = {f"{kind}_score": score for kind, score in scores.items()}
+    names |= {"k": 0, "source": "s", "prompt": "Q", "trace": "z", "answer": "A", "stop": "end"}
+    rows = [{"example": i, "answer_logprobs": [-1.0 - i], "null_logprobs": [-3.0 - i], **names} for i in range(4)]
+    before = [row | {"answer_logprobs": [-3.0 - row["example"]], "thinking_score": 0.0} for row in rows]
+    run = make_run("a", steps=[{"gain": 1.0}], traces={"held-out-000000": before, "held-out-000001": rows})
+    for step, value in ((0, -4.5), (1, -2.5)):
+        run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": value, "examples": 4, "graded": 4})
+    made = gather([run.path])
+    likelihood, gain, accuracy = headline.panels(made)
+    assert (likelihood.dots[0].before, likelihood.dots[0].after) == ((-4.5,), (-2.5,))
+    assert gain.dots[0].text == "0.0 → 2.0 [2.0, 2.0]"
+    assert [dot.section for dot in accuracy.dots] == ["thinking", "null trace", "direct", "other row's trace"]
+    assert [dot.after for dot in accuracy.dots] == [(100.0,), (0.0,), (0.0,), (0.0,)]
+    assert "thinking − null trace +100.0 [" in accuracy.verdicts[1]
+    table = made.table("held-out")
+    assert {row.cells[0].text: row.cells[3].value for row in table.rows}["gain of thinking"] == 2.0
+    text = render(made)
+    assert "0.0 → 2.0 [2.0, 2.0]" in text
+    assert "\\xa0" not in text
