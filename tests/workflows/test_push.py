@@ -31,7 +31,6 @@ from nrt_cli.store.evals import Evaluation
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, render_prompt, thinking_template
 from nrt_cli.workflows.generate import open_generator
 from nrt_cli.workflows.push import Parcel, push
-from nrt_cli.workflows.runs import run_settings
 
 ROOT = Path(__file__).parent.parent.parent
 QUESTION = "What is 12 + 30?"
@@ -87,7 +86,7 @@ def test_its_files_are_what_others_read(pushed, run):
     assert isinstance(generation["eos_token_id"], list)
     about = json.loads((pushed / "nrt.json").read_text())
     assert about["tokens"]["think_end"]["token"] == "</think>"
-    assert about["training"]["max_trace_tokens"] == run_settings(run).rollout.max_trace_tokens
+    assert about["training"]["max_trace_tokens"] == run.config().rollout.max_trace_tokens
 
 
 @pytest.mark.parametrize(
