@@ -44,7 +44,9 @@ def show(
     from nrt_cli import config  # pydantic: a third of the time that `nrt --help` may take
 
     resolved = _load(name, overrides)
-    console.result(resolved.model_dump(mode="json"), as_json, lambda _: typer.echo(config.to_yaml(resolved), nl=False))
+    console.result(
+        resolved.model_dump(mode="json"), as_json, lambda _: console.stdout.file.write(config.to_yaml(resolved))
+    )
 
 
 @app.command(epilog="Example: nrt config check my-run.yaml")
@@ -57,7 +59,7 @@ def check(
 ) -> None:
     """Say whether a configuration is valid; unknown keys and contradictions are errors."""
     _load(name, overrides)
-    console.result({"config": name, "valid": True}, as_json, lambda _: typer.echo(f"{name}: valid."))
+    console.result({"config": name, "valid": True}, as_json, lambda _: console.stdout.file.write(f"{name}: valid.\n"))
 
 
 @app.command(epilog="Example: nrt config diff paper reference")
