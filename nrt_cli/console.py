@@ -81,6 +81,11 @@ def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
         render(data)
 
 
+def write(text: str) -> None:
+    """Print text as it stands, such as YAML, to be read by people and programs alike."""
+    stdout.file.write(text)
+
+
 def show(table: Table, least: Sequence[str] = ()) -> None:
     """Print a table; where the terminal is too narrow, without the columns of these titles, the first of them first.
 

@@ -44,9 +44,7 @@ def show(
     from nrt_cli import config  # pydantic: a third of the time that `nrt --help` may take
 
     resolved = _load(name, overrides)
-    console.result(
-        resolved.model_dump(mode="json"), as_json, lambda _: console.stdout.file.write(config.to_yaml(resolved))
-    )
+    console.result(resolved.model_dump(mode="json"), as_json, lambda _: console.write(config.to_yaml(resolved)))
 
 
 @app.command(epilog="Example: nrt config check my-run.yaml")
@@ -59,7 +57,7 @@ def check(
 ) -> None:
     """Say whether a configuration is valid; unknown keys and contradictions are errors."""
     _load(name, overrides)
-    console.result({"config": name, "valid": True}, as_json, lambda _: console.stdout.file.write(f"{name}: valid.\n"))
+    console.result({"config": name, "valid": True}, as_json, lambda _: console.write(f"{name}: valid.\n"))
 
 
 @app.command(epilog="Example: nrt config diff paper reference")

@@ -132,7 +132,7 @@ def evaluate(
         return
     if print_olmes:
         commands = olmes_commands(Session(job, resolved, choose_for_eval()))
-        console.result(commands, as_json, lambda _: console.stdout.file.write("\n".join([*commands.values(), ""])))
+        console.result(commands, as_json, lambda _: console.write("\n".join([*commands.values(), ""])))
         return
     with choose_for_eval() as display:
         outcome = run_evaluation(job, resolved, display)
