@@ -87,7 +87,7 @@ def collapses(frame: pd.DataFrame, run: Run) -> list[Fall]:
     Args:
         frame: of the run's steps, which may know more than its metrics do (`steps_frame`).
     """
-    sentinel = Sentinel()
+    sentinel = Sentinel(run.manifest().get("steps"))
     steps = frame[["step", *SIGNS.keys() & set(frame)]].to_dict(orient="records")
     return [fall for record in watched(steps, run.metrics("held_out")) for fall in sentinel.add(record)]
 

@@ -8,8 +8,9 @@ start, since lengths and entropies of different models and tasks are not compara
   gain clearly above the start's, or a held-out accuracy clearly above the start's.
 - A trace that is all but gone gains nothing, whatever it gained before. So a gain that rises to 0 with it is no excuse.
 - The gain itself has collapsed when it fell clearly and traces help no longer.
-- Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts, and where it
-  was and is no longer, that is a collapse of its own.
+- Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts. Where it was and
+  is no longer, and where it is no better than at the start with more than half of the planned steps done, that is a
+  collapse of its own: a trace that rehearses a guess gains many nats over the null trace, and helps nothing.
 
 A warning that does not come costs less than one that ends a good run. What it cannot see without accuracies: traces
 that rehearse a guess, which gain over a null trace that gets worse. tests/bench/sentinel.py counts both errors.
@@ -109,8 +110,12 @@ _ZERO = _Mean(0.0, 0.0)
 
 @dataclass
 class Sentinel:
-    """Watches the records of a run as they are made; each sign is reported once."""
+    """Watches the records of a run as they are made; each sign is reported once.
 
+    `steps` are those that the run is to take; None where nobody knows.
+    """
+
+    steps: int | None = None
     first: list[Mapping[str, float]] = field(default_factory=list)
     last: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     accuracies: list[_Mean] = field(default_factory=list)
@@ -121,7 +126,7 @@ class Sentinel:
         """Take the metrics of a training step, or held-out scores (`kind: held_out`); returns what has collapsed with
         it. NaN and missing values are passed over."""
         if record.get("kind") == "held_out":
-            found = self._relapse(record)
+            found = self._no_better(record)
         else:
             self.last.append(record)
             started = len(self.first) == WINDOW
@@ -136,8 +141,9 @@ class Sentinel:
     def _learned(self) -> bool:
         return bool(self.accuracies) and self.accuracies[-1].above(self.accuracies[0])
 
-    def _relapse(self, record: Mapping[str, float]) -> list[Fall]:
-        """Held-out accuracy that was clearly above the start's and is no longer."""
+    def _no_better(self, record: Mapping[str, float]) -> list[Fall]:
+        """Held-out accuracy where it was at the start: again, after it was clearly above, or still, past half of the
+        run."""
         share, n = record.get("accuracy_thinking", math.nan), record.get("graded", 0)
         if not n or not math.isfinite(share):
             return []
@@ -145,11 +151,26 @@ class Sentinel:
         self.shares.append(share)
         start, now = self.accuracies[0], self.accuracies[-1]
         best = max(self.accuracies, key=lambda each: each.value)
-        if self._learned or not (best.above(start) and best.above(now)):
+        noise = math.hypot(start.error, now.error)
+        limit = start.value + CLEARLY * noise
+        if self._learned:
             return []
-        seen = f"held-out accuracy is back at {share:.0%}, where the run began ({self.shares[0]:.0%}), from "
-        seen += f"{max(self.shares):.0%} at its best"
-        limit = start.value + CLEARLY * math.hypot(start.error, now.error)
+        if best.above(start):
+            if not best.above(now):
+                return []
+            seen = f"held-out accuracy is back at {share:.0%}, where the run began ({self.shares[0]:.0%}), from "
+            seen += f"{max(self.shares):.0%} at its best"
+        else:
+            late = self.steps is not None and record["step"] > max(self.steps / 2, 2 * WINDOW)
+            # A slow rise is no collapse; an accuracy that never left 0 says nothing of the traces, and one that began
+            # so high that all right would not be clearly more cannot rise.
+            if not late or now.value - start.value > noise or not any(self.shares) or not _share(1, n).above(start):
+                return []
+            limit = start.value + noise
+            seen = (
+                f"held-out accuracy is {share:.0%} of {n}, no better than where the run began ({self.shares[0]:.0%}), "
+            )
+            seen += f"with {record['step']} of {self.steps} steps done"
         return [Fall("accuracy_thinking", int(record["step"]), self.shares[0], share, limit, seen)]
 
     def _falls(self) -> list[Fall]:

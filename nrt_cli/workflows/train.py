@@ -167,7 +167,9 @@ def _work(
     ):
         engine.tell(display.note)
         profiled = min((done or 0) + 2, inputs.steps) if how.profile else None
-        session = Session(run, config, engine, inputs, display, trackers, _sentinel(run, done or 0), profiled)
+        session = Session(
+            run, config, engine, inputs, display, trackers, _sentinel(run, inputs.steps, done or 0), profiled
+        )
         run.event("started" if done is None else "resumed", step=done or 0, command=start.command())
         run.update_manifest(status="running", steps=inputs.steps)
         _announce_drops(display, inputs)
@@ -266,9 +268,9 @@ def _take_step(session: Session, step: int, examples: Sequence[Example]) -> tupl
     return result
 
 
-def _sentinel(run: Run, done: int) -> Sentinel:
+def _sentinel(run: Run, steps: int, done: int) -> Sentinel:
     """A sentinel that has seen what was recorded so far: it warns on, and does not repeat itself."""
-    sentinel = Sentinel()
+    sentinel = Sentinel(steps)
     for record in watched(run.metrics(), run.metrics("held_out")):
         if record["step"] <= done:
             sentinel.add(record)
@@ -282,7 +284,8 @@ def _watch(session: Session, record: Mapping[str, Any]) -> None:
     for fall in falls:
         run.event("collapse", **vars(fall))
         session.display.warn(f"collapse at step {step}: {fall}")
-    if falls and session.config.train.on_collapse == "stop":
+    # After the last step there is nothing left to stop.
+    if falls and session.config.train.on_collapse == "stop" and step < session.inputs.steps:
         _record_end(run, "interrupted", f"collapse of {', '.join(fall.sign for fall in falls)}, after step {step}")
         # The window that fell began WINDOW steps ago: what was saved before is what to go back to.
         healthy = [saved for saved in run.checkpoint_steps() if saved <= step - WINDOW]

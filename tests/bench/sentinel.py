@@ -48,6 +48,8 @@ KEPT = (
 )  # fmt: skip
 CHANCE, CLEAR = 0.1, 1.96
 EVERY, ASKED_ALONG, ASKED_AT_ENDS = 20, 64, 200
+STEPS = 80
+"""Of the recipe `digits`."""
 WORLDS = {"digits": 4, "terms3": 3}
 """How many digits are summed."""
 
@@ -147,7 +149,7 @@ def warning(run: dict[str, Any], with_accuracy: bool) -> str:
         {"kind": "held_out", "step": int(step), "accuracy_thinking": share, "graded": ASKED_ALONG}
         for step, share in run["accuracy"].items()
     ]
-    sentinel = Sentinel()
+    sentinel = Sentinel(STEPS)
     for record in watched(run["metrics"], held_out if with_accuracy else ()):
         if falls := sentinel.add(record):
             return f"{falls[0].sign} at {falls[0].step}"
