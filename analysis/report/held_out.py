@@ -46,7 +46,7 @@ def of_run(card: RunCard) -> list[Found]:
 def best_of_run(card: RunCard) -> str | None:
     """Which stored step of a run is best, and by what; None where only one could be, or none was scored."""
     best = card.run.best()
-    if best is None or len(card.held_out) < 3:
+    if best is None or len(best.steps) == 1:
         return None
     measure = next(m for m in measures(card.method) if m.key == best.measure)
     said, chose = (
@@ -54,7 +54,7 @@ def best_of_run(card: RunCard) -> str | None:
     )
     return (
         f"{card.label}: the best step that is stored is {best.step} ({card.run.path.name}@best), by {measure.title}: "
-        f"{said} over the {best.reported_rows} pairs with an odd number; the {best.chosen_rows} with an even one, "
+        f"{said} over {best.reported_rows} held-out pairs; the {best.chosen_rows} pairs of every other question, "
         f"{chose}, chose it."
     )
 

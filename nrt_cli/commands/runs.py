@@ -148,9 +148,12 @@ def measures_table(measures: list[dict[str, Any]], title: str) -> Table:
 def _best(best: dict[str, Any] | None) -> str:
     if best is None:
         return "-"
+    others = ", ".join(map(str, best["steps"][:-1]))
+    among = f"of {others} and {best['steps'][-1]}" if others else "the only stored one that was scored"
     return (
-        f"step {best['step']} by {best['measure']}: {_number(best['reported'])} on {best['reported_rows']} held-out "
-        f"rows with an odd number; {_number(best['chosen'])} on the {best['chosen_rows']} even ones, which chose it"
+        f"step {best['step']} by {best['measure']}, {among}: {_number(best['reported'])} on {best['reported_rows']} "
+        f"held-out rows; {_number(best['chosen'])} on the {best['chosen_rows']} others, which chose it "
+        "(train.validate_every says how often to score)"
     )
 
 

@@ -252,9 +252,11 @@ def disk_of(config: RunConfig, steps: int, checkpoint: float, parameters: float)
     exported = parameters * (NARROW if config.model.dtype == "bfloat16" and config.engine.name == "local" else WIDE)
     if exported == parameters * WIDE and config.engine.name == "local" and config.model.lora.rank is None:
         exported = 0.0  # the same file as the last checkpoint's weights
-    kept = min(config.train.keep_checkpoints, saved)
+    # The best is kept beside the newest; without scores in between it is the newest.
+    best = bool(config.train.validate_every and config.data.validation)
+    kept = min(config.train.keep_checkpoints + best, saved)
     # One more is there while it is written.
-    most = min(config.train.keep_checkpoints + 1, saved)
+    most = min(config.train.keep_checkpoints + best + 1, saved)
     return most * checkpoint + exported, kept * checkpoint + exported
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from nrt_cli.store.files import (
     write,
     writes_to,
 )
+from nrt_cli.text.questions import normalised
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
@@ -288,7 +289,8 @@ class Run:
         """
         scored = {record["step"] for record in self.metrics("held_out")}
         here = {*self.checkpoint_steps(), *self.model_steps(), self.exported_step()}
-        return best_step({step: self.held_out_rows(step, COLUMNS) for step in sorted(scored & here)})
+        rows = {step: self.held_out_rows(step, (*COLUMNS, "prompt")) for step in sorted(scored & here)}
+        return best_step(rows, _choosing(rows.values()))
 
     def save_post_mortem(self, step: int, state: Mapping[str, Any], content: Content) -> Path:
         """The state of a failed step, for inspection; never resumed from."""
@@ -433,6 +435,14 @@ def _steps_in(folder: Path) -> list[int]:
     """The steps that a folder holds something of, oldest first."""
     found = folder.glob("step-*")
     return sorted(int(p.name.removeprefix("step-")) for p in found if p.name.removeprefix("step-").isdigit())
+
+
+def _choosing(scored: Iterable[Sequence[Mapping[str, Any]]]) -> set[int]:
+    """The examples that choose the best step: those of every other question, however often and however it is asked."""
+    asked = {row["example"]: normalised(row["prompt"] or "") for rows in scored for row in rows}
+    questions = dict.fromkeys(asked[example] for example in sorted(asked))
+    choosing = set(list(questions)[::2])
+    return {example for example, question in asked.items() if question in choosing}
 
 
 def _is_run(run: Run) -> bool:

@@ -131,7 +131,7 @@ def _announce_fewer(run: Run, config: RunConfig) -> None:
     if now < before and (gone := run.checkpoint_steps()[: 1 - now or None]):
         console.note(
             f"train.keep_checkpoints is {now} now, and was {before}: when the next checkpoint is saved, those of step "
-            f"{', '.join(map(str, gone))} are deleted."
+            f"{', '.join(map(str, gone))} are deleted, but for the best (`nrt runs show`)."
         )
 
 

@@ -136,6 +136,9 @@ def test_disk_holds_checkpoints_export_and_traces() -> None:
     assert runs[2].disk > runs[1].disk
 
 
+FLOAT32, HELD_OUT = {"model": {"dtype": "float32"}}, {"validation": "held-out.parquet"}
+
+
 @pytest.mark.parametrize(
     ("sections", "train", "most", "kept"),
     [
@@ -145,6 +148,11 @@ def test_disk_holds_checkpoints_export_and_traces() -> None:
         ({"optimiser": {"states": "8bit"}}, {"steps": 150}, 3 * 6 + 2, 2 * 6 + 2),
         # There are no more checkpoints than are saved: at steps 40 and 50.
         ({"model": {"dtype": "float32"}}, {"steps": 50, "checkpoint_every": 40}, 2 * 12, 2 * 12),
+        # The best stays beside the newest; without scores in between, or without held-out pairs, it is the newest.
+        ({**FLOAT32, "data": HELD_OUT}, {"steps": 500, "validate_every": 50}, 4 * 12, 3 * 12),
+        ({**FLOAT32, "data": HELD_OUT}, {"steps": 100, "validate_every": 50}, 2 * 12, 2 * 12),
+        ({**FLOAT32, "data": HELD_OUT}, {"steps": 500}, 3 * 12, 2 * 12),
+        (FLOAT32, {"steps": 500, "validate_every": 50}, 3 * 12, 2 * 12),
     ],
 )
 def test_disk_of_the_local_engine_by_hand(

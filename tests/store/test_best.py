@@ -1,10 +1,12 @@
 """The best checkpoint is kept beside the newest, found again after a crash, and swept by nothing."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from analysis.report.held_out import best_of_run
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.housekeeping import sweep, sweepable
@@ -12,11 +14,15 @@ from nrt_cli.store.reference import Reference
 
 MANIFEST = {"method": "am", "status": "running", "steps": 5, "versions": {}}
 SCORES = {1: (0, 1), 2: (1, 0), 3: (0, 1), 4: (0, 1), 5: (0, 0)}
-"""Of each step, of an even row, which chooses, and of an odd one."""
+"""Of each step, of a question that chooses, and of one that does not."""
+
+
+def row(step: int, example: int, score: float, prompt: str = "") -> dict:
+    return {"step": step, "example": example, "prompt": prompt or f"{example}?", "thinking_score": score}
 
 
 def score(run: Run, step: int) -> None:
-    rows = [{"step": step, "example": i, "thinking_score": float(right)} for i, right in enumerate(SCORES[step])]
+    rows = [row(step, i, float(right)) for i, right in enumerate(SCORES[step])]
     run.write_traces(f"held-out-{step:06d}", rows)
     run.append_metrics({"kind": "held_out", "step": step, "examples": 2})
 
@@ -36,7 +42,7 @@ def run(tmp_path):
 
 
 def finish(run: Run) -> None:
-    run.write_export(lambda folder: (folder / "config.json").write_text("{}"))
+    run.write_export(lambda folder: (folder / "config.json").write_text("{}"), 5)
     run.update_manifest(status="finished", summary={"steps": 5})
 
 
@@ -46,9 +52,26 @@ def test_it_is_kept_beside_the_newest(run):
     assert Reference.parse(f"{run.path}@best").spans == ((2, 2),)
 
 
+def test_all_rows_of_a_question_choose_or_none_does(tmp_path):
+    """Questions 0, 2 and 3 are one, however written, and choose with question 4; 1 and 5 report."""
+    run = Run.create(tmp_path / "a", "method: am\n", MANIFEST)
+    prompts = ["What is 3 + 5?", "And 4 + 4?", "what is  3 + 5?", "What is \uff13 + 5?", "And 5 + 5?", "And 6 + 6?"]
+    scores = {1: (1, 0, 1, 1, 0, 0), 2: (0, 1, 0, 0, 1, 1)}
+    with run.writing():
+        for step, right in scores.items():
+            rows = [row(step, i, float(each), prompts[i]) for i, each in enumerate(right)]
+            run.write_traces(f"held-out-{step:06d}", rows)
+            run.append_metrics({"kind": "held_out", "step": step, "examples": 6})
+            save(run, step)
+    # Of the first's four choosing rows three are right; its checkpoint stays for that.
+    best = run.best()
+    assert (best.step, best.steps) == (1, (1, 2))
+    assert (best.chosen, best.chosen_rows, best.reported, best.reported_rows) == (0.75, 4, 0.0, 2)
+
+
 def test_a_crash_between_scoring_saving_and_dropping_loses_nothing(run):
     # Scored but not saved: that step is no candidate, and is scored again when it is taken again.
-    run.write_traces("held-out-000006", [{"step": 6, "example": i, "thinking_score": 1.0} for i in range(2)])
+    run.write_traces("held-out-000006", [row(6, i, 1.0) for i in range(2)])
     run.append_metrics({"kind": "held_out", "step": 6, "examples": 2})
     assert run.best().step == 2
     # Saved, but killed before older ones were dropped: the next save drops them.
@@ -95,3 +118,13 @@ def test_a_run_without_scored_rows_says_why_it_has_none(tmp_path):
         Reference.parse(f"{run.path}@best")
     with pytest.raises(StoreError, match="no such run"):
         Reference.parse(f"{tmp_path}/nowhere@best")
+
+
+def test_the_report_says_which_is_best_where_there_is_a_choice(run):
+    card = SimpleNamespace(run=run, label="RLPR", method="am")
+    assert best_of_run(card) == (
+        "RLPR: the best step that is stored is 2 (a@best), by accuracy, thinking: 0.0 % over 1 held-out pairs; "
+        "the 1 pairs of every other question, 100.0 %, chose it."
+    )
+    shutil.rmtree(run.checkpoint_path(2))
+    assert best_of_run(card) is None

@@ -320,7 +320,9 @@ def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_t
         assert direct.content
         assert not direct.reasoning
         deltas = [chunk.choices[0].delta for chunk in ask(stream=True, seed=0)]
-        assert "".join(d.content or "" for d in deltas) == (messages[0].content or "")
+        # Streaming, vLLM's parser leaves in special tokens that it leaves out elsewhere; trained weights write none.
+        streamed = re.sub(r"<\|\w+\|>", "", "".join(d.content or "" for d in deltas))
+        assert streamed == (messages[0].content or "")
 
 
 # --- the card --------------------------------------------------------------------------------------------------------

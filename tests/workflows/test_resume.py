@@ -286,7 +286,7 @@ def test_checkpoints_that_go_for_want_of_a_setting_are_named_before(copied, nrt)
     assert copied.checkpoint_steps() == [5, 6]
     said = " ".join(resume(nrt, "--steps", 7, "--set", "train.keep_checkpoints=1").err.split())
     assert "train.keep_checkpoints is 1 now, and was 2" in said
-    assert "those of step 5, 6 are deleted" in said
+    assert "those of step 5, 6 are deleted, but for the best" in said
     assert copied.checkpoint_steps() == [7]
 
 
