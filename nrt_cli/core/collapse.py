@@ -8,8 +8,8 @@ start, since lengths and entropies of different models and tasks are not compara
   gain clearly above the start's, or a held-out accuracy clearly above the start's.
 - A trace that is all but gone gains nothing, whatever it gained before. So a gain that rises to 0 with it is no excuse.
 - The gain itself has collapsed when it fell clearly and traces help no longer.
-- Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts. Where it was and
-  is no longer, and where it is no better than at the start with more than half of the planned steps done, that is a
+- Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts. Where it was
+  and is no longer, and where it is no better than at the start with more than half of the planned steps done, that is a
   collapse of its own: a trace that rehearses a guess gains many nats over the null trace, and helps nothing.
 
 A warning that does not come costs less than one that ends a good run. What it cannot see without accuracies: traces

@@ -240,8 +240,8 @@ def test_a_fall_says_what_it_is():
 @pytest.mark.parametrize(
     ("shares", "said_at"),
     [
-        # (step, share of 64), of a run of 80 steps. Noise of 11 % and 9 % of 64: with two trials more, 0.122 and 0.107 of
-        # 66, whose standard errors are 0.040 and 0.038, together 0.055.
+        # (step, share of 64), of a run of 80 steps. Noise of 11 % and 9 % of 64: with two trials more, 0.122 and 0.107
+        # of 66, whose standard errors are 0.040 and 0.038, together 0.055.
         ({0: 0.11, 20: 0.12, 40: 0.14, 60: 0.09, 80: 0.10}, 60),
         ({0: 0.11, 40: 0.12, 60: 0.98, 80: 1.0}, None),  # late, but learned
         ({0: 0.11, 60: 0.19, 80: 0.30}, None),  # 0.076 above: more than the noise, though not clearly above
