@@ -171,9 +171,12 @@ def _require_data(config: RunConfig) -> dict[str, Path]:
         )
     named = {"train": config.data.train, "validation": config.data.validation}
     files = {name: Path(file) for name, file in named.items() if file}
-    for file in files.values():
+    for name, file in files.items():
         if not file.is_file():
-            raise DataError(f"{file}: no such file; make it with `nrt data prepare`.")
+            option = "--data" if name == "train" else "--validation"
+            raise DataError(
+                f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
+            )
     return files
 
 

@@ -43,8 +43,8 @@ def everything(folder):
     [
         (["--model", "nowhere"], "nowhere: no model there (config.json is missing)", 1),
         (["--model", ""], "no model given", 1),
-        (["--data", "nowhere.parquet"], "nowhere.parquet: no such file", 1),
-        (["--validation", "nowhere.parquet"], "nowhere.parquet: no such file", 1),
+        (["--data", "nowhere.parquet"], "nowhere.parquet: no such file; name it with --data", 1),
+        (["--validation", "nowhere.parquet"], "nowhere.parquet: no such file; name it with --validation", 1),
         (["--data", "tiny.yaml"], "tiny.yaml: not a readable Parquet file", 1),
         (["--set", "data.max_answer_tokens=1"], "no pair is within the limits", 1),
         (["--set", "train.batch_size=41"], "train.batch_size=41, but only 40 examples are left", 1),
