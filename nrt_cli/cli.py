@@ -3,6 +3,7 @@
 Command modules import engines and workflows inside their functions, so that `nrt --help` stays fast.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -110,6 +111,13 @@ def main() -> None:
         # The reader went away (`nrt ... | head`): not an error. Point stdout elsewhere so that exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Of what was typed, in whichever place it was to be a file's or a folder's name.
+        told = f"nrt: {error.filename}: too long for the name of a file."
+        console.stderr.print(console.plain(told), style="red", soft_wrap=True)
+        sys.exit(ConfigError.exit_code)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nrt_cli import console
+from nrt_cli.cli import main
 
 PROGRAM = """
 import os, subprocess, sys
@@ -61,3 +62,18 @@ def test_a_panel_is_not_mixed_with_noise(tmp_path: Path, capsys: pytest.CaptureF
         print("noise")
     assert "noise" not in "".join(capsys.readouterr())
     assert (tmp_path / "log").read_text() == "noise\n"
+
+
+@pytest.mark.parametrize("words", [["train", "x" * 300], ["runs", "show", "x" * 300], ["data", "prepare", "x" * 300]])
+def test_what_is_too_long_for_a_name_is_one_sentence(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", "out"] if words[0] == "data" else []
+    monkeypatch.setattr("sys.argv", ["nrt", *words, *out])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    told = capsys.readouterr().err
+    assert stop.value.code in (1, 2)
+    assert told.startswith("nrt: xxx")
+    assert len(told.splitlines()) == 1

@@ -35,6 +35,8 @@ ROLES = {
 """Who speaks: what data sets call it, and what we do."""
 
 MAPPABLE = ("question", "answer", "context", "system", "messages", "source")
+OPTIONAL = ("context", "system", "source")
+"""Of these, what a row may lack, as a line of JSONL without that key does; one that every row lacks is refused."""
 ACCEPTED = (
     "messages, conversations, prompt + completion, question + answer, instruction (+ input) + output, instruction "
     "(+ context) + response, prompt + response, prompt + reward_model, or your own names through --map "
@@ -131,7 +133,8 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     """
     if row.problem:
         raise DataError(f"{row.where}: {row.problem}.")
-    if missing := [column for column in mapping.values() if column not in row.values]:
+    needed = [column for ours, column in mapping.items() if ours not in OPTIONAL]
+    if missing := [column for column in needed if column not in row.values]:
         raise DataError(f"{row.where}: --map names column {missing[0]!r}; found {_found(row)}.")
     shape = _mapped(mapping) if mapping else _recognised(row)
     messages, textless = _prompt(row, shape)
@@ -179,7 +182,7 @@ def _prompt(row: Row, shape: _Shape) -> tuple[list[Message], int]:
     context = _text(row, shape.context) if shape.context and shape.context in row.values else ""
     if context.strip() and messages:
         messages[-1]["content"] += f"\n\n{context}"
-    system = _text(row, shape.system) if shape.system else ""
+    system = _text(row, shape.system) if shape.system and shape.system in row.values else ""
     if system.strip():
         messages.insert(0, {"role": "system", "content": system})
     return messages, textless

@@ -87,10 +87,13 @@ class ExampleSet:
         """Mean tokens of a prompt and of an answer with its eos."""
         return float(np.diff(self._prompts.offsets).mean()), float(np.diff(self._answers.offsets).mean())
 
-    def left_out(self) -> list[str]:
-        """What was dropped, in words, and of the first rows that could not be read why; nothing where all was taken."""
+    def left_out(self, of: str) -> list[str]:
+        """What was dropped, in words, and of the first rows that could not be read why; nothing where all was taken.
+
+        `of` is what these examples are.
+        """
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items() if count)
-        said = [f"{dropped}; {len(self)} examples left"] if dropped else []
+        said = [f"dropped {of}: {dropped}; {len(self)} examples left"] if dropped else []
         return said + [f"could not be read: {text}" for text in self.unreadable]
 
     def questions(self) -> int:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from nrt_cli import __version__
 from nrt_cli.data.choose import DUPLICATE, TRAIN, VALIDATION, Settings, Tally, choose
-from nrt_cli.data.columns import Message, Pair, read_pair
+from nrt_cli.data.columns import OPTIONAL, Message, Pair, read_pair
 from nrt_cli.data.folder import DROPPED, MANIFEST, existing_output, workspace
 from nrt_cli.data.sources import Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
@@ -47,6 +47,8 @@ SHOWN = 3
 """Rows that could not be read of which the manifest says why; `dropped.jsonl` has all of them."""
 _COLUMNS = 1000
 """Names of unused columns that are counted: rows may have names of their own."""
+_COLUMNS_NAMED = 12
+"""Of those, how many a message names."""
 GUESSED_FROM = 200
 """Answers of a source that its grader is guessed from."""
 _GENERATED = "generated:"
@@ -136,6 +138,7 @@ def _spool(
 ) -> Tally:
     """Every pair that passes the filters, in input order, to a Parquet file at `path`; the others to `log`."""
     tally = Tally()
+    unseen = [column for ours, column in settings.mapping.items() if ours in OPTIONAL]
     with pq.ParquetWriter(path, _SPOOL) as writer:
         rows: list[dict[str, Any]] = []
         size = 0
@@ -143,6 +146,7 @@ def _spool(
             before, unreadable = tally.read, tally.dropped["unreadable"]
             for row in source.rows():
                 tally.read += 1
+                unseen = [column for column in unseen if column not in row.values]
                 if tally.read % 1000 == 0:
                     progress("reading", tally.read)
                 try:
@@ -172,6 +176,9 @@ def _spool(
             if (found := tally.read - before) and tally.dropped["unreadable"] - unreadable == found:
                 raise DataError(_nothing_readable(source, found, tally.unreadable[-1]))
         writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
+    if unseen and tally.hashes:
+        others = ", ".join(map(repr, list(tally.unused)[:_COLUMNS_NAMED])) or "none"
+        raise DataError(f"--map names column {unseen[0]!r}, which no row has; columns that are not used: {others}.")
     progress("reading", tally.read)
     return tally
 

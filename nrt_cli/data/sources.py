@@ -58,7 +58,7 @@ def open_sources(specs: Sequence[str]) -> list[Source]:
     others: list[Source] = []
     for spec in specs:
         kind, colon, rest = spec.partition(":")
-        if Path(spec).exists():
+        if os.path.exists(spec):  # unlike Path's, it is False for a name that is too long for a file
             files += _files(Path(spec))
         elif colon and kind in _KINDS:
             others.append(_KINDS[kind](rest))
@@ -136,8 +136,8 @@ def _options(text: str, kind: str, defaults: dict[str, Any]) -> tuple[str, dict[
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in defaults:
             raise DataError(f"{kind}:{text}: unknown option {key!r}; known are {', '.join(defaults)}.")
-        if isinstance(defaults[key], int) and not value.isdecimal():
-            raise DataError(f"{kind}:{text}: {key} must be a whole number, not {value!r}.")
+        if isinstance(defaults[key], int) and not (value.isdecimal() and len(value) <= 18):
+            raise DataError(f"{kind}:{text}: {key} must be a whole number of at most 18 digits, not {value!r}.")
         options[key] = int(value) if isinstance(defaults[key], int) else value
     return name, options
 

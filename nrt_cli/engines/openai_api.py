@@ -20,7 +20,9 @@ LONGEST_WAIT = 120.0
 """Seconds of a Retry-After that are waited for, as the `openai` package does. One that asks for more ends the work."""
 
 _REFUSED = re.compile(
-    r"unsupported|(?:not|n't) supported?|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed)|deprecated", re.I
+    r"unsupported|(?:not|n't) supported?|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed)|deprecated|"
+    r"invalid (?:parameter|argument)|use max_completion_tokens|only \S+ is allowed|may only be",
+    re.IGNORECASE,
 )
 """How endpoints say that they do not take a parameter, unlike its value."""
 
@@ -148,8 +150,8 @@ def _refused_parameter(error: Any, asked: Mapping[str, Any]) -> str | None:
     said = str(error.message)
     if error.status_code not in (400, 422) or not _REFUSED.search(said):
         return None
-    named = (name for name in ("max_tokens", "temperature") if name in asked)
-    return next((name for name in named if re.search(rf"\b{name}\b", f"{getattr(error, 'param', None)} {said}")), None)
+    named = f"{getattr(error, 'param', None)} {said}".replace("max_completion_tokens", "max_tokens")
+    return next((n for n in ("max_tokens", "temperature") if n in asked and re.search(rf"\b{n}\b", named)), None)
 
 
 def _clock() -> float:

@@ -23,9 +23,9 @@ INPUTS = {"prompt": ("problem", "reasoning", "ground_truth"), "repair": ("reason
 
 # Most chat formats write control tokens with <; Mistral's are [INST] and the like.
 _BRACKETED = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"(```|~~~)[ \t]*(?:json\w*)?\s*(.*?)\s*\1", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|think_end\|>", re.IGNORECASE)
+_THOUGHT = re.compile(r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|think_end\|>", re.IGNORECASE)
 """What ends a judge's own trace. Servers may keep what began it: it stands in the prompt of many models."""
 
 
@@ -106,7 +106,7 @@ def _whole_verdict(reply: str, shown: Sequence[str]) -> Verdict:
     if not reply:
         raise ValueError("it is empty")
     fenced = _FENCED.fullmatch(reply)
-    body = fenced.group(1) if fenced else reply
+    body = fenced.group(2) if fenced else reply
     number = _NUMBER.fullmatch(body)
     try:
         verdict = Verdict.model_validate_json(f'{{"score": {body}}}' if number else body)

@@ -99,9 +99,12 @@ def _data(config: RunConfig, inputs: Inputs) -> Finding:
     found = (
         f"{len(train)} examples, {dropped} dropped ({share:.0%}), longest {train.longest} tokens, {inputs.steps} steps"
     )
+    found = "; ".join([found, *inputs.left_out()])
     details: dict[str, Any] = {"examples": len(train), "dropped": train.dropped, "steps": inputs.steps}
     if share > 0.2:
-        do = "raise data.max_prompt_tokens or data.max_answer_tokens, or accept what is left."
+        mend = "mend the rows that cannot be read" if train.unreadable else "raise data.max_prompt_tokens or "
+        mend += "" if train.unreadable else "data.max_answer_tokens"
+        do = f"{mend}, or accept what is left."
         return Finding("data", "warning", found, do, details)
     if not inputs.held_out:
         do = "give --validation a file, so that held-out log P(y*) is scored."

@@ -99,7 +99,9 @@ def _read(session: Session, file: Path, grader: str | None) -> tuple[list[Questi
         find(grader)
     if not file.is_file():
         raise DataError(f"{file}: no such file; make one with `nrt data prepare`.")
-    examples = load_examples(file, session.reasoner.tokenizer, ANY, ANY)
+    examples = load_examples(file, session.reasoner.tokenizer, ANY, ANY, session.config.data.strict)
+    for text in examples.left_out(f"of {file}"):
+        session.display.note(text)
     chosen = np.arange(len(examples))
     if session.job.limit and session.job.limit < len(examples):
         generator = np.random.default_rng(session.config.eval.seed)

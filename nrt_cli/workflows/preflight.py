@@ -266,11 +266,10 @@ def _data(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
     if not Path(config.model.path, "config.json").is_file():
         return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
     inputs = read()
-    dropped = dict(inputs.train.dropped)
-    beyond = dropped.pop("long-prompt", 0) + dropped.pop("long-answer", 0)
+    dropped = inputs.train.dropped
+    beyond = dropped.get("long-prompt", 0) + dropped.get("long-answer", 0)
     text = f"{len(inputs.train):,} examples, {beyond:,} beyond the caps, {inputs.steps:,} steps"
-    text += "".join(f", {count:,} {reason}" for reason, count in dropped.items())
-    return Check("data", True, text + "".join(f"; {why}" for why in inputs.train.unreadable[:1]))
+    return Check("data", True, "; ".join([text, *inputs.left_out()]))
 
 
 def _held_out(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:

@@ -90,8 +90,8 @@ def pick_examples(path: Path, count: int, seed: int, limits: DataSection, tokeni
     A larger count adds to the examples of a smaller one.
     """
     examples = load_examples(path, tokenizer, limits.max_prompt_tokens, limits.max_answer_tokens, limits.strict)
-    for number, text in enumerate(examples.left_out()):
-        console.note(text if number else f"dropped of {path}: {text}")
+    for text in examples.left_out(f"of {path}"):
+        console.note(text)
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[int(i)] for i in sorted(order[:count])]
 

@@ -81,6 +81,11 @@ class Inputs:
     steps: int
     fingerprints: dict[str, str]
 
+    def left_out(self) -> list[str]:
+        """What was dropped of both, in words."""
+        held_out = self.validation.left_out("of what is held out") if self.validation else []
+        return self.train.left_out("before training") + held_out
+
 
 def new_config(config: RunConfig | None) -> RunConfig:
     """The config of a new run."""

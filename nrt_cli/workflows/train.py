@@ -199,9 +199,8 @@ def _record_end(run: Run, status: str, why: str) -> None:
 
 
 def _announce_drops(display: Progress, inputs: Inputs) -> None:
-    for when, examples in (("before training", inputs.train), ("of what is held out", inputs.validation)):
-        for number, text in enumerate(examples.left_out() if examples else ()):
-            display.note(text if number else f"dropped {when}: {text}")
+    for text in inputs.left_out():
+        display.note(text)
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

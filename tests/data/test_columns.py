@@ -91,6 +91,11 @@ def test_a_mapping_names_other_columns() -> None:
     assert (got.messages, got.unused) == ([turn("system", "s"), turn("user", "do\n\nthis")], ())
     assert pair({"talk": [USER, ASSISTANT], "s": "S"}, "messages=talk,system=s").messages == [turn("system", "S"), USER]
     assert pair({"talk": [USER], "to": "a"}, "question=talk,answer=to").messages == [USER]
+    # A line of JSONL may leave out what is not needed.
+    got = pair(
+        {"instruction": "do", "output": "a"}, "question=instruction,context=input,system=s,answer=output,source=x"
+    )
+    assert (got.messages, got.answer, got.source) == ([turn("user", "do")], "a", "qa.jsonl")
 
 
 @pytest.mark.parametrize(

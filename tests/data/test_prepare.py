@@ -619,3 +619,19 @@ def test_a_parquet_column_of_any_type_is_read_or_told(tmp_path: Path, kind: str,
     if role == "other":
         assert manifest
         assert manifest["counts"]["kept"] == 2
+
+
+def test_a_mapped_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    rows = [{"q": "1", "a": "2", "hint": "h"}, {"q": "3", "a": "4"}]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def prepared(context: str) -> int:
+        mapping = {"question": "q", "answer": "a", "context": context}
+        manifest, _ = prepare([str(tmp_path / "qa.jsonl")], tmp_path / "out", Settings(mapping=mapping))
+        return int(manifest["counts"]["kept"])
+
+    with pytest.raises(
+        DataError, match="--map names column 'hnit', which no row has; columns that are not used: 'hint'"
+    ):
+        prepared("hnit")
+    assert prepared("hint") == 2

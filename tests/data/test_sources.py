@@ -237,7 +237,7 @@ def test_fingerprints_change_with_content_and_options(tmp_path: Path) -> None:
     [
         ("generated:sum", "no task 'sum'; there are sums"),
         ("generated:sums?rows=5", "unknown option 'rows'; known are size, seed"),
-        ("generated:sums?size=many", "size must be a whole number, not 'many'"),
+        ("generated:sums?size=many", "size must be a whole number of at most 18 digits, not 'many'"),
         ("generated:sums,sums", "'sums' is named twice"),
     ],
 )
@@ -292,3 +292,10 @@ def test_reasoning_gym_rows() -> None:
     assert all(row.values["question"] and row.values["answer"] for row in rows)
     with pytest.raises(DataError, match="no task 'chain_sun'; there are chain_sum"):
         read("reasoning-gym:chain_sun")
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "9" * 19, "-1", "1.5", ""])
+def test_a_size_is_a_whole_number_that_a_machine_can_count(size: str) -> None:
+    """The first is also longer than the name of a file may be."""
+    with pytest.raises(DataError, match="size must be a whole number of at most 18 digits"):
+        open_sources([f"generated:sums?size={size}"])

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -133,6 +134,28 @@ def test_a_folder_that_was_prepared_before_keeps_its_closing_token(tmp_path, mak
     again, tokens = load_tokens(tmp_path / "old", START, END)
     assert encode_answer(again, "7")[-1] == tokens.eos_id == eos
     assert tokens.stop_ids == (eos, turn)
+
+
+def test_an_answer_that_spells_what_ends_a_trace_or_an_answer_keeps_it_as_text(
+    tmp_path, make_tiny_tokenizer, make_tiny_source
+):
+    """Also where that is a plain added token: Qwen 3's <think>, and ours once they are pushed. Other words stay one."""
+    source, tokenizer = tmp_path / "source", make_tiny_tokenizer()
+    tokenizer.add_tokens(
+        [AddedToken(name, special=False, normalized=False) for name in ("<think>", "</think>", "<stop>", "<word>")]
+    )
+    ids = dict(zip(("start", "end", "stop", "word"), range(len(tokenizer) - 4, len(tokenizer)), strict=True))
+    make_tiny_source(source, tokenizer)
+    values = json.loads((source / "generation_config.json").read_text())
+    values["eos_token_id"] = [tokenizer.eos_token_id, ids["stop"]]
+    (source / "generation_config.json").write_text(json.dumps(values))
+    prepare_model(str(source), tmp_path / "out", think_start="<think>", think_end="</think>")
+    again, tokens = load_tokens(tmp_path / "out", "<think>", "</think>")
+    assert (tokens.start_id, tokens.end_id, tokens.stop_ids) == (ids["start"], ids["end"], (1, ids["stop"]))
+    text = "a <think>b</think> <word><stop>c"
+    answer = encode_answer(again, text)
+    assert [i for i in answer if i in (*ids.values(), 1)] == [ids["word"], 1]
+    assert again.decode(answer[:-1]) == text
 
 
 def test_padding_is_nothing_that_ends_an_answer(tmp_path, make_tiny_tokenizer, make_tiny_source):

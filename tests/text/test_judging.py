@@ -72,7 +72,18 @@ def test_a_verdict_is_read_as_it_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    "fence", ["```json\n%s\n```", "```JSON\n%s\n```", "```Json \n%s\n```", "```\n%s\n```", "\n\n%s\n"]
+    "fence",
+    [
+        "```json\n%s\n```",
+        "```JSON\n%s\n```",
+        "```Json \n%s\n```",
+        "```\n%s\n```",
+        "\n\n%s\n",
+        "``` json\n%s\n```",
+        "```json %s```",
+        "```jsonc\n%s\n```",
+        "~~~\n%s\n~~~",
+    ],
 )
 def test_a_fence_around_the_whole_reply_is_no_fault(fence: str) -> None:
     assert read_verdict(fence % GOOD, ()).score == 0.25
@@ -83,6 +94,8 @@ def test_a_fence_around_the_whole_reply_is_no_fault(fence: str) -> None:
     [
         "<think>\nLet me see.\n</think>\n\n%s",
         "<think></think>%s",
+        "[THINK]Hm.[/THINK]%s",
+        "<seed:think>Hm.</seed:think>%s",
         "<THINKING>Hm.</THINKING> %s",
         "<|think_start|>Hm.<|think_end|>%s",
         # What began the trace stood in the prompt.

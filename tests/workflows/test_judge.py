@@ -608,6 +608,10 @@ def refusing(status: int, said: Mapping[str, str], named: bool) -> Callable[...,
         (400, {"max_tokens": OPENAIS["max_tokens"]}, False),
         (400, {"temperature": "`temperature` is deprecated for this model."}, False),
         (422, {"max_tokens": "Extra inputs are not permitted: max_tokens"}, False),
+        (400, {"max_tokens": "Invalid parameter: max_tokens"}, False),
+        (400, {"max_tokens": "With this model, use max_completion_tokens."}, False),
+        (400, {"temperature": "invalid temperature: only 1 is allowed for this model"}, False),
+        (400, {"temperature": "`temperature` may only be set to 1 when thinking is enabled."}, False),
     ],
 )
 def test_what_a_model_does_not_take_is_said_otherwise_or_left_out(

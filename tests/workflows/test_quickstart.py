@@ -1,12 +1,17 @@
 """`nrt quickstart` whole, with the real builtin model, cut down to one tiny step."""
 
 import importlib.util
+import re
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from nrt_cli.cli import app
+from nrt_cli.data.choose import Settings
+from nrt_cli.data.prepare import prepare
 from nrt_cli.store import Run
+from nrt_cli.workflows.quickstart import PAIRS
 
 SMALL = (
     "train.steps=1",
@@ -39,3 +44,15 @@ def test_quickstart_trains_reports_and_does_nothing_the_second_time(tmp_path):
     assert again.exit_code == 0, again.output
     assert run.metrics() == steps
     assert again.stdout == first.stdout
+
+
+def test_held_out_questions_are_sums_that_training_asks_in_other_words(tmp_path):
+    """As the command says."""
+    prepare([PAIRS], tmp_path / "data", Settings(validation=64, grader="number"))
+    asked = {}
+    for split in ("train", "validation"):
+        rows = pq.read_table(tmp_path / "data" / f"{split}.parquet").column("prompt").to_pylist()
+        asked[split] = [row[0]["content"] for row in rows]
+    assert set(asked["train"]).isdisjoint(asked["validation"])
+    sums = {split: {tuple(re.findall(r"\d+", question)) for question in found} for split, found in asked.items()}
+    assert sums["validation"] <= sums["train"]

@@ -1,5 +1,6 @@
 """Rows of somebody else's Parquet, all the way from `nrt train` to the judge."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import pytest
 
 from nrt_cli.data.examples import read_texts
 from nrt_cli.errors import DataError
-from nrt_cli.progress import Progress
+from nrt_cli.progress import EvalProgress, Progress
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import held_out_traces
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE
+from nrt_cli.workflows import preflight
+from nrt_cli.workflows.doctor import diagnose
 from nrt_cli.workflows.judge_plan import make_plan
+from nrt_cli.workflows.pairs import evaluate_pairs
 from nrt_cli.workflows.scoring import pick_examples
+from nrt_cli.workflows.session import Job
 from nrt_cli.workflows.train import train
 
 
@@ -73,3 +79,33 @@ def test_scoring_says_what_it_leaves_out(
     found = pick_examples(path, 16, 0, tiny_config().data, tiny_tokenizer)
     assert [example.index for example in found] == [i for i in range(16) if i != 3]
     assert f"dropped of {path}: 1 unreadable; 15 examples left" in capsys.readouterr().err
+
+
+def test_every_command_names_the_rows_that_the_template_refuses(
+    tiny_config: Callable[..., Any], tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gemma's template takes no system turn."""
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    refuses = (
+        "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
+    )
+    (model / "chat_template.jinja").write_text(refuses + DEFAULT_CHAT_TEMPLATE)
+    files = verl_file(tmp_path / "train.parquet"), verl_file(tmp_path / "held.parquet")
+    for file, bad in zip(files, (3, 9), strict=True):
+        rows = pq.read_table(file).to_pylist()
+        rows[bad]["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    data = f"data.train={files[0]}", f"data.validation={files[1]}"
+    config = tiny_config("method=am", "train.steps=1", f"model.path={model}", *data)
+
+    why = "The model's chat template refused the messages: System role not supported."
+    both = [f"{files[0]}:row 4: {why}", f"{files[1]}:row 10: {why}"]
+    train(tmp_path / "run", config, False, Progress)
+    trained = capsys.readouterr().err
+    dry = {check.name: check for check in preflight.check(config, None)[0]}["data"].text
+    examined = {finding.check: finding for finding in diagnose(config)}["data"].found
+    for told in (trained, dry, examined):
+        assert all(message in told for message in both)
+    with EvalProgress() as display:
+        evaluate_pairs(Job(str(model), out=tmp_path / "evals", limit=2), config, display, files[1], "number")
+    assert both[1] in capsys.readouterr().err

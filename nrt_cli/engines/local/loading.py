@@ -20,7 +20,8 @@ from transformers import (
 from transformers.utils import logging
 
 from nrt_cli.config import ModelSection
-from nrt_cli.engines.local.sources import read_json
+from nrt_cli.engines.local.about import read_about
+from nrt_cli.engines.local.sources import METADATA, read_json
 from nrt_cli.errors import ModelError
 from nrt_cli.text.tokens import ThinkTokens, think_tokens
 
@@ -76,8 +77,20 @@ def require_model(path: str | Path) -> Path:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared model folder."""
-    return from_folder(AutoTokenizer, require_model(path), str(path))
+    """The tokenizer of a prepared model folder.
+
+    What ends a trace or an answer is special in it: of added tokens, only those can be left text where a text spells
+    them (`encode_answer`). In the folder they may be plain, as Qwen 3's <think> is, and ours once they are pushed.
+    """
+    tokenizer = from_folder(AutoTokenizer, require_model(path), str(path))
+    about = read_about(Path(path)) if Path(path, METADATA).is_file() else None
+    marks = {about.think_start, about.think_end} if about else set()
+    stops = _stops(path)
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if not token.special and (number in stops or token.content in marks):
+            token.special = True
+            tokenizer.add_tokens([token], special_tokens=True)
+    return tokenizer
 
 
 def load_tokens(
@@ -87,10 +100,15 @@ def load_tokens(
 
     Raises ModelError where one is missing, or cannot be told from another.
     """
-    tokenizer, config = load_tokenizer(path), read_config(path)
+    tokenizer = load_tokenizer(path)
+    return tokenizer, think_tokens(tokenizer, think_start, think_end, _stops(path))
+
+
+def _stops(path: str | Path) -> tuple[int, ...]:
+    """The tokens that end a model's answers, as its folder declares them."""
     file = Path(path, "generation_config.json")
     generation = read_json(file).get("eos_token_id") if file.is_file() else None
-    return tokenizer, think_tokens(tokenizer, think_start, think_end, declared_stops(config, generation))
+    return declared_stops(read_config(path), generation)
 
 
 def declared_stops(config: PreTrainedConfig, generation: int | list[int] | None) -> tuple[int, ...]:
