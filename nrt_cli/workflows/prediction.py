@@ -9,6 +9,7 @@ from nrt_cli.core.plan import disk_of
 from nrt_cli.workflows.doctor_environment import available_memory
 from nrt_cli.workflows.doctor_model import Trial
 from nrt_cli.workflows.findings import Finding
+from nrt_cli.workflows.preflight import in_bytes
 from nrt_cli.workflows.start import Inputs
 
 SAFE_SHARE = 0.9
@@ -96,8 +97,7 @@ def _disk(config: RunConfig, inputs: Inputs, trial: Trial) -> Finding:
     need, kept = disk_of(config, inputs.steps, checkpoint, parameters)
     free = shutil.disk_usage(Path.cwd()).free
     found = (
-        f"about {need / 1e9:.1f} GB for checkpoints and model, {kept / 1e9:.1f} GB when it is done; "
-        f"{free / 1e9:.1f} GB are free"
+        f"about {in_bytes(need)} for checkpoints and model, {in_bytes(kept)} when it is done; {in_bytes(free)} are free"
     )
     details = {"needed": need, "kept": kept, "free": free, "checkpoint": checkpoint}
     if need > SAFE_SHARE * free:

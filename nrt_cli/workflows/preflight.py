@@ -109,10 +109,10 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
 
 def disk_text(plan: Plan) -> str:
     """What a run takes of the disk, in words."""
-    return f"{_gb(plan.disk)} at most, {_gb(plan.disk_kept)} when it is done"
+    return f"{in_bytes(plan.disk)} at most, {in_bytes(plan.disk_kept)} when it is done"
 
 
-def _gb(size: float) -> str:
+def in_bytes(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
@@ -315,7 +315,7 @@ def disk(run_path: Path, predicted: Plan) -> Check:
     folder = next(parent for parent in (run_path.absolute(), *run_path.absolute().parents) if parent.is_dir())
     usage = shutil.disk_usage(folder)
     free = usage.free
-    text = f"{_gb(predicted.disk)} predicted, {_gb(free)} free at {folder}"
+    text = f"{in_bytes(predicted.disk)} predicted, {in_bytes(free)} free at {folder}"
     if (
         usage.total and predicted.disk > free
     ):  # what has no room at all, such as /proc, is refused when it is written to

@@ -253,7 +253,9 @@ def test_time_scales_with_what_is_asked(found):
 
 
 def test_disk_is_counted_from_what_a_checkpoint_holds(found, tiny_model_dir):
-    details = found("method=am", "train.keep_checkpoints=3", "train.steps=5")["disk"].details
+    disk = found("method=am", "train.keep_checkpoints=3", "train.steps=5")["disk"]
+    details = disk.details
+    assert f"about {details['needed'] / 1e6:.1f} MB for checkpoints and model" in disk.found
     weights = (tiny_model_dir / "model.safetensors").stat().st_size
     # Weights and two moments in float32; three are kept, and one more is being written. The model is the last one's.
     assert details["checkpoint"] == pytest.approx(3 * weights, rel=0.05)
