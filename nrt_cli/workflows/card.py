@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nrt_cli import __version__
 from nrt_cli import config as configs
+from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig
 from nrt_cli.core.formulas import FORMULAS
 from nrt_cli.engines.local.about import About
 from nrt_cli.engines.local.publish import FIELD_MARKS
 from nrt_cli.store import Run
 from nrt_cli.workflows.models import Located
+
+CONFIG = "nrt-config.yaml"
+"""A run's config beside its model, without places of the machine."""
 
 NOT_SHOWN = (
     "method",
@@ -77,14 +81,21 @@ def _training(run: Run, config: RunConfig, located: Located) -> dict[str, Any]:
     plain = configs.resolve({"preset": config.preset, "method": config.method})
     unlike = [(key, value) for key, _, value in configs.diff(plain, config) if not key.startswith(NOT_SHOWN)]
     data = manifest.get("data") or {}
+    model, pairs = PurePath(config.model.path).name, PurePath(config.data.train).name
+    validation = PurePath(config.data.validation or "").name
+    files: list[str | Path] = ["--data", Path(pairs)]
+    if validation:
+        files += ["--validation", Path(validation)]
     return {
+        "command": nrt("train", CONFIG, "--model", Path(model), *files),
         "method": config.method,
         "formula": formula.reward.text if formula else None,
         "preset": config.preset,
         "seed": config.seed,
         "step": located.step,
-        "model": PurePath(config.model.path).name,
-        "data": PurePath(config.data.train).name,
+        "model": model,
+        "data": pairs,
+        "validation": validation,
         "examples": data.get("examples"),
         "dropped": {reason: count for reason, count in (data.get("dropped") or {}).items() if count},
         "fingerprints": manifest.get("fingerprints") or {},

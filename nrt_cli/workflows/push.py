@@ -16,11 +16,10 @@ from nrt_cli.engines.local.publish import without_paths, write_for_others
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
-from nrt_cli.workflows.card import Facts, render_card
+from nrt_cli.workflows.card import CONFIG, Facts, render_card
 from nrt_cli.workflows.comparison import results_of
 from nrt_cli.workflows.models import Located, locate_model
 
-CONFIG = "nrt-config.yaml"
 OTHER_SECTIONS = ("eval", "judge", "track")
 """Sections that training does not read, and that may name what is only here."""
 

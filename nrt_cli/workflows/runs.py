@@ -177,7 +177,10 @@ def _evaluation(run: Run, found: Evaluation) -> dict[str, Any]:
 
 def _next(run: Run, status: str) -> str:
     if status == "finished":
-        return nrt("eval", "--model", run.path)
+        pairs = run.config().data.validation
+        # On its own pairs, where they still are: benchmarks may want a network.
+        own: list[str | Path] = ["--data", Path(pairs)] if pairs and Path(pairs).is_file() else []
+        return nrt("eval", "--model", run.path, *own)
     if status in ("running", "created"):
         return "wait: it is in training"
     return resume(run.path)

@@ -159,13 +159,15 @@ def require_think_tokens(config: RunConfig) -> None:
     try:
         load_tokens(config.model.path, start, end)
     except ModelError as error:
-        about = read_about(Path(config.model.path))
-        if (about.think_start, about.think_end) == (start, end):
-            raise
+        try:
+            about = read_about(Path(config.model.path))
+            load_tokens(config.model.path, about.think_start, about.think_end)
+        except ModelError:
+            raise error from None  # the model has no think tokens that would do
         own = {"tokens.think_start": about.think_start, "tokens.think_end": about.think_end}
         raise ModelError(
-            f"{error} Or, since {config.model.path} was prepared with {about.think_start} and {about.think_end}, add "
-            f"{pasted(settings(own))}."
+            f"{config.model.path}: its think tokens are {about.think_start} and {about.think_end}, not {start} and "
+            f"{end}; to train with them, add {pasted(settings(own))}."
         ) from None
 
 

@@ -21,6 +21,7 @@ from analysis.report.page.samples import sample_traces, spread
 from analysis.report.page.scored import scored_sets
 from analysis.report.page.series import HELD_OUT, series
 from nrt_cli.records import Document, Reply
+from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation
 
 HOSTILE = (
@@ -358,6 +359,12 @@ def test_commands_are_of_the_studies_the_report_and_each_run(contents, tmp_path)
         ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
         ("this report", "nrt report laptop b"),
     ]
+    odd = replace(second, run=Run(tmp_path / "more" / "-it's here"))
+    assert setup.whole_commands([studied, odd]) == [
+        ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
+        ("this report", """nrt report laptop 'more/-it'"'"'s here'"""),
+    ]
+    assert setup.whole_commands([odd]) == [("this report", """nrt report './-it'"'"'s here'""")]
     assert setup.commands([studied]) == [(f"{first.label}, took 1.5 min", "nrt train x")]
 
 

@@ -69,7 +69,7 @@ def test_a_start_that_cannot_be_is_refused(more, sentence, code, train, tmp_path
 
 
 def test_without_config_and_data_it_says_what_to_give(nrt, tmp_path):
-    assert "no data given: name a config" in said(nrt("train"), 2)
+    assert "no data given; give --data a file" in said(nrt("train"), 2)
     assert "no such config file" in said(nrt("train", "no-such-config"), 2)
     assert "--resume needs --run" in said(nrt("train", "--resume"), 2)
     assert "run: no such run directory" in said(nrt("train", "--resume", "--run", "run"))

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def test_what_a_run_prints_can_be_typed(name, nrt, tiny_yaml):
     (going_on,) = printed(nrt("train", tiny_yaml, f"--run={name}").err)
     assert nrt(*going_on).code == 0
     described = json.loads(nrt("runs", "show", "--json", "--", name).out)
-    assert shlex.split(described["next"])[1:3] == ["eval", "--model"]
+    evaluated = nrt(*shlex.split(described["next"])[1:])
+    assert evaluated.code == 0, evaluated.err
     (nrt.folder / name / "manifest.json").write_text(
         json.dumps(json.loads((nrt.folder / name / "manifest.json").read_text()) | {"status": "interrupted"})
     )
@@ -74,6 +76,28 @@ def test_a_model_of_ones_own_think_tokens_trains_as_printed(nrt, make_tiny_sourc
     assert refused.code == 1
     added = shlex.split(refused.err.rpartition(", add ")[2].strip().rstrip("."))
     assert added == words[-4:]
+
+
+def test_a_pushed_model_trains_as_its_card_and_a_refusal_say(shared_run, nrt_in, tmp_path):
+    from nrt_cli.workflows.push import Parcel, push
+
+    run, pushed = shared_run("method=am", "train.steps=2"), tmp_path / "pushed model"
+    push(Parcel(str(run.path), pushed))
+    config = run.config()
+    shutil.copytree(config.model.path, pushed / Path(config.model.path).name)
+    for file in (config.data.train, config.data.validation):
+        shutil.copy(file, pushed)
+    nrt = nrt_in(pushed)
+    (words,) = (found for found in printed((pushed / "README.md").read_text()) if found[0] == "train")
+    done = nrt(*words, "--steps", 1, "--run", "again")
+    assert done.code == 0, done.err
+    # What was pushed has think tokens of its own, which the refusal names; there is nothing to prepare.
+    mine = (*words, "--model", pushed, "--steps", 1, "--run", "more")
+    refused = nrt(*mine)
+    assert refused.code == 1
+    assert "nrt model prepare" not in refused.err
+    done = nrt(*mine, *shlex.split(refused.err.rpartition(", add ")[2].strip().rstrip(".")))
+    assert done.code == 0, done.err
 
 
 def test_the_usual_caps_fit_a_short_context(shared_run):

@@ -1,10 +1,13 @@
 """What the runs were made with, as tables of the page: settings, machines, data, and the commands that made them."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from analysis.report.contents import RunCard
+from nrt_cli.commandline import nrt
 from nrt_cli.config import flatten
 
 
@@ -104,8 +107,15 @@ def _took(card: RunCard) -> str:
 
 
 def whole_commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
-    """(what is made, the command): the studies that the runs belong to, and this report."""
-    studies = list(dict.fromkeys(card.study.name for card in cards if card.study))
-    places = [*studies, *(card.run.path.resolve().name for card in cards if not card.study)]
-    again = [(f"the study {name}", f"nrt reproduce {name}/study.yaml --out {name}") for name in studies]
-    return [*again, ("this report", f"nrt report {' '.join(places)}")]
+    """(what is made, the command): the studies that the runs belong to, and this report.
+
+    They are run from the folder that holds all of these, whose own name is no business of a reader's.
+    """
+    folder = os.path.commonpath([(card.study or card.run.path).resolve().parent for card in cards])
+    studies = list(dict.fromkeys(card.study.resolve() for card in cards if card.study))
+    places = [*studies, *(card.run.path.resolve() for card in cards if not card.study)]
+    again = []
+    for study in studies:
+        name = Path(os.path.relpath(study, folder))
+        again.append((f"the study {study.name}", nrt("reproduce", name / "study.yaml", "--out", name)))
+    return [*again, ("this report", nrt("report", *(Path(os.path.relpath(place, folder)) for place in places)))]
