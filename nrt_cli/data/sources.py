@@ -248,7 +248,8 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
 
 def _hub_error(name: str, error: Exception) -> DataError:
-    first = find_hub() or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    offline = None if Path(name).is_dir() else find_hub()
+    first = offline or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return DataError(
         f"{name}: no such path here, and as a hub dataset it cannot be read: {first}. Without a network, copy its "
         "files to this machine and name them."
