@@ -18,7 +18,7 @@ from nrt_cli.progress import EvalProgress
 from nrt_cli.records import ACCURACIES, Document
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation, document_hash
-from nrt_cli.text.grading import find
+from nrt_cli.text.grading import find, grade
 from nrt_cli.workflows import start
 from nrt_cli.workflows.scores import score_row
 from nrt_cli.workflows.session import Job, Session
@@ -69,7 +69,11 @@ def evaluate_pairs(
         stored = all(document_hash(document) in known for document in documents)
         display.begin(file.name, len(kinds) * len(documents), len(kinds) * len(documents) if stored else 0)
         if stored:
-            documents = [known[document_hash(document)] for document in documents]
+            kept = [known[document_hash(document)] for document in documents]
+            documents = [_regraded(document, question) for document, question in zip(kept, questions, strict=True)]
+            # A grader, above all one of the user's own, may have changed since.
+            for document in (new for new, old in zip(documents, kept, strict=True) if new != old):
+                evaluation.append(document)
         else:
             answered = answer_all(
                 session.reasoner, questions, kinds, trace_cap, cap, session.min_trace_tokens, display.advance
@@ -111,11 +115,11 @@ def _read(session: Session, file: Path, grader: str | None) -> tuple[list[Questi
     asked = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.grader != "none"]
     if not asked:
         raise ConfigError(
-            f"{file}: no grader suits its answers, which are no numbers, letters or short phrases; name one with "
-            "--grader: number, math, choice, exact or module:function."
+            f"{file}: its answers are not graded (grader `none`: named, or since they are no numbers, letters or short "
+            "phrases); name one with --grader: number, math, choice, exact or module:function."
         )
-    for name in {pair.grader for _, pair in asked}:
-        find(name)
+    for pair in {pair.grader: pair for _, pair in asked}.values():
+        grade(pair, pair.answer)  # one that fails does so before the model is asked
     questions = [Question(str(row.index), row.prompt_ids, pair) for row, pair in asked]
     documents = [
         Document(
@@ -150,6 +154,12 @@ def _graded(document: Document, answered: dict[str, Graded]) -> Document:
         extracted=tuple(each.grade.extracted[0] for each in answered.values()),
         scores={kind: each.grade.score for kind, each in answered.items()},
     )
+
+
+def _regraded(document: Document, question: Question) -> Document:
+    """A stored document with its replies graded anew."""
+    replies = zip(document.scores, document.replies, strict=True)
+    return _graded(document, {kind: Graded(reply, grade(question.pair, reply.answer)) for kind, reply in replies})
 
 
 def _measures(documents: Sequence[Document]) -> list[dict[str, Any]]:

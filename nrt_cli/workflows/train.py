@@ -23,7 +23,7 @@ from nrt_cli.engines.accuracies import Graded, Question
 from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.profiling import profiled, table
 from nrt_cli.engines.tracking import Trackers, require_trackers
-from nrt_cli.errors import Interrupted, NrtError, StoreError, TrainingError
+from nrt_cli.errors import ConfigError, Interrupted, NrtError, StoreError, TrainingError
 from nrt_cli.progress import Progress
 from nrt_cli.records import ACCURACIES, Example, RolloutGroup
 from nrt_cli.store import Run, require_vacant
@@ -347,7 +347,11 @@ def _answer_held_out(session: Session, step: int) -> list[dict[str, Graded]]:
     questions = [Question(str(i), inputs.held_out[i].prompt_ids, inputs.pairs[i]) for i in graded]
     longest = max((len(example.answer_ids) for example in inputs.held_out), default=0)
     cap = accuracies.answer_cap(longest, config.data.max_answer_tokens)
-    found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
+    try:
+        found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
+    except ConfigError as error:  # a grader of the user's own; training does not depend on it
+        console.warn(f"held-out accuracy is not measured after step {step}: {error}")
+        return [{} for _ in inputs.pairs]
     of_row = dict(zip(graded, found, strict=True))
     return [of_row.get(i, {}) for i in range(len(inputs.pairs))]
 

@@ -1,6 +1,9 @@
 """math-verify in its own process: what it says equal, and that no answer holds us up."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -45,10 +48,17 @@ def test_nothing_is_left_running() -> None:
     before = set(psutil.Process().children())
     verifier = Verifier()
     assert verifier.equal("1", "1")
+    assert set(psutil.Process().children()) - before
     verifier.close()
-    left = {child for child in set(psutil.Process().children()) - before if child.status() != psutil.STATUS_ZOMBIE}
-    assert not [
-        child
-        for child in left
-        if "spawn_main" in " ".join(child.cmdline()) and "tracker" not in " ".join(child.cmdline())
-    ]
+    assert not set(psutil.Process().children()) - before
+
+
+def test_a_script_without_a_guard_is_run_once(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "from nrt_cli.text.grading import Pair, grade\n"
+        "print('once')\n"
+        "print(grade(Pair('', 'x+1', 'math'), 'The answer is 1+x').score)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "once\n1.0\n"

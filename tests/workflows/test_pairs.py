@@ -1,6 +1,9 @@
 """`nrt eval --data`: accuracies on a user's own pairs, stored once and compared in pairs."""
 
 import json
+import sys
+import types
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import ConfigError
 from nrt_cli.progress import EvalProgress
 from nrt_cli.records import ACCURACIES
+from nrt_cli.store.evals import Evaluation
 from nrt_cli.workflows.comparison import compare
 from nrt_cli.workflows.pairs import evaluate_pairs
 from nrt_cli.workflows.session import Job
@@ -85,6 +89,28 @@ def test_answers_that_no_grader_suits_are_refused_and_one_may_be_named(tmp_path,
     with pytest.raises(ConfigError, match="--grader"):
         measured(tmp_path / "out", tiny_model_dir, file)
     assert measured(tmp_path / "out", tiny_model_dir, file, grader="number")["graders"] == ["number"]
+
+
+def test_a_grader_that_fails_does_so_before_the_model_is_asked(tmp_path, tiny_model_dir, file, monkeypatch):
+    (tmp_path / "failing.py").write_text("def grader(row, reply):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Reasoner, "run", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ConfigError, match="fails on a reply"):
+        measured(tmp_path / "out", tiny_model_dir, file, grader="failing:grader")
+    with pytest.raises(ConfigError, match="grader `none`"):
+        measured(tmp_path / "out", tiny_model_dir, file, grader="none")
+
+
+def test_a_grader_that_changed_grades_the_stored_replies_anew(tmp_path, tiny_model_dir, file, monkeypatch):
+    module = types.ModuleType("changing")
+    monkeypatch.setitem(sys.modules, "changing", module)
+    module.grader = lambda row, reply: 0.25
+    before = measured(tmp_path, tiny_model_dir, file, grader="changing:grader")
+    monkeypatch.setattr(Reasoner, "run", lambda *_: pytest.fail("asked again"))
+    module.grader = lambda row, reply: 0.75
+    after = measured(tmp_path, tiny_model_dir, file, grader="changing:grader")
+    assert [found["measures"][0]["value"] for found in (before, after)] == [0.25, 0.75]
+    assert {document.scores["direct"] for document in Evaluation(Path(after["results"])).documents().values()} == {0.75}
 
 
 @pytest.mark.parametrize(
