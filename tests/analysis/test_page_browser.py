@@ -308,6 +308,11 @@ def test_nothing_reaches_beyond_the_window_at_any_width(page, width):
     }).map((one) => one.outerHTML.slice(0, 120));
     """
     assert page.execute_script(inside) == []
+    # The headline's numbers stand on one line.
+    lines = "return [...document.querySelectorAll('.dots .number')].map((o) => o.clientHeight / parseFloat(%s))"
+    numbers = page.execute_script(lines % "getComputedStyle(o).lineHeight")
+    assert numbers
+    assert max(numbers) < 2
     if width >= 1280:
         cut = "return [...document.querySelectorAll('.scroll')].filter((o) => o.scrollWidth > o.clientWidth + 1)"
         assert page.execute_script(f"{cut}.map((one) => one.getAttribute('aria-label'))") == []
