@@ -114,7 +114,13 @@ _MINUS = str.maketrans(
 )
 _SPOKEN_MINUS = re.compile(r"(?i)(?<![\d%)])(?<![\d%)]\s)\b(?:minus|negative)\s+(?=[\d.$])")
 _CURRENCY = "$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u20aa\u0e3f\u20ab\u20b4\u20a6\u20b1"
-_SCALES = {"%": Fraction(1, 100), "percent": Fraction(1, 100), "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SCALES = {
+    "%": Fraction(1, 100),
+    "percent": Fraction(1, 100),
+    "thousand": Fraction(10**3),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+}
 _SCALE = r"\s?(?:%|(?i:per\s?cent|thousand|million|billion)\b)"
 # 1.234.567 and 1.234,5; 12,5 (but neither 1,234 nor a list such as 1,2,3); 1,234.5 and 12,34,567.
 _DOTTED = r"[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?:,\d+)?|(?:\.\d{3})+,\d+)(?!\d|[.,]\d)"
@@ -204,7 +210,7 @@ def _value(numeral: str) -> tuple[Fraction | None, Fraction | None]:
     """
     scale = re.search(rf"{_SCALE}\Z", numeral)
     plain = numeral[: scale.start()] if scale else numeral
-    factor = Fraction(_SCALES["".join(scale.group().casefold().split())]) if scale else None
+    factor = _SCALES["".join(scale.group().casefold().split())] if scale else None
     if len(plain) > 300:
         return None, factor
     if re.fullmatch(rf"-?\s?(?:{_DOTTED})", plain):
