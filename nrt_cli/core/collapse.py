@@ -9,8 +9,9 @@ start, since lengths and entropies of different models and tasks are not compara
 - A trace that is all but gone gains nothing, whatever it gained before. So a gain that rises to 0 with it is no excuse.
 - The gain itself has collapsed when it fell clearly and traces help no longer.
 - Held-out accuracy, where it is measured, decides: once it is clearly above the start's no sign counts. Where it was
-  and is no longer, and where it is no better than at the start with more than half of the planned steps done, that is a
-  collapse of its own: a trace that rehearses a guess gains many nats over the null trace, and helps nothing.
+  and is no longer, that is a collapse of its own; and so it is, after the last step, where it is no better than at the
+  start: a trace that rehearses a guess gains many nats over the null trace, and helps nothing. Before the last step it
+  may still rise: a run measured was at chance after three quarters of its steps, and solved 98 % at its end.
 
 A warning that does not come costs less than one that ends a good run. What it cannot see without accuracies: traces
 that rehearse a guess, which gain over a null trace that gets worse. tests/bench/sentinel.py counts both errors.
@@ -142,8 +143,7 @@ class Sentinel:
         return bool(self.accuracies) and self.accuracies[-1].above(self.accuracies[0])
 
     def _no_better(self, record: Mapping[str, float]) -> list[Fall]:
-        """Held-out accuracy where it was at the start: again, after it was clearly above, or still, past half of the
-        run."""
+        """Held-out accuracy that is where it began: again, after it was clearly above; or still, after the end."""
         share, n = record.get("accuracy_thinking", math.nan), record.get("graded", 0)
         if not n or not math.isfinite(share):
             return []
@@ -161,16 +161,14 @@ class Sentinel:
             seen = f"held-out accuracy is back at {share:.0%}, where the run began ({self.shares[0]:.0%}), from "
             seen += f"{max(self.shares):.0%} at its best"
         else:
-            late = self.steps is not None and record["step"] > max(self.steps / 2, 2 * WINDOW)
+            ended = self.steps is not None and record["step"] >= max(self.steps, 2 * WINDOW)
             # A slow rise is no collapse; an accuracy that never left 0 says nothing of the traces, and one that began
             # so high that all right would not be clearly more cannot rise.
-            if not late or now.value - start.value > noise or not any(self.shares) or not _share(1, n).above(start):
+            if not ended or now.value - start.value > noise or not any(self.shares) or not _share(1, n).above(start):
                 return []
             limit = start.value + noise
-            seen = (
-                f"held-out accuracy is {share:.0%} of {n}, no better than where the run began ({self.shares[0]:.0%}), "
-            )
-            seen += f"with {record['step']} of {self.steps} steps done"
+            seen = f"held-out accuracy is {share:.0%} of {n} after the last step, no better than where the run began "
+            seen += f"({self.shares[0]:.0%})"
         return [Fall("accuracy_thinking", int(record["step"]), self.shares[0], share, limit, seen)]
 
     def _falls(self) -> list[Fall]:
