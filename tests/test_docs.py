@@ -113,7 +113,7 @@ def walk(words: list[str], whole: bool) -> tuple[list[str], dict[str, Any]]:
 @pytest.mark.parametrize("found", WITH_ARGUMENTS, ids=lambda found: f"{found.file}: {found.text}"[:90])
 def test_a_documented_command_exists_with_its_options(found):
     names, params = walk([word for word in found.words if word != "..."], found.whole)
-    assert len(names) > 1
+    assert len(names) > 1 or found.words[1].startswith("--")  # a command, or an option of nrt itself
     for override in params.get("overrides") or ():
         (key,) = config.flatten(config.parse_override(override))
         assert key in config.schema_keys(config.RunConfig) or key.startswith("verl."), f"--set {key}: no such setting"
