@@ -286,7 +286,10 @@ def test_a_template_that_drops_the_question_is_found(tiny_model_dir, tiny_config
 def test_what_is_missing_is_said_and_stops_nothing_else(found):
     findings = found("method=am", "data.train=nowhere.parquet")
     assert findings["token ids"].verdict == "ok"
-    assert (findings["data"].verdict, findings["data"].do) == ("problem", "make it with `nrt data prepare`.")
+    assert (findings["data"].verdict, findings["data"].do) == (
+        "problem",
+        "name it with --data if it was moved, or make it with `nrt data prepare`.",
+    )
     findings = found("method=am", "model.path=nowhere")
     assert findings["token ids"].verdict == "problem"
     assert [f.check for f in diagnose(None)] == ["model and data"]
@@ -348,7 +351,7 @@ def test_the_command_shows_and_exits_as_it_found(nrt, tiny_yaml, tmp_path):
     assert "t_end <|think_end|>" in shown
     bad = nrt("doctor", tiny_yaml, "--data", "nowhere.parquet")
     assert bad.code == 1
-    assert "-> make it with `nrt data prepare`." in bad.out
+    assert "-> name it with --data if it was moved, or make it with `nrt data prepare`." in bad.out
 
 
 @pytest.mark.slow
