@@ -115,6 +115,8 @@ def prepare(
     with workspace(out) as folder:
         with (folder / DROPPED).open("w", encoding="utf-8") as log:
             tally = _spool(sources, settings, tokenizer, folder / "spool.parquet", log, progress, strict)
+            if not tally.read:
+                raise DataError(f"{', '.join(source.name for source in sources)}: no rows, so no question-answer pair.")
             codes = choose(tally, settings)
             graders = _graders(folder, tally, codes, settings.grader)
             _write(folder, codes, graders, log, progress)

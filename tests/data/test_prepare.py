@@ -247,7 +247,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
-    ([], {}, r"^No question-answer pair is left of 0 rows\.$"),
+    ([], {}, r"no rows, so no question-answer pair\.$"),
     ([{"question": "", "answer": "a"}] * 3, {}, r"left of 3 rows \(dropped: 3 empty-question\)"),
     (pairs(5), {"size": 6}, r"--size 6 asks for more than the 5 pairs"),
     (pairs(5), {"validation": 5}, r"--validation 5 would hold out 5 of 5 questions"),
@@ -539,7 +539,7 @@ def test_no_file_however_broken_ends_it_otherwise_than_in_a_sentence(
     head = b"question,answer\nq,a\n" if kind == "csv" else b""
     (folder / f"qa.{kind}").write_bytes(head + content)
     _, problem = tried(folder / f"qa.{kind}")
-    assert not problem or f"qa.{kind}" in problem or problem == "No question-answer pair is left of 0 rows."
+    assert not problem or f"qa.{kind}" in problem
 
 
 def tried(path: Path) -> tuple[dict[str, Any] | None, str]:
