@@ -24,7 +24,7 @@ def test_what_is_not_finite_is_a_dash(value: float, monkeypatch: pytest.MonkeyPa
     scheme |= {"token_signals": [value]}
     trace = {"trace": "so", "trace_tokens": 1, "stop": "end", **answer(value), "gains": [value], "gain": value}
     trace |= {"schemes": {"am": scheme}, "sentences": [{"sentence": "so", "tokens": 1, "gain": value}]}
-    about = {"model": "m", "method": "am", "tokens": ["7"]}
+    about = {"model": "m", "title": None, "method": "am", "tokens": ["7"]}
     record = about | {"direct": answer(value), "null": answer(value), "traces": [trace]}
     said = io.StringIO()
     monkeypatch.setattr(console, "stdout", Console(file=said, width=100))

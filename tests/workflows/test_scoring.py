@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -392,8 +393,14 @@ def test_a_bank_may_lie_anywhere_and_be_of_any_size(am: Run, tmp_path: Path) -> 
 def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no scored traces are stored there; they come from `nrt train`"):
         list(score_schemes(open_bank(sft.path), quiet))
+    # Held-out traces of runs from before their rows were kept.
+    scored = pq.read_table(am.path / "traces" / "held-out-000003.parquet")
+    for name in ("answer_logprobs", "null_logprobs"):
+        at = scored.schema.get_field_index(name)
+        scored = scored.set_column(at, name, pa.nulls(len(scored), scored.schema.field(at).type))
+    pq.write_table(scored, tmp_path / "old.parquet")
     with pytest.raises(StoreError, match=r"its traces were not scored token by token"):
-        list(score_schemes(open_bank(am.path / "traces" / "held-out-000003.parquet"), quiet))
+        list(score_schemes(open_bank(tmp_path / "old.parquet"), quiet))
     with pytest.raises(ConfigError, match=r"name at least two schemes"):
         list(score_schemes(open_bank(am.path), quiet, ("am",)))
     pq.write_table(pq.read_table(am.path / "traces" / "step-000001.parquet").drop(["trace"]), tmp_path / "x.parquet")
