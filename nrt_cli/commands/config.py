@@ -18,6 +18,12 @@ Overrides = Annotated[
     typer.Option("--set", autocompletion=completion.settings, help="Override a key: --set rollout.group_size=4."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+TrainData = Annotated[
+    str | None, typer.Option("--data", autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
+]
+HeldOutData = Annotated[
+    str | None, typer.Option("--validation", autocompletion=completion.parquet, help="Parquet for held-out scores.")
+]
 
 
 def flags(**given: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from nrt_cli import console
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import AsJson, Overrides, flags, section
+from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, section
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
@@ -43,12 +43,8 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(autocompletion=completion.models, help="Folder made by `nrt model prepare`.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
-    ] = None,
-    validation: Annotated[
-        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet for held-out scores.")
-    ] = None,
+    data: TrainData = None,
+    validation: HeldOutData = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import Overrides, flags, section
+from nrt_cli.commands.config import HeldOutData, Overrides, TrainData, flags, section
 from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
 
@@ -38,12 +38,8 @@ def train(
             autocompletion=completion.models, help="Folder made by `nrt model prepare`, or a run to begin from."
         ),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
-    ] = None,
-    validation: Annotated[
-        str | None, typer.Option(autocompletion=completion.parquet, help="Parquet for held-out scores.")
-    ] = None,
+    data: TrainData = None,
+    validation: HeldOutData = None,
     steps: Annotated[int | None, typer.Option(help="Training steps; default: the config's epochs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
     engine: Annotated[
