@@ -22,6 +22,7 @@ from nrt_cli.commands import (
     doctor,
     eval,
     generate,
+    help,
     judge,
     model,
     push,
@@ -54,6 +55,7 @@ app.add_typer(eval.app, name="eval")
 app.add_typer(model.app, name="model")
 app.command(name="train", epilog=train.EXAMPLE)(train.train)
 app.command(name="generate", epilog=generate.EXAMPLE)(generate.generate)
+app.command(name="help", epilog=help.EXAMPLE)(help.help)
 app.command(name="judge", epilog=judge.EXAMPLE)(judge.judge)
 app.command(name="report", epilog=report.EXAMPLE)(report.report)
 app.command(name="reproduce", epilog=reproduce.EXAMPLE)(reproduce.reproduce)

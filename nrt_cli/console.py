@@ -10,11 +10,12 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from rich.console import Console as RichConsole
 from rich.table import Table
@@ -84,6 +85,31 @@ def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
 def write(text: str) -> None:
     """Print text as it stands, such as YAML, to be read by people and programs alike."""
     stdout.file.write(text)
+
+
+PAGE_WIDTH = 110
+"""Columns of a page at most: longer lines are hard to read."""
+
+
+def page(text: str) -> None:
+    """Print Markdown: rendered where a person reads, as it stands where a program does."""
+    if not stdout.is_terminal:
+        write(text)
+        return
+    from rich.markdown import CodeBlock, Markdown  # not at the top: what highlights code takes its time
+
+    class Code(CodeBlock):
+        """As it stands: a long line is left to the terminal to fold, so that it can be copied as one."""
+
+        def __rich_console__(self, *_: Any) -> Iterator[Text]:
+            yield Text(f"{self.text}".rstrip(), style="cyan", no_wrap=True, overflow="ignore")
+
+    class Page(Markdown):
+        elements: ClassVar = {**Markdown.elements, "fence": Code, "code_block": Code}
+
+    # A link within the project is its text: the files are not where a reader of an installed package could follow it.
+    text = re.sub(r"\[([^]]+)]\((?!https?:)[^)]*\)", r"\1", text)
+    stdout.print(Page(text), width=min(stdout.width, PAGE_WIDTH), crop=False)
 
 
 def show(table: Table, least: Sequence[str] = ()) -> None:

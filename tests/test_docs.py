@@ -15,7 +15,11 @@ from nrt_cli import config
 from nrt_cli.cli import app
 
 ROOT = Path(__file__).parent.parent
-DOCS = ("README.md", "configs/README.md", "analysis/README.md", "configs/eval/README.md")
+PAGES = sorted(path.stem for path in (ROOT / "nrt_cli" / "help").glob("*.md"))
+DOCS = (
+    *("README.md", "configs/README.md", "analysis/README.md", "configs/eval/README.md"),
+    *(f"nrt_cli/help/{page}.md" for page in PAGES),
+)
 TABLE = Path(__file__).parent / "docs_commands.yaml"
 
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -172,3 +176,53 @@ def test_what_is_run_elsewhere_is(text, file):
 @pytest.mark.parametrize(("text", "reason"), table()["not run"].items())
 def test_what_is_not_run_has_a_reason(text, reason):
     assert len(reason.split()) >= 3
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Sentences of prose and cells of tables of seven words and more, without numbers and marks; code is none."""
+    text = re.sub(r"^( {4}|#).*$", "", FENCE.sub("", text), flags=re.MULTILINE)
+    for part in re.split(r"\n\s*\n|\n(?=[-|])|\||(?<=[.:;?!])\s", text):
+        words = re.findall(r"[a-z]{2,}", part.lower())
+        if len(words) >= 7:
+            yield " ".join(words)
+
+
+def test_no_sentence_stands_twice():
+    told: dict[str, list[str]] = {}
+    for file in (*DOCS, "CONTRIBUTING.md", "nrt_cli/store/README.md"):
+        for sentence in sentences((ROOT / file).read_text(encoding="utf-8")):
+            told.setdefault(sentence, []).append(file)
+    twice = [f"{', '.join(files)}: {sentence}" for sentence, files in told.items() if len(files) > 1]
+    assert not twice, "tell it in one place:\n" + "\n".join(twice)
+
+
+def test_a_sentence_that_stands_twice_would_be_found():
+    said = "It is one long\nsentence of exactly these ten words: yes."
+    assert (
+        list(sentences(f"    code of eight words is no sentence at all\n{said}\n\n- {said}"))
+        == ["it is one long sentence of exactly these ten words"] * 2
+    )
+
+
+@pytest.mark.parametrize("file", [*DOCS, "CONTRIBUTING.md"])
+def test_links_lead_to_files_and_headings(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for target in re.findall(r"]\((?!https?:)([^)]*)\)", text):
+        path, _, anchor = target.partition("#")
+        found = (ROOT / file).parent / path if path else ROOT / file
+        assert found.exists(), f"{file} links to {target}"
+        headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE) if anchor else ()
+        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, f"{file} links to {target}, where there is no such heading"
+
+
+def test_the_readme_is_short_and_names_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert sorted(re.findall(r"\(nrt_cli/help/(\w+)\.md\)", text.partition("## Pages")[2])) == PAGES
+
+
+def test_help_topics_are_pages():
+    """Whatever a page says of another is a page."""
+    named = {word for found in ALL if found.words[:2] == ("nrt", "help") for word in found.words[2:]}
+    assert named - {"TOPIC"} <= set(PAGES)

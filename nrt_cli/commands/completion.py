@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterable
+from importlib.resources import files
 
 
 def configs(incomplete: str) -> list[str]:
@@ -77,6 +78,12 @@ def benchmarks(incomplete: str) -> list[str]:
     before, comma, last = incomplete.rpartition(",")
     known = ("all", *NAMES, *(f"category:{category}" for category in categories()))
     return [f"{before}{comma}{name}" for name in _begun(known, last)]
+
+
+def topics(incomplete: str) -> list[str]:
+    """Pages that `nrt help` prints."""
+    pages = (file.name for file in (files("nrt_cli") / "help").iterdir())
+    return sorted(_begun((name.removesuffix(".md") for name in pages if name.endswith(".md")), incomplete))
 
 
 def settings(incomplete: str) -> list[str]:

@@ -30,6 +30,8 @@ def reader(nrt, make_tiny_source, make_tiny_tokenizer, monkeypatch):
     (nrt.folder / "gsm8k").mkdir()
     for name in ("qa.jsonl", "gsm8k/train.jsonl"):
         (nrt.folder / name).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (nrt.folder / "faq.csv").write_text("ask,reply\nWhy?,Because it is so.\n")
+    (nrt.folder / "more.jsonl").write_text(json.dumps({"ask": "Since when?", "reply": "For ever."}) + "\n")
     return nrt
 
 
