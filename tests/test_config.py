@@ -1,4 +1,4 @@
-"""The config: presets, merge order, refusals and what each refusal says."""
+"""The config: merge order, refusals and what each refusal says."""
 
 import json
 import os
@@ -27,58 +27,6 @@ def refusal(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         config.load(None, overrides)
     return str(caught.value)
-
-
-def value(key: str, of: config.RunConfig) -> Any:
-    return config.flatten(of.model_dump(mode="json"))[key]
-
-
-def decisions() -> list[tuple[str, Any, Any]]:
-    """(key, paper, reference) of every line of the decisions table in CONTRIBUTING.md."""
-    lines = []
-    for row in re.findall(r"^\| \d+ \|.*\|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE):
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-        columns = [cell.replace("\\|", "|").split("<br>") for cell in cells[-3:]]
-        assert len({len(column) for column in columns}) == 1, f"lines do not belong together in: {row}"
-        lines += [tuple(cell.strip("`") for cell in line) for line in zip(*columns, strict=True)]
-    return [(key, yaml.safe_load(paper), yaml.safe_load(reference)) for key, paper, reference in lines if key != "-"]
-
-
-# --- presets -----------------------------------------------------------------------------------------------------
-
-
-def test_paper_preset_is_the_schema_and_states_every_value_it_names() -> None:
-    stated = config.flatten(config.read_yaml(config.configs_dir() / "presets" / "paper.yaml"))
-    assert config.RunConfig() == PAPER
-    assert {key: value(key, config.RunConfig()) for key in stated} == stated
-
-
-def test_paper_preset_is_table_6() -> None:
-    assert (PAPER.optimiser.lr, PAPER.optimiser.schedule, PAPER.optimiser.weight_decay) == (1e-5, "constant", 0.01)
-    assert (PAPER.train.epochs, PAPER.train.batch_size, PAPER.train.minibatch_size) == (1, 256, 64)
-    assert (PAPER.data.max_prompt_tokens, PAPER.data.max_answer_tokens) == (4096, 4096)
-    assert (PAPER.objective.clip_low, PAPER.objective.clip_high) == (0.2, 0.28)
-    assert (PAPER.objective.kl_weight, PAPER.objective.entropy_weight) == (0.0, 0.0)
-    assert (PAPER.rollout.group_size, PAPER.rollout.temperature, PAPER.rollout.max_trace_tokens) == (8, 1.0, 2048)
-    assert PAPER.objective.weights == config.Weights(trace=1.0, answer=1.0, format=0.3)
-
-
-@pytest.mark.parametrize(("key", "paper", "reference"), decisions(), ids=lambda v: v if isinstance(v, str) else "")
-def test_decisions_table_states_what_the_presets_do(key: str, paper: Any, reference: Any) -> None:
-    # YAML reads 1e-5 as text, the config as a number: the schema decides.
-    for stated, preset in ((paper, PAPER), (reference, REFERENCE)):
-        assert isinstance(stated, str) or stated == value(key, preset)
-        assert (
-            not isinstance(stated, str)
-            or stated in (str(value(key, preset)), repr(value(key, preset)))
-            or (float(stated) == value(key, preset))
-        )
-
-
-def test_reference_differs_in_rows_of_the_decisions_table_and_nowhere_else() -> None:
-    in_table = {key for key, paper, reference in decisions() if paper != reference}
-    in_presets = {key for key, _, _ in config.diff(PAPER, REFERENCE)} - {"preset"}
-    assert in_presets == in_table
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.stem)
@@ -259,7 +207,7 @@ def test_what_only_looks_contradictory_is_accepted(overrides: list[str]) -> None
         ),
         ("objective.ratio=grpo", "objective.ratio='grpo': Input should be 'ppo', 'cispo' or 'sequence'."),
         ("track.to=[visdom]", "track.to='visdom': Input should be 'tensorboard', 'wandb', 'mlflow' or 'trackio'."),
-        ("preset=mine", "preset 'mine' is unknown; choose one of paper, reference."),
+        ("preset=mine", "preset 'mine' is unknown; choose one of as-run, paper, reference."),
         ("rollout=5", "rollout=5: a mapping of keys to values is needed."),
         ("tokens.think_end=''", "tokens.think_end='': String should have at least 1 character."),
     ],
@@ -300,7 +248,7 @@ def test_bad_values_are_named_with_what_is_accepted(override: str, sentence: str
         ("track.project=12", "track.project=12: a text is needed, so write --set 'track.project=\"12\"'."),
         ("track.project=true", "track.project=true: a text is needed, so write --set 'track.project=\"true\"'."),
         ("judge.prices={a: [1, true]}", "judge.prices=true: a number is needed."),
-        ("preset=true", "preset True is unknown; choose one of paper, reference."),
+        ("preset=true", "preset True is unknown; choose one of as-run, paper, reference."),
     ],
 )
 def test_nothing_is_converted_without_a_word(override: str, sentence: str) -> None:
@@ -336,7 +284,7 @@ def test_nothing_is_converted_without_a_word(override: str, sentence: str) -> No
     ],
 )
 def test_values_that_have_one_meaning_are_taken(override: str, key: str, expected: Any) -> None:
-    found = value(key, config.load(None, [override]))
+    found = config.flatten(config.load(None, [override]).model_dump(mode="json"))[key]
     assert (found, type(found)) == (expected, type(expected))
 
 

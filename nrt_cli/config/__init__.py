@@ -1,14 +1,15 @@
-"""The typed configuration of a run: one schema (`schema.py`), two presets, one way to compose them. Imports no torch.
+"""The typed configuration of a run: one schema (`schema.py`), presets, one way to compose them. Imports no torch.
 
-A run's config is `schema defaults <- preset <- YAML file <- --set`, later ones win. The schema's defaults are the
-`paper` preset; `configs/presets/*.yaml` state the rest as differences.
+A run's config is `schema defaults <- preset paper <- preset <- YAML file <- --set`, later ones win: a preset states how
+it differs from the paper's. A default of the schema is what runs did before there was the key.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nrt_cli.config.base import Section
 from nrt_cli.config.schema import (
     METHOD_ALIASES,
     SCHEMES,
@@ -48,6 +49,7 @@ __all__ = [
     "Weights",
     "absolute",
     "absolute_path",
+    "as_old",
     "configs_dir",
     "diff",
     "dump_yaml",
@@ -57,11 +59,15 @@ __all__ = [
     "map_paths",
     "parse_override",
     "read_yaml",
+    "recorded",
     "resolve",
     "schema_keys",
     "to_yaml",
     "validated",
 ]
+
+
+S = TypeVar("S", bound=Section)
 
 
 def configs_dir() -> Path:
@@ -106,8 +112,29 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
     if preset not in presets:
         said = _said("preset", told, origin)
         raise ConfigError(f"{said}: preset {preset!r} is unknown; choose one of {', '.join(presets)}.")
-    values = merge(read_yaml(configs_dir() / "presets" / f"{preset}.yaml"), asked)
-    return validated(RunConfig, values, lambda key: _said(key, told, origin))
+    for name in (preset, "paper"):
+        asked = merge(read_yaml(configs_dir() / "presets" / f"{name}.yaml"), asked)
+    return validated(RunConfig, asked, lambda key: _said(key, told, origin))
+
+
+def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:
+    """The config that a run has kept, with changes on top. What it is older than is as it was then: no preset adds to
+    it."""
+    for change in changes:
+        values = merge(values, change)
+    return validated(RunConfig, values, lambda _: origin)
+
+
+def as_old(given: S, old: S) -> S:
+    """The given config, but that keys which the old one was not given keep what they mean there."""
+    kept: dict[str, Any] = {}
+    for name in type(given).model_fields:
+        ours, theirs = getattr(given, name), getattr(old, name)
+        if name not in old.model_fields_set:
+            kept[name] = theirs
+        elif isinstance(ours, Section):
+            kept[name] = as_old(ours, theirs)
+    return given.model_copy(update=kept)
 
 
 def _said(at: str, told: Sequence[str], origin: str) -> str:

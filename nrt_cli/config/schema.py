@@ -1,6 +1,7 @@
 """The schema of a run's configuration: every section, its defaults, and what cannot be meant together.
 
-The defaults are the `paper` preset. Row numbers refer to the decisions table in CONTRIBUTING.md.
+A default is what a run does whose config is older than its key; presets (`configs/presets`) say what they do otherwise.
+Row numbers refer to the decisions table in CONTRIBUTING.md.
 """
 
 from collections.abc import Iterator
@@ -172,7 +173,7 @@ def _own_name(method: str) -> str:
 class RunSettings(Section):
     """The settings of a training run, each by itself."""
 
-    preset: Literal["paper", "reference"] = "paper"
+    preset: Literal["paper", "as-run", "reference"] = "paper"
     method: Annotated[str, AfterValidator(_own_name)] = Field(
         "ws-neg-log-p", description="sft, a scheme, a paper name, or module:function."
     )

@@ -189,7 +189,7 @@ class Run:
             return text if os.path.exists(text) else next(filter(os.path.exists, places), text)
 
         stored = configs.map_paths(configs.read_yaml(self.config_path), found)
-        return configs.resolve(stored, *changes, origin=str(self.config_path))
+        return configs.recorded(stored, *changes, origin=str(self.config_path))
 
     def update_config(self, config_yaml: str) -> None:
         with writes_to(self.path):

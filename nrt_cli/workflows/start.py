@@ -98,8 +98,9 @@ def new_config(config: RunConfig | None) -> RunConfig:
 
 def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping[str, Any]]) -> RunConfig:
     """The run's own config with changes on top, or the one given; never a different experiment."""
-    old = _resolved(run.config())
-    config = _resolved(run.config(*changes) if config is None else config)
+    stored = run.config()
+    old = _resolved(stored)
+    config = _resolved(run.config(*changes) if config is None else configs.as_old(config, stored))
     differences = [row for row in configs.diff(old, config) if not row[0].startswith(OTHER_COMMANDS)]
     free = set(FREE_ON_RESUME)
     if config.optimiser.schedule != "constant" or config.optimiser.warmup:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrt_cli.config import ObjectiveSection
+from nrt_cli.config import SCHEMES, ObjectiveSection, resolve
 from nrt_cli.core.losses import GroupContext, GroupLogprobs, group_loss
 from nrt_cli.core.schemes import Scheme, get_scheme
 
@@ -217,6 +217,42 @@ def test_answer_signals_are_derived_or_fixed():
     loss = group.loss(get_scheme("p"), token_signal="fixed", **ANSWER_ONLY)
     assert loss.answer.item() == pytest.approx(math.log(8) + math.log(10))
     assert group.answer.grad.flatten().tolist() == [-1, -1, -1, -1]
+
+
+TWO_TRACES = {
+    "traces": [LOGS, (-0.5, -1.5)],
+    "answers": [(-0.1, -1.2, -2.5), (-0.7, -0.2, -1.9)],
+    "base": (-0.9, -1.1, -2.2),
+    "start": -0.4,
+}
+
+
+def under(preset, method, **settings):
+    """A group's gradients on its traces and on its answers, as a preset trains it."""
+    group = Group(**TWO_TRACES)
+    objective = resolve({"preset": preset, "objective": settings}).objective
+    group.loss(get_scheme(method, objective.weight_cap, objective.weighted_sum), **objective.model_dump())
+    return group.trace.grad, group.answer.grad
+
+
+@pytest.mark.parametrize("method", SCHEMES)
+def test_as_run_every_scheme_trains_the_answer_alike(method):
+    """Plain cross-entropy on y* under each trace; the traces' gradients are the paper's own."""
+    trace, answer = under("as-run", method)
+    assert answer.tolist() == [[-1.0] * 3] * 2
+    torch.testing.assert_close(trace, under("paper", method)[0], rtol=0, atol=0)
+
+
+def test_as_run_is_jlb_as_the_paper_derives_it():
+    for mine, theirs in zip(under("as-run", "logp"), under("paper", "logp"), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["ws-inv-p", "ws-neg-log-p"])
+def test_as_run_it_does_not_matter_whether_weighted_sums_are_means(method):
+    for one, other in zip(under("as-run", method), under("as-run", method, weighted_sum="mean"), strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(under("paper", method)[1], under("paper", method, weighted_sum="mean")[1])
 
 
 def test_weights_multiply_their_terms():

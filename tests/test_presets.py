@@ -1,0 +1,200 @@
+"""The presets: every value that they come to, and that the decisions table states them and where they are from."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nrt_cli import config
+
+ROOT = Path(__file__).parent.parent
+ASKED = ("eval.", "judge.", "track.")
+"""How a run is asked, judged and followed, which no preset decides."""
+
+PAPER = {
+    "preset": "paper",
+    "method": "ws-neg-log-p",
+    "seed": 0,
+    "model.path": "",
+    "model.dtype": "auto",
+    "model.device": "auto",
+    "model.lora.rank": None,
+    "model.lora.alpha": 32.0,
+    "model.gradient_checkpointing": False,
+    "data.train": "",
+    "data.validation": None,
+    "data.max_prompt_tokens": 4096,
+    "data.max_answer_tokens": 4096,
+    "data.strict": False,
+    "tokens.think_start": "<|think_start|>",
+    "tokens.think_end": "<|think_end|>",
+    "objective.token_signal": "derived",
+    "objective.baseline": "clip",
+    "objective.advantage": "std",
+    "objective.std_floor": 1e-06,
+    "objective.weight_cap": None,
+    "objective.weighted_sum": "sum",
+    "objective.ratio": "ppo",
+    "objective.clip_low": 0.2,
+    "objective.clip_high": 0.28,
+    "objective.credit_forced_end": False,
+    "objective.format": "both",
+    "objective.null_trace": "think",
+    "objective.length_divisor": "cap",
+    "objective.tis_cap": None,
+    "objective.kl_weight": 0.0,
+    "objective.entropy_weight": 0.0,
+    "objective.weights.trace": 1.0,
+    "objective.weights.answer": 1.0,
+    "objective.weights.format": 0.3,
+    "rollout.group_size": 8,
+    "rollout.temperature": 1.0,
+    "rollout.max_trace_tokens": 2048,
+    "rollout.batch_rows": 64,
+    "rollout.engine": "auto",
+    "rollout.cache_share": None,
+    "optimiser.lr": 1e-05,
+    "optimiser.betas": [0.9, 0.999],
+    "optimiser.eps": 1e-08,
+    "optimiser.weight_decay": 0.01,
+    "optimiser.clip_norm": 1.0,
+    "optimiser.schedule": "constant",
+    "optimiser.warmup": 0.0,
+    "optimiser.states": "float32",
+    "train.epochs": 1,
+    "train.steps": None,
+    "train.batch_size": 256,
+    "train.minibatch_size": 64,
+    "train.micro_batch_tokens": 16384,
+    "train.checkpoint_every": 50,
+    "train.keep_checkpoints": 2,
+    "train.validate_every": None,
+    "train.validation_size": 64,
+    "train.trace_groups": 32,
+    "train.on_collapse": "warn",
+    "train.threads": None,
+    "engine.name": "local",
+    "engine.packing": "auto",
+    "engine.patience": 3600.0,
+    "parallel.nodes": 1,
+    "parallel.gpus_per_node": 1,
+    "parallel.tensor": 1,
+    "parallel.sequence": 1,
+    "parallel.offload": False,
+}
+AS_RUN = PAPER | {"preset": "as-run", "objective.token_signal": "fixed"}
+REFERENCE = PAPER | {
+    "preset": "reference",
+    "tokens.think_start": None,
+    "tokens.think_end": "<|response_start|>",
+    "objective.token_signal": "fixed",
+    "objective.baseline": "none",
+    "objective.advantage": "unbiased-std",
+    "objective.std_floor": 0.0,
+    "objective.weighted_sum": "mean",
+    "objective.ratio": "cispo",
+    "objective.credit_forced_end": True,
+    "objective.format": "missed-end",
+    "objective.null_trace": "bare",
+    "objective.length_divisor": 512,
+    "optimiser.lr": 2e-06,
+    "optimiser.betas": [0.9, 0.95],
+    "optimiser.eps": 1e-15,
+    "optimiser.warmup": 0.1,
+}
+PINNED = {"paper": PAPER, "as-run": AS_RUN, "reference": REFERENCE}
+
+PLACE = r"\((?:Eq|Sec|App|Table|Algorithm)[^()]* ?\d|Table \d|Eq\. \d|Sec\. \d|App\. [A-I]|not said"
+LINE = r"\b[\w-]+:\d+"
+"""A file and line of the released code, by the short names that stand above the table."""
+
+
+def rows() -> list[list[str]]:
+    """The cells of each row of the decisions table in CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| \d+ \|.*\|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in found]
+
+
+def decisions() -> list[tuple[str, str, Any]]:
+    """(key, preset, value as it is stated) of the table's last four columns; an empty `as-run` is as `paper`."""
+    lines = []
+    for row in rows():
+        key, paper, as_run, reference = (cell.replace("\\|", "|").split("<br>") for cell in row[-4:])
+        as_run = paper if as_run == [""] else as_run
+        stated = zip(key, paper, as_run, reference, strict=True)
+        lines += [
+            (key.strip("`"), preset, yaml.safe_load(value.strip("`")))
+            for key, *values in stated
+            for preset, value in zip(PINNED, values, strict=True)
+            if key != "-"
+        ]
+    return lines
+
+
+@pytest.mark.parametrize("preset", PINNED)
+def test_every_value_of_a_preset_is_pinned(preset: str) -> None:
+    flat = config.flatten(config.resolve({"preset": preset}).model_dump(mode="json"))
+    assert {key: value for key, value in flat.items() if not key.startswith(ASKED)} == PINNED[preset]
+
+
+@pytest.mark.parametrize("preset", PINNED)
+def test_presets_leave_alone_how_a_run_is_asked_and_judged(preset: str) -> None:
+    stated = config.flatten(config.read_yaml(config.configs_dir() / "presets" / f"{preset}.yaml"))
+    assert not [key for key in stated if key.startswith(ASKED)]
+    assert {key: PINNED[preset][key] for key in stated} == stated
+
+
+def test_every_preset_that_ships_is_pinned() -> None:
+    shipped = {path.stem for path in (config.configs_dir() / "presets").glob("*.yaml")}
+    assert shipped == set(PINNED)
+
+
+@pytest.mark.parametrize(("key", "preset", "stated"), decisions())
+def test_the_decisions_table_states_what_the_presets_do(key: str, preset: str, stated: Any) -> None:
+    # YAML reads 1e-5 as text.
+    pinned = PINNED[preset][key]
+    assert stated == pinned or (isinstance(stated, str) and isinstance(pinned, float) and float(stated) == pinned)
+
+
+@pytest.mark.parametrize("preset", ["as-run", "reference"])
+def test_presets_differ_in_rows_of_the_decisions_table_and_nowhere_else(preset: str) -> None:
+    table = {(key, of): value for key, of, value in decisions()}
+    in_table = {key for key, of in table if of == preset and table[key, preset] != table[key, "paper"]}
+    assert {key for key, value in PINNED[preset].items() if value != PAPER[key]} == in_table
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_every_decision_names_its_source(row: list[str]) -> None:
+    """A place in the paper and a line of the released code, or that neither says anything."""
+    assert len(row) == 8
+    paper, code = row[2], row[3]
+    assert re.search(PLACE, paper), paper
+    assert re.search(LINE, code) or code.startswith("not in it"), code
+    short = set(re.findall(r"\b([\w-]+):\d+", code))
+    legend = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| # | topic |")[0]
+    assert all(name == "README" or f"`{name}`" in legend for name in short)
+
+
+def test_the_table_counts_its_rows() -> None:
+    assert [int(row[0]) for row in rows()] == list(range(1, len(rows()) + 1))
+
+
+def test_row_22_quotes_the_authors() -> None:
+    quoted = (
+        "For training stability, our main experiments set `use_fixed_token_reward=True`, which is different from the "
+    )
+    assert quoted + "derived loss function in original paper." in rows()[21][3]
+
+
+def test_paper_preset_is_table_6() -> None:
+    paper = config.resolve({"preset": "paper"})
+    assert (paper.optimiser.lr, paper.optimiser.schedule, paper.optimiser.weight_decay) == (1e-5, "constant", 0.01)
+    assert (paper.train.epochs, paper.train.batch_size, paper.train.minibatch_size) == (1, 256, 64)
+    assert (paper.data.max_prompt_tokens, paper.data.max_answer_tokens) == (4096, 4096)
+    assert (paper.objective.clip_low, paper.objective.clip_high) == (0.2, 0.28)
+    assert (paper.objective.kl_weight, paper.objective.entropy_weight) == (0.0, 0.0)
+    assert (paper.rollout.group_size, paper.rollout.temperature, paper.rollout.max_trace_tokens) == (8, 1.0, 2048)
+    assert paper.objective.weights == config.Weights(trace=1.0, answer=1.0, format=0.3)
