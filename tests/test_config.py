@@ -446,3 +446,29 @@ def test_the_command_exits_with_a_sentence_and_no_traceback(
     assert done.returncode == exit_code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- configs that runs have kept -----------------------------------------------------------------------------------
+
+
+def test_what_a_stored_config_is_older_than_stays_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A preset that decides something new leaves runs alone that began before there was the key."""
+    presets = tmp_path / "presets"
+    presets.mkdir()
+    (presets / "paper.yaml").write_text("objective: {tis_cap: 2.0}\n")
+    monkeypatch.setattr(config, "configs_dir", lambda: tmp_path)
+    stored = {"preset": "paper", "rollout": {"group_size": 3}}
+    old = config.recorded(stored, {"seed": 5}, origin="config.yaml")
+    assert (old.objective.tis_cap, old.rollout.group_size, old.seed) == (None, 3, 5)
+    given = config.resolve({"rollout": {"group_size": 4, "temperature": 0.5}, "optimiser": {"lr": 1.0}})
+    assert given.objective.tis_cap == 2.0
+    # Only what the old config was given counts: the rest of a study's recipe is not another experiment.
+    assert config.flatten(config.as_old(given, old).model_dump()) == config.flatten(old.model_dump()) | {
+        "rollout.group_size": 4,
+        "seed": 0,
+    }
+
+
+def test_a_stored_config_is_refused_as_a_typed_one_is() -> None:
+    with pytest.raises(ConfigError, match="runs/a/config.yaml: unknown key 'rollout.group_sise'"):
+        config.recorded({"rollout": {"group_sise": 4}}, origin="runs/a/config.yaml")

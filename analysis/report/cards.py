@@ -10,7 +10,7 @@ from typing import Any
 from analysis.report.contents import RunCard
 from analysis.report.paper import paper, paper_model
 from analysis.report.studies import planned_title, study_config
-from nrt_cli.config import RunConfig, flatten, read_yaml, resolve
+from nrt_cli.config import RunConfig, flatten, read_yaml, recorded
 from nrt_cli.config.titles import method_title, run_title
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run, find_runs
@@ -100,7 +100,7 @@ def _config(run: Run) -> dict[str, Any]:
     except ConfigError:
         return {}
     try:
-        return resolve(values).model_dump(mode="json")
+        return recorded(values, origin=str(run.config_path)).model_dump(mode="json")
     except ConfigError:  # of another version
         return values
 

@@ -182,8 +182,8 @@ def methods_table(cards: Sequence[RunCard]) -> Table:
         notes=(
             f"Trace: mean of the last {WINDOW} steps, without its end token. Answer: reference answers of the last "
             f"stored step, of at most {LENGTH_ROWS:,} traces.",
-            "The paper's lengths of JLB, Verifree and RLPR are those of the works that first had these methods; its own "
-            "415.97 tokens are taken for reference answers, which by its Appendix D average over 400.",
+            "The paper's lengths of JLB, Verifree and RLPR are those of the works that first had these methods; its "
+            "own 415.97 tokens are taken for reference answers, which by its Appendix D average over 400.",
         ),
         reason="" if rows else "no run here samples traces",
     )  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from nrt_cli import config as configs
 from nrt_cli.config import RunConfig
 from nrt_cli.core.held_out import ACCURACY_MEASURES, over_rows, shown
 from nrt_cli.core.statistics import Aggregation
@@ -139,8 +138,7 @@ def _trace_cap(session: Session) -> int:
     cap, run = session.config.eval.max_trace_tokens, session.located.run
     if run is None:
         return cap
-    trained = configs.resolve(configs.read_yaml(Run.open(run).config_path), origin=str(run))
-    return min(cap, trained.rollout.max_trace_tokens)
+    return min(cap, Run.open(run).config().rollout.max_trace_tokens)
 
 
 def _graded(document: Document, answered: dict[str, Graded]) -> Document:

@@ -266,6 +266,18 @@ def test_table_1_has_a_users_own_scheme(trained, tmp_path):
     assert names[-1] == "builtins:sum"
 
 
+def test_table_1_says_what_trained_the_answer(trained, tmp_path):
+    trained("sft")
+    trained("am", settings={"preset": "as-run"})
+    fixed = "Preset as-run: the reference answer is trained with the signal 1 for every token, whatever the scheme."
+    assert report(tmp_path)["table-1"].notes[1:] == (fixed,)
+    trained("gm", settings={"preset": "paper"})
+    assert report(tmp_path)["table-1"].notes[1:] == (
+        f"RLPR, seed 0: {fixed[0].lower()}{fixed[1:]}",
+        "NRT-GM, seed 0: preset paper: the reference answer is trained with the last column's signals.",
+    )
+
+
 def test_table_4_is_the_manifest_of_the_data_that_was_trained_on(trained, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
