@@ -470,5 +470,5 @@ def test_what_a_stored_config_is_older_than_stays_as_it_was(monkeypatch: pytest.
 
 
 def test_a_stored_config_is_refused_as_a_typed_one_is() -> None:
-    with pytest.raises(ConfigError, match="runs/a/config.yaml: unknown key 'rollout.group_sise'"):
+    with pytest.raises(ConfigError, match=r"runs/a/config\.yaml: unknown key 'rollout\.group_sise'"):
         config.recorded({"rollout": {"group_sise": 4}}, origin="runs/a/config.yaml")
