@@ -19,7 +19,10 @@ from nrt_cli.errors import ConfigError
 class PretrainSection(Section):
     """A tiny model made from nothing, of documents that a generator writes."""
 
-    world: Literal["digits"] = Field("digits", description="Whose documents; see nrt_cli/data/digits.py.")
+    world: Literal["digits", "digits-2"] = Field(
+        "digits-2",
+        description="Whose documents; see nrt_cli/data/digits.py. `digits`, the first version, is no longer made.",
+    )
     steps: int = Field(1300, ge=1)
     batch_size: int = Field(12, ge=1, description="Documents per step.")
     first_share: float = Field(0.55, ge=0, le=1, description="Share of the steps that read the first mixture.")

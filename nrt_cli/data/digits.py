@@ -2,7 +2,7 @@
 
 A tiny model that has read this world's documents can answer a question's words but not its one hard digit, unless it
 works the sum out before. How to work one out is in the documents; that it helps is not. One problem in five is never
-written down here, so that it can be asked later.
+written down here, in any order of its digits, so that it can be asked later.
 
 Text is words and marks between blanks. A row or document depends on the seed and its index alone.
 """
@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from itertools import product
 
 TERMS = 4
+WORLD = "digits-2"
+"""This version of the world; in the first, `digits`, another order of a held-out problem's digits could be trained on."""
+
 HELD_OUT_SHARE = 5
 """One problem in so many is held out."""
+
+_HELD_OUT_SALT = b"922"
+"""Of those up to 2000, the one by which the ten answers are the most equally frequent among the held-out problems."""
 
 SEPARATORS = ("#", "*", "~")
 """Marks between the parts of a document: what think tokens start from."""
@@ -40,8 +46,8 @@ Problem = Sequence[int]
 
 
 def held_out(problem: Problem) -> bool:
-    """Whether a problem is kept from everything that trains."""
-    return zlib.crc32(bytes(problem)) % HELD_OUT_SHARE == 0
+    """Whether a problem is kept from everything that trains; it is with every order of its digits or with none."""
+    return zlib.crc32(_HELD_OUT_SALT + bytes(sorted(problem))) % HELD_OUT_SHARE == 0
 
 
 def held_out_problems() -> list[tuple[int, ...]]:
@@ -150,11 +156,14 @@ def _sidetracked(rng: random.Random) -> tuple[str, str]:
 
 
 def _drill(rng: random.Random) -> tuple[str, str]:
-    """Loose facts of addition."""
-    facts = []
+    """Loose facts of addition; none goes on from the one before, or it would work out a problem, held out or not."""
+    facts, result = [], -1
     for _ in range(6):
-        a, b = rng.randrange(10), rng.randrange(10)
-        facts.append(f"{a} {rng.choice(('+', '+', 'and'))} {b} {rng.choice(('=', 'makes'))} {(a + b) % 10}")
+        while (a := rng.randrange(10)) == result:
+            pass
+        b = rng.randrange(10)
+        result = (a + b) % 10
+        facts.append(f"{a} {rng.choice(('+', '+', 'and'))} {b} {rng.choice(('=', 'makes'))} {result}")
     return "", " , ".join(facts) + " ."
 
 

@@ -175,7 +175,8 @@ def _generated(text: str) -> Source:
                 yield Row(f"{origin}:row {index + 1}", origin, generated.generate(task, index, options["seed"]))
 
     name = f"generated:{names}?size={options['size']}&seed={options['seed']}"
-    return Source(name, _described(f"{name} v{generated.VERSION}"), rows)
+    versions = "".join(f" {generated.VERSIONS[task]}" for task in tasks if task in generated.VERSIONS)
+    return Source(name, _described(f"{name} v{generated.VERSION}{versions}"), rows)
 
 
 def _reasoning_gym(text: str) -> Source:

@@ -9,6 +9,7 @@ import platformdirs
 from nrt_cli.config import RunConfig
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
+from nrt_cli.data.sources import open_sources
 from nrt_cli.store.reference import Reference
 from nrt_cli.workflows.models import locate_model
 
@@ -39,8 +40,9 @@ def _is_folder(model: str) -> bool:
 
 
 def _pairs(source: str) -> dict[str, str]:
-    """Made once, in the cache."""
-    name = hashlib.sha256(f"{source} {HELD_OUT}".encode()).hexdigest()[:12]
+    """Made once, in the cache; anew where this version makes other rows of the same name."""
+    (found,) = open_sources([source])
+    name = hashlib.sha256(f"{found.fingerprint()} {HELD_OUT}".encode()).hexdigest()[:12]
     folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
     prepare([source], folder, Settings(validation=HELD_OUT))
     return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig
 from nrt_cli.config.study import PretrainSection, StudyConfig, StudyEval, StudyModel, planned_runs, uses_own_benchmark
 from nrt_cli.data import digits
@@ -15,7 +16,7 @@ from nrt_cli.data.prepare import prepare
 from nrt_cli.engines.lm_eval import load_suite
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.engines.local.pretraining import pretrain
-from nrt_cli.errors import EvalError
+from nrt_cli.errors import ConfigError, EvalError
 from nrt_cli.progress import EvalProgress, Progress
 from nrt_cli.store.study import Study
 from nrt_cli.workflows.evaluate import evaluate
@@ -29,17 +30,31 @@ TRAINING = 0.9
 
 def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     """Benchmark documents, pairs and starting model; what is there already is kept."""
+    model, data = study.model, study.data
+    if model.pretrain and model.pretrain.world != digits.WORLD:
+        return _inputs_of_before(folder, study)
     _check_benchmarks(folder, study)
-    data = study.data
     settings = Settings(size=data.size, stratify=data.stratify, validation=data.validation, seed=data.seed)
     tell(0.0, "pairs")
     prepare(data.sources, folder / "data", settings)
-    model = study.model
     source = model.source or str(_pretrained(folder, model, tell))
     prepared = prepare_model(
         source, folder / "models" / model.name, init_start=model.init_start, init_end=model.init_end
     )
     return f"{model.name}: {prepared.metadata['parameters']:,} parameters"
+
+
+def _inputs_of_before(folder: Path, study: StudyConfig) -> str:
+    """What a study of an earlier version of the world has to stand on, since it is no longer made."""
+    asked = [folder / "benchmarks" / "digits"] if uses_own_benchmark(study) else []
+    if missing := [
+        path for path in (folder / "data", folder / "models" / study.model.name, *asked) if not path.is_dir()
+    ]:
+        raise ConfigError(
+            f"{missing[0]}: is not there, and this version of nrt makes the world {digits.WORLD!r} alone; say "
+            f"model.pretrain.world: {digits.WORLD} in another --out. `{nrt('report', folder)}` shows the runs that are there."
+        )
+    return f"{study.model.name}: as it was made"
 
 
 def _check_benchmarks(folder: Path, study: StudyConfig) -> None:

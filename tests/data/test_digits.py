@@ -35,6 +35,30 @@ def test_a_fifth_is_held_out_whatever_its_answer():
     assert all(150 < by_answer[digit] < 250 for digit in range(10))  # of about 1000 problems each
 
 
+@given(PROBLEMS.flatmap(lambda problem: st.tuples(st.just(problem), st.permutations(problem))))
+def test_a_problem_is_held_out_in_every_order_or_in_none(orders):
+    one, other = orders
+    assert digits.held_out(one) == digits.held_out(other)
+
+
+def test_nothing_that_trains_has_the_digits_of_a_held_out_problem():
+    """Whole documents and pairs, as the laptop study and the quickstart read them; working included."""
+    kept = {tuple(sorted(problem)) for problem in digits.held_out_problems()}
+    assert 100 < len(kept) < 200  # of 715
+    read = [" ".join(document) for mixture in MIXTURES for document in digits.documents(0, 0, 4000, mixture)]
+    read += [" ".join(digits.pair(random.Random(f"digits/0/{index}"))) for index in range(4000)]
+    step = r" (?:,|then) {} (?:\+|and) (\d) (?:=|makes) (\d)"  # that goes on from the result before
+    worked = re.compile(r"(?=(\d) (?:\+|and) (\d) (?:=|makes) (\d)" + step.format(r"\3") + step.format(r"\5") + ")")
+    listed = re.compile(r"(?=(\d) [+,] (\d) [+,] (\d) [+,] (\d))")
+    seen = [
+        {tuple(sorted(map(int, found))) for text in read for found in listed.findall(text)},
+        {tuple(sorted(map(int, (a, b, c, d)))) for text in read for a, b, _, c, _, d, _ in worked.findall(text)},
+    ]
+    for problems in seen:
+        assert len(problems) > 400
+        assert problems.isdisjoint(kept)
+
+
 def asked(question):
     return tuple(map(int, re.findall(r"\d", question)))
 

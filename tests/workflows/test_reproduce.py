@@ -7,10 +7,13 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
+from nrt_cli.config.study import load_study
 from nrt_cli.data import digits
+from nrt_cli.errors import ConfigError
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.study import Study
+from nrt_cli.workflows.study_run import make_inputs
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="benchmarks are asked with lm-eval: pip install 'nrt-cli[eval]'")
@@ -86,6 +89,22 @@ def test_another_study_is_refused_in_the_same_folder(straight, nrt_in):
     refused = nrt_in(straight[1].parent)(*COMMAND, "--set", "data.validation=5")
     assert refused.code == 2
     assert "holds a study with another data" in " ".join(refused.err.split())
+
+
+def test_a_study_of_the_worlds_first_version_goes_on_with_what_it_has(tmp_path):
+    """Its problems are no longer made: what is there is asked and reported, what is missing is not made anew."""
+    study = load_study("laptop", ["model.pretrain.world=digits"])
+    with pytest.raises(
+        ConfigError, match="data: is not there, and this version of nrt makes the world 'digits-2' alone"
+    ):
+        make_inputs(tmp_path, study, lambda share, what: None)
+    assert not list(tmp_path.iterdir())
+    documents = tmp_path / "benchmarks" / "digits" / "test.jsonl"
+    for folder in (documents.parent, tmp_path / "data", tmp_path / "models" / "digits-0.5m"):
+        folder.mkdir(parents=True)
+    documents.write_text("as before")
+    make_inputs(tmp_path, study, lambda share, what: None)
+    assert documents.read_text() == "as before"
 
 
 def records(run):
