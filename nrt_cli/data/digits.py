@@ -15,7 +15,7 @@ from itertools import product
 
 TERMS = 4
 WORLD = "digits-2"
-"""This version of the world; in the first, `digits`, another order of a held-out problem's digits could be trained on."""
+"""This version of the world; in the first, `digits`, a held-out problem could be trained on in another order."""
 
 HELD_OUT_SHARE = 5
 """One problem in so many is held out."""

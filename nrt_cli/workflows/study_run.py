@@ -51,8 +51,8 @@ def _inputs_of_before(folder: Path, study: StudyConfig) -> str:
         path for path in (folder / "data", folder / "models" / study.model.name, *asked) if not path.is_dir()
     ]:
         raise ConfigError(
-            f"{missing[0]}: is not there, and this version of nrt makes the world {digits.WORLD!r} alone; say "
-            f"model.pretrain.world: {digits.WORLD} in another --out. `{nrt('report', folder)}` shows the runs that are there."
+            f"{missing[0]}: is not there, and this version of nrt makes the world {digits.WORLD!r} alone; name it as "
+            f"model.pretrain.world in another --out. `{nrt('report', folder)}` shows the runs that are there."
         )
     return f"{study.model.name}: as it was made"
 
