@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Group
@@ -229,6 +229,155 @@ def choose(as_json: bool, steps: int, done: int) -> Progress:
     """JSON for scripts, a live panel on a terminal, plain lines elsewhere."""
     kind = JsonProgress if as_json else LiveProgress if console.stderr.is_terminal else Progress
     return kind(steps, done)
+
+
+class Race(contextlib.AbstractContextManager["Race"]):
+    """What a person sees of several runs that are compared, one after another: plain lines, one for each score.
+
+    Time is that of a run's own training steps, scoring excluded.
+    """
+
+    def __init__(self, titles: Mapping[str, str], chance: float) -> None:
+        self.titles, self.chance = titles, chance
+        self.curves: dict[str, list[tuple[float, float]]] = {name: [] for name in titles}
+        """By run: seconds of training and held-out accuracy."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def displays(self, name: str) -> Callable[[int, int], Progress]:
+        """What `train` asks for the display of one of the runs."""
+        return lambda steps, done: _RaceProgress(self, name, steps, done)
+
+    def step(self, name: str, record: dict[str, Any], sample: dict[str, str] | None) -> None:
+        """A finished step of a run."""
+
+    def held_out(self, name: str, record: dict[str, Any]) -> None:
+        """A held-out score of a run, whose curve has it."""
+        seconds, accuracy = self.curves[name][-1]
+        console.note(
+            f"{self.titles[name]:<8} {seconds:5.1f} s of training, step {record['step']:>3}: {accuracy:4.0%} of the "
+            f"held-out questions right (chance {self.chance:.0%})"
+        )
+
+    def note(self, message: str) -> None:
+        console.note(message)
+
+    def warn(self, message: str) -> None:
+        console.warn(message)
+
+
+class _RaceProgress(Progress):
+    """One run of a race."""
+
+    def __init__(self, race: Race, name: str, steps: int, done: int) -> None:
+        super().__init__(steps, done)
+        self.race, self.name, self.seconds = race, name, 0.0
+
+    def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
+        self.done = record["step"]
+        self.seconds += record["seconds"]
+        self.race.step(self.name, record, sample)
+
+    def held_out(self, record: dict[str, Any]) -> None:
+        # Of what does not think, how it answers.
+        accuracy = record.get("accuracy_thinking", record.get("accuracy_direct"))
+        if accuracy is not None:
+            self.race.curves[self.name].append((self.seconds, accuracy))
+            self.race.held_out(self.name, record)
+
+    def note(self, message: str) -> None:
+        self.race.note(message)
+
+    def warn(self, message: str) -> None:
+        self.race.warn(f"{self.race.titles[self.name]}: {message}")
+
+
+class JsonRace(Race):
+    """One JSON object per line on stdout, with the name of its run."""
+
+    def step(self, name: str, record: dict[str, Any], sample: dict[str, str] | None) -> None:
+        print_json_line({"arm": name, **record})
+
+    def held_out(self, name: str, record: dict[str, Any]) -> None:
+        print_json_line({"arm": name, **record})
+
+
+class LiveRace(Race):
+    """A panel that redraws in place: a line for each run's accuracy against time, and a trace of the newest step."""
+
+    def __init__(self, titles: Mapping[str, str], chance: float) -> None:
+        super().__init__(titles, chance)
+        self.sample: dict[str, str] | None = None
+        self.now, self.warnings = "", dict[str, None]()
+        self.live = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
+
+    def __enter__(self) -> "LiveRace":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def step(self, name: str, record: dict[str, Any], sample: dict[str, str] | None) -> None:
+        self.sample, self.now = sample, f"{self.titles[name]}, step {record['step']}"
+
+    def held_out(self, name: str, record: dict[str, Any]) -> None:
+        self.now = f"{self.titles[name]}, step {record['step']}"
+
+    def note(self, message: str) -> None:
+        self.now = message
+
+    def warn(self, message: str) -> None:
+        self.warnings[message] = None
+
+    def _panel(self) -> Panel:
+        parts: list[Any] = [*map(Text, plot(self.curves, self.chance)), Text()]
+        for mark, (name, title) in zip(MARKS, self.titles.items(), strict=False):
+            curve = self.curves[name]
+            parts.append(Text(f"{mark} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
+        parts += [Text(), console.plain(self.now)]
+        parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
+        if self.sample:
+            parts += [
+                _Clipped(name, self.sample[name], "cyan" if name == "trace" else "dim") for name in ("prompt", "trace")
+            ]
+        return Panel(Group(*parts), title="nrt quickstart: held-out questions right, by seconds of training")
+
+
+MARKS = "sc*"
+"""What draws the lines of a race, in order."""
+
+
+def plot(
+    curves: Mapping[str, Sequence[tuple[float, float]]], chance: float, width: int = 60, height: int = 11
+) -> list[str]:
+    """Shares against time as lines of text, one mark for each curve and a dotted line at chance."""
+    longest = max((curve[-1][0] for curve in curves.values() if curve), default=0.0) or 1.0
+
+    def row(share: float) -> int:
+        return height - 1 - round(share * (height - 1))
+
+    cells = [[" "] * width for _ in range(height)]
+    cells[row(chance)] = ["."] * width
+    for mark, curve in zip(MARKS, curves.values(), strict=False):
+        for (start, low), (end, high) in zip(curve, curve[1:] or curve, strict=False):
+            first, last = (round(at / longest * (width - 1)) for at in (start, end))
+            for column in range(first, last + 1):
+                part = (column - first) / (last - first) if last > first else 1.0
+                cells[row(low + part * (high - low))][column] = mark
+    lines = []
+    for i, line in enumerate(cells):
+        share = f"{1 - i / (height - 1):.0%}" if i % 5 == 0 else ""
+        lines.append(f"{share:>5} |{''.join(line)}{' chance' if i == row(chance) else ''}")
+    seconds = f"{longest:.0f} s"
+    return [*lines, f"{'':>5} +{'-' * width}", f"{'':>5}  0{seconds:>{width - 1}}"]
+
+
+def choose_race(as_json: bool, titles: Mapping[str, str], chance: float) -> Race:
+    """JSON for scripts, a live panel on a terminal, plain lines elsewhere."""
+    kind = JsonRace if as_json else LiveRace if console.stderr.is_terminal else Race
+    return kind(titles, chance)
 
 
 class EvalProgress:

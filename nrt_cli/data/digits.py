@@ -11,6 +11,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 TERMS = 4
@@ -50,6 +51,7 @@ def held_out(problem: Problem) -> bool:
     return zlib.crc32(_HELD_OUT_SALT + bytes(sorted(problem))) % HELD_OUT_SHARE == 0
 
 
+@cache
 def held_out_problems() -> list[tuple[int, ...]]:
     """All of them, in numerical order."""
     return [problem for problem in product(range(10), repeat=TERMS) if held_out(problem)]
@@ -78,6 +80,12 @@ def pair(rng: random.Random) -> tuple[str, str]:
     return question(problem), answer(problem)
 
 
+def held_out_pair(rng: random.Random) -> tuple[str, str]:
+    """A question that nothing trains on, and its answer."""
+    problem = rng.choice(held_out_problems())
+    return question(problem), answer(problem)
+
+
 # --- documents -------------------------------------------------------------------------------------------------------
 
 
@@ -91,8 +99,8 @@ class Mixture:
     drill: float
 
 
-FIRST = Mixture(direct=0.20, worked=0.70, sidetracked=0.0, drill=0.10)
-"""What is read first: the tables, and copying."""
+FIRST = Mixture(direct=0.10, worked=0.70, sidetracked=0.0, drill=0.20)
+"""What is read first: the tables, and copying. With half as many drills, one of two seeds did not learn to add."""
 
 THEN = Mixture(direct=0.32, worked=0.08, sidetracked=0.37, drill=0.15)
 """What is read after it, until worked text after a question is rare: RL has something left to find."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from nrt_cli.data import digits
 
 VERSION = 1
-VERSIONS = {"digits": digits.WORLD}
+VERSIONS = {"digits": digits.WORLD, "digits-held-out": digits.WORLD}
 
 _SUM_PHRASES = (
     "What is {terms}?",
@@ -50,6 +50,7 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sums": _sums,
     "shopping": _shopping,
     "digits": digits.pair,
+    "digits-held-out": digits.held_out_pair,
 }
 
 

@@ -25,9 +25,12 @@ def with_files(config: RunConfig) -> RunConfig:
         changes["model"] = config.model.model_copy(update={"path": str(folder)})
     if config.data.train.startswith("generated:"):
         pairs = _pairs(config.data.train)
-        if config.data.validation:  # the user's own
+        if config.data.validation:  # named apart
             del pairs["validation"]
         changes["data"] = config.data.model_copy(update=pairs)
+    if config.data.validation and config.data.validation.startswith("generated:"):
+        whole = {"validation": _pairs(config.data.validation, 0)["train"]}
+        changes["data"] = changes.get("data", config.data).model_copy(update=whole)
     return config.model_copy(update=changes)
 
 
@@ -39,10 +42,10 @@ def _is_folder(model: str) -> bool:
     return named.spans is None and not (named.path / "manifest.json").is_file()
 
 
-def _pairs(source: str) -> dict[str, str]:
+def _pairs(source: str, held_out: float = HELD_OUT) -> dict[str, str]:
     """Made once, in the cache; anew where this version makes other rows of the same name."""
     (found,) = open_sources([source])
-    name = hashlib.sha256(f"{found.fingerprint()} {HELD_OUT}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{found.fingerprint()} {held_out}".encode()).hexdigest()[:12]
     folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
-    prepare([source], folder, Settings(validation=HELD_OUT))
+    prepare([source], folder, Settings(validation=held_out))
     return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}

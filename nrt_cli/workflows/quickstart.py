@@ -1,69 +1,125 @@
-"""From nothing to a trained run: generated pairs, the builtin model, the shipped config, and what came of it."""
+"""Three arms of one experiment before the user's eyes: SFT, NRT without its policy gradient, and NRT."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from nrt_cli import config as configs
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
-from nrt_cli.engines.local.prepare import prepare_model
-from nrt_cli.progress import Progress
+from nrt_cli.config import RunConfig
+from nrt_cli.core.held_out import ACCURACY_MEASURES, COLUMNS, Measure, over_rows
+from nrt_cli.core.statistics import Difference
+from nrt_cli.progress import Race
 from nrt_cli.store import Run
-from nrt_cli.workflows.runs import held_out_measures
 from nrt_cli.workflows.train import train
 
-PAIRS = "generated:sums?size=2000&seed=0"
-MODEL = "builtin:smollm2-135m"
-SHOWN = 3
+NRT = "nrt"
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    # As many answers a step as the others have traces.
+    "sft": ("SFT", {"method": "sft", "train": {"batch_size": 64}}),
+    "control": ("control", {"objective": {"weights": {"trace": 0}}}),
+    NRT: ("NRT", {}),
+}
+"""By the name of its run: how an arm is called, and what sets it apart from `configs/train/quickstart.yaml`."""
+
+CHANCE = 0.1
+"""How often one of ten digits is right by a guess."""
+
+SHOWN = 4
+"""Steps at which one question's trace is shown, the first and the last among them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's held-out accuracies, as `core.held_out` measures them; those that it has not are None."""
+
+    arm: str
+    title: str
+    accuracies: tuple[Difference | None, ...]
+    """In the order of `KINDS`."""
+    more: tuple[Difference | None, ...]
+    """What thinking has over the others within the pairs, in the order of `MORE`."""
+
+
+KINDS = tuple(measure for measure in ACCURACY_MEASURES if not measure.difference)
+MORE = tuple(measure for measure in ACCURACY_MEASURES if measure.difference)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model thought of the shown question after a step, and whether the answer that followed was right."""
+
+    step: int
+    trace: str
+    reply: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What three runs came to."""
+
+    rows: tuple[Row, ...]
+    questions: int
+    """Held-out questions behind every accuracy."""
+    question: str
+    reference: str
+    traces: tuple[Said, ...]
+    runs: tuple[Path, ...]
+    seconds: float
+    """Of training alone, all arms together."""
 
 
 def quickstart(
-    folder: Path,
-    say: Callable[[str], None],
-    make_display: Callable[[int, int], Progress],
-    overrides: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Prepare, train and report in `folder`. What is there already is kept, an unfinished run goes on.
-
-    Returns the run's summary, under `held_out` its held-out measures, and under `samples`, not chosen, the first
-    held-out questions, each with a trace and its reference answer.
-    """
-    say(f"1/3 question-answer pairs: {PAIRS}")
-    prepare([PAIRS], folder / "data", Settings(validation=64, grader="number"))
-    say(f"2/3 model: {MODEL}")
-    prepare_model(MODEL, folder / "model")
-    held_out = folder / "data" / "validation.parquet"
-    places = {
-        "model": {"path": str(folder / "model")},
-        "data": {"train": str(folder / "data" / "train.parquet"), "validation": str(held_out)},
-    }
-    run_path = folder / "run"
-    started = (run_path / "manifest.json").is_file()
-    changes = [*map(configs.parse_override, overrides), places]
-    config = Run.open(run_path).config(*changes) if started else configs.load("quickstart", overrides, **places)
-    say(f"3/3 training: {config.method}, {config.train.steps} steps of {config.train.batch_size} questions")
-    summary = train(run_path, config, started, make_display)
-    run = Run.open(run_path)
-    return summary | {
-        "held_out": held_out_measures(run),
-        "samples": _samples(run, f"held-out-{summary['steps']:06d}", held_out),
-    }
+    folder: Path, make_race: Callable[[Mapping[str, str], float], Race], overrides: Sequence[str]
+) -> Outcome:
+    """Train the arms in `folder`, one after another. What is there already is kept, an unfinished run goes on."""
+    # All are checked before the first is trained.
+    planned = {name: _config(folder / name, changes, overrides) for name, (_, changes) in ARMS.items()}
+    with make_race({name: title for name, (title, _) in ARMS.items()}, CHANCE) as race:
+        for name, (config, started) in planned.items():
+            train(folder / name, config, started, race.displays(name))
+    runs = {name: Run.open(folder / name) for name in ARMS}
+    nrt = runs[NRT]
+    first, last = nrt.metrics("held_out")[0]["step"], nrt.metrics("held_out")[-1]["step"]
+    rows = [_row("untrained", "untrained", nrt, first)]
+    rows += [_row(name, ARMS[name][0], run, run.metrics("held_out")[-1]["step"]) for name, run in runs.items()]
+    question = nrt.held_out_rows(last, ("prompt", "answer"))[0]
+    return Outcome(
+        rows=tuple(rows),
+        questions=max(found.n for row in rows for found in row.accuracies if found),
+        question=question["prompt"],
+        reference=question["answer"],
+        traces=tuple(_said(nrt)),
+        runs=tuple(run.path for run in runs.values()),
+        seconds=sum(record["seconds"] for run in runs.values() for record in run.metrics()),
+    )
 
 
-def _samples(run: Run, name: str, held_out: Path) -> list[dict[str, str]]:
-    """The first stored held-out traces with their pairs; none for SFT, which has no traces."""
-    if name not in run.trace_names():
-        return []
-    pairs = pq.read_table(held_out, columns=["prompt", "reward_model"]).slice(0, SHOWN).to_pylist()
-    return [
-        {
-            "question": pair["prompt"][-1]["content"],
-            "trace": row["trace"],
-            "reference": pair["reward_model"]["ground_truth"],
-            "stop": row["stop"],
-        }
-        for pair, row in zip(pairs, run.traces(name), strict=False)
-    ]
+def _config(path: Path, changes: Mapping[str, Any], overrides: Sequence[str]) -> tuple[RunConfig, bool]:
+    """An arm's config, and whether its run is there. What sets the arm apart holds before what a user sets."""
+    started = (path / "manifest.json").is_file()
+    layers = [*map(configs.parse_override, overrides), changes]
+    if started:
+        return Run.open(path).config(*layers), True
+    return configs.resolve(configs.read_yaml(configs.find_config("quickstart")), *layers, origin="quickstart"), False
+
+
+def _row(arm: str, title: str, run: Run, step: int) -> Row:
+    rows = run.held_out_rows(step, COLUMNS)
+
+    def found(measures: Sequence[Measure]) -> tuple[Difference | None, ...]:
+        each = (over_rows(measure, rows) for measure in measures)
+        return tuple(one if one.n else None for one in each)
+
+    return Row(arm, title, found(KINDS), found(MORE))
+
+
+def _said(run: Run) -> Iterator[Said]:
+    """The first held-out question's traces, not chosen, at `SHOWN` of the steps that were scored, evenly spread."""
+    steps = [record["step"] for record in run.metrics("held_out")]
+    last = len(steps) - 1
+    for place in dict.fromkeys(round(i * last / (SHOWN - 1)) for i in range(SHOWN)):
+        columns = ("trace", "thinking_reply", "thinking_score")
+        row = run.held_out_rows(steps[place], columns)[0]
+        yield Said(steps[place], row["trace"], row["thinking_reply"], row["thinking_score"] == 1)

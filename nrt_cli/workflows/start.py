@@ -222,7 +222,7 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": {
             "name": torch.cuda.get_device_name() if gpu else "cpu",
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
         },
         "fingerprints": inputs.fingerprints,
@@ -241,7 +241,7 @@ def version(package: str) -> str | None:
     return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name where the system tells it (Linux, macOS), else its kind."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

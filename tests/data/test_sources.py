@@ -247,7 +247,7 @@ def test_a_wrong_generator_says_what_there_is(spec: str, message: str) -> None:
 
 
 def test_task_names_are_the_ones_documented() -> None:
-    assert set(generated.TASKS) == {"sums", "shopping", "digits"}
+    assert set(generated.TASKS) == {"sums", "shopping", "digits", "digits-held-out"}
 
 
 @pytest.fixture

