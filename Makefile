@@ -28,7 +28,7 @@ PYTEST_ARGS ?=
 .PHONY: help setup quickstart test test-full check format bench clean
 
 help:
-	@echo "make quickstart  train a real small model on generated question-answer pairs and show what it learned"
+	@echo "make quickstart  train a tiny model in three ways before your eyes, and show what thinking adds"
 	@echo "make test        run the tests, less those marked full (under 15 minutes on two cores)"
 	@echo "make test-full   run all of them: served models, kills, whole data sets (under 45 minutes)"
 	@echo "make check       lint, formatting and types"

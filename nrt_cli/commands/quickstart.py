@@ -29,9 +29,9 @@ NEXT = """What to try next
   nrt reproduce laptop                                 all schemes, three seeds each
 The same with a real model and your own questions and answers
   nrt data prepare QA.jsonl --out data/mine --validation 64
-  nrt model prepare Qwen/Qwen2.5-0.5B-Instruct --out models/mine
-  nrt doctor laptop --model models/mine --data data/mine/train.parquet
-  nrt train laptop --model models/mine --data data/mine/train.parquet --run runs/mine"""
+  nrt model prepare builtin:smollm2-135m --out models/smollm2      or a hub id, a folder, a GGUF file
+  nrt doctor laptop --model models/smollm2 --data data/mine/train.parquet
+  nrt train laptop --model models/smollm2 --data data/mine/train.parquet --run runs/mine"""
 
 
 def quickstart(

@@ -4,8 +4,8 @@
 
 A thread that is done with its share of a matrix product spins until the others are, in the hope that they soon are.
 Where another process holds a core they are not, and the spinning takes the core that they wait for. libgomp reads how
-long to spin when it is loaded: each side is a process that sets it first. Steps are those of `nrt quickstart` and of
-the laptop study's recipe (its model untrained, which changes what is sampled and not what a step costs).
+long to spin when it is loaded: each side is a process that sets it first. Steps are those of the recipe gsm8k-smollm2
+and of the laptop study's (its model untrained, which changes what is sampled and not what a step costs).
 """
 
 import contextlib
@@ -26,6 +26,7 @@ WAITS: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 READ = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+RECIPES = ("gsm8k-smollm2", "digits")
 HEADER = ("steps, busy loops, setting", "seconds", "of the default's", "fastest to slowest", "processor seconds")
 
 
@@ -83,7 +84,7 @@ def make(base: Job, recipes: list[str]) -> dict[str, Job]:
     subprocess.run([sys.executable, __file__, "--make", *recipes], check=True)
     return {
         name: base
-        | {"recipe": name, "steps": 1 if name == "quickstart" else 4}
+        | {"recipe": name, "steps": 1 if name == "gsm8k-smollm2" else 4}
         | {"model": str(WORK / f"{name}-model"), "data": str(WORK / f"{name}-data")}
         for name in recipes
     }
@@ -108,7 +109,7 @@ def make_here(name: str) -> None:
 
 def main() -> None:
     parser = common.parser(__doc__, rounds=3)
-    parser.add_argument("--recipes", nargs="+", choices=("quickstart", "digits"), default=["quickstart", "digits"])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--loops", nargs="+", type=int, help="busy loops beside the steps; default: none, one a thread")
     args = parser.parse_args()
     if args.quick:
