@@ -66,7 +66,7 @@ def test_the_table_is_what_the_runs_hold(first, folder):
     rows = Run.open(folder / "nrt").held_out_rows(3)
     for kind in ("thinking", "null", "direct", "other_trace"):
         found = share_over_rows([float(row[f"{kind}_score"]) for row in rows])
-        (line,) = re.findall(r"^NRT .*", first.output, re.MULTILINE)
+        (line,) = re.findall(r"^NRT  .*", first.stdout, re.MULTILINE)
         assert f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]" in line
     assert "n = 4 held-out questions" in first.output
     assert "question by question: null trace" in " ".join(first.output.split())
