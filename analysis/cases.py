@@ -20,6 +20,7 @@ STORED = ("example", "prompt", "answer", "trace", "stop", "k", "gain")
 UNITS = {
     "example": "index of the example in the data",
     "stop": "why the trace ended: end, eos or cap",
+    "cut": "what ran into its cap on tokens: trace, answer",
     "gain": "nats: log P(y*) given this trace - given the null trace; held-out traces are not scored, so NaN",
 }
 
@@ -53,8 +54,8 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
 
 
 def generated_cases(rows: Sequence[Mapping[str, Any]], how: str) -> Report:
-    """What models say now: rows of `question`, `run`, `trace` (None where it does not think) and `answer`."""
-    return _report(pd.DataFrame(rows)[["question", "run", "trace", "answer"]], (how,))
+    """What models say now: rows of `question`, `run`, `trace` (None where it does not think), `answer` and `cut`."""
+    return _report(pd.DataFrame(rows)[["question", "run", "trace", "answer", "cut"]], (how,))
 
 
 def stored_questions(references: Sequence[Reference], n: int, kind: str) -> list[str]:
@@ -128,9 +129,15 @@ def _said(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A run's texts, each with what it is."""
     if "answer" in case:
         thought = "(does not think)" if pd.isna(case["trace"]) else case["trace"] or "(empty)"
-        return [(f"{case['run']}: trace", thought), (f"{case['run']}: answer", case["answer"] or "(empty)")]
+        said = {"trace": thought, "answer": case["answer"] or "(empty)"}
+        return [(f"{case['run']}: {ended(part, case)}", text) for part, text in said.items()]
     gain = "" if np.isnan(case["gain"]) else f" (gain {case['gain']:+.2f} nats)"
     return [(f"{case['run']}{gain}", case["trace"] or "(empty)")]
+
+
+def ended(part: str, case: Mapping[Any, Any]) -> str:
+    """What a text is called, with a word where its model was stopped at a cap."""
+    return f"{part}, cut at the cap" if part in str(case.get("cut") or "").split(", ") else part
 
 
 def clipped(text: str, most: int = SHOWN) -> str:

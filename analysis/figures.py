@@ -114,8 +114,11 @@ def new_figure(
 
 
 def panel(axis: Axes, letter: str, title: str) -> None:
-    """Name a panel, `(a) trace entropy`, flush left above it; `render` breaks it where it is too long."""
-    text, font = drawable(f"({letter}) {title}", STYLE["axes.titlesize"])
+    """Name a panel, `(a) trace entropy`, flush left above it; `render` breaks it where it is too long.
+
+    A figure's only panel needs no letter.
+    """
+    text, font = drawable(f"({letter}) {title}" if letter else title, STYLE["axes.titlesize"])
     axis.set_title(text, loc="left", pad=3, fontproperties=font)
 
 

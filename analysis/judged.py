@@ -9,14 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures import COLUMN, legend_above, line_style, new_figure, numbered
+from analysis.figures import COLUMN, legend_above, line_style, new_figure, numbered, panel
 from analysis.tables import Report
 from nrt_cli.core.statistics import mean_of, paired_difference
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements
 
-KEY = ["run", "step", "example", "judge"]
+KEY = ["run", "step", "example", "judge", "template"]
 BARS: Any = {"capsize": 1.5, "elinewidth": 0.6, "linewidth": 1.2, "markersize": 3.5}
 Z95 = 1.959964
 """Standard errors to either side of a mean that hold 95 % of a normal distribution."""
@@ -43,7 +43,7 @@ def judged(runs: Mapping[str, Run], steps: Mapping[str, Sequence[int]], keys: Co
     Args:
         runs: by label; `steps` are those to report, by the same labels.
         keys: judgements to count, by the digest of what was asked; None for all. Of a trace judged twice by one
-            judge, the last counts.
+            judge with one template, the last counts.
 
     Raises StoreError where nothing was judged.
     """
@@ -59,7 +59,7 @@ def judged(runs: Mapping[str, Run], steps: Mapping[str, Sequence[int]], keys: Co
     return Report(
         name="judged",
         tables=tables,
-        figures={"judged": _figure(quality)} if quality["quality"].notna().any() else {},
+        figures={"judged": _figure(quality, asked_with(frame))} if quality["quality"].notna().any() else {},
         notes=tuple(_notes(frame, tables)),
         units=UNITS,
     )
@@ -73,11 +73,33 @@ def judged_frame(runs: Mapping[str, Run], keys: Collection[str] | None = None) -
         for record in Judgements(run).records()
         if keys is None or record["key"] in keys
     ]
-    columns = [*KEY, "score", "reason", "justification", "flags", "template", "temperature", "cost", "key", "replies"]
+    columns = [
+        *KEY,
+        "score",
+        "reason",
+        "justification",
+        "flags",
+        "template_name",
+        "temperature",
+        "cost",
+        "key",
+        "replies",
+    ]
     frame = pd.DataFrame(rows, columns=columns)
     frame = frame.drop_duplicates(KEY, keep="last").sort_values(["judge", "step", "example"])
     # Runs stay in the order given.
     return frame.sort_values("run", key=lambda run: run.map(list(runs).index), kind="stable", ignore_index=True)
+
+
+def template_label(digest: str, name: Any) -> str:
+    """How a template is called: by its file's name, where the record has it, and its digest."""
+    return f"{name} ({digest})" if isinstance(name, str) else digest
+
+
+def asked_with(frame: pd.DataFrame) -> str:
+    """The templates of a frame's judgements."""
+    pairs = frame[["template", "template_name"]].drop_duplicates("template", keep="last").sort_values("template")
+    return ", ".join(template_label(*pair) for pair in pairs.itertuples(index=False))
 
 
 def quality_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -151,9 +173,8 @@ def krippendorff_alpha(scores: pd.DataFrame) -> float:
 
 
 def _notes(frame: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    templates = ", ".join(sorted(frame["template"].unique()))
     notes = [
-        f"prompt template {templates}; its text is in the run's judgements/",
+        f"prompt template {asked_with(frame)}; its text is in the run's judgements/",
         "bars are 95 % intervals of the mean",
     ]
     for row in tables["change"].itertuples():
@@ -175,7 +196,7 @@ def _number(value: float) -> str:
     return "not defined" if math.isnan(value) else f"{value:.3f}"
 
 
-def _figure(quality: pd.DataFrame) -> Figure:
+def _figure(quality: pd.DataFrame, asked: str) -> Figure:
     figure, axes = new_figure(1, 1, COLUMN, 2.3)
     axis = axes[0, 0]
     several = quality["judge"].nunique() > 1
@@ -192,6 +213,7 @@ def _figure(quality: pd.DataFrame) -> Figure:
         style = line_style(numbers[labels[-1]])
         handles.append(axis.errorbar(steps, line["quality"], yerr=margin, **BARS, **style))
     axis.set_xlabel("training step")
+    panel(axis, "", f"asked with {asked}".replace("$", r"\$"))  # in a file's name it begins no formula
     axis.set_ylabel("judged trace quality (0 to 1)")
     axis.set_ylim(-0.03, 1.03)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

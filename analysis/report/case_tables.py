@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cases import clipped, stored_cases
+from analysis.cases import clipped, ended, stored_cases
 from analysis.frames import HELD_OUT, plain_text
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.left import in_words, left_by, title_of
@@ -18,6 +18,9 @@ from nrt_cli.store.reference import Reference
 
 CASES = 3
 """Questions of Table 10 for each model."""
+
+PART = 1500
+"""Characters of a text that stand in one row."""
 
 SEEN = 200
 """Held-out traces of each run that they are chosen from: the first of them."""
@@ -35,10 +38,16 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
         "table-9",
         "Table 9",
         "How sure models are of a reference answer after their own trace.",
-        (Column("Model"), Column("Trace z", kind="long"), Column("P(y*|x,z)", "", "number")),
+        (
+            Column("Model"),
+            Column("Trace z", kind="long"),
+            Column("with eos", "P(y*|x,z)", "number"),
+            Column("without", "P(y*|x,z)", "number"),
+        ),
         tuple(rows),
         notes=(
-            "The first sampled trace of each model; SFT answers without one.",
+            "The first sampled trace of each model; SFT answers without one. The paper does not say whether its P has "
+            "the eos that ends an answer.",
             f"The paper, for the answer {paper()['case']['answer']!r} to {paper()['case']['question']!r}: {theirs}.",
         ),
         reason=""
@@ -54,16 +63,22 @@ def _scored(record: Mapping[str, Any], cards: Sequence[RunCard], found: Path) ->
     if title == record["model"] and record.get("method"):  # a run that is not in this report
         title = str(record.get("title") or method_title(str(record["method"])))
     if isinstance(direct := record.get("direct"), dict):
-        yield Row((Cell(title), Cell("", reason="answers directly"), _probability(direct)), section=clipped(section))
+        yield Row((Cell(title), Cell("", reason="answers directly"), *_probabilities(direct)), section=section)
     for trace in (record.get("traces") or [])[:1]:
-        text = plain_text(str(trace.get("trace", "")))
-        shown = Cell(clipped(text)) if text else Cell(reason="an empty trace")
-        yield Row((Cell(title), shown, _probability(trace)), section=clipped(section))
+        first, *more = _parts(plain_text(str(trace.get("trace", ""))), "an empty trace")
+        yield Row((Cell(title), first, *_probabilities(trace)), section=section)
+        yield from (Row((Cell(), part, Cell(), Cell()), section=section) for part in more)
 
 
-def _probability(scored: Mapping[str, Any]) -> Cell:
+def _probabilities(scored: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """P(y*|x,z) with the eos that ends y*, and without."""
+    tokens = scored.get("logprobs")
+    short = isinstance(tokens, list) and tokens and all(isinstance(logprob, int | float) for logprob in tokens)
+    return _probability(scored.get("logprob")), _probability(sum(tokens[:-1]) if short else None)
+
+
+def _probability(logprob: Any) -> Cell:
     """exp(log P), also where it is below what a float holds."""
-    logprob = scored.get("logprob")
     if not isinstance(logprob, int | float):
         return Cell(reason="not measured")
     if logprob > math.log(1e-4):
@@ -74,9 +89,9 @@ def _probability(scored: Mapping[str, Any]) -> Cell:
 
 def cases_table(cards: Sequence[RunCard]) -> Table:
     """Table 10: what `nrt analyze cases` kept, else the first held-out traces that all runs of a model have stored."""
-    rows, notes = _kept_cases(cards), ["as `nrt analyze cases` kept them"]
+    rows, notes = _kept_cases(cards), ["as `nrt analyze cases` or the study kept them, uncut"]
     if not rows:
-        notes = ["first held-out examples of the last stored step; a run's first seed"]
+        notes = ["first held-out examples of the last stored step, long ones cut; a run's first seed"]
         for model in dict.fromkeys(card.model for card in cards):
             found, said = _stored(cards, model)
             rows, notes = rows + found, notes + said
@@ -86,7 +101,7 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
         "The same questions across methods.",
         (Column("Method"), Column("What"), Column("Text", kind="long")),
         tuple(rows),
-        notes=(*notes, "Special tokens are left out; long texts are cut."),
+        notes=(*notes, "Special tokens are left out."),
         reason="" if rows else "no two runs have stored traces of the same held-out example",
     )
 
@@ -115,28 +130,38 @@ def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]
     frame = report.tables["cases"]
     labels = dict(zip(dict.fromkeys(frame["run"]), thinking, strict=True))
     frame = frame.assign(run=frame["run"].map(labels), question=frame["question"].map(lambda q: f"{model}: {q}"))
+    for column in ("question", "reference", "trace"):
+        frame[column] = frame[column].map(clipped)
     return _case_rows(frame.to_dict(orient="records"), cards), []
 
 
 def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard], found: Path | None = None) -> list[Row]:
-    """A row per text; the question is their section."""
-    rows = []
+    """Rows of each text; the question is their section."""
+    rows: list[Row] = []
     for question in dict.fromkeys(str(case.get("question", "")) for case in cases):
-        section = clipped(question)
         of = [case for case in cases if str(case.get("question", "")) == question]
         if reference := of[0].get("reference"):
-            rows.append(Row((Cell("reference"), Cell("answer"), _text(reference)), section=section))
+            rows += _text_rows("reference", "answer", reference, question)
         for case in of:
             title = title_of(str(case.get("run", "")), cards, found)
-            rows.append(
-                Row((Cell(title), Cell("reasoning"), _text(case.get("trace"), "does not think")), section=section)
-            )
+            rows += _text_rows(title, ended("trace", case), case.get("trace"), question, "does not think")
             if "answer" in case:
-                rows.append(Row((Cell(title), Cell("answer"), _text(case["answer"])), section=section))
+                rows += _text_rows(title, ended("answer", case), case["answer"], question)
     return rows
 
 
-def _text(text: Any, none: str = "nothing was said") -> Cell:
-    if text is None or (isinstance(text, float) and pd.isna(text)):
-        return Cell(reason=none)
-    return Cell(clipped(str(text))) if str(text).strip() else Cell(reason="empty")
+def _text_rows(title: str, what: str, text: Any, section: str, none: str = "nothing was said") -> Iterator[Row]:
+    said = "" if text is None or (isinstance(text, float) and pd.isna(text)) else str(text)
+    first, *more = _parts(said, "empty" if isinstance(text, str) else none)
+    yield Row((Cell(title), Cell(what), first), section=section)
+    yield from (Row((Cell(), Cell(), part), section=section) for part in more)
+
+
+def _parts(text: str, empty: str) -> list[Cell]:
+    """A text in cells of some lines each: pages of print break between rows only."""
+    parts, left = [], text.strip()
+    while len(left) > PART:
+        end = next((at + 1 for mark in ("\n\n", "\n", " ") if (at := left.rfind(mark, 0, PART)) > 0), PART)
+        parts.append(left[:end].rstrip())
+        left = left[end:].lstrip(" \n")
+    return [Cell(part) for part in (*parts, left)] if text.strip() else [Cell(reason=empty)]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from analysis import dynamics
 from analysis.figures import COLUMN, TEXT, legend_above, limits, line_style, new_figure, numbered, panel, render
 from analysis.frames import STEP
-from analysis.judged import judged_frame, quality_table
+from analysis.judged import asked_with, judged_frame, quality_table
 from analysis.report.contents import Figure, RunCard
 from analysis.report.left import in_words, left_by, title_of
 from analysis.report.paper import paper
@@ -37,6 +37,7 @@ DYNAMICS_UNITS = {
     "entropy": "nats, exact, mean over sampled trace tokens",
     "trace_length": "tokens, mean over traces, without the end token",
     "quality": "mean score of the judge, 0 (worst) to 1",
+    "asked": "the judge, and the template that it was asked with",
     "low": "95 % interval of the mean",
     "high": "95 % interval of the mean",
 }
@@ -56,7 +57,7 @@ def figures(cards: Sequence[RunCard]) -> tuple[Figure, ...]:
 
 
 def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
-    """Entropy, length and judged quality of traces by step: a column of panels per model."""
+    """Entropy, length and quality of traces by step: a column of panels per model, a row per judge's template."""
     steps = {card.label: steps_of(card) for card in cards}
     thinking = [card for card in cards if not steps[card.label].empty]
     about: dict[str, Any] = {
@@ -68,24 +69,27 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
         return Figure(**about, reason="no run here sampled traces and took a step")
     by_step = pd.concat([steps[card.label] for card in thinking], ignore_index=True)
     quality = _quality(thinking)
-    columns = {"model": by_step["model"].unique(), "title": by_step["title"].unique()}
-    width = TEXT if len(columns["model"]) > 1 else COLUMN
-    figure, axes = new_figure(3, len(columns["model"]), width, 4.6)
+    rows: list[tuple[str, pd.DataFrame, str, str]] = [(key, by_step, *PANELS[key]) for key in PANELS]
+    rows += [("quality", frame, f"judged quality, {asked}", "score") for asked, frame in quality.groupby("asked")]
+    if quality.empty:
+        rows.append(("quality", quality, "judged quality", "score"))
+    models, titles = by_step["model"].unique(), by_step["title"].unique()
+    figure, axes = new_figure(len(rows), len(models), TEXT if len(models) > 1 else COLUMN, 0.4 + 1.4 * len(rows))
     handles: dict[str, Any] = {}
-    numbers_of, said = numbered(columns["title"]), []
-    for column, model in enumerate(columns["model"]):
-        for row, metric in enumerate((*PANELS, "quality")):
-            axis, letter = axes[row, column], chr(ord("a") + row * len(columns["model"]) + column)
-            title, unit = PANELS.get(metric, ("judged quality", "score"))
-            panel(axis, letter, f"{title}, {model}" if len(columns["model"]) > 1 else title)
+    numbers_of, said = numbered(titles), []
+    for column, model in enumerate(models):
+        for row, (metric, frame, title, unit) in enumerate(rows):
+            axis, letter = axes[row, column], chr(ord("a") + row * len(models) + column)
+            named = f"{title}, {model}" if len(models) > 1 else title
+            panel(axis, letter, named.replace("$", r"\$"))  # in a name it begins no formula
             axis.set_ylabel(unit)
-            frame = quality if metric == "quality" else by_step
             if beyond := _lines(axis, frame[frame["model"] == model], metric, numbers_of, handles):
                 said.append(f"({letter}) leaves out what is far off: {beyond}")
-        axes[2, column].set_xlabel("training step")
+        axes[-1, column].set_xlabel("training step")
     figure.align_ylabels(axes)
     legend_above(figure, list(handles.values()), list(handles))
     notes = [f"thick: mean over seeds of the trailing mean over {WINDOW} steps; thin: steps of a single seed"]
+    notes += [f"quality: {asked}" for asked in quality["asked"].unique()]
     notes += said if len(quality) else [*said, "no traces were judged: `nrt judge RUN` scores them"]
     numbers = {"steps": by_step} | ({"quality": quality} if len(quality) else {})
     return Figure(**about, files=render(figure, SUFFIXES), numbers=numbers, units=DYNAMICS_UNITS, notes=tuple(notes))
@@ -98,12 +102,17 @@ def steps_of(card: RunCard) -> pd.DataFrame:
 
 
 def _quality(cards: Sequence[RunCard]) -> pd.DataFrame:
-    columns = ["model", "title", "seed", "step", "judge", "quality", "low", "high", "n"]
+    """The mean score by run, judge and step, `asked` with one template: scores for different questions do not mix."""
+    columns = ["model", "title", "seed", "step", "judge", "asked", "quality", "low", "high", "n"]
     frame = judged_frame({card.label: card.run for card in cards})
     if frame.empty:
         return pd.DataFrame(columns=columns)
     by_label = {card.label: card for card in cards}
-    table = quality_table(frame)
+    tables = []
+    for _, of in frame.groupby("template"):
+        judges = ", ".join(sorted(of["judge"].unique()))
+        tables.append(quality_table(of).assign(asked=f"{judges} asked with {asked_with(of)}"))
+    table = pd.concat(tables, ignore_index=True)
     for name in ("model", "title", "seed"):
         table[name] = [getattr(by_label[label], name) for label in table["run"]]
     return table[columns]

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.frames import STEP, trace_steps
+from analysis.judged import template_label
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.paper import paper
-from nrt_cli.config import SCHEMES, flatten, load_yaml
+from nrt_cli.config import SCHEMES, flatten
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.core.collapse import WINDOW
 from nrt_cli.core.formulas import FORMULAS, WEIGHTED, Formula, SchemeFormulas
@@ -300,22 +301,24 @@ def benchmarks_table() -> Table:
 
 def judge_table(cards: Sequence[RunCard]) -> Table:
     """Table 8: what judges were asked, word for word."""
-    asked: dict[str, str] = {}
+    asked: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}
     who: dict[str, set[str]] = {}
     for card in cards:
         found = templates(card.run)
         asked |= found
         for record in Judgements(card.run).records() if found else ():
-            who.setdefault(str(record["template"]), set()).add(
-                f"{record['judge']}, temperature {_shown(record['temperature'])}"
-            )
+            digest = str(record["template"])
+            names[digest] = template_label(digest, record.get("template_name"))
+            who.setdefault(digest, set()).add(f"{record['judge']}, temperature {_shown(record['temperature'])}")
     rows = []
-    for digest, text in sorted(asked.items()):
-        section = f"template {digest}: {'; '.join(sorted(who.get(digest, {'nothing was judged with it'})))}"
-        for part, prompt in _prompts(text).items():
+    for digest, texts in sorted(asked.items()):
+        asking = "; ".join(sorted(who.get(digest, {"nothing was judged with it"})))
+        section = f"template {names.get(digest, digest)}: {asking}"
+        for part, prompt in texts.items():
             # A row per paragraph: pages of print break between rows only.
-            for number, paragraph in enumerate(prompt.split("\n\n")):
-                rows.append(Row((Cell("" if number else part), Cell(paragraph)), section=section))
+            for number, paragraph in enumerate(str(prompt).strip().split("\n\n")):
+                rows.append(Row((Cell("" if number else str(part)), Cell(paragraph)), section=section))
     theirs = paper()["judge"]
     return Table(
         "table-8",
@@ -329,9 +332,3 @@ def judge_table(cards: Sequence[RunCard]) -> Table:
         ),
         reason="" if rows else "no trace of these runs was judged; `nrt judge RUN` does",
     )
-
-
-def _prompts(text: str) -> dict[str, str]:
-    """The texts of a template file."""
-    values = load_yaml(text, "template")
-    return {str(key): str(value).strip() for key, value in values.items()} if isinstance(values, dict) else {"": text}

@@ -148,6 +148,6 @@ def cases(
     asked = question or room.stored_questions(references, n or 3, kind)
     models = dict(zip(room.case_labels(references), runs, strict=True))
     cap = max_tokens or 256
-    rows = generate_cases(models, asked, cap, console.note)
+    rows = generate_cases(models, asked, cap, cap, console.note)
     how = f"generated greedily, at most {cap} tokens of trace and of answer"
     deliver(room.generated_cases(rows, how), out, references[0].path, as_json)

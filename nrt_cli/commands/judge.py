@@ -31,6 +31,9 @@ def judge(
     judges: Annotated[
         list[str] | None, typer.Option("--judge", help="The judge's model name; repeat it for several judges.")
     ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="What to ask: your YAML, or one prompt as text; default: the shipped one.")
+    ] = None,
     max_cost: Annotated[float | None, typer.Option(min=0.0, help="US dollars that this call may spend.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count requests, tokens and cost; ask nothing.")] = False,
     overrides: Overrides = None,
@@ -45,7 +48,7 @@ def judge(
     from nrt_cli.workflows.judge import estimate
     from nrt_cli.workflows.judge_plan import make_plan
 
-    flags = {key: value for key, value in (("n", n), ("models", judges)) if value}
+    flags = {key: value for key, value in (("n", n), ("models", judges), ("template", template)) if value is not None}
     plan = make_plan(runs, [*map(config.parse_override, overrides or []), {"judge": flags}])
     for note in plan.notes:
         console.note(note)
@@ -53,13 +56,14 @@ def judge(
         rows = estimate(plan)
         console.result(measured(rows) if as_json else rows, as_json, _show_estimate)
         return
-    outcome = _work(plan, max_cost)
+    outcome = ask_judges(plan, max_cost)
     if outcome.judged or outcome.reused:
         deliver(_report(plan), out, plan.runs[0].path, as_json)
     outcome.require_whole()
 
 
-def _work(plan: "Plan", max_cost: float | None) -> "Outcome":
+def ask_judges(plan: "Plan", max_cost: float | None) -> "Outcome":
+    """Ask, and say what came of it."""
     from nrt_cli.progress import counted
     from nrt_cli.workflows.judge import dollars
     from nrt_cli.workflows.judge import judge as run_judges

@@ -9,7 +9,7 @@ from rich.table import Table
 from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
-from nrt_cli.errors import NrtError
+from nrt_cli.errors import Interrupted, NrtError
 
 if TYPE_CHECKING:
     from analysis.report.contents import Contents
@@ -50,10 +50,13 @@ def reproduce(
     require_packages()
     with choose_for_study() as display:
         outcome = run_study(folder, asked, display)
-    try:
-        _look_into(asked, folder)
-    except NrtError as error:  # what is asked beyond the scores must not cost the report
-        console.warn(str(error))
+    for look in (_score_tokens, _ask, _judge):
+        try:
+            look(asked, folder)
+        except Interrupted:
+            raise
+        except NrtError as error:  # what is asked beyond the scores must not cost the report
+            console.warn(str(error))
     contents, written = make_report([folder], folder / "report", DEFAULT.split(","))
     record = outcome | {"report": contents.record(), "files": [str(path) for path in written]}
     console.result(record, as_json, lambda _: _show(outcome, contents, written))
@@ -76,19 +79,49 @@ def _show(outcome: dict[str, Any], contents: "Contents", written: list[Path]) ->
         console.note("the same command tries them again; the results of the others stand.")
 
 
-def _look_into(asked: "StudyConfig", folder: Path) -> None:
-    """What the report shows besides scores and dynamics, and takes models to find out."""
+def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
+    """Figure 3."""
     from analysis.tokens import token_report
     from nrt_cli.progress import counted
     from nrt_cli.store.reports import write_report
-    from nrt_cli.workflows.study_analysis import score_pairs, score_questions
+    from nrt_cli.workflows.study_analysis import score_pairs
 
     with counted("pairs") as report:
-        if scored := score_pairs(folder, asked, report):
-            sft, *others = scored
-            found = token_report(sft.table, {model.label: model.table for model in others}, sft.parts)
-            write_report(folder / "analysis" / "tokens", found.files())
+        scored = score_pairs(folder, asked, report)
+    if scored:
+        sft, *others = scored
+        found = token_report(sft.table, {model.label: model.table for model in others}, sft.parts)
+        write_report(folder / "analysis" / "tokens", found.files())
+
+
+def _ask(asked: "StudyConfig", folder: Path) -> None:
+    """Tables 9 and 10."""
+    from analysis.cases import generated_cases
+    from nrt_cli.progress import counted
+    from nrt_cli.store.reports import write_report
+    from nrt_cli.workflows.study_analysis import answer_questions, score_questions
+
+    with counted("runs") as report:
         score_questions(folder, asked, report)
+        rows = answer_questions(folder, asked, report)
+    if rows:
+        found = generated_cases(rows, "generated greedily, up to the caps of training")
+        write_report(folder / "analysis" / "cases", found.files())
+
+
+def _judge(asked: "StudyConfig", folder: Path) -> None:
+    """Figures 2e and 2f. What it may cost is said before anything is asked, and is all that is said without a key."""
+    from nrt_cli.commands.judge import ask_judges
+    from nrt_cli.workflows.judge import estimate
+    from nrt_cli.workflows.study_analysis import judge_plan
+    from nrt_cli.workflows.study_plan import judging_text
+
+    if plan := judge_plan(folder, asked):
+        for note in plan.notes:
+            console.note(note)
+        for row in estimate(plan):
+            console.note(judging_text(row["judge"], row["requests"], row["dollars (at most)"]))
+        ask_judges(plan, asked.analysis.judge_max_cost).require_whole()
 
 
 def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
@@ -99,6 +132,8 @@ def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
 
 
 def _render_plan(plan: dict[str, Any]) -> None:
+    from nrt_cli.workflows.study_plan import judging_text
+
     console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))
     if total := plan["total"]:
         table = Table("one run", "", title="The longest run", title_justify="left")
@@ -109,6 +144,8 @@ def _render_plan(plan: dict[str, Any]) -> None:
         console.stdout.print(f"all runs: {hours}, {total['disk'] / 1e9:,.0f} GB of disk, evaluation not counted")
     else:
         console.stdout.print("data and model are made by the study itself; no time is predicted for it")
+    for judge in plan["judges"]:
+        console.stdout.print(console.plain(judging_text(judge["judge"], judge["requests"], judge["dollars_most"])))
     console.stdout.print("commands:")
     for command in plan["commands"]:
         console.stdout.print(console.plain(f"  {command}"), soft_wrap=True)

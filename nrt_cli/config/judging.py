@@ -16,7 +16,8 @@ class JudgeSection(Section):
         ("grok-4.1-fast",), min_length=1, description="The judges, by the names that the endpoint knows them by."
     )
     template: str = Field(
-        "judge/trace-quality", description="What a judge is asked: a YAML file or a shipped one, to copy and edit."
+        "judge/trace-quality",
+        description="What a judge is asked: a YAML like the shipped one, or one prompt as text, such as Table 8's.",
     )
     n: int = Field(100, ge=1, description="Held-out examples judged per checkpoint, the same for all of them.")
     seed: Seed = Field(0, description="Decides which examples.")

@@ -66,11 +66,28 @@ class StudyEval(Section):
     base: bool = Field(True, description="Ask the starting model too, which answers directly.")
 
 
+class StudyQuestion(Section):
+    """A question to the models of a study."""
+
+    question: str = Field(pattern=r"\S")
+    answer: str | None = Field(None, pattern=r"\S", description="Reference answer; without one, nothing is scored.")
+
+
 class StudyAnalysis(Section):
-    """What is looked into besides what the report makes of the runs by itself; all of it with the first seed's runs."""
+    """What is looked into besides what the report makes of the runs by itself; all of it with the first seed's runs.
+
+    Every question is answered by every model, for Table 10; one with a reference answer is scored on it, for Table 9.
+    """
 
     tokens: int = Field(0, ge=0, description="Held-out pairs scored token by token, for Figure 3; needs sft.")
-    questions: int = Field(0, ge=0, description="Held-out questions scored under every method, for Table 9.")
+    ask: tuple[StudyQuestion, ...] = Field((), description="Questions, for Tables 9 and 10.")
+    questions: int = Field(0, ge=0, description="Held-out questions, for Tables 9 and 10.")
+    judge_max_cost: float = Field(
+        0.0,
+        ge=0,
+        description="US dollars that one call may spend on an LLM judge of held-out traces, for Figures 2e and 2f; its "
+        "settings are `run.judge`. 0: no judge is asked.",
+    )
 
 
 class Variant(Section):
@@ -127,8 +144,14 @@ def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None
     if jobs is not None:
         values["jobs"] = jobs
     study = parse_study(values, name)
-    # What a run or a benchmark cannot mean is said before anything is begun.
-    list(planned_runs(study, Path("study")))
+    # What a run, a judge or a benchmark cannot mean is said before anything is begun.
+    for run in judged_runs(study, Path("study")):
+        for model in run.config.judge.models:
+            if model not in run.config.judge.prices:
+                raise ConfigError(
+                    f"{name}: analysis.judge_max_cost needs what {model} costs, in dollars per million tokens in and "
+                    f"out: --set 'run.judge.prices={{{model}: [0.2, 0.5]}}'."
+                )
     if study.eval.benchmarks:
         select(study.eval.benchmarks)
     return study
@@ -179,6 +202,12 @@ def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
             layers = (recipe, places, benchmarks, study.run, named, study.variants.get(method, Variant()).settings)
             name = f"{method.replace(':', '.')}-s{seed}"
             yield Planned(name, method, seed, configs.resolve(*layers, origin=f"run {name}"))
+
+
+def judged_runs(study: StudyConfig, folder: Path) -> list[Planned]:
+    """Runs whose held-out traces a judge is asked about: the first seed's, but for SFT, which has none."""
+    asked = [run for run in planned_runs(study, folder) if run.seed == study.seeds[0] and run.config.method != "sft"]
+    return asked if study.analysis.judge_max_cost else []
 
 
 def uses_own_benchmark(study: StudyConfig) -> bool:

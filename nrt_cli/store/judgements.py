@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nrt_cli.config import load_yaml
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.files import append_line, lines, sole_writer, write, writes_to
@@ -35,10 +36,10 @@ class Judgements:
     def append(self, record: Mapping[str, Any]) -> None:
         append_line(self.path / SCORES, record)
 
-    def keep_template(self, digest: str, text: str) -> None:
+    def keep_template(self, digest: str, text: str, suffix: str = ".yaml") -> None:
         """The file that judges are asked with, under the name that records give it."""
         with writes_to(self.path):
-            write(self.path / f"template-{digest}.yaml", text)
+            write(self.path / f"template-{digest}{suffix}", text)
 
     def records(self) -> list[dict[str, Any]]:
         """All judgements in the order they were made, a number that is not known as NaN."""
@@ -50,10 +51,14 @@ class Judgements:
         ]
 
 
-def templates(run: Run) -> dict[str, str]:
-    """The texts of `keep_template` by digest: everything that this run's judges were asked with."""
-    found = (run.path / FOLDER).glob("template-*.yaml")
-    return {path.stem.removeprefix("template-"): path.read_text(encoding="utf-8") for path in sorted(found)}
+def templates(run: Run) -> dict[str, dict[str, str]]:
+    """What this run's judges were asked with, by digest: the texts of each file by name, of which a .txt has one."""
+    found = {}
+    for path in sorted((run.path / FOLDER).glob("template-*")):
+        text = path.read_text(encoding="utf-8")
+        texts = load_yaml(text, str(path)) if path.suffix == ".yaml" else None
+        found[path.stem.removeprefix("template-")] = texts if isinstance(texts, dict) else {"prompt": text}
+    return found
 
 
 def held_out_steps(run: Run) -> list[int]:

@@ -1,8 +1,8 @@
 """What an LLM judge is asked and what it said: quoting, the two prompts, and reading its reply. Nothing here is sent.
 
-A trace is untrusted: it may address the judge, close the tag it stands in, spell out control tokens or carry a ready
-grade. So it is escaped before it goes in, and only a whole reply counts as a verdict, never JSON found within one. What
-a judge thought before its reply is not part of it.
+A trace is untrusted: it may address the judge, close the tag or fence it stands in, spell out control tokens or carry
+a ready grade. So it is guarded before it goes in, and only a whole reply counts as a verdict, never JSON found within
+one. What a judge thought before its reply is not part of it.
 """
 
 import hashlib
@@ -21,8 +21,18 @@ from nrt_cli.errors import ConfigError
 INPUTS = {"prompt": ("problem", "reasoning", "ground_truth"), "repair": ("reason",)}
 """Which texts a template has, and what each of them is given (Table 8's inputs, in its order)."""
 
+# As Table 8 and Appendix H print them, and as text copied from a PDF or from LaTeX may have them.
+_PLACE = re.compile(r"\{(\{)?\s*(?P<input>problem|reasoning|ground(?:[ ._-]|\\_)truth)\s*\}(?(1)\})")
+_PLACES = "{problem}, {reasoning} and {ground_truth}"
+# A name in braces that stands for nothing we know. That of a LaTeX command, such as \boxed{answer}, is text.
+_OTHER = re.compile(r"(?<!\w)\{[A-Za-z_][\w.]*\}|\{\{\s*[A-Za-z_][\w.]*\s*\}\}|\{%.*?%\}", re.DOTALL)
+
 # Most chat formats write control tokens with <; Mistral's are [INST] and the like.
 _BRACKETED = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
+_FENCE = re.compile(r"`{3,}|~{3,}")
+_TAG = re.compile(r"<(?=[/!|\uff5c]|[^\W\d])")
+_BREAK = "\u200b"
+"""A space without width: what stood together does not any more, and looks as it did."""
 _FENCED = re.compile(r"(```|~~~)[ \t]*(?:json\w*)?\s*(.*?)\s*\1", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _THOUGHT = re.compile(r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|think_end\|>", re.IGNORECASE)
@@ -43,25 +53,63 @@ class Verdict(BaseModel):
 
 
 class JudgePrompt:
-    """The texts of a template file, ready to be filled in.
+    """What a judge is asked, ready to be filled in; `digest` is of all of it that a user wrote.
+
+    Args:
+        texts: of a template file, by the names of `INPUTS`.
+        origin: where they are from, for errors.
+        plain: the prompt is no Jinja but text with placeholders in braces, as Table 8 is printed, and `repair` ours.
 
     Raises ConfigError where a text is missing, is no Jinja, leaves an input out or wants something else.
     """
 
-    def __init__(self, texts: Mapping[str, Any], origin: str) -> None:
+    def __init__(self, texts: Mapping[str, Any], origin: str, plain: bool = False) -> None:
         if set(texts) != set(INPUTS) or not all(isinstance(text, str) for text in texts.values()):
-            raise ConfigError(f"{origin}: a judge's template has two texts, {' and '.join(INPUTS)}.")
-        self._templates = {name: _compile(texts[name], wanted, f"{origin}: {name}") for name, wanted in INPUTS.items()}
-        self.digest = hashlib.sha256("\0".join(texts[name] for name in INPUTS).encode()).hexdigest()
+            raise ConfigError(
+                f"{origin}: a judge's template in YAML has two texts, {' and '.join(INPUTS)}; one prompt with "
+                f"{_PLACES} in it is a text file, such as my-judge.txt."
+            )
+        self._plain = texts["prompt"] if plain else None
+        if plain:
+            _check_places(texts["prompt"], origin)
+        jinja = [name for name in INPUTS if name != "prompt" or not plain]
+        self._templates = {name: _compile(texts[name], INPUTS[name], f"{origin}: {name}") for name in jinja}
+        written = [texts["prompt"]] if plain else [texts[name] for name in INPUTS]
+        self.digest = hashlib.sha256("\0".join(written).encode()).hexdigest()
 
     def prompt(self, problem: str, reasoning: str, ground_truth: str) -> str:
         """The user turn about one trace."""
-        given = zip(INPUTS["prompt"], map(quoted, (problem, reasoning, ground_truth)), strict=True)
-        return self._templates["prompt"].render(dict(given)).strip()
+        given = (problem, reasoning, ground_truth)
+        if self._plain is None:
+            texts = dict(zip(INPUTS["prompt"], map(quoted, given), strict=True))
+            return self._templates["prompt"].render(texts).strip()
+        texts = dict(zip(INPUTS["prompt"], map(broken, given), strict=True))
+        # In one pass: a placeholder that a trace spells out is text.
+        return _PLACE.sub(lambda place: texts[_input(place)], self._plain).strip()
 
     def repair(self, reason: str) -> str:
         """The user turn after a reply that could not be read."""
         return self._templates["repair"].render(reason=reason).strip()
+
+
+def _input(place: re.Match[str]) -> str:
+    """Which input a placeholder stands for."""
+    return re.sub(r"[^a-z]+", "_", place["input"])
+
+
+def _check_places(text: str, origin: str) -> None:
+    """Refuse a text that does not show the judge everything, or has a name in braces that nothing fills."""
+    found = {_input(place) for place in _PLACE.finditer(text)}
+    if others := list(dict.fromkeys(_OTHER.findall(_PLACE.sub("", text)))):
+        raise ConfigError(
+            f"{origin}: nothing is known to put in place of {', '.join(others[:3])}; a judge's prompt has {_PLACES}, "
+            "and other words in braces are text only with a space within the braces."
+        )
+    if missing := [name for name in INPUTS["prompt"] if name not in found]:
+        raise ConfigError(
+            f"{origin}: the prompt leaves out {', '.join(f'{{{name}}}' for name in missing)}; it must have {_PLACES}, "
+            "where problem, trace and reference answer are to stand."
+        )
 
 
 def _compile(text: str, wanted: Sequence[str], origin: str) -> jinja2.Template:
@@ -83,11 +131,20 @@ def quoted(text: str) -> str:
     return _BRACKETED.sub("&#91;", html.escape(text, quote=False))
 
 
+def broken(text: str) -> str:
+    """Text as it is, but for spaces without width where it would close a code fence or a tag, or spell a control token.
+
+    For a prompt that says nothing of escapes, and so would have the judge read `a &lt; b`.
+    """
+    text = _FENCE.sub(lambda fence: _BREAK.join(fence.group()), text)
+    return _BRACKETED.sub("[" + _BREAK, _TAG.sub("<" + _BREAK, text))
+
+
 def read_verdict(reply: str, shown: Sequence[str]) -> Verdict:
     """The verdict that a reply is, bare or in a code fence. Raises ValueError with the reason where it is none.
 
     Args:
-        shown: the texts that were quoted to the judge. A "verdict" copied out of one of them is not the judge's.
+        shown: the texts that the judge saw, before they were guarded. A "verdict" copied out of one is not its own.
     """
     reply = reply.strip()
     # The trace that a judge quotes while it thinks may spell an end of thinking too; one that stands in a verdict's
@@ -116,6 +173,8 @@ def _whole_verdict(reply: str, shown: Sequence[str]) -> Verdict:
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
     bare = "".join(body.split())
     # A number alone may well stand in a problem.
-    if not number and any(bare in "".join(text.split()) for text in shown):
+    if not number and any(
+        bare in "".join(seen.split()) for text in shown for seen in (text, quoted(text), broken(text))
+    ):
         raise ValueError("it is a copy of JSON in the quoted material")
     return verdict

@@ -9,7 +9,7 @@ from typing import Any
 from nrt_cli.config import ModelSection
 from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import ModelError
-from nrt_cli.records import Request
+from nrt_cli.records import Reply, Request
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.text.reasoning import Part, ThinkMode, thinking
 from nrt_cli.workflows.models import locate_model
@@ -48,6 +48,25 @@ class Generator:
         Raises:
             ModelError: question and caps do not fit the model's positions.
         """
+        return self.reasoner.stream(
+            self._request(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
+        )
+
+    def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
+        """What is said greedily, at once, with how trace and answer ended."""
+        request = self._request(question, "on", max_trace_tokens, max_answer_tokens, 0.0, 0)
+        ((_, reply),) = self.reasoner.run([request])
+        return reply
+
+    def _request(
+        self,
+        question: str,
+        mode: ThinkMode,
+        max_trace_tokens: int | None,
+        max_answer_tokens: int | None,
+        temperature: float,
+        seed: int,
+    ) -> Request:
         think, min_trace_tokens = thinking(mode, self.reasoner.about.thinks)
         request = Request(
             key="question",
@@ -65,7 +84,7 @@ class Generator:
         trace, answer = (usual if cap is None else cap for cap in asked)
         request = dataclasses.replace(request, max_trace_tokens=trace, max_answer_tokens=answer)
         self._check_room(request)
-        return self.reasoner.stream(request)
+        return request
 
     def answer(self, question: str, mode: ThinkMode, *settings: Any) -> dict[str, Any]:
         """What `stream` says, at once: `question`, `trace` and `answer`.

@@ -110,12 +110,15 @@ def judge(plan: Plan, max_cost: float | None, report: Report) -> Outcome:
     with contextlib.ExitStack() as locks:
         for run in plan.runs:
             locks.enter_context(Judgements(run).writing())
-            Judgements(run).keep_template(plan.template.digest[:12], plan.template_text)
         before = known(plan)
-        outcome = Outcome(reused=_copy(plan, before))
         pending = unasked(plan, before)
-        if pending:
-            work = _Work(plan, Budget(plan.settings, max_cost), outcome, report)
+        # Without an endpoint nothing is written.
+        endpoint = Endpoint(plan.settings.timeout, plan.settings.retries) if pending else None
+        for run in plan.runs:
+            Judgements(run).keep_template(plan.template.digest[:12], plan.template_file.text, plan.template_file.suffix)
+        outcome = Outcome(reused=_copy(plan, before))
+        if endpoint:
+            work = _Work(plan, endpoint, Budget(plan.settings, max_cost), outcome, report)
             try:
                 asyncio.run(work.all(pending))
             except KeyboardInterrupt:
@@ -156,14 +159,14 @@ def _store(questions: Sequence[Question], record: Mapping[str, Any]) -> None:
 class _Work:
     """One process's requests: a few at a time, until all are made or something says to stop."""
 
-    def __init__(self, plan: Plan, budget: "Budget", outcome: Outcome, report: Report) -> None:
-        self.plan, self.budget, self.outcome, self.report = plan, budget, outcome, report
+    def __init__(self, plan: Plan, endpoint: Endpoint, budget: "Budget", outcome: Outcome, report: Report) -> None:
+        self.plan, self.endpoint, self.budget, self.outcome, self.report = plan, endpoint, budget, outcome, report
         self.in_a_row = self.total = 0
 
     async def all(self, pending: Mapping[str, list[Question]]) -> None:
         settings, self.total = self.plan.settings, len(pending)
         queue = iter(pending.values())
-        async with Endpoint(settings.timeout, settings.retries) as self.endpoint:
+        async with self.endpoint:
             await asyncio.gather(*(self._worker(queue) for _ in range(settings.concurrency)))
 
     async def _worker(self, queue: Iterator[list[Question]]) -> None:
@@ -224,6 +227,7 @@ class _Work:
             "key": question.key,
             "judge": question.judge,
             "template": template.digest[:12],
+            "template_name": self.plan.template_file.name,
             "temperature": replies[-1].temperature,
             "score": verdict.score if verdict else math.nan,
             "reason": None if verdict else reason,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,16 @@ from nrt_cli.store.reference import Reference
 from nrt_cli.text.judging import JudgePrompt
 
 SHIPPED = "judge/trace-quality"
+YAML = (".yaml", ".yml")
+
+
+class TemplateFile(NamedTuple):
+    """A judge's template as its file has it."""
+
+    name: str
+    """What people call it: the file's name, or that of a shipped one."""
+    suffix: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Plan:
 
     settings: JudgeSection
     template: JudgePrompt
-    template_text: str
+    template_file: TemplateFile
     steps: tuple[tuple[Run, tuple[int, ...]], ...]
     questions: tuple[Question, ...]
     notes: tuple[str, ...]
@@ -63,7 +73,7 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
     runs = [run for run, _ in found]
     _each_once(runs)
     settings = _settings(runs, changes)
-    template_text, template = _template(settings.template)
+    template, template_file = read_template(settings.template)
     traces = [(run, step, held_out_traces(run, step)) for run, steps in found for step in steps]
     common = set.intersection(*(set(rows) for _, _, rows in traces))
     _comparable(traces, common)
@@ -81,7 +91,7 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
         for run, step, rows in traces
         for judge in settings.models
     ]
-    return Plan(settings, template, template_text, tuple(found), tuple(questions), tuple(notes))
+    return Plan(settings, template, template_file, tuple(found), tuple(questions), tuple(notes))
 
 
 def draw(examples: Iterable[int], n: int, seed: int) -> list[int]:
@@ -142,12 +152,31 @@ def _settings(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]]) -> Judg
     return each[0]
 
 
-def _template(name: str) -> tuple[str, JudgePrompt]:
+def read_template(name: str) -> tuple[JudgePrompt, TemplateFile]:
+    """A YAML of two Jinja texts, or in a file of any other name one prompt, as Table 8 is. Raises ConfigError."""
     try:
         path = configs.find_config(name)
     except ConfigError:
         raise ConfigError(f"judge.template={name!r}: no such file; the shipped template is {SHIPPED}.") from None
-    return path.read_text(encoding="utf-8"), JudgePrompt(configs.read_yaml(path), str(path))
+    text = _text_of(path)
+    shipped = configs.configs_dir() in path.parents
+    file = TemplateFile(name if shipped else path.name, ".yaml" if path.suffix in YAML else ".txt", text)
+    if file.suffix == ".txt":
+        ours = configs.read_yaml(configs.find_config(SHIPPED))
+        return JudgePrompt({"prompt": text, "repair": ours["repair"]}, str(path), plain=True), file
+    texts = configs.load_yaml(text, str(path))
+    return JudgePrompt(texts if isinstance(texts, dict) else {}, str(path)), file
+
+
+def _text_of(path: Path) -> str:
+    """A text file's text, with the line ends of Unix and without a byte order mark."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8.") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _texts(runs: Sequence[Run], sample: Sequence[int]) -> tuple[dict[int, tuple[str, str]], list[str]]:

@@ -9,11 +9,21 @@ from typing import Any
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig, read_yaml
-from nrt_cli.config.study import Planned, StudyConfig, absolute, changed_sections, parse_study, planned_runs, to_yaml
+from nrt_cli.config.study import (
+    Planned,
+    StudyConfig,
+    absolute,
+    changed_sections,
+    judged_runs,
+    parse_study,
+    planned_runs,
+    to_yaml,
+)
 from nrt_cli.errors import ConfigError, NrtError
 from nrt_cli.progress import StudyProgress
 from nrt_cli.store.evals import settings_hash
 from nrt_cli.store.study import Outcome, Study
+from nrt_cli.workflows.judge_plan import read_template
 from nrt_cli.workflows.study_run import ask_base, make_inputs, train_and_ask
 from nrt_cli.workflows.tasks import Status, Task, run_tasks
 
@@ -38,6 +48,8 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         Interrupted: a signal asked to stop; the same call goes on.
     """
     store, study = Study(folder), absolute(study)
+    for run in judged_runs(study, folder):
+        read_template(run.config.judge.template)  # what comes last can be done
     with store.writing():
         _same_study(store, study)
         store.write_config(to_yaml(study))

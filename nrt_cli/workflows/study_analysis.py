@@ -1,16 +1,17 @@
 """What a study looks into with its models, besides scores: the first seed's runs on held-out pairs."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from nrt_cli.config.study import Planned, StudyConfig, planned_runs
+from nrt_cli.config.study import Planned, StudyConfig, StudyQuestion, judged_runs, planned_runs
 from nrt_cli.records import json_line
 from nrt_cli.store.reports import write_report
 from nrt_cli.store.study import Study
+from nrt_cli.workflows.cases import generate_cases
+from nrt_cli.workflows.judge_plan import Plan, make_plan
 from nrt_cli.workflows.score import Question, score_answer
 from nrt_cli.workflows.scoring import Report
 from nrt_cli.workflows.tokens import ScoredModel, score_tokens
@@ -35,25 +36,44 @@ def score_pairs(folder: Path, study: StudyConfig, report: Report) -> list[Scored
     return score_tokens(places[direct[0].name], thinking, where, report, count=study.analysis.tokens)
 
 
+def judge_plan(folder: Path, study: StudyConfig) -> Plan | None:
+    """What a judge is to be asked about the finished runs; None where none is asked, or none has finished."""
+    finished = {run.name for run in first_runs(folder, study)}
+    runs = [str(folder / "runs" / run.name) for run in judged_runs(study, folder) if run.name in finished]
+    return make_plan(runs, []) if runs else None
+
+
 def score_questions(folder: Path, study: StudyConfig, report: Report) -> list[Path]:
-    """Held-out questions under every method, each as the JSON list that `nrt score ... --json` prints."""
+    """Questions with a reference answer under every method, each as the JSON that `nrt score ... --json` prints."""
     runs, written = first_runs(folder, study), []
-    for number, pair in enumerate(_held_out(folder, study)):
+    scored = [(asked.question, asked.answer) for asked in questions(folder, study) if asked.answer is not None]
+    for number, pair in enumerate(scored, 1):
         records: list[dict[str, Any]] = []
         for done, run in enumerate(runs, 1):
             record = score_answer(str(folder / "runs" / run.name), Question(*pair))
             records.append(json.loads(json_line(record)))  # in which what is not finite is null
-            report(f"question {number + 1}", done, len(runs))
+            report(f"question {number}", done, len(runs))
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
-        written += write_report(folder / "analysis" / "score", {f"question-{number + 1}.json": text.encode()})
+        written += write_report(folder / "analysis" / "score", {f"question-{number}.json": text.encode()})
     return written
 
 
-def _held_out(folder: Path, study: StudyConfig) -> Iterator[tuple[str, str]]:
-    """The first held-out questions, which are ordered at random, and their answers."""
-    path = folder / "data" / "validation.parquet"
-    if not (study.analysis.questions and path.is_file()):
-        return
-    rows = pq.read_table(path, columns=["prompt", "reward_model"]).slice(0, study.analysis.questions)
-    for row in rows.to_pylist():
-        yield row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]
+def answer_questions(folder: Path, study: StudyConfig, report: Report) -> list[dict[str, str | None]]:
+    """What every method thinks and answers to the questions, as `generate_cases` has it; up to the caps of training."""
+    asked, runs = [each.question for each in questions(folder, study)], first_runs(folder, study)
+    rows: list[dict[str, str | None]] = []
+    for done, run in enumerate(runs if asked else (), 1):
+        caps = (run.config.rollout.max_trace_tokens, run.config.data.max_answer_tokens)
+        rows += generate_cases({run.name: str(folder / "runs" / run.name)}, asked, *caps, lambda _: None)
+        report("answers", done, len(runs))
+    return sorted(rows, key=lambda row: asked.index(str(row["question"])))
+
+
+def questions(folder: Path, study: StudyConfig) -> list[StudyQuestion]:
+    """Those that the study names, then the first held-out ones, which are ordered at random."""
+    found, path = list(study.analysis.ask), folder / "data" / "validation.parquet"
+    if study.analysis.questions and path.is_file():
+        rows = pq.read_table(path, columns=["prompt", "reward_model"]).slice(0, study.analysis.questions)
+        pairs = [(row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]) for row in rows.to_pylist()]
+        found += [StudyQuestion(question=question, answer=answer) for question, answer in pairs]
+    return found

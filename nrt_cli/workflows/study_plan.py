@@ -1,14 +1,18 @@
 """`nrt reproduce --dry-run`: the commands that a study comes to, and what its runs will take."""
 
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.commandline import nrt, settings
+from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection
-from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, planned_runs
+from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, judged_runs, planned_runs
+from nrt_cli.workflows.judge import BYTES_PER_TOKEN
+from nrt_cli.workflows.judge_plan import read_template
 from nrt_cli.workflows.preflight import describe, plan_for
 
 
@@ -27,7 +31,48 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
         record["total"] = {key: sum(getattr(plan, key) for plan in plans.values()) for key in totals}
     else:
         record["runs"] = [{"run": run.name, "steps": run.config.train.steps} for run in runs]
+    record["judges"] = list(_judging(study, folder, {run["run"]: run["steps"] for run in record["runs"]}))
     return record | {"commands": list(commands(folder, study, runs))}
+
+
+def judging_text(judge: str, requests: int, dollars: float) -> str:
+    """What asking a judge comes to, in one line."""
+    return (
+        f"judging (Figures 2e and 2f): {requests:,} requests to {judge}, ${dollars:,.2f} at most without repairs; "
+        "OPENAI_BASE_URL and OPENAI_API_KEY say where"
+    )
+
+
+def _judging(study: StudyConfig, folder: Path, steps: Mapping[str, int | None]) -> Iterator[dict[str, Any]]:
+    """What each judge would be asked, and cost where all texts reach their caps: the traces are not there yet.
+
+    Runs whose steps only the data tell are left out.
+    """
+    requests: dict[str, int] = {}
+    dollars: dict[str, float] = {}
+    for run in judged_runs(study, folder):
+        if (last := steps[run.name]) is None:
+            continue
+        judge, train, data = run.config.judge, run.config.train, run.config.data
+        template, _ = read_template(judge.template)
+        traces = min(judge.n, train.validation_size, _held_out(study.data))
+        asked = traces * len({0, last, *range(0, last, train.validate_every or last)})
+        shown = data.max_prompt_tokens + run.config.rollout.max_trace_tokens + data.max_answer_tokens
+        sent = shown + math.ceil(len(template.prompt("", "", "").encode()) / BYTES_PER_TOKEN)
+        for model in judge.models:
+            per_sent, per_reply = judge.prices[model]
+            requests[model] = requests.get(model, 0) + asked
+            cost = asked * (sent * per_sent + judge.max_output_tokens * per_reply) / 1e6
+            dollars[model] = dollars.get(model, 0.0) + cost
+    for model, count in requests.items():
+        yield {"judge": model, "requests": count, "dollars_most": dollars[model]}
+
+
+def _held_out(data: StudyData) -> int:
+    """Pairs that are held out, where that can be said before the sources are read."""
+    if isinstance(data.validation, int):
+        return data.validation
+    return round(data.validation * data.size) if data.size else sys.maxsize
 
 
 def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[str]:
@@ -45,6 +90,19 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         asked = {"--model": folder / "runs" / run.name, "--benchmarks": ",".join(study.eval.benchmarks)}
         asked |= {"--limit": study.eval.limit, "--engine": study.eval.engine}
         yield nrt("eval", *_options(asked), *settings(_changed(run.config.eval)))
+    first = [run for run in runs if run.seed == study.seeds[0]]
+    places = [folder / "runs" / run.name for run in first]
+    for number, asked in enumerate((asked for asked in study.analysis.ask if asked.answer), 1):
+        where = folder / "analysis" / "score"
+        score = nrt("score", *places, "--question", asked.question, "--answer", str(asked.answer), "--json")
+        yield f"mkdir -p {pasted([str(where)])} && {score} > {pasted([str(where / f'question-{number}.json')])}"
+    if study.analysis.ask:
+        named = [word for asked in study.analysis.ask for word in ("--question", asked.question)]
+        cap = max(first[-1].config.rollout.max_trace_tokens, first[-1].config.data.max_answer_tokens)
+        yield nrt("analyze", "cases", *places, *named, "--max-tokens", str(cap), "--out", folder / "analysis" / "cases")
+    if judged := judged_runs(study, folder):
+        limit = f"{study.analysis.judge_max_cost:g}"
+        yield nrt("judge", *(folder / "runs" / run.name for run in judged), "--max-cost", limit)
     yield nrt("report", folder)
 
 
@@ -52,8 +110,7 @@ def _examples(data: StudyData) -> int | None:
     """Pairs to train on; None where the sources decide it."""
     if data.size is None:
         return None
-    held_out = data.validation if isinstance(data.validation, int) else round(data.validation * data.size)
-    return data.size - held_out
+    return data.size - _held_out(data)
 
 
 def _init(model: StudyModel) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -334,6 +335,16 @@ def test_table_8_is_what_the_judge_was_asked(trained, tmp_path):
     assert found == [("prompt", "Grade this."), ("", "{{ reasoning }}"), ("repair", "Again.")]
     assert "grok, temperature 0" in contents["table-8"].rows[0].section
 
+    with Judgements(run).writing():
+        Judgements(run).keep_template("def", "Grade {reasoning}:\n\n- now\n", ".txt")
+        Judgements(run).append(record | {"template": "def", "template_name": "mine.txt"})
+    *_, first, last = report(tmp_path)["table-8"].rows
+    assert first.section.startswith("template mine.txt (def): grok")
+    assert [(row.cells[0].text, row.cells[1].text) for row in (first, last)] == [
+        ("prompt", "Grade {reasoning}:"),
+        ("", "- now"),
+    ]
+
 
 # --- Tables 9 and 10 --------------------------------------------------------------------------------------------------
 
@@ -380,11 +391,29 @@ def test_figure_2_has_the_steps_of_every_run_that_thinks(trained, tmp_path):
     with Judgements(run).writing():
         Judgements(run).append({"key": "k", "judge": "j", "template": "t", "step": 2, "example": 0, "score": 0.5})
     figure = dynamics_figure(cards([tmp_path / "runs"]))
+    assert "quality: j asked with t" in figure.notes
     frame = figure.numbers["steps"]
     assert list(frame["seed"]) == [0, 0, 1, 1, 0, 0]
     assert list(frame["trace_length"]) == [30.0] * 6
     assert list(figure.numbers["quality"]["quality"]) == [0.5]
     assert set(figure.files) == {"png", "pdf", "svg"}
+
+
+def test_quality_asked_with_two_templates_is_two_panels_that_name_them(trained, tmp_path):
+    run = trained("am")
+    record = {"key": "k", "judge": "j", "step": 2, "example": 0}
+    with Judgements(run).writing():
+        Judgements(run).append(record | {"template": "abc", "template_name": "judge/trace-quality", "score": 0.2})
+        Judgements(run).append(record | {"template": "def", "template_name": "$ta_ble$ 8.txt", "score": 0.9})
+        Judgements(run).append(record | {"template": "def", "template_name": "$ta_ble$ 8.txt", "score": 0.7})
+    figure = dynamics_figure(cards([tmp_path / "runs"]))
+    quality = figure.numbers["quality"].set_index("asked")["quality"].to_dict()
+    # Not their mean; judged again with the same template, the last counts.
+    ours, theirs = "j asked with judge/trace-quality (abc)", "j asked with $ta_ble$ 8.txt (def)"
+    assert quality == {ours: 0.2, theirs: 0.7}
+    assert {f"quality: {ours}", f"quality: {theirs}"} <= set(figure.notes)
+    words = "".join(re.findall(r"<!-- (.*?) -->", figure.files["svg"].decode()))
+    assert "judge/trace-quality (abc)" in words.replace("\n", " ")
 
 
 def test_what_cannot_be_drawn_says_why(trained, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 from nrt_cli import config as configs
 from nrt_cli.errors import BudgetError, ConfigError, EndpointError, StoreError
 from nrt_cli.store import Run
-from nrt_cli.store.judgements import Judgements
+from nrt_cli.store.judgements import Judgements, templates
 from nrt_cli.workflows.judge import Outcome, estimate
 from nrt_cli.workflows.judge import judge as run_judges
 from nrt_cli.workflows.judge_plan import Plan, draw, make_plan
@@ -980,3 +980,65 @@ def test_what_a_judge_writes_cannot_reach_the_terminal(
     assert code == 0
     assert "\x1b" not in re.sub(r"\x1b\[[0-9;]*m", "", out)
     assert "6 unscored" in out
+
+
+# --- a prompt of the user's own, as text -----------------------------------------------------------------------------
+
+PRINTED = (
+    'Return JSON:\n\n```\n{\n  "score": float in [0, 1]\n}\n```\n\nProblem:\n\n```\n{problem}\n```\n\n'
+    "Trace:\n\n```\n{reasoning}\n```\n\nAnswer:\n\n```\n{ground_truth}\n```\n\nGrade it.\n"
+)
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_a_printed_prompt_is_asked_as_it_is_and_kept_under_its_hash(
+    server: Server,
+    make_run: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    prefix: bytes,
+    line_end: bytes,
+) -> None:
+    run = make_run(steps=(5,), examples=1)
+    file = tmp_path / "table 8.txt"
+    file.write_bytes(prefix + PRINTED.encode().replace(b"\n", line_end))
+
+    code, out, _ = command(monkeypatch, capsys, run.path, "--template", file, "--json")
+
+    assert code == 0
+    shown = {"{problem}": "<|user|>\nHow much", "{reasoning}": "run: 0 and one at step 5", "{ground_truth}": "1<eos>"}
+    (asked,) = server.prompts
+    assert asked.replace("\u200b", "").startswith(PRINTED[: PRINTED.index("{problem}")] + shown["{problem}"])
+    assert asked.endswith("Grade it.")
+    assert shown["{reasoning}"] in asked
+    assert "1<\u200beos>" in asked
+    digest = hashlib.sha256(PRINTED.encode()).hexdigest()[:12]
+    (record,) = Judgements(run).records()
+    assert (record["template"], record["template_name"]) == (digest, "table 8.txt")
+    assert templates(run) == {digest: {"prompt": PRINTED}}
+    assert any(f"table 8.txt ({digest})" in note for note in json.loads(out)["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t.txt", PRINTED.encode("utf-16"), "not UTF-8 text; save it as UTF-8"),
+        ("t.txt", PRINTED.replace("{problem}", "{question}").encode(), "in place of {question}"),
+        ("t.txt", b"", "leaves out {problem}, {reasoning}, {ground_truth}"),
+        ("t.yaml", PRINTED.encode(), "not valid YAML"),
+        ("t.yaml", b"Grade {problem}.", "is a text file, such as my-judge.txt"),
+        ("t.yaml", b"[1]", "two texts, prompt and repair"),
+    ],
+)
+def test_a_template_file_that_cannot_be_used_says_what_to_do(
+    make_run: Callable[..., Run], tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(ConfigError) as caught:
+        plan_for(make_run().path, template=str(tmp_path / name))
+
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert says in str(caught.value)
