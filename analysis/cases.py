@@ -55,7 +55,7 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
 
 def generated_cases(rows: Sequence[Mapping[str, Any]], how: str) -> Report:
     """What models say now: rows of `question`, `run`, `trace` (None where it does not think), `answer` and `cut`."""
-    return _report(pd.DataFrame(rows)[["question", "run", "trace", "answer", "cut"]], (how,))
+    return _report(pd.DataFrame(rows, columns=["question", "run", "trace", "answer", "cut"]), (how,))
 
 
 def stored_questions(references: Sequence[Reference], n: int, kind: str) -> list[str]:
@@ -130,14 +130,14 @@ def _said(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "answer" in case:
         thought = "(does not think)" if pd.isna(case["trace"]) else case["trace"] or "(empty)"
         said = {"trace": thought, "answer": case["answer"] or "(empty)"}
-        return [(f"{case['run']}: {ended(part, case)}", text) for part, text in said.items()]
+        return [(f"{case['run']}: {part}{cut_mark(case, part)}", text) for part, text in said.items()]
     gain = "" if np.isnan(case["gain"]) else f" (gain {case['gain']:+.2f} nats)"
     return [(f"{case['run']}{gain}", case["trace"] or "(empty)")]
 
 
-def ended(part: str, case: Mapping[Any, Any]) -> str:
-    """What a text is called, with a word where its model was stopped at a cap."""
-    return f"{part}, cut at the cap" if part in str(case.get("cut") or "").split(", ") else part
+def cut_mark(case: Mapping[Any, Any], part: str) -> str:
+    """What is said of a trace or answer whose model was stopped at a cap."""
+    return ", cut at the cap" if part in str(case.get("cut") or "").split(", ") else ""
 
 
 def clipped(text: str, most: int = SHOWN) -> str:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from nrt_cli.config import SCHEMES, configs_dir
-from nrt_cli.config.study import absolute, changed_sections, load_study, parse_study, planned_runs, to_yaml
+from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs, to_yaml
 from nrt_cli.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
@@ -100,6 +100,9 @@ def test_what_only_adds_runs_may_change():
         ({"model": {"name": "m"}}, "name either model.source or model.pretrain"),
         ({"model": {"name": "../m", "source": "x"}}, "model.name='../m': "),
         ({"recipe": "nowhere"}, "nowhere: no such config file"),
+        ({"analysis": {"ask": [{"question": " "}]}}, "analysis.ask.0.question"),
+        ({"analysis": {"ask": [{"question": "Q", "answer": 1852}]}}, "analysis.ask.0.answer=1852: a text is needed"),
+        ({"analysis": {"judge_max_cost": 1, "judge": {"models": ["mine"]}}}, "'analysis.judge.prices={mine: [0.2, 0"),
         ({"eval": {"benchmarks": ["gsm9k"]}}, "did you mean 'gsm8k'?"),
     ],
 )
@@ -128,3 +131,20 @@ def test_a_study_keeps_paths_that_mean_the_same_from_any_folder(tmp_path, monkey
     assert (kept.recipe, kept.model.source) == (str(tmp_path / "recipe.yaml"), "builtin:tiny")
     monkeypatch.chdir("/")
     assert absolute(kept) == kept
+
+
+def test_the_papers_studies_ask_its_two_questions_and_a_judge():
+    """Tables 9 and 10 and Appendix H."""
+    for name in ("paper-3b", "paper-mistral-7b", "paper-8b"):
+        study = load_study(name)
+        asked = [(each.question, each.answer) for each in study.analysis.ask]
+        assert asked == [
+            ("Questions: ['when did luois braille die?'] Solution:", "1852"),
+            ("What is a good 7 module coaching course?", None),
+        ]
+        runs = judged_runs(study, Path("s"))
+        assert {run.config.method for run in runs} == set(SCHEMES)
+        assert study.analysis.judge.n == 100
+        assert {run.config.train.validation_size for run in runs} == {100}
+    assert not load_study("laptop").analysis.judge_max_cost
+    assert not judged_runs(load_study("laptop"), Path("s"))

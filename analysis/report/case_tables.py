@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cases import clipped, ended, stored_cases
+from analysis.cases import clipped, cut_mark, stored_cases
 from analysis.frames import HELD_OUT, plain_text
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.left import in_words, left_by, title_of
@@ -144,9 +144,10 @@ def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard], fou
             rows += _text_rows("reference", "answer", reference, question)
         for case in of:
             title = title_of(str(case.get("run", "")), cards, found)
-            rows += _text_rows(title, ended("trace", case), case.get("trace"), question, "does not think")
+            thought = f"reasoning{cut_mark(case, 'trace')}"
+            rows += _text_rows(title, thought, case.get("trace"), question, "does not think")
             if "answer" in case:
-                rows += _text_rows(title, ended("answer", case), case["answer"], question)
+                rows += _text_rows(title, f"answer{cut_mark(case, 'answer')}", case["answer"], question)
     return rows
 
 

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from nrt_cli import config as configs
 from nrt_cli.config.base import Section, Seed
+from nrt_cli.config.judging import JudgeSection
 from nrt_cli.config.schema import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import ConfigError
@@ -85,9 +86,10 @@ class StudyAnalysis(Section):
     judge_max_cost: float = Field(
         0.0,
         ge=0,
-        description="US dollars that one call may spend on an LLM judge of held-out traces, for Figures 2e and 2f; its "
-        "settings are `run.judge`. 0: no judge is asked.",
+        description="US dollars that one call may spend on an LLM judge of held-out traces, for Figures 2e and 2f; "
+        "0: none is asked.",
     )
+    judge: JudgeSection = JudgeSection()
 
 
 class Variant(Section):
@@ -145,13 +147,13 @@ def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None
         values["jobs"] = jobs
     study = parse_study(values, name)
     # What a run, a judge or a benchmark cannot mean is said before anything is begun.
-    for run in judged_runs(study, Path("study")):
-        for model in run.config.judge.models:
-            if model not in run.config.judge.prices:
-                raise ConfigError(
-                    f"{name}: analysis.judge_max_cost needs what {model} costs, in dollars per million tokens in and "
-                    f"out: --set 'run.judge.prices={{{model}: [0.2, 0.5]}}'."
-                )
+    list(planned_runs(study, Path("study")))
+    judge = study.analysis.judge
+    if study.analysis.judge_max_cost and (unpriced := [model for model in judge.models if model not in judge.prices]):
+        raise ConfigError(
+            f"{name}: analysis.judge_max_cost needs what {unpriced[0]} costs, in dollars per million tokens in and "
+            f"out: --set 'analysis.judge.prices={{{unpriced[0]}: [0.2, 0.5]}}'."
+        )
     if study.eval.benchmarks:
         select(study.eval.benchmarks)
     return study
@@ -165,11 +167,13 @@ def parse_study(values: dict[str, Any], origin: str) -> StudyConfig:
 def absolute(study: StudyConfig) -> StudyConfig:
     """The study as it is to be kept: files and folders that are there mean the same from any folder."""
     change = configs.absolute_path
-    model, data = study.model, study.data
+    model, data, analysis = study.model, study.data, study.analysis
+    judge = analysis.judge.model_copy(update={"template": change(analysis.judge.template)})
     return study.model_copy(
         update={
             "model": model.model_copy(update={"source": model.source and change(model.source)}),
             "data": data.model_copy(update={"sources": tuple(map(change, data.sources))}),
+            "analysis": analysis.model_copy(update={"judge": judge}),
             "recipe": study.recipe and change(study.recipe),
         }
     )

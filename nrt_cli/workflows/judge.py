@@ -89,7 +89,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                 "requests": len(asked),
                 "input tokens (about)": sent,
                 "output tokens (at most)": replied,
-                "dollars (at most)": _dollars(plan.settings, judge, sent, replied) if asked else 0.0,
+                "dollars (at most)": cost_of(plan.settings, judge, sent, replied) if asked else 0.0,
             }
         )
     return rows
@@ -236,7 +236,7 @@ class _Work:
             "replies": [reply.text for reply in replies],
             "input_tokens": sent,
             "output_tokens": replied,
-            "cost": _dollars(settings, question.judge, sent, replied),
+            "cost": cost_of(settings, question.judge, sent, replied),
             "time": now(),
         }
 
@@ -267,7 +267,7 @@ class Budget:
             return 0.0
         cap, first = self.settings.max_output_tokens, len(question.prompt.encode()) + FRAMING
         second = first + cap + len(repair.encode()) + 1000 + 2 * FRAMING  # the reason in it is short
-        most = _dollars(self.settings, question.judge, first + second, 2 * cap)
+        most = cost_of(self.settings, question.judge, first + second, 2 * cap)
         return max(most, self.dearest)
 
     async def reserve(self, bound: float) -> bool:
@@ -284,7 +284,7 @@ class Budget:
 
     async def settle(self, bound: float, judge: str, replies: Sequence[ModelReply]) -> float:
         """Replace the bound by what the replies cost, where the endpoint counts that; returns the cost, or NaN."""
-        cost = _dollars(self.settings, judge, *_tokens(replies)) if replies else 0.0
+        cost = cost_of(self.settings, judge, *_tokens(replies)) if replies else 0.0
         counted = bound if math.isnan(cost) else cost
         async with self.changed:
             self.under_way -= 1
@@ -301,7 +301,8 @@ def _tokens(replies: Sequence[ModelReply]) -> tuple[float, float]:
     return sum(sent), sum(replied)
 
 
-def _dollars(settings: JudgeSection, judge: str, sent: float, replied: float) -> float:
+def cost_of(settings: JudgeSection, judge: str, sent: float, replied: float) -> float:
+    """Dollars for tokens; NaN where the judge has no price."""
     per_sent, per_reply = settings.prices.get(judge, (math.nan, math.nan))
     return (sent * per_sent + replied * per_reply) / 1e6
 

@@ -14,7 +14,6 @@ from nrt_cli.config.study import (
     StudyConfig,
     absolute,
     changed_sections,
-    judged_runs,
     parse_study,
     planned_runs,
     to_yaml,
@@ -48,8 +47,8 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         Interrupted: a signal asked to stop; the same call goes on.
     """
     store, study = Study(folder), absolute(study)
-    for run in judged_runs(study, folder):
-        read_template(run.config.judge.template)  # what comes last can be done
+    if study.analysis.judge_max_cost:
+        read_template(study.analysis.judge.template)  # what comes last can be done
     with store.writing():
         _same_study(store, study)
         store.write_config(to_yaml(study))

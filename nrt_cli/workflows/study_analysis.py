@@ -40,7 +40,7 @@ def judge_plan(folder: Path, study: StudyConfig) -> Plan | None:
     """What a judge is to be asked about the finished runs; None where none is asked, or none has finished."""
     finished = {run.name for run in first_runs(folder, study)}
     runs = [str(folder / "runs" / run.name) for run in judged_runs(study, folder) if run.name in finished]
-    return make_plan(runs, []) if runs else None
+    return make_plan(runs, [{"judge": study.analysis.judge.model_dump()}]) if runs else None
 
 
 def score_questions(folder: Path, study: StudyConfig, report: Report) -> list[Path]:

@@ -11,7 +11,7 @@ from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, judged_runs, planned_runs
-from nrt_cli.workflows.judge import BYTES_PER_TOKEN
+from nrt_cli.workflows.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.workflows.judge_plan import read_template
 from nrt_cli.workflows.preflight import describe, plan_for
 
@@ -48,24 +48,21 @@ def _judging(study: StudyConfig, folder: Path, steps: Mapping[str, int | None]) 
 
     Runs whose steps only the data tell are left out.
     """
-    requests: dict[str, int] = {}
-    dollars: dict[str, float] = {}
+    judge, requests, tokens = study.analysis.judge, 0, 0
     for run in judged_runs(study, folder):
         if (last := steps[run.name]) is None:
             continue
-        judge, train, data = run.config.judge, run.config.train, run.config.data
-        template, _ = read_template(judge.template)
+        train, data = run.config.train, run.config.data
         traces = min(judge.n, train.validation_size, _held_out(study.data))
         asked = traces * len({0, last, *range(0, last, train.validate_every or last)})
-        shown = data.max_prompt_tokens + run.config.rollout.max_trace_tokens + data.max_answer_tokens
-        sent = shown + math.ceil(len(template.prompt("", "", "").encode()) / BYTES_PER_TOKEN)
+        requests += asked
+        tokens += asked * (data.max_prompt_tokens + run.config.rollout.max_trace_tokens + data.max_answer_tokens)
+    if requests:
+        template, _ = read_template(judge.template)
+        tokens += requests * math.ceil(len(template.prompt("", "", "").encode()) / BYTES_PER_TOKEN)
         for model in judge.models:
-            per_sent, per_reply = judge.prices[model]
-            requests[model] = requests.get(model, 0) + asked
-            cost = asked * (sent * per_sent + judge.max_output_tokens * per_reply) / 1e6
-            dollars[model] = dollars.get(model, 0.0) + cost
-    for model, count in requests.items():
-        yield {"judge": model, "requests": count, "dollars_most": dollars[model]}
+            cost = cost_of(judge, model, tokens, requests * judge.max_output_tokens)
+            yield {"judge": model, "requests": requests, "dollars_most": cost}
 
 
 def _held_out(data: StudyData) -> int:
@@ -92,17 +89,19 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         yield nrt("eval", *_options(asked), *settings(_changed(run.config.eval)))
     first = [run for run in runs if run.seed == study.seeds[0]]
     places = [folder / "runs" / run.name for run in first]
-    for number, asked in enumerate((asked for asked in study.analysis.ask if asked.answer), 1):
-        where = folder / "analysis" / "score"
-        score = nrt("score", *places, "--question", asked.question, "--answer", str(asked.answer), "--json")
+    where, pairs = folder / "analysis" / "score", [(q.question, q.answer) for q in study.analysis.ask]
+    for number, (question, answer) in enumerate(((q, a) for q, a in pairs if a is not None), 1):
+        score = nrt("score", *places, "--question", question, "--answer", answer, "--json")
         yield f"mkdir -p {pasted([str(where)])} && {score} > {pasted([str(where / f'question-{number}.json')])}"
     if study.analysis.ask:
-        named = [word for asked in study.analysis.ask for word in ("--question", asked.question)]
+        named = [word for question, _ in pairs for word in ("--question", question)]
         cap = max(first[-1].config.rollout.max_trace_tokens, first[-1].config.data.max_answer_tokens)
         yield nrt("analyze", "cases", *places, *named, "--max-tokens", str(cap), "--out", folder / "analysis" / "cases")
     if judged := judged_runs(study, folder):
         limit = f"{study.analysis.judge_max_cost:g}"
-        yield nrt("judge", *(folder / "runs" / run.name for run in judged), "--max-cost", limit)
+        wanted, known = (each.model_dump(mode="json") for each in (study.analysis.judge, judged[0].config.judge))
+        others = settings({f"judge.{key}": value for key, value in wanted.items() if value != known[key]})
+        yield nrt("judge", *(folder / "runs" / run.name for run in judged), "--max-cost", limit, *others)
     yield nrt("report", folder)
 
 

@@ -96,8 +96,8 @@ def test_questions_to_ask_come_from_the_first_run_with_traces(two_runs, make_run
 
 def test_generated_cases_show_trace_and_answer():
     rows = [
-        {"question": "q", "run": "sft", "trace": None, "answer": "4"},
-        {"question": "q", "run": "am", "trace": "", "answer": "5"},
+        {"question": "q", "run": "sft", "trace": None, "answer": "4", "cut": ""},
+        {"question": "q", "run": "am", "trace": "", "answer": "5", "cut": "answer"},
     ]
     report = generated_cases(rows, "greedy")
     assert report.notes == ("greedy",)
@@ -106,6 +106,6 @@ def test_generated_cases_show_trace_and_answer():
         [1, "sft: trace", "(does not think)"],
         [1, "sft: answer", "4"],
         [1, "am: trace", "(empty)"],
-        [1, "am: answer", "5"],
+        [1, "am: answer, cut at the cap", "5"],
     ]
     assert report.record()["tables"]["cases"][0]["trace"] is None

@@ -353,7 +353,8 @@ def test_table_9_is_what_nrt_score_printed(trained, tmp_path):
     folder = trained("am").path / "analysis" / "score"
     folder.mkdir(parents=True)
     asked = {"question": "When?", "answer": "1852"}
-    traces = [{"trace": "Braille.", "logprob": math.log(0.5)}, {"trace": "?", "logprob": 0.0}]
+    logprobs = [math.log(0.8), math.log(0.625)]  # 1852, eos: 0.8 * 0.625 = 0.5
+    traces = [{"trace": "Braille.", "logprob": math.log(0.5), "logprobs": logprobs}, {"trace": "?", "logprob": 0.0}]
     direct = {"direct": {"logprob": -2000.0}}
     records = [
         asked | {"model": "sft", "method": "sft"} | direct,
@@ -363,7 +364,31 @@ def test_table_9_is_what_nrt_score_printed(trained, tmp_path):
     (folder / "other.json").write_text('{"not": "ours"}')
     found = [[cell.text for cell in row.cells] for row in report(tmp_path)["table-9"].rows]
     # 10^(-2000 / log 10) = 10^-868.589 = 2.58e-869
-    assert found == [["SFT", "", "2.58e-869"], ["NRT-GM", "Braille.", "0.5000"]]
+    assert found == [["SFT", "", "2.58e-869", ""], ["NRT-GM", "Braille.", "0.5000", "0.8000"]]
+
+
+def test_tables_9_and_10_have_whole_texts_in_rows_of_some_lines(trained, tmp_path):
+    folder = trained("am").path / "analysis"
+    thought = "\n\n".join(" ".join(f"word{i}-{j}" for j in range(300)) for i in range(3)) + "x" * 4000
+    record = {"question": "Q?", "answer": "A", "model": "x", "method": "gm"}
+    left = {"score/q.json": [record | {"traces": [{"trace": thought, "logprob": -1.0, "logprobs": [-0.5, -0.5]}]}]}
+    cases = [
+        {"question": "Q?", "run": "sft", "trace": None, "answer": "Hi.", "cut": ""},
+        {"question": "Q?", "run": "am", "trace": thought, "answer": thought, "cut": "trace, answer"},
+    ]
+    left["cases/cases.json"] = {"tables": {"cases": cases}}
+    for name, content in left.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(json.dumps(content))
+    found = report(tmp_path)
+    nine, ten = ([[cell.text for cell in row.cells] for row in found[key].rows] for key in ("table-9", "table-10"))
+    assert "".join("".join(row[1].split()) for row in nine) == "".join(thought.split())
+    assert max(len(row[1]) for row in nine) <= 1500
+    assert (nine[0][2:], nine[1][2:]) == (["0.3679", "0.6065"], ["", ""])
+    assert ten[:2] == [["SFT", "reasoning", ""], ["SFT", "answer", "Hi."]]
+    assert {what for _, what, _ in ten[2:]} == {"reasoning, cut at the cap", "answer, cut at the cap", ""}
+    squeezed = "".join(thought.split())
+    assert "".join("".join(text.split()) for _, _, text in ten[2:]) == squeezed * 2
 
 
 def test_table_10_is_the_first_held_out_traces_that_runs_share(trained, tmp_path, row):

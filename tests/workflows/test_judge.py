@@ -18,12 +18,17 @@ from typing import Any
 import pytest
 
 from nrt_cli import config as configs
+from nrt_cli.commands import reproduce
+from nrt_cli.config.study import StudyConfig, load_study, parse_study, planned_runs
 from nrt_cli.errors import BudgetError, ConfigError, EndpointError, StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements, templates
+from nrt_cli.store.study import Outcome as Ended
+from nrt_cli.store.study import Study
 from nrt_cli.workflows.judge import Outcome, estimate
 from nrt_cli.workflows.judge import judge as run_judges
-from nrt_cli.workflows.judge_plan import Plan, draw, make_plan
+from nrt_cli.workflows.judge_plan import SHIPPED, Plan, draw, make_plan, read_template
+from nrt_cli.workflows.study_plan import plan_study
 
 pytest.importorskip("openai", reason="the judge extra is not installed")
 
@@ -1042,3 +1047,75 @@ def test_a_template_file_that_cannot_be_used_says_what_to_do(
 
     assert str(caught.value).startswith(str(tmp_path / name))
     assert says in str(caught.value)
+
+
+# --- in a study ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(make_run: Callable[..., Run], tmp_path: Path) -> tuple[Path, StudyConfig]:
+    """A study of which one run that thinks has finished and another has not."""
+    values = {
+        "title": "t",
+        "model": {"name": "m", "source": "m"},
+        "data": {"sources": ["x.jsonl"]},
+        "methods": ["sft", "am", "gm"],
+        "analysis": {"judge_max_cost": 1, "judge": {"n": 3, "retries": 0, "concurrency": 1}},
+    }
+    folder = tmp_path / "study"
+    (folder / "runs").mkdir(parents=True)
+    make_run("study/runs/am-s0", trace=lambda step, example: f"{example} at {step}")
+    for name, status in (("sft-s0", "finished"), ("am-s0", "finished"), ("am-s1", "finished"), ("gm-s0", "failed")):
+        Study(folder).record(name, Ended(status))
+    return folder, parse_study(values, "x")
+
+
+def test_a_study_names_the_cost_and_asks_nothing_without_a_key(
+    study: tuple[Path, StudyConfig], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, config = study
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+    with pytest.raises(ConfigError, match="set OPENAI_BASE_URL"):
+        reproduce._judge(config, folder)
+
+    said = " ".join(capsys.readouterr().err.split())
+    assert "6 requests to grok-4.1-fast, $0.01 at most" in said
+    assert {path.name for path in (folder / "runs" / "am-s0" / "judgements").iterdir()} <= {".lock"}
+
+
+def test_a_study_judges_the_first_seeds_finished_runs_within_its_limit(
+    server: Server, study: tuple[Path, StudyConfig], capsys: Any
+) -> None:
+    folder, config = study
+
+    reproduce._judge(config, folder)
+
+    run = Run.open(folder / "runs" / "am-s0")
+    assert len(scores(run)) == len(server.bodies) == 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.index("$0.01 at most") < said.index("6 requests, $")
+    reproduce._judge(config, folder)  # what was judged is not asked again
+    assert len(server.bodies) == 6
+    less = {"judge_max_cost": 1e-9, "judge": config.analysis.judge.model_copy(update={"max_output_tokens": 9})}
+    with pytest.raises(BudgetError):
+        reproduce._judge(config.model_copy(update={"analysis": config.analysis.model_copy(update=less)}), folder)
+    none = config.analysis.model_copy(update={"judge_max_cost": 0.0})
+    reproduce._judge(config.model_copy(update={"analysis": none}), folder)
+    assert len(server.bodies) == 6
+
+
+def test_a_plan_counts_every_checkpoint_and_texts_up_to_their_caps(tmp_path: Path) -> None:
+    study = load_study("laptop", ["analysis.judge_max_cost=3", "analysis.judge.n=50", "data.validation=40"])
+
+    (judge,) = plan_study(tmp_path, study)["judges"]
+
+    # Six schemes and the control; 80 steps, scored at 0, 20, 40, 60, 80; 40 held-out pairs.
+    assert judge["requests"] == 7 * 5 * 40
+    settings = next(run.config for run in planned_runs(study, tmp_path) if run.name == "am-s0")
+    template, file = read_template(SHIPPED)
+    caps = settings.data.max_prompt_tokens + settings.rollout.max_trace_tokens + settings.data.max_answer_tokens
+    sent = caps + math.ceil(len(template.prompt("", "", "")) / 4)
+    assert judge["dollars_most"] == pytest.approx(1400 * (sent * 0.2 + 2048 * 0.5) / 1e6)
+    assert file.name == SHIPPED

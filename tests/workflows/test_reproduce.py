@@ -27,7 +27,8 @@ SMALL = (
     "variants={sft: {train: {batch_size: 16}}, broken: {method: am, data: {max_answer_tokens: 2}}}",
     "seeds=[0]",
     "eval.limit=6",
-    "analysis={tokens: 4, questions: 1}",
+    "analysis={tokens: 4, questions: 1, judge_max_cost: 1}",
+    "analysis.ask=[{question: 'When did he die?', answer: '1852'}, {question: Which is good}]",
 )
 COMMAND = ("reproduce", "laptop", "--out", "study", *(part for text in SMALL for part in ("--set", text)))
 TIMES = re.compile(r"seconds|per_second|mfu")
@@ -71,7 +72,17 @@ def test_the_report_shows_scores_and_reasons(straight):
     assert (folder / "report" / "index.html").stat().st_size > 10_000
     assert "index.html" in " ".join(ended.out.split())
     scored = json.loads((folder / "analysis" / "score" / "question-1.json").read_text())
-    assert [record["method"] for record in scored] == ["sft", "am"]
+    assert [(record["method"], record["answer"]) for record in scored] == [("sft", "1852"), ("am", "1852")]
+    (held_out,) = {r["question"] for r in json.loads((folder / "analysis/score/question-2.json").read_text())}
+    cases = json.loads((folder / "analysis" / "cases" / "cases.json").read_text())["tables"]["cases"]
+    asked = ["When did he die?", "Which is good", held_out]
+    assert [(case["question"], case["run"]) for case in cases] == [(q, r) for q in asked for r in ("sft-s0", "am-s0")]
+    assert all((case["trace"] is None) == (case["run"] == "sft-s0") for case in cases)
+    assert "Which is good" in report
+    # There is no key here: what a judge would cost is said, and that none was asked.
+    said = " ".join(ended.err.split())
+    assert "requests to grok-4.1-fast, $" in said
+    assert "set OPENAI_BASE_URL" in said
     assert (folder / "analysis" / "tokens" / "tokens.json").is_file()
 
 
@@ -143,6 +154,10 @@ def test_a_dry_run_makes_nothing(nrt, tmp_path):
     assert laptop.out.count("nrt train digits --") == 24
     paper = nrt("reproduce", "paper-3b", "--dry-run", "--json")
     plan = json.loads(paper.out)
+    # Six methods; 100 traces at step 0, every 50 steps and the last.
+    (judge,) = plan["judges"]
+    assert judge["requests"] == 6 * 100 * 17
+    assert 10 < judge["dollars_most"] < load_study("paper-3b").analysis.judge_max_cost
     assert {"gpu_hours", "gpu_hours_most", "disk"} == plan["total"].keys()
     assert 0 < plan["total"]["gpu_hours"] < plan["total"]["gpu_hours_most"]
     assert plan["total"]["gpu_hours"] == pytest.approx(sum(run["gpu_hours"] for run in plan["runs"]))
@@ -151,6 +166,9 @@ def test_a_dry_run_makes_nothing(nrt, tmp_path):
         "model",
         *["train"] * 7,
         *["eval"] * 7,
+        "-p",  # mkdir, then nrt score
+        "analyze",
+        "judge",
         "report",
     ]
     assert not (tmp_path / "studies").exists()
