@@ -100,8 +100,11 @@ def test_what_only_adds_runs_may_change():
         ({"model": {"name": "m"}}, "name either model.source or model.pretrain"),
         ({"model": {"name": "../m", "source": "x"}}, "model.name='../m': "),
         ({"recipe": "nowhere"}, "nowhere: no such config file"),
-        ({"analysis": {"ask": [{"question": " "}]}}, "analysis.ask.0.question"),
-        ({"analysis": {"ask": [{"question": "Q", "answer": 1852}]}}, "analysis.ask.0.answer=1852: a text is needed"),
+        ({"analysis": {"ask": [{"question": " "}]}}, "analysis.ask=' ': a question or answer is blank"),
+        (
+            {"analysis": {"ask": [{"question": "Q", "answer": 1852}]}},
+            'analysis.ask=1852: a text is needed, so write "1852"',
+        ),
         ({"analysis": {"judge_max_cost": 1, "judge": {"models": ["mine"]}}}, "'analysis.judge.prices={mine: [0.2, 0"),
         ({"eval": {"benchmarks": ["gsm9k"]}}, "did you mean 'gsm8k'?"),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from nrt_cli import config as configs
 from nrt_cli.config.base import Section, Seed
@@ -70,8 +70,15 @@ class StudyEval(Section):
 class StudyQuestion(Section):
     """A question to the models of a study."""
 
-    question: str = Field(pattern=r"\S")
-    answer: str | None = Field(None, pattern=r"\S", description="Reference answer; without one, nothing is scored.")
+    question: str
+    answer: str | None = Field(None, description="Reference answer; without one, nothing is scored.")
+
+    @field_validator("question", "answer")
+    @classmethod
+    def _not_blank(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("a question or answer is blank; write one or leave its line out")
+        return text
 
 
 class StudyAnalysis(Section):
