@@ -72,9 +72,9 @@ def _scored(record: Mapping[str, Any], cards: Sequence[RunCard], found: Path) ->
 
 def _probabilities(scored: Mapping[str, Any]) -> tuple[Cell, Cell]:
     """P(y*|x,z) with the eos that ends y*, and without."""
-    tokens = scored.get("logprobs")
-    short = isinstance(tokens, list) and tokens and all(isinstance(logprob, int | float) for logprob in tokens)
-    return _probability(scored.get("logprob")), _probability(sum(tokens[:-1]) if short else None)
+    tokens = scored.get("logprobs") or [None]
+    short = sum(tokens[:-1]) if all(isinstance(logprob, int | float) for logprob in tokens) else None
+    return _probability(scored.get("logprob")), _probability(short)
 
 
 def _probability(logprob: Any) -> Cell:
