@@ -72,7 +72,7 @@ def _scored(record: Mapping[str, Any], cards: Sequence[RunCard], found: Path) ->
 
 def _probabilities(scored: Mapping[str, Any]) -> tuple[Cell, Cell]:
     """P(y*|x,z) with the eos that ends y*, and without."""
-    tokens = scored.get("logprobs") or [None]
+    tokens: Any = scored.get("logprobs") or [None]
     short = sum(tokens[:-1]) if all(isinstance(logprob, int | float) for logprob in tokens) else None
     return _probability(scored.get("logprob")), _probability(short)
 
