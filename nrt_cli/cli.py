@@ -17,6 +17,7 @@ from nrt_cli.__main__ import stopped
 from nrt_cli.commands import (
     analyze,
     analyze_scored,
+    chat,
     config,
     data,
     doctor,
@@ -55,6 +56,7 @@ app.add_typer(eval.app, name="eval")
 app.add_typer(model.app, name="model")
 app.command(name="train", epilog=train.EXAMPLE)(train.train)
 app.command(name="generate", epilog=generate.EXAMPLE)(generate.generate)
+app.command(name="chat", epilog=chat.EXAMPLE)(chat.chat)
 app.command(name="help", epilog=help.EXAMPLE)(help.help)
 app.command(name="judge", epilog=judge.EXAMPLE)(judge.judge)
 app.command(name="report", epilog=report.EXAMPLE)(report.report)

@@ -69,6 +69,14 @@ def prepare(
             show_default=False,
         ),
     ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="A last line for every question, such as 'Answer with one short equation.'; who is trained on it is "
+            "asked with it, too.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first row that cannot be read, instead of leaving it out.")
     ] = False,
@@ -93,6 +101,7 @@ def prepare(
         max_prompt_tokens=max_prompt_tokens,
         max_answer_tokens=max_answer_tokens,
         grader=grader,
+        suffix=suffix or None,
     )
     if stratify and not (size or settings.validation):
         raise DataError("--stratify has no effect without --size or --validation.")

@@ -1,7 +1,8 @@
 """`nrt generate`: a question in, a trace and an answer out, streamed."""
 
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,26 +11,43 @@ from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from nrt_cli.text.reasoning import Part, ThinkMode
+
 EXAMPLE = "Example: nrt generate runs/first 'What is 12 + 30 + 7?'"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|MODEL",
+        autocompletion=completion.models,
+        help="A run directory, RUN@STEP, RUN@best, a model folder or builtin:NAME.",
+    ),
+]
+Think = Annotated[bool | None, typer.Option("--think/--no-think", help="Default: as the model was trained.")]
+MaxTraceTokens = Annotated[
+    int | None, typer.Option(min=1, help="Cap on the trace; default 256, less where the model has less room.")
+]
+MaxAnswerTokens = Annotated[int | None, typer.Option(min=1, help="Cap on the answer; default alike.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
+Suffix = Annotated[
+    bool,
+    typer.Option(
+        "--suffix/--no-suffix", help="End questions in the line that `data prepare --suffix` gave those of training."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling.")]
 
 
 def generate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL",
-            autocompletion=completion.models,
-            help="A run directory, RUN@STEP, a model folder or builtin:NAME.",
-        ),
-    ],
+    model: Model,
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
-    think: Annotated[bool | None, typer.Option("--think/--no-think", help="Default: as the model was trained.")] = None,
-    max_trace_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cap on the trace; default 256, less where the model has less room.")
-    ] = None,
-    max_answer_tokens: Annotated[int | None, typer.Option(min=1, help="Cap on the answer; default alike.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    think: Think = None,
+    max_trace_tokens: MaxTraceTokens = None,
+    max_answer_tokens: MaxAnswerTokens = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    suffix: Suffix = True,
     as_json: AsJson = False,
 ) -> None:
     """Let a model think about a question and answer it."""
@@ -38,18 +56,26 @@ def generate(
     if not question.strip():
         raise ConfigError("the question is empty; give one as text, or - to read it from standard input.")
 
-    from nrt_cli.workflows.generate import Part, ThinkMode, open_generator
+    from nrt_cli.workflows.generate import open_generator
 
-    generator = open_generator(model)
-    mode: ThinkMode = "on" if think is None else "forced" if think else "off"
-    asked = (question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
+    generator = open_generator(model, suffix)
+    asked = (question, think_mode(think), max_trace_tokens, max_answer_tokens, temperature, seed)
     if as_json:
         console.result(generator.answer(*asked), True, lambda _: None)
-        return
+    else:
+        show(generator.stream(*asked))
+
+
+def think_mode(think: bool | None) -> "ThinkMode":
+    return "on" if think is None else "forced" if think else "off"
+
+
+def show(pieces: "Iterable[tuple[Part, str]]") -> None:
+    """Print a reply while it is decoded: the trace, dim, then the answer."""
     shown = ""
-    for part, text in generator.stream(*asked):
+    for part, text in pieces:
         if part != shown:
             console.stdout.print(("\n" if shown else "") + f"[bold]{part}[/bold]")
             shown = part
-        console.stdout.print(console.plain(text), end="", style="cyan" if part == Part.trace else "", soft_wrap=True)
+        console.stdout.print(console.plain(text), end="", style="dim" if part == "trace" else "", soft_wrap=True)
     console.stdout.print()

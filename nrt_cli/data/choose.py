@@ -23,7 +23,7 @@ class Settings:
 
     `validation` is a number of questions (int) or a share of them (float): all rows that ask one of them are held out.
     `grader` is a name of `text.grading`; None keeps what prepared rows name, and guesses one for each other source from
-    its answers.
+    its answers. `suffix` is a last line for every question; what is chosen does not depend on it.
     """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
@@ -34,6 +34,7 @@ class Settings:
     max_prompt_tokens: int | None = None
     max_answer_tokens: int | None = None
     grader: str | None = None
+    suffix: str | None = None
 
 
 @dataclass

@@ -107,6 +107,8 @@ _SHAPES = (
 """The first whose columns are all there counts: many data sets carry flat copies beside `messages`."""
 
 VERL = ("prompt", "reward_model")
+SUFFIX = b"nrt.suffix"
+"""In the metadata of a prepared file: the last line that all its questions were given."""
 
 
 def parse_mapping(text: str) -> dict[str, str]:

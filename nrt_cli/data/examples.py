@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nrt_cli.data.columns import VERL, Pair, read_pair
+from nrt_cli.data.columns import SUFFIX, VERL, Pair, read_pair
 from nrt_cli.data.formats import parquet_rows
 from nrt_cli.data.sources import Row, file_sha256
 from nrt_cli.errors import DataError
@@ -211,6 +211,15 @@ def read_texts(path: Path, indices: Collection[int]) -> dict[int, tuple[str, str
 def _question(pair: Pair) -> str:
     alone = len(pair.messages) == 1
     return "\n\n".join(t["content"] if alone else f"{t['role']}: {t['content']}" for t in pair.messages)
+
+
+def suffix_of(path: Path) -> str | None:
+    """The last line that `nrt data prepare --suffix` gave every question of a file; None where it gave none."""
+    try:
+        suffix = (pq.read_schema(path).metadata or {}).get(SUFFIX)
+    except (pa.ArrowException, OSError):
+        return None
+    return suffix.decode() if suffix else None
 
 
 def documents_in(path: Path, known: KnownDocuments) -> set[int]:

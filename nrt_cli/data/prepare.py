@@ -13,7 +13,7 @@ The output folder appears by one rename, complete or not at all.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 
 from nrt_cli import __version__
 from nrt_cli.data.choose import DUPLICATE, TRAIN, VALIDATION, Settings, Tally, choose
-from nrt_cli.data.columns import OPTIONAL, Message, Pair, read_pair
+from nrt_cli.data.columns import OPTIONAL, SUFFIX, Message, Pair, read_pair
 from nrt_cli.data.folder import DROPPED, MANIFEST, existing_output, workspace
 from nrt_cli.data.sources import Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
 from nrt_cli.files import listing_sha256
 from nrt_cli.text.grading import find, guess
 from nrt_cli.text.prompts import encode_answer, render_prompt
-from nrt_cli.text.questions import digest, normalised
+from nrt_cli.text.questions import digest, ending_in, normalised
 
 SPLITS = ("train", "validation")
 REASONS = (
@@ -119,7 +119,7 @@ def prepare(
                 raise DataError(f"{', '.join(source.name for source in sources)}: no rows, so no question-answer pair.")
             codes = choose(tally, settings)
             graders = _graders(folder, tally, codes, settings.grader)
-            _write(folder, codes, graders, log, progress)
+            _write(folder, codes, graders, settings.suffix, log, progress)
         (folder / "spool.parquet").unlink()
         manifest = _manifest(recipe, tally, codes, graders, folder)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -154,6 +154,10 @@ def _spool(
                 try:
                     pair = read_pair(row, settings.mapping)
                     content, question = hashes(pair, settings.seed)
+                    if not pair.lacks:
+                        *earlier, last = pair.messages
+                        asked = last | {"content": ending_in(last["content"], settings.suffix)}
+                        pair = replace(pair, messages=[*earlier, asked])
                     lengths = _lengths(pair, tokenizer)
                 except DataError as error:
                     if strict:
@@ -264,8 +268,9 @@ def _log_drop(log: TextIO, where: str, reason: str, about: Mapping[str, Any]) ->
 class _SplitWriter:
     """Writes one split's rows in groups, numbering them; a split without rows leaves no file."""
 
-    def __init__(self, folder: Path, split: str, graders: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, split: str, graders: Mapping[str, str], suffix: str | None) -> None:
         self.path, self.split, self.graders = folder / f"{split}.parquet", split, graders
+        self.schema = OUTPUT.with_metadata({SUFFIX: suffix}) if suffix else OUTPUT
         self.pending: list[pa.Table] = []
         self.written = 0
         self.writer: pq.ParquetWriter | None = None
@@ -280,7 +285,7 @@ class _SplitWriter:
         self.pending = []
         if not len(table):
             return
-        self.writer = self.writer or pq.ParquetWriter(self.path, OUTPUT)
+        self.writer = self.writer or pq.ParquetWriter(self.path, self.schema)
         self.writer.write_table(self._output(table))
         self.written += len(table)
 
@@ -331,9 +336,16 @@ def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None)
     return {source: known.get(source) or guess(found) for source, found in answers.items()}
 
 
-def _write(folder: Path, codes_N: np.ndarray, graders: Mapping[str, str], log: TextIO, progress: Progress) -> None:
+def _write(
+    folder: Path,
+    codes_N: np.ndarray,
+    graders: Mapping[str, str],
+    suffix: str | None,
+    log: TextIO,
+    progress: Progress,
+) -> None:
     """Copy the chosen rows of the spool to their split's file, and the duplicates to `log`."""
-    writers = {code: _SplitWriter(folder, split, graders) for code, split in enumerate(SPLITS, TRAIN)}
+    writers = {code: _SplitWriter(folder, split, graders, suffix) for code, split in enumerate(SPLITS, TRAIN)}
     done = 0
     with pq.ParquetFile(folder / "spool.parquet") as spool:
         for group in range(spool.num_row_groups):

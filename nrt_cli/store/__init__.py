@@ -159,6 +159,11 @@ class Run:
                 return found
         raise StoreError(f"{self.path}: not a run directory ({MANIFEST} is missing or damaged).")
 
+    def suffix(self) -> str | None:
+        """The last line that all questions of its training data had; None where they had none in common."""
+        suffix: str | None = (self.manifest().get("data") or {}).get("suffix")
+        return suffix
+
     def update_manifest(self, **changes: Any) -> None:
         with writes_to(self.path):
             write(self.path / MANIFEST, pretty_json({**self.manifest(), **changes}))

@@ -25,6 +25,11 @@ def digest(text: str, seed: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "big")
 
 
+def ending_in(question: str, suffix: str | None) -> str:
+    """The question with a last line that training put there; as it is where there is none, or it has that already."""
+    return question if not suffix or question.endswith(suffix) else f"{question}\n{suffix}"
+
+
 class KnownDocuments:
     """Documents to be found in texts, between word boundaries, whatever their case, spacing and width.
 

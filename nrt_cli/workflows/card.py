@@ -67,6 +67,7 @@ def render_card(metadata: str, facts: Facts) -> str:
         start=facts.about.think_start or "",
         end=facts.about.think_end,
         folder=facts.address.rpartition("/")[2],
+        suffix=facts.about.suffix,
         parsed=(facts.about.think_start, facts.about.think_end) == FIELD_MARKS,
         training=training,
         scores=[_score(score) for score in facts.scores],

@@ -30,6 +30,11 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
     suite = select(job.benchmarks)
     session = Session(job, config, display)
     start.use_threads(config)
+    if session.located.suffix:
+        session.display.note(
+            f"Benchmarks are asked as they stand, without the line that its training's questions ended in: "
+            f"{session.located.suffix!r}."
+        )
     try:
         if job.backend == "olmes":
             rows = evaluate_with_olmes(session, suite)

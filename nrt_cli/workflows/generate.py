@@ -1,8 +1,9 @@
-"""`nrt generate`: one question to a run or a model, answered as it was trained to."""
+"""`nrt generate` and `nrt chat`: questions to a run or a model, answered as it was trained to."""
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections import abc
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.prompts import render_prompt
+from nrt_cli.text.questions import ending_in
 from nrt_cli.text.reasoning import Part, ThinkMode, thinking
 from nrt_cli.workflows.models import locate_model
 
@@ -19,17 +21,28 @@ USUAL_CAP = 256
 
 
 class Generator:
-    """A model that thinks, or answers directly, as it was trained to."""
+    """A model that thinks, or answers directly, as it was trained to.
 
-    def __init__(self, section: ModelSection) -> None:
-        self.folder = section.path
+    Args:
+        suffix: ends every question that lacks it.
+    """
+
+    def __init__(self, section: ModelSection, suffix: str | None = None) -> None:
+        self.folder, self.suffix = section.path, suffix
         self.reasoner = Reasoner(Path(section.path), section, batch_rows=1)
 
     def thinks(self, mode: ThinkMode) -> bool:
         """Whether there will be a trace."""
         return thinking(mode, self.reasoner.about.thinks)[0]
 
-    def stream(
+    def stream(self, question: str, mode: ThinkMode = "on", *settings: Any, **named: Any) -> Iterator[tuple[Part, str]]:
+        """Pieces of text as they are decoded, each with its part; joined, they are the whole text of the part.
+
+        Takes what `request` takes.
+        """
+        return self.reasoner.stream(self.request(question, mode, *settings, **named))
+
+    def request(
         self,
         question: str,
         mode: ThinkMode = "on",
@@ -37,16 +50,18 @@ class Generator:
         max_answer_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
-    ) -> Iterator[tuple[Part, str]]:
-        """Pieces of text as they are decoded, each with its part; joined, they are the whole text of the part.
+        earlier: Sequence[dict[str, str]] = (),
+    ) -> Request:
+        """A question as the engine takes it.
 
         Args:
             mode: as in `nrt_cli.text.reasoning.thinking`.
             max_trace_tokens: None is `USUAL_CAP`, or what the model has room for; so is it for the answer.
             temperature: 0 is greedy.
+            earlier: the turns before the question.
 
         Raises:
-            ModelError: question and caps do not fit the model's positions.
+            ModelError: turns and caps do not fit the model's positions.
         """
         return self.reasoner.stream(
             self._request(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
@@ -68,9 +83,10 @@ class Generator:
         seed: int,
     ) -> Request:
         think, min_trace_tokens = thinking(mode, self.reasoner.about.thinks)
+        turns = [*earlier, {"role": "user", "content": ending_in(question, self.suffix)}]
         request = Request(
             key="question",
-            prompt_ids=tuple(render_prompt(self.reasoner.tokenizer, [{"role": "user", "content": question}])),
+            prompt_ids=tuple(render_prompt(self.reasoner.tokenizer, turns)),
             think=think,
             max_trace_tokens=0,
             max_answer_tokens=sys.maxsize,
@@ -87,14 +103,22 @@ class Generator:
         return request
 
     def answer(self, question: str, mode: ThinkMode, *settings: Any) -> dict[str, Any]:
-        """What `stream` says, at once: `question`, `trace` and `answer`.
+        """What `stream` says, at once."""
+        return self.record(question, mode, self.stream(question, mode, *settings))
+
+    def record(self, question: str, mode: ThinkMode, pieces: Iterable[tuple[Part, str]]) -> dict[str, Any]:
+        """A streamed reply as `question`, `trace` and `answer`.
 
         What was not generated is None: a model that answers directly has no trace, not an empty one.
         """
         record = {"question": question, "trace": "" if self.thinks(mode) else None, "answer": ""}
-        for part, text in self.stream(question, mode, *settings):
+        for part, text in pieces:
             record[part] = (record[part] or "") + text
         return record
+
+    def load(self) -> None:
+        """Have the weights in memory before the first question."""
+        _ = self.reasoner.model
 
     def _check_room(self, request: Request) -> None:
         """Refuse what would not fit the model's positions, where an evaluation would lower the caps and say so."""
@@ -108,6 +132,61 @@ class Generator:
             )
 
 
-def open_generator(model: str | Path) -> Generator:
-    """A generator from RUN, RUN@STEP, a model folder or builtin:NAME. Raises ModelError or StoreError."""
-    return Generator(locate_model(model).section())
+class Conversation:
+    """Questions that follow one another. Of earlier replies the answers stay, the traces do not, as stock templates do.
+
+    Args:
+        settings: caps and temperature, as `Generator.request` takes them.
+    """
+
+    def __init__(self, generator: Generator, mode: ThinkMode = "on", seed: int = 0, **settings: Any) -> None:
+        self.generator, self.mode, self.seed, self.settings = generator, mode, seed, settings
+        self.turns: list[dict[str, str]] = []
+        self.forgotten = 0
+        """Earlier questions that the last one left no room for."""
+        self._asked = 0
+
+    def ask(self, question: str) -> abc.Generator[tuple[Part, str], None, None]:
+        """The reply, as `Generator.stream` has it. One that is not read to its end is no part of the conversation.
+
+        Raises:
+            ModelError: the question alone does not fit the model.
+        """
+        seed = self.seed + self._asked
+        self._asked += 1
+        request = self._fitting(question, seed)
+        answer = ""
+        for part, text in self.generator.reasoner.stream(request):
+            answer += text if part == Part.answer else ""
+            yield part, text
+        asked = ending_in(question, self.generator.suffix)
+        self.turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+    def _fitting(self, question: str, seed: int) -> Request:
+        """The request with as many of the latest turns as leave it half of the room that it would have alone."""
+        alone = self.generator.request(question, self.mode, seed=seed, **self.settings)
+        self.forgotten = 0
+        while self.turns:
+            try:
+                request = self.generator.request(question, self.mode, seed=seed, earlier=self.turns, **self.settings)
+                if _room(request) >= _room(alone) / 2:
+                    return request
+            except ModelError:  # caps that were asked for do not fit
+                pass
+            del self.turns[:2]
+            self.forgotten += 1
+        return alone
+
+
+def _room(request: Request) -> int:
+    return request.max_trace_tokens + request.max_answer_tokens
+
+
+def open_generator(model: str | Path, suffix: bool = True) -> Generator:
+    """A generator from RUN, RUN@STEP, a model folder or builtin:NAME. Raises ModelError or StoreError.
+
+    Args:
+        suffix: whether a question gets the last line that those of the model's training had.
+    """
+    located = locate_model(model)
+    return Generator(located.section(), located.suffix if suffix else None)

@@ -11,6 +11,7 @@ from nrt_cli import console
 from nrt_cli.commandline import resume
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.data import digits
+from nrt_cli.engines.local.about import read_about, record_suffix
 from nrt_cli.engines.local.loading import require_model, resolved
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.engines.local.pretraining import pretrain
@@ -46,6 +47,11 @@ class Located:
         asked = asked or ModelSection()
         dtype = Run(self.run).config().model.dtype if self.run and asked.dtype == "auto" else asked.dtype
         return resolved(asked.model_copy(update={"path": str(self.folder), "dtype": dtype}))
+
+    @property
+    def suffix(self) -> str | None:
+        """The last line that all questions of its training had."""
+        return read_about(self.folder).suffix if self.run is None else Run(self.run).suffix()
 
     @property
     def exported(self) -> bool:
@@ -135,7 +141,12 @@ def _write_checkpoint(run: Run, step: int, config: RunConfig) -> None:
     base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
     checkpoint = run.load_checkpoint(step)
     tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
-    run.write_model(step, lambda folder: export_checkpoint(tensors, config, base, folder))
+
+    def export(folder: Path) -> None:
+        export_checkpoint(tensors, config, base, folder)
+        record_suffix(folder, run.suffix())
+
+    run.write_model(step, export)
 
 
 def _names(run: Run, steps: list[int]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from nrt_cli.config import RunConfig
 from nrt_cli.core.held_out import ACCURACY_MEASURES, over_rows, shown
 from nrt_cli.core.statistics import Aggregation
-from nrt_cli.data.examples import graded_pairs, load_examples
+from nrt_cli.data.examples import graded_pairs, load_examples, suffix_of
 from nrt_cli.engines.accuracies import Graded, Question, answer_all, answer_cap
 from nrt_cli.errors import ConfigError, DataError
 from nrt_cli.progress import EvalProgress
@@ -105,6 +105,12 @@ def _read(session: Session, file: Path, grader: str | None) -> tuple[list[Questi
     examples = load_examples(file, session.reasoner.tokenizer, ANY, ANY, session.config.data.strict)
     for text in examples.left_out(f"of {file}"):
         session.display.note(text)
+    if (trained := session.located.suffix) and (given := suffix_of(file)) != trained:
+        instead = f"end in {given!r}" if given else "do not"
+        session.display.warn(
+            f"the questions of its training ended in {trained!r}, those of {file} {instead}; `nrt data prepare "
+            "--suffix` makes them alike."
+        )
     chosen = np.arange(len(examples))
     if session.job.limit and session.job.limit < len(examples):
         generator = np.random.default_rng(session.config.eval.seed)

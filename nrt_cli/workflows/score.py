@@ -19,6 +19,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.records import Example
 from nrt_cli.text.pieces import pieces, sentence_spans
 from nrt_cli.text.prompts import encode_answer, render_prompt
+from nrt_cli.text.questions import ending_in
 from nrt_cli.workflows.scoring import SCORING_STREAM, Subject, subject
 
 
@@ -56,7 +57,8 @@ def score_answer(ref: str, asked: Question) -> dict[str, Any]:
     if not asked.question.strip() or not asked.answer.strip():
         raise ConfigError("the question or the answer is empty; give both.")
     scorer = of.open()
-    prompt = render_prompt(scorer.tokenizer, [{"role": "user", "content": asked.question}])
+    question = ending_in(asked.question, of.located.suffix)
+    prompt = render_prompt(scorer.tokenizer, [{"role": "user", "content": question}])
     example = Example(0, "asked", tuple(prompt), tuple(encode_answer(scorer.tokenizer, asked.answer)))
     traces = _traces(scorer, of, asked, example)
     record = {
@@ -64,7 +66,7 @@ def score_answer(ref: str, asked: Question) -> dict[str, Any]:
         "folder": str(of.located.folder),
         "method": of.config.method if of.located.run else None,
         "title": run_title(of.config.method, of.config.model_dump()) if of.located.run else None,
-        "question": asked.question,
+        "question": question,
         "answer": asked.answer,
         "tokens": pieces(scorer.tokenizer, example.answer_ids),
         "token_ids": list(example.answer_ids),

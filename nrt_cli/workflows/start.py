@@ -17,7 +17,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.commandline import pasted, resume, settings
 from nrt_cli.config import RunConfig
-from nrt_cli.data.examples import ExampleSet, graded_pairs, load_examples
+from nrt_cli.data.examples import ExampleSet, graded_pairs, load_examples, suffix_of
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, pick_device, positions, require_model, resolved
 from nrt_cli.engines.local.sources import model_fingerprint
@@ -213,6 +213,7 @@ def _check_positions(config: RunConfig, file: Path, examples: ExampleSet) -> Non
 def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, Any]:
     """What a run began as."""
     gpu = torch.cuda.is_available() and config.model.device != "cpu"
+    suffix = suffix_of(Path(config.data.train))
     return {
         "command": command(),
         "method": config.method,
@@ -226,7 +227,8 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
             "threads": torch.get_num_threads(),
         },
         "fingerprints": inputs.fingerprints,
-        "data": {"examples": len(inputs.train), "dropped": inputs.train.dropped, **asdict(overlap)},
+        "data": {"examples": len(inputs.train), "dropped": inputs.train.dropped, **asdict(overlap)}
+        | ({"suffix": suffix} if suffix else {}),
     }
 
 

@@ -20,6 +20,7 @@ from nrt_cli.core.overlap import warnings
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines import accuracies
 from nrt_cli.engines.accuracies import Graded, Question
+from nrt_cli.engines.local.about import record_suffix
 from nrt_cli.engines.local.engine import Update
 from nrt_cli.engines.local.profiling import profiled, table
 from nrt_cli.engines.tracking import Trackers, require_trackers
@@ -418,7 +419,12 @@ def throughput(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _finish(session: Session) -> dict[str, Any]:
     run = session.run
     last = run.checkpoint_path(session.inputs.steps)
-    folder = run.write_export(lambda path: session.engine.export(path, last), session.inputs.steps)
+
+    def export(folder: Path) -> None:
+        session.engine.export(folder, last)
+        record_suffix(folder, run.suffix())
+
+    folder = run.write_export(export, session.inputs.steps)
     held_out = run.metrics("held_out")
     summary = {
         "run": str(run.path),

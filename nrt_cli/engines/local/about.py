@@ -11,6 +11,7 @@ from nrt_cli.errors import ModelError
 class About:
     """`think_start` is None where a trace follows the prompt directly; `thinks` is how the model was trained.
 
+    `suffix` is the last line that all questions of its training had.
     `stops` are the tokens that end its answers; a model that was prepared before they were recorded names none.
     """
 
@@ -18,6 +19,7 @@ class About:
     think_end: str
     thinks: bool
     stops: tuple[str, ...] = ()
+    suffix: str | None = None
 
 
 def read_about(folder: Path) -> About:
@@ -32,8 +34,17 @@ def read_about(folder: Path) -> About:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         start, end = about["tokens"]["think_start"], about["tokens"]["think_end"]
-        thinks = about.get("training", {}).get("thinks", True)
+        trained = about.get("training", {})
         stops = tuple(stop["token"] for stop in about.get("stop_tokens", ()))
-        return About(start and start["token"], end["token"], thinks, stops)
+        return About(start and start["token"], end["token"], trained.get("thinks", True), stops, trained.get("suffix"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{file}: is damaged; make the model again with `nrt model prepare`.") from None
+
+
+def record_suffix(folder: Path, suffix: str | None) -> None:
+    """Note in an exported model's `nrt.json` the last line of its training's questions."""
+    if suffix:
+        file = folder / "nrt.json"
+        about = json.loads(file.read_text(encoding="utf-8"))
+        about["training"]["suffix"] = suffix
+        file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -59,8 +60,10 @@ def write_for_others(source: Path, folder: Path, about: About) -> About:
         if not isinstance(tokenizer.chat_template, str):
             raise ModelError(f"{source}: has no chat template, or several; give it one and prepare it anew.")
         names = _new_names(tokenizer, about)
-        about = About(
-            names.get(about.think_start, about.think_start), names.get(about.think_end, about.think_end), True
+        about = replace(
+            about,
+            think_start=names.get(about.think_start, about.think_start),
+            think_end=names.get(about.think_end, about.think_end),
         )
         tokenizer.chat_template = thinking_template(tokenizer.chat_template, about.think_start, about.think_end)
         # Copied, not imported: it needs vLLM.
