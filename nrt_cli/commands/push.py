@@ -30,6 +30,12 @@ def push(
     base_model: Annotated[
         str | None, typer.Option(help="Hub id of the starting model, for the card.", show_default=False)
     ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Add a GGUF file for llama.cpp, made by its convert_hf_to_gguf.py.")
+    ] = False,
+    converter: Annotated[
+        Path | None, typer.Option(help="That converter, where it is not on the PATH.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that stands at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +46,7 @@ def push(
     from nrt_cli.workflows.push import Parcel
     from nrt_cli.workflows.push import push as run_push
 
-    done = run_push(Parcel(model, out, repo, private, overwrite, license, base_model))
+    done = run_push(Parcel(model, out, repo, private, overwrite, license, base_model, gguf, converter))
     console.result(done, as_json, _show)
 
 

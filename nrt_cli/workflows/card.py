@@ -46,6 +46,7 @@ class Facts:
     config: RunConfig | None
     scores: tuple[Mapping[str, Any], ...]
     license: str | None
+    gguf: bool = False
 
     @property
     def tags(self) -> list[str]:
@@ -67,6 +68,7 @@ def render_card(metadata: str, facts: Facts) -> str:
         start=facts.about.think_start or "",
         end=facts.about.think_end,
         folder=facts.address.rpartition("/")[2],
+        gguf=facts.gguf,
         suffix=facts.about.suffix,
         parsed=(facts.about.think_start, facts.about.think_end) == FIELD_MARKS,
         training=training,

@@ -9,6 +9,7 @@ from typing import Any
 
 from nrt_cli import __version__, console
 from nrt_cli.config import RunConfig, dump_yaml
+from nrt_cli.engines.gguf import convert, find_converter
 from nrt_cli.engines.hub import card_metadata, upload
 from nrt_cli.engines.local.about import About, read_about
 from nrt_cli.engines.local.prepare import model_folder
@@ -35,6 +36,8 @@ class Parcel:
     overwrite: bool = False
     license: str | None = None
     base_model: str | None = None
+    gguf: bool = False
+    converter: Path | None = None
 
 
 def push(parcel: Parcel) -> dict[str, Any]:
@@ -47,6 +50,9 @@ def push(parcel: Parcel) -> dict[str, Any]:
     """
     if (parcel.out is None) == (parcel.repo is None):
         raise ConfigError("say where to: --out FOLDER or --repo OWNER/NAME, one of the two.")
+    if parcel.converter and not parcel.gguf:
+        raise ConfigError("--converter has no effect without --gguf.")
+    converter = find_converter(parcel.converter) if parcel.gguf else None
     located = locate_model(parcel.model)
     about = read_about(located.folder)
     if parcel.out is not None:
@@ -55,6 +61,9 @@ def push(parcel: Parcel) -> dict[str, Any]:
         about = write_for_others(located.folder, folder, about)
         config = _write_config(located, folder)
         facts = _facts(parcel, located, about, config)
+        if converter:
+            console.note("converting to GGUF ...")
+            convert(converter, folder, folder / f"{facts.name}.gguf")
         metadata = card_metadata(facts.name, facts.scores, parcel.license, parcel.base_model, facts.tags)
         (folder / "README.md").write_text(render_card(metadata, facts), encoding="utf-8")
         files = sorted(path.name for path in folder.iterdir())
@@ -108,4 +117,5 @@ def _facts(parcel: Parcel, located: Located, about: About, config: RunConfig | N
         config=config,
         scores=tuple({score["benchmark"]: score for score in scores}.values()),
         license=parcel.license,
+        gguf=parcel.gguf,
     )

@@ -135,11 +135,14 @@ def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_ends(tiny_model_dir):
     ) as process:
         os.close(theirs)
 
+        said = b""
+
         def until(mark: bytes) -> bytes:
-            seen = b""
-            while mark not in seen:
-                seen += os.read(ours, 1000)
-            return seen
+            nonlocal said
+            while mark not in said:
+                said += os.read(ours, 1000)
+            before, _, said = said.partition(mark)
+            return before
 
         until(b"> ")
         os.write(ours, b"\nWhat?\n")
