@@ -101,7 +101,7 @@ def prepare(
         max_prompt_tokens=max_prompt_tokens,
         max_answer_tokens=max_answer_tokens,
         grader=grader,
-        suffix=suffix or None,
+        suffix=(suffix or "").strip() or None,
     )
     if stratify and not (size or settings.validation):
         raise DataError("--stratify has no effect without --size or --validation.")
