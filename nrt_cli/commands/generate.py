@@ -12,7 +12,7 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nrt_cli.text.reasoning import Part, ThinkMode
+    from nrt_cli.workflows.generate import Part, ThinkMode
 
 EXAMPLE = "Example: nrt generate runs/first 'What is 12 + 30 + 7?'"
 
