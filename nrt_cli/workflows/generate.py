@@ -42,6 +42,11 @@ class Generator:
         """
         return self.reasoner.stream(self.request(question, mode, *settings, **named))
 
+    def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
+        """What is said greedily, at once, with how trace and answer ended."""
+        ((_, reply),) = self.reasoner.run([self.request(question, "on", max_trace_tokens, max_answer_tokens)])
+        return reply
+
     def request(
         self,
         question: str,
@@ -63,25 +68,6 @@ class Generator:
         Raises:
             ModelError: turns and caps do not fit the model's positions.
         """
-        return self.reasoner.stream(
-            self._request(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
-        )
-
-    def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
-        """What is said greedily, at once, with how trace and answer ended."""
-        request = self._request(question, "on", max_trace_tokens, max_answer_tokens, 0.0, 0)
-        ((_, reply),) = self.reasoner.run([request])
-        return reply
-
-    def _request(
-        self,
-        question: str,
-        mode: ThinkMode,
-        max_trace_tokens: int | None,
-        max_answer_tokens: int | None,
-        temperature: float,
-        seed: int,
-    ) -> Request:
         think, min_trace_tokens = thinking(mode, self.reasoner.about.thinks)
         turns = [*earlier, {"role": "user", "content": ending_in(question, self.suffix)}]
         request = Request(
