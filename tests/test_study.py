@@ -118,6 +118,18 @@ def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_
     assert "\n" not in str(caught.value)
 
 
+def test_held_out_pairs_may_have_sources_of_their_own(tmp_path, monkeypatch):
+    (run,) = planned_runs(load_study("laptop", ["methods=[am]", "seeds=[0]"]), tmp_path)
+    assert run.config.data.validation == str(tmp_path / "held-out" / "train.parquet")
+    (run,) = planned_runs(load_study("laptop", ["methods=[am]", "seeds=[0]", "data.held_out=[]"]), tmp_path)
+    assert run.config.data.validation == str(tmp_path / "data" / "validation.parquet")
+    with pytest.raises(ConfigError, match="how many of its pairs are held out: a number"):
+        load_study("laptop", ["data.validation=0.1"])
+    (tmp_path / "qa.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert absolute(load_study("laptop", ["data.held_out=[qa.jsonl]"])).data.held_out == (str(tmp_path / "qa.jsonl"),)
+
+
 def test_an_unknown_study_names_those_there_are():
     with pytest.raises(ConfigError, match="laptop, paper-3b"):
         load_study("labtop")

@@ -55,7 +55,16 @@ class StudyData(Section):
     size: int | None = Field(None, ge=1)
     stratify: bool = False
     validation: int | float = Field(64, ge=0)
+    held_out: tuple[str, ...] = Field(
+        (), description="Sources of the held-out pairs, at most `validation` of them; none: a part of `sources`."
+    )
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _number_of_held_out(self) -> "StudyData":
+        if self.held_out and not (isinstance(self.validation, int) and self.validation):
+            raise ValueError("with data.held_out, data.validation is how many of its pairs are held out: a number")
+        return self
 
 
 class StudyEval(Section):
@@ -179,7 +188,9 @@ def absolute(study: StudyConfig) -> StudyConfig:
     return study.model_copy(
         update={
             "model": model.model_copy(update={"source": model.source and change(model.source)}),
-            "data": data.model_copy(update={"sources": tuple(map(change, data.sources))}),
+            "data": data.model_copy(
+                update={"sources": tuple(map(change, data.sources)), "held_out": tuple(map(change, data.held_out))}
+            ),
             "analysis": analysis.model_copy(update={"judge": judge}),
             "recipe": study.recipe and change(study.recipe),
         }
@@ -204,7 +215,7 @@ def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
         "data": {"train": str(folder / "data" / "train.parquet")},
     }
     if study.data.validation:
-        places["data"]["validation"] = str(folder / "data" / "validation.parquet")
+        places["data"]["validation"] = str(folder / held_out_file(study.data))
     benchmarks = {"eval": {"data_dir": str(folder / "benchmarks")}} if uses_own_benchmark(study) else {}
     recipe = configs.read_yaml(configs.find_config(study.recipe)) if study.recipe else {}
     for seed in study.seeds:
@@ -219,6 +230,11 @@ def judged_runs(study: StudyConfig, folder: Path) -> list[Planned]:
     """Runs whose held-out traces a judge is asked about: the first seed's, but for SFT, which has none."""
     asked = [run for run in planned_runs(study, folder) if run.seed == study.seeds[0] and run.config.method != "sft"]
     return asked if study.analysis.judge_max_cost else []
+
+
+def held_out_file(data: StudyData) -> Path:
+    """Where in a study's folder its held-out pairs are."""
+    return Path("held-out/train.parquet") if data.held_out else Path("data/validation.parquet")
 
 
 def uses_own_benchmark(study: StudyConfig) -> bool:

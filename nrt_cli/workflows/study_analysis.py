@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from nrt_cli.config.study import Planned, StudyConfig, StudyQuestion, judged_runs, planned_runs
+from nrt_cli.config.study import Planned, StudyConfig, StudyQuestion, held_out_file, judged_runs, planned_runs
 from nrt_cli.records import json_line
 from nrt_cli.store.reports import write_report
 from nrt_cli.store.study import Study
@@ -71,7 +71,7 @@ def answer_questions(folder: Path, study: StudyConfig, report: Report) -> list[d
 
 def questions(folder: Path, study: StudyConfig) -> list[StudyQuestion]:
     """Those that the study names, then the first held-out ones, which are ordered at random."""
-    found, path = list(study.analysis.ask), folder / "data" / "validation.parquet"
+    found, path = list(study.analysis.ask), folder / held_out_file(study.data)
     if study.analysis.questions and path.is_file():
         rows = pq.read_table(path, columns=["prompt", "reward_model"]).slice(0, study.analysis.questions)
         pairs = [(row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]) for row in rows.to_pylist()]

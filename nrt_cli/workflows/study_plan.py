@@ -78,6 +78,10 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
     if model.source:
         options = {"--out": folder / "data", "--validation": data.validation, "--seed": data.seed, "--size": data.size}
         stratify = ["--stratify"] if data.stratify else []
+        if data.held_out:
+            options |= {"--validation": None}
+            apart = {"--out": folder / "held-out", "--seed": data.seed, "--size": data.validation}
+            yield nrt("data", "prepare", *data.held_out, *_options(apart))
         yield nrt("data", "prepare", *data.sources, *_options(options), *stratify)
         out = {"--out": folder / "models" / model.name}
         yield nrt("model", "prepare", model.source, *_options(out | _init(model)))
@@ -107,8 +111,8 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
 
 def _examples(data: StudyData) -> int | None:
     """Pairs to train on; None where the sources decide it."""
-    if data.size is None:
-        return None
+    if data.size is None or data.held_out:
+        return data.size
     return data.size - _held_out(data)
 
 

@@ -34,8 +34,11 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     if model.pretrain and model.pretrain.world != digits.WORLD:
         return _inputs_of_before(folder, study)
     _check_benchmarks(folder, study)
-    settings = Settings(size=data.size, stratify=data.stratify, validation=data.validation, seed=data.seed)
+    held_out = 0 if data.held_out else data.validation
+    settings = Settings(size=data.size, stratify=data.stratify, validation=held_out, seed=data.seed)
     tell(0.0, "pairs")
+    if data.held_out:
+        prepare(data.held_out, folder / "held-out", Settings(size=int(data.validation), seed=data.seed))
     prepare(data.sources, folder / "data", settings)
     source = model.source or str(_pretrained(folder, model, tell))
     prepared = prepare_model(

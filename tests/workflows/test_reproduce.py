@@ -56,6 +56,9 @@ def test_a_failed_run_has_its_reason_and_the_others_their_scores(straight):
     assert "no pair is within the limits" in reason
     assert reason in " ".join(ended.err.split())
     held_out = {digits.question(problem) for problem in digits.held_out_problems()}
+    scored = Run(folder / "runs" / "am-s0").held_out_rows(4, ("prompt",))
+    assert len(scored) == 4
+    assert {row["prompt"].strip() for row in scored} <= held_out
     for place in ("evals/base", "runs/sft-s0/evals/export", "runs/am-s0/evals/export"):
         (evaluation,) = find_evaluations(folder / place)
         documents = evaluation.documents().values()
