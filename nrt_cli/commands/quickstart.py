@@ -55,7 +55,8 @@ def quickstart(
     outcome = run_quickstart(folder, lambda arms, chance: choose_race(as_json, arms, chance), overrides or ())
     page = make_report(outcome.runs, folder / "report", ["html"])[1][0]
     if as_json:
-        print_json_line({"kind": "summary", **asdict(outcome), "report": str(page)})
+        runs = [str(run) for run in outcome.runs]
+        print_json_line({"kind": "summary", **asdict(outcome), "runs": runs, "report": str(page)})
         return
     _show(outcome)
     _print(f"\nAll of it as a page: {page}")

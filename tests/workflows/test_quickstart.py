@@ -89,7 +89,9 @@ def test_again_it_does_nothing_and_says_the_same(first, quickstart, folder):
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
     assert written == {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.jsonl")}
-    record = json.loads(quickstart("--json").stdout.splitlines()[-1])
+    as_json = quickstart("--json")
+    assert as_json.exit_code == 0, as_json.output
+    record = json.loads(as_json.stdout.splitlines()[-1])
     assert [row["arm"] for row in record["rows"]] == ["untrained", *ARMS]
     assert record["questions"] == 4
 
