@@ -448,6 +448,44 @@ def test_the_command_exits_with_a_sentence_and_no_traceback(
     assert "Traceback" not in done.stderr
 
 
+# --- variants: what a config sets for one method alone ----------------------------------------------------------------
+
+VARIANTS = {
+    "optimiser": {"lr": 1e-4, "eps": 1e-6},
+    "variants": {"sft": {"optimiser": {"lr": 2e-4}}, "NRT-GM": {"seed": 7}, "am": {"rollout": {"group_size": 4}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "lr", "seed"), [("sft", 2e-4, 0), ("SFT", 2e-4, 0), ("gm", 1e-4, 7), ("logp", 1e-4, 0)]
+)
+def test_a_variant_is_of_its_method_alone(method: str, lr: float, seed: int) -> None:
+    found = config.resolve(VARIANTS, {"method": method})
+    assert (found.optimiser.lr, found.optimiser.eps, found.seed, found.rollout.group_size) == (lr, 1e-6, seed, 8)
+
+
+def test_what_comes_after_a_file_wins_over_its_variants(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(VARIANTS))
+    assert config.load(str(path), ["optimiser.lr=3e-4"], method="sft").optimiser.lr == 3e-4
+    assert config.load(str(path), ["variants.gm.seed=9"], method="gm").seed == 9
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ({"sft": {"optimiser": {"rate": 1.0}}}, "variants.sft: unknown key 'optimiser.rate'"),
+        ({"stf": {"seed": 1}}, "method 'stf' is unknown (did you mean 'sft'?)"),
+        ({"sft": 3}, "variants: methods are needed, each with a mapping of keys to values."),
+        ([1], "variants: methods are needed, each with a mapping of keys to values."),
+    ],
+)
+def test_a_variant_that_means_nothing_is_refused_whatever_the_method(variants: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.resolve({"variants": variants, "method": "gm"})
+    assert said in str(caught.value)
+
+
 # --- configs that runs have kept -----------------------------------------------------------------------------------
 
 

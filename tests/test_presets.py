@@ -52,6 +52,7 @@ PAPER = {
     "rollout.group_size": 8,
     "rollout.temperature": 1.0,
     "rollout.max_trace_tokens": 2048,
+    "rollout.max_response_tokens": 4096,
     "rollout.batch_rows": 64,
     "rollout.engine": "auto",
     "rollout.cache_share": None,
@@ -189,11 +190,39 @@ def test_row_22_quotes_the_authors() -> None:
     assert quoted + "derived loss function in original paper." in rows()[21][3]
 
 
+@pytest.mark.parametrize("recipe", ["paper-3b", "paper-mistral-7b", "paper-8b"])
+def test_the_papers_recipes_are_the_preset_as_run_and_sft_has_values_of_its_own(recipe: str) -> None:
+    engine = {
+        "engine.name": "verl",
+        "parallel.gpus_per_node": 8,
+        "model.path": {"paper-3b": "models/llama-3.2-3b", "paper-8b": "models/llama-3.1-8b"}.get(
+            recipe, "models/mistral-7b-v0.3"
+        ),
+        "model.gradient_checkpointing": True,
+        "data.train": "data/tulu-200k/train.parquet",
+        "data.validation": "data/tulu-200k/validation.parquet",
+        "train.validate_every": 50,
+        "train.validation_size": 100,
+    }
+    sft = {
+        "method": "sft",
+        "optimiser.lr": 5e-06,
+        "optimiser.schedule": "linear",
+        "optimiser.warmup": 0.03,
+        "optimiser.weight_decay": 0.0,
+        "train.batch_size": 128,
+        "train.minibatch_size": None,
+    }
+    for method, settings in (("gm", {"method": "gm"}), ("sft", sft), ("SFT", sft)):
+        flat = config.flatten(config.load(recipe, method=method).model_dump(mode="json"))
+        assert {key: value for key, value in flat.items() if not key.startswith(ASKED)} == AS_RUN | engine | settings
+
+
 def test_paper_preset_is_table_6() -> None:
     paper = config.resolve({"preset": "paper"})
     assert (paper.optimiser.lr, paper.optimiser.schedule, paper.optimiser.weight_decay) == (1e-5, "constant", 0.01)
     assert (paper.train.epochs, paper.train.batch_size, paper.train.minibatch_size) == (1, 256, 64)
-    assert (paper.data.max_prompt_tokens, paper.data.max_answer_tokens) == (4096, 4096)
+    assert (paper.data.max_prompt_tokens, paper.rollout.max_response_tokens) == (4096, 4096)
     assert (paper.objective.clip_low, paper.objective.clip_high) == (0.2, 0.28)
     assert (paper.objective.kl_weight, paper.objective.entropy_weight) == (0.0, 0.0)
     assert (paper.rollout.group_size, paper.rollout.temperature, paper.rollout.max_trace_tokens) == (8, 1.0, 2048)

@@ -244,6 +244,7 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
         tuple(rows),
         notes=(
             "`GRPO` is objective.advantage=std on clipped rewards; Dr.GRPO is any constant objective.length_divisor.",
+            "The paper's values are those of RL; for SFT it prints none.",
             *_steps(cards),
         ),
         reason="" if any(card.config for card in cards) else "no run's config can be read",
@@ -253,13 +254,15 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
 def _setting(parameter: Mapping[str, Any], cards: Sequence[RunCard]) -> Cell:
     """The value that runs had; each value with its runs where they differ."""
     values: dict[str, list[str]] = {}
+    of_rl = set()
     for card in cards:
-        flat = flatten(card.config)
-        values.setdefault(_shown(flat.get(parameter["key"])), []).append(card.label)
+        value = _shown(flatten(card.config).get(parameter["key"]))
+        values.setdefault(value, []).append(card.label)
+        of_rl |= {value} if card.method != "sft" else set()
     if not values:
         return Cell(reason="no run here has it")
     same = parameter.get("same", [_shown(parameter["value"])])
-    note = "" if same == "any" or set(values) <= set(same) else "not the paper's"
+    note = "" if same == "any" or of_rl <= set(same) else "not the paper's"
     if len(values) == 1:
         return Cell(next(iter(values)), note=note)
     return Cell("; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items()), note=note)

@@ -1,7 +1,8 @@
 """The typed configuration of a run: one schema (`schema.py`), presets, one way to compose them. Imports no torch.
 
 A run's config is `schema defaults <- preset paper <- preset <- YAML file <- --set`, later ones win: a preset states how
-it differs from the paper's. A default of the schema is what runs did before there was the key.
+it differs from the paper's. Under `variants` a file says what it sets for one method alone. A default of the schema is
+what runs did before there was the key.
 """
 
 import os
@@ -26,6 +27,7 @@ from nrt_cli.config.schema import (
     TokensSection,
     TrainSection,
     Weights,
+    own_name,
 )
 from nrt_cli.config.validation import schema_keys, validated
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
@@ -104,9 +106,7 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
 
     `origin` is where the layers come from, but for the keys `told` by `--set`.
     """
-    asked: dict[str, Any] = {}
-    for layer in layers:
-        asked = merge(asked, layer)
+    asked, variants = _of_method(layers, lambda key: _said(key, told, origin))
     preset = asked.get("preset", "paper")
     presets = sorted(p.stem for p in (configs_dir() / "presets").glob("*.yaml"))
     if preset not in presets:
@@ -114,7 +114,28 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
         raise ConfigError(f"{said}: preset {preset!r} is unknown; choose one of {', '.join(presets)}.")
     for name in (preset, "paper"):
         asked = merge(read_yaml(configs_dir() / "presets" / f"{name}.yaml"), asked)
+    # What is wrong for another method is not to be found only when that is used.
+    for method, settings in variants.items():
+        recorded(asked, settings, {"method": method}, origin=f"{origin}: variants.{method}")
     return validated(RunConfig, asked, lambda key: _said(key, told, origin))
+
+
+def _of_method(
+    layers: Sequence[Mapping[str, Any]], said: Callable[[str], str]
+) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+    """The layers one upon the other, each with what it says of their method under `variants`; and all of these."""
+    asked: dict[str, Any] = {}
+    for layer in layers:
+        asked = merge(asked, layer)
+    method, variants = str(asked.get("method", RunConfig().method)), asked.get("variants", {})
+    if not (isinstance(variants, Mapping) and all(isinstance(settings, Mapping) for settings in variants.values())):
+        raise ConfigError(f"{said('variants')}: variants: methods are needed, each with a mapping of keys to values.")
+    asked = {}
+    for layer in layers:
+        own = {own_name(str(name)): settings for name, settings in layer.get("variants", {}).items()}
+        rest = {key: value for key, value in layer.items() if key != "variants"}
+        asked = merge(merge(asked, rest), own.get(own_name(method), {}))
+    return asked, dict(variants)
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:

@@ -106,6 +106,12 @@ class RolloutSection(Section):
     group_size: int = Field(8, ge=1, description="K, traces per prompt.")
     temperature: float = Field(1.0, gt=0)
     max_trace_tokens: int = Field(2048, ge=1)
+    max_response_tokens: int | None = Field(
+        None,
+        ge=3,
+        description="Most tokens of a trace, its t_end and y* together: a trace is sampled up to what its y* leaves, "
+        "and a y* that leaves nothing is dropped before training; null: each to its own cap (row 24).",
+    )
     batch_rows: int = Field(64, ge=1, description="Traces decoded together.")
     engine: Literal["auto", "native", "vllm"] = Field(
         "auto", description="What decodes; auto is vllm on a GPU where it is installed, else native, and is recorded."
@@ -113,6 +119,12 @@ class RolloutSection(Section):
     cache_share: float | None = Field(
         None, gt=0, lt=1, description="vllm: share of the device's memory for keys and values; null is 0.2."
     )
+
+    def trace_cap(self, answer_tokens: int) -> int:
+        """Most tokens of a trace before a y* of so many, its eos included; one where no room is left."""
+        if self.max_response_tokens is None:
+            return self.max_trace_tokens
+        return max(1, min(self.max_trace_tokens, self.max_response_tokens - 1 - answer_tokens))
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -165,7 +177,7 @@ class TrackSection(Section):
     project: str = "nrt"
 
 
-def _own_name(method: str) -> str:
+def own_name(method: str) -> str:
     """A built-in method's name, also where the paper's was given; other names as they are."""
     return ({name: name for name in ("sft", *SCHEMES)} | METHOD_ALIASES).get(method.lower(), method)
 
@@ -174,7 +186,7 @@ class RunSettings(Section):
     """The settings of a training run, each by itself."""
 
     preset: Literal["paper", "as-run", "reference"] = "paper"
-    method: Annotated[str, AfterValidator(_own_name)] = Field(
+    method: Annotated[str, AfterValidator(own_name)] = Field(
         "ws-neg-log-p", description="sft, a scheme, a paper name, or module:function."
     )
     seed: Seed = 0
@@ -203,6 +215,18 @@ class RunConfig(RunSettings):
         for problem in _contradictions(self):
             raise ValueError(problem)
         return self
+
+    @property
+    def longest_answer(self) -> int:
+        """Most tokens of a y* that is trained on: it leaves a response a token of trace and its t_end."""
+        bound, own = self.rollout.max_response_tokens, self.data.max_answer_tokens
+        return own if bound is None else min(own, bound - 2)
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens of t_start, a trace, t_end and y*."""
+        bound, apart = self.rollout.max_response_tokens, self.rollout.max_trace_tokens + self.longest_answer + 2
+        return apart if bound is None else min(apart, bound + 1)
 
 
 def _contradictions(config: RunConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ it: they have not been measured on the GPUs that a plan is for.
 """
 
 import math
+from dataclasses import replace
 
 from nrt_cli.config import RunConfig, flatten
 from nrt_cli.core.logprobs import KEPT_ELEMENTS
@@ -16,6 +17,8 @@ BANDWIDTH_RATE = 0.6
 """Share of the memory's bandwidth that decoding reaches."""
 ROLLOUT_FILL = 0.6
 """Mean share of decoding slots in use: towards the end of a step only the longest traces are left."""
+TRACE_MORE = 100
+"""Tokens of trace of which a plan says what they would add: how long traces become shows only in training."""
 PAUSE = 15.0
 """Seconds of a step with rollouts besides: weights to the sampler, waking and sleeping, storing."""
 SLOTS = 256
@@ -41,6 +44,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     update = sum(size for _, size in memory)
     seconds, most = (_seconds(config, model, length, gpu) for length in (lengths, _caps(config)))
     hours = steps * config.parallel.ranks / 3600
+    longer = replace(lengths, trace=lengths.trace + TRACE_MORE)
     trained = _trained(config, model)
     # verl's checkpoints hold the weights as a Hugging Face folder too.
     weights = WIDE * (2 * model.parameters if config.engine.name == "verl" else trained)
@@ -71,14 +75,14 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         gpu_hours_most=most * hours,
         disk=disk + traces,
         disk_kept=disk_kept + traces,
-        assumptions=_assumptions(config, lengths, gpu),
+        assumptions=_assumptions(config, lengths, gpu, hours * (_seconds(config, model, longer, gpu) - seconds)),
     )
 
 
 def _caps(config: RunConfig) -> Lengths:
     """The most that every row can be."""
     data = config.data
-    return Lengths(data.max_prompt_tokens, data.max_answer_tokens, config.rollout.max_trace_tokens, "the caps")
+    return Lengths(data.max_prompt_tokens, config.longest_answer, config.rollout.max_trace_tokens, "the caps")
 
 
 def _traces(config: RunConfig) -> int:
@@ -92,8 +96,9 @@ def _samples_with_vllm(config: RunConfig) -> bool:
 
 def _row(config: RunConfig, lengths: Lengths) -> float:
     """Tokens of one row: prompt, t_start, trace, t_end, answer; SFT has neither trace nor think tokens."""
-    between = 0 if config.method == "sft" else lengths.trace + 2
-    return lengths.prompt + between + lengths.answer
+    if config.method == "sft":
+        return lengths.prompt + lengths.answer
+    return lengths.prompt + min(lengths.trace + 2 + lengths.answer, config.longest_response)
 
 
 def _tokens(config: RunConfig, lengths: Lengths) -> float:
@@ -268,8 +273,8 @@ def _trace_bytes(config: RunConfig, lengths: Lengths, steps: int) -> float:
     return rows * (12 * _row(config, lengths) + 24 * (lengths.trace + lengths.answer))
 
 
-def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu) -> tuple[str, ...]:
-    """What the prediction rests on, in sentences."""
+def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu, more: float) -> tuple[str, ...]:
+    """What the prediction rests on, in sentences. `more` are the GPU-hours of `TRACE_MORE` more tokens of trace."""
     said = [f"lengths of {lengths.source}: prompt {lengths.prompt:.0f}, answer {lengths.answer:.0f}"]
     if config.method != "sft":
         said[0] += f", trace {lengths.trace:.0f} tokens"
@@ -279,4 +284,5 @@ def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu) -> tuple[str, ..
     if config.method != "sft":
         rates += f"; {gpu.bandwidth / 1e12:.2f} TB/s, of which decoding reaches {BANDWIDTH_RATE:.0%}"
         rates += f"; {PAUSE:.0f} s a step besides"
+        said[0] += f"; {TRACE_MORE} more tokens of trace are {more:,.0f} GPU-hours more"
     return (*said, f"{rates}; none of these rates was measured here")

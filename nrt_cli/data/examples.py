@@ -7,7 +7,7 @@ tokens and not a million Python lists.
 import contextlib
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,14 @@ class ExampleSet:
     def longest(self) -> int:
         """Tokens of the longest prompt and answer together."""
         return int((np.diff(self._prompts.offsets) + np.diff(self._answers.offsets)).max())
+
+    def longest_with(self, trace_cap: Callable[[int], int]) -> int:
+        """Tokens of the longest prompt, trace and answer together, with the two think tokens.
+
+        `trace_cap` says how long a trace may be before an answer of so many tokens.
+        """
+        lengths = zip(np.diff(self._prompts.offsets).tolist(), np.diff(self._answers.offsets).tolist(), strict=True)
+        return max(prompt + answer + trace_cap(answer) for prompt, answer in lengths) + 2
 
     @property
     def means(self) -> tuple[float, float]:

@@ -79,7 +79,7 @@ class VllmSampler:
             for k in range(group_size):
                 yield VllmRequest(
                     prompt_ids,
-                    self.settings.max_trace_tokens,
+                    self.settings.trace_cap(len(example.answer_ids)),
                     self.settings.temperature,
                     seed=stream_seed(*key, example.index, k),
                     stop_ids=self.tokens.trace_ends,

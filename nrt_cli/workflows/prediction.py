@@ -51,7 +51,7 @@ def _longest_rows(config: RunConfig, inputs: Inputs) -> int:
     """Tokens of one question's rows at the caps."""
     if config.method == "sft":
         return inputs.train.longest
-    return (config.rollout.group_size + 1) * (inputs.train.longest + 2 + config.rollout.max_trace_tokens)
+    return (config.rollout.group_size + 1) * inputs.train.longest_with(config.rollout.trace_cap)
 
 
 def _time(config: RunConfig, inputs: Inputs, trial: Trial) -> Finding:

@@ -26,9 +26,14 @@ from nrt_cli.workflows.overlap import overlap
 
 GIB, GB = 2**30, 1e9
 
-PAPER_EXAMPLES = 200_000
-PAPER_LENGTHS = Lengths(256, 512, 416, "no data here, but assumed (traces: Table 5 of the paper)")
-"""Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture."""
+PAPER_EXAMPLES = 204_800
+PAPER_LENGTHS = Lengths(
+    256,
+    416,
+    416,
+    "no data here, but assumed (answers: Table 5 and App. D of the paper; traces, of which it prints no number, alike)",
+)
+"""Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture (Table 4)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def plan_for(
 def plan_of(config: RunConfig, examples: ExampleSet) -> Plan:
     """What a run on these examples will take; the dtype is resolved."""
     prompt, answer = examples.means
-    # How long traces will be shows only in training. A cap below what the paper saw is likely to be reached.
+    # How long traces will be shows only in training. A cap below what is assumed is likely to be reached.
     trace = min(config.rollout.max_trace_tokens, PAPER_LENGTHS.trace)
     measured = Lengths(prompt, answer, trace, "the data, traces assumed")
     return plan(config, model_shape(config.model.path), len(examples), measured, device(config))

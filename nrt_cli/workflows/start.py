@@ -132,7 +132,7 @@ def load_inputs(config: RunConfig) -> Inputs:
     fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
     tokenizer = load_tokenizer(config.model.path)
     require_think_tokens(config)
-    limits = (config.data.max_prompt_tokens, config.data.max_answer_tokens, config.data.strict)
+    limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
     sets = {name: load_examples(file, tokenizer, *limits) for name, file in files.items()}
     for name, examples in sets.items():
         fingerprints[name] = examples.fingerprint
@@ -198,14 +198,14 @@ def _steps(config: RunConfig, examples: int) -> int:
 def _check_positions(config: RunConfig, file: Path, examples: ExampleSet) -> None:
     """The longest sequence must fit the model's positions."""
     limit = positions(config.model.path)
-    trace = 0 if config.method == "sft" else config.rollout.max_trace_tokens + 2  # and the two think tokens
-    longest = examples.longest + trace
+    thinks = config.method != "sft"
+    longest = examples.longest_with(config.rollout.trace_cap) if thinks else examples.longest
     if limit is not None and longest > limit:
         lower = "data.max_prompt_tokens or data.max_answer_tokens"
-        if trace:
+        if thinks:
             lower = f"rollout.max_trace_tokens, {lower}"
         raise ConfigError(
-            f"{file}: the longest example would be {longest} tokens{' with its trace' if trace else ''}, but the "
+            f"{file}: the longest example would be {longest} tokens{' with its trace' if thinks else ''}, but the "
             f"model has {limit} positions; lower {lower}."
         )
 

@@ -347,7 +347,7 @@ def _answer_held_out(session: Session, step: int) -> list[dict[str, Graded]]:
     graded = [i for i, pair in enumerate(inputs.pairs) if pair.grader != "none"] if reasoner else []
     questions = [Question(str(i), inputs.held_out[i].prompt_ids, inputs.pairs[i]) for i in graded]
     longest = max((len(example.answer_ids) for example in inputs.held_out), default=0)
-    cap = accuracies.answer_cap(longest, config.data.max_answer_tokens)
+    cap = accuracies.answer_cap(longest, config.longest_answer)
     try:
         found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
     except ConfigError as error:  # a grader of the user's own; training does not depend on it

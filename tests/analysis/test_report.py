@@ -318,7 +318,7 @@ def test_table_6_is_the_configs_of_the_runs_that_a_setting_concerns(trained, tmp
     (value, theirs) = cells_of(table, "Generations per Prompt (N)", "Value", "In the paper")
     assert (value.text, theirs.text) == ("4 (RLPR, seed 0); 8 (NRT-GM, seed 0)", "8")
     (rate,) = cells_of(table, "Learning Rate", "Value")
-    assert (rate.text, rate.note) == ("2e-05 (SFT, seed 0); 1e-05 (RLPR, seed 0, NRT-GM, seed 0)", "not the paper's")
+    assert (rate.text, rate.note) == ("2e-05 (SFT, seed 0); 1e-05 (RLPR, seed 0, NRT-GM, seed 0)", "")
     (cap,) = cells_of(table, "PPO Clip Ratio (High)", "Value")
     assert (cap.text, cap.note) == ("0.28", "")
 

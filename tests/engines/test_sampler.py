@@ -237,6 +237,20 @@ def test_a_trace_ends_at_t_end_at_eos_or_at_the_cap(scripted, model, tokens):
             assert rollout.sampler_logprobs == pytest.approx(want, abs=2e-5)
 
 
+def test_a_trace_gets_what_its_answer_leaves_of_a_response(model, tokens):
+    """Of 8 tokens, t_end takes one and y* its own; a bounded trace begins as an unbounded one does."""
+    answers = [(3, 1), (3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 1)]
+    examples = [replace(example, answer_ids=ids) for example, ids in zip(EXAMPLES[:3], answers, strict=True)]
+    free = sample_groups(model, examples, tokens, settings_of(), 4, (0,))
+    bounded = sample_groups(model, examples, tokens, settings_of(max_response_tokens=8), 4, (0,))
+    for group, whole, cap in zip(bounded, free, (5, 1, 1), strict=True):
+        assert max(len(rollout.trace_ids) for rollout in group.rollouts) == cap
+        for rollout, other in zip(group.rollouts, whole.rollouts, strict=True):
+            assert rollout.trace_ids == other.trace_ids[:cap]
+            assert rollout.stop == (other.stop if len(sampled_ids(other, tokens)) <= cap else "cap")
+            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop == "end")
+
+
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stop_ids=st.sets(st.integers(3, 60), max_size=25),

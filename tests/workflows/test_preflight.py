@@ -153,10 +153,10 @@ def test_the_papers_runs_can_be_planned_without_their_models(name: str) -> None:
     """Table 6, on 8 GPUs of 80 GB."""
     config = load(f"train/{name}")
     planned = preflight.plan_for(config)
-    assert (planned.gpus, planned.steps, planned.updates, planned.sequences) == (8, 781, 3124, 2048)
+    assert (planned.gpus, planned.steps, planned.updates, planned.sequences) == (8, 800, 3200, 2048)
     assert (config.optimiser.lr, config.optimiser.schedule, config.optimiser.weight_decay) == (1e-5, "constant", 0.01)
     assert (config.train.epochs, config.train.batch_size, config.train.minibatch_size) == (1, 256, 64)
-    assert (config.data.max_prompt_tokens, config.data.max_answer_tokens) == (4096, 4096)
+    assert (config.data.max_prompt_tokens, config.rollout.max_response_tokens) == (4096, 4096)
     assert (config.rollout.max_trace_tokens, config.rollout.group_size, config.rollout.temperature) == (2048, 8, 1)
     assert (config.objective.clip_low, config.objective.clip_high) == (0.2, 0.28)
     assert (config.objective.kl_weight, config.objective.entropy_weight) == (0, 0)
@@ -164,6 +164,15 @@ def test_the_papers_runs_can_be_planned_without_their_models(name: str) -> None:
     assert (config.objective.advantage, config.objective.length_divisor) == ("std", "cap")
     assert planned.fits
     assert 10 < planned.gpu_hours < planned.gpu_hours_most < 10_000
+
+
+def test_no_row_of_the_papers_runs_is_longer_than_a_prompt_and_a_response() -> None:
+    planned = preflight.plan_for(load("train/paper-3b"))
+    # t_start, which is no part of a response, is one more.
+    assert planned.tokens_most == 2048 * (4096 + 4096 + 1)
+    apart = preflight.plan_for(load("train/paper-3b", ["rollout.max_response_tokens=null"]))
+    assert apart.tokens_most == 2048 * (4096 + 2048 + 2 + 4096)
+    assert apart.tokens == planned.tokens == 2048 * (256 + 416 + 2 + 416)
 
 
 def test_lengths_and_examples_given_take_the_place_of_data() -> None:

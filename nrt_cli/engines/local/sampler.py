@@ -159,6 +159,7 @@ def _sample_together(
 ) -> list[Rollout]:
     """One batch of `sample_groups`: each example's k-th trace."""
     uniforms_RC = np.stack([random_stream(settings.max_trace_tokens, *key, e.index, k) for e, k in traces])
+    caps = [settings.trace_cap(len(example.answer_ids)) for example, _ in traces]
     sampled: list[list[int]] = [[] for _ in uniforms_RC]
     logprobs: list[list[float]] = [[] for _ in uniforms_RC]
     for rows, ids, values in decode(
@@ -171,8 +172,10 @@ def _sample_together(
         settings.temperature,
     ):
         for row, token, value in zip(rows.tolist(), ids.tolist(), values.tolist(), strict=True):
-            sampled[row].append(token)
-            logprobs[row].append(value)
+            # Leaving out what comes after a trace's own cap is sampling up to that cap.
+            if len(sampled[row]) < caps[row]:
+                sampled[row].append(token)
+                logprobs[row].append(value)
     return [rollout_of(ids, values, tokens) for ids, values in zip(sampled, logprobs, strict=True)]
 
 

@@ -42,8 +42,8 @@ def longest_prompt(config: RunConfig) -> int:
 
 def longest_response(config: RunConfig) -> int:
     """Tokens of t_start, a trace, t_end and y*; of y* alone for SFT."""
-    trace = 0 if config.method == "sft" else config.rollout.max_trace_tokens + 2
-    return trace + config.data.max_answer_tokens
+    longest = config.longest_answer
+    return longest if config.method == "sft" else config.longest_response
 
 
 def token_budget(config: RunConfig) -> int:
@@ -102,7 +102,11 @@ RL = (
     Setting(f"{ACTOR}.clip_ratio_low", "objective.clip_low", lambda c: c.objective.clip_low),
     Setting(f"{ACTOR}.clip_ratio_high", "objective.clip_high", lambda c: c.objective.clip_high),
     Setting("data.max_prompt_length", "data.max_prompt_tokens", longest_prompt),
-    Setting("data.max_response_length", "rollout.max_trace_tokens and data.max_answer_tokens", longest_response),
+    Setting(
+        "data.max_response_length",
+        "rollout.max_trace_tokens and rollout.max_response_tokens and data.max_answer_tokens",
+        longest_response,
+    ),
     Setting(f"{ROLLOUT}.n", "rollout.group_size", lambda c: c.rollout.group_size),
     Setting(f"{ROLLOUT}.temperature", "rollout.temperature", lambda c: c.rollout.temperature),
     Setting(f"{ROLLOUT}.dtype", "model.dtype", lambda c: c.model.dtype),

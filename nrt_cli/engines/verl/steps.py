@@ -63,7 +63,7 @@ class Steps:
             {
                 "example": example,
                 "tokens": self.tokens,
-                "max_trace_tokens": self.config.rollout.max_trace_tokens,
+                "max_trace_tokens": self.config.rollout.trace_cap(len(example.answer_ids)),
                 "seed": stream_seed(*key, example.index, k),
             }
             for example in examples
