@@ -43,8 +43,17 @@ class Generator:
         return self.reasoner.stream(self.request(question, mode, *settings, **named))
 
     def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
-        """What is said greedily, at once, with how trace and answer ended."""
-        ((_, reply),) = self.reasoner.run([self.request(question, "on", max_trace_tokens, max_answer_tokens)])
+        """What is said greedily, at once, with how trace and answer ended.
+
+        Of a model with too few positions for both caps, the trace gets what the answer's leaves, or half.
+        """
+        request = self.request(question, "on", 1, 1)
+        alone = dataclasses.replace(request, max_trace_tokens=0, max_answer_tokens=sys.maxsize)
+        room = self.reasoner.draft(alone).answer_cap
+        trace = min(max_trace_tokens, max(room - max_answer_tokens, room // 2)) if request.think else 0
+        answer = min(max_answer_tokens, room - trace)
+        request = dataclasses.replace(request, max_trace_tokens=trace, max_answer_tokens=answer)
+        ((_, reply),) = self.reasoner.run([request])
         return reply
 
     def request(

@@ -105,6 +105,26 @@ def test_what_does_not_fit_the_model_is_refused(generator):
     answer(generator, mode="off", max_trace_tokens=500, max_answer_tokens=20)
 
 
+def test_a_reply_shares_the_models_room_where_its_caps_do_not_fit(generator, script):
+    """As tables of cases ask, with the caps of training; what is cut by it says so."""
+    ids = generator.reasoner.tokenizer.encode("so it is 7", add_special_tokens=False)
+    fits = script([*ids[:3], generator.reasoner.tokens.end_id], [ids[0], generator.reasoner.tokens.eos_id])
+    reply = generator.reply(QUESTION, 500, 500)
+    assert (reply.stop, reply.trace_tokens, reply.cut) == ("end", 3, False)
+    assert fits.contexts[Part.answer]
+
+    script([ids[0]] * 500, [ids[0]] * 500)
+    reply = generator.reply(QUESTION, 500, 500)
+    room = generator.reasoner.positions - len(generator.request(QUESTION, "on", 1, 1).prompt_ids) - 2
+    assert (reply.stop, reply.cut) == ("cap", True)
+    assert reply.trace_tokens == room // 2
+    assert reply.answer_tokens == room - room // 2
+
+    script([ids[0]] * 500, [ids[0]] * 500)
+    reply = generator.reply(QUESTION, 500, 4)
+    assert (reply.trace_tokens, reply.answer_tokens) == (room - 4, 4)
+
+
 class Bytes(Reasoner):
     """Streams with a byte-level tokenizer, where a letter may take several tokens; the tokens are given."""
 
