@@ -49,7 +49,7 @@ class Verdict(BaseModel):
 
     score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     justification: str | None = None
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] | None = ()
 
 
 class JudgePrompt:

@@ -232,7 +232,7 @@ class _Work:
             "score": verdict.score if verdict else math.nan,
             "reason": None if verdict else reason,
             "justification": verdict.justification if verdict else None,
-            "flags": list(verdict.flags) if verdict else [],
+            "flags": list(verdict.flags or ()) if verdict else [],
             "replies": [reply.text for reply in replies],
             "input_tokens": sent,
             "output_tokens": replied,

@@ -353,3 +353,9 @@ def test_the_reply_that_table_8_asks_for_is_read() -> None:
         "justification": "Step 2 is unjustified.",
         "flags": ("missing-step",),
     }
+
+
+def test_what_is_optional_may_be_null() -> None:
+    verdict = read_verdict('{"score": 1, "justification": null, "flags": null}', ["p", "r", "g"])
+
+    assert (verdict.score, verdict.justification, verdict.flags) == (1.0, None, None)
