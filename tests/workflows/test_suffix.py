@@ -5,13 +5,17 @@ import shutil
 
 import pytest
 
+from nrt_cli import config as configs
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.engines.local.about import read_about
+from nrt_cli.progress import EvalProgress
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.workflows.generate import Conversation, open_generator
 from nrt_cli.workflows.models import locate_model
+from nrt_cli.workflows.pairs import evaluate_pairs
 from nrt_cli.workflows.push import Parcel, push
 from nrt_cli.workflows.score import Question, score_answer
+from nrt_cli.workflows.session import Job
 
 LINE = "Answer with one short equation."
 ASKED = "What is 3 plus 4?"
@@ -72,3 +76,17 @@ def test_an_older_run_and_a_plain_model_have_none(run, tiny_model_dir, tmp_path)
     del manifest["data"]
     (older / "manifest.json").write_text(json.dumps(manifest))
     assert locate_model(older).suffix is None
+
+
+def test_an_evaluation_says_where_its_questions_end_otherwise(run, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(EvalProgress, "warn", lambda self, text: told.append(text))
+    caps = ("eval.max_trace_tokens=2", "eval.max_answer_tokens=2", "model.device=cpu")
+    for name, suffix, said in (("same", LINE, None), ("none", None, "do not"), ("other", "Why?", "end in 'Why?'")):
+        prepare(["generated:sums?size=2&seed=5"], tmp_path / name, Settings(suffix=suffix))
+        with EvalProgress() as display:
+            job, config = Job(str(run.path), out=tmp_path / "evals", limit=1), configs.load(None, [*caps])
+            evaluate_pairs(job, config, display, tmp_path / name / "train.parquet")
+        assert bool(told) == bool(said), told
+        assert all(said in text and LINE in text for text in told)
+        told.clear()
