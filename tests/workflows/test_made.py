@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from nrt_cli.config import load
@@ -26,6 +27,13 @@ def test_held_out_pairs_of_the_users_own_stay(tmp_path):
     mine = str(tmp_path / "mine.parquet")
     data = made.with_files(load(None, data={"train": SOURCE, "validation": mine})).data
     assert data.validation == mine
+
+
+def test_held_out_pairs_may_be_generated_apart_all_of_them():
+    data = made.with_files(load(None, data={"train": SOURCE, "validation": "generated:sums?size=8&seed=1"})).data
+    assert pq.read_metadata(data.validation).num_rows == 8
+    alone = made.with_files(load(None, data={"train": "train.parquet", "validation": "generated:sums?size=8&seed=1"}))
+    assert (alone.data.train, alone.data.validation) == ("train.parquet", data.validation)
 
 
 def test_files_stay_as_they_are():
