@@ -19,7 +19,7 @@ from nrt_cli.commands.config import app
 from nrt_cli.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-PAPER, REFERENCE = config.resolve({"preset": "paper"}), config.resolve({"preset": "reference"})
+NRT, PAPER, REFERENCE = (config.resolve({"preset": name}) for name in ("nrt", "paper", "reference"))
 
 
 def refusal(*overrides: str) -> str:
@@ -118,7 +118,7 @@ def test_merge_changes_neither_side() -> None:
 
 
 @given(
-    st.sampled_from(["paper", "reference"]),
+    st.sampled_from(["nrt", "paper", "reference"]),
     st.floats(1e-12, 1.0),
     st.integers(2, 64),
     st.one_of(st.none(), st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)),
@@ -207,7 +207,7 @@ def test_what_only_looks_contradictory_is_accepted(overrides: list[str]) -> None
         ),
         ("objective.ratio=grpo", "objective.ratio='grpo': Input should be 'ppo', 'cispo' or 'sequence'."),
         ("track.to=[visdom]", "track.to='visdom': Input should be 'tensorboard', 'wandb', 'mlflow' or 'trackio'."),
-        ("preset=mine", "preset 'mine' is unknown; choose one of as-run, paper, reference."),
+        ("preset=mine", "preset 'mine' is unknown; choose one of as-run, nrt, paper, reference."),
         ("rollout=5", "rollout=5: a mapping of keys to values is needed."),
         ("tokens.think_end=''", "tokens.think_end='': String should have at least 1 character."),
     ],
@@ -248,7 +248,7 @@ def test_bad_values_are_named_with_what_is_accepted(override: str, sentence: str
         ("track.project=12", "track.project=12: a text is needed, so write --set 'track.project=\"12\"'."),
         ("track.project=true", "track.project=true: a text is needed, so write --set 'track.project=\"true\"'."),
         ("judge.prices={a: [1, true]}", "judge.prices=true: a number is needed."),
-        ("preset=true", "preset True is unknown; choose one of as-run, paper, reference."),
+        ("preset=true", "preset True is unknown; choose one of as-run, nrt, paper, reference."),
     ],
 )
 def test_nothing_is_converted_without_a_word(override: str, sentence: str) -> None:
@@ -361,10 +361,10 @@ def test_yaml_never_builds_python_objects(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
-def test_an_empty_file_is_the_paper_preset(tmp_path: Path) -> None:
+def test_an_empty_file_is_the_default_preset(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("# nothing yet\n")
-    assert config.load(str(path)) == PAPER
+    assert config.load(str(path)) == NRT
 
 
 def test_refusals_name_the_file(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_show_prints_yaml_that_reads_back() -> None:
 def test_show_json_is_the_same_config() -> None:
     shown = RUN.invoke(app, ["show", "--json"])
     assert shown.exit_code == 0
-    assert config.resolve(json.loads(shown.stdout)) == PAPER
+    assert config.resolve(json.loads(shown.stdout)) == NRT
 
 
 def test_check_says_valid(tmp_path: Path) -> None:
@@ -498,7 +498,9 @@ def test_what_a_stored_config_is_older_than_stays_as_it_was(monkeypatch: pytest.
     stored = {"preset": "paper", "rollout": {"group_size": 3}}
     old = config.recorded(stored, {"seed": 5}, origin="config.yaml")
     assert (old.objective.tis_cap, old.rollout.group_size, old.seed) == (None, 3, 5)
-    given = config.resolve({"rollout": {"group_size": 4, "temperature": 0.5}, "optimiser": {"lr": 1.0}})
+    given = config.resolve(
+        {"preset": "paper", "rollout": {"group_size": 4, "temperature": 0.5}, "optimiser": {"lr": 1.0}}
+    )
     assert given.objective.tis_cap == 2.0
     # Only what the old config was given counts: the rest of a study's recipe is not another experiment.
     assert config.flatten(config.as_old(given, old).model_dump()) == config.flatten(old.model_dump()) | {

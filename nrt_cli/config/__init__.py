@@ -1,8 +1,8 @@
 """The typed configuration of a run: one schema (`schema.py`), presets, one way to compose them. Imports no torch.
 
 A run's config is `schema defaults <- preset paper <- preset <- YAML file <- --set`, later ones win: a preset states how
-it differs from the paper's. Under `variants` a file says what it sets for one method alone. A default of the schema is
-what runs did before there was the key.
+it differs from the paper's, and `nrt` is the one that nobody has to name. Under `variants` a file says what it sets for
+one method alone. A default of the schema is what runs did before there was the key.
 """
 
 import os
@@ -107,7 +107,7 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
     `origin` is where the layers come from, but for the keys `told` by `--set`.
     """
     asked, variants = _of_method(layers, lambda key: _said(key, told, origin))
-    preset = asked.get("preset", "paper")
+    preset = asked.get("preset", "nrt")
     presets = sorted(p.stem for p in (configs_dir() / "presets").glob("*.yaml"))
     if preset not in presets:
         said = _said("preset", told, origin)

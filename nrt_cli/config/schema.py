@@ -77,8 +77,16 @@ class Weights(Section):
 
 
 class ObjectiveSection(Section):
-    token_signal: Literal["derived", "fixed"] = Field(
-        "derived", description="derived: Eq. 8's (df/dc_i) c_i. fixed: 1, plain SFT on y* (row 1)."
+    token_signal: Literal["shared", "derived", "fixed"] = Field(
+        "derived",
+        description="What multiplies an answer token's cross-entropy (row 1). shared: 1 on average over a group's "
+        "traces, most of it where the trace made the token likely. derived: Eq. 8's (df/dc_i) c_i. fixed: 1, plain SFT "
+        "on y*.",
+    )
+    balance: Literal["off", "auto"] = Field(
+        "off",
+        description="auto: a group's answer term is weighed down, beyond its weight, where it would pull harder than "
+        "a tenth of what the trace term can; off: its weight alone counts (row 20).",
     )
     baseline: Literal["clip", "none"] = Field("clip", description="clip: max(0, R - R_base), Eq. 9 (row 3).")
     advantage: Literal["std", "unbiased-std", "rloo", "mean", "raw"] = Field(
@@ -187,7 +195,7 @@ def own_name(method: str) -> str:
 class RunSettings(Section):
     """The settings of a training run, each by itself."""
 
-    preset: Literal["paper", "as-run", "reference"] = "paper"
+    preset: Literal["nrt", "paper", "as-run", "reference"] = "paper"
     method: Annotated[str, AfterValidator(own_name)] = Field(
         "ws-neg-log-p", description="sft, a scheme, a paper name, or module:function."
     )

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nrt_cli.core.losses import GroupContext, GroupLogprobs, GroupLoss
 
+TERMS = ("trace", "answer", "format")
+
 
 @dataclass(frozen=True)
 class GroupScore:
@@ -56,7 +58,9 @@ def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str
         "answer_logprob_per_token": _mean(per_token),
         "null_logprob": _mean(torch.stack([s.context.base_logprobs_T.double().sum() for s in scores])),
         "hardest_token_gain": _mean(torch.cat([_hardest_gain(s) for s in scores])),
-        "token_signal": _mean(torch.cat([s.loss.reward.signal_KT.mean(-1) for s in scores])),
+        "token_signal": _mean(torch.cat([s.loss.signal_KT.mean(-1) for s in scores])),
+        "answer_tokens": sum(s.logprobs.answer_KT.shape[-1] for s in scores) / len(scores),
+        **_balance([s.loss for s in scores]),
         "dead_groups": sum(s.loss.advantage.dead for s in scores) / len(scores),
         "trace_length": _mean(torch.cat([s.context.trace_mask_KZ.sum(-1) - 1 for s in scores])),
         "forced_share": _mean(torch.cat([s.context.forced_K for s in scores])),
@@ -66,6 +70,17 @@ def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str
         "sampler_gap": _mean(gaps),
         "sampler_gap_max": float(gaps.max()) if len(gaps) else math.nan,  # nothing was sampled,
     }
+
+
+def _balance(losses: Sequence[GroupLoss]) -> dict[str, float]:
+    """Each term's share of the gradient, and the weight that plain cross-entropy on y* would have with the same push.
+
+    NaN where nothing pushes.
+    """
+    pushes = {term: _total(getattr(loss, f"push_{term}") for loss in losses) for term in TERMS}
+    total, plain = sum(pushes.values()), _total(loss.push_plain for loss in losses)
+    shares = {f"share_{term}": push / total if total else math.nan for term, push in pushes.items()}
+    return shares | {"answer_weight": pushes["answer"] / plain if plain else math.nan}
 
 
 def _sampler_gap(score: GroupScore) -> Tensor:

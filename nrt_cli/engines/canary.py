@@ -60,7 +60,7 @@ class Canary:
         """The gap that rounding explains, with the weights as they are now."""
         tokens_N = torch.tensor(list(sampler))
         logprobs = lambda: next_logprobs(model, self.prompt_ids, self.temperature)[tokens_N]  # noqa: E731
-        return allowed_gap(model, logprobs, FLOOR, logprobs().softmax(-1))
+        return allowed_gap(model, logprobs, floor=FLOOR, weights_N=logprobs().softmax(-1))
 
 
 @torch.no_grad()

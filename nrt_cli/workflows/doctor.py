@@ -10,13 +10,11 @@ from nrt_cli.config import RunConfig
 from nrt_cli.core.overlap import described, warnings
 from nrt_cli.data.examples import read_texts
 from nrt_cli.engines.local.checks import prompt_doubts, prompt_problems, token_problems
-from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, read_config
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.workflows import doctor_model, start
 from nrt_cli.workflows.doctor_environment import environment
-from nrt_cli.workflows.doctor_model import QUESTIONS, Trial
 from nrt_cli.workflows.findings import Finding, advised, guarded, of_error
 from nrt_cli.workflows.overlap import overlap
 from nrt_cli.workflows.prediction import predict
@@ -157,12 +155,8 @@ def _verl(config: RunConfig) -> Iterator[Finding]:
 
 def _on_rows(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
     """One step of the engine on a few questions, looked at from all sides."""
-    examples = [inputs.train[i] for i in range(min(QUESTIONS, len(inputs.train)))]
-    trial_config = doctor_model.small(config)
     try:
-        trial = Trial(trial_config, LocalEngine(trial_config, 1), examples)
-        trial.engine.tell(lambda _: None)
-        doctor_model.attempt(trial)
+        trial = doctor_model.tried(config, inputs.train)
     except Exception as error:
         yield of_error("one step", error)
         return
@@ -175,6 +169,7 @@ def _on_rows(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
             "rollout against trainer log-probs": doctor_model.rollouts,
         }
         checks["underflow"] = doctor_model.underflow
+        checks["gradient"] = doctor_model.gradient
     for name, check in checks.items():
         yield from guarded(name, partial(check, trial))
     yield from guarded("prediction", lambda: predict(config, inputs, trial))

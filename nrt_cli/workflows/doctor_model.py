@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nrt_cli.config import RunConfig, Weights
+from nrt_cli.core import balance
 from nrt_cli.core.losses import group_loss
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.engines.canary import Canary, next_logprobs
@@ -33,8 +34,8 @@ SAMPLER_FLOOR = 1e-3
 STRETCH = 1.05
 """What all weights are multiplied by, to see whether the sampler notices."""
 
-VANISHING, EXPLODING = 1e-6, 1e3
-"""Mean token signals outside these bounds leave nothing but, or nothing of, the answer's gradient."""
+EXPLODING = 1e3
+"""Token signals above this leave nothing but one token's gradient."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ class Trial:
     def update(self) -> Update:
         """What the last step said of them, before it changed the weights."""
         return self.passes[-1].update
+
+
+def tried(config: RunConfig, train: Sequence[Example]) -> Trial:
+    """A small step of a run's own engine on its first questions. Nothing is saved."""
+    config = small(config)
+    trial = Trial(config, LocalEngine(config, 1), [train[i] for i in range(min(QUESTIONS, len(train)))])
+    trial.engine.tell(lambda _: None)
+    attempt(trial)
+    return trial
 
 
 def small(config: RunConfig) -> RunConfig:
@@ -176,10 +186,10 @@ def fused(trial: Trial) -> Finding:
         rows = engine.layout.rows_with_null(trial.groups[0])[-2:]
     else:
         rows = [engine.layout.direct_row(example) for example in trial.examples]
-    fast = engine.policy.score_without_gradient(rows, engine.budget.tokens)
+    fast = lambda: torch.cat([n for n, _ in engine.policy.score_without_gradient(rows, engine.budget.tokens)])  # noqa: E731
     plain = lambda: torch.cat([_plain(engine, row) for row in rows])  # noqa: E731
-    gaps = (torch.cat([logprobs_N for logprobs_N, _ in fast]).double() - plain()).abs()
-    allowed = allowed_gap(engine.policy.model, plain)
+    gaps = (fast().double() - plain()).abs()
+    allowed = allowed_gap(engine.policy.model, plain, fast)
     mean, most = float(gaps.mean()), float(gaps.max())
     found = f"{len(gaps)} tokens: mean difference {mean:.1e}, largest {most:.1e} nats"
     details = {"tokens": len(gaps), "mean": mean, "max": most, "allowed": allowed, "packed": engine.policy.packing}
@@ -219,7 +229,7 @@ def _gap_finding(check: str, trial: Trial, gap: float, found: str, details: Mapp
     engine = trial.engine
     rows = [row for group in trial.groups for row in engine.layout.rows(group)]
     score = lambda: torch.cat([n for n, _ in engine.policy.score_without_gradient(rows, engine.budget.tokens)])  # noqa: E731
-    allowed = allowed_gap(engine.policy.model, score, SAMPLER_FLOOR)
+    allowed = allowed_gap(engine.policy.model, score, floor=SAMPLER_FLOOR)
     if not gap <= allowed:
         do = "set rollout.engine=native or model.dtype=float32; objective.tis_cap=2 bounds what is left of the gap."
         return Finding(check, "problem", f"{found} (rounding explains {allowed:.1e})", do, details)
@@ -275,9 +285,6 @@ def underflow(trial: Trial) -> Finding:
     if not numbers["finite"]:
         do = "set objective.weight_cap=100, or choose another method."
         return Finding("underflow", "problem", f"{found}; rewards are not finite", do, numbers)
-    if objective.token_signal == "derived" and numbers["token_signal"] < VANISHING:
-        do = "y* is as good as not learned from: choose am, gm or a ws scheme, or set objective.token_signal=fixed."
-        return Finding("underflow", "warning", found, do, numbers)
     if objective.token_signal == "derived" and numbers["token_signal_max"] > EXPLODING:
         do = f"single tokens weigh up to {numbers['token_signal_max']:.2g}: set objective.weight_cap, for example 100."
         return Finding("underflow", "warning", found, do, numbers)
@@ -292,7 +299,7 @@ def underflow(trial: Trial) -> Finding:
 
 def _scheme_numbers(scores: Sequence[GroupScore]) -> dict[str, Any]:
     totals = torch.cat([score.logprobs.answer_KT.double().sum(-1) for score in scores])
-    signals = torch.cat([score.loss.reward.signal_KT.flatten() for score in scores])
+    signals = torch.cat([score.loss.signal_KT.flatten() for score in scores])
     rewards = torch.cat([score.loss.reward.scaled_K for score in scores])
     advantages = torch.cat([score.loss.advantage.advantage_K.flatten() for score in scores])
     return {
@@ -304,6 +311,16 @@ def _scheme_numbers(scores: Sequence[GroupScore]) -> dict[str, Any]:
         "dead_groups": sum(score.loss.advantage.dead for score in scores) / len(scores),
         "finite": all(bool(values.isfinite().all()) for values in (signals, rewards, advantages)),
     }
+
+
+def gradient(trial: Trial) -> Finding:
+    """How much of the gradient each term of the loss has."""
+    metrics, objective = trial.update.metrics, trial.config.objective
+    keys = ("share_trace", "share_answer", "share_format", "token_signal", "answer_tokens", "answer_weight")
+    details = {key: metrics[key] for key in keys}
+    if doubt := balance.doubt(metrics, objective):
+        return Finding("gradient", "warning", balance.described(metrics), doubt, details)
+    return Finding("gradient", "ok", balance.described(metrics), details=details)
 
 
 # --- trying ----------------------------------------------------------------------------------------------------------

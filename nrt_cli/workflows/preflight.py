@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from nrt_cli.config import ModelSection, RunConfig
+from nrt_cli.core import balance
 from nrt_cli.core.overlap import described, warnings
 from nrt_cli.core.plan import plan
 from nrt_cli.core.schemes import get_scheme
@@ -22,6 +23,7 @@ from nrt_cli.engines.verl.keys import INSTALL
 from nrt_cli.errors import ConfigError, ModelError, NrtError
 from nrt_cli.records import Gpu, Lengths, Plan
 from nrt_cli.workflows import start
+from nrt_cli.workflows.doctor_model import tried
 from nrt_cli.workflows.overlap import overlap
 
 GIB, GB = 2**30, 1e9
@@ -161,6 +163,10 @@ def check(config: RunConfig, run_path: Path | None = None) -> tuple[list[Check],
         ("disk", lambda: disk(run_path or Path("runs"), planned())),
     ]
     checks = [_outcome(name, look) for name, look in looks]
+    if config.method != "sft":
+        ready = config.engine.name == "local" and all(check.ok for check in checks)
+        later = Check("gradient", None, "each term's share of it is said after the first step")
+        checks.append(_outcome("gradient", lambda: _gradient(config, read().train)) if ready else later)
     try:
         return checks, planned()
     except NrtError:
@@ -255,6 +261,16 @@ def _model(config: RunConfig) -> Check:
             "`nrt model prepare`."
         )
     return Check("model", True, f"{text}, t_start {tokens.start_id}, t_end {tokens.end_id}, eos {tokens.eos_id}")
+
+
+def _gradient(config: RunConfig, examples: ExampleSet) -> Check:
+    """Each term's share of the gradient, of a small step that is not kept."""
+    start.use_threads(config)
+    config = start.new_config(config)
+    metrics = tried(config, examples).update.metrics
+    doubt = balance.doubt(metrics, config.objective)
+    text = f"{balance.described(metrics)}; {doubt}" if doubt else balance.described(metrics)
+    return Check("gradient", None if doubt else True, text)
 
 
 def _scheme(config: RunConfig) -> Check:

@@ -14,6 +14,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.commandline import resume
 from nrt_cli.config import RunConfig
+from nrt_cli.core import balance
 from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.core.metrics import GroupScore
 from nrt_cli.core.overlap import warnings
@@ -254,6 +255,10 @@ def _one_step(session: Session, step: int) -> None:
     session.trackers.log(record)
     sample = _store_traces(session, step, groups, update.scores)
     session.display.step(record, sample)
+    if step == 1 and groups:
+        session.display.note(balance.described(record))
+        if doubt := balance.doubt(record, session.config.objective):
+            session.display.warn(doubt)
     _watch(session, record)
 
 

@@ -410,3 +410,124 @@ def test_the_order_of_traces_changes_nothing():
     assert a.total.item() == pytest.approx(b.total.item(), rel=1e-12)
     torch.testing.assert_close(one.trace.grad[order], other.trace.grad)
     torch.testing.assert_close(one.answer.grad[order], other.answer.grad)
+
+
+# --- token signals ---------------------------------------------------------------------------------------------------
+
+C = ((0.9, 0.01), (0.3, 0.03))
+"""c of two traces' two answer tokens."""
+LOG_C = [[math.log(c) for c in row] for row in C]
+
+
+def test_shared_signals_by_hand():
+    """0.9 and 0.3 average 0.6, 0.01 and 0.03 average 0.02: a trace's share of a token is its c over that."""
+    group = Group([LOGS, LOGS], LOG_C)
+    loss = group.loss(token_signal="shared", **ANSWER_ONLY)
+    want = [[1.5, 0.5], [0.5, 1.5]]
+    torch.testing.assert_close(loss.signal_KT, torch.tensor(want, dtype=torch.float64))
+    torch.testing.assert_close(group.answer.grad, -loss.signal_KT)
+
+
+log_probabilities = st.floats(-400.0, -1e-6)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 6).flatmap(
+        lambda tokens: st.lists(st.lists(log_probabilities, min_size=tokens, max_size=tokens), min_size=1, max_size=5)
+    )
+)
+def test_shared_signals_are_the_gradient_of_the_log_mean_probability(answers):
+    """However small c: the gradient of sum_i log mean_k c_ki by log c, K times; each token's signals average 1."""
+    group = Group([LOGS] * len(answers), answers)
+    loss = group.loss(token_signal="shared", **ANSWER_ONLY)
+    leaf = double(*answers).requires_grad_()
+    (leaf.logsumexp(0) - math.log(len(answers))).sum().backward()
+    torch.testing.assert_close(loss.signal_KT, len(answers) * leaf.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.signal_KT.mean(0), torch.ones_like(leaf[0]))
+
+
+def test_balance_by_hand():
+    """Two traces leave 0.5 + 0.5 and, as 0.25 counts as one token, 1 undecided: a tenth of 2 is all that y* may pull.
+
+    The answers pull 0.5 + 0.75 + 0.9 + 0.85 = 3 at weight 1, so they count 0.2 / 3 of that. The forced t_end, which the
+    policy did not choose, and padding count nothing.
+    """
+    half, quarter = math.log(0.5), math.log(0.75)
+    answers = [[math.log(0.5), math.log(0.25)], [math.log(0.1), math.log(0.15)]]
+    group = Group([[half, half], [quarter, -3.0]], answers, forced=[False, True])
+    loss = group.loss(token_signal="fixed", balance="auto", **ANSWER_ONLY)
+    torch.testing.assert_close(loss.signal_KT, torch.full((2, 2), 0.2 / 3, dtype=torch.float64))
+    torch.testing.assert_close(group.answer.grad, -loss.signal_KT)
+    assert loss.push_answer.item() == pytest.approx(0.2)
+    assert loss.push_plain.item() == pytest.approx(3.0)
+
+
+def test_balance_never_raises_the_answers_weight():
+    """Answers that pull less than they may keep the signals they had; so do those that are certain."""
+    for answers in ([[-1e-3], [-1e-3]], [[0.0], [0.0]]):
+        loss = Group([LOGS, LOGS], answers).loss(token_signal="fixed", balance="auto", **ANSWER_ONLY)
+        assert loss.signal_KT.eq(1).all()
+
+
+@pytest.mark.parametrize("signal", ["shared", "derived", "fixed"])
+def test_balance_holds_whatever_the_advantages(signal):
+    """In a group without signal, where every trace is as good as the null trace, as in one that has it."""
+    for base in ([0.0, 0.0], [-4.0, -3.0]):
+        group = Group([LOGS, LOGS[:2]], [[-9.0, -5.0], [-7.0, -8.0]], base=base)
+        loss = group.loss(get_scheme("logp"), token_signal=signal, balance="auto", weights={"format": 0})
+        room = sum(-math.expm1(lp) for lp in (*LOGS, *LOGS[:2]))
+        assert loss.push_answer.item() == pytest.approx(0.1 * room)
+
+
+# --- how hard each term pulls ----------------------------------------------------------------------------------------
+
+
+def own_logit_gradient(total, logits, chosen):
+    """Sum of |d total / d logit of the token itself|."""
+    (gradient,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
+    return 0.0 if gradient is None else gradient.gather(-1, chosen[..., None]).abs().sum().item()
+
+
+@pytest.mark.parametrize("ratio", ["ppo", "cispo", "sequence"])
+@pytest.mark.parametrize("signal", ["shared", "derived", "fixed"])
+@pytest.mark.parametrize("tis_cap", [None, 1.1])
+@pytest.mark.parametrize("balance", ["off", "auto"])
+def test_a_push_is_the_gradient_by_the_logits_of_the_tokens_themselves(ratio, signal, tis_cap, balance):
+    """Against autograd from logits over seven words: two traces, the second shorter and forced, and two answers."""
+    torch.manual_seed(3)
+    trace_logits, answer_logits, start_logits = (torch.randn(2, n, 7).double().requires_grad_() for n in (3, 4, 1))
+    words = [torch.randint(7, (2, n)) for n in (3, 4, 1)]
+    trace, answer, start = (
+        logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        for logits, ids in zip((trace_logits, answer_logits, start_logits), words, strict=True)
+    )
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    forced = torch.tensor([False, True])
+    sampled = torch.tensor([[True, True, True], [True, False, False]])
+    moved = torch.tensor([[-0.4, 0.1, 0.5], [0.2, 0.0, 0.0]]).double()
+    context = GroupContext(
+        mask, sampled, forced, answer[0].detach() - 1, trace.detach() - moved, trace.detach() - 2 * moved
+    )
+    weights = {"trace": 0.7, "answer": 0.2, "format": 0.3}
+    settings_of = {"ratio": ratio, "token_signal": signal, "tis_cap": tis_cap, "balance": balance, "baseline": "none"}
+    logprobs = GroupLogprobs(start[:, 0], trace, torch.zeros_like(trace), answer)
+
+    def of(**only):
+        objective = ObjectiveSection(**settings_of, weights=dict.fromkeys(weights, 0.0) | only)
+        return group_loss(get_scheme("ws-neg-log-p"), logprobs, context, objective, 1, 1)
+
+    loss = group_loss(
+        get_scheme("ws-neg-log-p"), logprobs, context, ObjectiveSection(**settings_of, weights=weights), 1, 1
+    )
+    pulls = {
+        term: sum(
+            own_logit_gradient(of(**{term: weight}).total, logits, ids)
+            for logits, ids in zip((trace_logits, answer_logits, start_logits), words, strict=True)
+        )
+        for term, weight in weights.items()
+    }
+    assert loss.push_trace.item() == pytest.approx(pulls["trace"])
+    assert loss.push_answer.item() == pytest.approx(pulls["answer"])
+    assert loss.push_format.item() == pytest.approx(pulls["format"])
+    assert loss.push_plain.item() == pytest.approx((1 - answer.exp()).sum().item())

@@ -48,6 +48,7 @@ def test_metrics_by_hand():
         "reward": -2.7,
         "reward_base": -3.2,
         "token_signal": 1.0,
+        "answer_tokens": 2.0,
         # R' = max(0, 2.1) and max(0, -1.1) = 2.1 and 0: A = +1 and -1, not dead.
         "dead_groups": 0.0,
         # z has 1 token and 0 tokens; t_end does not count.
@@ -66,6 +67,12 @@ def test_metrics_by_hand():
         # t_start twice, t_end at -2 and -3.
         "loss_format": (0.5 + 0.5 + 2.0 + 3.0) / 8,
         "kl": 0.0,
+        # Pushes, |slope| (1 - p): trace 1's two tokens with |A| = 1; four answer tokens; 0.3 of four format tokens.
+        "share_trace": 1.4967853 / 4.2454795,
+        "share_answer": 1.9681493 / 4.2454795,
+        "share_format": 0.7805449 / 4.2454795,
+        # Plain cross-entropy is what logp's signals are.
+        "answer_weight": 1.0,
     }
     want["loss"] = want["loss_trace"] + want["loss_answer"] + 0.3 * want["loss_format"]
     assert got == pytest.approx(want)

@@ -27,6 +27,7 @@ ON_ROWS = [
     "fused against plain log-probs",
     "rollout against trainer log-probs",
     "underflow",
+    "gradient",
     "memory",
     "time",
     "disk",
@@ -200,19 +201,30 @@ def long_answers(tmp_path):
 
 def test_a_scheme_that_pays_nothing_is_named(found, long_answers):
     """P(y*) is about 140 to the power of minus 40: exp(-190), which float32 does not hold."""
-    finding = found("method=p", long_answers)["underflow"]
-    assert finding.details["naive_zeros"] == 1
-    assert finding.details["logprob_max"] < -103.3  # the log of the least float32, 1.4e-45
-    assert finding.details["finite"]
-    assert finding.details["token_signal"] < 1e-6
-    assert finding.verdict == "warning"
-    assert "objective.token_signal=fixed" in finding.do
-    assert (
-        "set objective.token_signal"
-        not in found("method=p", long_answers, "objective.token_signal=fixed")["underflow"].do
-    )
-    # The same rows under a mean: nothing vanishes.
-    assert found("method=am", long_answers)["underflow"].details["token_signal"] > 1e-6
+    findings = found("preset=paper", "method=p", long_answers)
+    underflow, gradient = findings["underflow"], findings["gradient"]
+    assert underflow.details["naive_zeros"] == 1
+    assert underflow.details["logprob_max"] < -103.3  # the log of the least float32, 1.4e-45
+    assert underflow.details["finite"]
+    assert gradient.details["answer_weight"] < 1e-6
+    assert gradient.verdict == "warning"
+    assert "objective.token_signal=shared" in gradient.do
+    # The same rows under a mean: c is 1/140, and so is what each token's signal is a multiple of; shared, it is 1.
+    assert found("preset=paper", "method=am", long_answers)["gradient"].details["answer_weight"] < 1e-2
+    shared = found("preset=paper", "method=am", "objective.token_signal=shared", long_answers)["gradient"]
+    assert shared.details["token_signal"] == pytest.approx(1)
+    assert shared.verdict == "ok"
+
+
+def test_cross_entropy_that_drowns_the_trace_is_named(found):
+    findings = found("preset=as-run", "method=am")
+    assert findings["gradient"].details["share_answer"] > 0.2
+    assert findings["gradient"].verdict == "warning"
+    assert "lower objective.weights.answer" in findings["gradient"].do
+    balanced = found("method=am")["gradient"]
+    assert balanced.verdict == "ok"
+    # A tenth of what a trace term of advantages 1 would have; those of four traces are less than 1 on average.
+    assert 0 < balanced.details["share_answer"] < 0.2
 
 
 def test_too_little_memory_is_foreseen(found, monkeypatch):

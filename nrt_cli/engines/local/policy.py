@@ -170,8 +170,9 @@ class Policy:
         want = plain()
         if not want.isfinite().all():
             raise ModelError("the model's weights are not finite: its log-probabilities are NaN or infinite.")
-        gap_N = (self.score([Row(tuple(ids[0].tolist()), 1)])[0] - want).abs()
-        if not float(gap_N.mean()) <= allowed_gap(self.model, plain):
+        ours = lambda: self.score([Row(tuple(ids[0].tolist()), 1)])[0]  # noqa: E731
+        gap_N = (ours() - want).abs()
+        if not float(gap_N.mean()) <= allowed_gap(self.model, plain, ours):
             raise ModelError(
                 f"{type(self.model).__name__} computes its logits in a way this engine does not know: they "
                 f"differ by up to {gap_N.max():.3g}. Use a Llama, Mistral, Qwen or Gemma architecture."
@@ -211,9 +212,11 @@ class Policy:
         """Why packed log-probabilities are not to be trusted; None where rounding explains how they differ."""
         if not self.packing:
             return None
-        packed_N, _ = self.score(rows)
+        packed = lambda: self.score(rows)[0]  # noqa: E731
         padded = lambda: self._selected(rows, *self._padded(rows))[0]  # noqa: E731
-        gap, allowed = float((packed_N - padded()).abs().mean()), allowed_gap(self.model, padded)
+        # The one kernel knows no wider type.
+        ways = (padded,) if self.flex else (padded, packed)
+        gap, allowed = float((packed() - padded()).abs().mean()), allowed_gap(self.model, *ways)
         if gap <= allowed:
             return None
         return (

@@ -30,24 +30,26 @@ UNMEASURED = {torch.bfloat16: 0.2, torch.float16: 0.02, torch.float32: 1e-3}
 @torch.no_grad()
 def allowed_gap(
     model: PreTrainedModel,
-    score: Callable[[], Tensor],
+    *ways: Callable[[], Tensor],
     floor: float = FLOOR,
     weights_N: Tensor | None = None,
 ) -> float:
-    """The mean difference, in nats, that rounding explains between `score` and another way to the same log-probs.
+    """The mean difference, in nats, that rounding explains between ways to the same log-probs.
 
     Args:
-        score: log-probs by a plain pass of `model`, as it is now: logprobs_N.
+        ways: those of them that are computed by `model`'s weights as they are now: each logprobs_N. One may round
+            twenty times as much as another, where sums are taken in another order; a fault is there in both types.
         floor: what is allowed even where nothing is rounded.
         weights_N: of the mean, adding up to 1; None weighs all tokens alike.
     """
-    here_N = score().double()
+    here = [way().double() for way in ways]
     try:
         with widened(model):
-            error_N = (here_N - score().double()).abs()
+            errors = [(here_N - way().double()).abs() for here_N, way in zip(here, ways, strict=True)]
     except RuntimeError:  # code that names a type, as some routers of experts do, or no memory for a layer more
         return floor + UNMEASURED.get(model.dtype, 0.0)
-    return floor + SPREAD * float(error_N.mean() if weights_N is None else (error_N * weights_N).sum())
+    means = [error_N.mean() if weights_N is None else (error_N * weights_N).sum() for error_N in errors]
+    return floor + SPREAD * float(max(means))
 
 
 @contextlib.contextmanager
