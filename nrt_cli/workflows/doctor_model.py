@@ -15,6 +15,7 @@ from nrt_cli.config import RunConfig, Weights
 from nrt_cli.core import balance
 from nrt_cli.core.losses import group_loss
 from nrt_cli.core.metrics import GroupScore
+from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines.canary import Canary, next_logprobs
 from nrt_cli.engines.local.engine import LocalEngine, Update
 from nrt_cli.engines.local.policy import Row
@@ -68,7 +69,7 @@ class Trial:
         return self.passes[-1].update
 
 
-def tried(config: RunConfig, train: Sequence[Example]) -> Trial:
+def tried(config: RunConfig, train: ExampleSet) -> Trial:
     """A small step of a run's own engine on its first questions. Nothing is saved."""
     config = small(config)
     trial = Trial(config, LocalEngine(config, 1), [train[i] for i in range(min(QUESTIONS, len(train)))])
