@@ -171,7 +171,8 @@ def _push(logprobs: Tensor, slope: Tensor | None = None) -> Tensor:
     """Sum over tokens of |slope| (1 - p): the size of the loss's gradient by each token's own logit.
 
     The loss falls by slope * log p; without one, by log p. By the other logits its gradient adds up to as much again,
-    so this is the size of what a token sends back into the model, whatever the model is, from nothing but its probability.
+    so this is the size of what a token sends back into the model, whatever the model is, and only its probability is
+    needed.
     """
     size = -torch.expm1(logprobs.detach())
     return (size if slope is None else slope.abs() * size).sum()
