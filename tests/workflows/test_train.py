@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from nrt_cli import config as configs
 from nrt_cli.config import parse_override
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.engines.local.sources import model_fingerprint
+from nrt_cli.errors import ConfigError
 from nrt_cli.progress import COLUMNS, Progress
 from nrt_cli.store import TRACE_COLUMNS, Run
+from nrt_cli.workflows import start
 from nrt_cli.workflows.train import train
 
 SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
@@ -319,6 +322,18 @@ def test_a_profile_shows_where_a_step_went(tiny_config, tmp_path):
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     assert any(event.get("name") == "_SelectedLogprobs" for event in events)
     assert len(list(Run.open(tmp_path / "run").metrics())) == 2
+
+
+def test_a_run_older_than_a_key_goes_on_as_it_began(tiny_config, tmp_path):
+    """Under a recipe whose preset has decided something since, such as a study's, with nothing else changed."""
+    planned = tiny_config()
+    assert planned.rollout.max_response_tokens == 4096
+    without = re.sub(r"\n *max_response_tokens: .*", "", configs.to_yaml(planned))
+    run = Run.create(tmp_path / "run", without, {"method": planned.method})
+    resumed = start.resumed_config(run, planned, ())
+    assert resumed.rollout.max_response_tokens is None
+    with pytest.raises(ConfigError, match=r"optimiser\.lr"):
+        start.resumed_config(run, tiny_config("optimiser.lr=1e-4"), ())
 
 
 LORA, REFERENCE, CONSTANT = "model.lora.rank=2", "preset=reference", "optimiser.schedule=constant"
