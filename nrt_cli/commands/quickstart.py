@@ -95,9 +95,10 @@ def _show(outcome: "Outcome") -> None:
         if found
     ]
     _print(
-        f"n = {outcome.questions} held-out questions, greedy answers, one seed; chance is 10. Without a trace, an "
-        "answer may use its tokens too.\nNRT, thinking less than the same model with another or no trace, question by "
-        f"question: {'; '.join(added)}."
+        f"n = {outcome.questions} held-out questions, greedy answers, one seed; chance is 10.\n"
+        "Without a trace an answer may be longer by a trace, so what has learned to work may do it there; another row's "
+        "trace leaves it no room.\n"
+        f"NRT, thinking less than the same model with another or no trace, question by question: {'; '.join(added)}."
     )
     _print(f"Training took {outcome.seconds / 60:.1f} minutes, scoring aside.")
     console.stdout.print("\n[bold]What NRT thinks of the first held-out question[/bold] (not chosen)")

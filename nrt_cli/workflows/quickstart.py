@@ -25,8 +25,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 CHANCE = 0.1
 """How often one of ten digits is right by a guess."""
 
-SHOWN = 4
-"""Steps at which one question's trace is shown, the first and the last among them."""
+SHOWN = (0, 1, 2, -1)
+"""Of the steps that were scored, those at which a question's trace is shown: most is learned early."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,9 @@ def _row(arm: str, title: str, run: Run, step: int) -> Row:
 
 
 def _said(run: Run) -> Iterator[Said]:
-    """The first held-out question's traces, not chosen, at `SHOWN` of the steps that were scored, evenly spread."""
+    """The first held-out question's traces, not chosen, at `SHOWN` of the steps that were scored."""
     steps = [record["step"] for record in run.metrics("held_out")]
-    last = len(steps) - 1
-    for place in dict.fromkeys(round(i * last / (SHOWN - 1)) for i in range(SHOWN)):
+    for step in dict.fromkeys(steps[place] for place in SHOWN if place < len(steps)):
         columns = ("trace", "thinking_reply", "thinking_score")
-        row = run.held_out_rows(steps[place], columns)[0]
-        yield Said(steps[place], row["trace"], row["thinking_reply"], row["thinking_score"] == 1)
+        row = run.held_out_rows(step, columns)[0]
+        yield Said(step, row["trace"], row["thinking_reply"], row["thinking_score"] == 1)
