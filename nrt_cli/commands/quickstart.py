@@ -96,7 +96,7 @@ def _show(outcome: "Outcome") -> None:
     ]
     _print(
         f"n = {outcome.questions} held-out questions, greedy answers, one seed; chance is 10.\n"
-        "Without a trace an answer may be longer by a trace, so what has learned to work may do it there; another row's "
+        "Without a trace an answer may be longer by a trace, so what learned to work may do so there; another row's "
         "trace leaves it no room.\n"
         f"NRT, thinking less than the same model with another or no trace, question by question: {'; '.join(added)}."
     )

@@ -26,7 +26,7 @@ CHANCE = 0.1
 """How often one of ten digits is right by a guess."""
 
 SHOWN = (0, 1, 2, -1)
-"""Of the steps that were scored, those at which a question's trace is shown: most is learned early."""
+"""Of the steps that were scored, those whose trace is shown: most is learned early."""
 
 
 @dataclass(frozen=True)
