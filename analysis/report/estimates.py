@@ -87,8 +87,3 @@ def difference(of: Estimate, minus: Estimate) -> Estimate:
     low = value - math.hypot(of.value - of.low, minus.high - minus.value)
     high = value + math.hypot(of.high - of.value, minus.value - minus.low)
     return Estimate(value, low, high)
-
-
-def printed(value: float) -> Estimate:
-    """A number printed without an interval: exact, for want of a better assumption."""
-    return Estimate(value, value, value)

@@ -19,7 +19,14 @@ from analysis.report.method_tables import (
     weights_table,
 )
 from analysis.report.overlap import asked_twice, doubts
-from analysis.report.result_tables import gain_table, overall_table, own_table, paper_table, results_table
+from analysis.report.result_tables import (
+    documents_table,
+    gain_table,
+    overall_table,
+    own_table,
+    paper_table,
+    results_table,
+)
 from analysis.report.scores import results
 from analysis.report.studies import study_title, unfinished
 from nrt_cli import __version__
@@ -55,6 +62,7 @@ def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
         *(replace(table, notes=(*table.notes, *twice)) for table in scores),
         paper_table(found),
         overall_table(),
+        documents_table(),
         data_table(cards),
         methods_table(cards),
         settings_table(cards),

@@ -7,11 +7,13 @@ from typing import Any
 from analysis.frames import STEP, trace_steps
 from analysis.judged import template_label
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
-from analysis.report.paper import paper
+from analysis.report.estimates import Estimate, difference, over_seeds
+from analysis.report.paper import paper, printed_source
 from nrt_cli.config import SCHEMES, flatten
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.core.collapse import WINDOW
 from nrt_cli.core.formulas import FORMULAS, WEIGHTED, Formula, SchemeFormulas
+from nrt_cli.core.statistics import Mean
 from nrt_cli.store.judgements import Judgements, templates
 
 LENGTH_ROWS = 2000
@@ -104,15 +106,18 @@ def _weighted_cells(scheme: SchemeFormulas) -> tuple[Formula, Formula, Formula]:
 def data_table(cards: Sequence[RunCard]) -> Table:
     """Table 4: training examples by source; the paper's counts beside those of sources that it has too."""
     datasets = {str(_train_digest(card)): card for card in cards if card.data}
-    theirs = paper()["composition"]
+    whole = sum(paper()["composition"].values())
     rows: list[Row] = []
     for digest, card in datasets.items():
-        composition = card.data["composition"]
-        total = sum(part["train"] for part in composition)
+        counts = {part["source"]: part["train"] for part in card.data["composition"]}
+        theirs = {printed_source(source, counts): count for source, count in paper()["composition"].items()}
+        if 2 * len(theirs.keys() & counts.keys()) > len(theirs):
+            counts = dict.fromkeys(theirs, 0) | counts  # the same mixture: what it lacks differs too
+        total = sum(counts.values())
         section = f"training data {digest[:8]}" if len(datasets) > 1 else ""
-        for part in sorted(composition, key=lambda part: (-part["train"], part["source"])):
-            rows.append(_source_row(part["source"], part["train"], total, theirs.get(part["source"]), section))
-        rows.append(_source_row("TOTAL", total, total, sum(theirs.values()), section))
+        for source, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            rows.append(_source_row(source, count, total, theirs.get(source), whole, section))
+        rows.append(_source_row("TOTAL", total, total, whole, whole, section))
     lost = [card.label for card in cards if not card.data]
     return Table(
         "table-4",
@@ -120,13 +125,15 @@ def data_table(cards: Sequence[RunCard]) -> Table:
         "Composition of the training data.",
         (
             Column("Source"), Column("Count", "", "number"), Column("Percentage", "", "number"),
-            Column("Count in the paper", "", "number"),
+            Column("Count in the paper", "", "number"), Column("Percentage in the paper", "", "number"),
+            Column("Difference in points [95 %]", "", "number"),
         ),
         tuple(rows),
         notes=(
             *_dropped(cards),
+            "The interval of a difference is that of two random draws: where it holds 0, chance explains it.",
             *([f"Not known for {', '.join(lost)}: the manifest beside the data is gone or newer."] if lost else []),
-            f"The paper took a random 200K subset of tulu-3-sft-mixture, in print {sum(theirs.values()):,} examples.",
+            f"The paper took a random 200K subset of tulu-3-sft-mixture, in print {whole:,} examples.",
         ),
         reason="" if rows else "what `nrt data prepare` wrote beside the training data is no longer there, or the data "
         "changed since",
@@ -137,10 +144,27 @@ def _train_digest(card: RunCard) -> Any:
     return card.manifest.get("fingerprints", {}).get("train", "unknown")
 
 
-def _source_row(source: str, count: int, total: int, theirs: int | None, section: str) -> Row:
+def _source_row(source: str, count: int, total: int, theirs: int | None, whole: int, section: str) -> Row:
+    ours = [Cell(f"{count:,}", count), _share(count, total)]
+    beside = [Cell(reason="not in the paper")] * 3
+    if theirs is not None:
+        apart = difference(_of(count, total), _of(theirs, whole))
+        value, low, high = (100 * number for number in (apart.value, apart.low, apart.high))
+        gap = Cell(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]", value, low, high)
+        gap = Cell(reason="100 % of either") if theirs == whole else gap
+        beside = [Cell(f"{theirs:,}", theirs), _share(theirs, whole), gap]
+    return Row((Cell(source), *ours, *beside), section=section)
+
+
+def _share(count: int, total: int) -> Cell:
     share = 100 * count / total if total else math.nan
-    beside = Cell(f"{theirs:,}", theirs) if theirs is not None else Cell(reason="not in the paper")
-    return Row((Cell(source), Cell(f"{count:,}", count), Cell(f"{share:.2f}%", share), beside), section=section)
+    return Cell(f"{share:.2f}%", share)
+
+
+def _of(count: int, total: int) -> Estimate:
+    """A share of so many rows, drawn at random."""
+    share = count / total if total else math.nan
+    return over_seeds([Mean(share, math.sqrt(share * (1 - share) / total) if total else math.nan, total)])
 
 
 def _dropped(cards: Sequence[RunCard]) -> list[str]:

@@ -5,12 +5,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from analysis.report.contents import Cell, Column, Place, Row, Table
-from analysis.report.estimates import Estimate, difference, printed
-from analysis.report.paper import overall_differs, paper, paper_model, recomputed_overall, scores
+from analysis.report.estimates import Estimate, difference, over_seeds
+from analysis.report.paper import (
+    documents,
+    grid,
+    overall_differs,
+    paper,
+    paper_model,
+    printed_column,
+    recomputed_overall,
+    scores,
+    told,
+    uncertain,
+)
 from analysis.report.scores import BASE, OVERALL, Results, differing_settings
 from analysis.report.scores import Row as RowName
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
+from nrt_cli.core.statistics import NORMAL, coarsest_grid, printed_multiples
 
 INTERVALS = (
     "Intervals are 95 %: over documents, and where a row has several seeds over seeds too; those of one seed do not "
@@ -170,13 +182,13 @@ def paper_table(results: Results) -> Table:
     return Table(
         "table-3-paper",
         "Table 3, ours and theirs",
-        "Each score with its 95 % interval, the number that the paper prints, and the difference, in percent.",
+        "Each score, the number that the paper prints, and the difference, in percent with 95 % intervals.",
         (
             Column("Method"), Column("Benchmark"), Column("Ours [95 %]", "", "number"),
-            Column("Paper", "", "number"), Column("Difference [95 %]", "", "number"),
+            Column("Paper [95 %]", "", "number"), Column("Difference [95 %]", "", "number"),
         ),
         tuple(rows),
-        notes=("The paper prints no errors, so the interval of a difference is that of our score.", INTERVALS),
+        notes=(_their_errors(), INTERVALS),
         reason="" if rows else f"the paper trained {known}, and these runs began from {models}: nothing to set beside "
         "each other; the gains over SFT do compare",
     )  # fmt: skip
@@ -189,13 +201,73 @@ def _beside(results: Results, row: RowName, name: str, theirs: float, model: str
     cell = percent(ours, interval=True) if not math.isnan(ours.value) else _score_cell(results, row, name)
 
     def line(what: str, number: float) -> Row:
-        apart = difference(ours, printed(number / 100))
+        printed = over_seeds([replace(uncertain(model, method, name), value=number / 100)])
+        apart = difference(ours, printed)
         gap = Cell(reason=cell.reason) if cell.reason else percent(apart, interval=True, signed=True)
-        return Row((Cell(row[1]), Cell(what), cell, Cell(f"{number:.1f}", number), gap), section=row[0])
+        return Row((Cell(row[1]), Cell(what), cell, percent(printed, interval=True), gap), section=row[0])
 
     if name != OVERALL or not overall_differs(model, method):
         return [line(title, theirs)]
     return [line("Overall, as printed", theirs), line("Overall, mean of its nine", recomputed_overall(model, method))]
+
+
+def _their_errors() -> str:
+    """What the paper's numbers are uncertain by, since it prints no errors."""
+    counted = [name for name in paper()["benchmarks"] if told(name)]
+    titles = ", ".join(paper()["benchmarks"][name]["title"] for name in counted)
+    together = coarsest_grid([round(10 * score) for name in counted for score in printed_column(name)], 1000)
+    count = sum(len(printed_column(name)) for name in counted)
+    n, margin, chance = together.n, _margin(together.n), together.chance
+    return (
+        f"The paper prints no errors. {titles}: about {n} documents each, ±{margin:.1f} points at 50 %, since all "
+        f"{count} scores are multiples of 1/{n} (by chance: {chance:.0e}). The others are taken to be of all documents "
+        "there are, so their errors are the least. All are taken as independent of ours."
+    )
+
+
+def _margin(n: int) -> float:
+    """Half of the 95 % interval of 50 % of n documents, in points."""
+    return 100 * NORMAL * math.sqrt(0.25 / n)
+
+
+def documents_table() -> Table:
+    """How many documents the paper's scores are of, as far as their last digits tell."""
+    rows = []
+    of_300 = printed_multiples(300, 1000)
+    for name, at in paper()["benchmarks"].items():
+        printed, found, n = [round(10 * score) for score in printed_column(name)], grid(name), documents(name)
+        on = sum(value in of_300 for value in printed)
+        # Of 1/800 every number with one decimal is a multiple, halves being printed either way.
+        fits = found.chance < 1
+        cells = (
+            Cell(at["title"]),
+            Cell(f"{on} of {len(printed)}", on),
+            Cell(f"1/{found.n}", found.n) if fits else Cell(reason="only one of which all such numbers are multiples"),
+            Cell(f"{found.chance:.0e}", found.chance) if fits else Cell(reason="nothing is found"),
+            Cell(f"about {n}", n) if told(name) else Cell(f"{n:,}", n, note="all there are"),
+            Cell(f"±{_margin(n):.1f}", _margin(n)),
+        )
+        rows.append(Row(cells))
+    return Table(
+        "table-3-documents",
+        "How many documents Table 3 is of",
+        "What the last digits of the paper's scores tell: a share of n documents is a multiple of 1/n.",
+        (
+            Column("Benchmark"),
+            Column("Multiples of 1/300", "", "number"),
+            Column("Coarsest grid they lie on", "", "number"),
+            Column("Chance of one so coarse", "", "number"),
+            Column("Documents taken", "", "number"),
+            Column("95 % at a score of 50", "", "number"),
+        ),
+        tuple(rows),
+        notes=(
+            "Of numbers with one decimal 3 in 10 are multiples of 1/300: 6 of 21 by chance.",
+            "100 documents that were asked three times give multiples of 1/300 too; the errors are larger then.",
+            "F1, pass@10 of more than ten samples and means over subsets lie on no grid that one decimal shows: if "
+            "those benchmarks were cut to 300 documents a task too, these numbers cannot tell it.",
+        ),
+    )
 
 
 def overall_table() -> Table:
@@ -209,7 +281,9 @@ def overall_table() -> Table:
             differ += apart != 0
             numbers = [*(stated[name] for name in layout), stated["overall"], mean]
             gap = Cell(f"{apart:+.1f}" if apart else "none", note="" if apart else "no more than rounding explains")
-            cells = (Cell(paper()["methods"][method]), *(Cell(f"{x:.1f}", x) for x in numbers), gap)
+            errors = [uncertain(model, method, name) for name in (*layout, OVERALL, OVERALL)]
+            printed = [over_seeds([replace(e, value=x / 100)]) for e, x in zip(errors, numbers, strict=True)]
+            cells = (Cell(paper()["methods"][method]), *map(percent, printed), gap)
             rows.append(Row(cells, section=model))
     return Table(
         "table-3-overall",
@@ -225,6 +299,7 @@ def overall_table() -> Table:
         notes=(
             "* The paper's own implementation of others' work.",
             "Our Overall is the mean of the nine, so it is to be compared with theirs recomputed.",
+            _their_errors(),
             "Bold and underlined are the best two of each model, by these numbers.",
         ),
     )
@@ -247,8 +322,8 @@ def gain_table(results: Results) -> Table:
     return Table(
         "table-3-gain",
         "Gain over SFT",
-        "Mean score minus that of SFT, in points. Ours with 95 % intervals; the paper's from the means of its nine "
-        "scores, not from its printed Overall.",
+        "Mean score minus that of SFT, in points with 95 % intervals. The paper's are of the means of its nine scores, "
+        "not of its printed Overall.",
         (
             Column("Method"),
             *(Column(model, "Ours", "number") for model in ours),
@@ -257,7 +332,7 @@ def gain_table(results: Results) -> Table:
         tuple(rows),
         notes=(
             *(f"{model}: over {', '.join(_titles(results, found))}." for model, found in names.items() if found),
-            "Ours are taken as independent although the documents are the same, so their intervals are wide; `nrt eval "
+            "Both are taken as independent although the documents are the same, so the intervals are wide; `nrt eval "
             "compare` pairs documents.",
         ),
     )
@@ -291,5 +366,5 @@ def _gain(results: Results, row: RowName, sft: RowName, names: Sequence[str]) ->
 def _paper_gain(model: str, method: str) -> Cell:
     if not method:
         return Cell(reason="not in the paper")
-    gain = recomputed_overall(model, method) - recomputed_overall(model, "sft")
-    return Cell(f"{gain:+.1f}", gain)
+    of, sft = (over_seeds([uncertain(model, each, OVERALL)]) for each in (method, "sft"))
+    return percent(difference(of, sft), interval=True, signed=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -46,6 +46,10 @@ def prepare(
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Use a random subset of this many pairs.")] = None,
+    train: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on exactly this many pairs, drawn from what is left and not held out."),
+    ] = None,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Subset and split each source in its proportion.")
     ] = False,
@@ -54,6 +58,15 @@ def prepare(
         typer.Option(help="Questions to hold out, with all their answers: a number (200) or a share (0.05)."),
     ] = "0",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides the subset and the split.")] = 0,
+    selection: Annotated[
+        Literal["content", "train-test-split"],
+        typer.Option(
+            help="content: drops rows, then draws by what is in them. train-test-split: draws all rows as Hugging Face "
+            "datasets' train_test_split(seed=SEED, test_size=VALIDATION) does, takes the first SIZE to train on, then "
+            "drops."
+        ),
+    ] = "content",
+    duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="Keep rows that are the same.")] = False,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Model folder whose tokenizer measures the limits.", show_default=False)
     ] = None,
@@ -102,9 +115,10 @@ def prepare(
         max_answer_tokens=max_answer_tokens,
         grader=grader,
         suffix=(suffix or "").strip() or None,
+        train=train,
+        duplicates=duplicates,
+        selection=selection,
     )
-    if stratify and not (size or settings.validation):
-        raise DataError("--stratify has no effect without --size or --validation.")
     measure = _tokenizer(tokenizer, settings)
     with _progress() as report:
         manifest, unchanged = room.prepare(sources, out, settings, measure, overwrite, report, strict)

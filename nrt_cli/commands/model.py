@@ -31,10 +31,12 @@ def prepare(
     think_end: Annotated[str, typer.Option(help="Token that closes a trace.")] = USUAL["think_end"],
     init_start: Annotated[
         str,
-        typer.Option(help="Token whose row think-start starts from, or mean (of all rows).", show_default="'\\n\\n'"),
+        typer.Option(
+            help="Text whose tokens' row think-start starts from, or mean (of all rows).", show_default="'\\n\\n'"
+        ),
     ] = "\n\n",
     init_end: Annotated[
-        str, typer.Option(help="Token whose row think-end starts from, or mean.", show_default="'\\n'")
+        str, typer.Option(help="Text whose tokens' row think-end starts from, or mean.", show_default="'\\n'")
     ] = "\n",
     init_noise: Annotated[
         float, typer.Option(min=0.0, help="Gaussian noise on new rows, as a share of the rows' standard deviation.")
@@ -94,9 +96,17 @@ def _render(data: dict[str, Any]) -> None:
 
 
 def _new_rows(data: dict[str, Any]) -> str:
+    from nrt_cli.engines.local.vocabulary import MEAN, start_text
+
     if not data["new_ids"]:
         return "none: the model had every token"
     settings, tokens = data["settings"], data["tokens"]
-    starts = {"think_start": settings["init_start"], "think_end": settings["init_end"], "pad": "mean"}
-    new = [f"{role} from {starts[role]!r}" for role in starts if tokens[role]["id"] in data["new_ids"]]
+    starts = {"think_start": settings["init_start"], "think_end": settings["init_end"], "pad": MEAN}
+    # A folder that was prepared before these were recorded has the one token that was asked for.
+    rows = {role: data.get("new_rows", {}).get(tokens[role]["token"], [asked]) for role, asked in starts.items()}
+    new = [
+        f"{role} from {start_text(starts[role], rows[role])}"
+        for role in starts
+        if tokens[role]["id"] in data["new_ids"]
+    ]
     return f"{', '.join(new)}; noise {settings['noise']:g}"

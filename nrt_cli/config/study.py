@@ -53,12 +53,19 @@ class StudyData(Section):
 
     sources: tuple[str, ...] = Field(min_length=1)
     size: int | None = Field(None, ge=1)
+    train: int | None = Field(
+        None,
+        ge=1,
+        description="Train on exactly this many, none of them longer than the runs' caps, which drop the rest.",
+    )
     stratify: bool = False
     validation: int | float = Field(64, ge=0)
     held_out: tuple[str, ...] = Field(
         (), description="Sources of the held-out pairs, at most `validation` of them; none: a part of `sources`."
     )
     seed: Seed = 0
+    selection: Literal["content", "train-test-split"] = "content"
+    duplicates: bool = Field(False, description="Keep rows that are the same.")
 
     @model_validator(mode="after")
     def _number_of_held_out(self) -> "StudyData":

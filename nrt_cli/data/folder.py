@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.data.choose import Settings
 from nrt_cli.data.sources import file_sha256
 from nrt_cli.errors import DataError
 from nrt_cli.files import draft
@@ -46,7 +48,7 @@ def existing_output(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> di
 
 def _changed(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
     """What of the recipe differs from the one that made the manifest, in words."""
-    before, now = manifest["settings"], recipe["settings"]
+    before, now = asdict(Settings()) | manifest["settings"], recipe["settings"]  # an older manifest has fewer
     settings = [f"{key} ({before.get(key)}, now {now[key]})" for key in now if before.get(key) != now[key]]
     return settings + [key for key in recipe if key != "settings" and manifest.get(key) != recipe[key]]
 

@@ -1,12 +1,12 @@
 """`nrt data prepare`: filter, dedupe, subset, split and write question-answer pairs as Parquet.
 
-Two passes keep a million rows in flat memory. The first reads every source once into a Parquet spool and keeps 20
-bytes a row: 64-bit hashes of content and question, and a source number. Which rows are used is decided on those arrays
-alone; the second pass copies them from the spool to the output.
+Two passes keep a million rows in flat memory. The first reads every source once into a Parquet spool and keeps 28
+bytes a row: 64-bit hashes of content and question, its number, and its source's. Which rows are used is decided on
+those arrays alone; the second pass copies them from the spool to the output.
 
 The hash is keyed by the seed, so its order is the random order: what is chosen depends on content and seed only, not
 on the order of rows or on how they were read, and a larger `size` keeps the rows of a smaller one. Rows that ask the
-same question are on the same side of the split.
+same question are on the same side of the split. Rows can be drawn by their numbers instead (`choose.Settings`).
 
 The output folder appears by one rename, complete or not at all.
 """
@@ -173,6 +173,7 @@ def _spool(
                 size += lengths["prompt_chars"] + lengths["answer_chars"]
                 tally.hashes.append(content)
                 tally.questions.append(question)
+                tally.numbers.append(tally.read - 1)
                 tally.source_ids.append(tally.sources.setdefault(pair.source, len(tally.sources)))
                 if pair.grader:
                     tally.graders.setdefault(pair.source, pair.grader)

@@ -74,13 +74,13 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
 
 
 def encode_within(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text that goes on from another. Where it begins with a space, it gets none put before it.
+    """The ids of a text that goes on from another. Where it begins with a blank, it gets none put before it.
 
-    Some tokenizers put a space before every text (Llama 2 as first stored), so that alone " A" has two.
+    Some tokenizers put a space before every text (Llama 2 as first stored): alone, " A" has two and a line end one.
     """
     before = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a" + text, add_special_tokens=False)
-    if text.startswith(" ") and whole[: len(before)] == before:
+    if text[:1].isspace() and whole[: len(before)] == before:
         return list(whole[len(before) :])
     return list(tokenizer.encode(text, add_special_tokens=False))
 

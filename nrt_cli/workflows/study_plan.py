@@ -11,6 +11,8 @@ from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, judged_runs, planned_runs
+from nrt_cli.data.choose import Settings
+from nrt_cli.engines.local.prepare import planned_rows
 from nrt_cli.workflows.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.workflows.judge_plan import read_template
 from nrt_cli.workflows.preflight import describe, plan_for
@@ -22,6 +24,7 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
     A model that the study makes itself has no plan: `total` is None then.
     """
     runs = list(planned_runs(study, folder))
+    pair_settings(study)  # what cannot be meant is said first
     record: dict[str, Any] = {"study": str(folder), "title": study.title, "runs": [], "total": None, "plan": []}
     if study.model.pretrain is None:
         plans = {run.name: plan_for(run.config, _examples(study.data)) for run in runs}
@@ -29,6 +32,8 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
         record["plan"] = describe(max(plans.values(), key=lambda plan: plan.gpu_hours))
         totals = ("gpu_hours", "gpu_hours_most", "disk")
         record["total"] = {key: sum(getattr(plan, key) for plan in plans.values()) for key in totals}
+        rows = planned_rows(str(study.model.source), study.model.init_start, study.model.init_end)
+        record["plan"].append(("new rows", rows))
     else:
         record["runs"] = [{"run": run.name, "steps": run.config.train.steps} for run in runs]
     record["judges"] = list(_judging(study, folder, {run["run"]: run["steps"] for run in record["runs"]}))
@@ -76,15 +81,19 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
     """What one would type to the same end, in order; the inputs of a study that makes its model come from it alone."""
     data, model = study.data, study.model
     if model.source:
-        options = {"--out": folder / "data", "--validation": data.validation, "--seed": data.seed, "--size": data.size}
-        stratify = ["--stratify"] if data.stratify else []
+        made = folder / "models" / model.name
+        yield nrt("model", "prepare", model.source, *_options({"--out": made} | _init(model)))
         if data.held_out:
-            options |= {"--validation": None}
             apart = {"--out": folder / "held-out", "--seed": data.seed, "--size": data.validation}
             yield nrt("data", "prepare", *data.held_out, *_options(apart))
-        yield nrt("data", "prepare", *data.sources, *_options(options), *stratify)
-        out = {"--out": folder / "models" / model.name}
-        yield nrt("model", "prepare", model.source, *_options(out | _init(model)))
+        drawn = pair_settings(study)
+        options: dict[str, Any] = {"--out": folder / "data", "--validation": None if data.held_out else data.validation}
+        options |= {"--seed": data.seed, "--size": data.size, "--train": data.train}
+        options |= {"--selection": None if data.selection == "content" else data.selection}
+        options |= {"--tokenizer": made if drawn.max_prompt_tokens else None}
+        options |= {"--max-prompt-tokens": drawn.max_prompt_tokens, "--max-answer-tokens": drawn.max_answer_tokens}
+        flags = {"--stratify": data.stratify, "--keep-duplicates": data.duplicates}
+        yield nrt("data", "prepare", *data.sources, *_options(options), *(flag for flag, on in flags.items() if on))
     for run in runs:
         yield nrt("train", *_train(folder, study, run))
     for run in runs if study.eval.benchmarks else ():
@@ -109,9 +118,27 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
     yield nrt("report", folder)
 
 
+def pair_settings(study: StudyConfig) -> Settings:
+    """How the pairs are drawn. Where their number is exact, those that a run would drop as too long are dropped before.
+
+    Raises DataError for settings that cannot be meant together.
+    """
+    asked = study.data.model_dump(exclude={"sources", "held_out"}) | ({"validation": 0} if study.data.held_out else {})
+    if study.data.train is None:
+        return Settings(**asked)
+    caps = [run.config.data for run in planned_runs(study, Path())]
+    return Settings(
+        **asked,
+        max_prompt_tokens=min(cap.max_prompt_tokens for cap in caps),
+        max_answer_tokens=min(cap.max_answer_tokens for cap in caps),
+    )
+
+
 def _examples(data: StudyData) -> int | None:
     """Pairs to train on; None where the sources decide it."""
-    if data.size is None or data.held_out:
+    if data.train is not None:
+        return data.train
+    if data.size is None or data.held_out or data.selection == "train-test-split":
         return data.size
     return data.size - _held_out(data)
 

@@ -12,8 +12,9 @@ from nrt_cli.config import RunConfig
 from nrt_cli.config.study import PretrainSection, StudyConfig, StudyEval, StudyModel, planned_runs, uses_own_benchmark
 from nrt_cli.data import digits
 from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Tokenizer, prepare, tokenizer_fingerprint
 from nrt_cli.engines.lm_eval import load_suite
+from nrt_cli.engines.local.loading import load_tokenizer
 from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.engines.local.pretraining import pretrain
 from nrt_cli.errors import ConfigError, EvalError
@@ -21,6 +22,7 @@ from nrt_cli.progress import EvalProgress, Progress
 from nrt_cli.store.study import Study
 from nrt_cli.workflows.evaluate import evaluate
 from nrt_cli.workflows.session import Job
+from nrt_cli.workflows.study_plan import pair_settings
 from nrt_cli.workflows.tasks import Tell
 from nrt_cli.workflows.train import train
 
@@ -29,21 +31,22 @@ TRAINING = 0.9
 
 
 def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
-    """Benchmark documents, pairs and starting model; what is there already is kept."""
-    model, data = study.model, study.data
+    """Benchmark documents, starting model and pairs; what is there already is kept."""
+    model, data, settings = study.model, study.data, pair_settings(study)
     if model.pretrain and model.pretrain.world != digits.WORLD:
         return _inputs_of_before(folder, study)
     _check_benchmarks(folder, study)
-    held_out = 0 if data.held_out else data.validation
-    settings = Settings(size=data.size, stratify=data.stratify, validation=held_out, seed=data.seed)
-    tell(0.0, "pairs")
-    if data.held_out:
-        prepare(data.held_out, folder / "held-out", Settings(size=int(data.validation), seed=data.seed))
-    prepare(data.sources, folder / "data", settings)
     source = model.source or str(_pretrained(folder, model, tell))
     prepared = prepare_model(
         source, folder / "models" / model.name, init_start=model.init_start, init_end=model.init_end
     )
+    tell(0.0, "pairs")
+    tokenizer = None
+    if settings.max_prompt_tokens:
+        tokenizer = Tokenizer(load_tokenizer(prepared.folder), tokenizer_fingerprint(prepared.folder))
+    if data.held_out:
+        prepare(data.held_out, folder / "held-out", Settings(size=int(data.validation), seed=data.seed))
+    prepare(data.sources, folder / "data", settings, tokenizer)
     return f"{model.name}: {prepared.metadata['parameters']:,} parameters"
 
 

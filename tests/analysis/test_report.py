@@ -230,9 +230,15 @@ def test_ours_theirs_and_the_difference(trained, tmp_path):
     by_name = {row.cells[1].text: row.cells for row in table.rows}
     # BBH: 39.1 in the paper
     _, _, ours, theirs, apart = by_name["BBH"]
-    assert (ours.value, theirs.value) == (50, 39.1)
-    assert apart.text.startswith("+10.9 [+6.")
-    assert (apart.low, apart.high) == pytest.approx((ours.low - 39.1, ours.high - 39.1))
+    assert (ours.value, theirs.value) == pytest.approx((50, 39.1))
+    # of 6,511 documents: 1.96 sqrt(.391 .609 / 6511) = 1.185 points; with ours by Newcombe's rule
+    assert (theirs.low, theirs.high) == pytest.approx((39.1 - 1.185, 39.1 + 1.185), abs=0.02)
+    assert apart.text.startswith("+10.9 [+5.9, ")
+    assert apart.low == pytest.approx(10.9 - math.hypot(50 - ours.low, theirs.high - 39.1))
+    assert apart.high == pytest.approx(10.9 + math.hypot(ours.high - 50, 39.1 - theirs.low))
+    # GSM8K's 49.3 is of about 300: 1.96 sqrt(.493 .507 / 300) = 5.66 points to either side
+    assert by_name["GSM8K"][3].text == "49.3 [43.7, 55.0]"
+    assert "PopQA, GSM8K, IFEval: about 300 documents each, ±5.7 points at 50 %" in table.notes[0]
     # 39.9 is printed; 39.1 + 48.5 + 26.1 + 20.7 + 44.2 + 49.3 + 13.1 + 58.8 + 44.3 = 344.1
     assert by_name["Overall, as printed"][4].value == pytest.approx(10.1)
     assert by_name["Overall, mean of its nine"][4].value == pytest.approx(50 - 344.1 / 9)
@@ -254,6 +260,7 @@ def test_gains_over_sft_are_of_the_benchmarks_that_all_rows_have(trained, tmp_pa
     assert ours.low < 15 < ours.high
     # 41.2 + 58.7 + 32.5 + 29.3 + 45.6 + 65.0 + 27.8 + 77.8 + 61.3 = 439.2, SFT's 389.5
     assert theirs.value == pytest.approx((439.2 - 389.5) / 9)
+    assert theirs.low < theirs.value - 1 < theirs.value + 1 < theirs.high  # it is uncertain too
     assert "over gsm8k, math" in table.notes[0].lower()
 
 
@@ -293,13 +300,42 @@ def test_table_4_is_the_manifest_of_the_data_that_was_trained_on(trained, tmp_pa
     table = report(tmp_path)["table-4"]
     texts = [[cell.text for cell in row.cells] for row in table.rows]
     assert texts == [
-        ["ai2-adapt-dev/oasst1_converted", "70", "70.00%", "1,606"],
-        ["mine", "30", "30.00%", ""],
-        ["TOTAL", "100", "100.00%", "204,800"],
+        ["ai2-adapt-dev/oasst1_converted", "70", "70.00%", "1,606", "0.78%", texts[0][5]],
+        ["mine", "30", "30.00%", "", "", ""],
+        ["TOTAL", "100", "100.00%", "204,800", "100.00%", ""],
     ]
+    # 70 of 100 by Wilson with Student's quantile is 60.3 to 78.2; the paper's 0.784 % is next to certain
+    apart = table.rows[0].cells[5]
+    assert apart.value == pytest.approx(70 - 100 * 1606 / 204800)
+    assert (apart.low, apart.high) == pytest.approx((60.3 - 0.8, 78.2 - 0.8), abs=0.2)
+    assert apart.text.startswith("+69.22 [+59.")
 
     (data / "manifest.json").write_text(json.dumps({"composition": composition, "outputs": {"train.parquet": "newer"}}))
     assert not report(tmp_path)["table-4"].rows
+
+
+def test_table_4_beside_a_draw_of_the_same_mixture(trained, tmp_path):
+    """Two sources are exchanged and one is missing; the one whose name is cut short in print is found."""
+    data = tmp_path / "data"
+    data.mkdir()
+    trained("am", settings={"data": {"train": str(data / "train.parquet")}})
+    counts = dict(paper()["composition"])
+    short = next(name for name in counts if name.endswith("..."))
+    full = short.removesuffix("...") + "_decontaminated_50k"
+    counts[full] = counts.pop(short)
+    flan, chat = "ai2-adapt-dev/flan_v2_converted", "ai2-adapt-dev/tulu_v3.9_wildchat_100k"
+    counts[flan], counts[chat] = counts[chat] - 3000, counts[flan] + 3040
+    repeated = "ai2-adapt-dev/tulu_hard_coded_repeated_10"
+    del counts[repeated]
+    composition = [{"source": name, "train": count} for name, count in counts.items()]
+    (data / "manifest.json").write_text(json.dumps({"composition": composition, "outputs": {"train.parquet": "data"}}))
+    apart = {row.cells[0].text: row.cells[5] for row in report(tmp_path)["table-4"].rows}
+    assert apart[full].text.startswith("+0.00 [-")
+    assert apart[chat].value == pytest.approx(100 * (20010 + 3040 - 19378) / 204800)
+    assert 0 < apart[chat].low < apart[chat].high
+    assert apart[flan].high < 0
+    assert apart[repeated].value == pytest.approx(-100 * 40 / 204800)
+    assert report(tmp_path)["table-4"].rows[-1].cells[1].text == "204,800"
 
 
 def test_table_5_measures_lengths(trained, tmp_path, row):

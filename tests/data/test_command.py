@@ -77,7 +77,11 @@ def test_limits_are_measured_with_the_models_tokenizer(tmp_path: Path, tiny_mode
         (("--validation", "-3"), "give a number of questions"),
         (("--max-prompt-tokens", "5"), "need --tokenizer FOLDER"),
         (("--tokenizer", "model"), "no effect without --max-prompt-tokens"),
-        (("--stratify",), "--stratify has no effect without --size or --validation"),
+        (("--stratify",), "--stratify has no effect without --size, --train or --validation"),
+        (("--size", "4", "--train", "3"), "give one of them"),
+        (("--train", "3", "--validation", "0.2"), "--train needs a number of questions"),
+        (("--selection", "train-test-split"), "needs --validation"),
+        (("--selection", "train-test-split", "--validation", "1", "--stratify"), "leave out --stratify"),
         (("--map", "question=q"), "name both question and answer"),
     ],
 )

@@ -635,3 +635,87 @@ def test_a_mapped_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
     ):
         prepared("hnit")
     assert prepared("hint") == 2
+
+
+# --- how many, which, and how often -----------------------------------------------------------------------------------
+
+
+def test_exactly_so_many_are_trained_on_whatever_is_dropped_and_held_out(tmp_path: Path) -> None:
+    """Over-long rows are dropped before rows are drawn, and what is held out comes on top."""
+    rows = [*pairs(40), *({"question": f"question {i}", "answer": "another"} for i in range(40))]
+    manifest = make(tmp_path, rows, train=48, validation=10)
+    assert (manifest["counts"]["train"], manifest["counts"]["validation"]) == (48, 20)  # two answers to each question
+    assert len(answers(tmp_path / "out")) == 48
+    held_out = {row["prompt"][0]["content"] for row in table(tmp_path / "out", "validation")}
+    assert not held_out & {row["prompt"][0]["content"] for row in table(tmp_path / "out")}
+    with pytest.raises(
+        DataError, match="--train 61 asks for more than the 60 pairs that are left to train on of 80 rows"
+    ):
+        make(tmp_path, rows, out="more", train=61, validation=10)
+    more = make(tmp_path, rows, out="more", train=52, validation=10)
+    assert set(answers(tmp_path / "out")) < set(answers(tmp_path / "more"))
+    assert more["questions"]["validation"] == 10
+
+
+def test_a_stratified_number_to_train_on_by_hand(tmp_path: Path) -> None:
+    rows = [{**row, "source": "big" if i < 60 else "small"} for i, row in enumerate(pairs(80))]
+    manifest = make(tmp_path, rows, train=20, stratify=True)
+    assert {row["source"]: row["train"] for row in manifest["composition"]} == {"big": 15, "small": 5}
+
+
+def test_duplicates_are_kept_where_asked_and_drawn_one_by_one(tmp_path: Path) -> None:
+    """hard_coded_repeated_10 of Table 4 is 24 rows ten times."""
+    rows = [row for row in pairs(24) for _ in range(10)] + pairs(300, source="other")[24:]
+    assert make(tmp_path, rows, out="once")["counts"]["kept"] == 300
+    all_of_them = make(tmp_path, rows, out="all", duplicates=True)
+    assert all_of_them["counts"] == {"read": 516, "dropped": {}, "kept": 516, "train": 516, "validation": 0}
+    make(tmp_path, rows, out="some", duplicates=True, train=258)
+    drawn = Counter(answers(tmp_path / "some"))
+    copies = [drawn[f"answer {i}"] for i in range(24)]
+    assert 90 < sum(copies) < 150  # 120 are expected
+    assert 0 < np.std(copies) < 3  # binomial: 1.6; all or none of the ten would be 5
+    # Copies of a question stay on one side of the split.
+    make(tmp_path, rows, out="split", duplicates=True, validation=20)
+    assert not set(answers(tmp_path / "split")) & set(answers(tmp_path / "split", "validation"))
+
+
+@pytest.mark.parametrize(("validation", "size"), [(7, 30), (0.11, None), (1, 95)])
+def test_rows_are_those_that_datasets_draws(tmp_path: Path, validation: int | float, size: int | None) -> None:
+    """The library's own split, as the authors' script calls it: test rows, then the first `size` training rows."""
+    datasets = pytest.importorskip("datasets")
+    rows = pairs(100)
+    split = datasets.Dataset.from_list(rows).train_test_split(test_size=validation, seed=42)
+    train = split["train"].select(range(min(size or 100, len(split["train"]))))
+    make(tmp_path, rows, selection="train-test-split", seed=42, validation=validation, size=size)
+    assert sorted(answers(tmp_path / "out")) == sorted(train["answer"])
+    assert sorted(answers(tmp_path / "out", "validation")) == sorted(split["test"]["answer"])
+
+
+def test_that_selection_draws_first_and_drops_afterwards(tmp_path: Path) -> None:
+    """By hand: numpy's permutation of all ten rows; what is dropped leaves its place empty."""
+    order = np.random.default_rng(42).permutation(10).tolist()
+    rows = pairs(10)
+    bad, copy_of = order[3], order[4]
+    rows[bad] = {"question": "no answer", "answer": ""}
+    rows[copy_of] = rows[order[2]]
+    settings = {"selection": "train-test-split", "seed": 42, "validation": 2, "size": 5, "duplicates": True}
+    make(tmp_path, rows, **settings)
+    places = [order[i] for i in (2, 2, 5, 6)]  # of the places 2 to 6, 3 is dropped and 4 is the same as 2
+    assert sorted(answers(tmp_path / "out")) == sorted(f"answer {i}" for i in places)
+    make(tmp_path, rows, out="three", **settings, train=3)
+    assert sorted(answers(tmp_path / "three")) == sorted(f"answer {i}" for i in places[:3])
+    with pytest.raises(DataError, match="would hold out 10 of 10 rows"):
+        make(tmp_path, rows, out="none", **{**settings, "validation": 10})
+
+
+def test_an_output_of_an_earlier_version_is_still_what_it_is(tmp_path: Path) -> None:
+    make(tmp_path, pairs(20), size=10)
+    file = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for key in ("train", "duplicates", "selection"):
+        del manifest["settings"][key]
+    file.write_text(json.dumps(manifest))
+    path = str(tmp_path / "qa.jsonl")
+    assert prepare([path], tmp_path / "out", Settings(size=10))[1]
+    with pytest.raises(DataError, match=r"made with other duplicates \(False, now True\)"):
+        prepare([path], tmp_path / "out", Settings(size=10, duplicates=True))

@@ -35,7 +35,15 @@ LONG = 40
 """Rows from which a table is folded away."""
 
 PLACES = {
-    "results": ("held-out", "table-3-own", "table-3", "table-3-paper", "table-3-gain", "table-3-overall"),
+    "results": (
+        "held-out",
+        "table-3-own",
+        "table-3",
+        "table-3-paper",
+        "table-3-gain",
+        "table-3-overall",
+        "table-3-documents",
+    ),
     "tokens": ("table-9",),
     "cases": ("table-10",),
     "method": ("table-1", "table-2", "table-5"),
@@ -138,7 +146,7 @@ def _aside(part: Table | Figure) -> str:
     if empty and all(empty):
         fills = "no run was asked a benchmark of it; `nrt eval --model RUN --benchmarks all` fills it"
         return f"empty: {fills if _is(part.key, 'table-3') else 'nothing was measured for it yet'}"
-    folded = (*PLACES["setup"], *PLACES["cases"], "table-3-overall")
+    folded = (*PLACES["setup"], *PLACES["cases"], "table-3-overall", "table-3-documents")
     return part.caption if len(part.rows) > LONG or any(_is(part.key, name) for name in folded) else ""
 
 

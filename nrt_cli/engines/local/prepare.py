@@ -21,16 +21,17 @@ from transformers import AutoTokenizer
 from nrt_cli import __version__
 from nrt_cli.engines.local.checks import prompt_problems, token_problems
 from nrt_cli.engines.local.loading import declared_stops, from_folder, quiet, whole_model
-from nrt_cli.engines.local.sources import METADATA, Source, find_source, model_fingerprint, read_json
+from nrt_cli.engines.local.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
 from nrt_cli.engines.local.vocabulary import (
     Settings,
     count_rows,
     extend_rows,
     extend_tokenizer,
-    init_id,
     is_tied,
     row_starts,
     set_token_ids,
+    start_ids,
+    start_text,
 )
 from nrt_cli.errors import ModelError
 from nrt_cli.files import draft
@@ -66,8 +67,8 @@ def prepare_model(
 ) -> Prepared:
     """Write `source`, ready for training, to the folder `out`; the same call again changes nothing.
 
-    The think tokens' rows start as the row of the token named in `init_start` and `init_end`, or as the mean of all
-    rows ("mean"), plus Gaussian noise of `noise` times the rows' standard deviation.
+    The think tokens' rows start as the mean row of the tokens that `init_start` and `init_end` are tokenised to, or as
+    the mean of all rows ("mean"), plus Gaussian noise of `noise` times the rows' standard deviation.
     dtype "auto" rounds nothing: bfloat16 where the source is, else float32.
     Raises ModelError, and then leaves `out` as it was.
     """
@@ -84,6 +85,21 @@ def prepare_model(
     return Prepared(out, metadata, unchanged=False)
 
 
+def planned_rows(source: str, init_start: str, init_end: str) -> str:
+    """What the think tokens' rows of a source will start from, in words. Downloads and writes nothing.
+
+    Raises ModelError where the source's tokenizer is here and cannot be loaded.
+    """
+    asked = {"think_start": init_start, "think_end": init_end}
+    with quiet(), tokenizer_here(source) as found:
+        if found is None:
+            texts = ", ".join(f"{role} from what {text!r} is tokenised to" for role, text in asked.items())
+            return f"{texts}; the tokenizer of {source} is not on this machine, so it is not known which tokens"
+        tokenizer = _load_tokenizer(found)
+    names = {role: tokenizer.convert_ids_to_tokens(list(start_ids(tokenizer, text))) for role, text in asked.items()}
+    return ", ".join(f"{role} from {start_text(asked[role], names[role])}" for role in asked)
+
+
 def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]:
     """Load, extend, save to `folder` and verify; returns what was done, as metadata."""
     tokenizer, model = _load(source, settings.dtype)
@@ -93,7 +109,8 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
 
     # Taken before anything is added: the mean must not see padding rows or the new tokens themselves.
     real_ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows_before)
-    init_ids = {token: init_id(tokenizer, text) for token, text in row_starts(tokenizer, settings).items()}
+    named = row_starts(tokenizer, settings)
+    new_rows = {token: tokenizer.convert_ids_to_tokens(list(ids)) for token, ids in named.items()}
     # The tokenizer's own eos is one of them whatever the configs say, also where another closes the assistant's turn.
     declared = declared_stops(model.config, model.generation_config.eos_token_id)
     stop_ids = tuple(dict.fromkeys((*declared, tokenizer.eos_token_id)))
@@ -101,7 +118,7 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     # Also the tokens of a source whose embedding was never grown for them.
     new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
     # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
-    starts = {i: init_ids.get(tokenizer.convert_ids_to_tokens(i)) for i in new_ids}
+    starts = {i: named.get(tokenizer.convert_ids_to_tokens(i), ()) for i in new_ids}
     extend_rows(model, real_ids, starts, settings)
     set_token_ids(model, tokenizer, stop_ids)
     model.save_pretrained(folder)
@@ -112,7 +129,8 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     old_ids = [i for i in range(rows_before) if i not in new_ids]
     _verify(folder, settings, tied, probe_ids, old_ids, logits_before)
     template = "kept" if had_template else "added"
-    return facts | {"chat_template": template, "new_ids": new_ids, "embedding_rows_before": rows_before}
+    about = {"new_ids": new_ids, "new_rows": new_rows, "embedding_rows_before": rows_before}
+    return facts | {"chat_template": template} | about
 
 
 def _facts(tokenizer: Any, model: Any, settings: Settings) -> dict[str, Any]:
@@ -146,9 +164,8 @@ def _facts(tokenizer: Any, model: Any, settings: Settings) -> dict[str, Any]:
 
 def _load(source: Source, dtype: str) -> tuple[Any, Any]:
     """Tokenizer and model, the model in the dtype it will be saved in. Raises ModelError."""
-    where: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    tokenizer = from_folder(AutoTokenizer, source.folder, source.name, **where)
-    model: Any = whole_model(source.folder, source.name, "auto", **where)
+    tokenizer = _load_tokenizer(source)
+    model: Any = whole_model(source.folder, source.name, "auto", **_where(source))
     if source.gguf_file:
         _repair_gguf_tokenizer(tokenizer, model.config)
     if tokenizer.eos_token is None:
@@ -156,6 +173,14 @@ def _load(source: Source, dtype: str) -> tuple[Any, Any]:
     # float16 is widened rather than rounded to bfloat16; a GGUF's weights come out of transformers as float32.
     lossless = model.dtype if model.dtype in DTYPES.values() else torch.float32
     return tokenizer, model.to(DTYPES.get(dtype, lossless)).eval()
+
+
+def _load_tokenizer(source: Source) -> Any:
+    return from_folder(AutoTokenizer, source.folder, source.name, **_where(source))
+
+
+def _where(source: Source) -> dict[str, str]:
+    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
 
 
 def _repair_gguf_tokenizer(tokenizer: Any, config: Any) -> None:

@@ -8,6 +8,10 @@ anything.
 import importlib.util
 import json
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +52,11 @@ BUILTINS = {
 DIGITS = Path(__file__).parent / "digits"
 """`builtin:digits`, which is shipped here, so that every machine begins with the same weights; `made.json` says how."""
 
+PACKAGED_TOKENIZERS = {
+    "mistralai/Mistral-7B-v0.3": ("mistral_common", "data/mistral_instruct_tokenizer_240323.model.v3")
+}
+"""SentencePiece models of hub models that a package on PyPI ships; vLLM needs this one."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -81,6 +90,42 @@ def find_source(name: str) -> Source:
     raise ModelError(f"{name}: no such folder or .gguf file, and not the form of a hub id (owner/name).")
 
 
+@contextmanager
+def tokenizer_here(name: str) -> Iterator[Source | None]:
+    """What `find_source` takes, as far as its tokenizer is on this machine; None where it is not. Downloads nothing."""
+    path = Path(name).expanduser()
+    if name.startswith("builtin:") or path.exists() or not HUB_ID.fullmatch(name):
+        yield Source(name, path) if path.is_dir() else find_source(name)
+    elif cached := _cached(name):
+        yield Source(name, cached)
+    elif packaged := _packaged(*PACKAGED_TOKENIZERS.get(name, ("", ""))):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copyfile(packaged, Path(folder, "tokenizer.model"))
+            Path(folder, "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+            yield Source(name, Path(folder))
+    else:
+        yield None
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of an earlier download that has the tokenizer."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(TEXT_FILES), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.glob("tokenizer*")) else None
+
+
+def _packaged(package: str, file: str) -> Path | None:
+    """A package's file, without importing the package."""
+    spec = importlib.util.find_spec(package) if package else None
+    places = spec.submodule_search_locations if spec else None
+    return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
+
+
 def model_fingerprint(folder: Path) -> str:
     """sha256 over the contents of a model folder's weights, configs and tokenizer, file by file in order of name."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
@@ -95,13 +140,10 @@ def _builtin(name: str) -> Source:
     builtin = BUILTINS.get(name.removeprefix("builtin:"))
     if builtin is None:
         raise ModelError(f"{name}: unknown; there is {', '.join(f'builtin:{key}' for key in ('digits', *BUILTINS))}.")
-    # The package is located, never imported: importing it would load llama.cpp bindings that we do not need.
-    spec = importlib.util.find_spec(builtin.package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{name} is in a package that is not installed; run `{builtin.install}`.")
-    path = Path(spec.submodule_search_locations[0]) / builtin.file
-    if not path.is_file():
-        raise ModelError(f"{name}: {builtin.package} is installed but lacks {builtin.file}; run `{builtin.install}`.")
+    # Importing the package would load llama.cpp bindings that we do not need.
+    path = _packaged(builtin.package, builtin.file)
+    if path is None:
+        raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `{builtin.install}`.")
     return _gguf(name, path)
 
 

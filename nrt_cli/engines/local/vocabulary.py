@@ -8,6 +8,7 @@ What transformers would do by itself and this does not:
 - A think token starts as a separator that the model knows: a paragraph's end for t_start, a line's end for t_end. From
   the mean of all rows, SmolLM2-135M gives t_end a probability of about 1e-8 per token and reads t_start as noise; from
   one and the same row, t_start is sampled inside traces as often as t_end ends them.
+- Any tokenizer has such rows, by one rule (`start_ids`): the rows of what the separator is tokenised to within a text.
 - The vocabulary grows by exactly the new tokens. Rounding up would add ids without a token that sampling could draw.
 - The generation config keeps token ids only. A model's own top_p or temperature would quietly change the
   distribution that traces are sampled from, and with it the policy gradient.
@@ -23,7 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from nrt_cli.errors import ModelError
-from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, closing_id
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, closing_id, encode_within
 from nrt_cli.text.tokens import single_id
 
 # Names under which families reserve a padding token; the first that a vocabulary has is used before one is added.
@@ -45,10 +46,14 @@ class Settings:
     seed: int
 
 
-def row_starts(tokenizer: Any, settings: Settings) -> dict[str, str]:
-    """Each think token that the tokenizer lacks, with the text that names the row it will start from."""
+def row_starts(tokenizer: Any, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Each think token that the tokenizer lacks, with the tokens whose rows its own starts from (`start_ids`)."""
     wanted = {settings.think_start: settings.init_start, settings.think_end: settings.init_end}
-    return {t: init for t, init in wanted.items() if t is not None and not _is_single(tokenizer, t)}
+    return {
+        token: start_ids(tokenizer, text)
+        for token, text in wanted.items()
+        if token is not None and not _is_single(tokenizer, token)
+    }
 
 
 def extend_tokenizer(tokenizer: Any, settings: Settings, stop_ids: Sequence[int]) -> None:
@@ -90,21 +95,36 @@ def _choose_pad(tokenizer: Any, settings: Settings, stop_ids: Sequence[int]) -> 
     return NEW_PAD
 
 
-def init_id(tokenizer: Any, text: str) -> int | None:
-    """The id of the token whose row a new row starts from; None stands for the mean of all rows."""
+def start_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The tokens whose mean row a new row starts from; none stand for the mean of all rows.
+
+    They are what `text` is tokenised to within a text: of line ends, one token with Llama 3, <0x0A> once or twice with
+    Llama 2 and Mistral, nothing where a tokenizer drops them or does not know them. What no text is tokenised to alone,
+    such as <0x0A> itself, is named as the vocabulary has it.
+    """
     if text == MEAN:
-        return None
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-        return int(ids[0])
-    if text in (vocabulary := tokenizer.get_vocab()):  # pieces that no text encodes to alone, such as <0x0A>
-        return int(vocabulary[text])
-    raise ModelError(
-        f"{text!r} is not one token of this model, so no new row can start from it; name another, or mean."
-    )
+        return ()
+    ids = tuple(int(i) for i in encode_within(tokenizer, text) if i != tokenizer.unk_token_id)
+    if len(ids) != 1 and text in (vocabulary := tokenizer.get_vocab()):
+        return (int(vocabulary[text]),)
+    return ids
 
 
-def extend_rows(model: Any, real_ids: list[int], starts: dict[int, int | None], settings: Settings) -> None:
+def start_text(asked: str, names: Sequence[str]) -> str:
+    """What a new row starts from, in words.
+
+    Args:
+        asked: the text that was asked for.
+        names: the tokens that it is, as the vocabulary has them.
+    """
+    if asked == MEAN:
+        return repr(MEAN)
+    if not names:
+        return f"{MEAN!r}: {asked!r} is no token of this tokenizer"
+    return repr(asked) if [asked] == list(names) else f"{asked!r} ({' '.join(names)})"
+
+
+def extend_rows(model: Any, real_ids: list[int], starts: dict[int, tuple[int, ...]], settings: Settings) -> None:
     """Give every new id a row, in the input embedding and in the head, growing them where ids lie beyond their end."""
     if not starts:
         return
@@ -123,17 +143,17 @@ def extend_rows(model: Any, real_ids: list[int], starts: dict[int, int | None], 
 
 @torch.no_grad()
 def init_rows(
-    W_VD: Tensor, real_ids: list[int], starts: dict[int, int | None], noise: float, generator: torch.Generator
+    W_VD: Tensor, real_ids: list[int], starts: dict[int, tuple[int, ...]], noise: float, generator: torch.Generator
 ) -> None:
-    """Set each row in `starts` in place to the row it names, or to the mean of `real_ids` for None, plus noise.
+    """Set each row in `starts` in place to the mean of the rows it names (of `real_ids` for none), plus noise.
 
     The noise is `noise` times each coordinate's standard deviation over the real rows. It only has to tell apart
     tokens that start from one row, which would otherwise stay one and the same as input.
     """
     real_RD = W_VD[real_ids].float()
     mean_D, std_D = real_RD.mean(0), real_RD.std(0, correction=0)
-    for new_id, init_id in starts.items():
-        centre_D = mean_D if init_id is None else W_VD[init_id].float()
+    for new_id, ids in starts.items():
+        centre_D = W_VD[list(ids)].float().mean(0) if ids else mean_D
         noise_D = noise * std_D * torch.randn(W_VD.shape[1], generator=generator)
         W_VD[new_id] = (centre_D + noise_D).to(W_VD.dtype)
 

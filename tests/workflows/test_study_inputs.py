@@ -1,0 +1,82 @@
+"""What the runs of a study begin from, as it is planned, as its commands make it and as it is trained on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.report.paper import paper
+from nrt_cli.config.study import load_study
+from nrt_cli.data.examples import load_examples
+from nrt_cli.engines.local.loading import load_tokenizer
+from nrt_cli.errors import DataError
+from nrt_cli.workflows import preflight
+from nrt_cli.workflows.study_plan import plan_study
+from nrt_cli.workflows.study_run import make_inputs
+
+CAPS = (34, 8)
+"""Tokens of a prompt and of an answer: some rows of the file below have more."""
+
+
+@pytest.fixture
+def study(tmp_path: Path, make_tiny_tokenizer: Callable[..., Any], make_tiny_source: Callable[..., Path]) -> Path:
+    rows = [{"question": "?" * (1 + i % 20), "answer": f"{i}" + "!" * (i % 11)} for i in range(240)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_tiny_source(tmp_path / "source", make_tiny_tokenizer())
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "title: Small\n"
+        f"model: {{name: smollm2-135m, source: '{tmp_path / 'source'}'}}\n"
+        f"data: {{sources: ['{tmp_path / 'qa.jsonl'}'], train: 40, validation: 3}}\n"
+        f"run:\n  data: {{max_prompt_tokens: {CAPS[0]}, max_answer_tokens: {CAPS[1]}}}\n"
+        "  train: {batch_size: 8, minibatch_size: 8}\n"
+        "methods: [sft, am]\nseeds: [0]\n"
+    )
+    return file
+
+
+@pytest.mark.slow
+def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, tmp_path: Path, nrt_in: Any) -> None:
+    asked = load_study(str(study))
+    folder = tmp_path / "made"
+    make_inputs(folder, asked, lambda *told: None)
+    manifest = json.loads((folder / "data" / "manifest.json").read_text())
+    assert {"long-prompt", "long-answer"} <= set(manifest["counts"]["dropped"])
+    tokenizer = load_tokenizer(folder / "models" / "smollm2-135m")
+    found = load_examples(folder / "data" / "train.parquet", tokenizer, *CAPS)
+    assert (len(found), found.dropped) == (40, {})  # a run drops none of them
+    plan = plan_study(folder, asked)
+    assert [(run["examples"], run["steps"]) for run in plan["runs"]] == [(40, 5)] * 2
+
+    # The commands that the plan prints make the same.
+    # Its model is not there yet, so it needs a name of which the shape is known.
+    again = plan_study(Path("by-hand"), asked)["commands"]
+    run = nrt_in(tmp_path)
+    for command in again[:2]:
+        done = run(*command.split()[1:])
+        assert done.code == 0, done.err
+    rows = [pq.read_table(at / "data" / "train.parquet").to_pylist() for at in (folder, tmp_path / "by-hand")]
+    assert rows[0] == rows[1]
+
+
+def test_what_cannot_be_meant_is_said_by_the_plan(study: Path) -> None:
+    with pytest.raises(DataError, match="--size counts what is held out too"):
+        plan_study(Path("study"), load_study(str(study), ["data.size=50"]))
+
+
+@pytest.mark.parametrize("name", ["paper-3b", "paper-mistral-7b", "paper-8b"])
+def test_the_papers_rows_are_one_number_everywhere(name: str) -> None:
+    """Table 4's total is what studies draw, plans assume and 800 steps of 256 use up."""
+    rows = sum(paper()["composition"].values())
+    asked = load_study(name)
+    assert rows == asked.data.train == preflight.PAPER_EXAMPLES == 800 * 256
+    assert (asked.data.selection, asked.data.seed, asked.data.validation) == ("train-test-split", 42, 1024)
+    assert (asked.data.size, asked.data.duplicates) == (220_000, True)
+    plan = plan_study(Path("study"), asked)
+    assert {(run["examples"], run["steps"]) for run in plan["runs"]} == {(rows, 800)}
+    readme = Path("configs/README.md").read_text(encoding="utf-8")
+    assert f"--train {rows} " in readme
+    assert readme.count("| 800 |") == 3
