@@ -96,7 +96,7 @@ def _render(data: dict[str, Any]) -> None:
 
 
 def _new_rows(data: dict[str, Any]) -> str:
-    from nrt_cli.engines.local.vocabulary import MEAN, start_text
+    from nrt_cli.engines.local.vocabulary import HALFWAY, MEAN, same_start, start_text
 
     if not data["new_ids"]:
         return "none: the model had every token"
@@ -109,4 +109,6 @@ def _new_rows(data: dict[str, Any]) -> str:
         for role in starts
         if tokens[role]["id"] in data["new_ids"]
     ]
+    if same_start(list(data.get("new_rows", {}).values())):
+        new[0] += HALFWAY
     return f"{', '.join(new)}; noise {settings['noise']:g}"

@@ -65,7 +65,7 @@ def test_noise_is_a_share_of_the_rows_spread_and_seeded():
     real, new = list(range(498)), {498: (), 499: ()}
     again_VD = W_VD.clone()
     for W in (W_VD, again_VD):
-        init_rows(W, real, new, noise=0.1, generator=torch.Generator().manual_seed(0))
+        init_rows(W, real, new, None, noise=0.1, generator=torch.Generator().manual_seed(0))
     off_ND = W_VD[list(new)] - W_VD[real].mean(0)
     assert torch.equal(W_VD, again_VD)
     assert off_ND.std().item() == pytest.approx(0.1 * 3, rel=0.2)

@@ -23,19 +23,21 @@ from nrt_cli.engines.local.checks import prompt_problems, token_problems
 from nrt_cli.engines.local.loading import declared_stops, from_folder, quiet, whole_model
 from nrt_cli.engines.local.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
 from nrt_cli.engines.local.vocabulary import (
+    HALFWAY,
     Settings,
     count_rows,
     extend_rows,
     extend_tokenizer,
     is_tied,
     row_starts,
+    same_start,
     set_token_ids,
     start_ids,
     start_text,
 )
 from nrt_cli.errors import ModelError
 from nrt_cli.files import draft
-from nrt_cli.text.tokens import think_tokens
+from nrt_cli.text.tokens import single_id, think_tokens
 
 PROBE = 'Question: what is 12 + 30?\n\n  It\'s 42, naïve — "yes".\n'
 # Same weights, same inputs: only the head's matrix product may be summed in another order once it has more rows.
@@ -97,7 +99,8 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
             return f"{texts}; the tokenizer of {source} is not on this machine, so it is not known which tokens"
         tokenizer = _load_tokenizer(found)
     names = {role: tokenizer.convert_ids_to_tokens(list(start_ids(tokenizer, text))) for role, text in asked.items()}
-    return ", ".join(f"{role} from {start_text(asked[role], names[role])}" for role in asked)
+    halfway = {"think_start": HALFWAY if same_start(list(names.values())) else ""}
+    return ", ".join(f"{role} from {start_text(asked[role], names[role])}{halfway.get(role, '')}" for role in asked)
 
 
 def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]:
@@ -119,7 +122,8 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
     # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
     starts = {i: named.get(tokenizer.convert_ids_to_tokens(i), ()) for i in new_ids}
-    extend_rows(model, real_ids, starts, settings)
+    halfway = single_id(tokenizer, str(settings.think_start)) if same_start(list(named.values())) else None
+    extend_rows(model, real_ids, starts, halfway, settings)
     set_token_ids(model, tokenizer, stop_ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -9,6 +9,9 @@ What transformers would do by itself and this does not:
   the mean of all rows, SmolLM2-135M gives t_end a probability of about 1e-8 per token and reads t_start as noise; from
   one and the same row, t_start is sampled inside traces as often as t_end ends them.
 - Any tokenizer has such rows, by one rule (`start_ids`): the rows of what the separator is tokenised to within a text.
+  Where both separators are the same (Llama 2's and Mistral's bytes), t_start's lies halfway to the mean of all rows. On
+  SmolLM2-135M with one token for both, that took its probability within traces from 6e-3, t_end's own, to 2e-5, and log
+  P(y*) after the null trace from -178.9 to -172.7 (-181.0 from the mean; six GSM8K pairs).
 - The vocabulary grows by exactly the new tokens. Rounding up would add ids without a token that sampling could draw.
 - The generation config keeps token ids only. A model's own top_p or temperature would quietly change the
   distribution that traces are sampled from, and with it the policy gradient.
@@ -31,6 +34,7 @@ from nrt_cli.text.tokens import single_id
 PAD_NAMES = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|vision_pad|>")
 NEW_PAD = "<|pad|>"
 MEAN = "mean"
+HALFWAY = " and the mean, since think_end starts there"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,11 @@ def start_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     return ids
 
 
+def same_start(starts: Sequence[Sequence[Any]]) -> bool:
+    """Whether both think tokens are new and would start from one and the same token's row."""
+    return len(starts) == 2 and len({token for ids in starts for token in ids}) == 1 and all(starts)
+
+
 def start_text(asked: str, names: Sequence[str]) -> str:
     """What a new row starts from, in words.
 
@@ -124,7 +133,9 @@ def start_text(asked: str, names: Sequence[str]) -> str:
     return repr(asked) if [asked] == list(names) else f"{asked!r} ({' '.join(names)})"
 
 
-def extend_rows(model: Any, real_ids: list[int], starts: dict[int, tuple[int, ...]], settings: Settings) -> None:
+def extend_rows(
+    model: Any, real_ids: list[int], starts: dict[int, tuple[int, ...]], halfway: int | None, settings: Settings
+) -> None:
     """Give every new id a row, in the input embedding and in the head, growing them where ids lie beyond their end."""
     if not starts:
         return
@@ -138,14 +149,21 @@ def extend_rows(model: Any, real_ids: list[int], starts: dict[int, tuple[int, ..
     if getattr(head, "bias", None) is not None:
         matrices.append(head.bias.unsqueeze(1))
     for W_VD in matrices:
-        init_rows(W_VD, real_ids, starts, settings.noise, generator)
+        init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
 
 
 @torch.no_grad()
 def init_rows(
-    W_VD: Tensor, real_ids: list[int], starts: dict[int, tuple[int, ...]], noise: float, generator: torch.Generator
+    W_VD: Tensor,
+    real_ids: list[int],
+    starts: dict[int, tuple[int, ...]],
+    halfway: int | None,
+    noise: float,
+    generator: torch.Generator,
 ) -> None:
     """Set each row in `starts` in place to the mean of the rows it names (of `real_ids` for none), plus noise.
+
+    The row `halfway` lies between the two.
 
     The noise is `noise` times each coordinate's standard deviation over the real rows. It only has to tell apart
     tokens that start from one row, which would otherwise stay one and the same as input.
@@ -154,6 +172,8 @@ def init_rows(
     mean_D, std_D = real_RD.mean(0), real_RD.std(0, correction=0)
     for new_id, ids in starts.items():
         centre_D = W_VD[list(ids)].float().mean(0) if ids else mean_D
+        if new_id == halfway:
+            centre_D = (centre_D + mean_D) / 2
         noise_D = noise * std_D * torch.randn(W_VD.shape[1], generator=generator)
         W_VD[new_id] = (centre_D + noise_D).to(W_VD.dtype)
 
