@@ -56,6 +56,7 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
 def _signals(cards: Sequence[RunCard]) -> list[str]:
     """Which preset runs had, and with which signals they trained the reference answer."""
     trained = {
+        "shared": "the reference answer is trained with c_i over its mean among the traces of a question",
         "derived": "the reference answer is trained with the last column's signals",
         "fixed": "the reference answer is trained with the signal 1 for every token, whatever the scheme",
     }
