@@ -39,7 +39,7 @@ def test_without_a_topic_all_are_listed():
         ("trian", "`nrt help training`"),
         ("eval-uation", "`nrt help evaluation`"),
         ("train", "`nrt train --help`"),
-        ("xyzzy", "analysis, clusters, data"),
+        ("xyzzy", "analysis, balance, clusters, data"),
         ("../help/data", "`nrt help data`"),
     ],
 )

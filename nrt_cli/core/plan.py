@@ -18,7 +18,7 @@ BANDWIDTH_RATE = 0.6
 ROLLOUT_FILL = 0.6
 """Mean share of decoding slots in use: towards the end of a step only the longest traces are left."""
 TRACE_MORE = 100
-"""Tokens of trace of which a plan says what they would add: how long traces become shows only in training."""
+"""Most tokens of trace of which a plan says what they would add: how long traces become shows only in training."""
 PAUSE = 15.0
 """Seconds of a step with rollouts besides: weights to the sampler, waking and sleeping, storing."""
 SLOTS = 256
@@ -37,14 +37,19 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
 
     Args:
         examples: how many are left to train on after the caps.
+        lengths: what to expect; where the caps are lower, those.
     """
+    caps = _caps(config)
+    least = {key: min(getattr(lengths, key), getattr(caps, key)) for key in ("prompt", "answer", "trace")}
+    lengths = replace(lengths, **least)
     steps = config.train.steps or config.train.epochs * (examples // config.train.batch_size)
     minibatch = config.train.minibatch_size or config.train.batch_size
     memory = _update_memory(config, model)
     update = sum(size for _, size in memory)
-    seconds, most = (_seconds(config, model, length, gpu) for length in (lengths, _caps(config)))
+    seconds, most = (_seconds(config, model, length, gpu) for length in (lengths, caps))
     hours = steps * config.parallel.ranks / 3600
-    longer = replace(lengths, trace=lengths.trace + TRACE_MORE)
+    longer = replace(lengths, trace=min(lengths.trace + TRACE_MORE, caps.trace))
+    more = (longer.trace - lengths.trace, hours * (_seconds(config, model, longer, gpu) - seconds))
     trained = _trained(config, model)
     # verl's checkpoints hold the weights as a Hugging Face folder too.
     weights = WIDE * (2 * model.parameters if config.engine.name == "verl" else trained)
@@ -66,7 +71,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         updates=steps * (config.train.batch_size // minibatch),
         sequences=config.train.batch_size * _traces(config),
         tokens=_tokens(config, lengths),
-        tokens_most=_tokens(config, _caps(config)),
+        tokens_most=_tokens(config, caps),
         memory=memory,
         memory_update=update,
         memory_rollout=_rollout_memory(config, model, gpu),
@@ -75,7 +80,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         gpu_hours_most=most * hours,
         disk=disk + traces,
         disk_kept=disk_kept + traces,
-        assumptions=_assumptions(config, lengths, gpu, hours * (_seconds(config, model, longer, gpu) - seconds)),
+        assumptions=_assumptions(config, lengths, gpu, *more),
     )
 
 
@@ -273,8 +278,8 @@ def _trace_bytes(config: RunConfig, lengths: Lengths, steps: int) -> float:
     return rows * (12 * _row(config, lengths) + 24 * (lengths.trace + lengths.answer))
 
 
-def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu, more: float) -> tuple[str, ...]:
-    """What the prediction rests on, in sentences. `more` are the GPU-hours of `TRACE_MORE` more tokens of trace."""
+def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu, more: float, hours: float) -> tuple[str, ...]:
+    """What the prediction rests on, in sentences. `hours` are the GPU-hours of `more` tokens of trace."""
     said = [f"lengths of {lengths.source}: prompt {lengths.prompt:.0f}, answer {lengths.answer:.0f}"]
     if config.method != "sft":
         said[0] += f", trace {lengths.trace:.0f} tokens"
@@ -284,5 +289,5 @@ def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu, more: float) -> 
     if config.method != "sft":
         rates += f"; {gpu.bandwidth / 1e12:.2f} TB/s, of which decoding reaches {BANDWIDTH_RATE:.0%}"
         rates += f"; {PAUSE:.0f} s a step besides"
-        said[0] += f"; {TRACE_MORE} more tokens of trace are {more:,.0f} GPU-hours more"
+        said[0] += f"; {more:.0f} more tokens of trace are {hours:,.0f} GPU-hours more" if more else ""
     return (*said, f"{rates}; none of these rates was measured here")

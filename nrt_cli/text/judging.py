@@ -24,8 +24,8 @@ INPUTS = {"prompt": ("problem", "reasoning", "ground_truth"), "repair": ("reason
 # As Table 8 and Appendix H print them, and as text copied from a PDF or from LaTeX may have them.
 _PLACE = re.compile(r"\{(\{)?\s*(?P<input>problem|reasoning|ground(?:[ ._-]|\\_)truth)\s*\}(?(1)\})")
 _PLACES = "{problem}, {reasoning} and {ground_truth}"
-# A name in braces that stands for nothing we know. That of a LaTeX command, such as \boxed{answer}, is text.
-_OTHER = re.compile(r"(?<!\w)\{[A-Za-z_][\w.]*\}|\{\{\s*[A-Za-z_][\w.]*\s*\}\}|\{%.*?%\}", re.DOTALL)
+# A name in braces that stands for nothing we know. LaTeX's, as in \boxed{a}, \frac{a}{b} and x^{n}, are text.
+_OTHER = re.compile(r"(?<![\w}^])\{[A-Za-z_][\w.]*\}|\{\{\s*[A-Za-z_][\w.]*\s*\}\}|\{%.*?%\}", re.DOTALL)
 
 # Most chat formats write control tokens with <; Mistral's are [INST] and the like.
 _BRACKETED = re.compile(r"\[(?=/?[A-Z_]{2,}\])")

@@ -76,9 +76,8 @@ def plan_for(
 def plan_of(config: RunConfig, examples: ExampleSet) -> Plan:
     """What a run on these examples will take; the dtype is resolved."""
     prompt, answer = examples.means
-    # How long traces will be shows only in training. A cap below what is assumed is likely to be reached.
-    trace = min(config.rollout.max_trace_tokens, PAPER_LENGTHS.trace)
-    measured = Lengths(prompt, answer, trace, "the data, traces assumed")
+    # How long traces will be shows only in training.
+    measured = Lengths(prompt, answer, PAPER_LENGTHS.trace, "the data, traces assumed")
     return plan(config, model_shape(config.model.path), len(examples), measured, device(config))
 
 

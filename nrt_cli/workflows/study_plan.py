@@ -96,12 +96,22 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         yield nrt("data", "prepare", *data.sources, *_options(options), *(flag for flag, on in flags.items() if on))
     for run in runs:
         yield nrt("train", *_train(folder, study, run))
-    for run in runs if study.eval.benchmarks else ():
-        asked = {"--model": folder / "runs" / run.name, "--benchmarks": ",".join(study.eval.benchmarks)}
-        asked |= {"--limit": study.eval.limit, "--engine": study.eval.engine}
-        yield nrt("eval", *_options(asked), *settings(_changed(run.config.eval)))
+    if study.eval.benchmarks:
+        asked = {"--benchmarks": ",".join(study.eval.benchmarks), "--limit": study.eval.limit}
+        asked |= {"--engine": study.eval.engine}
+        if study.eval.base:  # it answers directly, as it was never taught to think
+            base = {"--model": runs[0].config.model.path} | asked | {"--think": "off", "--out": folder / "evals/base"}
+            yield nrt("eval", *_options(base), *settings(_changed(runs[0].config.eval)))
+        for run in runs:
+            each = {"--model": folder / "runs" / run.name} | asked
+            yield nrt("eval", *_options(each), *settings(_changed(run.config.eval)))
     first = [run for run in runs if run.seed == study.seeds[0]]
     places = [folder / "runs" / run.name for run in first]
+    direct = [place for place, run in zip(places, first, strict=True) if run.config.method == "sft"]
+    thinking = [place for place in places if place not in direct]
+    if study.analysis.tokens and direct and thinking:
+        scored = {"--baseline": direct[0], "--n": study.analysis.tokens, "--out": folder / "analysis" / "tokens"}
+        yield nrt("analyze", "tokens", *thinking, *_options(scored))
     where, pairs = folder / "analysis" / "score", [(q.question, q.answer) for q in study.analysis.ask]
     for number, (question, answer) in enumerate(((q, a) for q, a in pairs if a is not None), 1):
         score = nrt("score", *places, "--question", question, "--answer", answer, "--json")
@@ -126,11 +136,11 @@ def pair_settings(study: StudyConfig) -> Settings:
     asked = study.data.model_dump(exclude={"sources", "held_out"}) | ({"validation": 0} if study.data.held_out else {})
     if study.data.train is None:
         return Settings(**asked)
-    caps = [run.config.data for run in planned_runs(study, Path())]
+    configs = [run.config for run in planned_runs(study, Path())]
     return Settings(
         **asked,
-        max_prompt_tokens=min(cap.max_prompt_tokens for cap in caps),
-        max_answer_tokens=min(cap.max_answer_tokens for cap in caps),
+        max_prompt_tokens=min(config.data.max_prompt_tokens for config in configs),
+        max_answer_tokens=min(config.longest_answer for config in configs),
     )
 
 

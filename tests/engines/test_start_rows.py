@@ -172,6 +172,16 @@ def test_a_plan_sees_them_before_anything_is_made(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_plan_names_no_row_that_is_there_already(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|think_end|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert planned_rows(str(tmp_path), PARAGRAPH, LINE) == r"think_start from '\n\n' (<0x0A> <0x0A>)"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|think_start|>", "<|think_end|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert planned_rows(str(tmp_path), PARAGRAPH, LINE) == "none: the model has both think tokens"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (find_spec("mistral_common") and find_spec("sentencepiece")), reason="needs mistral-common")
 def test_mistrals_own_vocabulary() -> None:

@@ -283,7 +283,19 @@ def test_a_placeholder_may_be_spelled_as_any_of_the_papers_prints_have_it(place:
 
 
 @pytest.mark.parametrize(
-    "literal", [r"\boxed{answer}", '{"score": 0.5}', "{ x }", "{}", "{{", "}}", "{1}", "{problem", "\ufeff$&%s"]
+    "literal",
+    [
+        r"\boxed{answer}",
+        r"\frac{a}{b} x^{n}",
+        '{"score": 0.5}',
+        "{ x }",
+        "{}",
+        "{{",
+        "}}",
+        "{1}",
+        "{problem",
+        "\ufeff$&%s",
+    ],
 )
 def test_other_braces_are_text(literal: str) -> None:
     assert plain(f"{{problem}}{{reasoning}}{{ground_truth}}: {literal}").prompt("p", "r", "g") == f"prg: {literal}"

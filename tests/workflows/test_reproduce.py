@@ -168,9 +168,10 @@ def test_a_dry_run_makes_nothing(nrt, tmp_path):
         "model",  # its tokenizer measures the pairs
         "data",
         *["train"] * 7,
-        *["eval"] * 7,
+        *["eval"] * 8,  # the starting model too
+        "analyze",  # tokens
         "-p",  # mkdir, then nrt score
-        "analyze",
+        "analyze",  # cases
         "judge",
         "report",
     ]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.report.paper import paper
-from nrt_cli.config.study import load_study
+from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data.examples import load_examples
 from nrt_cli.engines.local.loading import load_tokenizer
 from nrt_cli.errors import DataError
@@ -18,7 +18,7 @@ from nrt_cli.workflows.study_plan import plan_study
 from nrt_cli.workflows.study_run import make_inputs
 
 CAPS = (34, 8)
-"""Tokens of a prompt and of an answer: some rows of the file below have more."""
+"""Tokens of a prompt and of an answer: some rows of the file below have more. A response's cap is what bounds answers."""
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def study(tmp_path: Path, make_tiny_tokenizer: Callable[..., Any], make_tiny_sou
         "title: Small\n"
         f"model: {{name: smollm2-135m, source: '{tmp_path / 'source'}'}}\n"
         f"data: {{sources: ['{tmp_path / 'qa.jsonl'}'], train: 40, validation: 3}}\n"
-        f"run:\n  data: {{max_prompt_tokens: {CAPS[0]}, max_answer_tokens: {CAPS[1]}}}\n"
+        f"run:\n  data: {{max_prompt_tokens: {CAPS[0]}, max_answer_tokens: {CAPS[1] + 2}}}\n"
+        f"  rollout: {{max_response_tokens: {CAPS[1] + 2}}}\n"
         "  train: {batch_size: 8, minibatch_size: 8}\n"
         "methods: [sft, am]\nseeds: [0]\n"
     )
@@ -81,4 +82,7 @@ def test_the_papers_rows_are_one_number_everywhere(name: str) -> None:
     assert {run["steps"] for run in plan["runs"] if run["method"] != "sft"} == {800}
     readme = Path("configs/README.md").read_text(encoding="utf-8")
     assert f"--train {rows} " in readme
+    longest = next(planned_runs(asked, Path("study"))).config.longest_answer
+    assert f"--max-answer-tokens {longest}\n" in readme
+    assert f" --max-answer-tokens {longest} " in next(c for c in plan["commands"] if c.startswith("nrt data"))
     assert readme.count("| 800 |") == 3

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from nrt_cli import __version__
+from nrt_cli.config import TokensSection
 from nrt_cli.engines.local.checks import prompt_problems, token_problems
 from nrt_cli.engines.local.loading import declared_stops, from_folder, quiet, whole_model
 from nrt_cli.engines.local.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
@@ -32,7 +33,6 @@ from nrt_cli.engines.local.vocabulary import (
     row_starts,
     same_start,
     set_token_ids,
-    start_ids,
     start_text,
 )
 from nrt_cli.errors import ModelError
@@ -98,9 +98,13 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
             texts = ", ".join(f"{role} from what {text!r} is tokenised to" for role, text in asked.items())
             return f"{texts}; the tokenizer of {source} is not on this machine, so it is not known which tokens"
         tokenizer = _load_tokenizer(found)
-    names = {role: tokenizer.convert_ids_to_tokens(list(start_ids(tokenizer, text))) for role, text in asked.items()}
+    usual = TokensSection()
+    tokens = {"think_start": str(usual.think_start), "think_end": usual.think_end}
+    starts = row_starts(tokenizer, Settings(*tokens.values(), init_start, init_end, noise=0.0, dtype="auto", seed=0))
+    names = {role: tokenizer.convert_ids_to_tokens(list(starts[new])) for role, new in tokens.items() if new in starts}
     halfway = {"think_start": HALFWAY if same_start(list(names.values())) else ""}
-    return ", ".join(f"{role} from {start_text(asked[role], names[role])}{halfway.get(role, '')}" for role in asked)
+    new_rows = (f"{role} from {start_text(asked[role], names[role])}{halfway.get(role, '')}" for role in names)
+    return ", ".join(new_rows) or "none: the model has both think tokens"
 
 
 def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]:
