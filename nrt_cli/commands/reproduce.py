@@ -1,5 +1,6 @@
 """`nrt reproduce`: a whole study, from data and model to the report, in one command."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,6 +133,7 @@ def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
 
 
 def _render_plan(plan: dict[str, Any]) -> None:
+    from nrt_cli.workflows.preflight import in_bytes
     from nrt_cli.workflows.study_plan import judging_text
 
     console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))
@@ -141,7 +143,8 @@ def _render_plan(plan: dict[str, Any]) -> None:
             table.add_row(*map(console.plain, (what, value)))
         console.stdout.print(table)
         hours = f"{total['gpu_hours']:,.0f} GPU-hours expected, {total['gpu_hours_most']:,.0f} at the caps"
-        console.stdout.print(f"all runs: {hours}, {total['disk'] / 1e9:,.0f} GB of disk, evaluation not counted")
+        hours = "no time is predicted" if math.isnan(total["gpu_hours"]) else f"{hours}, evaluation not counted"
+        console.stdout.print(f"all runs: {in_bytes(total['disk'])} of disk; {hours}")
     else:
         console.stdout.print("data and model are made by the study itself; no time is predicted for it")
     for judge in plan["judges"]:

@@ -21,7 +21,7 @@ from nrt_cli.engines.local.shapes import model_shape
 from nrt_cli.engines.verl import settings
 from nrt_cli.engines.verl.keys import INSTALL
 from nrt_cli.errors import ConfigError, ModelError, NrtError
-from nrt_cli.records import Gpu, Lengths, Plan
+from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
 from nrt_cli.workflows import start
 from nrt_cli.workflows.doctor_model import tried
 from nrt_cli.workflows.overlap import overlap
@@ -55,12 +55,13 @@ def plan_for(
     examples: int | None = None,
     lengths: Lengths | None = None,
     read: Callable[[], start.Inputs] | None = None,
+    shape: ModelShape | None = None,
 ) -> Plan:
     """What a run of this config will take, on the GPUs here or, where there are none to ask, on assumed ones.
 
     The model need not be there yet if it is one whose shape is known, nor the data: `examples` and `lengths` then say
-    what to expect, or the paper's numbers do. `read` gives the inputs where they have been read before. Raises
-    ModelError for a model that is neither there nor known.
+    what to expect, or the paper's numbers do. `read` gives the inputs where they have been read before, `shape`
+    the model's. Raises ModelError for a model that is neither there nor known.
     """
     gpu = device(config)
     if config.model.dtype == "auto":
@@ -69,7 +70,7 @@ def plan_for(
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     if examples is None and lengths is None and Path(config.data.train).is_file():
         return plan_of(config, (read or (lambda: start.load_inputs(config)))().train)
-    shape = model_shape(config.model.path)
+    shape = shape or model_shape(config.model.path)
     return plan(config, shape, examples or PAPER_EXAMPLES, lengths or PAPER_LENGTHS, gpu)
 
 

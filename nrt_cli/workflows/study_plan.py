@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, judged_runs, planned_runs
 from nrt_cli.data.choose import Settings
 from nrt_cli.engines.local.prepare import planned_rows
+from nrt_cli.engines.local.shapes import model_shape
+from nrt_cli.engines.local.sources import tokenizer_here
+from nrt_cli.errors import ModelError
+from nrt_cli.records import ModelShape
 from nrt_cli.workflows.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.workflows.judge_plan import read_template
 from nrt_cli.workflows.preflight import describe, plan_for
@@ -27,9 +31,10 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
     pair_settings(study)  # what cannot be meant is said first
     record: dict[str, Any] = {"study": str(folder), "title": study.title, "runs": [], "total": None, "plan": []}
     if study.model.pretrain is None:
-        plans = {run.name: plan_for(run.config, _examples(study.data)) for run in runs}
+        shape, examples = _shape(folder, study.model), _examples(study.data)
+        plans = {run.name: plan_for(run.config, examples, shape=shape) for run in runs}
         record["runs"] = [{"run": name, **asdict(plan)} for name, plan in plans.items()]
-        record["plan"] = describe(max(plans.values(), key=lambda plan: plan.gpu_hours))
+        record["plan"] = describe(max(plans.values(), key=lambda plan: plan.steps * plan.tokens))
         totals = ("gpu_hours", "gpu_hours_most", "disk")
         record["total"] = {key: sum(getattr(plan, key) for plan in plans.values()) for key in totals}
         rows = planned_rows(str(study.model.source), study.model.init_start, study.model.init_end)
@@ -38,6 +43,19 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
         record["runs"] = [{"run": run.name, "steps": run.config.train.steps} for run in runs]
     record["judges"] = list(_judging(study, folder, {run["run"]: run["steps"] for run in record["runs"]}))
     return record | {"commands": list(commands(folder, study, runs))}
+
+
+def _shape(folder: Path, model: StudyModel) -> ModelShape:
+    """Of the starting model; before it is made, of what it is made from, whose vocabulary lacks a few tokens."""
+    made, source = folder / "models" / model.name, str(model.source)
+    with tokenizer_here(source) as found:
+        here = [made, *([found.folder] if found else [])]
+        if there := next((place for place in here if (place / "config.json").is_file()), None):
+            return replace(model_shape(str(there)), name=model.name)
+    try:
+        return model_shape(str(made))  # by its name
+    except ModelError:
+        return model_shape(source.removeprefix("builtin:"))
 
 
 def judging_text(judge: str, requests: int, dollars: float) -> str:

@@ -1,14 +1,17 @@
 """What the runs of a study begin from, as it is planned, as its commands make it and as it is trained on."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from analysis.report.paper import paper
+from nrt_cli.cli import app
 from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data.examples import load_examples
 from nrt_cli.engines.local.loading import load_tokenizer
@@ -18,7 +21,7 @@ from nrt_cli.workflows.study_plan import plan_study
 from nrt_cli.workflows.study_run import make_inputs
 
 CAPS = (34, 8)
-"""Tokens of a prompt and of an answer: some rows of the file below have more. A response's cap is what bounds answers."""
+"""Tokens of a prompt and of an answer, which the response's cap bounds: some rows of the file below have more."""
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def study(tmp_path: Path, make_tiny_tokenizer: Callable[..., Any], make_tiny_sou
     file = tmp_path / "small.yaml"
     file.write_text(
         "title: Small\n"
-        f"model: {{name: smollm2-135m, source: '{tmp_path / 'source'}'}}\n"
+        f"model: {{name: small, source: '{tmp_path / 'source'}'}}\n"
         f"data: {{sources: ['{tmp_path / 'qa.jsonl'}'], train: 40, validation: 3}}\n"
         f"run:\n  data: {{max_prompt_tokens: {CAPS[0]}, max_answer_tokens: {CAPS[1] + 2}}}\n"
         f"  rollout: {{max_response_tokens: {CAPS[1] + 2}}}\n"
@@ -46,14 +49,13 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
     make_inputs(folder, asked, lambda *told: None)
     manifest = json.loads((folder / "data" / "manifest.json").read_text())
     assert {"long-prompt", "long-answer"} <= set(manifest["counts"]["dropped"])
-    tokenizer = load_tokenizer(folder / "models" / "smollm2-135m")
+    tokenizer = load_tokenizer(folder / "models" / "small")
     found = load_examples(folder / "data" / "train.parquet", tokenizer, *CAPS)
     assert (len(found), found.dropped) == (40, {})  # a run drops none of them
     plan = plan_study(folder, asked)
     assert [(run["examples"], run["steps"]) for run in plan["runs"]] == [(40, 5)] * 2
 
     # The commands that the plan prints make the same.
-    # Its model is not there yet, so it needs a name of which the shape is known.
     again = plan_study(Path("by-hand"), asked)["commands"]
     run = nrt_in(tmp_path)
     for command in again[:2]:
@@ -61,6 +63,16 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
         assert done.code == 0, done.err
     rows = [pq.read_table(at / "data" / "train.parquet").to_pylist() for at in (folder, tmp_path / "by-hand")]
     assert rows[0] == rows[1]
+
+
+def test_a_plan_is_shown_of_a_model_that_is_not_made_yet_on_a_machine_of_no_known_rates(study: Path) -> None:
+    shown = CliRunner().invoke(app, ["reproduce", str(study), "--dry-run", "--set", "run.model.device=cpu"])
+    assert shown.exit_code == 0, shown.output
+    assert re.search(
+        r"am, local .* small, [\d,]+ parameters", " ".join(shown.output.split())
+    )  # not sft's, which is shorter
+    assert "; no time is predicted\n" in shown.output
+    assert "nan" not in shown.output
 
 
 def test_what_cannot_be_meant_is_said_by_the_plan(study: Path) -> None:
