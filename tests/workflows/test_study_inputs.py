@@ -68,9 +68,8 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
 def test_a_plan_is_shown_of_a_model_that_is_not_made_yet_on_a_machine_of_no_known_rates(study: Path) -> None:
     shown = CliRunner().invoke(app, ["reproduce", str(study), "--dry-run", "--set", "run.model.device=cpu"])
     assert shown.exit_code == 0, shown.output
-    assert re.search(
-        r"am, local .* small, [\d,]+ parameters", " ".join(shown.output.split())
-    )  # not sft's, which is shorter
+    # Not sft's run, which is shorter.
+    assert re.search(r"am, local .* small, [\d,]+ parameters", " ".join(shown.output.split()))
     assert "; no time is predicted\n" in shown.output
     assert "nan" not in shown.output
 
