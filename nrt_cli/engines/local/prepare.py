@@ -100,7 +100,8 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
         tokenizer = _load_tokenizer(found)
     usual = TokensSection()
     tokens = {"think_start": str(usual.think_start), "think_end": usual.think_end}
-    starts = row_starts(tokenizer, Settings(*tokens.values(), init_start, init_end, noise=0.0, dtype="auto", seed=0))
+    settings = Settings(**tokens, init_start=init_start, init_end=init_end, noise=0.0, dtype="auto", seed=0)
+    starts = row_starts(tokenizer, settings)
     names = {role: tokenizer.convert_ids_to_tokens(list(starts[new])) for role, new in tokens.items() if new in starts}
     halfway = {"think_start": HALFWAY if same_start(list(names.values())) else ""}
     new_rows = (f"{role} from {start_text(asked[role], names[role])}{halfway.get(role, '')}" for role in names)
