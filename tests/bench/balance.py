@@ -100,6 +100,7 @@ def trained(kind: str, candidate: str, method: str, seed: int) -> Run:
             *files,
             "data.max_answer_tokens=96",
             f"train.validation_size={HELD_OUT}",
+            "train.steps=60",
             "train.validate_every=20",
         ]
         config = configs.load("quickstart", [*overrides, *CANDIDATES[candidate]], method=method, seed=seed)
