@@ -3,6 +3,7 @@
     python tests/bench/balance.py                                     every candidate on every kind, seed 0
     python tests/bench/balance.py --kinds long --candidates auto --seeds 0-2
     python tests/bench/balance.py --kinds digits --methods logp,gm,am,p,ws-inv-p,ws-neg-log-p
+    python tests/bench/balance.py --norms                             shares of the gradient, two ways, without training
 
 All start from the model that ships and train the quickstart's recipe on the same problems; kinds differ in what is
 said of a problem (`KINDS`). Printed are held-out accuracy with thinking at each score and log P(y*) in nats, before and
@@ -12,19 +13,24 @@ Runs are kept in `.bench/balance`; what is there is not trained again.
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
+from nrt_cli.core.metrics import TERMS
 from nrt_cli.data import digits
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
+from nrt_cli.engines.local.engine import LocalEngine
+from nrt_cli.engines.objective import Objective
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.workflows import made
-from nrt_cli.workflows.train import train
+from nrt_cli.workflows.start import load_inputs
+from nrt_cli.workflows.train import batch_for, train
 
 ROOT = Path(__file__).parents[2] / ".bench" / "balance"
 HELD_OUT = 128
@@ -122,13 +128,47 @@ def line(run: Run) -> str:
     return f"{shares}   {', '.join(said)}"
 
 
+def norms(kind: str, candidate: str) -> str:
+    """Each term's share of the first step's gradient: as metrics have it, and by the norms of what each adds to it."""
+    folder = data(kind)
+    overrides = [f"data.train={folder / 'train' / 'train.parquet'}", "data.max_answer_tokens=96", "train.batch_size=16"]
+    config = made.with_files(configs.load("quickstart", [*overrides, *CANDIDATES[candidate]]))
+    inputs = load_inputs(config)
+    engine = LocalEngine(config, inputs.steps)
+    groups = engine.sample(batch_for(inputs.train, config, 1), 1)
+    known = engine._known_before(groups, len(groups))
+    pushes, sizes = {}, {}
+    for term in TERMS:
+        weight = getattr(config.objective.weights, term)
+        only = config.objective.weights.model_copy(update=dict.fromkeys(TERMS, 0.0) | {term: weight})
+        objective = config.objective.model_copy(update={"weights": only})
+        engine.objective = Objective(config.model_copy(update={"objective": objective}), engine.layout)
+        engine.policy.model.zero_grad()
+        scores = engine._minibatch(groups, known)
+        pushes[term] = sum(float(getattr(score.loss, f"push_{term}")) for score in scores)
+        sizes[term] = math.hypot(
+            *(float(p.grad.norm()) for p in engine.policy.model.parameters() if p.grad is not None)
+        )
+    said = [
+        f"{term} {pushes[term] / sum(pushes.values()):4.0%} ({sizes[term] / sum(sizes.values()):4.0%} of the norms)"
+        for term in TERMS
+    ]
+    return ", ".join(said)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--candidates", default=",".join(CANDIDATES))
     parser.add_argument("--methods", default="ws-neg-log-p")
     parser.add_argument("--seeds", default="0-0", help="first-last")
+    parser.add_argument("--norms", action="store_true")
     args = parser.parse_args()
+    if args.norms:
+        for kind in args.kinds.split(","):
+            for candidate in args.candidates.split(","):
+                print(f"{kind:7} {candidate:10} {norms(kind, candidate)}", flush=True)
+        return
     first, last = map(int, args.seeds.split("-"))
     for seed in range(first, last + 1):
         for kind in args.kinds.split(","):
