@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nrt_cli.commandline import resume
-from nrt_cli.config.titles import run_label
+from nrt_cli.config.titles import run_label, thinks
 from nrt_cli.core.collapse import distinct_ngrams
 from nrt_cli.errors import StoreError
 from nrt_cli.store import TRACE_COLUMNS, Run
@@ -134,7 +134,7 @@ def trace_frames(
 
 def _why_no_traces(run: Run, kind: str) -> str:
     method = run.manifest()["method"]
-    if method == "sft":
+    if method == "sft" and not (kind == HELD_OUT and thinks(method, run.settings())):
         return "method 'sft' samples no traces; name a run of another method, such as `nrt train ... --method am`."
     if kind == HELD_OUT:
         return "no held-out traces are stored; `nrt train ... --validation FILE` scores and stores some."

@@ -29,13 +29,15 @@ class Example:
     """One question-answer pair as token ids.
 
     `index` is the number of its row in the file, from 0, whatever the file itself calls it. `prompt_ids` is x rendered
-    up to where the assistant turn begins; `answer_ids` is y* with its closing eos.
+    up to where the assistant turn begins; `answer_ids` is y* with its closing eos; `trace_ids` is z*, () where the row
+    has no reference trace or the run does not train on it.
     """
 
     index: int
     source: str
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
+    trace_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,8 @@ def test_unknown_key_near_nothing_gets_no_suggestion() -> None:
             ["objective.weights={trace: 0, answer: 0, format: 0}"],
             "all three objective.weights are 0, so nothing would be learned",
         ),
+        (["data.traces=true"], "data.traces has no effect on method 'ws-neg-log-p', which samples traces of its own"),
+        (["method=sft", "data.traces=true", "engine.name=verl"], "data.traces is not on engine.name=verl"),
         (["method=sft", "objective.kl_weight=0.1"], "objective.kl_weight has no effect on method 'sft', which samples"),
         (["method=sft", "objective.tis_cap=2"], "objective.tis_cap has no effect on method 'sft', which samples"),
     ],

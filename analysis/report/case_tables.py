@@ -12,7 +12,7 @@ from analysis.frames import HELD_OUT, plain_text
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
 from analysis.report.left import in_words, left_by, title_of
 from analysis.report.paper import paper
-from nrt_cli.config.titles import method_title
+from nrt_cli.config.titles import method_title, thinks
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
 
@@ -119,7 +119,7 @@ def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]
     """From the stored traces of the first seed of each method; and why there are none."""
     thinking: dict[str, RunCard] = {}
     for card in cards:
-        if card.model == model and card.method != "sft":
+        if card.model == model and thinks(card.method, card.config):
             thinking.setdefault(card.title, card)
     if not thinking:
         return [], []

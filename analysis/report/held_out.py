@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
+from nrt_cli.config.titles import thinks
 from nrt_cli.core.held_out import Found, Measure, before_and_after, measures, shown
 from nrt_cli.core.statistics import Difference
 
@@ -40,7 +41,7 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
 def of_run(card: RunCard) -> list[Found]:
     """A run's measures from its first and its last held-out score."""
     first, last = (card.run.held_out_rows(int(card.held_out[i]["step"])) for i in (0, -1))
-    return before_and_after(card.method, first, last)
+    return before_and_after(thinks(card.method, card.config), first, last)
 
 
 def best_of_run(card: RunCard) -> str | None:
@@ -48,7 +49,7 @@ def best_of_run(card: RunCard) -> str | None:
     best = card.run.best()
     if best is None or len(best.steps) == 1:
         return None
-    measure = next(m for m in measures(card.method) if m.key == best.measure)
+    measure = next(m for m in measures(thinks(card.method, card.config)) if m.key == best.measure)
     said, chose = (
         f"{100 * value:.1f} %" if measure.share else f"{value:.2f} nats" for value in (best.reported, best.chosen)
     )

@@ -216,12 +216,17 @@ def _left_out(manifest: dict[str, Any], out: Path) -> Iterator[str]:
         yield from (f"  {text}" for text in manifest["unreadable"])
         if unreadable > len(manifest["unreadable"]):
             yield "  ..."
+    if traces := manifest.get("traces"):
+        yield (
+            f"Reference traces: {traces['train']:,} rows to train on have one; `nrt train --method sft --set "
+            "data.traces=true` learns from them."
+        )
     if unused := manifest.get("unused_columns"):
         named = [f"{name} ({rows:,} rows)" for name, rows in unused.items()]
         more = f" and {len(named) - COLUMNS_SHOWN} more" if len(named) > COLUMNS_SHOWN else ""
         yield (
             f"Columns that hold something and were not used: {', '.join(named[:COLUMNS_SHOWN])}{more}. "
-            "--map can name question, answer, context, system and source."
+            "--map can name question, answer, context, system, source and trace."
         )
 
 

@@ -59,6 +59,9 @@ class DataSection(Section):
     max_prompt_tokens: int = Field(4096, ge=1, description="Longer prompts are dropped before training.")
     max_answer_tokens: int = Field(4096, ge=1, description="Longer answers (eos included) are dropped before training.")
     strict: bool = Field(False, description="Stop at a row that cannot be read, instead of leaving it out.")
+    traces: bool = Field(
+        False, description="sft: train on the reference traces that rows have, before their answers (Eq. 1, row 28)."
+    )
 
 
 class TokensSection(Section):
@@ -227,6 +230,11 @@ class RunConfig(RunSettings):
         return self
 
     @property
+    def thinks(self) -> bool:
+        """Whether the model learns to think before it answers."""
+        return self.method != "sft" or self.data.traces
+
+    @property
     def longest_answer(self) -> int:
         """Most tokens of a y* that is trained on: it leaves a response a token of trace and its t_end."""
         bound, own = self.rollout.max_response_tokens, self.data.max_answer_tokens
@@ -271,6 +279,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             yield "rollout.engine=vllm has no effect on method 'sft', which samples no traces; remove it"
         if train.on_collapse != "warn":
             yield "train.on_collapse has no effect on method 'sft', which samples no traces; remove it"
+    if config.data.traces and method != "sft":
+        yield f"data.traces has no effect on method {method!r}, which samples traces of its own; remove it"
     if rollout.cache_share is not None and rollout.engine != "vllm":
         yield "rollout.cache_share has no effect without rollout.engine=vllm; remove it or name that engine"
     yield from _engine_contradictions(config)
@@ -291,6 +301,8 @@ def _engine_contradictions(config: RunConfig) -> Iterator[str]:
         if config.engine.patience != EngineSection().patience:
             yield "engine.patience has no effect on engine.name=local, which waits for nobody; remove it"
         return
+    if config.data.traces:
+        yield "data.traces is not on engine.name=verl, whose SFT samples no traces to score; use --engine local"
     if config.rollout.engine == "native" and config.method != "sft":
         yield "rollout.engine=native has no effect on engine.name=verl, whose traces come from vLLM; remove it"
     if config.engine.packing == "off":

@@ -235,7 +235,7 @@ def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
 
 def judged_runs(study: StudyConfig, folder: Path) -> list[Planned]:
     """Runs whose held-out traces a judge is asked about: the first seed's, but for SFT, which has none."""
-    asked = [run for run in planned_runs(study, folder) if run.seed == study.seeds[0] and run.config.method != "sft"]
+    asked = [run for run in planned_runs(study, folder) if run.seed == study.seeds[0] and run.config.thinks]
     return asked if study.analysis.judge_max_cost else []
 
 

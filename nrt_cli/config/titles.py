@@ -17,6 +17,9 @@ TITLES = {
 CONTROL = "Control: no policy gradient"
 """A run whose traces are not trained is nothing that the paper has a name for, whichever scheme it computes beside."""
 
+ON_TRACES = "SFT on reference traces"
+"""Eq. 1, which none of the paper's runs is."""
+
 
 def method_title(method: str) -> str:
     """What the paper calls a method; one that it does not have is called what it is."""
@@ -32,12 +35,21 @@ def run_title(method: str, config: Mapping[str, Any], variant: str = "") -> str:
     """
     if is_control(method, config):
         return CONTROL
+    if method == "sft" and thinks(method, config):
+        return f"{variant}: {ON_TRACES}" if variant else ON_TRACES
     return f"{variant}: {method_title(method)}" if variant else method_title(method)
 
 
 def run_label(method: str, config: Mapping[str, Any]) -> str:
     """Short, for a column or a legend beside other runs: the method by its setting, if that is what the run learned."""
+    if method == "sft" and thinks(method, config):
+        return ON_TRACES
     return CONTROL if is_control(method, config) else method
+
+
+def thinks(method: str, config: Mapping[str, Any]) -> bool:
+    """Whether a run's model learned to think before it answers."""
+    return method != "sft" or bool(config.get("data", {}).get("traces", False))
 
 
 def is_control(method: str, config: Mapping[str, Any]) -> bool:

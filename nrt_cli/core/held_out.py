@@ -72,19 +72,19 @@ THINKING = (
     Measure("gain", "gain of thinking", _gain, difference=True),
     *ACCURACY_MEASURES,
 )
-"""What a method that thinks is measured by."""
+"""What a run whose model thinks is measured by."""
 DIRECT = (
     Measure("answer_logprob", "log P(y*), direct", _total("answer_logprobs")),
     Measure("accuracy_direct", "accuracy, direct", _score("direct"), share=True),
 )
-"""What SFT is measured by."""
+"""What one whose model answers directly, as after SFT on pairs, is measured by."""
 COLUMNS = ("example", "answer_logprobs", "null_logprobs", *(f"{kind}_score" for kind in ACCURACIES))
 """The columns of a row that are read."""
 
 
-def measures(method: str) -> tuple[Measure, ...]:
-    """The measures of a method."""
-    return DIRECT if method == "sft" else THINKING
+def measures(thinks: bool) -> tuple[Measure, ...]:
+    """The measures of a run whose model thinks, or answers directly."""
+    return THINKING if thinks else DIRECT
 
 
 def over_rows(measure: Measure, rows: Sequence[PairRow]) -> Difference:
@@ -95,12 +95,12 @@ def over_rows(measure: Measure, rows: Sequence[PairRow]) -> Difference:
     return bounded_over_rows(found) if measure.difference else share_over_rows(found)
 
 
-def before_and_after(method: str, before: Sequence[PairRow], after: Sequence[PairRow]) -> list[Found]:
+def before_and_after(thinks: bool, before: Sequence[PairRow], after: Sequence[PairRow]) -> list[Found]:
     """All measures of a run from the rows of its first and of its last held-out score, matched by example."""
     then = {row["example"]: row for row in before}
     pairs = [(then[row["example"]], row) for row in after if row["example"] in then]
     found = []
-    for measure in measures(method):
+    for measure in measures(thinks):
         changes = [measure.of(new) - measure.of(old) for old, new in pairs]
         changes = [value for value in changes if math.isfinite(value)]
         # A difference of two shares lies between -1 and 1, and that of two such differences between -2 and 2.

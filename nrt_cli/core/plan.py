@@ -100,8 +100,8 @@ def _samples_with_vllm(config: RunConfig) -> bool:
 
 
 def _row(config: RunConfig, lengths: Lengths) -> float:
-    """Tokens of one row: prompt, t_start, trace, t_end, answer; SFT has neither trace nor think tokens."""
-    if config.method == "sft":
+    """Tokens of one row: prompt, t_start, trace, t_end, answer; a direct answer has neither trace nor think tokens."""
+    if not config.thinks:
         return lengths.prompt + lengths.answer
     return lengths.prompt + min(lengths.trace + 2 + lengths.answer, config.longest_response)
 
@@ -281,7 +281,7 @@ def _trace_bytes(config: RunConfig, lengths: Lengths, steps: int) -> float:
 def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu, more: float, hours: float) -> tuple[str, ...]:
     """What the prediction rests on, in sentences. `hours` are the GPU-hours of `more` tokens of trace."""
     said = [f"lengths of {lengths.source}: prompt {lengths.prompt:.0f}, answer {lengths.answer:.0f}"]
-    if config.method != "sft":
+    if config.thinks:
         said[0] += f", trace {lengths.trace:.0f} tokens"
     if math.isnan(gpu.flops):
         return (*said, f"no time is predicted, since the rates of {gpu.name} are not known")

@@ -74,7 +74,8 @@ class Tally:
 
     `hashes`, `questions` and `numbers` (uint64; a row's place among all that were read) and `source_ids` (int32) have
     one entry per spooled row. `unreadable` says of the first rows that could not be read why; `unused` counts the rows
-    in which a column holds something that was not read; `graders` are those that prepared sources name.
+    in which a column holds something that was not read; `graders` are those that prepared sources name, and `traces`
+    counts the spooled rows that have one.
     """
 
     read: int = 0
@@ -88,6 +89,7 @@ class Tally:
     source_ids: array = field(default_factory=lambda: array("i"))
     sources: dict[str, int] = field(default_factory=dict)
     graders: dict[str, str] = field(default_factory=dict)
+    traces: int = 0
 
 
 def choose(tally: Tally, settings: Settings) -> np.ndarray:

@@ -34,8 +34,8 @@ ROLES = {
 }
 """Who speaks: what data sets call it, and what we do."""
 
-MAPPABLE = ("question", "answer", "context", "system", "messages", "source")
-OPTIONAL = ("context", "system", "source")
+MAPPABLE = ("question", "answer", "context", "system", "messages", "source", "trace")
+OPTIONAL = ("context", "system", "source", "trace")
 """Of these, what a row may lack, as a line of JSONL without that key does; one that every row lacks is refused."""
 ACCEPTED = (
     "messages, conversations, prompt + completion, question + answer, instruction (+ input) + output, instruction "
@@ -53,8 +53,9 @@ Message = dict[str, str]
 class Pair:
     """A prompt x as chat messages, and y* as text; None where a conversation has no assistant turn.
 
-    `grader` is the one that a prepared row names, "" for none. `unused` are the columns that hold something and were
-    not read; `textless` counts turns of the assistant or a tool that were left out because they have no text.
+    `grader` is the one that a prepared row names and `trace` the reference trace z*, each "" for none. `unused` are the
+    columns that hold something and were not read; `textless` counts turns of the assistant or a tool that were left out
+    because they have no text.
     """
 
     where: str
@@ -64,6 +65,7 @@ class Pair:
     grader: str = ""
     unused: tuple[str, ...] = ()
     textless: int = 0
+    trace: str = ""
 
     @property
     def lacks(self) -> str | None:
@@ -81,13 +83,14 @@ class _Shape:
     """The columns of a pair. `question` holds text or a conversation; without `answer`, y* is that's last turn.
 
     `context` follows the question after a blank line, where there is any, as in Alpaca's and Dolly's rows; `system`
-    stands before it.
+    stands before it. `trace` holds the reasoning of y*, apart from it; no name of a column means that by itself.
     """
 
     question: str
     answer: str | None = None
     context: str | None = None
     system: str | None = None
+    trace: str | None = None
 
     @property
     def needed(self) -> list[str]:
@@ -150,14 +153,14 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     else:
         answer = _text(row, shape.answer)
     source, source_column = _source(row, mapping)
-    used = {shape.question, shape.answer, shape.context, shape.system, source_column}
+    used = {shape.question, shape.answer, shape.context, shape.system, shape.trace, source_column}
     unused = tuple(name for name, value in row.values.items() if name not in used and _filled(value))
-    return Pair(row.where, source, messages, answer, _grader(row, shape), unused, textless)
+    return Pair(row.where, source, messages, answer, _kept(row, shape, "grader"), unused, textless, _trace(row, shape))
 
 
 def _mapped(mapping: Mapping[str, str]) -> _Shape:
     question = mapping.get("messages") or mapping["question"]
-    return _Shape(question, mapping.get("answer"), mapping.get("context"), mapping.get("system"))
+    return _Shape(question, *(mapping.get(ours) for ours in ("answer", "context", "system", "trace")))
 
 
 def _recognised(row: Row) -> _Shape:
@@ -273,11 +276,19 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _grader(row: Row, shape: _Shape) -> str:
-    """What `nrt data prepare` wrote into a row of an earlier output."""
+def _kept(row: Row, shape: _Shape, name: str) -> str:
+    """What `nrt data prepare` wrote beside the answer into a row of an earlier output."""
     kept = row.values[shape.answer] if shape.answer else None
-    grader = kept.get("grader") if isinstance(kept, dict) else None
-    return grader if isinstance(grader, str) else ""
+    value = kept.get(name) if isinstance(kept, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+def _trace(row: Row, shape: _Shape) -> str:
+    """The reference trace; "" where there is none, or only blanks."""
+    if shape.trace is None:
+        return _kept(row, shape, "trace")
+    text = _text(row, shape.trace) if shape.trace in row.values else ""
+    return text if text.strip() else ""
 
 
 def _decoded(value: bytes, where: str) -> str:

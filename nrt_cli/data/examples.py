@@ -22,7 +22,7 @@ from nrt_cli.data.sources import Row, file_sha256
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
 from nrt_cli.text import grading
-from nrt_cli.text.prompts import encode_answer, prompt_text
+from nrt_cli.text.prompts import encode_answer, encode_plain, prompt_text
 from nrt_cli.text.questions import KnownDocuments, digest, normalised
 
 _PREPARE = "make it with `nrt data prepare`, for example: nrt data prepare qa.jsonl --out data/qa"
@@ -53,17 +53,26 @@ class _RaggedBuilder:
         return _Ragged(np.frombuffer(self.ids, dtype=np.int32), np.frombuffer(self.offsets, dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class References:
+    """How reference traces are read: at most `cap(answer_tokens)` tokens, none of them one that ends a trace."""
+
+    cap: Callable[[int], int]
+    ends: Collection[int]
+
+
 class ExampleSet:
     """Question-answer pairs as token ids, by position.
 
     `fingerprint` is the sha256 of the Parquet file; `dropped` counts the pairs left out, by reason, and `unreadable`
-    says of the first rows that could not be read why.
+    says of the first rows that could not be read why. `traces` counts the pairs that have a reference trace.
     """
 
     def __init__(
         self,
         prompts: _Ragged,
         answers: _Ragged,
+        references: _Ragged | None,
         indices: np.ndarray,
         source_ids: np.ndarray,
         sources: list[str],
@@ -71,16 +80,22 @@ class ExampleSet:
         fingerprint: str,
         dropped: dict[str, int],
         unreadable: list[str],
+        traces: int,
     ) -> None:
-        self._prompts, self._answers = prompts, answers
+        self._prompts, self._answers, self._references = prompts, answers, references
+        self.traces = traces
         self._indices, self._source_ids, self._sources = indices, source_ids, sources
         self._questions = questions
         self.fingerprint, self.dropped, self.unreadable = fingerprint, dropped, unreadable
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt and answer together."""
-        return int((np.diff(self._prompts.offsets) + np.diff(self._answers.offsets)).max())
+        """Tokens of the longest prompt and answer together, with the reference trace and think tokens of those read."""
+        lengths = np.diff(self._prompts.offsets) + np.diff(self._answers.offsets)
+        if self._references:
+            traces = np.diff(self._references.offsets)
+            lengths = lengths + traces + 2 * (traces > 0)
+        return int(lengths.max())
 
     def longest_with(self, trace_cap: Callable[[int], int]) -> int:
         """Tokens of the longest prompt, trace and answer together, with the two think tokens.
@@ -94,6 +109,11 @@ class ExampleSet:
     def means(self) -> tuple[float, float]:
         """Mean tokens of a prompt and of an answer with its eos."""
         return float(np.diff(self._prompts.offsets).mean()), float(np.diff(self._answers.offsets).mean())
+
+    @property
+    def mean_trace(self) -> float | None:
+        """Mean tokens of the reference traces, over all pairs; None where they are not read."""
+        return float(np.diff(self._references.offsets).mean()) if self._references else None
 
     def left_out(self, of: str) -> list[str]:
         """What was dropped, in words, and of the first rows that could not be read why; nothing where all was taken.
@@ -120,20 +140,29 @@ class ExampleSet:
             raise IndexError(i)
         i %= len(self)
         source = self._sources[self._source_ids[i]]
-        return Example(int(self._indices[i]), source, self._prompts[i], self._answers[i])
+        trace = self._references[i] if self._references else ()
+        return Example(int(self._indices[i]), source, self._prompts[i], self._answers[i], trace)
 
 
 def load_examples(
-    path: str | Path, tokenizer: Any, max_prompt_tokens: int, max_answer_tokens: int, strict: bool = False
+    path: str | Path,
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    max_answer_tokens: int,
+    strict: bool = False,
+    references: References | None = None,
 ) -> ExampleSet:
     """The pairs of a Parquet file whose rendered prompt and whose answer, eos included, are within the limits.
 
     `tokenizer` is a transformers tokenizer with a chat template. A row that cannot be read, or whose messages the
-    template refuses, is left out and counted, or with `strict` an error. Raises DataError where the file is not one
-    that `nrt data prepare` (or verl's preprocessing) makes, or where no pair is left.
+    template refuses, is left out and counted, or with `strict` an error. Reference traces are read where `references`
+    says how. Raises DataError where the file is not one
+    that `nrt data prepare` (or verl's preprocessing) makes, or where no pair, or none
+    of the traces asked for, is left.
     """
     path = Path(path)
-    prompts, answers = _RaggedBuilder(), _RaggedBuilder()
+    prompts, answers, traces = _RaggedBuilder(), _RaggedBuilder(), _RaggedBuilder()
+    with_trace = 0
     indices, source_ids, questions, sources = array("q"), array("i"), array("Q"), dict[str, int]()
     dropped: Counter[str] = Counter()
     unreadable: list[str] = []
@@ -156,11 +185,19 @@ def load_examples(
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
         # y* is encoded alone: a template that ends the assistant's turn must not add to it.
         answer_ids = encode_answer(tokenizer, str(pair.answer))
+        trace_ids = encode_plain(tokenizer, pair.trace) if references else []
         if len(prompt_ids) > max_prompt_tokens:
             dropped["long-prompt"] += 1
         elif len(answer_ids) > max_answer_tokens:
             dropped["long-answer"] += 1
+        elif references and len(trace_ids) > references.cap(len(answer_ids)):
+            dropped["long-trace"] += 1
+        elif references and not set(references.ends).isdisjoint(trace_ids):
+            # Some tokenizers have think tokens that are no special tokens, which no option keeps as text.
+            dropped["think-token-in-trace"] += 1
         else:
+            with_trace += bool(pair.trace)
+            traces.append(trace_ids)
             prompts.append(prompt_ids)
             answers.append(answer_ids)
             indices.append(number)
@@ -168,9 +205,12 @@ def load_examples(
             questions.append(question)
     if not indices:
         raise DataError(_nothing_left(path, dropped, unreadable, max_prompt_tokens, max_answer_tokens))
+    if references and not with_trace:
+        raise DataError(_no_trace_left(path, dropped))
     return ExampleSet(
         prompts.build(),
         answers.build(),
+        traces.build() if references else None,
         np.frombuffer(indices, dtype=np.int64),
         np.frombuffer(source_ids, dtype=np.int32),
         list(sources),
@@ -178,6 +218,7 @@ def load_examples(
         fingerprint,
         dict(dropped),
         unreadable,
+        with_trace,
     )
 
 
@@ -231,12 +272,13 @@ def suffix_of(path: Path) -> str | None:
 
 
 def documents_in(path: Path, known: KnownDocuments) -> set[int]:
-    """Numbers of the known documents that stand in a row of a file, in its turns and its answer taken together."""
+    """Numbers of the known documents that stand in a row of a file, in its turns, trace and answer taken together."""
     found: set[int] = set()
     for row in _rows(path):
         with contextlib.suppress(DataError):
             pair = read_pair(row, {})
-            found |= known.found_in("\n".join([*(turn["content"] for turn in pair.messages), pair.answer or ""]))
+            texts = [*(turn["content"] for turn in pair.messages), pair.trace, pair.answer or ""]
+            found |= known.found_in("\n".join(filter(None, texts)))
     return found
 
 
@@ -253,11 +295,26 @@ def _rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not a readable Parquet file ({error}); {_PREPARE}.") from None
 
 
+def _no_trace_left(path: Path, dropped: Counter[str]) -> str:
+    if traces := dropped["long-trace"] + dropped["think-token-in-trace"]:
+        return (
+            f"{path}: no reference trace is left of {traces:,}: {dropped['long-trace']:,} are longer than "
+            f"rollout.max_trace_tokens and rollout.max_response_tokens allow, raise them; "
+            f"{dropped['think-token-in-trace']:,} have a think token of the model's in their text, take it out."
+        )
+    return (
+        f"{path}: no row has a reference trace; name the column that does with `nrt data prepare --map "
+        "question=COLUMN,answer=COLUMN,trace=COLUMN`, or leave out data.traces."
+    )
+
+
 def _nothing_left(
     path: Path, dropped: Counter[str], unreadable: Sequence[str], max_prompt_tokens: int, max_answer_tokens: int
 ) -> str:
     if not dropped:
         return f"{path}: no rows; {_PREPARE}."
+    if dropped["long-trace"] + dropped["think-token-in-trace"]:
+        return _no_trace_left(path, dropped)
     if not dropped["long-prompt"] + dropped["long-answer"]:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
         first = f"; one of them: {unreadable[0]}" if unreadable else "."

@@ -61,6 +61,7 @@ _SPOOL = pa.schema(
         ("data_source", pa.string()),
         ("prompt", _MESSAGES),
         ("answer", pa.string()),
+        ("trace", pa.string()),
         ("where", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("answer_tokens", pa.int32()),
@@ -78,6 +79,11 @@ OUTPUT = pa.schema(
     ]
 )
 """Also what verl's RLHFDataset reads."""
+_REWARD = OUTPUT.field("reward_model")
+WITH_TRACES = OUTPUT.set(
+    OUTPUT.get_field_index("reward_model"), _REWARD.with_type(pa.struct([*_REWARD.type, ("trace", pa.string())]))
+)
+"""The same where a row has a reference trace, beside its reference answer; null where another has none."""
 
 Progress = Callable[[str, int], None]
 """Called now and then with the pass (`reading`, `writing`) and the rows done so far."""
@@ -119,9 +125,10 @@ def prepare(
                 raise DataError(f"{', '.join(source.name for source in sources)}: no rows, so no question-answer pair.")
             codes = choose(tally, settings)
             graders = _graders(folder, tally, codes, settings.grader)
-            _write(folder, codes, graders, settings.suffix, log, progress)
+            traces = _write(folder, tally, codes, graders, settings.suffix, log, progress)
         (folder / "spool.parquet").unlink()
         manifest = _manifest(recipe, tally, codes, graders, folder)
+        manifest |= {"traces": traces} if tally.traces else {}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest, False
 
@@ -175,6 +182,7 @@ def _spool(
                 tally.questions.append(question)
                 tally.numbers.append(tally.read - 1)
                 tally.source_ids.append(tally.sources.setdefault(pair.source, len(tally.sources)))
+                tally.traces += bool(pair.trace)
                 if pair.grader:
                     tally.graders.setdefault(pair.source, pair.grader)
                 if len(rows) == _GROUP_ROWS or size >= _GROUP_BYTES:
@@ -205,7 +213,7 @@ def _count_columns(tally: Tally, pair: Pair) -> None:
 
 
 def hashes(pair: Pair, seed: int) -> tuple[int, int]:
-    """64 bits of prompt and answer, keyed by the seed; and of the prompt alone, however its letters and blanks are.
+    """64 bits of prompt, answer and trace, keyed by the seed; and of the prompt alone, however its letters are cased.
 
     Two different pairs of a million share one with probability 3e-8; the later would be dropped as a duplicate.
     """
@@ -213,7 +221,8 @@ def hashes(pair: Pair, seed: int) -> tuple[int, int]:
     question = "\n".join(f"{role} {normalised(content)}" for role, content in turns)  # contents have no line ends now
     try:
         pair.source.encode()  # is written too
-        content = digest(json.dumps([turns, pair.answer], ensure_ascii=False), seed)
+        reply = [pair.trace] if pair.trace else []
+        content = digest(json.dumps([turns, pair.answer, *reply], ensure_ascii=False), seed)
         return content, digest(question)
     except UnicodeEncodeError:
         reason = "the text has half of a surrogate pair, or bytes that are not UTF-8"
@@ -253,6 +262,7 @@ def _spooled(pair: Pair, lengths: Mapping[str, int]) -> dict[str, Any]:
         "data_source": pair.source,
         "prompt": pair.messages,
         "answer": pair.answer,
+        "trace": pair.trace or None,
         "where": pair.where,
         "prompt_tokens": lengths.get("prompt_tokens"),
         "answer_tokens": lengths.get("answer_tokens"),
@@ -269,9 +279,11 @@ def _log_drop(log: TextIO, where: str, reason: str, about: Mapping[str, Any]) ->
 class _SplitWriter:
     """Writes one split's rows in groups, numbering them; a split without rows leaves no file."""
 
-    def __init__(self, folder: Path, split: str, graders: Mapping[str, str], suffix: str | None) -> None:
+    def __init__(self, folder: Path, split: str, graders: Mapping[str, str], suffix: str | None, traces: bool) -> None:
         self.path, self.split, self.graders = folder / f"{split}.parquet", split, graders
-        self.schema = OUTPUT.with_metadata({SUFFIX: suffix}) if suffix else OUTPUT
+        self.columns = WITH_TRACES if traces else OUTPUT
+        self.schema = self.columns.with_metadata({SUFFIX: suffix}) if suffix else self.columns
+        self.traces = 0
         self.pending: list[pa.Table] = []
         self.written = 0
         self.writer: pq.ParquetWriter | None = None
@@ -292,16 +304,19 @@ class _SplitWriter:
 
     def _output(self, table: pa.Table) -> pa.Table:
         rows = len(table)
-        column = {name: table.column(name).combine_chunks() for name in ("data_source", "prompt", "answer", "where")}
+        names = ("data_source", "prompt", "answer", "trace", "where")
+        column = {name: table.column(name).combine_chunks() for name in names}
+        self.traces += rows - column["trace"].null_count
         index = pa.array(np.arange(self.written, self.written + rows, dtype=np.int64))
         graders = pa.array([self.graders[source] for source in column["data_source"].to_pylist()], pa.string())
         reward = [pa.repeat("nrt", rows), column["answer"], graders]
+        reward += [column["trace"]] if self.columns is WITH_TRACES else []
         extra = [index, pa.repeat(self.split, rows), column["where"]]
         structs = [
-            pa.StructArray.from_arrays(parts, fields=list(OUTPUT.field(name).type))
+            pa.StructArray.from_arrays(parts, fields=list(self.columns.field(name).type))
             for name, parts in (("reward_model", reward), ("extra_info", extra))
         ]
-        return pa.Table.from_arrays([column["data_source"], column["prompt"], *structs], schema=OUTPUT)
+        return pa.Table.from_arrays([column["data_source"], column["prompt"], *structs], schema=self.columns)
 
     def close(self) -> None:
         if self.pending:
@@ -339,14 +354,17 @@ def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None)
 
 def _write(
     folder: Path,
+    tally: Tally,
     codes_N: np.ndarray,
     graders: Mapping[str, str],
     suffix: str | None,
     log: TextIO,
     progress: Progress,
-) -> None:
-    """Copy the chosen rows of the spool to their split's file, and the duplicates to `log`."""
-    writers = {code: _SplitWriter(folder, split, graders, suffix) for code, split in enumerate(SPLITS, TRAIN)}
+) -> dict[str, int]:
+    """Copy the chosen rows of the spool to their split's file, and the duplicates to `log`; how many have a trace."""
+    writers = {
+        code: _SplitWriter(folder, split, graders, suffix, tally.traces > 0) for code, split in enumerate(SPLITS, TRAIN)
+    }
     done = 0
     with pq.ParquetFile(folder / "spool.parquet") as spool:
         for group in range(spool.num_row_groups):
@@ -359,6 +377,7 @@ def _write(
             progress("writing", done)
     for writer in writers.values():
         writer.close()
+    return {writer.split: writer.traces for writer in writers.values()}
 
 
 def _log_duplicates(table: pa.Table, log: TextIO) -> None:

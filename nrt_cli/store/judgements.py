@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nrt_cli.config import load_yaml
+from nrt_cli.config.titles import thinks
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.files import append_line, lines, sole_writer, write, writes_to
@@ -66,7 +67,7 @@ def held_out_steps(run: Run) -> list[int]:
     names = (name.removeprefix(HELD_OUT) for name in run.trace_names() if name.startswith(HELD_OUT))
     if steps := sorted(int(name) for name in names if name.isdigit()):
         return steps
-    if run.manifest().get("method") == "sft":
+    if not thinks(run.manifest().get("method", ""), run.settings()):
         raise StoreError(f"{run.path}: an SFT run samples no traces, so there are none to judge; name another run.")
     raise StoreError(
         f"{run.path}: no held-out traces are stored. A run stores them if it is trained with held-out pairs: nrt train "

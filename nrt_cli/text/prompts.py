@@ -107,6 +107,9 @@ def encode_answer(tokenizer: Any, text: str) -> list[int]:
     `nrt model prepare` has made eos the token that the chat template closes the assistant's turn with.
     Special tokens spelled out inside the text stay text, so that no data can end an answer early or open a trace.
     """
-    plain = text.removesuffix(tokenizer.eos_token)
-    ids = tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)
-    return [*ids, tokenizer.eos_token_id]
+    return [*encode_plain(tokenizer, text.removesuffix(tokenizer.eos_token)), tokenizer.eos_token_id]
+
+
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text in which special tokens that are spelled out stay text."""
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))

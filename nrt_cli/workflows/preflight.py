@@ -79,6 +79,8 @@ def plan_of(config: RunConfig, examples: ExampleSet) -> Plan:
     prompt, answer = examples.means
     # How long traces will be shows only in training.
     measured = Lengths(prompt, answer, PAPER_LENGTHS.trace, "the data, traces assumed")
+    if examples.mean_trace is not None:
+        measured = Lengths(prompt, answer, examples.mean_trace, "the data")
     return plan(config, model_shape(config.model.path), len(examples), measured, device(config))
 
 
@@ -288,7 +290,7 @@ def _data(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
         return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
     inputs = read()
     dropped = inputs.train.dropped
-    beyond = dropped.get("long-prompt", 0) + dropped.get("long-answer", 0)
+    beyond = sum(dropped.get(reason, 0) for reason in ("long-prompt", "long-answer", "long-trace"))
     text = f"{len(inputs.train):,} examples, {beyond:,} beyond the caps, {inputs.steps:,} steps"
     return Check("data", True, "; ".join([text, *inputs.left_out()]))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
-from nrt_cli.config.titles import run_title
+from nrt_cli.config.titles import run_title, thinks
 from nrt_cli.core.held_out import COLUMNS, before_and_after, shown
 from nrt_cli.errors import StoreError
 from nrt_cli.records import measured
@@ -151,7 +151,7 @@ def held_out_measures(run: Run) -> list[dict[str, Any]]:
     if not scores:
         return []
     first, last = (run.held_out_rows(scores[i]["step"], COLUMNS) for i in (0, -1))
-    found = before_and_after(run.manifest()["method"], first, last)
+    found = before_and_after(thinks(run.manifest()["method"], run.settings()), first, last)
     return [
         {
             "key": one.measure.key,

@@ -69,7 +69,7 @@ def subject(ref: str | Path) -> Subject:
     config = Run.open(located.run).config()
     # What the run used, which may be less than what its starting model was prepared with.
     tokens = config.tokens
-    return Subject(located, config, tokens.think_start, tokens.think_end, config.method != "sft")
+    return Subject(located, config, tokens.think_start, tokens.think_end, config.thinks)
 
 
 def data_file(of: Subject, given: Path | None) -> Path:

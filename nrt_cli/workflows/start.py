@@ -17,7 +17,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.commandline import pasted, resume, settings
 from nrt_cli.config import RunConfig
-from nrt_cli.data.examples import ExampleSet, graded_pairs, load_examples, suffix_of
+from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, pick_device, positions, require_model, resolved
 from nrt_cli.engines.local.sources import model_fingerprint
@@ -82,9 +82,13 @@ class Inputs:
     fingerprints: dict[str, str]
 
     def left_out(self) -> list[str]:
-        """What was dropped of both, in words."""
+        """What was dropped of both, in words, and how many examples have a reference trace."""
         held_out = self.validation.left_out("of what is held out") if self.validation else []
-        return self.train.left_out("before training") + held_out
+        traces = []
+        if self.train.traces:
+            how = "" if self.train.mean_trace is not None else ", not read without --method sft --set data.traces=true"
+            traces = [f"reference traces: {self.train.traces:,} of {len(self.train):,} examples have one{how}"]
+        return self.train.left_out("before training") + held_out + traces
 
 
 def new_config(config: RunConfig | None) -> RunConfig:
@@ -133,7 +137,11 @@ def load_inputs(config: RunConfig) -> Inputs:
     tokenizer = load_tokenizer(config.model.path)
     require_think_tokens(config)
     limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
-    sets = {name: load_examples(file, tokenizer, *limits) for name, file in files.items()}
+    # Held-out pairs are scored with traces that the model samples, so theirs are not read.
+    sets = {
+        name: load_examples(file, tokenizer, *limits, _references(config) if name == "train" else None)
+        for name, file in files.items()
+    }
     for name, examples in sets.items():
         fingerprints[name] = examples.fingerprint
         _check_positions(config, files[name], examples)
@@ -141,6 +149,14 @@ def load_inputs(config: RunConfig) -> Inputs:
     shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))] if held_out else []
     pairs = _gradable(graded_pairs(files["validation"], [example.index for example in shown]) if shown else [])
     return Inputs(sets["train"], held_out, shown, pairs, _steps(config, len(sets["train"])), fingerprints)
+
+
+def _references(config: RunConfig) -> References | None:
+    """How reference traces are read, by a run that trains on them: as long as the model may think, and as it ends."""
+    if not config.data.traces:
+        return None
+    _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
+    return References(config.rollout.trace_cap, tokens.trace_ends)
 
 
 def _gradable(pairs: list[Pair]) -> list[Pair]:
@@ -198,7 +214,7 @@ def _steps(config: RunConfig, examples: int) -> int:
 def _check_positions(config: RunConfig, file: Path, examples: ExampleSet) -> None:
     """The longest sequence must fit the model's positions."""
     limit = positions(config.model.path)
-    thinks = config.method != "sft"
+    thinks = config.thinks
     longest = examples.longest_with(config.rollout.trace_cap) if thinks else examples.longest
     if limit is not None and longest > limit:
         lower = "data.max_prompt_tokens or data.max_answer_tokens"

@@ -28,8 +28,8 @@ def score_pairs(folder: Path, study: StudyConfig, report: Report) -> list[Scored
     """Held-out pairs token by token, the SFT run's first; None where that, or another to compare, is missing."""
     runs = first_runs(folder, study)
     places = {run.name: str(folder / "runs" / run.name) for run in runs}
-    direct = [run for run in runs if run.config.method == "sft"]
-    thinking = [places[run.name] for run in runs if run.config.method != "sft"]
+    direct = [run for run in runs if not run.config.thinks]
+    thinking = [places[run.name] for run in runs if run.config.thinks]
     if not (study.analysis.tokens and direct and thinking):
         return None
     where = folder / "analysis" / "tokens"

@@ -348,7 +348,7 @@ def _answer_held_out(session: Session, step: int) -> list[dict[str, Graded]]:
     """Each held-out example's graded replies: all kinds before and after training, with thinking alone in between."""
     inputs, config, reasoner = session.inputs, session.config, session.engine.reasoner()
     ends = step in (0, inputs.steps)
-    kinds = ["direct"] if config.method == "sft" else [*ACCURACIES] if ends else ["thinking"]
+    kinds = ["direct"] if not config.thinks else [*ACCURACIES] if ends else ["thinking"]
     graded = [i for i, pair in enumerate(inputs.pairs) if pair.grader != "none"] if reasoner else []
     questions = [Question(str(i), inputs.held_out[i].prompt_ids, inputs.pairs[i]) for i in graded]
     longest = max((len(example.answer_ids) for example in inputs.held_out), default=0)

@@ -24,8 +24,8 @@ AFTER = [
 ]
 
 
-def found(method="am", before=BEFORE, after=AFTER):
-    return {one.measure.key: one for one in before_and_after(method, before, after)}
+def found(thinks=True, before=BEFORE, after=AFTER):
+    return {one.measure.key: one for one in before_and_after(thinks, before, after)}
 
 
 def test_means_before_and_after_and_changes_within_pairs():
@@ -61,7 +61,7 @@ def test_what_was_not_measured_is_empty():
 
 
 def test_sft_has_its_direct_answers():
-    assert list(found("sft")) == ["answer_logprob", "accuracy_direct"]
+    assert list(found(False)) == ["answer_logprob", "accuracy_direct"]
 
 
 def test_accuracies_are_over_the_pairs_that_were_graded():

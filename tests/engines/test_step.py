@@ -5,6 +5,7 @@ The reference below uses nothing of `nrt_cli.core`: one trace at a time, no padd
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,6 +169,54 @@ def test_sft_is_cross_entropy_on_the_answer(tiny_config):
     assert update.metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
     for fast, reference in zip(engine.policy.model.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-7, atol=1e-9)
+
+
+def with_traces(engine):
+    """Three examples, of which the second has no reference trace."""
+    first, second, third = [group.example for group in batch(engine)]
+    return [replace(first, trace_ids=(9, 8, 7, 9)), second, replace(third, trace_ids=(5,))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("engine.packing=off",),
+        ("train.micro_batch_tokens=1",),
+        ("train.micro_batch_tokens=1", "engine.packing=off"),
+    ],
+)
+def test_sft_on_traces_is_cross_entropy_on_trace_and_answer(tiny_config, settings):
+    """Eq. 1, one sequence at a time: all that follows x, both think tokens included; x y* where there is no trace."""
+    engine = double_engine(tiny_config("method=sft", "data.traces=true", *settings))
+    slow = copy.deepcopy(engine.policy.model)
+    start, end = engine.tokens.start_id, engine.tokens.end_id
+    examples = with_traces(engine)
+    loss, answers, count = 0.0, [], 0
+    for e in examples:
+        output = [*([start, *e.trace_ids, end] if e.trace_ids else []), *e.answer_ids]
+        scored = logprobs(slow, [*e.prompt_ids, *output])[len(e.prompt_ids) :]
+        loss, count = loss - torch.stack(scored).sum(), count + len(output)
+        answers += [float(logprob.detach()) for logprob in scored[-len(e.answer_ids) :]]
+    (loss / count).backward()
+    report = engine._minibatch_sft(examples)
+    assert count == sum(len(e.answer_ids) for e in examples) + 4 + 2 + 1 + 2
+    assert report["loss"] == pytest.approx(float(loss.detach()) / count, rel=1e-5)
+    assert report["answer_logprob_per_token"] == pytest.approx(sum(answers) / len(answers), rel=1e-5)
+    for fast, reference in zip(engine.policy.model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(fast.grad, reference.grad, rtol=1e-5, atol=3e-8)
+    assert engine.update_sft(examples).metrics["tokens"] == count + sum(len(e.prompt_ids) for e in examples)
+
+
+def test_sft_on_traces_is_scored_with_traces_of_its_own(tiny_config):
+    """Held-out pairs say log P(y*) after a sampled and after the null trace, whatever reference traces they have."""
+    engine = double_engine(tiny_config("method=sft", "data.traces=true"))
+    examples = with_traces(engine)
+    scores = engine.held_out(examples)
+    assert scores.groups
+    assert scores.null_logprobs
+    as_if_none = engine.held_out([replace(e, trace_ids=()) for e in examples])
+    assert scores.answer_logprobs == as_if_none.answer_logprobs
 
 
 def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):

@@ -69,6 +69,7 @@ class LocalEngine:
         self.objective, self.sampler = None, None
         if config.method != "sft":
             self.objective = Objective(config, self.layout)
+        if config.thinks:
             self.sampler = make_sampler(config, model, self.tokenizer, self.tokens)
         self.reference = None
         if config.objective.kl_weight:
@@ -162,42 +163,44 @@ class LocalEngine:
         return scores
 
     def update_sft(self, examples: Sequence[Example]) -> Update:
-        """Cross-entropy on y* given x, per answer token of the minibatch: the SFT baseline answers directly."""
+        """Cross-entropy on what follows x, per such token of the minibatch: y*, and before it z* where there is one."""
         size = self.config.train.minibatch_size or len(examples)
-        losses, steps = [], []
+        reports, steps = [], []
         for start in range(0, len(examples), size):
             part = examples[start : start + size]
             with self.clock("gradient"):
-                loss = self.budget.retrying(lambda: self._minibatch_sft(part), self.optimiser.forget)  # noqa: B023
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss is {loss} on examples {[e.index for e in examples]}")
-            losses.append(loss)
+                report = self.budget.retrying(lambda: self._minibatch_sft(part), self.optimiser.forget)  # noqa: B023
+            if not math.isfinite(report["loss"]):
+                raise TrainingError(f"the loss is {report['loss']} on examples {[e.index for e in examples]}")
+            reports.append(report)
             steps.append(self._step())
-        metrics = {"loss": sum(losses) / len(losses), "answer_logprob_per_token": -sum(losses) / len(losses)}
-        metrics |= mean_of(steps)
-        metrics["tokens"] = sum(len(e.prompt_ids) + len(e.answer_ids) for e in examples)
+        metrics = mean_of(reports) | mean_of(steps)
+        metrics["tokens"] = sum(len(self.layout.reference_row(example).ids) for example in examples)
         return Update(metrics, [])
 
-    def _minibatch_sft(self, examples: Sequence[Example]) -> float:
-        """The gradient of one minibatch; returns its loss."""
-        rows = [self.layout.direct_row(example) for example in examples]
-        answer_tokens = sum(row.scored for row in rows)
-        loss = 0.0
+    def _minibatch_sft(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The gradient of one minibatch; returns its loss and the mean log-prob of an answer token."""
+        rows = [self.layout.reference_row(example) for example in examples]
+        tokens, answer_tokens = sum(row.scored for row in rows), sum(len(e.answer_ids) for e in examples)
+        loss = answers = 0.0
+        waiting = iter(examples)
         for part in self.policy.micro_batches(rows, self.budget.tokens):
             logprobs_N, _ = self.policy.score(part)
-            share = -logprobs_N.sum() / answer_tokens
+            share = -logprobs_N.sum() / tokens
             share.backward()
             self._worked(part, backward=True)
             loss += float(share.detach())
-        return loss
+            for logprobs_T in logprobs_N.detach().split([row.scored for row in part]):
+                answers += float(logprobs_T[-len(next(waiting).answer_ids) :].sum())
+        return {"loss": loss, "answer_logprob_per_token": answers / answer_tokens}
 
     @torch.no_grad()
     def held_out(self, examples: Sequence[Example]) -> HeldOut:
-        """log P(y*) of held-out examples, in nats: direct for SFT; else with one sampled and the null trace.
+        """log P(y*) of held-out examples, in nats: with one sampled and the null trace if it thinks, else direct.
 
         The traces come from the same random streams at every call, so two calls differ by the policy alone.
         """
-        if self.objective is None:
+        if self.sampler is None:
             rows = [self.layout.direct_row(example) for example in examples]
             return direct_scores(rows, examples, self._score_policy)
         groups = self._sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))

@@ -71,7 +71,7 @@ def _save(model: Any, tokenizer: Any, tokens: ThinkTokens, config: RunConfig, ba
     began = known.pop("fingerprint", None) or known.get("training", {}).get("from_fingerprint")
     trained = {
         "method": config.method,
-        "thinks": config.method != "sft",
+        "thinks": config.thinks,
         "seed": config.seed,
         "max_trace_tokens": config.rollout.max_trace_tokens,
         "temperature": config.rollout.temperature,

@@ -58,6 +58,17 @@ class Layout:
         """x y*, of which y* is scored."""
         return Row((*example.prompt_ids, *example.answer_ids), len(example.prompt_ids))
 
+    def reference_row(self, example: Example) -> Row:
+        """x [t_start] z* t_end y*, of which all after x is scored (Eq. 1), or the direct row where there is no z*.
+
+        That is t_start too: the paper's output begins with it, and Eq. 11 supervises both think tokens.
+        """
+        if not example.trace_ids:
+            return self.direct_row(example)
+        opening = trace_prompt(example, self.tokens)
+        ids = (*opening, *example.trace_ids, self.tokens.end_id, *example.answer_ids)
+        return Row(ids, len(example.prompt_ids))
+
     def assemble(self, group: RolloutGroup, logprobs_N: Tensor, entropies_N: Tensor) -> GroupLogprobs:
         """Cut a group's flat scores into start, trace and answer; those of a null trace, at the end, are not read."""
         start = 0 if self.tokens.start_id is None else 1
