@@ -31,6 +31,8 @@ def reader(nrt, make_tiny_source, make_tiny_tokenizer, monkeypatch):
     for name in ("qa.jsonl", "gsm8k/train.jsonl"):
         (nrt.folder / name).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (nrt.folder / "faq.csv").write_text("ask,reply\nWhy?,Because it is so.\n")
+    reasoned = [{"ask": f"{i} + 1?", "reply": str(i + 1), "reasoning": f"one more than {i}"} for i in range(8)]
+    (nrt.folder / "reasoned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reasoned))
     (nrt.folder / "more.jsonl").write_text(json.dumps({"ask": "Since when?", "reply": "For ever."}) + "\n")
     return nrt
 
