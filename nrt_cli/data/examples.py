@@ -156,9 +156,8 @@ def load_examples(
 
     `tokenizer` is a transformers tokenizer with a chat template. A row that cannot be read, or whose messages the
     template refuses, is left out and counted, or with `strict` an error. Reference traces are read where `references`
-    says how. Raises DataError where the file is not one
-    that `nrt data prepare` (or verl's preprocessing) makes, or where no pair, or none
-    of the traces asked for, is left.
+    says how. Raises DataError where the file is not one that `nrt data prepare` (or verl's preprocessing) makes, or
+    where no pair, or none of the traces asked for, is left.
     """
     path = Path(path)
     prompts, answers, traces = _RaggedBuilder(), _RaggedBuilder(), _RaggedBuilder()

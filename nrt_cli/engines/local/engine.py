@@ -182,7 +182,7 @@ class LocalEngine:
         """The gradient of one minibatch; returns its loss and the mean log-prob of an answer token."""
         rows = [self.layout.reference_row(example) for example in examples]
         tokens, answer_tokens = sum(row.scored for row in rows), sum(len(e.answer_ids) for e in examples)
-        loss = answers = 0.0
+        loss, answers = 0.0, torch.zeros((), device=self.policy.device)
         waiting = iter(examples)
         for part in self.policy.micro_batches(rows, self.budget.tokens):
             logprobs_N, _ = self.policy.score(part)
@@ -191,8 +191,8 @@ class LocalEngine:
             self._worked(part, backward=True)
             loss += float(share.detach())
             for logprobs_T in logprobs_N.detach().split([row.scored for row in part]):
-                answers += float(logprobs_T[-len(next(waiting).answer_ids) :].sum())
-        return {"loss": loss, "answer_logprob_per_token": answers / answer_tokens}
+                answers += logprobs_T[-len(next(waiting).answer_ids) :].sum()
+        return {"loss": loss, "answer_logprob_per_token": float(answers) / answer_tokens}
 
     @torch.no_grad()
     def held_out(self, examples: Sequence[Example]) -> HeldOut:
