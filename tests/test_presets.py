@@ -28,6 +28,7 @@ PAPER = {
     "data.max_prompt_tokens": 4096,
     "data.max_answer_tokens": 4096,
     "data.strict": False,
+    "data.traces": False,
     "tokens.think_start": "<|think_start|>",
     "tokens.think_end": "<|think_end|>",
     "objective.token_signal": "derived",
