@@ -99,7 +99,7 @@ def double_engine(config):
 @pytest.mark.parametrize("packing", ["auto", "off"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_paper_step_equals_algorithm_1(scheme, packing, tiny_config):
-    config = tiny_config(f"method={scheme}", f"engine.packing={packing}")
+    config = tiny_config("preset=paper", f"method={scheme}", f"engine.packing={packing}")
     engine = double_engine(config)
     slow = copy.deepcopy(engine.policy.model)
     groups = batch(engine)
