@@ -27,14 +27,16 @@ pytestmark = pytest.mark.slow
 SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
 TOKENS = ("tokens.think_start=<|think_start|>", "tokens.think_end=<|think_end|>")
 REFERENCE = ("preset=reference", "tokens.think_start=null", "tokens.think_end=<|think_end|>")
-PRESETS = {"paper": (), "reference": REFERENCE}
+PRESETS = {"paper": ("preset=paper",), "reference": REFERENCE}
 SLOW = {f"{preset}-{scheme}": (f"method={scheme}", *extra) for preset, extra in PRESETS.items() for scheme in SCHEMES}
 CASES = SLOW | {
+    # The default: shared token signals, balanced.
+    "nrt": ("method=ws-neg-log-p",),
     # The second minibatch's gradient, where pi_old was scored before the first; each token at its own temperature.
-    "paper-minibatches": ("method=gm", "train.minibatch_size=2", "rollout.temperature=0.7", "objective.tis_cap=1.2"),
+    "nrt-minibatches": ("method=gm", "train.minibatch_size=2", "rollout.temperature=0.7", "objective.tis_cap=1.2"),
     # The starting model is the policy still, so that its KL is 0: what were not its log-probs would show.
-    "paper-kl": ("method=am", "objective.kl_weight=0.1"),
-    "paper-entropy": ("method=am", "objective.entropy_weight=0.1", "objective.ratio=sequence"),
+    "nrt-kl": ("method=am", "objective.kl_weight=0.1"),
+    "nrt-entropy": ("method=am", "objective.entropy_weight=0.1", "objective.ratio=sequence"),
 }
 
 
