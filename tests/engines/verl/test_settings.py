@@ -71,8 +71,10 @@ def test_the_table_names_keys_that_our_config_has() -> None:
         ("objective.kl_weight=0.1", f"{ACTOR}.use_kl_loss", True),
         ("rollout.group_size=5", f"{ROLLOUT}.n", 5),
         ("rollout.temperature=0.7", f"{ROLLOUT}.temperature", 0.7),
-        ("rollout.max_trace_tokens=100", "data.max_response_length", 100 + 2 + 4096),
-        ("data.max_prompt_tokens=50", f"{ROLLOUT}.max_model_len", 50 + 2048 + 2 + 4096),
+        # t_start, and then what a response may have: by its own cap, or by those of its parts with t_end between.
+        ("rollout.max_response_tokens=3000", "data.max_response_length", 1 + 3000),
+        ("data.max_answer_tokens=1000", "data.max_response_length", 1 + 2048 + 1 + 1000),
+        ("data.max_prompt_tokens=50", f"{ROLLOUT}.max_model_len", 50 + 1 + 4096),
         ("parallel.nodes=2", "trainer.nnodes", 2),
         ("parallel.nodes=2", "ray_kwargs.ray_init.address", "auto"),
         ("parallel.gpus_per_node=4", "trainer.n_gpus_per_node", 4),
