@@ -20,7 +20,7 @@ def described(metrics: Mapping[str, float]) -> str:
     shares = ", ".join(f"{term} {metrics[f'share_{term}']:.0%}" for term in ("trace", "answer", "format"))
     total, length = metrics["token_signal"] * metrics["answer_tokens"], metrics["answer_tokens"]
     return (
-        f"gradient by term: {shares}; an answer's token signals sum to {total:.3g} of {length:.0f} tokens, and its "
+        f"{shares}; an answer's token signals sum to {total:.3g} of {length:.0f} tokens, and its "
         f"term pulls {metrics['answer_weight']:.2g} times as hard as plain cross-entropy"
     )
 
@@ -34,6 +34,6 @@ def doubt(metrics: Mapping[str, float], objective: ObjectiveSection) -> str:
     if objective.token_signal == "fixed" and metrics["share_answer"] > DROWNING:
         return (
             "the answers' cross-entropy may teach y* without the trace before a trace can help: set "
-            "objective.token_signal=shared or lower objective.weights.answer."
+            "objective.balance=auto or lower objective.weights.answer."
         )
     return ""

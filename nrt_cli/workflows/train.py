@@ -256,7 +256,7 @@ def _one_step(session: Session, step: int) -> None:
     sample = _store_traces(session, step, groups, update.scores)
     session.display.step(record, sample)
     if step == 1 and groups:
-        session.display.note(balance.described(update.metrics))
+        session.display.note(f"gradient by term: {balance.described(update.metrics)}")
         if doubt := balance.doubt(update.metrics, session.config.objective):
             session.display.warn(doubt)
     _watch(session, record)
