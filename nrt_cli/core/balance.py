@@ -31,7 +31,9 @@ def doubt(metrics: Mapping[str, float], objective: ObjectiveSection) -> str:
         return ""  # the control, or a run that is not meant to learn y*
     if metrics["answer_weight"] < VANISHING:
         return "y* is as good as not learned from: set objective.token_signal=shared or raise objective.weights.answer."
-    if objective.token_signal == "fixed" and metrics["share_answer"] > DROWNING:
+    # Balanced, its share is only large where no trace is rewarded yet.
+    plain = objective.token_signal == "fixed" and objective.balance == "off"
+    if plain and metrics["share_answer"] > DROWNING:
         return (
             "the answers' cross-entropy may teach y* without the trace before a trace can help: set "
             "objective.balance=auto or lower objective.weights.answer."
