@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nrt_cli import config as configs
 from nrt_cli.config import SCHEMES, configs_dir
 from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs, to_yaml
 from nrt_cli.errors import ConfigError
@@ -21,9 +22,10 @@ SMALL = {
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_studies_compare_sft_with_all_schemes(name):
     study = load_study(name)
-    assert {"sft", *SCHEMES} <= set(study.methods)
+    methods = (*study.methods, *study.later)
+    assert {"sft", *SCHEMES} <= set(methods)
     runs = list(planned_runs(study, Path("s")))
-    assert len(runs) == len(study.methods) * len(study.seeds)
+    assert len(runs) == len(methods) * len(study.seeds)
     assert len({run.name for run in runs}) == len(runs)
     assert {(run.config.model.path, run.config.data.train) for run in runs} == {
         (f"s/models/{study.model.name}", "s/data/train.parquet")
@@ -60,6 +62,24 @@ def test_later_layers_win(tmp_path):
     assert [run.config.train.steps for run in (short, long)] == [6, 7]
     assert {run.config.optimiser.lr for run in (short, long)} == {1e-3}
     assert {run.config.seed for run in (short, long)} == {3}
+
+
+def test_what_comes_later_waits_for_all_seeds_of_the_others():
+    study = parse_study(SMALL | {"later": ["gm", "p"], "seeds": [0, 3]}, "x")
+    names = [run.name for run in planned_runs(study, Path("s"))]
+    assert names == ["sft-s0", "am-s0", "sft-s3", "am-s3", "gm-s0", "p-s0", "gm-s3", "p-s3"]
+    assert changed_sections(parse_study(SMALL, "before"), study) == []
+
+
+def test_the_real_study_is_of_the_pairs_of_its_recipe():
+    study, recipe = load_study("real"), configs.load("real")
+    runs = {run.name: run.config for run in planned_runs(study, Path("s"))}
+    (train,), (held_out,) = study.data.sources, study.data.held_out
+    assert recipe.data.train == f"{train}&suffix={study.data.suffix}"
+    assert recipe.data.validation == f"{held_out}&suffix={study.data.suffix}"
+    assert list(runs)[:4] == ["sft-s0", "control-s0", "am-s0", "ws-neg-log-p-s0"]
+    assert {name.rsplit("-", 1)[0] for name in list(runs)[:12]} == {"sft", "control", "am", "ws-neg-log-p"}
+    assert {config.train.steps for name, config in runs.items() if not name.startswith("sft")} == {20}
 
 
 def test_a_variant_has_a_title_beside_its_settings(tmp_path):

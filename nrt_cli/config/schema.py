@@ -52,7 +52,11 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    train: str = Field("", description="Parquet written by `nrt data prepare`, or `generated:NAME?size=N`.")
+    train: str = Field(
+        "",
+        description="Parquet written by `nrt data prepare`, or `generated:NAME?size=N`; `...&suffix=TEXT` ends each "
+        "question with a line more.",
+    )
     validation: str | None = Field(
         None, description="Parquet, or `generated:NAME?size=N`, that is held out; null for none."
     )

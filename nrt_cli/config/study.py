@@ -4,6 +4,7 @@ A study is a YAML; `configs/study` has those that are shipped. Imports nothing h
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +67,7 @@ class StudyData(Section):
     seed: Seed = 0
     selection: Literal["content", "train-test-split"] = "content"
     duplicates: bool = Field(False, description="Keep rows that are the same.")
+    suffix: str | None = Field(None, min_length=1, description="A last line for every question, held-out ones too.")
 
     @model_validator(mode="after")
     def _number_of_held_out(self) -> "StudyData":
@@ -139,6 +141,7 @@ class StudyConfig(Section):
     )
     run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
     methods: tuple[str, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
+    later: tuple[str, ...] = Field((), description="More methods, whose runs begin when all seeds of `methods` have run.")
     variants: dict[str, Variant] = Field({}, description="Settings of one method's runs, on top of the others.")
     seeds: tuple[Seed, ...] = Field((0, 1), min_length=1)
     eval: StudyEval = StudyEval()
@@ -157,7 +160,7 @@ class Planned(NamedTuple):
     config: RunConfig
 
 
-FREE = ("title", "methods", "seeds", "variants", "eval", "analysis", "jobs")
+FREE = ("title", "methods", "later", "seeds", "variants", "eval", "analysis", "jobs")
 """Sections that may change when a study goes on: they add runs or documents to those there are."""
 
 
@@ -216,7 +219,8 @@ def _find(name: str) -> Path:
 
 
 def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
-    """Every run of a study in `folder`, all methods of a seed before the next seed's. Raises ConfigError."""
+    """Every run of a study in `folder`, in the order of work: all methods of a seed before the next seed's, then so the
+    methods that come later. Raises ConfigError."""
     places = {
         "model": {"path": str(folder / "models" / study.model.name)},
         "data": {"train": str(folder / "data" / "train.parquet")},
@@ -225,8 +229,8 @@ def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
         places["data"]["validation"] = str(folder / held_out_file(study.data))
     benchmarks = {"eval": {"data_dir": str(folder / "benchmarks")}} if uses_own_benchmark(study) else {}
     recipe = configs.read_yaml(configs.find_config(study.recipe)) if study.recipe else {}
-    for seed in study.seeds:
-        for method in study.methods:
+    for methods in (study.methods, study.later):
+        for seed, method in product(study.seeds, methods):
             named = {"method": method, "seed": seed}
             layers = (recipe, places, benchmarks, study.run, named, study.variants.get(method, Variant()).settings)
             name = f"{method.replace(':', '.')}-s{seed}"

@@ -44,8 +44,10 @@ def _is_folder(model: str) -> bool:
 
 def _pairs(source: str, held_out: float = HELD_OUT) -> dict[str, str]:
     """Made once, in the cache; anew where this version makes other rows of the same name."""
+    source, _, suffix = source.partition("&suffix=")
     (found,) = open_sources([source])
-    name = hashlib.sha256(f"{found.fingerprint()} {held_out}".encode()).hexdigest()[:12]
+    decides = " ".join([found.fingerprint(), str(held_out), *([suffix] if suffix else [])])
+    name = hashlib.sha256(decides.encode()).hexdigest()[:12]
     folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
-    prepare([source], folder, Settings(validation=held_out))
+    prepare([source], folder, Settings(validation=held_out, suffix=suffix or None))
     return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}

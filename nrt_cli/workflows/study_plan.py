@@ -103,12 +103,13 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         yield nrt("model", "prepare", model.source, *_options({"--out": made} | _init(model)))
         if data.held_out:
             apart = {"--out": folder / "held-out", "--seed": data.seed, "--size": data.validation}
+            apart |= {"--suffix": data.suffix}
             yield nrt("data", "prepare", *data.held_out, *_options(apart))
         drawn = pair_settings(study)
         options: dict[str, Any] = {"--out": folder / "data", "--validation": None if data.held_out else data.validation}
         options |= {"--seed": data.seed, "--size": data.size, "--train": data.train}
         options |= {"--selection": None if data.selection == "content" else data.selection}
-        options |= {"--tokenizer": made if drawn.max_prompt_tokens else None}
+        options |= {"--suffix": data.suffix, "--tokenizer": made if drawn.max_prompt_tokens else None}
         options |= {"--max-prompt-tokens": drawn.max_prompt_tokens, "--max-answer-tokens": drawn.max_answer_tokens}
         flags = {"--stratify": data.stratify, "--keep-duplicates": data.duplicates}
         yield nrt("data", "prepare", *data.sources, *_options(options), *(flag for flag, on in flags.items() if on))

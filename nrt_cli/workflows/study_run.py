@@ -45,7 +45,8 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     if settings.max_prompt_tokens:
         tokenizer = Tokenizer(load_tokenizer(prepared.folder), tokenizer_fingerprint(prepared.folder))
     if data.held_out:
-        prepare(data.held_out, folder / "held-out", Settings(size=int(data.validation), seed=data.seed))
+        apart = Settings(size=int(data.validation), seed=data.seed, suffix=data.suffix)
+        prepare(data.held_out, folder / "held-out", apart)
     prepare(data.sources, folder / "data", settings, tokenizer)
     return f"{model.name}: {prepared.metadata['parameters']:,} parameters"
 

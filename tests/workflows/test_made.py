@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nrt_cli.config import load
+from nrt_cli.data.examples import suffix_of
 from nrt_cli.workflows import made
 from nrt_cli.workflows.models import Located
 
@@ -34,6 +35,17 @@ def test_held_out_pairs_may_be_generated_apart_all_of_them():
     assert pq.read_metadata(data.validation).num_rows == 8
     alone = made.with_files(load(None, data={"train": "train.parquet", "validation": "generated:sums?size=8&seed=1"}))
     assert (alone.data.train, alone.data.validation) == ("train.parquet", data.validation)
+
+
+def test_generated_questions_may_end_in_a_line_which_is_recorded():
+    line = "Show a sum & its result?"
+    data = made.with_files(load(None, data={"train": f"{SOURCE}&suffix={line}"})).data
+    plain = made.with_files(load(None, data={"train": SOURCE})).data
+    questions = [
+        [row["prompt"][0]["content"] for row in pq.read_table(each.train).to_pylist()] for each in (data, plain)
+    ]
+    assert questions[0] == [f"{question}\n{line}" for question in questions[1]]
+    assert [suffix_of(Path(file)) for file in (data.train, data.validation, plain.train)] == [line, line, None]
 
 
 def test_files_stay_as_they_are():

@@ -16,6 +16,7 @@ KNOWN = {
         ModelShape("llama-3.2-3b", 3_212_749_824, 28, 3072, 8192, 24, 8, 128, 128256, tied=True),
         ModelShape("mistral-7b-v0.3", 7_248_023_552, 32, 4096, 14336, 32, 8, 128, 32768, tied=False),
         ModelShape("llama-3.1-8b", 8_030_261_248, 32, 4096, 14336, 32, 8, 128, 128256, tied=False),
+        ModelShape("qwen2.5-coder-0.5b-instruct", 494_032_768, 24, 896, 4864, 14, 2, 64, 151936, tied=True),
         ModelShape("smollm2-135m", 134_515_008, 30, 576, 1536, 9, 3, 64, 49152, tied=True),
     )
 }
