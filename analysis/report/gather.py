@@ -8,7 +8,7 @@ from analysis.report.cards import cards as find_cards
 from analysis.report.case_tables import cases_table, confidence_table
 from analysis.report.contents import Contents, Made, RunCard, Table
 from analysis.report.drawn import figures
-from analysis.report.held_out import held_out_table
+from analysis.report.held_out import compared_table, held_out_table
 from analysis.report.method_tables import (
     benchmarks_table,
     data_table,
@@ -54,8 +54,8 @@ def gather(paths: Sequence[Path]) -> Contents:
 def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
     """All tables, in the order of the paper; what it has not stands after what it belongs to."""
     found = results(cards)
-    own, held_out, twice = own_table(found), held_out_table(cards), asked_twice(cards)
-    scores = [table for table in (results_table(found), own, held_out, gain_table(found)) if table]
+    own, held_out, twice = own_table(found), (compared_table(cards), held_out_table(cards)), asked_twice(cards)
+    scores = [table for table in (results_table(found), own, *held_out, gain_table(found)) if table]
     return (
         schemes_table(cards),
         weights_table(cards),

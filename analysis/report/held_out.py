@@ -1,11 +1,13 @@
-"""The held-out pairs of every run as a table: log P(y*), the gain of thinking and accuracies, before and after."""
+"""The held-out pairs of every run as tables: log P(y*), the gain of thinking and accuracies, before and after."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from analysis.report.contents import Cell, Column, Row, RunCard, Table
+from analysis.report.estimates import over_seeds, trusted
 from nrt_cli.config.titles import thinks
-from nrt_cli.core.held_out import Found, Measure, before_and_after, measures, shown
-from nrt_cli.core.statistics import Difference
+from nrt_cli.core.held_out import DIRECT, THINKING, Found, Measure, before_and_after, measures, shown
+from nrt_cli.core.statistics import Difference, Mean, mean
 
 NOT_STORED = "not stored, the run is of an older version"
 NOT_GRADED = "not measured: the answers have no grader, or the engine is verl"
@@ -36,6 +38,85 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
             *(text for card in cards if (text := best_of_run(card))),
         ),
     )
+
+
+COMPARED = tuple({m.title: m for m in (*THINKING, *DIRECT) if not m.difference}.values())
+"""What the models of a report are compared by. An accuracy without think tokens is the same question to all of them."""
+UNTRAINED = "untrained"
+
+
+def compared_table(cards: Sequence[RunCard]) -> Table | None:
+    """Every run after training beside the others and the model that they began from; None of fewer than two runs."""
+    cards = [card for card in cards if card.held_out]
+    if len(cards) < 2:
+        return None
+    columns = sorted(COMPARED, key=lambda measure: not measure.share)
+    measured = {card.label: {found.measure.title: found for found in of_run(card)} for card in cards}
+    rows: list[Row] = []
+    for section in dict.fromkeys(map(_began, cards)):
+        here = [card for card in cards if _began(card) == section]
+        before: dict[str, Difference] = {}
+        for one in (one for card in here for one in measured[card.label].values() if one.before.n):
+            before.setdefault(one.measure.title, one.before)
+        rows.append(_compared(UNTRAINED, "", columns, before, section[0]))
+        for title in dict.fromkeys(card.title for card in here):
+            seeds = [card for card in here if card.title == title]
+            after = [
+                {key: found.after for key, found in measured[card.label].items() if found.after.n} for card in seeds
+            ]
+            for card, found in zip(seeds, after, strict=True):
+                rows.append(_compared(title, str(card.seed), columns, found, section[0]))
+            if len(seeds) > 1:
+                rows.append(_mean(title, columns, after, section[0]))
+    return Table(
+        "held-out-models",
+        "Held-out pairs, model by model",
+        "After training: accuracy of greedy answers in percent, and log P(y*) in nats per answer, with 95 % intervals.",
+        (
+            Column("Model"),
+            Column("Seed"),
+            *(Column(_short(measure), "Accuracy" if measure.share else "log P(y*)", "number") for measure in columns),
+        ),
+        tuple(rows),
+        notes=("A seed's intervals are over pairs; those of a mean are over pairs and seeds.",),
+    )
+
+
+def _began(card: RunCard) -> tuple[str, str]:
+    """Runs that began from one model and are scored on the same pairs stand under one heading."""
+    return card.model, str(card.manifest.get("fingerprints", {}).get("validation"))
+
+
+def _short(measure: Measure) -> str:
+    return measure.title.partition(", ")[2]
+
+
+def _compared(title: str, seed: str, columns: Sequence[Measure], found: Mapping[str, Difference], section: str) -> Row:
+    empty = "this model answers directly" if COMPARED[0].title not in found else "SFT's measure"
+    cells = (
+        _cell(found[measure.title], measure, False, "") if measure.title in found else Cell(reason=empty)
+        for measure in columns
+    )
+    return Row((Cell(title), Cell(seed, note="" if seed else "every run begins here"), *cells), section)
+
+
+def _mean(title: str, columns: Sequence[Measure], seeds: Sequence[Mapping[str, Difference]], section: str) -> Row:
+    """Of several seeds; a column that one of them lacks is empty."""
+    cells = []
+    for measure in columns:
+        found = [each[measure.title] for each in seeds if measure.title in each]
+        if len(found) < len(seeds):
+            cells.append(Cell(reason="not measured for all seeds"))
+        elif not measure.share:
+            value = mean([one.value for one in found])
+            cells.append(Cell(f"{value:.2f}", value, note="without an interval"))
+        else:
+            # Right or wrong: the standard error follows from the share.
+            each = [Mean(one.value, math.sqrt(one.value * (1 - one.value) / one.n), one.n) for one in found]
+            of_all = over_seeds([trusted(one) for one in each])
+            whole = Difference(of_all.value, of_all.low, of_all.high, found[0].n)
+            cells.append(_cell(whole, measure, False, ""))
+    return Row((Cell(title), Cell("mean"), *cells), section)
 
 
 def of_run(card: RunCard) -> list[Found]:

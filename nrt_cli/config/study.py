@@ -141,7 +141,9 @@ class StudyConfig(Section):
     )
     run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
     methods: tuple[str, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
-    later: tuple[str, ...] = Field((), description="More methods, whose runs begin when all seeds of `methods` have run.")
+    later: tuple[str, ...] = Field(
+        (), description="More methods, whose runs begin when all seeds of `methods` have run."
+    )
     variants: dict[str, Variant] = Field({}, description="Settings of one method's runs, on top of the others.")
     seeds: tuple[Seed, ...] = Field((0, 1), min_length=1)
     eval: StudyEval = StudyEval()

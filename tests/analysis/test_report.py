@@ -547,3 +547,40 @@ def test_what_training_data_asks_too_stands_beside_every_held_out_figure(
 
 def _notes(contents: Contents, key: str) -> tuple[str, ...]:
     return next(table.notes for table in contents.tables if table.key == key)
+
+
+def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, row):
+    def made(method: str, seed: int, after: tuple[int, ...]) -> Path:
+        manifest = {"method": method, "status": "finished", "fingerprints": {"train": "d", "validation": "d"}}
+        run = Run.create(tmp_path / f"{method}-s{seed}", f"method: {method}\nseed: {seed}\n", manifest)
+        kinds = ("direct",) if method == "sft" else ("thinking", "direct")
+        for step, scores in ((0, (0, 1, 0, 0)), (4, after)):
+            rows = [
+                row(step, i, 0, "z", answer_logprobs=[-1.0, -float(step)], null_logprobs=[-9.0])
+                | {f"{kind}_score": float(score) for kind in kinds}
+                for i, score in enumerate(scores)
+            ]
+            run.write_traces(f"{'direct' if method == 'sft' else 'held-out'}-{step:06d}", rows)
+            run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": -1.0 - step, "examples": 4})
+        run.append_metrics({"kind": "train", "step": 4, "entropy": 1.0})
+        return run.path
+
+    one = made("am", 0, (1, 1, 1, 0))
+    assert gather([one]).table("held-out-models") is None  # its own table says all
+    table = gather([one, made("am", 1, (1, 1, 1, 1)), made("sft", 0, (0, 0, 0, 0))]).table("held-out-models")
+    columns = [f"{column.group} {column.title}".strip() for column in table.columns]
+    found = {(r.cells[0].text, r.cells[1].text): dict(zip(columns, r.cells, strict=True)) for r in table.rows}
+    assert list(found) == [("untrained", ""), ("SFT", "0"), ("RLPR", "0"), ("RLPR", "1"), ("RLPR", "mean")]
+    assert [cells["Accuracy thinking"].value for cells in found.values() if cells["Accuracy thinking"].text] == [
+        *(25.0, 75.0, 100.0, 87.5)
+    ]
+    assert found["SFT", "0"]["Accuracy thinking"].reason == "this model answers directly"
+    assert [cells["Accuracy direct"].value for cells in found.values()] == [25.0, 0.0, 75.0, 100.0, 87.5]
+    # Log P is of unlike things: SFT's follows the prompt, the others' a trace.
+    assert [cells["log P(y*) direct"].text.partition(" ")[0] for cells in found.values()] == [
+        "-1.00",
+        "-5.00",
+        *[""] * 3,
+    ]
+    assert [cells["log P(y*) sampled trace"].value for cells in found.values()][2:] == [-5.0] * 3
+    assert found["RLPR", "mean"]["log P(y*) sampled trace"].text == "-5.00"

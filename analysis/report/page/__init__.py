@@ -36,6 +36,7 @@ LONG = 40
 
 PLACES = {
     "results": (
+        "held-out-models",
         "held-out",
         "table-3-own",
         "table-3",
