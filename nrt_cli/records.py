@@ -44,13 +44,14 @@ class Example:
 class Rollout:
     """One sampled trace z, without t_end, and the sampler's natural log-probabilities of what it sampled.
 
-    `sampler_logprobs` has one entry per trace token, plus one for t_end when `stop == "end"`: only tokens that the
-    policy really sampled. What stopped a trace with `eos` is not part of it; t_end takes its place.
+    `sampler_logprobs` has one entry per token that the policy sampled: those of z, and `ended_by`, what ended it. That
+    is t_end, or another token that ends a trace (`stop` is then `eos`), in whose place t_end stands; None at the cap.
     """
 
     trace_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     stop: Stop
+    ended_by: int | None = None
 
     @property
     def forced(self) -> bool:

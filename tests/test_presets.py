@@ -42,6 +42,7 @@ PAPER = {
     "objective.clip_low": 0.2,
     "objective.clip_high": 0.28,
     "objective.credit_forced_end": False,
+    "objective.credit_eos": False,
     "objective.format": "both",
     "objective.null_trace": "think",
     "objective.length_divisor": "cap",
@@ -107,7 +108,12 @@ REFERENCE = PAPER | {
     "optimiser.eps": 1e-15,
     "optimiser.warmup": 0.1,
 }
-NRT = PAPER | {"preset": "nrt", "objective.token_signal": "shared", "objective.balance": "auto"}
+NRT = PAPER | {
+    "preset": "nrt",
+    "objective.token_signal": "shared",
+    "objective.balance": "auto",
+    "objective.credit_eos": True,
+}
 PINNED = {"paper": PAPER, "as-run": AS_RUN, "reference": REFERENCE, "nrt": NRT}
 STATED = ("paper", "as-run", "reference")
 """Presets with a column in the decisions table: ours differs from the paper's where its rows say so."""

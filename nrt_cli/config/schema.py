@@ -108,6 +108,10 @@ class ObjectiveSection(Section):
     clip_low: float = Field(0.2, ge=0, lt=1)
     clip_high: float = Field(0.28, ge=0)
     credit_forced_end: bool = Field(False, description="Policy gradient also on a t_end nobody sampled (row 9).")
+    credit_eos: bool = Field(
+        False,
+        description="Policy gradient also on an eos that was sampled and ended a trace (row 30).",
+    )
     format: Literal["both", "missed-end"] = Field("both", description="Which tokens Eq. 11 supervises (row 10).")
     null_trace: Literal["think", "bare"] = Field("think", description="bare: no t_start in the null sequence (row 12).")
     length_divisor: Literal["cap"] | Annotated[int, Field(ge=1)] = Field(

@@ -1,6 +1,6 @@
 """Log-probabilities and exact entropies of chosen tokens, straight from hidden states.
 
-Shapes: N positions, V vocabulary, D hidden size.
+Shapes: N positions, V vocabulary, D hidden size, P rows of the head that are trained apart from it.
 
 The logits of N positions are made a chunk at a time, and kept for the backward pass only as far as `KEPT_ELEMENTS`
 goes; the others are made again there. So memory does not grow with N x V.
@@ -25,6 +25,8 @@ def selected_logprobs(
     targets_N: Tensor,
     temperature_N: Tensor | None = None,
     softcap: float | None = None,
+    trained_P: Tensor | None = None,
+    rows_PD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token and entropy of the distribution it came from.
 
@@ -34,12 +36,13 @@ def selected_logprobs(
         targets_N: token ids.
         temperature_N: divides the logits, per position; None is 1 everywhere.
         softcap: `cap * tanh(logits / cap)` before the softmax, as Gemma 2 does.
+        trained_P: rows of a frozen head whose gradient is wanted; it goes to `rows_PD`, which holds the same numbers.
 
     Returns:
         logprobs_N (natural log) and entropies_N (exact Shannon, in nats), in float32 or wider; gradients of both reach
-        `hidden_ND` and `head_VD`.
+        `hidden_ND`, `head_VD` and `rows_PD`.
     """
-    return _SelectedLogprobs.apply(hidden_ND, head_VD, targets_N, temperature_N, softcap)
+    return _SelectedLogprobs.apply(hidden_ND, head_VD, targets_N, temperature_N, softcap, trained_P, rows_PD)
 
 
 class _SelectedLogprobs(torch.autograd.Function):
@@ -53,6 +56,8 @@ class _SelectedLogprobs(torch.autograd.Function):
         targets_N: Tensor,
         temperature_N: Tensor | None,
         softcap: float | None,
+        trained_P: Tensor | None,
+        rows_PD: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         logprobs_N = hidden_ND.new_empty(len(targets_N), dtype=wide)
@@ -73,17 +78,20 @@ class _SelectedLogprobs(torch.autograd.Function):
             normalisers_N[part] = normaliser_C
             # H = -sum p log p = log Z - sum p * logit.
             entropies_N[part] = normaliser_C - torch.linalg.vecdot(probs_CV, logits_CV)
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N, temperature_N, normalisers_N, entropies_N)
+        given = (hidden_ND, head_VD, targets_N, temperature_N, trained_P, rows_PD)
+        ctx.save_for_backward(*given, normalisers_N, entropies_N)
         ctx.softcap, ctx.kept = softcap, kept
         return logprobs_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropies_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, head_VD, targets_N, temperature_N, normalisers_N, entropies_N = ctx.saved_tensors
+        *given, normalisers_N, entropies_N = ctx.saved_tensors
+        hidden_ND, head_VD, targets_N, temperature_N, trained_P, rows_PD = given
         wide = normalisers_N.dtype
         grad_hidden_ND = torch.empty_like(hidden_ND)
         # Sums over chunks are kept wide: adding many small bfloat16 chunks would lose their tails.
         grad_head_VD = torch.zeros_like(head_VD, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_rows_PD = torch.zeros_like(rows_PD, dtype=wide) if ctx.needs_input_grad[6] else None
         with_entropy = bool(grad_entropies_N.any())
         # Taken out, since the gradient is made in the memory of the logits; a second backward pass makes them anew.
         kept, ctx.kept = ctx.kept[::-1], []
@@ -107,7 +115,10 @@ class _SelectedLogprobs(torch.autograd.Function):
             grad_hidden_ND[part] = grad_CV @ head_VD
             if grad_head_VD is not None:
                 _add_product(grad_head_VD, grad_CV, hidden_ND[part])
-        return grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype), None, None, None
+            if grad_rows_PD is not None:
+                grad_rows_PD += grad_CV[:, trained_P].T @ hidden_ND[part]
+        # autograd gives each the type of its input.
+        return grad_hidden_ND, grad_head_VD, None, None, None, None, grad_rows_PD
 
 
 def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:

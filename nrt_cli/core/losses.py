@@ -2,9 +2,10 @@
 
 Shapes: K traces of one group; Z trace positions, t_end included, padded to the longest; T answer tokens, eos included.
 
-A trace's positions are its sampled tokens z and one t_end, which was either sampled or appended. Two masks tell them
-apart: `trace_mask_KZ` marks real positions, `credit_mask_KZ` those whose token the policy really chose and can be
-credited for. Departures from Algorithm 1 are decisions of the config, each named where it acts.
+A trace's positions are its sampled tokens z and what ended it: t_end, sampled or appended, or an eos that is credited
+as the policy's choice. Two masks tell them apart: `trace_mask_KZ` marks real positions, `credit_KZ` those whose token
+the policy really chose and can be credited for. Departures from Algorithm 1 are decisions of the config, each named
+where it acts.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class GroupLogprobs:
     trace_KZ: Tensor
     entropy_KZ: Tensor
     """Exact entropy of the distribution each trace position was drawn from, in nats."""
+    end_K: Tensor
+    """log pi(t_end | x, t_start, z): the last of a trace's positions, unless an eos is credited there."""
     answer_KT: Tensor
 
 
@@ -38,7 +41,7 @@ class GroupContext:
 
     trace_mask_KZ: Tensor
     sampled_mask_KZ: Tensor
-    """True where the policy sampled the token: everything but padding and a forced t_end."""
+    """True where the policy sampled the token that is scored: everything but padding and an appended t_end."""
     forced_K: Tensor
     base_logprobs_T: Tensor
     """log c_base of the null trace under pi_old."""
@@ -206,9 +209,7 @@ def _surrogate(
 
 def _format_terms(logprobs: GroupLogprobs, context: GroupContext, objective: ObjectiveSection) -> tuple[Tensor, Tensor]:
     """Eq. 11 per trace: log pi(t_end | x, t_start, z) and log pi(t_start | x), 0 where not supervised (decision 10)."""
-    # t_end is the last real position of each trace.
-    last_K1 = context.trace_mask_KZ.sum(-1, keepdim=True) - 1
-    end_K = logprobs.trace_KZ.gather(-1, last_K1)[:, 0]
+    end_K = logprobs.end_K
     if objective.format == "missed-end":
         return torch.where(context.forced_K, end_K, 0.0), torch.zeros_like(end_K)
     return end_K, torch.zeros_like(end_K) if logprobs.start_K is None else logprobs.start_K

@@ -29,7 +29,8 @@ class GroupScore:
         """The same numbers without the graph they came from."""
         old = self.logprobs
         start_K = None if old.start_K is None else old.start_K.detach()
-        logprobs = GroupLogprobs(start_K, old.trace_KZ.detach(), old.entropy_KZ.detach(), old.answer_KT.detach())
+        rest = (old.trace_KZ, old.entropy_KZ, old.end_K, old.answer_KT)
+        logprobs = GroupLogprobs(start_K, *(numbers.detach() for numbers in rest))
         return GroupScore(logprobs, self.context, replace(self.loss, total=self.loss.total.detach()))
 
 

@@ -75,6 +75,24 @@ def test_gradients_agree_with_finite_differences(softcap, monkeypatch):
     torch.autograd.gradcheck(lambda h, w: selected_logprobs(h, w, targets, temperature, softcap), (hidden, head))
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_trained_rows_of_a_frozen_head_get_what_they_get_of_a_trained_one(softcap, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * V)
+    hidden, head, targets, temperature = inputs(5)
+    trained = torch.tensor([0, V - 1])
+    weights = output_weights("both", 5)
+
+    def rows_of_a_frozen_head(h, w, *rest):
+        """The rows put into a copy of the head that autograd knows nothing of, as `lora.table_of` does."""
+        return selected_logprobs(h, w.detach(), *rest, trained, w[trained])
+
+    rest = (targets, temperature, softcap)
+    got, want = (gradients(of, hidden, head, weights, *rest) for of in (rows_of_a_frozen_head, plain))
+    torch.testing.assert_close(got[0], want[0], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(got[1][trained], want[1][trained], rtol=1e-11, atol=1e-12)
+    assert not got[1][1 : V - 1].any()
+
+
 def test_two_tokens_by_hand():
     """Logits 0 and log 3 are p = 1/4 and 3/4; at temperature 1/2 they are 0 and log 9, so p = 1/10 and 9/10."""
     head = torch.tensor([[0.0], [math.log(3)]], dtype=torch.float64)

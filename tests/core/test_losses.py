@@ -46,7 +46,8 @@ class Group:
 
     @property
     def logprobs(self):
-        return GroupLogprobs(self.start, self.trace, self.entropy, self.answer)
+        end = self.trace.gather(-1, self.mask.sum(-1, keepdim=True) - 1)[:, 0]
+        return GroupLogprobs(self.start, self.trace, self.entropy, end, self.answer)
 
     def loss(self, scheme=GIVEN, rows=1, divisor=1, **objective):
         """The loss, after its backward pass."""
@@ -511,7 +512,8 @@ def test_a_push_is_the_gradient_by_the_logits_of_the_tokens_themselves(ratio, si
     )
     weights = {"trace": 0.7, "answer": 0.2, "format": 0.3}
     settings_of = {"ratio": ratio, "token_signal": signal, "tis_cap": tis_cap, "balance": balance, "baseline": "none"}
-    logprobs = GroupLogprobs(start[:, 0], trace, torch.zeros_like(trace), answer)
+    end = trace[[0, 1], [2, 1]]
+    logprobs = GroupLogprobs(start[:, 0], trace, torch.zeros_like(trace), end, answer)
 
     def of(**only):
         objective = ObjectiveSection(**settings_of, weights=dict.fromkeys(weights, 0.0) | only)

@@ -20,6 +20,7 @@ def score(sampler_gap=0.25, hardest=-3.0):
         start_K=torch.tensor([-0.5, -0.5], dtype=torch.float64),
         trace_KZ=trace,
         entropy_KZ=torch.tensor([[0.4, 0.8], [5.0, 7.0]], dtype=torch.float64),
+        end_K=torch.tensor([-2.0, -3.0], dtype=torch.float64),
         answer_KT=torch.tensor([[-0.1, -1.0], [-0.3, -4.0]], dtype=torch.float64),
     )
     context = GroupContext(

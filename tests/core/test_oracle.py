@@ -113,7 +113,7 @@ def test_expected_estimator_is_the_gradient_of_the_objective(name, on_policy):
         one = slice(k, k + 1)
         loss = group_loss(
             scheme,
-            GroupLogprobs(None, rows[one], torch.zeros_like(rows[one]), answers[one]),
+            GroupLogprobs(None, rows[one], torch.zeros_like(rows[one]), rows[one, mask[k].sum() - 1], answers[one]),
             GroupContext(mask[one], sampled[one], forced[one], base, old_trace_KZ=old_rows[one]),
             objective,
             rows=1,

@@ -118,12 +118,12 @@ def test_rows_are_cut_into_runs_of_one_prompt():
 
 
 def test_micro_batches_count_what_is_computed():
-    """4 rows of 7 + 3 tokens: 40 padded, 7 + 4 x 3 = 19 packed."""
+    """4 rows of 7 + 3 tokens: 40 padded, 7 + 4 x 2 = 15 packed, since the last token of a row predicts nothing."""
     rows = rows_of([3, 3, 3, 3])
     packed, padded = Policy(model_of("llama"), 0, packing=True), Policy(model_of("llama"), 0)
-    assert (packed.size(rows), padded.size(rows)) == (19, 40)
-    assert [len(part) for part in packed.micro_batches(rows, 19)] == [4]
-    assert [len(part) for part in packed.micro_batches(rows, 18)] == [3, 1]
+    assert (packed.size(rows), padded.size(rows)) == (15, 40)
+    assert [len(part) for part in packed.micro_batches(rows, 15)] == [4]
+    assert [len(part) for part in packed.micro_batches(rows, 14)] == [3, 1]
     assert [len(part) for part in padded.micro_batches(rows, 20)] == [2, 2]
     assert [len(part) for part in padded.micro_batches(rows, 5)] == [1, 1, 1, 1]
 

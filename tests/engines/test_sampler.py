@@ -64,7 +64,8 @@ def plain_logprobs(model, prompt, sampled, temperature=1.0):
 
 def sampled_ids(rollout, tokens):
     """What the policy chose and the sampler reported a number for."""
-    return (*rollout.trace_ids, *((tokens.end_id,) if rollout.stop == "end" else ()))
+    assert (rollout.ended_by == tokens.end_id) == (rollout.stop == "end")
+    return (*rollout.trace_ids, *(() if rollout.stop == "cap" else (rollout.ended_by,)))
 
 
 def chi_square(counts_V, probs_V):
@@ -232,8 +233,8 @@ def test_a_trace_ends_at_t_end_at_eos_or_at_the_cap(scripted, model, tokens):
         prompt = trace_prompt(group.example, tokens)
         for rollout in group.rollouts:
             want = plain_logprobs(model, prompt, sampled_ids(rollout, tokens))
-            # One number per token, one for a sampled t_end, none for an eos or t_start: t_end will stand in its place.
-            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop == "end")
+            # One number per token, and one for what ended the trace.
+            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop != "cap")
             assert rollout.sampler_logprobs == pytest.approx(want, abs=2e-5)
 
 
@@ -248,7 +249,7 @@ def test_a_trace_gets_what_its_answer_leaves_of_a_response(model, tokens):
         for rollout, other in zip(group.rollouts, whole.rollouts, strict=True):
             assert rollout.trace_ids == other.trace_ids[:cap]
             assert rollout.stop == (other.stop if len(sampled_ids(other, tokens)) <= cap else "cap")
-            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop == "end")
+            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop != "cap")
 
 
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

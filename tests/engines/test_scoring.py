@@ -75,6 +75,8 @@ def test_what_does_not_fit_is_refused(scorer: Scorer) -> None:
 
 
 def test_a_prompt_is_computed_once_for_all_that_is_scored_after_it(scorer: Scorer) -> None:
-    """4 tokens of the prompt and t_start, shared; then z, t_end and 5 answer tokens of each row."""
+    """4 tokens of the prompt and t_start, shared; then z, t_end and 5 answer tokens, the last of which is not read; the
+    row of the empty trace is the null trace's.
+    """
     rows = [scorer.row(EXAMPLE, trace) for trace in ((40, 41), (50, 51, 52), ())]
-    assert scorer.policy.size([*rows, scorer.null_row(EXAMPLE)]) == 5 + 8 + 9 + 6 + 6
+    assert scorer.policy.size([*rows, scorer.null_row(EXAMPLE)]) == 5 + 7 + 8 + 5

@@ -25,7 +25,8 @@ def batch(engine, vocabulary=100):
     groups = []
     for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4), (3, 1, 5), shapes, strict=True)):
         example = Example(i, "made", draw(prompt), (*draw(answer), engine.tokens.eos_id))
-        rollouts = tuple(Rollout(draw(n), (-1.0,) * (n + (stop == "end")), stop) for n, stop in shape)
+        ended_by = {"end": engine.tokens.end_id, "eos": engine.tokens.eos_id, "cap": None}
+        rollouts = tuple(Rollout(draw(n), (-1.0,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
         groups.append(RolloutGroup(example, rollouts))
     return groups
 
@@ -52,7 +53,7 @@ def aggregate(scheme, c, c_base):
     }[scheme]()
 
 
-def algorithm_1(model, groups, scheme, tokens, divisor, format_weight):
+def algorithm_1(model, groups, scheme, tokens, divisor, format_weight, credit_eos=False):
     """The gradient of L_total, left in the model, for one batch; returns the advantages of each group."""
     rows = sum(len(group.rollouts) for group in groups)
     advantages = []
@@ -70,6 +71,8 @@ def algorithm_1(model, groups, scheme, tokens, divisor, format_weight):
             trace = sum(lp[len(x) + 1 : len(x) + 1 + len(z)])
             if rollout.stop == "end":
                 trace = trace + end  # stopping was the policy's own choice, so it is part of log pi(z|x)
+            if rollout.stop == "eos" and credit_eos:  # so was this, by the token that it really took
+                trace = trace + logprobs(model, [*x, tokens.start_id, *z, rollout.ended_by])[-1]
             log_c = torch.stack(lp[len(ids) - len(y) :])
             c = log_c.detach().exp().requires_grad_()
             reward = aggregate(scheme, c, c_base)  # line 7
@@ -96,15 +99,17 @@ def double_engine(config):
     return engine
 
 
-@pytest.mark.parametrize("packing", ["auto", "off"])
+@pytest.mark.parametrize(("packing", "credit_eos"), [("auto", False), ("off", False), ("auto", True), ("off", True)])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_paper_step_equals_algorithm_1(scheme, packing, tiny_config):
-    config = tiny_config("preset=paper", f"method={scheme}", f"engine.packing={packing}")
+def test_a_paper_step_equals_algorithm_1(scheme, packing, credit_eos, tiny_config):
+    config = tiny_config(
+        "preset=paper", f"method={scheme}", f"engine.packing={packing}", f"objective.credit_eos={credit_eos}"
+    )
     engine = double_engine(config)
     slow = copy.deepcopy(engine.policy.model)
     groups = batch(engine)
 
-    want = algorithm_1(slow, groups, scheme, engine.tokens, config.rollout.max_trace_tokens, 0.3)
+    want = algorithm_1(slow, groups, scheme, engine.tokens, config.rollout.max_trace_tokens, 0.3, credit_eos)
     adamw = torch.optim.AdamW(slow.parameters(), lr=1e-3, weight_decay=0.01)
     torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
     adamw.step()

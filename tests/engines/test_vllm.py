@@ -221,7 +221,7 @@ def test_a_trace_ends_at_t_end_at_eos_or_at_the_cap(sampler, tokens):
             assert not {tokens.end_id, tokens.eos_id} & set(rollout.trace_ids)
             assert len(rollout.trace_ids) == 8 if rollout.stop == "cap" else len(rollout.trace_ids) < 8
             # One number per token, one for a sampled t_end, none for an eos, in whose place t_end will stand.
-            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop == "end")
+            assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop != "cap")
     assert all(stops.values()), stops
 
 

@@ -6,7 +6,7 @@ the oldest row joined, G key-value heads, H query heads, Q = H / G, D channels o
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from nrt_cli.engines.local import attention
 from nrt_cli.engines.local.batch import Batch
+from nrt_cli.engines.local.lora import is_low_rank, merged, table_of
 from nrt_cli.engines.local.packing import Segments, common_prefix, pack
 
 PREFILL_TOKENS = 16384
@@ -223,14 +224,22 @@ def _longer(tensor: Tensor, dim: int, by: int) -> Tensor:
 def prepacked(model: PreTrainedModel) -> Iterator[None]:
     """On a CPU, lay weights out once for products with few rows, instead of at every call; they are copied for it.
 
-    The copies are those of the moment: whoever changes the weights packs anew.
+    Low-rank updates are added to the copies. These are those of the moment: whoever changes the weights packs anew.
     """
-    linear = [module for module in model.modules() if type(module) is nn.Linear and _packs(module.weight)]
-    # Within another such block they are laid out already.
-    packing = [layer for layer in linear if not isinstance(vars(layer).get("forward"), _PackedProduct)]
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table_of(table)  # whose trained rows have to stand in a weight before it is copied
+    adapted = [module for module in model.modules() if is_low_rank(module)]
+    within = {id(part) for module in adapted for part in module.modules() if part is not module}
+    plain = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in within]
+    packing = [
+        module
+        for module in (*adapted, *plain)
+        # Within another such block they are laid out already.
+        if _packs(module) and not isinstance(vars(module).get("forward"), _PackedProduct)
+    ]
     for module in packing:
         # The instance's own forward comes before its class's.
-        module.forward = _PackedProduct(module)  # type: ignore[method-assign, assignment]
+        module.forward = _PackedProduct(module)
     try:
         yield
     finally:
@@ -238,8 +247,10 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
             del module.forward
 
 
-def _packs(weight: Tensor) -> bool:
+def _packs(layer: nn.Module) -> bool:
     """Whether oneDNN can lay out a weight. Its operators are made for compiled models, so they may go or change."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -253,8 +264,10 @@ def _packs(weight: Tensor) -> bool:
 class _PackedProduct:
     """A linear layer's product with its weight in oneDNN's own layout."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+    @torch.no_grad()
+    def __init__(self, layer: Any) -> None:
+        weight = merged(layer) if is_low_rank(layer) else layer.weight.detach()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         self.bias = None if layer.bias is None else layer.bias.detach()
 
     def __call__(self, inputs: Tensor) -> Tensor:

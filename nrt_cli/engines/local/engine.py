@@ -64,7 +64,7 @@ class LocalEngine:
             model = adapt(model, config.model.lora, self.tokens, config.seed)
         packing = config.engine.packing == "auto"
         self.policy = Policy(model, self.tokens.pad_id, config.rollout.temperature, packing)
-        self.layout = Layout(self.tokens, config.objective.null_trace == "bare", model.device)
+        self.layout = Layout.of(config.objective, self.tokens, model.device)
         self.optimiser = Optimiser(model, config.optimiser)
         self.objective, self.sampler = None, None
         if config.method != "sft":
@@ -137,7 +137,7 @@ class LocalEngine:
         if not self.verified:
             # Once on real rows: the shortest way to find a model for which packing is not what it should be.
             if self.policy.packing and not self.policy.verify_packing(
-                self.layout.rows_with_null(groups[0])[-VERIFIED_ROWS:]
+                [self.layout.rows(groups[0])[0], self.layout.null_row(groups[0].example)]
             ):
                 self.budget.say(_not_packed(self.policy))
             self.verified = True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nrt_cli.config import ObjectiveSection
 from nrt_cli.core.losses import GroupContext, GroupLogprobs
 from nrt_cli.engines.local.policy import Row
 from nrt_cli.engines.local.sampler import trace_prompt
@@ -21,16 +22,26 @@ class Layout:
 
     Args:
         bare_null: the null trace lacks t_start too (decision 12).
+        credit_eos: an eos that ended a trace is scored too, as the policy's choice (decision 30).
     """
 
-    def __init__(self, tokens: ThinkTokens, bare_null: bool, device: torch.device) -> None:
-        self.tokens, self.bare_null, self.device = tokens, bare_null, device
+    def __init__(
+        self, tokens: ThinkTokens, device: torch.device, bare_null: bool = False, credit_eos: bool = False
+    ) -> None:
+        self.tokens, self.device, self.bare_null, self.credit_eos = tokens, device, bare_null, credit_eos
+
+    @classmethod
+    def of(cls, objective: ObjectiveSection, tokens: ThinkTokens, device: torch.device) -> "Layout":
+        """As a run's objective asks for."""
+        return cls(tokens, device, objective.null_trace == "bare", objective.credit_eos)
 
     def rows(self, group: RolloutGroup) -> list[Row]:
-        """x [t_start] z t_end y* of each trace; everything after x is scored."""
+        """x [t_start] z t_end y* of each trace, of which everything after x is scored; then x [t_start] z eos of each
+        trace that an eos ended, of which eos is scored, if it gets credit.
+        """
         example = group.example
         opening = trace_prompt(example, self.tokens)
-        return [
+        traces = [
             Row(
                 (*opening, *rollout.trace_ids, self.tokens.end_id, *example.answer_ids),
                 len(example.prompt_ids),
@@ -39,6 +50,18 @@ class Layout:
             )
             for rollout in group.rollouts
         ]
+        endings = []
+        for rollout in group.rollouts:
+            if self._ended_otherwise(rollout):
+                assert rollout.ended_by is not None
+                ids = (*opening, *rollout.trace_ids, rollout.ended_by)
+                at = len(ids) - 1
+                endings.append(Row(ids, at, (at, at + 1), prompt=len(example.prompt_ids)))
+        return traces + endings
+
+    def _ended_otherwise(self, rollout: Rollout) -> bool:
+        """Whether a token other than t_end ended the trace and is scored."""
+        return self.credit_eos and rollout.stop == "eos"
 
     def rows_with_null(self, group: RolloutGroup) -> list[Row]:
         """The same, and the null trace last."""
@@ -75,10 +98,18 @@ class Layout:
         answer = len(group.example.answer_ids)
         sizes = [start + len(rollout.trace_ids) + 1 + answer for rollout in group.rollouts]
         rows, entropies = (scored_N[: sum(sizes)].split(sizes) for scored_N in (logprobs_N, entropies_N))
+        endings = iter(logprobs_N[sum(sizes) :])
+        traces = [
+            torch.cat([row[start : -answer - 1], next(endings)[None]])
+            if self._ended_otherwise(rollout)
+            else row[start:-answer]
+            for rollout, row in zip(group.rollouts, rows, strict=True)
+        ]
         return GroupLogprobs(
             start_K=torch.stack([row[0] for row in rows]) if start else None,
-            trace_KZ=pad_sequence([row[start:-answer] for row in rows], batch_first=True),
+            trace_KZ=pad_sequence(traces, batch_first=True),
             entropy_KZ=pad_sequence([row[start:-answer] for row in entropies], batch_first=True),
+            end_K=torch.stack([row[-answer - 1] for row in rows]),
             answer_KT=torch.stack([row[-answer:] for row in rows]),
         )
 
@@ -88,8 +119,18 @@ class Layout:
         return self.assemble(group, logprobs_N, entropies_N).trace_KZ
 
     def sampler_logprobs(self, group: RolloutGroup) -> Tensor:
-        """What the sampler reported, trace_KZ; 0 where t_end was not sampled (and is masked)."""
-        return pad_sequence([_with_end(r) for r in group.rollouts], batch_first=True).to(self.device)
+        """What the sampler reported, trace_KZ; 0 where what is scored was not sampled (and is masked)."""
+        rows = []
+        for rollout in group.rollouts:
+            length = len(rollout.trace_ids)
+            row = [*rollout.sampler_logprobs, 0.0][: length + 1]
+            row[length] *= self._end_sampled(rollout)
+            rows.append(torch.tensor(row, dtype=torch.float64))
+        return pad_sequence(rows, batch_first=True).to(self.device)
+
+    def _end_sampled(self, rollout: Rollout) -> bool:
+        """Whether the policy sampled what is scored at the trace's last position."""
+        return rollout.stop == "end" or self._ended_otherwise(rollout)
 
     def context(self, group: RolloutGroup, known: dict[str, Tensor]) -> GroupContext:
         """Masks and everything else that is constant in a group's loss."""
@@ -97,12 +138,8 @@ class Layout:
         at_Z = torch.arange(int(lengths_K1.max()), device=self.device)
         trace_mask_KZ = at_Z < lengths_K1
         forced_K = torch.tensor([r.forced for r in group.rollouts], device=self.device)
-        # A forced t_end sits on the last real position and was not sampled.
-        sampled_mask_KZ = trace_mask_KZ & ~(forced_K[:, None] & (at_Z == lengths_K1 - 1))
+        # What ended the trace sits on its last real position.
+        appended_K1 = torch.tensor([[not self._end_sampled(r)] for r in group.rollouts], device=self.device)
+        sampled_mask_KZ = trace_mask_KZ & ~(appended_K1 & (at_Z == lengths_K1 - 1))
         known = {"sampler_trace_KZ": self.sampler_logprobs(group)} | known
         return GroupContext(trace_mask_KZ, sampled_mask_KZ, forced_K, **known)
-
-
-def _with_end(rollout: Rollout) -> Tensor:
-    """The sampler's log-probs as one number per trace position."""
-    return torch.tensor([*rollout.sampler_logprobs, *([0.0] if rollout.forced else [])], dtype=torch.float64)

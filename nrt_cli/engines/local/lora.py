@@ -1,7 +1,10 @@
-"""LoRA through peft: low-rank updates of every linear layer, and whole rows for the think tokens."""
+"""LoRA through peft: low-rank updates of every linear layer, and whole rows for the think tokens.
+
+Shapes: V vocabulary, D hidden size, P think tokens whose rows are trained.
+"""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,33 +48,87 @@ def adapt(model: PreTrainedModel, section: LoraSection, tokens: ThinkTokens, see
             adapted: Any = get_peft_model(model, settings).get_base_model()
         except ValueError as error:
             raise ModelError(f"{type(model).__name__}: peft cannot adapt it ({error}).") from None
+    for module in adapted.modules():
+        if hasattr(module, "token_adapter"):
+            # The instance's own forward comes before its class's.
+            module.token_adapter.forward = _WithTrainedRows(module)
     return adapted
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight that a layer or table computes with, trained rows in place; gradients reach them."""
+class Table(NamedTuple):
+    """The weight of an embedding or a head as it is now, and which of its rows are trained apart from it."""
+
+    weight_VD: Tensor
+    """Gradients reach it unless it is frozen."""
+    trained_P: Tensor | None = None
+    rows_PD: Tensor | None = None
+    """The same numbers that stand in the weight's rows `trained_P`; gradients reach these."""
+
+
+@torch.no_grad()
+def table_of(module: nn.Module) -> Table:
+    """What an embedding or a head computes with. Trained rows are written into the frozen weight when they changed.
+
+    peft copies the whole table at every use, and makes a gradient for all of it.
+    """
     adapter: Any = getattr(module, "token_adapter", None)
-    weight: Tensor = module.weight if adapter is None else adapter.get_merged_weights([ADAPTER])  # type: ignore[assignment]
-    return weight
+    if adapter is None:
+        return Table(module.weight)  # type: ignore[arg-type]
+    weight, rows = adapter.base_layer.weight, adapter.trainable_tokens_delta[ADAPTER]
+    trained = torch.tensor(adapter.token_indices[ADAPTER], device=weight.device)
+    if not torch.equal(weight[trained], rows.to(weight.dtype)):
+        # Past autograd's count of changes, which is for weights that a backward pass still needs: none is under way
+        # when an optimiser has just stepped.
+        weight.data[trained] = rows.to(weight.dtype)
+    return Table(weight, trained, rows)
+
+
+class _WithTrainedRows:
+    """The forward pass of an adapted embedding or head: the plain one, and gradients for the trained rows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        adapter: Any = self.module.token_adapter
+        _, trained_P, rows_PD = table_of(self.module)
+        out: Tensor = adapter.base_layer(inputs)
+        if not torch.is_grad_enabled():
+            return out
+        assert trained_P is not None
+        assert rows_PD is not None
+        rows_PD = rows_PD.to(out.dtype)
+        if isinstance(adapter.base_layer, nn.Linear):
+            return out.index_copy(-1, trained_P, inputs @ rows_PD.T)
+        # Gemma's embedding multiplies what it looks up.
+        scale = getattr(adapter.base_layer, "embed_scale", 1.0)
+        for token, row in zip(trained_P, rows_PD, strict=True):
+            out = torch.where((inputs == token)[..., None], row * scale, out)
+        return out
 
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """A model's weights by the names of an unadapted one, low-rank updates and trained rows added; tied ones once."""
-    merged = {name: _merged(module) for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    updated = {name: merged(module) for name, module in model.named_modules() if hasattr(module, "base_layer")}
     for name, weight in model.named_parameters():
         holder, _, leaf = name.rpartition(".base_layer.")
-        if holder in merged:
+        if holder in updated:
             # A bias is left as it is.
-            change = merged[holder] if leaf == "weight" else weight
+            change = updated[holder] if leaf == "weight" else weight
             yield f"{holder.removesuffix('.token_adapter')}.{leaf}", change.detach()
         elif ".lora_" not in name and ".trainable_tokens_" not in name:
             yield name, weight.detach()
 
 
-def _merged(layer: Any) -> Tensor:
-    """The weight of a layer with its update."""
-    if hasattr(layer, "get_merged_weights"):
+def is_low_rank(module: nn.Module) -> bool:
+    """Whether it is a linear layer with a low-rank update."""
+    return hasattr(module, "get_delta_weight")
+
+
+def merged(layer: Any) -> Tensor:
+    """The weight of an adapted layer or table with its update."""
+    if not is_low_rank(layer):
         rows: Tensor = layer.get_merged_weights([ADAPTER])
         return rows
     weight: Tensor = layer.base_layer.weight + layer.get_delta_weight(ADAPTER)

@@ -5,7 +5,8 @@
 Shapes: G tokens of the packed row, P of a prefix, L of a tail.
 
 A tail attends to its segment's prefix and causally to itself, and its positions go on from the prefix, so every token
-sees what it would see alone. There is no G x G mask (`segments.py`).
+sees what it would see alone. A row with which another begins has no tail of its own. There is no G x G mask
+(`segments.py`).
 """
 
 from collections.abc import Sequence
@@ -70,6 +71,17 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
+def hosts(rows: Sequence[Sequence[int]]) -> list[int]:
+    """For each row the one that holds its tokens: itself, or a row that begins with it."""
+    found = list(range(len(rows)))
+    order = sorted(found, key=lambda i: tuple(rows[i]))
+    # Sorted, what begins with a row comes directly after it.
+    for before, after in zip(order[-2::-1], order[:0:-1], strict=True):
+        if rows[after][: len(rows[before])] == rows[before]:
+            found[before] = found[after]
+    return found
+
+
 def pack(groups: Sequence[Sequence[Sequence[int]]]) -> Packed:
     """One segment for each group of rows; rows stay in order."""
     ids: list[int] = []
@@ -81,13 +93,16 @@ def pack(groups: Sequence[Sequence[Sequence[int]]]) -> Packed:
         ids += rows[0][:shared]
         positions += range(shared)
         tails = []
-        for row in rows:
+        places: dict[int, list[int]] = {}
+        found = hosts(rows)
+        for host in dict.fromkeys(found):
             begin = len(ids)
-            ids += row[shared:]
-            positions += range(shared, len(row))
-            at.append([*range(start, start + shared), *range(begin, len(ids))])
+            ids += rows[host][shared:]
+            positions += range(shared, len(rows[host]))
+            places[host] = [*range(start, start + shared), *range(begin, len(ids))]
             if begin < len(ids):
                 tails.append((begin, len(ids)))
+        at += [places[host][: len(row)] for host, row in zip(found, rows, strict=True)]
         segments.append(Segment((start, start + shared), tuple(tails)))
     return Packed(ids, positions, Segments(tuple(segments)), at)
 
@@ -95,14 +110,14 @@ def pack(groups: Sequence[Sequence[Sequence[int]]]) -> Packed:
 def packed_pairs(rows: Sequence[Sequence[int]]) -> int:
     """Pairs of a token and one that it sees, itself included, of a group once packed."""
     shared = common_prefix(rows)
-    tails = [len(row) - shared for row in rows]
+    tails = [len(rows[host]) - shared for host in set(hosts(rows))]
     return shared * (shared + 1) // 2 + sum(tail * shared + tail * (tail + 1) // 2 for tail in tails)
 
 
 def packed_size(rows: Sequence[Sequence[int]]) -> int:
     """Tokens of a group once packed."""
     shared = common_prefix(rows)
-    return shared + sum(len(row) - shared for row in rows)
+    return shared + sum(len(rows[host]) - shared for host in set(hosts(rows)))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

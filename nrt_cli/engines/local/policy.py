@@ -15,7 +15,7 @@ from nrt_cli.core.logprobs import selected_logprobs
 from nrt_cli.engines.local import attention
 from nrt_cli.engines.local.flex import FlexSegments
 from nrt_cli.engines.local.fused import fuse
-from nrt_cli.engines.local.lora import weight_of
+from nrt_cli.engines.local.lora import table_of
 from nrt_cli.engines.local.packing import pack, packed_pairs, packed_size
 from nrt_cli.engines.local.rounding import allowed_gap, widened
 from nrt_cli.engines.local.throughput import Work
@@ -77,7 +77,8 @@ class Policy:
         return self._selected(rows, *(self._packed if self.packing else self._padded)(rows))
 
     def _selected(self, rows: Sequence[Row], hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        return selected_logprobs(hidden_ND, self.head_weight, targets_N, self._temperatures(rows), self.softcap)
+        weight_VD, *trained = table_of(self.model.get_output_embeddings())
+        return selected_logprobs(hidden_ND, weight_VD, targets_N, self._temperatures(rows), self.softcap, *trained)
 
     def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """Hidden states that predict the scored tokens, and those tokens: a row of the batch for each row."""
@@ -97,14 +98,14 @@ class Policy:
 
     def _packed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """The same, with rows of one prompt side by side in a single row."""
-        packed = pack([[row.ids for row in group] for group in by_prompt(rows)])
+        packed = pack(_read(rows))
         ids, positions = (torch.tensor([column], device=self.device) for column in (packed.ids, packed.positions))
         pattern: attention.Pattern = packed.pattern
         if self.flex:
             pattern = FlexSegments(packed.pattern, len(packed.ids), self.device)
         hidden_GD = attention.run(self.model.base_model, pattern, ids, positions).last_hidden_state[0]
         # The position before a row's token, wherever in the packed row that lies.
-        before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 : -1]]
+        before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 :]]
         return hidden_GD[torch.tensor(before_N, device=self.device)], self._targets(rows)
 
     def _targets(self, rows: Sequence[Row]) -> Tensor:
@@ -123,12 +124,12 @@ class Policy:
     def size(self, rows: Sequence[Row]) -> int:
         """Tokens that a forward pass over these rows computes: packed, or padded."""
         if self.packing:
-            return sum(packed_size([row.ids for row in group]) for group in by_prompt(rows))
+            return sum(map(packed_size, _read(rows)))
         return len(rows) * max(len(row.ids) for row in rows)
 
     def work(self, rows: Sequence[Row], backward: bool = False) -> float:
         """Floating-point operations of one pass over these rows, forward and perhaps back; padding is not work."""
-        groups = [[row.ids for row in group] for group in by_prompt(rows)] if self.packing else [[r.ids] for r in rows]
+        groups = _read(rows) if self.packing else [[row.ids] for row in rows]
         tokens = sum(map(packed_size, groups))
         amounts = tokens, sum(row.scored for row in rows), sum(map(packed_pairs, groups))
         return self._work.forward(*amounts) + (self._work.backward(*amounts) if backward else 0.0)
@@ -143,10 +144,6 @@ class Policy:
             batch.append(row)
         if batch:
             yield batch
-
-    @property
-    def head_weight(self) -> Tensor:
-        return weight_of(self.model.get_output_embeddings())
 
     def _temperatures(self, rows: Sequence[Row]) -> Tensor | None:
         if self.temperature == 1.0:
@@ -228,6 +225,11 @@ class Policy:
 def _has_one_kernel(device: torch.device) -> bool:
     """Whether FlexAttention has a backward pass here."""
     return device.type == "cuda"
+
+
+def _read(rows: Sequence[Row]) -> list[list[tuple[int, ...]]]:
+    """What a packed pass reads of rows, by prompt: all but the last token of each, which predicts none."""
+    return [[row.ids[:-1] for row in group] for group in by_prompt(rows)]
 
 
 def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -185,11 +185,12 @@ def trace_prompt(example: Example, tokens: ThinkTokens) -> tuple[int, ...]:
 
 
 def rollout_of(ids: list[int], logprobs: list[float], tokens: ThinkTokens) -> Rollout:
-    """Cut the stop token off. One other than t_end gets no credit, since t_end takes its place in the sequence."""
+    """Cut off the token that ended the trace."""
     stop: Stop = "cap"
     if ids[-1] == tokens.end_id:
         stop = "end"
     elif ids[-1] in tokens.trace_ends:
         stop = "eos"
-    trace = ids if stop == "cap" else ids[:-1]
-    return Rollout(tuple(trace), tuple(logprobs[:-1] if stop == "eos" else logprobs), stop)
+    if stop == "cap":
+        return Rollout(tuple(ids), tuple(logprobs), stop)
+    return Rollout(tuple(ids[:-1]), tuple(logprobs), stop, ids[-1])

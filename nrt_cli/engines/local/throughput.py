@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nrt_cli.engines.local.loading import native_bfloat16
-from nrt_cli.engines.local.lora import weight_of
+from nrt_cli.engines.local.lora import table_of
 
 CEILING_SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices whose product is timed: large enough that nothing but arithmetic counts."""
@@ -28,7 +28,7 @@ class Work:
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        vocabulary = weight_of(head)
+        vocabulary = table_of(head).weight_VD
         layers = [
             module
             for module in model.modules()

@@ -51,7 +51,9 @@ class NativeReasoning(AgentLoopBase):
         rollout = rollout_of(list(output.token_ids), list(output.log_probs), tokens)
         start = opening[len(example.prompt_ids) :]
         response = [*start, *rollout.trace_ids, tokens.end_id, *example.answer_ids]
-        logprobs = [0.0] * len(start) + list(rollout.sampler_logprobs)
+        # What was said of an eos is not what is said of the t_end in its place.
+        sampled = len(rollout.trace_ids) + (not rollout.forced)
+        logprobs = [0.0] * len(start) + list(rollout.sampler_logprobs[:sampled])
         return AgentLoopOutput(
             prompt_ids=list(example.prompt_ids),
             response_ids=response,

@@ -67,7 +67,7 @@ class Loss:
     def _with_objective(self, device: torch.device) -> Objective:
         """Made where it is used: a user's scheme is a function of their module, which every worker imports itself."""
         if self._objective is None:
-            layout = Layout(self.tokens, self.config.objective.null_trace == "bare", device)
+            layout = Layout.of(self.config.objective, self.tokens, device)
             self._objective = Objective(self.config, layout)
         return self._objective
 

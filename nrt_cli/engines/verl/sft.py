@@ -94,7 +94,7 @@ class VerlSft(VerlRun):
     def __init__(self, config: RunConfig, updates: int, processes: SftProcesses) -> None:
         super().__init__(config, processes)
         self.updates = updates
-        self.layout = Layout(self.tokens, False, torch.device("cpu"))
+        self.layout = Layout(self.tokens, torch.device("cpu"))
 
     def train_step(self, examples: Sequence[Example], step: int) -> tuple[Update, list[RolloutGroup]]:
         """One optimiser step per minibatch."""

@@ -51,7 +51,7 @@ class Steps:
     def __init__(self, config: RunConfig, updates: int, workers: Workers, tokens: ThinkTokens, budget: int) -> None:
         self.config, self.updates, self.workers, self.tokens, self.budget = config, updates, workers, tokens, budget
         self.updated = 0
-        self.layout = Layout(tokens, config.objective.null_trace == "bare", torch.device("cpu"))
+        self.layout = Layout.of(config.objective, tokens, torch.device("cpu"))
         self.objective = Objective(config, self.layout)
         self.clock = Clock(torch.device("cpu"))
 
@@ -151,6 +151,9 @@ class Steps:
         """A minibatch in one pass: the ranks compute the loss of whole groups."""
         count = sum(len(group.rollouts) for group in groups)
         rows = [self.layout.rows_to_score(*pair) for pair in zip(groups, known, strict=True)]
+        # verl's workers take as many rows of every group: one with fewer says its last again, which nothing reads.
+        most = max(map(len, rows))
+        rows = [part + part[-1:] * (most - len(part)) for part in rows]
         places, _ = self._dealt(groups, [sum(len(row.ids) for row in part) for part in rows])
         flat = [row for i in places for row in rows[i]]
         carried = [
@@ -184,7 +187,7 @@ class Steps:
             score.loss.total.backward()
             sizes = [len(pair[0]) for pair in pairs]
             grads = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
-            gradients += list(zip(*(grad.split(sizes) for grad in grads), strict=True))[: len(group.rollouts)]
+            gradients += list(zip(*(grad.split(sizes) for grad in grads), strict=True))[: len(self.layout.rows(group))]
             scores.append(score.detached())
         rows = [row for group in groups for row in self.layout.rows(group)]
         return scores, self._step(self._with_gradients(rows, gradients))

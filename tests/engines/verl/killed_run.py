@@ -65,7 +65,8 @@ def drawn(seed: int, cap: int) -> Rollout:
     """A trace of random words."""
     random = np.random.default_rng(seed)
     ids = tuple(int(i) for i in random.integers(4, 100, random.integers(0, cap + 1)))
-    return Rollout(ids, (-4.6,) * len(ids), "cap") if len(ids) == cap else Rollout(ids, (-4.6,) * (len(ids) + 1), "end")
+    stop = "cap" if len(ids) == cap else "end"
+    return Rollout(ids, (-4.6,) * (len(ids) + (stop == "end")), stop)
 
 
 def main(where: str, config_file: str, *runs: str) -> None:

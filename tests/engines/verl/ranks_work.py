@@ -22,7 +22,8 @@ def batch(tokens: Any, vocabulary: int = 100) -> list[RolloutGroup]:
     groups = []
     for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4, 9), (3, 1, 5, 2), shapes, strict=True)):
         example = Example(i, "made", draw(prompt), (*draw(answer), tokens.eos_id))
-        rollouts = tuple(Rollout(draw(n), (-4.5,) * (n + (stop == "end")), stop) for n, stop in shape)
+        ended_by = {"end": tokens.end_id, "eos": tokens.eos_id, "cap": None}
+        rollouts = tuple(Rollout(draw(n), (-4.5,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
         groups.append(RolloutGroup(example, rollouts))
     return groups
 

@@ -191,13 +191,13 @@ def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(ver
     }
     assert (prompt, response) == ([11, 12], [start, 31, end, 21, eos])
     assert logprobs == [0.0, -0.5, -0.25, 0.0, 0.0]
-    assert extra["rollout"] == Rollout((31,), (-0.5, -0.25), "end")
-    # An eos is no part of the trace, and t_end takes its place; at the cap, t_end is appended: nobody sampled either.
+    assert extra["rollout"] == Rollout((31,), (-0.5, -0.25), "end", end)
+    # An eos is no part of the trace, and t_end takes its place; at the cap, t_end is appended: nobody sampled that.
     # So it is with a trace that would open another.
     for ended in ("eos", "start"):
         _, _, response, logprobs, extra = traces[ended]
         assert (response, logprobs) == ([start, 31, end, 21, eos], [0.0, -0.5, 0.0, 0.0, 0.0])
-        assert extra["rollout"] == Rollout((31,), (-0.5,), "eos")
+        assert extra["rollout"] == Rollout((31,), (-0.5, -0.25), "eos", {"eos": eos, "start": start}[ended])
     _, _, response, logprobs, extra = traces["cap"]
     assert (response, logprobs) == ([start, 31, 32, end, 21, eos], [0.0, -0.5, -0.25, 0.0, 0.0, 0.0])
     assert extra["rollout"] == Rollout((31, 32), (-0.5, -0.25), "cap")
