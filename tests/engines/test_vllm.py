@@ -106,7 +106,7 @@ def plain_logprobs(model, prompt, sampled, temperature=1.0):
 
 def sampled_ids(rollout, tokens):
     """What the policy chose and the sampler reported a number for."""
-    return (*rollout.trace_ids, *((tokens.end_id,) if rollout.stop == "end" else ()))
+    return (*rollout.trace_ids, *(() if rollout.stop == "cap" else (rollout.ended_by,)))
 
 
 def chi_square(counts_V, probs_V):
