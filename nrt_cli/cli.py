@@ -32,6 +32,7 @@ from nrt_cli.commands import (
     reproduce,
     runs,
     score,
+    speedrun,
     train,
 )
 from nrt_cli.errors import ConfigError, NrtError
@@ -64,6 +65,7 @@ app.command(name="reproduce", epilog=reproduce.EXAMPLE)(reproduce.reproduce)
 app.command(name="push", epilog=push.EXAMPLE)(push.push)
 app.add_typer(runs.app, name="runs")
 app.command(name="score", epilog=score.EXAMPLE)(score.score)
+app.command(name="speedrun", epilog=speedrun.EXAMPLE)(speedrun.speedrun)
 
 
 # A flag takes no value, so none is shown: typer would write `<bool>`.

@@ -27,6 +27,19 @@ def studies(incomplete: str) -> list[str]:
     return [*_begun(shipped, incomplete), *_files(incomplete, "*.yaml")]
 
 
+def speedruns(incomplete: str) -> list[str]:
+    from nrt_cli.config.speedrun import TRACKS
+
+    return _begun(TRACKS, incomplete)
+
+
+def entries(incomplete: str) -> list[str]:
+    """Shipped entries of speedruns, and YAML files."""
+    from nrt_cli.config.speedrun import entry_files
+
+    return [*_begun((path.stem for path in entry_files()), incomplete), *_files(incomplete, "*.yaml")]
+
+
 def runs(incomplete: str) -> list[str]:
     """Folders of runs, up to three folders deeper than what is typed; after an @, the steps of a run's checkpoints."""
     path, at, step = incomplete.rpartition("@")

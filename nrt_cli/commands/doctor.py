@@ -61,7 +61,7 @@ def doctor(
     for finding in diagnose(config):
         findings.append(finding)
         if not as_json:
-            _show(finding)
+            show_finding(finding)
     counts = summary(findings)
     record = {"config": name, "counts": counts, "findings": [vars(finding) for finding in findings]}
     console.result(record, as_json, lambda _: _conclude(counts))
@@ -80,7 +80,8 @@ def _config(name: str | None, overrides: list[str] | None, given: dict[str, Any]
     return config.load(str(own) if name and own.is_file() else name, overrides or [], **given)
 
 
-def _show(finding: Any) -> None:
+def show_finding(finding: Any) -> None:
+    """A finding in a line, and what to do about it in another."""
     mark, style = MARKS[finding.verdict]
     line = Text(mark, style=style).append(f"{finding.check}: ", style="bold").append_text(console.plain(finding.found))
     console.stdout.print(line, soft_wrap=True)

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,9 +60,12 @@ class Session:
     sentinel: Sentinel
     profiled: int | None = None
     """The step whose profile was asked for."""
+    enough: "Enough | None" = None
 
 
 MakeDisplay = Callable[[int, int], Progress]
+Enough = Callable[[Sequence[Mapping[str, Any]]], bool]
+"""Whether a run is good enough to end, by its held-out records so far."""
 
 
 class Watching(NamedTuple):
@@ -70,6 +73,7 @@ class Watching(NamedTuple):
 
     make_display: MakeDisplay
     profile: bool
+    enough: Enough | None
 
 
 def train(
@@ -79,6 +83,7 @@ def train(
     make_display: MakeDisplay,
     changes: Sequence[Mapping[str, Any]] = (),
     profile: bool = False,
+    enough: Enough | None = None,
 ) -> dict[str, Any]:
     """Train, or continue training, the run at `run_path`; returns its summary.
 
@@ -86,8 +91,9 @@ def train(
         config: the resolved config; None continues with the run's own, with `changes` on top.
         make_display: called with (steps, steps done) once both are known.
         profile: record where the time of one step goes: this process's second, or its only one.
+        enough: asked after every held-out score; after the first yes there is no further step.
     """
-    how = Watching(make_display, profile)
+    how = Watching(make_display, profile, enough)
     return _continue(run_path, config, how, changes) if resume else _begin(run_path, config, how)
 
 
@@ -170,7 +176,15 @@ def _work(
         engine.tell(display.note)
         profiled = min((done or 0) + 2, inputs.steps) if how.profile else None
         session = Session(
-            run, config, engine, inputs, display, trackers, _sentinel(run, inputs.steps, done or 0), profiled
+            run,
+            config,
+            engine,
+            inputs,
+            display,
+            trackers,
+            _sentinel(run, inputs.steps, done or 0),
+            profiled,
+            how.enough,
         )
         run.event("started" if done is None else "resumed", step=done or 0, command=start.command())
         run.update_manifest(status="running", steps=inputs.steps)
@@ -222,9 +236,19 @@ def _loop(session: Session, done: int) -> None:
             # Before the checkpoint: a run killed in between takes the step again and misses no record.
             if last or (every.validate_every and step % every.validate_every == 0):
                 _score_held_out(session, step)
+                if not last and _is_enough(session, step):
+                    session.inputs, last = replace(session.inputs, steps=step), True
             if last or step % every.checkpoint_every == 0:
                 _save(session, step)
                 saved = step
+            if last:
+                return
+
+
+def _is_enough(session: Session, step: int) -> bool:
+    # A run that was killed may have records of later steps, which it takes again.
+    records = [record for record in session.run.metrics("held_out") if record["step"] <= step]
+    return session.enough is not None and session.enough(records)
 
 
 def _stop(session: Session, step: int, saved: int, number: int) -> None:

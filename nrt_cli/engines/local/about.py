@@ -13,6 +13,8 @@ class About:
 
     `suffix` is the last line that all questions of its training had.
     `stops` are the tokens that end its answers; a model that was prepared before they were recorded names none.
+    `source` is the fingerprint of what it was prepared from, `prepared` its own at that time, which an exported model
+    lacks.
     """
 
     think_start: str | None
@@ -20,6 +22,8 @@ class About:
     thinks: bool
     stops: tuple[str, ...] = ()
     suffix: str | None = None
+    source: str | None = None
+    prepared: str | None = None
 
 
 def read_about(folder: Path) -> About:
@@ -36,7 +40,15 @@ def read_about(folder: Path) -> About:
         start, end = about["tokens"]["think_start"], about["tokens"]["think_end"]
         trained = about.get("training", {})
         stops = tuple(stop["token"] for stop in about.get("stop_tokens", ()))
-        return About(start and start["token"], end["token"], trained.get("thinks", True), stops, trained.get("suffix"))
+        return About(
+            start and start["token"],
+            end["token"],
+            trained.get("thinks", True),
+            stops,
+            trained.get("suffix"),
+            about.get("source_fingerprint"),
+            about.get("fingerprint"),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{file}: is damaged; make the model again with `nrt model prepare`.") from None
 

@@ -1,0 +1,130 @@
+"""`nrt speedrun`: how soon a model thinks, as an entry of a table; the table; and an entry, run again."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from nrt_cli import console
+from nrt_cli.commandline import nrt
+from nrt_cli.commands import completion
+from nrt_cli.commands.config import AsJson, Overrides
+from nrt_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nrt_cli.config.speedrun import Entry
+    from nrt_cli.workflows.speedrun import Verified
+
+EXAMPLE = "Example: nrt speedrun digits --set optimiser.lr=1e-3"
+
+
+def speedrun(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[digits|real]", autocompletion=completion.speedruns, show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(autocompletion=completion.models, help="Prepared starting model, for real.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where runs and entries go.")] = Path("speedruns"),
+    verify: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.entries, metavar="ENTRY", help="Run an entry again and compare."),
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Print the table of the entries that were sent in.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train until the held-out questions are answered right, and say how long it took. An interrupted one goes on.
+
+    Ends with 1 where it never got there, or where --verify finds another result. `nrt help speedrun` has the rules.
+    """
+    if table + (verify is not None) + (name is not None) != 1 or (
+        (table or verify) and (overrides or seed is not None)
+    ):
+        raise ConfigError("say one thing: which speedrun, with --seed and --set; or --verify ENTRY; or --table.")
+    if table:
+        _table(as_json)
+        return
+    from nrt_cli.progress import choose, print_json_line
+    from nrt_cli.workflows import speedrun as work
+
+    display = partial(choose, as_json)
+    if verify is not None:
+        found = work.verify(verify, out, display, model)
+        if as_json:
+            sides = {"entry": found.entry.model_dump(), "here": found.here.model_dump(), "run": str(found.run)}
+            print_json_line({"kind": "summary", **sides, "findings": [vars(finding) for finding in found.findings]})
+        else:
+            _compare(found)
+        if any(finding.verdict == "problem" for finding in found.findings):
+            raise typer.Exit(1)
+        return
+    attempt = work.plan(str(name), out, overrides or (), seed, model)
+    entry = work.speedrun(attempt, display)
+    if as_json:
+        print_json_line({"kind": "summary", **entry.model_dump(), "run": str(attempt.run), "entry": str(attempt.entry)})
+    else:
+        _show(entry, attempt.entry)
+    if entry.minutes is None:
+        raise typer.Exit(1)
+
+
+def _table(as_json: bool) -> None:
+    from nrt_cli.config.speedrun import entry_files, read_entry
+    from nrt_cli.workflows.speedrun_table import markdown, standings
+
+    rows = standings([read_entry(str(file)) for file in entry_files()])
+    record = [
+        {"track": row.track, "machine": row.machine, "entries": [entry.model_dump() for entry in row.entries]}
+        for row in rows
+    ]
+    console.result(record, as_json, lambda _: console.page(markdown(rows)))
+
+
+def _show(entry: "Entry", file: Path) -> None:
+    from nrt_cli.config.speedrun import TRACKS
+
+    track, last = TRACKS[entry.track], entry.scores[-1]
+    if entry.minutes is None:
+        told = (
+            f"{entry.track}: never {track.threshold:.0%} twice in a row in {last.step} steps ({last.seconds / 60:.2f} "
+            f"minutes of training); the best score was {entry.best:.0%}."
+        )
+    else:
+        told = (
+            f"{entry.track}: {track.threshold:.0%} of {track.questions} held-out questions twice in a row after "
+            f"{entry.steps} steps, {entry.minutes:.2f} minutes of training."
+        )
+    _print(f"{told}\n{entry.machine.name}, {entry.machine.setup}; load {entry.machine.load:.1f}.")
+    if entry.commit is None or not entry.clean:
+        _print("What ran is in no commit; commit it and run again before you send the entry in.")
+    _print(f"entry: {file}\nagain: {nrt('speedrun', '--verify', file)}")
+
+
+def _compare(found: "Verified") -> None:
+    """Both sides score by score, then what that says."""
+    from nrt_cli.commands.doctor import show_finding
+
+    sides = (found.entry, found.here)
+    table = Table("step", box=None, padding=(0, 3, 0, 0))
+    for title in ("entry", "here", "entry, s", "here, s"):
+        table.add_column(title, justify="right")
+    by_step = [{score.step: score for score in side.scores} for side in sides]
+    for step in sorted({*by_step[0], *by_step[1]}):
+        scores = [side.get(step) for side in by_step]
+        accuracies = ["-" if score is None else f"{score.accuracy:.1%}" for score in scores]
+        seconds = ["-" if score is None else f"{score.seconds:.1f}" for score in scores]
+        table.add_row(str(step), *accuracies, *seconds)
+    console.stdout.print(table)
+    minutes = ["never" if side.minutes is None else f"{side.minutes:.2f}" for side in sides]
+    _print(f"minutes: {minutes[0]} on {found.entry.machine.name}, load {found.entry.machine.load:.1f}")
+    _print(f"         {minutes[1]} here, {found.here.machine.name}, load {found.here.machine.load:.1f} ({found.run})")
+    for finding in found.findings:
+        show_finding(finding)
+
+
+def _print(text: str) -> None:
+    console.stdout.print(console.plain(text), soft_wrap=True)
