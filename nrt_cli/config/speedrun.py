@@ -34,7 +34,7 @@ class Track:
 
 
 TRACKS = {
-    "digits": Track("quickstart", 0.9, 2, 128, "47d2a315739eb92efe2856f88404995bfe6363812487b093c4f9bd400f6ac7f2"),
+    "digits": Track("quickstart", 0.9, 2, 128, "c9a8a651a2cf5b9340e5ab4b155f3431eb3a911f09e039f13f5fc01d05f58b84"),
     "real": Track("real", 0.8, 2, 64, None),
 }
 
