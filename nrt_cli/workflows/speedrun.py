@@ -19,12 +19,13 @@ from nrt_cli.config.speedrun import FIXED, TRACKS, Entry, Machine, Score, entry_
 from nrt_cli.engines.local.about import read_about
 from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
-from nrt_cli.files import listing_sha256
 from nrt_cli.store import Run
 from nrt_cli.store.reports import write_report
 from nrt_cli.workflows.findings import Finding
 from nrt_cli.workflows.models import locate_model
 from nrt_cli.workflows.train import MakeDisplay, train
+
+PROGRAM = Path(nrt_cli.__file__).parent
 
 ROUNDED_FIRST = 0.02
 """How much of the questions rounding may decide for a model that is still the same."""
@@ -92,13 +93,15 @@ def plan(
 
 
 def _digest(config: RunConfig) -> str:
-    code = listing_sha256(sorted(Path(nrt_cli.__file__).parent.rglob("*.py")))
-    return hashlib.sha256(f"{code} {configs.to_yaml(config)}".encode()).hexdigest()[:8]
+    found = hashlib.sha256(configs.to_yaml(config).encode())
+    for file in sorted(PROGRAM.rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def _commit() -> tuple[str | None, bool]:
     """The checkout's commit, None where there is none, and whether what decides a run is as it was committed."""
-    root = Path(nrt_cli.__file__).parent.parent
+    root = PROGRAM.parent
 
     def git(*words: str) -> str | None:
         try:

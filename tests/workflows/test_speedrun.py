@@ -178,7 +178,7 @@ def test_another_program_and_other_settings_are_other_runs(tmp_path, monkeypatch
     assert len(places) == 3
     assert work.plan("digits", tmp_path, ("seed=1",)).run == work.plan("digits", tmp_path, (), 1).run
     assert work.plan("digits", tmp_path, ("optimiser.lr=1e-3",), 2).changed == {"optimiser.lr": 1e-3}
-    monkeypatch.setattr(work, "listing_sha256", lambda files: "another program")
+    monkeypatch.setattr(work, "PROGRAM", tmp_path)
     assert work.plan("digits", tmp_path).run not in places
 
 
