@@ -1,9 +1,11 @@
 """`nrt doctor`: is this machine, model, data and config fit to train?"""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from nrt_cli import console
@@ -46,14 +48,21 @@ def doctor(
     data: TrainData = None,
     validation: HeldOutData = None,
     overrides: Overrides = None,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="Instead, try other caps, K, temperatures and schemes on one bank.")
+    ] = False,
+    questions: Annotated[int, typer.Option(min=1, help="Questions that --forecast asks.")] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Two minutes that save a week: one tiny step, looked at from all sides. Each finding says what to do.
+    """Two minutes that save a week: eight questions and one tiny step, looked at from all sides.
 
-    Exits with 1 where there is a problem. Nothing is written.
+    Each finding says what to do. Exits with 1 where there is a problem. Nothing is written.
     """
     given = flags(method=method) | section("model", path=model) | section("data", train=data, validation=validation)
     config = _config(name, overrides, given)
+    if forecast:
+        _forecast(config, questions, as_json)
+        return
 
     from nrt_cli.workflows.doctor import diagnose, summary
 
@@ -67,6 +76,53 @@ def doctor(
     console.result(record, as_json, lambda _: _conclude(counts))
     if counts["problem"]:
         raise typer.Exit(1)
+
+
+def _forecast(config: "RunConfig | None", questions: int, as_json: bool) -> None:
+    if config is None:
+        raise typer.BadParameter("name a config: nrt doctor CONFIG --forecast", param_hint="CONFIG")
+
+    from nrt_cli.workflows.doctor_forecast import forecast
+
+    found = forecast(config, questions, console.note)
+    console.result(found.record(), as_json, lambda _: _show_forecast(found))
+
+
+def _show_forecast(found: Any) -> None:
+    """Two tables, of the config's own scheme and of all schemes under its own settings, and what they say."""
+    own = found.own
+    of_scheme = [cell for cell in found.cells if cell.method == own.method]
+    of_settings = [cell for cell in found.cells if cell.changes | {"method": own.method} == own.changes]
+    for title, cells in ((f"{own.method}, of {found.questions}", of_scheme), ("all schemes", of_settings)):
+        console.show(_cells(title, cells, own))
+    console.stdout.print(console.plain(found.said), soft_wrap=True)
+    if found.settings:
+        from nrt_cli.commandline import pasted
+
+        console.stdout.print(console.plain(f"  {pasted([*found.settings])}"), soft_wrap=True)
+
+
+def _cells(title: str, cells: list[Any], own: Any) -> Table:
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("scheme", "temperature", "cap", "K"):
+        table.add_column(column, justify="left" if column == "scheme" else "right")
+    for column in ("live groups", "closed", "right", "mixed", "right preferred", "cost", ""):
+        table.add_column(column, justify="right" if column else "left")
+    share = lambda value: "-" if math.isnan(value) else f"{value:.0%}"  # noqa: E731
+    for cell in cells:
+        seen = cell.found
+        shares = (seen.alive, seen.closed, seen.right_share, seen.mixed, seen.agrees)
+        mark = Text(seen.mark, style={"dead": "red", "weak": "yellow", "signal": "green"}[seen.mark])
+        table.add_row(
+            cell.method,
+            f"{cell.temperature:g}",
+            str(cell.cap),
+            str(cell.group_size),
+            *map(share, shares),
+            f"{cell.cost:.2f}",
+            mark.append(", as configured" if cell == own else "", style="dim"),
+        )
+    return table
 
 
 def _config(name: str | None, overrides: list[str] | None, given: dict[str, Any]) -> "RunConfig | None":

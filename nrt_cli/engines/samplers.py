@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nrt_cli.config import RunConfig
+from nrt_cli.config import RolloutSection, RunConfig
 from nrt_cli.engines.canary import Canary
 from nrt_cli.engines.local.decoding import open_batch, prepacked
 from nrt_cli.engines.local.sampler import evaluating, sample_groups
@@ -19,6 +19,8 @@ class Sampler(Protocol):
     """Samples traces from the policy as it is; what a trace samples depends on its key alone."""
 
     name: str
+    settings: RolloutSection
+    """How the next traces are sampled; may be changed between calls, but for what was decided when it was made."""
 
     def update(self) -> None:
         """The policy's weights changed: whoever holds a copy makes a new one before the next trace."""

@@ -10,10 +10,11 @@ from nrt_cli.config import RunConfig
 from nrt_cli.core.overlap import described, warnings
 from nrt_cli.data.examples import read_texts
 from nrt_cli.engines.local.checks import prompt_doubts, prompt_problems, token_problems
+from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.engines.local.loading import load_tokenizer, load_tokens, read_config
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
-from nrt_cli.workflows import doctor_model, start
+from nrt_cli.workflows import doctor_model, doctor_sample, start
 from nrt_cli.workflows.doctor_environment import environment
 from nrt_cli.workflows.findings import Finding, advised, guarded, of_error
 from nrt_cli.workflows.overlap import overlap
@@ -154,9 +155,16 @@ def _verl(config: RunConfig) -> Iterator[Finding]:
 
 
 def _on_rows(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
-    """One step of the engine on a few questions, looked at from all sides."""
+    """The run's engine: eight questions as they would be sampled, then a small step, looked at from all sides."""
     try:
-        trial = doctor_model.tried(config, inputs.train)
+        engine = LocalEngine(config, 1)
+    except Exception as error:
+        yield of_error("engine", error)
+        return
+    # First, since a step changes the weights.
+    yield from guarded("sample", lambda: doctor_sample.sample(doctor_sample.open_sampler(config, engine, inputs)))
+    try:
+        trial = doctor_model.tried(config, engine, inputs.train)
     except Exception as error:
         yield of_error("one step", error)
         return

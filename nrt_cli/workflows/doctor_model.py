@@ -69,10 +69,13 @@ class Trial:
         return self.passes[-1].update
 
 
-def tried(config: RunConfig, train: ExampleSet) -> Trial:
+def tried(config: RunConfig, engine: LocalEngine, train: ExampleSet) -> Trial:
     """A small step of a run's own engine on its first questions. Nothing is saved."""
     config = small(config)
-    trial = Trial(config, LocalEngine(config, 1), [train[i] for i in range(min(QUESTIONS, len(train)))])
+    engine.config = config
+    if engine.sampler is not None:
+        engine.sampler.settings = config.rollout
+    trial = Trial(config, engine, [train[i] for i in range(min(QUESTIONS, len(train)))])
     trial.engine.tell(lambda _: None)
     attempt(trial)
     return trial

@@ -22,6 +22,7 @@ from nrt_cli.workflows.doctor import diagnose, summary
 from nrt_cli.workflows.findings import Finding, of_error
 from nrt_cli.workflows.memory import Peak, peak_memory
 
+SAMPLED = ["accuracy", "how traces end", "right traces", "answer's habit", "signal"]
 ON_ROWS = [
     "positions",
     "fused against plain log-probs",
@@ -56,7 +57,7 @@ def found(tiny_config):
 
 def test_a_sound_config_has_no_problem(found):
     findings = found("method=am", "train.micro_batch_tokens=4096")
-    assert list(findings) == ["token ids", "data", "held-out questions", "template", *ON_ROWS]
+    assert list(findings) == ["token ids", "data", "held-out questions", "template", *SAMPLED, *ON_ROWS]
     assert [f for f in findings.values() if f.verdict == "problem"] == []
     assert findings["rollout against trainer log-probs"].details["max"] < 1e-4
     assert findings["stale-weight canary"].details["moved"] > 0
@@ -70,6 +71,8 @@ def test_sft_has_the_checks_that_need_no_trace(found):
         "data",
         "held-out questions",
         "template",
+        "accuracy",
+        "answer's habit",
         "fused against plain log-probs",
         "memory",
         "time",
