@@ -109,10 +109,9 @@ def prospects(groups: Sequence[SampledGroup], scheme: Scheme, objective: Objecti
         questions=len(groups),
         traces=len(traces),
         length=mean([trace.tokens for trace in traces]),
-        **{
-            name: mean([trace.stop == stop for trace in traces])
-            for name, stop in (("closed", "end"), ("cut", "cap"), ("eos", "eos"))
-        },
+        closed=mean([trace.stop == "end" for trace in traces]),
+        cut=mean([trace.stop == "cap" for trace in traces]),
+        eos=mean([trace.stop == "eos" for trace in traces]),
         empty=mean([not trace.tokens for trace in traces]),
         graded=len(scores),
         right=right,
