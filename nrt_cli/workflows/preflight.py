@@ -16,6 +16,7 @@ from nrt_cli.core.plan import plan
 from nrt_cli.core.schemes import get_scheme
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.engines import machine
+from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.engines.local.loading import load_tokens, resolved
 from nrt_cli.engines.local.shapes import model_shape
 from nrt_cli.engines.verl import settings
@@ -269,7 +270,7 @@ def _gradient(config: RunConfig, examples: ExampleSet) -> Check:
     """Each term's share of the gradient, of a small step that is not kept."""
     start.use_threads(config)
     config = start.new_config(config)
-    metrics = tried(config, examples).update.metrics
+    metrics = tried(config, LocalEngine(config, 1), examples).update.metrics
     doubt = balance.doubt(metrics, config.objective)
     text = f"{balance.described(metrics)}; {doubt}" if doubt else balance.described(metrics)
     return Check("gradient", None if doubt else True, text)
