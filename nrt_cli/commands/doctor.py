@@ -93,8 +93,11 @@ def _show_forecast(found: Any) -> None:
     own = found.own
     of_scheme = [cell for cell in found.cells if cell.method == own.method]
     of_settings = [cell for cell in found.cells if cell.changes | {"method": own.method} == own.changes]
-    for title, cells in ((f"{own.method}, of {found.questions}", of_scheme), ("all schemes", of_settings)):
-        console.show(_cells(title, cells, own))
+    for title, cells in (
+        (f"{own.method}, of {found.questions} (> as configured)", of_scheme),
+        ("All schemes, under the config's other settings", of_settings),
+    ):
+        console.show(_cells(title, cells, own), least=("closed", "mixed"))
     console.stdout.print(console.plain(found.said), soft_wrap=True)
     if found.settings:
         from nrt_cli.commandline import pasted
@@ -114,13 +117,13 @@ def _cells(title: str, cells: list[Any], own: Any) -> Table:
         shares = (seen.alive, seen.closed, seen.right_share, seen.mixed, seen.agrees)
         mark = Text(seen.mark, style={"dead": "red", "weak": "yellow", "signal": "green"}[seen.mark])
         table.add_row(
-            cell.method,
+            f"{'> ' if cell == own else '  '}{cell.method}",
             f"{cell.temperature:g}",
             str(cell.cap),
             str(cell.group_size),
             *map(share, shares),
             f"{cell.cost:.2f}",
-            mark.append(", as configured" if cell == own else "", style="dim"),
+            mark,
         )
     return table
 
