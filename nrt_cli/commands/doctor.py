@@ -93,11 +93,10 @@ def _show_forecast(found: Any) -> None:
     own = found.own
     of_scheme = [cell for cell in found.cells if cell.method == own.method]
     of_settings = [cell for cell in found.cells if cell.changes | {"method": own.method} == own.changes]
-    for title, cells in (
-        (f"{own.method}, of {found.questions} (> as configured)", of_scheme),
-        ("All schemes, under the config's other settings", of_settings),
-    ):
-        console.show(_cells(title, cells, own), least=("closed", "mixed"))
+    rollout = {"temperature": "rollout.temperature", "cap": "rollout.max_trace_tokens", "K": "rollout.group_size"}
+    title = f"{own.method}, of {found.questions} (> as configured)"
+    console.show(_cells(title, rollout, of_scheme, own), least=("closed", "mixed"))
+    console.show(_cells("all schemes, with the config's other settings", {"scheme": "method"}, of_settings, own))
     console.stdout.print(console.plain(found.said), soft_wrap=True)
     if found.settings:
         from nrt_cli.commandline import pasted
@@ -105,25 +104,20 @@ def _show_forecast(found: Any) -> None:
         console.stdout.print(console.plain(f"  {pasted([*found.settings])}"), soft_wrap=True)
 
 
-def _cells(title: str, cells: list[Any], own: Any) -> Table:
+def _cells(title: str, keys: dict[str, str], cells: list[Any], own: Any) -> Table:
     table = Table(title=title, title_justify="left", box=None)
-    for column in ("scheme", "temperature", "cap", "K"):
+    for column in ("", *keys, "live groups", "closed", "right", "mixed", "right preferred", "cost"):
         table.add_column(column, justify="left" if column == "scheme" else "right")
-    for column in ("live groups", "closed", "right", "mixed", "right preferred", "cost", ""):
-        table.add_column(column, justify="right" if column else "left")
-    share = lambda value: "-" if math.isnan(value) else f"{value:.0%}"  # noqa: E731
+    table.add_column("")
     for cell in cells:
         seen = cell.found
         shares = (seen.alive, seen.closed, seen.right_share, seen.mixed, seen.agrees)
-        mark = Text(seen.mark, style={"dead": "red", "weak": "yellow", "signal": "green"}[seen.mark])
         table.add_row(
-            f"{'> ' if cell == own else '  '}{cell.method}",
-            f"{cell.temperature:g}",
-            str(cell.cap),
-            str(cell.group_size),
-            *map(share, shares),
+            ">" if cell == own else "",
+            *(str(cell.changes[key]) for key in keys.values()),
+            *("-" if math.isnan(share) else f"{share:.0%}" for share in shares),
             f"{cell.cost:.2f}",
-            mark,
+            Text(seen.mark, style={"dead": "red", "weak": "yellow", "signal": "green"}[seen.mark]),
         )
     return table
 

@@ -6,6 +6,7 @@ scheme a function of log-probabilities that are there.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -171,21 +172,20 @@ def _nearest(own: Cell, with_signal: Sequence[Cell]) -> Cell | None:
 
 
 def _said(own: Cell, chosen: Cell | None, cells: Sequence[Cell]) -> str:
-    """Where there is signal, and what of it is the config's own."""
-    counts = []
+    """Where there is signal, what is dead, and what the config's own settings are."""
+    marks = Counter(cell.found.mark for cell in cells)
+    said = f"Of {len(cells)} cells {marks['signal']} have signal, {marks['weak']} are weak and {marks['dead']} dead"
+    where = []
     for key, name in zip(own.changes, ("", "temperature ", "cap ", "K "), strict=True):
-        values = dict.fromkeys(cell.changes[key] for cell in cells)
-        alike = {value: [cell for cell in cells if cell.changes[key] == value] for value in values}
-        shares = (
-            f"{name}{value} {sum(c.found.mark == 'signal' for c in each)} of {len(each)}"
-            for value, each in alike.items()
-        )
-        counts.append(", ".join(shares))
-    where = f"Cells with signal: {'; '.join(counts)}."
+        counts = {}
+        for value in dict.fromkeys(cell.changes[key] for cell in cells):
+            alike = [cell.found.mark == "signal" for cell in cells if cell.changes[key] == value]
+            counts[f"{name}{value}"] = (sum(alike), len(alike))
+        if len(set(counts.values())) > 1:  # else it does not matter
+            where.append(", ".join(f"{value} {some} of {all_}" for value, (some, all_) in counts.items()))
+    said += f"; with signal: {'; '.join(where)}." if where else "."
     if chosen is None:
-        return (
-            f"{where} None has signal: other questions, another form of them (--suffix) or a larger model are needed."
-        )
+        return f"{said} None has signal: other questions, another form of them (--suffix) or a larger model are needed."
     if chosen is own:
-        return f"{where} The config's own settings have signal."
-    return f"{where} The config's own settings are {own.found.mark}; the nearest that have signal:"
+        return f"{said} The config's own settings have signal."
+    return f"{said} The config's own settings are {own.found.mark}; the nearest that have signal:"

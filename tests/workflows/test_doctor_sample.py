@@ -197,7 +197,7 @@ def test_the_command_shows_cells_and_what_to_paste(nrt, tiny_yaml):
     assert [cell["cost"] for cell in cells if {key: cell[key] for key in record["own"]} == record["own"]] == [1]
     shown = nrt("doctor", tiny_yaml, "--method", "am", "--forecast", "--questions", 2)
     assert shown.code == 0
-    assert sum(line.startswith("> am ") for line in shown.out.splitlines()) == 2  # once in each table
+    assert sum(line.strip().startswith("> ") for line in shown.out.splitlines()) == 2  # once in each table
     assert "minutes left" in shown.err
     refused = nrt("doctor", tiny_yaml, "--method", "sft", "--forecast")
     assert (refused.code, "--method" in refused.err) == (1, True)
