@@ -5,6 +5,7 @@ when the text of any row changes, or for one task its entry in `VERSIONS`: the f
 """
 
 import random
+import zlib
 from collections.abc import Callable
 
 from nrt_cli.data import digits
@@ -46,11 +47,39 @@ def _shopping(rng: random.Random) -> tuple[str, str]:
     return question[0].upper() + question[1:], str(n * p + m * q)
 
 
+_SET, _NUMBERS, _MOST_COMMON = 6, 15, 5
+"""Elements of each set, the numbers they are of, and how many both may have, each number of them equally often."""
+
+
+def sets_held_out(one: set[int], other: set[int]) -> bool:
+    """Whether two sets are kept from what `sets` trains on: a fifth of all pairs, whichever comes first."""
+    return zlib.crc32(repr(sorted(map(sorted, (one, other)))).encode()) % 5 == 0
+
+
+def _sets(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
+    """A line of Python that counts what two sets share: found by looking, not by arithmetic."""
+    while True:
+        common = rng.randint(1, _MOST_COMMON)
+        drawn = rng.sample(range(1, _NUMBERS + 1), 2 * _SET - common)
+        one, other = set(drawn[:_SET]), set(drawn[_SET - common :])
+        if sets_held_out(one, other) == held_out:
+            break
+    shown = [", ".join(map(str, sorted(each))) for each in (one, other)]
+    return f"print(len({{{shown[0]}}} & {{{shown[1]}}}))\nWhat does this program print?", str(common)
+
+
+def _sets_held_out(rng: random.Random) -> tuple[str, str]:
+    """One that `sets` never has."""
+    return _sets(rng, held_out=True)
+
+
 TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sums": _sums,
     "shopping": _shopping,
     "digits": digits.pair,
     "digits-held-out": digits.held_out_pair,
+    "sets": _sets,
+    "sets-held-out": _sets_held_out,
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,28 @@ def test_a_wrong_generator_says_what_there_is(spec: str, message: str) -> None:
 
 
 def test_task_names_are_the_ones_documented() -> None:
-    assert set(generated.TASKS) == {"sums", "shopping", "digits", "digits-held-out"}
+    assert set(generated.TASKS) == {"sums", "shopping", "digits", "digits-held-out", "sets", "sets-held-out"}
+
+
+def test_shared_elements_are_counted_and_nothing_held_out_is_trained_on() -> None:
+    """By a second way to the answer, and with the two sets in either order."""
+    seen = {}
+    for task in ("sets", "sets-held-out"):
+        rows = read(f"generated:{task}?size=1000")
+        pairs = []
+        for row in rows:
+            program, asked = row.values["question"].split("\n")
+            assert asked == "What does this program print?"
+            one, other = (frozenset(_numbers(part)) for part in program.split("&"))
+            assert len(one) == len(other) == 6
+            assert row.values["answer"] == str(12 - len(one | other))
+            pairs.append(frozenset((one, other)))
+        seen[task] = set(pairs)
+        answers = Counter(row.values["answer"] for row in rows)
+        assert set(answers) == set("12345")
+        assert max(answers.values()) < 250  # of 1000: no answer is a good guess
+    assert len(seen["sets"]) > 900
+    assert seen["sets"].isdisjoint(seen["sets-held-out"])
 
 
 @pytest.fixture
