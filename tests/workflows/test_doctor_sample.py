@@ -200,4 +200,4 @@ def test_the_command_shows_cells_and_what_to_paste(nrt, tiny_yaml):
     assert sum(line.strip().startswith("> ") for line in shown.out.splitlines()) == 2  # once in each table
     assert "minutes left" in shown.err
     refused = nrt("doctor", tiny_yaml, "--method", "sft", "--forecast")
-    assert (refused.code, "--method" in refused.err) == (1, True)
+    assert (refused.code, "--method" in refused.err) == (2, True)
