@@ -162,7 +162,7 @@ def _on_rows(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
         yield of_error("engine", error)
         return
     # First, since a step changes the weights.
-    yield from guarded("sample", lambda: doctor_sample.sample(doctor_sample.open_sampler(config, engine, inputs)))
+    yield from guarded("sample", lambda: doctor_sample.sample(doctor_sample.interview_of(config, engine, inputs)))
     try:
         trial = doctor_model.tried(config, engine, inputs.train)
     except Exception as error:

@@ -21,7 +21,7 @@ from nrt_cli.engines.local.loading import positions
 from nrt_cli.errors import ConfigError
 from nrt_cli.records import RolloutGroup
 from nrt_cli.workflows import start
-from nrt_cli.workflows.doctor_sample import STEP, Sampler, open_sampler
+from nrt_cli.workflows.doctor_sample import STEP, Interview, interview_of
 
 COOLER, USUAL = 0.7, 1.0
 """The other temperature that is tried: 0.7, or 1 where that is the config's own or below it."""
@@ -87,8 +87,8 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     caps, sizes, temperatures = _grid(config, inputs.train.longest_with(lambda _: 0))
     rollout = config.rollout.model_copy(update={"max_trace_tokens": max(caps), "group_size": max(sizes)})
     largest = config.model_copy(update={"rollout": rollout})
-    sampler = open_sampler(largest, LocalEngine(largest, 1), inputs, count)
-    banks = _banks(sampler, caps, temperatures, say)
+    interview = interview_of(largest, LocalEngine(largest, 1), inputs, count)
+    banks = _banks(interview, caps, temperatures, say)
     methods = dict.fromkeys((config.method, *SCHEMES))
     found = {
         (method, temperature, cap, size): prospects(
@@ -106,7 +106,7 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     own = cells[own_key]
     chosen = _nearest(own, [cell for cell in cells.values() if cell.found.mark == "signal"])
     changed = {key: value for key, value in chosen.changes.items() if own.changes[key] != value} if chosen else {}
-    asked = f"{len(sampler.examples)} {sampler.whose}" + (f" ({sampler.ungraded})" if sampler.ungraded else "")
+    asked = f"{len(interview.examples)} {interview.whose}" + (f" ({interview.ungraded})" if interview.ungraded else "")
     return Forecast(asked, own, tuple(cells.values()), _said(own, chosen, [*cells.values()]), tuple(settings(changed)))
 
 
@@ -121,10 +121,10 @@ def _grid(config: RunConfig, longest: int) -> tuple[list[int], list[int], list[f
 
 
 def _banks(
-    sampler: Sampler, caps: Sequence[int], temperatures: Sequence[float], say: Callable[[str], None]
+    interview: Interview, caps: Sequence[int], temperatures: Sequence[float], say: Callable[[str], None]
 ) -> dict[tuple[float, int], list[SampledGroup]]:
     """The groups of all questions by temperature and cap, a few questions at a time."""
-    config, engine, examples, pairs = sampler.config, sampler.engine, sampler.examples, sampler.pairs
+    config, engine, examples, pairs = interview.config, interview.engine, interview.examples, interview.pairs
     assert engine.sampler is not None
     together = max(1, config.rollout.batch_rows // config.rollout.group_size)
     parts = [*product(temperatures, range(0, len(examples), together))]
@@ -137,7 +137,7 @@ def _banks(
     started = time.perf_counter()
     for done, (temperature, first) in enumerate(parts, 1):
         part = replace(
-            sampler, examples=examples[first : first + together], pairs=pairs[first : first + together], known={}
+            interview, examples=examples[first : first + together], pairs=pairs[first : first + together], known={}
         )
         engine.sampler.settings = config.rollout.model_copy(update={"temperature": temperature})
         groups = engine.sampler.sample_groups(

@@ -45,7 +45,7 @@ EASIER = (
 
 
 @dataclass
-class Sampler:
+class Interview:
     """An engine and a few questions: how likely the right answer is after a trace, and what the model answers.
 
     Both are asked once of each trace, however often that was sampled. `ungraded` is why there are no scores, "" where
@@ -71,9 +71,11 @@ class Sampler:
         return [] if self.ungraded else [i for i, pair in enumerate(self.pairs) if pair.grader != "none"]
 
     def longer(self) -> str:
-        """The setting that doubles the cap, as far as the model has positions for it."""
+        """The setting that doubles the cap, as far as the model has positions for it; "" where it has none."""
         rollout, limit = self.config.rollout, positions(self.config.model.path)
         room = math.inf if limit is None else limit - self.inputs.train.longest_with(lambda _: 0)
+        if room <= rollout.max_trace_tokens:
+            return ""
         wanted = {"rollout.max_trace_tokens": min(2 * rollout.max_trace_tokens, room)}
         if rollout.max_response_tokens is not None:
             wanted["rollout.max_response_tokens"] = rollout.max_response_tokens + rollout.max_trace_tokens
@@ -133,7 +135,7 @@ class Sampler:
         return [*answer_logprobs(rows, examples, lambda rows: policy.score_without_gradient(rows, budget))]
 
 
-def open_sampler(config: RunConfig, engine: LocalEngine, inputs: Inputs, count: int = QUESTIONS) -> Sampler:
+def interview_of(config: RunConfig, engine: LocalEngine, inputs: Inputs, count: int = QUESTIONS) -> Interview:
     """`count` questions at random, of the held-out ones if there are any, and how they are graded."""
     examples, path, whose = inputs.train, config.data.train, "training questions"
     if inputs.validation is not None:
@@ -142,7 +144,7 @@ def open_sampler(config: RunConfig, engine: LocalEngine, inputs: Inputs, count: 
     chosen = [examples[int(i)] for i in sorted(order[:count])]
     pairs = graded_pairs(Path(path), [example.index for example in chosen])
     cap = answer_cap(max(len(example.answer_ids) for example in chosen), config.longest_answer)
-    return Sampler(config, engine, chosen, inputs, pairs, whose, suffix_of(Path(path)), _ungraded(pairs), cap)
+    return Interview(config, engine, chosen, inputs, pairs, whose, suffix_of(Path(path)), _ungraded(pairs), cap)
 
 
 def _ungraded(pairs: Sequence[Pair]) -> str:
@@ -158,46 +160,46 @@ def _ungraded(pairs: Sequence[Pair]) -> str:
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def sample(sampler: Sampler) -> Iterator[Finding]:
+def sample(interview: Interview) -> Iterator[Finding]:
     """What the questions show of a run that has not begun: accuracies, traces, the answer, the scheme's signal."""
-    yield _accuracy(sampler)
-    objective, layout = sampler.engine.objective, sampler.engine.layout
+    yield _accuracy(interview)
+    objective, layout = interview.engine.objective, interview.engine.layout
     if objective is None:
-        direct = sampler.logprobs([layout.direct_row(example) for example in sampler.examples], sampler.examples)
-        yield _habit(sampler, {"directly": [[logprobs_T] for logprobs_T in direct]})
+        direct = interview.logprobs([layout.direct_row(example) for example in interview.examples], interview.examples)
+        yield _habit(interview, {"directly": [[logprobs_T] for logprobs_T in direct]})
         return
-    groups = sampler.looked_at(sampler.engine.sample(sampler.examples, STEP))
-    found = prospects(groups, objective.scheme, sampler.config.objective)
-    yield _ends(found, sampler)
-    yield _right(found, sampler)
+    groups = interview.looked_at(interview.engine.sample(interview.examples, STEP))
+    found = prospects(groups, objective.scheme, interview.config.objective)
+    yield _ends(found, interview)
+    yield _right(found, interview)
     after = [[trace.logprobs_T for trace in group.traces] for group in groups]
-    yield _habit(sampler, {"with the null trace": [[g.null_logprobs_T] for g in groups], "after a trace": after})
-    yield _signal(found, sampler)
+    yield _habit(interview, {"with the null trace": [[g.null_logprobs_T] for g in groups], "after a trace": after})
+    yield _signal(found, interview)
 
 
-def _accuracy(sampler: Sampler) -> Finding:
+def _accuracy(interview: Interview) -> Finding:
     """How often greedy answers are right, thinking and not."""
-    if sampler.ungraded:
+    if interview.ungraded:
         do = "name one, where there is one: `nrt data prepare` with --grader NAME (`nrt help evaluation`)."
-        return Finding("accuracy", "skipped", f"not measured: {sampler.ungraded}", do)
-    answered = sampler.accuracies()
-    n, of_all = len(answered), len(sampler.examples)
+        return Finding("accuracy", "skipped", f"not measured: {interview.ungraded}", do)
+    answered = interview.accuracies()
+    n, of_all = len(answered), len(interview.examples)
     shares = {kind: share_over_rows([each[kind].grade.score for each in answered]) for kind in answered[0]}
     each = ", ".join(
         f"{ACCURACIES[kind]} {share.value * n:.3g} ({100 * share.low:.0f} to {100 * share.high:.0f} %)"
         for kind, share in shares.items()
     )
     without = f" ({of_all - n} more have no grader)" if n < of_all else ""
-    found = f"of {n} {sampler.whose}{without} right, greedily: {each}; so few tell never from often, not 40 from 60 %"
+    found = f"of {n} {interview.whose}{without} right, greedily: {each}; so few tell never from often, not 40 from 60 %"
     details = {kind: asdict(share) for kind, share in shares.items()}
     if all(share.value == 1 for share in shares.values()):
         return Finding("accuracy", "warning", f"{found}; all right already", HARDER, details)
     return Finding("accuracy", "ok", found, details=details)
 
 
-def _ends(found: Prospects, sampler: Sampler) -> Finding:
+def _ends(found: Prospects, interview: Interview) -> Finding:
     """How traces end, and whether the cap lets them."""
-    rollout = sampler.config.rollout
+    rollout = interview.config.rollout
     counts = {name: round(getattr(found, name) * found.traces) for name in ("closed", "cut", "eos", "empty")}
     said = (
         f"{found.traces} traces of {found.length:.0f} tokens on average: {counts['closed']} closed by themselves, "
@@ -206,8 +208,9 @@ def _ends(found: Prospects, sampler: Sampler) -> Finding:
     )
     details = counts | {"traces": found.traces, "length": found.length}
     if found.cut > CUT:
-        asked = f"than {sampler.suffix!r} does" if sampler.suffix else "with `nrt data prepare` and --suffix TEXT"
-        do = f"{found.cut:.0%} were cut: ask for a shorter form {asked}, or allow more: {sampler.longer()}."
+        asked = f"than {interview.suffix!r} does" if interview.suffix else "with `nrt data prepare` and --suffix TEXT"
+        more = f", or allow more: {longer}" if (longer := interview.longer()) else ""
+        do = f"{found.cut:.0%} were cut: ask for a shorter form {asked}{more}."
         return Finding("how traces end", "warning", said, do, details)
     if found.empty > EMPTY:
         do = "nothing is thought: ask for the working in the question, `nrt data prepare` with --suffix TEXT."
@@ -216,12 +219,12 @@ def _ends(found: Prospects, sampler: Sampler) -> Finding:
     return Finding("how traces end", "ok", said, do, details)
 
 
-def _right(found: Prospects, sampler: Sampler) -> Finding:
+def _right(found: Prospects, interview: Interview) -> Finding:
     """Whether the traces of a question differ in where they lead."""
-    check, rollout = "right traces", sampler.config.rollout
+    check, rollout = "right traces", interview.config.rollout
     if not found.graded:
-        return Finding(check, "skipped", f"not measured: {sampler.ungraded}", "see what is said of accuracy.")
-    questions = len(sampler.graded)
+        return Finding(check, "skipped", f"not measured: {interview.ungraded}", "see what is said of accuracy.")
+    questions = len(interview.graded)
     mixed = round(found.mixed * questions)
     said = (
         f"{found.right} of {found.graded} traces lead to the right answer, greedily; in {mixed} of {questions} "
@@ -243,7 +246,7 @@ def _right(found: Prospects, sampler: Sampler) -> Finding:
     return Finding(check, "ok", f"{said}: there is something to choose between", details=details)
 
 
-def _habit(sampler: Sampler, logprobs: Mapping[str, Sequence[Sequence[Sequence[float]]]]) -> Finding:
+def _habit(interview: Interview, logprobs: Mapping[str, Sequence[Sequence[Sequence[float]]]]) -> Finding:
     """How far answers are from what the model says.
 
     Args:
@@ -252,15 +255,15 @@ def _habit(sampler: Sampler, logprobs: Mapping[str, Sequence[Sequence[Sequence[f
     means = {after: mean([x for each in found for row in each for x in row]) for after, found in logprobs.items()}
     last = [*logprobs][-1]
     of_text: dict[str, list[float]] = defaultdict(list)
-    for example, rows in zip(sampler.examples, logprobs[last], strict=True):
-        for text, *of_token in zip(pieces(sampler.engine.tokenizer, example.answer_ids), *rows, strict=True):
+    for example, rows in zip(interview.examples, logprobs[last], strict=True):
+        for text, *of_token in zip(pieces(interview.engine.tokenizer, example.answer_ids), *rows, strict=True):
             of_text[text] += of_token
     worst = sorted(((mean(values), text) for text, values in of_text.items()))[:WORST]
     said = "log P(y*) per token: " + ", ".join(f"{value:.2f} {after}" for after, value in means.items())
     said += f"; least likely {last}: " + ", ".join(f"{text!r} {value:.1f}" for value, text in worst)
     details = {"per_token": means, "worst": [{"text": text, "logprob": value} for value, text in worst]}
     far = max(means.values())
-    if sampler.engine.objective is not None and far < FAR:
+    if interview.engine.objective is not None and far < FAR:
         do = (
             f"at {far:.1f} nats a token the answer's form is far from what the model says: say the form in the "
             "question, `nrt data prepare` with --suffix TEXT."
@@ -269,9 +272,9 @@ def _habit(sampler: Sampler, logprobs: Mapping[str, Sequence[Sequence[Sequence[f
     return Finding("answer's habit", "ok", said, details=details)
 
 
-def _signal(found: Prospects, sampler: Sampler) -> Finding:
+def _signal(found: Prospects, interview: Interview) -> Finding:
     """What the config's scheme makes of these traces."""
-    config, check = sampler.config, "signal"
+    config, check = interview.config, "signal"
     dead = round((1 - found.alive) * found.questions)
     said = (
         f"{config.method}: {dead} of {found.questions} groups are dead; after {found.helpful:.0%} of traces the answer "

@@ -19,7 +19,7 @@ from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.records import Example
 from nrt_cli.text.grading import Pair, guess
 from nrt_cli.text.prompts import encode_answer, render_prompt
-from nrt_cli.workflows.doctor_sample import STEP, Sampler
+from nrt_cli.workflows.doctor_sample import STEP, Interview
 
 Made = tuple[str, str]
 WORDS = [
@@ -153,7 +153,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], Made], str]] = {
 """Each with the line that ends its questions."""
 
 
-def asked(kind: str, engine: LocalEngine, config: configs.RunConfig, questions: int) -> Sampler:
+def asked(kind: str, engine: LocalEngine, config: configs.RunConfig, questions: int) -> Interview:
     """The first questions of a kind, and who asks them."""
     make, suffix = KINDS[kind]
     made = [make(random.Random(f"{kind}/{index}")) for index in range(questions)]
@@ -164,7 +164,7 @@ def asked(kind: str, engine: LocalEngine, config: configs.RunConfig, questions: 
         examples.append(Example(index, kind, tuple(prompt), tuple(encode_answer(engine.tokenizer, answer))))
         pairs.append(Pair(question, answer, grader))
     unused: Any = None
-    return Sampler(config, engine, examples, unused, pairs, kind, suffix, "", ANSWER_TOKENS)
+    return Interview(config, engine, examples, unused, pairs, kind, suffix, "", ANSWER_TOKENS)
 
 
 def main() -> None:
@@ -185,11 +185,11 @@ def main() -> None:
     assert engine.objective is not None
     print("kind             thinking  null  direct  traces right  questions with both", flush=True)
     for kind in options.kinds.split(","):
-        sampler = asked(kind, engine, config, options.questions)
-        answered = sampler.accuracies()
+        interview = asked(kind, engine, config, options.questions)
+        answered = interview.accuracies()
         right = [sum(each[k].grade.score for each in answered) for k in ("thinking", "null", "direct")]
         found = prospects(
-            sampler.looked_at(engine.sample(sampler.examples, STEP)), engine.objective.scheme, config.objective
+            interview.looked_at(engine.sample(interview.examples, STEP)), engine.objective.scheme, config.objective
         )
         shares = "  ".join(f"{x:.0f} of {options.questions}" for x in right)
         print(

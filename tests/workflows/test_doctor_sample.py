@@ -16,12 +16,12 @@ from nrt_cli.records import Example, Request
 from nrt_cli.text.grading import Grade, Pair
 from nrt_cli.workflows import doctor_sample, start
 from nrt_cli.workflows.doctor_forecast import forecast
-from nrt_cli.workflows.doctor_sample import Sampler, open_sampler, sample
+from nrt_cli.workflows.doctor_sample import Interview, interview_of, sample
 
 
 def seen(config, **changes) -> dict:
-    sampler = open_sampler(config, LocalEngine(config, 1), start.load_inputs(config))
-    return {finding.check: finding for finding in sample(dataclasses.replace(sampler, **changes))}
+    interview = interview_of(config, LocalEngine(config, 1), start.load_inputs(config))
+    return {finding.check: finding for finding in sample(dataclasses.replace(interview, **changes))}
 
 
 @pytest.fixture
@@ -91,13 +91,13 @@ def test_a_grader_that_is_not_there_is_a_reason(tiny_config):
 
 def in_words(config, groups) -> dict:
     """The findings on groups that are made up."""
-    sampler = Sampler(
+    interview = Interview(
         config, SimpleNamespace(), [], SimpleNamespace(train=SimpleNamespace(longest_with=lambda _: 100)),
         [Pair("?", "1", "number")] * len(groups), "questions", None, "", 8,
     )  # fmt: skip
     found = prospects(groups, doctor_sample_scheme(), config.objective)
     findings = (doctor_sample._ends, doctor_sample._right, doctor_sample._signal)
-    return {finding.check: finding for finding in (look(found, sampler) for look in findings)}
+    return {finding.check: finding for finding in (look(found, interview) for look in findings)}
 
 
 def doctor_sample_scheme():
@@ -133,6 +133,10 @@ def test_a_cap_is_raised_as_far_as_positions_reach(tiny_config):
     config = tiny_config("method=logp", "rollout.max_trace_tokens=300")  # the tiny model has 512 positions
     found = in_words(config, [made_up((-2.0, 1.0), (-3.0, 0.0), stop="cap")])["how traces end"]
     assert "--set rollout.max_trace_tokens=412" in found.do
+    full = in_words(tiny_config("method=logp", "rollout.max_trace_tokens=412"), [made_up((-2.0, 1.0), stop="cap")])
+    assert full["how traces end"].do == (
+        "100% were cut: ask for a shorter form with `nrt data prepare` and --suffix TEXT."
+    )
 
 
 # --- forecast --------------------------------------------------------------------------------------------------------
@@ -148,7 +152,7 @@ def test_a_cell_is_what_a_plain_rollout_gives(tiny_config, odd_is_right, cap, si
     (cell,) = [c for c in found.cells if c.changes == found.own.changes | {
         "rollout.max_trace_tokens": cap, "rollout.group_size": size}]  # fmt: skip
     engine = LocalEngine(tiny_config("method=ws-neg-log-p", f"rollout.max_trace_tokens={cap}"), 1)
-    examples = open_sampler(config, engine, start.load_inputs(config), 5).examples
+    examples = interview_of(config, engine, start.load_inputs(config), 5).examples
     longest = doctor_sample.answer_cap(max(len(e.answer_ids) for e in examples), config.longest_answer)
     groups = engine.sampler.sample_groups(examples, 8, (config.seed, 0, 1))
     stops, gains, scores, live, pairs = [], [], [], 0, []
