@@ -1,5 +1,6 @@
 """A prepared model is the source plus its new tokens: nothing else moves, and nothing foreign is touched."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -7,13 +8,16 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers.models import Unigram
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from nrt_cli.engines.local.loading import load_tokens
-from nrt_cli.engines.local.prepare import prepare_model
+from nrt_cli.engines.local.prepare import _repair_gguf_tokenizer, prepare_model
 from nrt_cli.engines.local.sources import find_source, model_fingerprint
 from nrt_cli.engines.local.vocabulary import init_rows, is_tied
 from nrt_cli.errors import ModelError
@@ -385,3 +389,52 @@ def test_the_builtin_model_answers_after_preparing(tmp_path):
     prompt_ids = render_prompt(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
     ids = model.generate(torch.tensor([prompt_ids]), max_new_tokens=12, do_sample=False)[0, len(prompt_ids) :]
     assert tokenizer.decode(ids) == "The capital of France is Paris.<|im_end|>"
+
+
+PIECES = [
+    "<unk>",
+    "<0x09>",
+    "<0xC3>",
+    "<0xA9>",
+    "▁",
+    "a",
+    "b",
+    "c",
+    "▁a",
+    "ab",
+    "bc",
+    "abc",
+    "▁ab",
+    "ca",
+    "bca",
+    "▁▁",
+    "\t",
+]
+"""A SentencePiece vocabulary, the best score first."""
+
+
+def merged(text):
+    """SentencePiece's BPE as it is defined: of all neighbours that make a piece, the best one first, leftmost."""
+    rank = {piece: i for i, piece in enumerate(PIECES)}
+    parts = []
+    for character in text.replace(" ", "▁"):
+        known = character in rank
+        parts += [character] if known else [f"<0x{byte:02X}>" for byte in character.encode()]
+    while True:
+        pairs = [(rank[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in rank]
+        if not pairs:
+            return [rank[part] for part in parts]
+        _, at = min(pairs)
+        parts[at : at + 2] = ["".join(parts[at : at + 2])]
+
+
+@given(st.text("abc \té", max_size=12))
+def test_a_gemma_file_is_cut_into_the_pieces_it_was_trained_on(text):
+    """transformers reads its BPE as a unigram model, and calls the byte 9 a tabulator."""
+    vocabulary = [("\t" if piece == "<0x09>" else piece, -float(i)) for i, piece in enumerate(PIECES)]
+    backend = Tokenizer(Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    _repair_gguf_tokenizer(tokenizer, PretrainedConfig(unk_token_id=0))
+    assert len(tokenizer) == len(PIECES)
+    assert tokenizer.encode(text) == merged(text)

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from tokenizers.models import BPE, Unigram
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import generate_merges
 
 from nrt_cli import __version__
 from nrt_cli.config import TokensSection
@@ -193,7 +195,28 @@ def _where(source: Source) -> dict[str, str]:
 
 
 def _repair_gguf_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Take bos, eos and unk from the file's ids: transformers guesses names, and takes SmolLM2's eos for its bos."""
+    """Put right what transformers makes of a GGUF file's tokenizer.
+
+    It guesses the names of bos, eos and unk, and takes SmolLM2's eos for its bos: the file has their ids. It reads
+    Gemma's pieces as a unigram model, which cuts words elsewhere than the model was trained on; they are
+    SentencePiece's BPE, whose merges are the pieces that two others make, the best score first.
+    """
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.model, Unigram):
+        model = json.loads(backend.to_str())["model"]
+        ids: dict[str, int] = {}
+        for i, (piece, _) in enumerate(model["vocab"]):
+            if piece in ids:
+                # The byte 9 is given to us as a tabulator, which is a piece of its own further on.
+                ids["<0x09>"] = ids[piece]
+            ids[piece] = i
+        backend.model = BPE(
+            ids,
+            generate_merges(ids, model["vocab"]),
+            unk_token=model["vocab"][model["unk_id"]][0],
+            byte_fallback=model["byte_fallback"],
+            fuse_unk=True,
+        )
     for role in ("bos", "eos", "unk"):
         token_id = getattr(config, f"{role}_token_id", None)
         if isinstance(token_id, int) and 0 <= token_id < len(tokenizer):
