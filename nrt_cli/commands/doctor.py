@@ -11,6 +11,7 @@ from rich.text import Text
 from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, section
+from nrt_cli.records import measured
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
@@ -73,7 +74,7 @@ def doctor(
             show_finding(finding)
     counts = summary(findings)
     record = {"config": name, "counts": counts, "findings": [vars(finding) for finding in findings]}
-    console.result(record, as_json, lambda _: _conclude(counts))
+    console.result(measured(record), as_json, lambda _: _conclude(counts))
     if counts["problem"]:
         raise typer.Exit(1)
 
@@ -85,7 +86,7 @@ def _forecast(config: "RunConfig | None", questions: int, as_json: bool) -> None
     from nrt_cli.workflows.doctor_forecast import forecast
 
     found = forecast(config, questions, console.note)
-    console.result(found.record(), as_json, lambda _: _show_forecast(found))
+    console.result(measured(found.record()), as_json, lambda _: _show_forecast(found))
 
 
 def _show_forecast(found: Any) -> None:

@@ -195,6 +195,7 @@ def answered(engine, example: Example, rollout, cap) -> float:
 def test_the_command_shows_cells_and_what_to_paste(nrt, tiny_yaml):
     record = json.loads(nrt("doctor", tiny_yaml, "--method", "am", "--forecast", "--questions", 2, "--json").out)
     cells = record["cells"]
+    assert all(cell["agrees"] is None for cell in cells if not cell["pairs"])  # not measured is null, never NaN
     assert len({(c["method"], c["rollout.temperature"], c["rollout.max_trace_tokens"], c["rollout.group_size"])
                 for c in cells}) == len(cells) >= 6 * 2 * 3 * 2  # fmt: skip
     assert {cell["mark"] for cell in cells} <= {"dead", "weak", "signal"}
