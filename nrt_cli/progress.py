@@ -237,7 +237,7 @@ class Race(contextlib.AbstractContextManager["Race"]):
     Time is that of a run's own training steps, scoring excluded.
     """
 
-    def __init__(self, titles: Mapping[str, str], chance: float) -> None:
+    def __init__(self, titles: Mapping[str, str], chance: float | None) -> None:
         self.titles, self.chance = titles, chance
         self.curves: dict[str, list[tuple[float, float]]] = {name: [] for name in titles}
         """By run: seconds of training and held-out accuracy."""
@@ -255,10 +255,15 @@ class Race(contextlib.AbstractContextManager["Race"]):
     def held_out(self, name: str, record: dict[str, Any]) -> None:
         """A held-out score of a run, whose curve has it."""
         seconds, accuracy = self.curves[name][-1]
+        chance = "" if self.chance is None else f" (chance {self.chance:.0%})"
         console.note(
             f"{self.titles[name]:<8} {seconds:5.1f} s of training, step {record['step']:>3}: {accuracy:4.0%} of the "
-            f"held-out questions right (chance {self.chance:.0%})"
+            f"held-out questions right{chance}"
         )
+
+    def pace(self, message: str) -> None:
+        """How long a run is going to take, once that is measured."""
+        console.note(message)
 
     def note(self, message: str) -> None:
         console.note(message)
@@ -267,19 +272,35 @@ class Race(contextlib.AbstractContextManager["Race"]):
         console.warn(message)
 
 
+MEASURED = 2
+"""Steps after which a run's pace is said."""
+WORTH_SAYING = 60.0
+"""Seconds from which on it is."""
+
+
 class _RaceProgress(Progress):
     """One run of a race."""
 
     def __init__(self, race: Race, name: str, steps: int, done: int) -> None:
         super().__init__(steps, done)
-        self.race, self.name, self.seconds = race, name, 0.0
+        self.race, self.name, self.seconds, self.scored = race, name, 0.0, 0.0
 
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         self.done = record["step"]
         self.seconds += record["seconds"]
         self.race.step(self.name, record, sample)
+        left, taken = self.steps - self.done, self.done - self.start_step
+        if taken == MEASURED and left * self.seconds / taken >= WORTH_SAYING:
+            score = f" (the first took {self.scored / 60:.0f})" if self.scored else ""
+            self.race.pace(
+                f"{self.race.titles[self.name]}: {self.seconds / taken:.0f} s a step as measured, about "
+                f"{left * self.seconds / taken / 60:.0f} minutes for the other {left} steps; held-out scores are "
+                f"besides{score}"
+            )
 
     def held_out(self, record: dict[str, Any]) -> None:
+        if self.done == self.start_step:
+            self.scored = time.monotonic() - self.started
         # Of what does not think, how it answers.
         accuracy = record.get("accuracy_thinking", record.get("accuracy_direct"))
         if accuracy is not None:
@@ -306,10 +327,10 @@ class JsonRace(Race):
 class LiveRace(Race):
     """A panel that redraws in place: a line for each run's accuracy against time, and a trace of the newest step."""
 
-    def __init__(self, titles: Mapping[str, str], chance: float) -> None:
+    def __init__(self, titles: Mapping[str, str], chance: float | None) -> None:
         super().__init__(titles, chance)
         self.sample: dict[str, str] | None = None
-        self.now, self.warnings = "", dict[str, None]()
+        self.now, self.measured, self.warnings = "", "", dict[str, None]()
         self.live = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
 
     def __enter__(self) -> "LiveRace":
@@ -325,6 +346,9 @@ class LiveRace(Race):
     def held_out(self, name: str, record: dict[str, Any]) -> None:
         self.now = f"{self.titles[name]}, step {record['step']}"
 
+    def pace(self, message: str) -> None:
+        self.measured = message
+
     def note(self, message: str) -> None:
         self.now = message
 
@@ -333,10 +357,10 @@ class LiveRace(Race):
 
     def _panel(self) -> Panel:
         parts: list[Any] = [*map(Text, plot(self.curves, self.chance)), Text()]
-        for mark, (name, title) in zip(MARKS, self.titles.items(), strict=False):
+        for name, title in self.titles.items():
             curve = self.curves[name]
-            parts.append(Text(f"{mark} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
-        parts += [Text(), console.plain(self.now)]
+            parts.append(Text(f"{MARKS[name]} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
+        parts += [Text(), console.plain(self.now), *([console.plain(self.measured)] if self.measured else [])]
         parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
         if self.sample:
             parts += [
@@ -345,36 +369,38 @@ class LiveRace(Race):
         return Panel(Group(*parts), title="nrt quickstart: held-out questions right, by seconds of training")
 
 
-MARKS = "sc*"
-"""What draws the lines of a race, in order."""
+MARKS = {"sft": "s", "control": "c", "nrt": "*"}
+"""What draws the line of each run of a race."""
 
 
 def plot(
-    curves: Mapping[str, Sequence[tuple[float, float]]], chance: float, width: int = 60, height: int = 11
+    curves: Mapping[str, Sequence[tuple[float, float]]], chance: float | None, width: int = 60, height: int = 11
 ) -> list[str]:
-    """Shares against time as lines of text, one mark for each curve and a dotted line at chance."""
+    """Shares against time as lines of text, one mark for each curve and, where it is known, a dotted line at chance."""
     longest = max((curve[-1][0] for curve in curves.values() if curve), default=0.0) or 1.0
 
     def row(share: float) -> int:
         return height - 1 - round(share * (height - 1))
 
     cells = [[" "] * width for _ in range(height)]
-    cells[row(chance)] = ["."] * width
-    for mark, curve in zip(MARKS, curves.values(), strict=False):
+    dotted = None if chance is None else row(chance)
+    if dotted is not None:
+        cells[dotted] = ["."] * width
+    for name, curve in curves.items():
         for (start, low), (end, high) in zip(curve, curve[1:] or curve, strict=False):
             first, last = (round(at / longest * (width - 1)) for at in (start, end))
             for column in range(first, last + 1):
                 part = (column - first) / (last - first) if last > first else 1.0
-                cells[row(low + part * (high - low))][column] = mark
+                cells[row(low + part * (high - low))][column] = MARKS[name]
     lines = []
     for i, line in enumerate(cells):
         share = f"{1 - i / (height - 1):.0%}" if i % 5 == 0 else ""
-        lines.append(f"{share:>5} |{''.join(line)}{' chance' if i == row(chance) else ''}")
+        lines.append(f"{share:>5} |{''.join(line)}{' chance' if i == dotted else ''}")
     seconds = f"{longest:.0f} s"
     return [*lines, f"{'':>5} +{'-' * width}", f"{'':>5}  0{seconds:>{width - 1}}"]
 
 
-def choose_race(as_json: bool, titles: Mapping[str, str], chance: float) -> Race:
+def choose_race(as_json: bool, titles: Mapping[str, str], chance: float | None) -> Race:
     """JSON for scripts, a live panel on a terminal, plain lines elsewhere."""
     kind = JsonRace if as_json else LiveRace if console.stderr.is_terminal else Race
     return kind(titles, chance)

@@ -207,7 +207,8 @@ class Plan:
     """What a training run will take, predicted before it starts.
 
     `tokens` are of a step at the expected lengths, `tokens_most` where every row is as long as the caps allow, and
-    likewise `gpu_hours` and `gpu_hours_most` of the whole run. `memory` lists the update's parts, in bytes per GPU,
+    likewise `gpu_hours` and `gpu_hours_most` of the whole run; `scoring` is the seconds of its held-out scores,
+    NaN where they are not predicted. `memory` lists the update's parts, in bytes per GPU,
     whose sum is `memory_update`; `memory_rollout` is what rollouts take. `disk` is the most bytes that the
     run directory takes, `disk_kept` what is left of them.
     """
@@ -231,6 +232,7 @@ class Plan:
     memory_update: float
     memory_rollout: float
     seconds: float
+    scoring: float
     gpu_hours: float
     gpu_hours_most: float
     disk: float

@@ -13,13 +13,16 @@ from rich.table import Table
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
+from nrt_cli.errors import ConfigError
+from nrt_cli.records import measured
 
 if TYPE_CHECKING:
-    from nrt_cli.workflows.quickstart import Outcome
+    from nrt_cli.workflows.quickstart import Expected, Outcome, Start
 
 EXAMPLE = "Example: nrt quickstart"
 
 QUESTION = "Q : 2 + 7 + 5 + 8 ?"
+QUESTION_REAL = "Mia buys 3 pens at 4 dollars each and 5 cups at 6 dollars each. How much does she pay in dollars?"
 
 NEXT = """What to try next
   {generate}
@@ -27,43 +30,123 @@ NEXT = """What to try next
   {scheme}
                                                        the same with another scheme (RLPR)
   nrt reproduce laptop                                 all schemes, three seeds each
-The same with a real model and your own questions and answers
+The same with a real language model
+  nrt quickstart --real                                says first what it takes; any hub id, folder or GGUF file does
+With your own questions and answers
   nrt data prepare QA.jsonl --out data/mine --validation 64
   nrt model prepare builtin:smollm2-135m --out models/smollm2      or a hub id, a folder, a GGUF file
   nrt doctor laptop --model models/smollm2 --data data/mine/train.parquet
   nrt train laptop --model models/smollm2 --data data/mine/train.parquet --run runs/mine"""
 
+NEXT_REAL = """What to try next
+  {generate}
+  {chat}
+{more}  nrt reproduce real --dry-run                         all methods, three seeds each: what that takes
+With your own questions and answers
+  nrt data prepare QA.jsonl --out data/mine --validation 64 --suffix 'Answer with one short sentence.'
+  {train}"""
+
 
 def quickstart(
-    folder: Annotated[Path, typer.Option(help="Where the three runs and the page go.")] = Path("quickstart"),
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="With --real: a hub id, folder, GGUF file or built-in model in place of Qwen2.5-Coder-0.5B-Instruct.",
+            show_default=False,
+        ),
+    ] = None,
+    real: Annotated[bool, typer.Option("--real", help="A real language model, on word problems.")] = False,
+    arms: Annotated[
+        str | None, typer.Option(help="Some of sft,control,nrt; default: all, with --real nrt.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where runs and page go; default: quickstart, or quickstart-real.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     show: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the page in a browser, where there is a screen.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tiny model in three ways and show what thinking adds. An interrupted one goes on.
+    """Train a model in up to three ways and show what thinking adds. An interrupted one goes on.
 
-    Its questions are sums of four digits, of which the last digit counts: SFT learns the answers' words, the control
-    thinks without being rewarded for it, and NRT finds out from questions and answers alone that working helps.
+    SFT learns the answers, the control thinks without being rewarded for it, and NRT finds out from questions and
+    answers alone that working helps. A tiny model adds four digits, of which the last counts; with --real, a language
+    model works word problems out.
     """
     from nrt_cli.commands.report import make_report, require_packages
     from nrt_cli.progress import choose_race, print_json_line
-    from nrt_cli.workflows.quickstart import quickstart as run_quickstart
+    from nrt_cli.workflows import quickstart as workflow
 
+    if model is not None and not real:
+        raise ConfigError(f"{model}: a model is named with --real: `{nrt('quickstart', '--real', model)}`.")
     require_packages()
-    outcome = run_quickstart(folder, lambda arms, chance: choose_race(as_json, arms, chance), overrides or ())
+    folder = folder or Path("quickstart-real" if real else "quickstart")
+    names = [name.strip() for name in (arms or "").split(",") if name.strip()]
+    recipe = workflow.REAL if real else workflow.DIGITS
+    start = workflow.choose(recipe, folder, overrides or (), model, names)
+    if real and (expected := workflow.expect(start)):
+        if as_json:
+            print_json_line({"kind": "expected", **measured(asdict(expected))})
+        else:
+            _tell(expected)
+    outcome = workflow.quickstart(start, lambda arms, chance: choose_race(as_json, arms, chance))
     page = make_report(outcome.runs, folder / "report", ["html"])[1][0]
     if as_json:
         runs = [str(run) for run in outcome.runs]
         print_json_line({"kind": "summary", **asdict(outcome), "runs": runs, "report": str(page)})
         return
-    _show(outcome)
+    _show(outcome, recipe.chance)
     _print(f"\nAll of it as a page: {page}")
     if show and _has_screen():
         webbrowser.open(page.resolve().as_uri())
+    _print("\n" + (_next_real(start, outcome) if real else _next(folder, outcome)))
+
+
+def _next(folder: Path, outcome: "Outcome") -> str:
     another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
-    _print("\n" + NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another))
+    return NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another)
+
+
+def _next_real(start: "Start", outcome: "Outcome") -> str:
+    last, others = start.arms[-1], [name for name in start.recipe.arms if name not in {arm.name for arm in start.arms}]
+    missing = nrt("quickstart", "--real", "--folder", start.folder, "--arms", ",".join(start.recipe.arms))
+    mine = {"--data": Path("data/mine/train.parquet"), "--validation": Path("data/mine/validation.parquet")}
+    options = [part for pair in mine.items() for part in pair]
+    return NEXT_REAL.format(
+        generate=nrt("generate", last.path, QUESTION_REAL),
+        chat=nrt("chat", last.path),
+        more=f"  {missing}\n" if others else "",
+        train=nrt("train", "real", "--model", Path(last.config.model.path), *options, "--run", Path("runs/mine")),
+    )
+
+
+def _tell(expected: "Expected") -> None:
+    """What is going to be fetched, taken and waited for, on the error stream beside the progress."""
+    from nrt_cli.workflows.preflight import in_bytes
+
+    fetch = f"{in_bytes(expected.fetch)} to fetch" if expected.fetch else "nothing to fetch"
+    console.note(
+        f"{expected.model}: {expected.parameters / 1e6:,.0f} million parameters, {fetch}; {in_bytes(expected.disk)} of "
+        f"disk ({in_bytes(expected.free_disk)} free), about {in_bytes(expected.memory)} of memory "
+        f"({in_bytes(expected.free_memory)} free), computed in {expected.dtype}"
+    )
+    if expected.memory > expected.free_memory:
+        console.warn(
+            "that may be more than the memory that is free; a smaller model or --set train.micro_batch_tokens=1024 "
+            "takes less."
+        )
+    each = [
+        f"{title} {training:.0f} minutes" + (f" and {scoring:.0f} of held-out scores" if scoring == scoring else "")
+        for title, training, scoring in expected.arms
+        if training == training
+    ]
+    if each:
+        console.note(
+            f"about {'; '.join(each)}, estimated from {expected.rate / 1e9:,.0f} GFLOP/s of this machine's matrix "
+            "products; measured after two steps. Ctrl-C saves, the same command goes on."
+        )
 
 
 def _has_screen() -> bool:
@@ -78,7 +161,7 @@ def _print(text: str) -> None:
     console.stdout.print(console.plain(text), soft_wrap=True)
 
 
-def _show(outcome: "Outcome") -> None:
+def _show(outcome: "Outcome", chance: float | None) -> None:
     """The table, in pairs what thinking adds, and one question's traces."""
     from nrt_cli.workflows.quickstart import KINDS, MORE
 
@@ -89,19 +172,27 @@ def _show(outcome: "Outcome") -> None:
     for row in outcome.rows:
         table.add_row(row.title, *map(_percent, row.accuracies))
     console.stdout.print(table)
+    guessed = "" if chance is None else f"; chance is {100 * chance:.0f}"
+    _print(
+        f"n = {outcome.questions} held-out questions, greedy answers, one seed{guessed}.\n"
+        "Without a trace an answer may be longer by a trace, so what learned to work may do so there; another row's "
+        "trace leaves it no room."
+    )
     added = [
         f"{measure.title.removeprefix('thinking - ')} {_percent(found, '+')}"
         for measure, found in zip(MORE, outcome.rows[-1].more, strict=True)
         if found
     ]
-    _print(
-        f"n = {outcome.questions} held-out questions, greedy answers, one seed; chance is 10.\n"
-        "Without a trace an answer may be longer by a trace, so what learned to work may do so there; another row's "
-        "trace leaves it no room.\n"
-        f"NRT, thinking less than the same model with another or no trace, question by question: {'; '.join(added)}."
-    )
+    title = outcome.rows[-1].title
+    if added:
+        _print(
+            f"{title}, thinking less than the same model with another or no trace, question by question: "
+            f"{'; '.join(added)}."
+        )
     _print(f"Training took {outcome.seconds / 60:.1f} minutes, scoring aside.")
-    console.stdout.print("\n[bold]What NRT thinks of the first held-out question[/bold] (not chosen)")
+    if not outcome.traces:
+        return
+    console.stdout.print(f"\n[bold]What {title} thinks of the first held-out question[/bold] (not chosen)")
     _print(f"  {outcome.question.strip()}   reference: {outcome.reference.strip()}")
     for said in outcome.traces:
         line = console.plain(f"  step {said.step:>3}  {' '.join(said.trace.split()) or '(nothing)'}")

@@ -23,7 +23,8 @@ def reproduce(
     study: Annotated[
         str,
         typer.Argument(
-            autocompletion=completion.studies, help="laptop, paper-3b, paper-mistral-7b, paper-8b, or a YAML file."
+            autocompletion=completion.studies,
+            help="laptop, real, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.",
         ),
     ] = "laptop",
     out: Annotated[Path | None, typer.Option(help="The study's folder; default: studies/STUDY.")] = None,
@@ -142,8 +143,13 @@ def _render_plan(plan: dict[str, Any]) -> None:
         for what, value in plan["plan"]:
             table.add_row(*map(console.plain, (what, value)))
         console.stdout.print(table)
-        hours = f"{total['gpu_hours']:,.0f} GPU-hours expected, {total['gpu_hours_most']:,.0f} at the caps"
-        hours = "no time is predicted" if math.isnan(total["gpu_hours"]) else f"{hours}, evaluation not counted"
+        expected, most, scoring = total["gpu_hours"], total["gpu_hours_most"], total["scoring"] / 3600
+        hours = f"{expected:,.0f} GPU-hours expected, {most:,.0f} at the caps, evaluation not counted"
+        if not math.isnan(scoring):
+            hours = (
+                f"{expected:,.1f} hours of training on this CPU, a run at a time; scores {scoring:,.1f} more at most"
+            )
+        hours = "no time is predicted" if math.isnan(expected) else hours
         console.stdout.print(f"all runs: {in_bytes(total['disk'])} of disk; {hours}")
     else:
         console.stdout.print("data and model are made by the study itself; no time is predicted for it")

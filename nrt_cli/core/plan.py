@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 
 from nrt_cli.config import RunConfig, flatten
+from nrt_cli.core.held_out import SLACK
 from nrt_cli.core.logprobs import KEPT_ELEMENTS
 from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
 
@@ -15,6 +16,11 @@ UPDATE_RATE = 0.35
 """Share of the peak rate that forward and backward passes reach."""
 BANDWIDTH_RATE = 0.6
 """Share of the memory's bandwidth that decoding reaches."""
+CPU_UPDATE_RATE = 0.4
+"""Share of its own matmul rate that a CPU's updates reach."""
+CPU_DECODE_RATE = 0.14
+"""The same of decoding. Both were measured on two AVX2 cores with half a billion parameters in float32, 32 rows decoded
+together."""
 ROLLOUT_FILL = 0.6
 """Mean share of decoding slots in use: towards the end of a step only the longest traces are left."""
 TRACE_MORE = 100
@@ -76,6 +82,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         memory_update=update,
         memory_rollout=_rollout_memory(config, model, gpu),
         seconds=seconds,
+        scoring=_scoring_seconds(config, model, lengths, gpu, steps),
         gpu_hours=seconds * hours,
         gpu_hours_most=most * hours,
         disk=disk + traces,
@@ -222,6 +229,8 @@ def _seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu: Gpu) -
     """Seconds of one step; NaN where the device's rates are not known."""
     row = _row(config, lengths)
     passes = 4 if config.model.gradient_checkpointing else 3
+    if math.isnan(gpu.bandwidth):
+        return _cpu_seconds(config, model, lengths, gpu)
     work = passes * _work(model, _tokens(config, lengths), row / 2)
     if config.method != "sft":
         # Before the first update, what later minibatches need of the sampling policy; each null trace once.
@@ -231,6 +240,37 @@ def _seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu: Gpu) -
         work += _work(model, later * _tokens(config, lengths) + null, row / 2)
     update = work / (config.parallel.ranks * gpu.flops * UPDATE_RATE)
     return update if config.method == "sft" else update + _rollout_seconds(config, model, lengths, gpu) + PAUSE
+
+
+def _cpu_seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu: Gpu) -> float:
+    """The same on a CPU, whose arithmetic is what takes time, in decoding too; a group's prompt is computed once."""
+    tokens, row, prompts = _tokens(config, lengths), _row(config, lengths), config.train.batch_size
+    if config.method != "sft":
+        tokens = prompts * (lengths.prompt + _traces(config) * (row - lengths.prompt) + lengths.answer + 2)
+    # No gradient is made of frozen weights.
+    passes = (2 if config.model.lora.rank else 3) + config.model.gradient_checkpointing
+    update = passes * _work(model, tokens, row / 2) / (gpu.flops * CPU_UPDATE_RATE)
+    sampled = 0.0 if config.method == "sft" else prompts * (lengths.prompt + _traces(config) * lengths.trace)
+    return update + _work(model, sampled, row / 2) / (gpu.flops * CPU_DECODE_RATE)
+
+
+def _scoring_seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu: Gpu, steps: int) -> float:
+    """Seconds of all held-out scores on a CPU, where greedy answers are as long as they may be; NaN elsewhere.
+
+    Of one that thinks every score samples a trace and thinks greedily; the first and the last answer with the null
+    trace, directly and after another row's trace as well.
+    """
+    if not math.isnan(gpu.bandwidth):
+        return math.nan
+    trace, answer, pairs = (
+        lengths.trace,
+        min(lengths.answer + SLACK, config.longest_answer),
+        config.train.validation_size,
+    )
+    scores = 1 + math.ceil(steps / (config.train.validate_every or steps)) if config.data.validation else 0
+    each, ends = (2 * trace + answer, 2 * (trace + answer) + answer) if config.thinks else (trace + answer, 0.0)
+    tokens = pairs * (scores * (lengths.prompt + each) + min(scores, 2) * ends)
+    return _work(model, tokens, lengths.prompt + (trace + answer) / 2) / (gpu.flops * CPU_DECODE_RATE)
 
 
 def _rollout_seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu: Gpu) -> float:
@@ -285,6 +325,9 @@ def _assumptions(config: RunConfig, lengths: Lengths, gpu: Gpu, more: float, hou
         said[0] += f", trace {lengths.trace:.0f} tokens"
     if math.isnan(gpu.flops):
         return (*said, f"no time is predicted, since the rates of {gpu.name} are not known")
+    if math.isnan(gpu.bandwidth):
+        rates = f"{gpu.name}: {gpu.flops / 1e9:.0f} GFLOP/s, measured now; of which updates reach "
+        return (*said, f"{rates}{CPU_UPDATE_RATE:.0%} and decoding {CPU_DECODE_RATE:.0%}, measured on another machine")
     rates = f"{gpu.name}: {gpu.flops / 1e12:.0f} TFLOP/s, of which updates reach {UPDATE_RATE:.0%}"
     if config.method != "sft":
         rates += f"; {gpu.bandwidth / 1e12:.2f} TB/s, of which decoding reaches {BANDWIDTH_RATE:.0%}"

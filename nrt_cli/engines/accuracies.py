@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nrt_cli.core.held_out import SLACK
 from nrt_cli.core.statistics import mean
 from nrt_cli.records import ACCURACIES, Reply, Request
 from nrt_cli.text.grading import Grade, Pair, grade
-
-SLACK = 16
-"""Tokens that an answer may have beyond the longest reference: it may be said in other words."""
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,16 @@ def _is_folder(model: str) -> bool:
 
 def _pairs(source: str, held_out: float = HELD_OUT) -> dict[str, str]:
     """Made once, in the cache; anew where this version makes other rows of the same name."""
-    source, _, suffix = source.partition("&suffix=")
+    source, suffix = without_suffix(source)
     (found,) = open_sources([source])
     decides = " ".join([found.fingerprint(), str(held_out), *([suffix] if suffix else [])])
     name = hashlib.sha256(decides.encode()).hexdigest()[:12]
     folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
-    prepare([source], folder, Settings(validation=held_out, suffix=suffix or None))
+    prepare([source], folder, Settings(validation=held_out, suffix=suffix))
     return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
+
+
+def without_suffix(source: str) -> tuple[str, str | None]:
+    """A source of generated pairs as `nrt data prepare` takes it, and the last line that ends every question."""
+    source, _, suffix = source.partition("&suffix=")
+    return source, suffix or None

@@ -1,12 +1,14 @@
 """Before a run starts: what would stop it, and what it will take. Nothing here starts a process or needs a network."""
 
 import functools
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.config import ModelSection, RunConfig
@@ -14,11 +16,14 @@ from nrt_cli.core import balance
 from nrt_cli.core.overlap import described, warnings
 from nrt_cli.core.plan import plan
 from nrt_cli.core.schemes import get_scheme
+from nrt_cli.core.statistics import mean
 from nrt_cli.data.examples import ExampleSet
+from nrt_cli.data.sources import open_sources
 from nrt_cli.engines import machine
 from nrt_cli.engines.local.engine import LocalEngine
 from nrt_cli.engines.local.loading import load_tokens, resolved
 from nrt_cli.engines.local.shapes import model_shape
+from nrt_cli.engines.local.throughput import matmul_ceiling
 from nrt_cli.engines.verl import settings
 from nrt_cli.engines.verl.keys import INSTALL
 from nrt_cli.errors import ConfigError, ModelError, NrtError
@@ -37,6 +42,10 @@ PAPER_LENGTHS = Lengths(
     "no data here, but assumed (answers: Table 5 and App. D of the paper; traces, of which it prints no number, alike)",
 )
 """Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture (Table 4)."""
+CHARACTERS = 4.0
+"""Of a token in English, about."""
+TEMPLATE = 32
+"""Tokens that a chat template adds to a question, about."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,25 @@ def plan_of(config: RunConfig, examples: ExampleSet) -> Plan:
     return plan(config, model_shape(config.model.path), len(examples), measured, device(config))
 
 
+def lengths_of_text(sources: Sequence[str], suffix: str | None) -> Lengths:
+    """What to expect of the pairs of sources before there is a tokenizer to count with."""
+    rows = [row.values for source in open_sources(sources) for row in source.rows()]
+    prompt, answer = (mean([len(row[key]) for row in rows]) / CHARACTERS for key in ("question", "answer"))
+    prompt += len(suffix or "") / CHARACTERS + TEMPLATE
+    return Lengths(prompt, answer + 1, PAPER_LENGTHS.trace, f"texts, at {CHARACTERS:.0f} characters a token")
+
+
 def device(config: RunConfig) -> Gpu:
     """What a run computes on: a GPU that is here, this CPU, or where several GPUs are asked for, an assumed kind."""
     if config.model.device != "cpu" and machine.gpus():
         return machine.gpu()
-    on_cpu = config.model.device == "cpu" or config.parallel.ranks == 1
-    return machine.cpu() if on_cpu else machine.ASSUMED
+    if config.model.device != "cpu" and config.parallel.ranks > 1:
+        return machine.ASSUMED
+    if config.engine.name == "verl":
+        return machine.cpu()
+    section = resolved(config.model.model_copy(update={"device": "cpu"}))
+    rate = matmul_ceiling(torch.device("cpu"), getattr(torch, section.dtype), torch.get_num_threads())
+    return replace(machine.cpu(), flops=rate)
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
@@ -110,9 +132,12 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     if sampled:
         rows.append(("  rollouts", f"{plan.memory_rollout / GIB:.1f} GiB"))
     if plan.seconds == plan.seconds:
-        hours = plan.gpu_hours / plan.gpus
-        rows.append(("time", f"{plan.seconds:.0f} s a step, {hours:.1f} hours, {plan.gpu_hours:,.0f} GPU-hours"))
-        rows.append(("  at the caps", f"{plan.gpu_hours_most:,.0f} GPU-hours"))
+        hours, on_gpu = plan.gpu_hours / plan.gpus, not math.isnan(plan.gpu.bandwidth)
+        more = f", {plan.gpu_hours:,.0f} GPU-hours" if on_gpu else ""
+        rows.append(("time", f"{plan.seconds:.0f} s a step, {hours:.1f} hours{more}"))
+        rows.append(("  at the caps", f"{plan.gpu_hours_most:,.{0 if on_gpu else 1}f} {'GPU-' * on_gpu}hours"))
+        if plan.scoring == plan.scoring:
+            rows.append(("  held-out scores", f"{plan.scoring / 3600:.1f} hours at most"))
     rows.append(("disk", disk_text(plan)))
     return rows + [("assuming", text) for text in plan.assumptions]
 

@@ -1,32 +1,112 @@
-"""Three arms of one experiment before the user's eyes: SFT, NRT without its policy gradient, and NRT."""
+"""Arms of one experiment before the user's eyes: SFT, NRT without its policy gradient, and NRT."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
+from nrt_cli import console
 from nrt_cli.config import RunConfig
 from nrt_cli.core.held_out import ACCURACY_MEASURES, COLUMNS, Measure, over_rows
 from nrt_cli.core.statistics import Difference
+from nrt_cli.engines import machine
+from nrt_cli.engines.local.loading import resolved
+from nrt_cli.engines.local.prepare import prepare_model
+from nrt_cli.engines.local.shapes import source_shape
+from nrt_cli.engines.local.sources import METADATA, bytes_to_fetch, read_json
+from nrt_cli.errors import ConfigError
 from nrt_cli.progress import Race
+from nrt_cli.records import Plan
 from nrt_cli.store import Run
+from nrt_cli.workflows.made import without_suffix
+from nrt_cli.workflows.models import locate_model
+from nrt_cli.workflows.preflight import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
+from nrt_cli.workflows.start import use_threads
 from nrt_cli.workflows.train import train
 
 NRT = "nrt"
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    # As many answers a step as the others have traces.
-    "sft": ("SFT", {"method": "sft", "train": {"batch_size": 64}}),
-    "control": ("control", {"objective": {"weights": {"trace": 0}}}),
-    NRT: ("NRT", {}),
-}
-"""By the name of its run: how an arm is called, and what sets it apart from `configs/train/quickstart.yaml`."""
+CONTROL = {"objective": {"weights": {"trace": 0}}}
 
-CHANCE = 0.1
-"""How often one of ten digits is right by a guess."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained and shown."""
+
+    config: str
+    """The shipped config that all arms begin from."""
+    arms: Mapping[str, tuple[str, Mapping[str, Any]]]
+    """By the name of its run: how an arm is called, and what sets it apart from the config."""
+    usual: tuple[str, ...]
+    """The arms that are trained unless others are asked for."""
+    chance: float | None
+    """How often an answer is right by a guess, where that can be said."""
+    source: str | None
+    """The model that is made ready where the user names none; None where the config names one that is."""
+
+
+DIGITS = Recipe(
+    config="quickstart",
+    # As many answers a step as the others have traces.
+    arms={
+        "sft": ("SFT", {"method": "sft", "train": {"batch_size": 64}}),
+        "control": ("control", CONTROL),
+        NRT: ("NRT", {}),
+    },
+    usual=("sft", "control", NRT),
+    chance=0.1,  # one of ten digits
+    source=None,
+)
+REAL = Recipe(
+    config="real",
+    arms={"sft": ("SFT", {"method": "sft"}), "control": ("control", CONTROL), NRT: ("NRT", {})},
+    usual=(NRT,),
+    chance=None,
+    source="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+)
 
 SHOWN = (0, 1, 2, -1)
 """Of the steps that were scored, those whose trace is shown: most is learned early."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run, with the config that it begins or goes on with."""
+
+    name: str
+    title: str
+    path: Path
+    config: RunConfig
+    started: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a quickstart is going to do. `source` is what the model is made from first; None where it is there."""
+
+    recipe: Recipe
+    folder: Path
+    arms: tuple[Arm, ...]
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What it will take, as far as that can be said before anything is fetched or loaded. Sizes are bytes."""
+
+    model: str
+    parameters: int
+    fetch: int
+    disk: float
+    free_disk: float
+    memory: float
+    free_memory: float
+    dtype: str
+    rate: float
+    """Of this device's products, in floating-point operations a second; NaN where it is a GPU of an unknown kind."""
+    arms: tuple[tuple[str, float, float], ...]
+    """Each arm's title, and its minutes of training and of held-out scores, NaN where they cannot be said."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +137,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What three runs came to."""
+    """What the runs came to."""
 
     rows: tuple[Row, ...]
     questions: int
@@ -70,39 +150,126 @@ class Outcome:
     """Of training alone, all arms together."""
 
 
-def quickstart(
-    folder: Path, make_race: Callable[[Mapping[str, str], float], Race], overrides: Sequence[str]
-) -> Outcome:
-    """Train the arms in `folder`, one after another. What is there already is kept, an unfinished run goes on."""
-    # All are checked before the first is trained.
-    planned = {name: _config(folder / name, changes, overrides) for name, (_, changes) in ARMS.items()}
-    with make_race({name: title for name, (title, _) in ARMS.items()}, CHANCE) as race:
-        for name, (config, started) in planned.items():
-            train(folder / name, config, started, race.displays(name))
-    runs = {name: Run.open(folder / name) for name in ARMS}
-    nrt = runs[NRT]
-    first, last = nrt.metrics("held_out")[0]["step"], nrt.metrics("held_out")[-1]["step"]
-    rows = [_row("untrained", "untrained", nrt, first)]
-    rows += [_row(name, ARMS[name][0], run, run.metrics("held_out")[-1]["step"]) for name, run in runs.items()]
-    question = nrt.held_out_rows(last, ("prompt", "answer"))[0]
+def choose(
+    recipe: Recipe, folder: Path, overrides: Sequence[str], model: str | None = None, names: Sequence[str] = ()
+) -> Start:
+    """All arms with their configs, checked before anything is made.
+
+    Args:
+        model: a hub id, folder, GGUF file or built-in model in place of the recipe's.
+        names: of the arms; none: those that the recipe usually has.
+
+    Raises ConfigError for another model than that of the runs which are there.
+    """
+    if unknown := [name for name in names if name not in recipe.arms]:
+        raise ConfigError(f"--arms {unknown[0]}: choose some of {','.join(recipe.arms)}.")
+    path, source = _model(recipe, folder, model) if recipe.source else (None, None)
+    arms = []
+    for name in [name for name in recipe.arms if name in (names or recipe.usual)]:
+        title, changes = recipe.arms[name]
+        # What sets the arm apart holds before what a user sets.
+        layers = [*map(configs.parse_override, overrides), changes]
+        at = folder / name
+        if started := (at / "manifest.json").is_file():
+            config = Run.open(at).config(*layers)
+        else:
+            given = {"model": {"path": path}} if path else {}
+            file = configs.read_yaml(configs.find_config(recipe.config))
+            config = configs.resolve(file, given, *layers, origin=recipe.config)
+        arms.append(Arm(name, title, at, config, started))
+    return Start(recipe, folder, tuple(arms), source)
+
+
+def _model(recipe: Recipe, folder: Path, model: str | None) -> tuple[str, str | None]:
+    """The prepared model's folder, and what it has to be made from, if it is not there."""
+    made = folder / "model"
+    runs = [Run.open(folder / name) for name in recipe.arms if (folder / name / "manifest.json").is_file()]
+    used = runs[0].config().model.path if runs else None
+    there = read_json(made / METADATA)["source"] if (made / METADATA).is_file() else None
+    if model is None:
+        if used or there:
+            return used or str(made), None
+        return str(made), recipe.source
+    model = configs.absolute_path(model)
+    if model.startswith("builtin:") or (Path(model) / METADATA).is_file():
+        path = str(locate_model(model).folder)
+        other = used is not None and Path(used).resolve() != Path(path).resolve()
+    else:
+        path = str(made)
+        other = there != model if there else used is not None and Path(used).resolve() != made.resolve()
+    if other:
+        raise ConfigError(f"{folder}: its runs began from {there or used}; name another --folder for {model}.")
+    return path, model if path == str(made) and there is None else None
+
+
+def expect(start: Start) -> Expected | None:
+    """What is still to be fetched, made and trained takes; None where no arm has to be begun.
+
+    Raises ConfigError where the disk has no room for it, and ModelError for a model that cannot be had.
+    """
+    arms = [arm for arm in start.arms if not arm.started]
+    if not arms:
+        return None
+    source, first = start.source or arms[0].config.model.path, arms[0].config
+    fetch = bytes_to_fetch(source) if start.source else 0
+    shape = source_shape(source)
+    use_threads(first)
+    plans = {arm.title: _plan(arm.config, source) for arm in arms}
+    longest = max(plans.values(), key=lambda plan: plan.memory_peak)
+    # What is fetched stays in the hub's cache; the model that is made of it has 4 bytes a parameter at most.
+    disk = fetch + (4 * shape.parameters if start.source else 0) + sum(plan.disk for plan in plans.values())
+    there = next(parent for parent in (start.folder.absolute(), *start.folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if disk > free:
+        raise ConfigError(
+            f"{start.folder}: {in_bytes(disk)} of disk are needed and {in_bytes(free)} are free; name another --folder."
+        )
+    times = tuple((title, plan.gpu_hours * 60, plan.scoring / 60) for title, plan in plans.items())
+    return Expected(
+        model=source,
+        parameters=shape.parameters,
+        fetch=fetch,
+        disk=disk,
+        free_disk=free,
+        memory=longest.memory_peak,
+        free_memory=machine.free_memory(longest.gpu.name != machine.cpu().name),
+        dtype=resolved(first.model).dtype,
+        rate=longest.gpu.flops,
+        arms=times,
+    )
+
+
+def _plan(config: RunConfig, source: str) -> Plan:
+    pairs, suffix = without_suffix(config.data.train)
+    lengths = lengths_of_text([pairs], suffix) if pairs.startswith("generated:") else PAPER_LENGTHS
+    return plan_for(config, lengths=lengths, shape=source_shape(source))
+
+
+def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | None], Race]) -> Outcome:
+    """Train the arms, one after another. What is there already is kept, an unfinished run goes on."""
+    if start.source:
+        console.note(f"preparing {start.source} in {start.folder / 'model'} ...")
+        prepare_model(start.source, start.folder / "model")
+    with make_race({arm.name: arm.title for arm in start.arms}, start.recipe.chance) as race:
+        for arm in start.arms:
+            train(arm.path, arm.config, arm.started, race.displays(arm.name))
+    runs = {arm: Run.open(arm.path) for arm in start.arms}
+    # What thinks has all accuracies, NRT before the control: it comes last.
+    shown = [run for arm, run in runs.items() if arm.config.thinks] or [*runs.values()]
+    best = shown[-1]
+    first, last = best.metrics("held_out")[0]["step"], best.metrics("held_out")[-1]["step"]
+    rows = [_row("untrained", "untrained", best, first)]
+    rows += [_row(arm.name, arm.title, run, run.metrics("held_out")[-1]["step"]) for arm, run in runs.items()]
+    question = best.held_out_rows(last, ("prompt", "answer"))[0]
     return Outcome(
         rows=tuple(rows),
         questions=max(found.n for row in rows for found in row.accuracies if found),
         question=question["prompt"],
         reference=question["answer"],
-        traces=tuple(_said(nrt)),
+        traces=tuple(_said(best)) if best.config().thinks else (),
         runs=tuple(run.path for run in runs.values()),
         seconds=sum(record["seconds"] for run in runs.values() for record in run.metrics()),
     )
-
-
-def _config(path: Path, changes: Mapping[str, Any], overrides: Sequence[str]) -> tuple[RunConfig, bool]:
-    """An arm's config, and whether its run is there. What sets the arm apart holds before what a user sets."""
-    started = (path / "manifest.json").is_file()
-    layers = [*map(configs.parse_override, overrides), changes]
-    if started:
-        return Run.open(path).config(*layers), True
-    return configs.resolve(configs.read_yaml(configs.find_config("quickstart")), *layers, origin="quickstart"), False
 
 
 def _row(arm: str, title: str, run: Run, step: int) -> Row:

@@ -13,13 +13,14 @@ from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, judged_runs, planned_runs
 from nrt_cli.data.choose import Settings
 from nrt_cli.engines.local.prepare import planned_rows
-from nrt_cli.engines.local.shapes import model_shape
+from nrt_cli.engines.local.shapes import model_shape, source_shape
 from nrt_cli.engines.local.sources import tokenizer_here
 from nrt_cli.errors import ModelError
 from nrt_cli.records import ModelShape
 from nrt_cli.workflows.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.workflows.judge_plan import read_template
-from nrt_cli.workflows.preflight import describe, plan_for
+from nrt_cli.workflows.preflight import describe, lengths_of_text, plan_for
+from nrt_cli.workflows.start import use_threads
 
 
 def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
@@ -31,11 +32,14 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
     pair_settings(study)  # what cannot be meant is said first
     record: dict[str, Any] = {"study": str(folder), "title": study.title, "runs": [], "total": None, "plan": []}
     if study.model.pretrain is None:
+        use_threads(runs[0].config)
         shape, examples = _shape(folder, study.model), _examples(study.data)
-        plans = {run.name: plan_for(run.config, examples, shape=shape) for run in runs}
+        made = all(source.startswith("generated:") for source in study.data.sources)
+        lengths = lengths_of_text(study.data.sources, study.data.suffix) if made else None
+        plans = {run.name: plan_for(run.config, examples, lengths, shape=shape) for run in runs}
         record["runs"] = [{"run": name, **asdict(plan)} for name, plan in plans.items()]
         record["plan"] = describe(max(plans.values(), key=lambda plan: plan.steps * plan.tokens))
-        totals = ("gpu_hours", "gpu_hours_most", "disk")
+        totals = ("gpu_hours", "gpu_hours_most", "scoring", "disk")
         record["total"] = {key: sum(getattr(plan, key) for plan in plans.values()) for key in totals}
         rows = planned_rows(str(study.model.source), study.model.init_start, study.model.init_end)
         record["plan"].append(("new rows", rows))
@@ -49,13 +53,13 @@ def _shape(folder: Path, model: StudyModel) -> ModelShape:
     """Of the starting model; before it is made, of what it is made from, whose vocabulary lacks a few tokens."""
     made, source = folder / "models" / model.name, str(model.source)
     with tokenizer_here(source) as found:
-        here = [made, *([found.folder] if found else [])]
+        here = [made, *([found.folder] if found and not found.gguf_file else [])]
         if there := next((place for place in here if (place / "config.json").is_file()), None):
             return replace(model_shape(str(there)), name=model.name)
     try:
         return model_shape(str(made))  # by its name
     except ModelError:
-        return model_shape(source.removeprefix("builtin:"))
+        return source_shape(source)
 
 
 def judging_text(judge: str, requests: int, dollars: float) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ from nrt_cli.files import sha256
 from nrt_cli.progress import plot
 from nrt_cli.store import Run
 from nrt_cli.workflows.made import with_files
-from nrt_cli.workflows.quickstart import ARMS, CHANCE
+from nrt_cli.workflows.quickstart import DIGITS as RECIPE
 
 SMALL = (
     "train.steps=3",
@@ -49,9 +50,9 @@ def first(quickstart):
 @pytest.mark.slow
 def test_it_trains_three_arms_that_differ_in_what_they_are(first, folder):
     assert first.exit_code == 0, first.output
-    runs = {name: Run.open(folder / name) for name in ARMS}
+    runs = {name: Run.open(folder / name) for name in RECIPE.arms}
     config = {name: run.config() for name, run in runs.items()}
-    assert [config[name].method for name in ARMS] == ["sft", "ws-neg-log-p", "ws-neg-log-p"]
+    assert [config[name].method for name in RECIPE.arms] == ["sft", "ws-neg-log-p", "ws-neg-log-p"]
     assert [config[name].objective.weights.trace for name in ("control", "nrt")] == [0, 1]
     # All begin with the shipped weights.
     assert len({run.manifest()["fingerprints"]["model"] for run in runs.values()}) == 1
@@ -92,7 +93,7 @@ def test_again_it_does_nothing_and_says_the_same(first, quickstart, folder):
     as_json = quickstart("--json")
     assert as_json.exit_code == 0, as_json.output
     record = json.loads(as_json.stdout.splitlines()[-1])
-    assert [row["arm"] for row in record["rows"]] == ["untrained", *ARMS]
+    assert [row["arm"] for row in record["rows"]] == ["untrained", *RECIPE.arms]
     assert record["questions"] == 4
 
 
@@ -101,6 +102,62 @@ def test_the_command_that_it_prints_answers(first, monkeypatch):
     (words,) = re.findall(r"^  nrt generate (.+) '(Q : .+)'$", first.output, re.MULTILINE)
     asked = CliRunner().invoke(app, ["generate", *words])
     assert asked.exit_code == 0, asked.output
+
+
+REAL = (
+    *("train.steps=3", "train.batch_size=1", "train.validate_every=1", "train.validation_size=2", "train.threads=1"),
+    *("rollout.max_trace_tokens=4", "rollout.group_size=2", "data.max_prompt_tokens=400", "data.max_answer_tokens=8"),
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """`nrt quickstart --real` with the small settings and another model, in one folder."""
+    folder = tmp_path_factory.mktemp("real")
+    options = [part for key in REAL for part in ("--set", key)]
+    return lambda *more: CliRunner().invoke(app, ["quickstart", "--real", "--folder", str(folder), *options, *more])
+
+
+@pytest.mark.slow
+def test_with_a_language_model_it_says_first_what_that_takes(real):
+    made = real("builtin:tiny")
+    assert made.exit_code == 0, made.output
+    said = " ".join(made.stderr.split())
+    assert re.search(r"million parameters, nothing to fetch; [\d.]+ MB of disk .* computed in float32", said)
+    assert said.index("about NRT ") < said.index("step 0:")
+    assert "chance" not in made.output
+    table = re.findall(r"^(untrained|SFT|control|NRT)  ", made.stdout, re.MULTILINE)
+    assert table == ["untrained", "NRT"]
+    assert "What NRT thinks of the first held-out question" in made.stdout
+    # The questions end in the line that keeps traces short, which the model remembers.
+    (run,) = {re.search(r"^  nrt chat (.+)$", made.stdout, re.MULTILINE)[1]}
+    assert Run.open(Path(run)).suffix() == "Answer with one short equation."
+
+    # The other arms, beside what is there; what is there needs no word.
+    more = real("--arms", "control,sft,nrt", "--json")
+    assert more.exit_code == 0, more.output
+    expected, *_, summary = map(json.loads, more.stdout.splitlines())
+    assert expected["kind"] == "expected"
+    assert [title for title, *_ in expected["arms"]] == ["SFT", "control"]
+    assert [row["arm"] for row in summary["rows"]] == ["untrained", "sft", "control", "nrt"]
+    assert real("--arms", "nrt").stderr == ""
+
+    other = real("builtin:digits")
+    assert other.exit_code != 0
+    assert "its runs began from" in other.output
+
+
+def test_what_stands_in_the_way_is_said_before_anything_is_made(tmp_path):
+    for words, said in (
+        (["--real", "nobody/nothing"], "hub cannot be read"),  # conftest: HF_HUB_OFFLINE=1
+        (["--real", "missing.gguf"], "missing.gguf: no such folder or .gguf file"),
+        (["--real", "--arms", "nrt,rl"], "--arms rl: choose some of sft,control,nrt"),
+        (["builtin:tiny"], "nrt quickstart --real builtin:tiny"),
+    ):
+        done = CliRunner().invoke(app, ["quickstart", "--folder", str(tmp_path / "q"), *words])
+        assert done.exit_code != 0
+        assert said in f"{done.output} {done.exception}"
+        assert not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize(
@@ -145,10 +202,10 @@ def test_the_shipped_model_is_the_one_that_was_recorded():
 
 
 def test_lines_are_drawn_where_their_values_are():
-    lines = plot({"sft": [(0, 0.1), (5, 0.1)], "nrt": [(0, 0.0), (10, 1.0)]}, CHANCE, width=11, height=11)
+    lines = plot({"sft": [(0, 0.1), (5, 0.1)], "nrt": [(0, 0.0), (10, 1.0)]}, RECIPE.chance, width=11, height=11)
     body = [line[7:18] for line in lines[:11]]
-    assert [row.index("c") for row in body] == [10 - i for i in range(11)]  # a straight line, from bottom to top
+    assert [row.index("*") for row in body] == [10 - i for i in range(11)]  # a straight line, from bottom to top
     assert lines[0].startswith(" 100% |")
-    assert lines[9] == "      |sc" + "ssss" + "....." + " chance"
+    assert lines[9] == "      |s*" + "ssss" + "....." + " chance"
     assert lines[-1].endswith("10 s")
-    assert plot({"sft": []}, CHANCE)  # before anything is scored
+    assert plot({"sft": []}, RECIPE.chance)  # before anything is scored

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from analysis.report.paper import paper
 from nrt_cli.cli import app
 from nrt_cli.config.study import load_study, planned_runs
-from nrt_cli.data.examples import load_examples
+from nrt_cli.data.examples import load_examples, suffix_of
 from nrt_cli.engines.local.loading import load_tokenizer
 from nrt_cli.errors import DataError
 from nrt_cli.workflows import preflight
@@ -65,13 +65,28 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
     assert rows[0] == rows[1]
 
 
-def test_a_plan_is_shown_of_a_model_that_is_not_made_yet_on_a_machine_of_no_known_rates(study: Path) -> None:
+def test_a_plan_is_shown_of_a_model_that_is_not_made_yet_with_what_this_cpu_takes(study: Path) -> None:
     shown = CliRunner().invoke(app, ["reproduce", str(study), "--dry-run", "--set", "run.model.device=cpu"])
     assert shown.exit_code == 0, shown.output
     # Not sft's run, which is shorter.
     assert re.search(r"am, local .* small, [\d,]+ parameters", " ".join(shown.output.split()))
-    assert "; no time is predicted\n" in shown.output
+    assert re.search(r"disk; [\d.,]+ hours of training on this CPU", " ".join(shown.output.split()))
     assert "nan" not in shown.output
+
+
+def test_a_last_line_of_every_question_is_in_pairs_and_commands(tmp_path: Path) -> None:
+    asked = load_study("real", ["data.sources=['generated:shopping?size=12']", "data.size=12", "data.validation=4"])
+    (apart, pairs) = [c for c in plan_study(tmp_path, asked)["commands"] if c.startswith("nrt data prepare")]
+    assert asked.data.suffix
+    assert f"--suffix '{asked.data.suffix}'" in apart
+    assert f"--suffix '{asked.data.suffix}'" in pairs
+    make_source = asked.model.model_copy(update={"source": "builtin:digits"})
+    make_inputs(tmp_path, asked.model_copy(update={"model": make_source}), lambda *told: None)
+    for file in ("data/train.parquet", "held-out/train.parquet"):
+        questions = [row[0]["content"] for row in pq.read_table(tmp_path / file).column("prompt").to_pylist()]
+        assert questions
+        assert all(question.endswith(f"\n{asked.data.suffix}") for question in questions)
+        assert suffix_of(tmp_path / file) == asked.data.suffix
 
 
 def test_what_cannot_be_meant_is_said_by_the_plan(study: Path) -> None:

@@ -1,12 +1,14 @@
 """The shape of a model: from its folder, or by name for the paper's models, which a plan may precede."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from nrt_cli.engines.local.loading import from_folder
+from nrt_cli.engines.local.sources import fetched_config, find_source
 from nrt_cli.errors import ModelError
 from nrt_cli.records import ModelShape
 
@@ -39,12 +41,36 @@ def model_shape(path: str) -> ModelShape:
     )
 
 
+def source_shape(name: str) -> ModelShape:
+    """The shape of what a model is to be made from, before it is: a folder, a GGUF file, a built-in model or a hub id.
+
+    Of the hub only the config is fetched, unless the shape is known by name. Raises ModelError.
+    """
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return _read(path)
+    if known := KNOWN.get(name.rpartition("/")[2].removeprefix("builtin:").lower()):
+        return known
+    if path.exists() or name.startswith("builtin:"):
+        source = find_source(name)
+        options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+        config = from_folder(AutoConfig, source.folder, name, **options)
+    else:
+        config = from_folder(AutoConfig, fetched_config(name), name)
+    return _shape(path.stem, config, None)
+
+
 def _read(folder: Path) -> ModelShape:
-    config = from_folder(AutoConfig, folder, str(folder)).get_text_config()
+    return _shape(folder.name, from_folder(AutoConfig, folder, str(folder)), _parameters(folder))
+
+
+def _shape(name: str, config: PreTrainedConfig, parameters: int | None) -> ModelShape:
+    """As a config has it; without a count of the parameters, that of a Llama of this shape."""
+    config = config.get_text_config()
     heads = config.num_attention_heads
-    return ModelShape(
-        name=folder.name,
-        parameters=_parameters(folder),
+    shape = ModelShape(
+        name=name,
+        parameters=parameters or 0,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
@@ -54,6 +80,11 @@ def _read(folder: Path) -> ModelShape:
         vocab=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
     )
+    if parameters is not None:
+        return shape
+    width, inner = shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads), 3 * shape.intermediate
+    rows = shape.vocab * (1 if shape.tied else 2)
+    return replace(shape, parameters=shape.hidden * (shape.layers * (width + inner) + rows))
 
 
 def _parameters(folder: Path) -> int:

@@ -11,8 +11,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,57 @@ def _gguf(name: str, path: Path) -> Source:
 
 def _download(name: str) -> Path:
     """A hub model's folder in the local cache, without pickled weights or code."""
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     find_hub()
-    try:
+    with _hub_errors(name):
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+
+
+def fetched_config(name: str) -> Path:
+    """The folder of a hub model's config, which alone is fetched."""
+    from huggingface_hub import hf_hub_download
+
+    find_hub()
+    with _hub_errors(name):
+        return Path(hf_hub_download(name, "config.json")).parent
+
+
+def bytes_to_fetch(name: str) -> int:
+    """Bytes that `find_source` would download: nothing for what is on this machine, as the hub says for its id."""
+    path = Path(name).expanduser()
+    if name.startswith("builtin:") or path.exists() or not HUB_ID.fullmatch(name):
+        find_source(name)
+        return 0
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with suppress(LocalEntryNotFoundError):
+        here = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES), local_files_only=True))
+        if (here / "config.json").is_file() and any(here.glob("*.safetensors")):
+            return 0
+    if reason := find_hub():
+        raise _unreadable(name, reason)
+    with _hub_errors(name):
+        files = HfApi().model_info(name, files_metadata=True).siblings or []
+    return sum(file.size or 0 for file in files if any(fnmatch(file.rfilename, each) for each in MODEL_FILES))
+
+
+def _unreadable(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"{name}: no such folder here, and the hub cannot be read ({reason}); "
+        "copy the model to this machine and give its folder or GGUF file, or use builtin:smollm2-135m."
+    )
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """The hub's refusals as ModelErrors."""
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
     except GatedRepoError:
         raise ModelError(
             f"{name}: its owner asks you to accept terms on the hub and to log in with `hf auth login`."
@@ -171,11 +216,7 @@ def _download(name: str) -> Path:
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder here and no such model on the hub.") from None
     except (OSError, ValueError, httpx.HTTPError) as error:
-        reason = find_hub() or f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        raise ModelError(
-            f"{name}: no such folder here, and the hub cannot be read ({reason}); "
-            "copy the model to this machine and give its folder, or use builtin:smollm2-135m."
-        ) from None
+        raise _unreadable(name, find_hub() or f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
 
 
 def _checked_folder(name: str, folder: Path) -> Source:
