@@ -253,22 +253,24 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
     with make_race({arm.name: arm.title for arm in start.arms}, start.recipe.chance) as race:
         for arm in start.arms:
             train(arm.path, arm.config, arm.started, race.displays(arm.name))
-    runs = {arm: Run.open(arm.path) for arm in start.arms}
-    # What thinks has all accuracies, NRT before the control: it comes last.
-    shown = [run for arm, run in runs.items() if arm.config.thinks] or [*runs.values()]
-    best = shown[-1]
+    runs = [Run.open(arm.path) for arm in start.arms]
+    # SFT comes first and NRT last: what thinks has all accuracies, and a trace to show.
+    best = runs[-1]
     first, last = best.metrics("held_out")[0]["step"], best.metrics("held_out")[-1]["step"]
     rows = [_row("untrained", "untrained", best, first)]
-    rows += [_row(arm.name, arm.title, run, run.metrics("held_out")[-1]["step"]) for arm, run in runs.items()]
+    rows += [
+        _row(arm.name, arm.title, run, run.metrics("held_out")[-1]["step"])
+        for arm, run in zip(start.arms, runs, strict=True)
+    ]
     question = best.held_out_rows(last, ("prompt", "answer"))[0]
     return Outcome(
         rows=tuple(rows),
         questions=max(found.n for row in rows for found in row.accuracies if found),
         question=question["prompt"],
         reference=question["answer"],
-        traces=tuple(_said(best)) if best.config().thinks else (),
-        runs=tuple(run.path for run in runs.values()),
-        seconds=sum(record["seconds"] for run in runs.values() for record in run.metrics()),
+        traces=tuple(_said(best)) if start.arms[-1].config.thinks else (),
+        runs=tuple(run.path for run in runs),
+        seconds=sum(record["seconds"] for run in runs for record in run.metrics()),
     )
 
 
