@@ -24,7 +24,7 @@ def reproduce(
         str,
         typer.Argument(
             autocompletion=completion.studies,
-            help="laptop, real, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.",
+            help="laptop, real, real-2, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.",
         ),
     ] = "laptop",
     out: Annotated[Path | None, typer.Option(help="The study's folder; default: studies/STUDY.")] = None,
