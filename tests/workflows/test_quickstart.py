@@ -144,7 +144,7 @@ def test_with_a_language_model_it_says_first_what_that_takes(real):
 
     other = real("builtin:digits")
     assert other.exit_code != 0
-    assert "its runs began from" in other.output
+    assert "its runs began from" in str(other.exception)
 
 
 def test_what_stands_in_the_way_is_said_before_anything_is_made(tmp_path):
