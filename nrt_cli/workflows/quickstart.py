@@ -18,7 +18,7 @@ from nrt_cli.engines.local.shapes import source_shape
 from nrt_cli.engines.local.sources import METADATA, bytes_to_fetch, read_json
 from nrt_cli.errors import ConfigError
 from nrt_cli.progress import Race
-from nrt_cli.records import Plan
+from nrt_cli.records import ModelShape, Plan
 from nrt_cli.store import Run
 from nrt_cli.workflows.made import without_suffix
 from nrt_cli.workflows.models import locate_model
@@ -214,7 +214,7 @@ def expect(start: Start) -> Expected | None:
     fetch = bytes_to_fetch(source) if start.source else 0
     shape = source_shape(source)
     use_threads(first)
-    plans = {arm.title: _plan(arm.config, source) for arm in arms}
+    plans = {arm.title: _plan(arm.config, shape) for arm in arms}
     longest = max(plans.values(), key=lambda plan: plan.memory_peak)
     # What is fetched stays in the hub's cache; the model that is made of it has 4 bytes a parameter at most.
     disk = fetch + (4 * shape.parameters if start.source else 0) + sum(plan.disk for plan in plans.values())
@@ -239,10 +239,10 @@ def expect(start: Start) -> Expected | None:
     )
 
 
-def _plan(config: RunConfig, source: str) -> Plan:
+def _plan(config: RunConfig, shape: ModelShape) -> Plan:
     pairs, suffix = without_suffix(config.data.train)
     lengths = lengths_of_text([pairs], suffix) if pairs.startswith("generated:") else PAPER_LENGTHS
-    return plan_for(config, lengths=lengths, shape=source_shape(source))
+    return plan_for(config, lengths=lengths, shape=shape)
 
 
 def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | None], Race]) -> Outcome:

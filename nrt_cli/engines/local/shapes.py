@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from nrt_cli.engines.local.loading import from_folder
+from nrt_cli.engines.local.loading import from_folder, quiet
 from nrt_cli.engines.local.sources import fetched_config, find_source
 from nrt_cli.errors import ModelError
 from nrt_cli.records import ModelShape
@@ -54,7 +54,8 @@ def source_shape(name: str) -> ModelShape:
     if path.exists() or name.startswith("builtin:"):
         source = find_source(name)
         options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-        config = from_folder(AutoConfig, source.folder, name, **options)
+        with quiet():
+            config = from_folder(AutoConfig, source.folder, name, **options)
     else:
         config = from_folder(AutoConfig, fetched_config(name), name)
     return _shape(path.stem, config, None)
