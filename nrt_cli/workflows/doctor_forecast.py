@@ -16,6 +16,7 @@ from nrt_cli.commandline import settings
 from nrt_cli.config import SCHEMES, RunConfig
 from nrt_cli.core.prospects import Prospects, SampledGroup, cut_to, prospects, split
 from nrt_cli.core.schemes import get_scheme
+from nrt_cli.core.statistics import mean
 from nrt_cli.engines.local.engine import TRAIN_STREAM, LocalEngine
 from nrt_cli.engines.local.loading import positions
 from nrt_cli.errors import ConfigError
@@ -130,8 +131,9 @@ def _banks(
     parts = [*product(temperatures, range(0, len(examples), together))]
     traces = len(examples) * config.rollout.group_size * len(temperatures)
     say(
-        f"{traces} traces of up to {max(caps)} tokens, each answered and scored at {len(caps)} caps; the first "
-        f"of {len(parts)} parts tells how long that takes"
+        f"{traces} traces of up to {max(caps)} tokens, each answered and scored at {len(caps)} caps: about "
+        f"{_minutes(interview, caps, traces):.1f} minutes at this machine's matmul rate if all run to the cap; the "
+        f"first of {len(parts)} parts tells more (--questions asks fewer)"
     )
     banks: dict[tuple[float, int], list[SampledGroup]] = {key: [] for key in product(temperatures, caps)}
     started = time.perf_counter()
@@ -150,6 +152,16 @@ def _banks(
             left = (time.perf_counter() - started) / done * (len(parts) - done)
             say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
     return banks
+
+
+def _minutes(interview: Interview, caps: Sequence[int], traces: int) -> float:
+    """From two products a weight and token: every trace is sampled once, and under each cap scored and answered."""
+    engine, examples = interview.engine, interview.examples
+    prompt = mean([len(example.prompt_ids) for example in examples])
+    answer = mean([len(example.answer_ids) for example in examples])
+    tokens = max(caps) + sum(prompt + 2 * (cap + answer) for cap in caps)
+    weights = sum(weight.numel() for weight in engine.policy.model.parameters())
+    return 2 * weights * tokens * traces / engine.ceiling / 60
 
 
 def _cut(group: RolloutGroup, trace_cap: Callable[[int], int]) -> RolloutGroup:

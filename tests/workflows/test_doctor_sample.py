@@ -203,6 +203,7 @@ def test_the_command_shows_cells_and_what_to_paste(nrt, tiny_yaml):
     shown = nrt("doctor", tiny_yaml, "--method", "am", "--forecast", "--questions", 2)
     assert shown.code == 0
     assert sum(line.strip().startswith("> ") for line in shown.out.splitlines()) == 2  # once in each table
+    assert "minutes at this machine's matmul rate" in shown.err
     assert "minutes left" in shown.err
     refused = nrt("doctor", tiny_yaml, "--method", "sft", "--forecast")
     assert (refused.code, "--method" in refused.err) == (2, True)
