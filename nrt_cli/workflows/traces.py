@@ -16,7 +16,8 @@ def trace_rows(
     """The rows of some groups.
 
     Lists are per token: `trace_*` and `sampled` over z and t_end, `answer_*`, `null_logprobs` and `token_signals` over
-    y* with its eos. `sampled` is False where t_end was appended. Scores are left out where there are none.
+    y* with its eos. `sampled` is False where t_end was appended and no eos is scored. Scores are left out where there
+    are none.
     """
     rows = []
     for g, group in enumerate(groups):
