@@ -112,13 +112,13 @@ def test_seconds_on_a_cpu_whose_matmul_rate_was_measured() -> None:
     attention = 2 * 2 * 2 * 4
     # A group's prompt once, two traces of 4 with their ends and answers, and the null trace with its own.
     tokens = 8 * (3 + 2 * (1 + 4 + 1 + 2) + 2 + 2)
-    update = 3 * 2 * tokens * (1000 + attention * 5.5) / (0.4 * 1e6)
-    sampled = 2 * 8 * (3 + 2 * 4) * (1000 + attention * 5.5) / (0.14 * 1e6)
+    update = 3 * 2 * tokens * (1000 + attention * 5.5) / (0.55 * 1e6)
+    sampled = 2 * 8 * (3 + 2 * 4) * (1000 + attention * 5.5) / (0.5 * 1e6)
     assert planned.seconds == pytest.approx(update + sampled)
     # Steps 0, 5, 10 and 12: a sampled trace, a greedy one and 4 tokens of answer; twice 8 without a trace, and 4 after
     # another row's.
     answers = 64 * (4 * (3 + 4 + 4 + 4) + 2 * (8 + 8 + 4))
-    assert planned.scoring == pytest.approx(2 * answers * (1000 + attention * 7) / (0.14 * 1e6))
+    assert planned.scoring == pytest.approx(2 * answers * (1000 + attention * 7) / (0.5 * 1e6))
     low = plan(config(model={"lora": {"rank": 1}}, train={"minibatch_size": None}), SHAPE, 100, LENGTHS, cpu)
     assert low.seconds == pytest.approx(update * 2 / 3 + sampled)
     assert low.scoring == 0  # nothing is held out
