@@ -4,7 +4,9 @@ Command modules import engines and workflows inside their functions, so that `nr
 """
 
 import errno
+import inspect
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -66,6 +68,19 @@ app.command(name="push", epilog=push.EXAMPLE)(push.push)
 app.add_typer(runs.app, name="runs")
 app.command(name="score", epilog=score.EXAMPLE)(score.score)
 app.command(name="speedrun", epilog=speedrun.EXAMPLE)(speedrun.speedrun)
+
+
+def _unwrap(group: typer.Typer) -> None:
+    """Let the terminal break the lines of every command's paragraphs: typer keeps the source's, all but the first's."""
+    for command in group.registered_commands:
+        assert command.callback is not None
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
+    for part in group.registered_groups:
+        assert part.typer_instance is not None
+        _unwrap(part.typer_instance)
+
+
+_unwrap(app)
 
 
 # A flag takes no value, so none is shown: typer would write `<bool>`.

@@ -155,3 +155,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(hub, monkeypatch):
     assert len(asked) == 1
     assert hub.HF_HUB_OFFLINE is True
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_terminal_breaks_the_lines_of_a_help_text(tmp_path):
+    """Every paragraph's, also where the source breaks them elsewhere."""
+    told = nrt("chat", "--help", cwd=tmp_path, COLUMNS="200").stdout.decode()
+    assert "Ctrl-C stops a reply, Ctrl-D ends the talk; questions may also be piped in." in told
