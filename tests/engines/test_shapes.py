@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from nrt_cli.engines.local.shapes import KNOWN, model_shape
 from nrt_cli.errors import ModelError
@@ -13,7 +13,9 @@ from nrt_cli.records import ModelShape
 
 @pytest.mark.parametrize("shape", KNOWN.values(), ids=lambda shape: shape.name)
 def test_known_shapes_have_the_parameters_of_such_a_model(shape: ModelShape) -> None:
-    config = LlamaConfig(
+    # Qwen 2's queries, keys and values have biases; all others are like Llama.
+    kind = (Qwen2Config, Qwen2ForCausalLM) if shape.name.startswith("qwen2") else (LlamaConfig, LlamaForCausalLM)
+    config = kind[0](
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -24,7 +26,7 @@ def test_known_shapes_have_the_parameters_of_such_a_model(shape: ModelShape) -> 
         tie_word_embeddings=shape.tied,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = kind[1](config)
     model.tie_weights()
     assert shape.parameters == sum(weight.numel() for weight in model.parameters())
     assert model_shape(f"models/{shape.name}") == shape  # by name, where no folder is

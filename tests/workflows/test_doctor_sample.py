@@ -43,7 +43,9 @@ def test_what_is_sampled_is_what_a_first_step_would_sample(tiny_config, odd_is_r
     assert ends["traces"] == len(rollouts) == 32
     assert ends["cut"] == sum(r.stop == "cap" for r in rollouts)
     assert ends["closed"] + ends["cut"] + ends["eos"] == 32
-    logprobs = [plain(engine, row, len(g.example.answer_ids)) for g in groups for row in engine.layout.rows(g)]
+    # A row for each trace comes first, then one for each eos.
+    rows = [(g, row) for g in groups for row in engine.layout.rows(g)[: len(g.rollouts)]]
+    logprobs = [plain(engine, row, len(g.example.answer_ids)) for g, row in rows]
     mean = sum(map(sum, logprobs)) / sum(map(len, logprobs))
     assert found["answer's habit"].details["per_token"]["after a trace"] == pytest.approx(mean, abs=1e-4)
 

@@ -161,7 +161,7 @@ def test_a_dry_run_makes_nothing(nrt, tmp_path):
     (judge,) = plan["judges"]
     assert judge["requests"] == 6 * 100 * 17
     assert 10 < judge["dollars_most"] < load_study("paper-3b").analysis.judge_max_cost
-    assert {"gpu_hours", "gpu_hours_most", "disk"} == plan["total"].keys()
+    assert {"gpu_hours", "gpu_hours_most", "scoring", "disk"} == plan["total"].keys()
     assert 0 < plan["total"]["gpu_hours"] < plan["total"]["gpu_hours_most"]
     assert plan["total"]["gpu_hours"] == pytest.approx(sum(run["gpu_hours"] for run in plan["runs"]))
     assert [command.split()[1] for command in plan["commands"]] == [
