@@ -34,9 +34,6 @@ from nrt_cli.records import Example, HeldOut, RolloutGroup
 TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
 """First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
 
-VERIFIED_ROWS = 2
-"""Rows of the first batch, a trace and the null trace, scored packed and padded before anything is learned from it."""
-
 
 @dataclass(frozen=True)
 class Update:
@@ -135,9 +132,11 @@ class LocalEngine:
         """
         size = self.config.train.minibatch_size or len(groups)
         if not self.verified:
-            # Once on real rows: the shortest way to find a model for which packing is not what it should be.
+            # Once on real rows, the longest trace's and the null trace's, before anything is learned from them: the
+            # shortest way to find a model for which packing is not what it should be.
+            longest = max(self.layout.rows(groups[0]), key=lambda row: len(row.ids))
             if self.policy.packing and not self.policy.verify_packing(
-                [self.layout.rows(groups[0])[0], self.layout.null_row(groups[0].example)]
+                [longest, self.layout.null_row(groups[0].example)]
             ):
                 self.budget.say(_not_packed(self.policy))
             self.verified = True
@@ -151,7 +150,7 @@ class LocalEngine:
                 scores += self.budget.retrying(lambda: self._minibatch(part, part_known), self.optimiser.forget)  # noqa: B023
             steps.append(self._step())
         metrics = step_metrics(scores, len(steps)) | mean_of(steps)
-        metrics["tokens"] = sum(len(row.ids) for g in groups for row in self.layout.rows(g))
+        metrics["tokens"] = self.layout.tokens_of(groups)
         return Update(metrics, scores)
 
     def _minibatch(self, groups: Sequence[RolloutGroup], known: Sequence[dict[str, Tensor]]) -> list[GroupScore]:

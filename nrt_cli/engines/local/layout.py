@@ -59,6 +59,10 @@ class Layout:
                 endings.append(Row(ids, at, (at, at + 1), prompt=len(example.prompt_ids)))
         return traces + endings
 
+    def tokens_of(self, groups: Sequence[RolloutGroup]) -> int:
+        """Tokens of all traces' rows, prompts and answers included."""
+        return sum(len(row.ids) for group in groups for row in self.rows(group)[: len(group.rollouts)])
+
     def _ended_otherwise(self, rollout: Rollout) -> bool:
         """Whether a token other than t_end ended the trace and is scored."""
         return self.credit_eos and rollout.stop == "eos"

@@ -48,7 +48,7 @@ class VerlEngine(VerlRun):
             groups = self.steps.sample(examples, self.config.rollout.group_size, (self.config.seed, TRAIN_STREAM, step))
         scores, reports = self.steps.update(groups)
         metrics = step_metrics(scores, len(reports)) | mean_of(reports)
-        metrics["tokens"] = sum(len(row.ids) for group in groups for row in self.steps.layout.rows(group))
+        metrics["tokens"] = self.steps.layout.tokens_of(groups)
         seconds = time.perf_counter() - started
         return Update(metrics | self._rates(groups, metrics["tokens"], seconds), scores), groups
 
