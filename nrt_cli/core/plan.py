@@ -227,10 +227,10 @@ def _work(model: ModelShape, tokens: float, context: float) -> float:
 
 def _seconds(config: RunConfig, model: ModelShape, lengths: Lengths, gpu: Gpu) -> float:
     """Seconds of one step; NaN where the device's rates are not known."""
-    row = _row(config, lengths)
-    passes = 4 if config.model.gradient_checkpointing else 3
     if math.isnan(gpu.bandwidth):
         return _cpu_seconds(config, model, lengths, gpu)
+    row = _row(config, lengths)
+    passes = 4 if config.model.gradient_checkpointing else 3
     work = passes * _work(model, _tokens(config, lengths), row / 2)
     if config.method != "sft":
         # Before the first update, what later minibatches need of the sampling policy; each null trace once.

@@ -109,15 +109,20 @@ def pack(groups: Sequence[Sequence[Sequence[int]]]) -> Packed:
 
 def packed_pairs(rows: Sequence[Sequence[int]]) -> int:
     """Pairs of a token and one that it sees, itself included, of a group once packed."""
-    shared = common_prefix(rows)
-    tails = [len(rows[host]) - shared for host in set(hosts(rows))]
+    shared, tails = _lengths(rows)
     return shared * (shared + 1) // 2 + sum(tail * shared + tail * (tail + 1) // 2 for tail in tails)
 
 
 def packed_size(rows: Sequence[Sequence[int]]) -> int:
     """Tokens of a group once packed."""
+    shared, tails = _lengths(rows)
+    return shared + sum(tails)
+
+
+def _lengths(rows: Sequence[Sequence[int]]) -> tuple[int, list[int]]:
+    """Tokens of a group's prefix, and of each of its tails."""
     shared = common_prefix(rows)
-    return shared + sum(len(rows[host]) - shared for host in set(hosts(rows)))
+    return shared, [len(rows[host]) - shared for host in set(hosts(rows))]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
