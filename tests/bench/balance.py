@@ -34,6 +34,8 @@ from nrt_cli.workflows.train import batch_for, train
 
 ROOT = Path(__file__).parents[2] / ".bench" / "balance"
 HELD_OUT = 128
+ALIKE = ("objective.credit_eos=false",)
+"""What all candidates have: the default when the page's table was measured."""
 
 
 def far(rng: random.Random, problem: digits.Problem) -> str:
@@ -109,7 +111,7 @@ def trained(kind: str, candidate: str, method: str, seed: int) -> Run:
             "train.steps=60",
             "train.validate_every=20",
         ]
-        config = configs.load("quickstart", [*overrides, *CANDIDATES[candidate]], method=method, seed=seed)
+        config = configs.load("quickstart", [*overrides, *ALIKE, *CANDIDATES[candidate]], method=method, seed=seed)
         train(path, made.with_files(config), (path / "manifest.json").is_file(), Silent)
     return Run.open(path)
 
@@ -132,7 +134,7 @@ def norms(kind: str, candidate: str) -> str:
     """Each term's share of the first step's gradient: as metrics have it, and by the norms of what each adds to it."""
     folder = data(kind)
     overrides = [f"data.train={folder / 'train' / 'train.parquet'}", "data.max_answer_tokens=96", "train.batch_size=16"]
-    config = made.with_files(configs.load("quickstart", [*overrides, *CANDIDATES[candidate]]))
+    config = made.with_files(configs.load("quickstart", [*overrides, *ALIKE, *CANDIDATES[candidate]]))
     inputs = load_inputs(config)
     engine = LocalEngine(config, inputs.steps)
     groups = engine.sample(batch_for(inputs.train, config, 1), 1)

@@ -296,6 +296,16 @@ def test_later_minibatches_take_the_samplers_log_probs_for_pi_old(tiny_config):
     assert found[False][1]["sampler_gap"] < 1e-4
 
 
+def test_an_eos_is_scored_at_the_temperature_it_was_sampled_at(tiny_config):
+    engine = LocalEngine(tiny_config("method=am", "rollout.temperature=0.7", "objective.credit_eos=true"), 3)
+    row = engine.layout.rows(batch(engine)[0])[-1]
+    assert row.ids[-1] == engine.tokens.eos_id
+    logits_V = engine.policy.model(torch.tensor([row.ids[:-1]])).logits[0, -1]
+    want = (logits_V / 0.7).log_softmax(-1)[row.ids[-1]]
+    (got,), _ = engine.policy.score([row])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_sampling_from_weights_that_are_not_the_policys_is_refused(tiny_config):
     engine = LocalEngine(tiny_config("method=am"), updates=3)
     examples = [group.example for group in batch(engine)]
