@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from analysis.opened import OpenRun
-    from analysis.tables import Report
+    from nrt_analysis.opened import OpenRun
+    from nrt_analysis.tables import Report
+
+    from nrt_cli.checks.findings import Finding
     from nrt_cli.config import RunConfig
-    from nrt_cli.workflows.findings import Finding
 
 __all__ = [
     "analyze",
@@ -86,12 +87,12 @@ def prepare_model(source: str, out: PathLike, **settings: Any) -> Path:
 
     Args:
         source: a folder, a GGUF file, a hub id or "builtin:smollm2-135m".
-        settings: arguments of `nrt_cli.engines.local.prepare.prepare_model`.
+        settings: arguments of `nrt_cli.models.prepare.prepare_model`.
 
     Raises:
         ModelError: it cannot be made ready; then `out` is as it was.
     """
-    from nrt_cli.engines.local.prepare import prepare_model as prepare
+    from nrt_cli.models.prepare import prepare_model as prepare
 
     return prepare(source, Path(out), **settings).folder
 
@@ -116,7 +117,7 @@ def train(config: "RunConfig | None", run: PathLike, resume: bool = False) -> "O
 
 def open_run(run: PathLike) -> "OpenRun":
     """A run's metrics, traces and evaluations as data frames. Raises StoreError for what is no run."""
-    from analysis.opened import OpenRun
+    from nrt_analysis.opened import OpenRun
 
     return OpenRun(run)
 
@@ -181,9 +182,9 @@ def evaluate(
         limit: documents of each, a seeded sample.
         overrides: as `--set` takes them: "eval.data_dir=benchmarks".
     """
+    from nrt_cli.evaluation.evaluate import evaluate as run_evaluation
+    from nrt_cli.evaluation.session import Job
     from nrt_cli.progress import choose_for_eval
-    from nrt_cli.workflows.evaluate import evaluate as run_evaluation
-    from nrt_cli.workflows.session import Job
 
     names = (benchmarks,) if isinstance(benchmarks, str) else tuple(benchmarks)
     with choose_for_eval() as display:
@@ -200,7 +201,8 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
     Raises:
         StoreError: a run has not what it takes.
     """
-    from analysis import cases, dynamics, frames, vocabulary
+    from nrt_analysis import cases, dynamics, frames, vocabulary
+
     from nrt_cli.errors import ConfigError
     from nrt_cli.store.reference import Reference
 
@@ -218,7 +220,7 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
 
 def doctor(config: "RunConfig | None" = None) -> "list[Finding]":
     """Are machine, model, data and config fit to train? Findings have `check`, `verdict`, `found`, `do`, `details`."""
-    from nrt_cli.workflows.doctor import diagnose
+    from nrt_cli.checks.doctor import diagnose
 
     return list(diagnose(config))
 

@@ -131,10 +131,11 @@ def test_every_name_is_typed_and_documented(name):
     assert signature.return_annotation is not inspect.Signature.empty
     assert [p.name for p in signature.parameters.values() if p.annotation is inspect.Parameter.empty] == []
     # Every annotation means something.
-    from analysis.opened import OpenRun
-    from analysis.tables import Report
+    from nrt_analysis.opened import OpenRun
+    from nrt_analysis.tables import Report
+
+    from nrt_cli.checks.findings import Finding
     from nrt_cli.config import RunConfig
-    from nrt_cli.workflows.findings import Finding
 
     known = {"OpenRun": OpenRun, "Report": Report, "RunConfig": RunConfig, "Finding": Finding}
     typing.get_type_hints(function, globalns=vars(api) | known)

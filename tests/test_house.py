@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # Room -> the rooms it may import from; its own is always allowed. `cli` is the front door.
 LEDGER = {"config", "records", "errors", "commandline"}
+PURE = LEDGER | {"text", "measures", "objective", "files", "network", "console"}
 ARROWS = {
     "errors": set(),
     "network": set(),
@@ -20,32 +21,39 @@ ARROWS = {
     "records": set(),
     "console": set(),
     "config": {"errors"},
+    "measures": LEDGER,
     "text": LEDGER,
-    "core": LEDGER,
-    "store": LEDGER | {"core", "text", "files"},
-    "data": LEDGER | {"core", "text", "files", "network"},
-    "engines": LEDGER | {"core", "text", "files", "network"},
+    "objective": LEDGER | {"text"},
+    "grading": PURE,
+    "store": LEDGER | {"measures", "text", "files"},
+    "data": PURE | {"grading", "store"},
+    "models": PURE | {"store"},
+    "backends": PURE | {"models"},
     "progress": {"config", "records", "console"},
-    "workflows": LEDGER | {"core", "text", "store", "data", "engines", "progress", "console"},
-    "analysis": {"records", "errors", "store", "core", "config", "commandline"},
-    "commands": LEDGER | {"workflows", "engines", "store", "data", "progress", "console", "analysis"},
-    "api": LEDGER | {"workflows", "engines", "store", "data", "progress", "analysis"},
-    "cli": {"commands", "console", "errors", "__main__"},
-    "__main__": {"cli"},
+    "training": PURE | {"grading", "store", "data", "models", "backends", "progress"},
+    "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
+    "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},
+    "judging": PURE | {"store", "data"},
+    "analysis": {"records", "errors", "store", "measures", "objective", "config", "commandline"},
 }
+ROOMS = set(ARROWS)
+ARROWS["workflows"] = ROOMS - {"analysis"}
+ARROWS["commands"] = ARROWS["api"] = ROOMS | {"workflows"}
+ARROWS["cli"] = {"commands", "console", "errors", "__main__"}
+ARROWS["__main__"] = {"cli"}
 # Heavy packages -> the rooms that may import them, at the top or inside a function.
+COMPUTE = {"objective", "models", "backends", "training"}
 HEAVY = {
-    "torch": {"core", "engines", "workflows"},
-    **{
-        package: {"engines"}
-        for package in ("transformers", "tokenizers", "vllm", "verl", "ray", "tensordict", "lm_eval", "openai")
-    },
-    "huggingface_hub": {"engines", "data", "network"},
+    "torch": COMPUTE | {"evaluation", "checks", "workflows"},
+    **dict.fromkeys(("transformers", "tokenizers", "vllm", "verl", "ray", "tensordict"), COMPUTE),
+    "lm_eval": {"evaluation"},
+    "openai": {"judging"},
+    "huggingface_hub": COMPUTE | {"data", "network", "evaluation"},
     **{package: {"analysis"} for package in ("pandas", "matplotlib", "wordcloud")},
 }
 # What a command imports only inside the function that needs it, so that `nrt --help` stays fast.
-LATE = {"workflows", "engines", "data", "analysis", "config"}
-KEPT_OUT_OF_CORE = {"transformers", "tokenizers", "logging", "pathlib", "os", "rich", "typer"}
+LATE = (ROOMS | {"workflows"}) - {"records", "errors", "commandline", "console", "progress"}
+KEPT_OUT_OF_OBJECTIVE = {"transformers", "tokenizers", "logging", "pathlib", "os", "rich", "typer"}
 # Folders of somebody's machine: a home, or the root of a work place.
 LOCAL_PATH = re.compile(r"(?<![\w.~/])/(?:work|root|Users|home/\w+)/[\w.]")
 
@@ -87,15 +95,16 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def room_of(module: str) -> str | None:
-    """`nrt_cli.core.losses` -> `core`, `analysis.frames` -> `analysis`; None for what is not ours or is no room."""
+    """`nrt_cli.objective.losses` -> `objective`, `nrt_analysis.frames` -> `analysis`; None: no room of ours."""
     first, _, rest = module.partition(".")
-    if first == "analysis":
+    if first == "nrt_analysis":
         return "analysis"
     return rest.partition(".")[0] or None if first == "nrt_cli" else None
 
 
 def room_of_file(path: Path) -> str | None:
     parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "analysis" else parts
     return room_of(".".join(part for part in parts if part != "__init__"))
 
 
@@ -154,13 +163,13 @@ def test_commands_import_their_work_late(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCE if room_of_file(p) == "core"], ids=name_of)
-def test_core_is_tensors_only(path: Path) -> None:
+@pytest.mark.parametrize("path", [p for p in SOURCE if room_of_file(p) == "objective"], ids=name_of)
+def test_the_objective_is_tensors_only(path: Path) -> None:
     report(
         [
-            f"{name_of(path)}:{line} imports {module}; core is functions of tensors: no files, tokenizers, logging"
+            f"{name_of(path)}:{line} imports {module}; the objective is functions of tensors"
             for line, module in imports(path)
-            if module.partition(".")[0] in KEPT_OUT_OF_CORE
+            if module.partition(".")[0] in KEPT_OUT_OF_OBJECTIVE
         ]
     )
 

@@ -12,7 +12,7 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from analysis.tables import Report
+    from nrt_analysis.tables import Report
 
 app = typer.Typer(help="Tables and figures of what runs left behind.", no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def deliver(report: "Report", out: Path | None, first: Path, as_json: bool) -> N
 
 
 def _show(report: "Report", written: list[Path]) -> None:
-    from analysis.tables import shown
+    from nrt_analysis.tables import shown
 
     name, frame = next(iter(report.tables.items()))
     table = Table(title=report.name if name == report.name else f"{report.name}: {name}", title_justify="left")
@@ -69,8 +69,8 @@ def dynamics(
     as_json: AsJson = False,
 ) -> None:
     """Trace entropy, length, repetition, forced ends, gain and dead groups by step (Fig. 2a-d); where they collapse."""
-    from analysis import dynamics as room
-    from analysis.frames import open_runs
+    from nrt_analysis import dynamics as room
+    from nrt_analysis.frames import open_runs
 
     deliver(room.dynamics(open_runs(runs), window), out, runs[0], as_json)
 
@@ -92,8 +92,9 @@ def vocab(
     as_json: AsJson = False,
 ) -> None:
     """Words that traces use more and less than the reference answers, and two word clouds (Fig. 4)."""
-    from analysis import vocabulary as room
-    from analysis.frames import HELD_OUT, STEP
+    from nrt_analysis import vocabulary as room
+    from nrt_analysis.frames import HELD_OUT, STEP
+
     from nrt_cli.store.reference import Reference
 
     reference = Reference.parse(run)
@@ -130,8 +131,9 @@ def cases(
     as_json: AsJson = False,
 ) -> None:
     """The same questions across runs, side by side (Table 10): stored traces, or traces and answers made now."""
-    from analysis import cases as room
-    from analysis.frames import HELD_OUT, STEP
+    from nrt_analysis import cases as room
+    from nrt_analysis.frames import HELD_OUT, STEP
+
     from nrt_cli.store.reference import Reference
 
     references = [Reference.parse(run) for run in runs]

@@ -35,7 +35,8 @@ def tokens(
     """Probability of ground-truth tokens against the SFT model's entropy (Fig. 3, Sec. 4.4)."""
     if not baseline:
         raise ConfigError("name the SFT run that the others are compared with: --baseline RUN.")
-    from analysis.tokens import token_report
+    from nrt_analysis.tokens import token_report
+
     from nrt_cli.progress import counted
     from nrt_cli.workflows.scoring import default_folder
     from nrt_cli.workflows.tokens import score_tokens
@@ -58,7 +59,8 @@ def leakage(
     as_json: AsJson = False,
 ) -> None:
     """Does a trace reason, or smuggle the answer in? Copied n-grams, and the reward of traces tampered with."""
-    from analysis.leakage import leakage_report
+    from nrt_analysis.leakage import leakage_report
+
     from nrt_cli.progress import counted
     from nrt_cli.workflows.leakage import score_controls
     from nrt_cli.workflows.scoring import default_folder
@@ -84,7 +86,8 @@ def schemes(
     as_json: AsJson = False,
 ) -> None:
     """Every scheme on one stored bank of rollouts: what each would reward, before paying for training."""
-    from analysis.schemes import scheme_report
+    from nrt_analysis.schemes import scheme_report
+
     from nrt_cli.config import SCHEMES as BUILT_IN
     from nrt_cli.progress import counted
     from nrt_cli.workflows.schemes import open_bank, score_schemes

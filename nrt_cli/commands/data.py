@@ -152,7 +152,7 @@ def _tokenizer(folder: Path | None, settings: Any) -> "Tokenizer | None":
     if not folder:
         return None
     from nrt_cli.data.prepare import Tokenizer, tokenizer_fingerprint
-    from nrt_cli.engines.local.loading import load_tokenizer
+    from nrt_cli.models.loading import load_tokenizer
 
     return Tokenizer(load_tokenizer(folder), tokenizer_fingerprint(folder))
 

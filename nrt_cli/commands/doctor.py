@@ -65,7 +65,7 @@ def doctor(
         _forecast(config, questions, as_json)
         return
 
-    from nrt_cli.workflows.doctor import diagnose, summary
+    from nrt_cli.checks.doctor import diagnose, summary
 
     findings = []
     for finding in diagnose(config):
@@ -83,7 +83,7 @@ def _forecast(config: "RunConfig | None", questions: int, as_json: bool) -> None
     if config is None:
         raise typer.BadParameter("name a config: nrt doctor CONFIG --forecast", param_hint="CONFIG")
 
-    from nrt_cli.workflows.doctor_forecast import forecast
+    from nrt_cli.checks.doctor_forecast import forecast
 
     found = forecast(config, questions, console.note)
     console.result(measured(found.record()), as_json, lambda _: _show_forecast(found))

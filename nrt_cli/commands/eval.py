@@ -116,15 +116,15 @@ def evaluate(
         raise ConfigError("--data is evaluated alone: drop --benchmarks and --backend.")
     resolved = config.load(None, overrides or [])
 
+    from nrt_cli.evaluation.evaluate import evaluate as run_evaluation
+    from nrt_cli.evaluation.olmes_run import olmes_commands
+    from nrt_cli.evaluation.scores import failures
+    from nrt_cli.evaluation.session import Job, Session
     from nrt_cli.progress import choose_for_eval
-    from nrt_cli.workflows.evaluate import evaluate as run_evaluation
-    from nrt_cli.workflows.olmes import olmes_commands
-    from nrt_cli.workflows.scores import failures
-    from nrt_cli.workflows.session import Job, Session
 
     job = Job(model, (benchmarks,), limit, backend.value, engine.value, think.value, out, allow_unsafe_code)
     if data is not None:
-        from nrt_cli.workflows.pairs import evaluate_pairs
+        from nrt_cli.evaluation.pairs import evaluate_pairs
 
         with choose_for_eval() as display:
             found = evaluate_pairs(job, resolved, display, data, grader)
@@ -158,7 +158,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """How much better B is than A on the documents both have answered, with a paired bootstrap interval."""
-    from nrt_cli.workflows.comparison import compare as run_comparison
+    from nrt_cli.evaluation.comparison import compare as run_comparison
 
     show(run_comparison(a, b, seed), as_json, _render_comparison)
 
@@ -173,7 +173,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Read an output folder of OLMES or lm-eval into the store. Default place: evals/NAME-OF-DIR."""
-    from nrt_cli.workflows.importing import import_results
+    from nrt_cli.evaluation.importing import import_results
 
     show(import_results(folder, model, out, console.warn), as_json, _render)
 

@@ -12,8 +12,8 @@ from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.records import measured
 
 if TYPE_CHECKING:
-    from nrt_cli.workflows.judge import Outcome
-    from nrt_cli.workflows.judge_plan import Plan
+    from nrt_cli.judging.judge import Outcome
+    from nrt_cli.judging.plan import Plan
 
 EXAMPLE = "Example: nrt judge runs/am runs/ws-neg-log-p@0,30 --n 100 --max-cost 0.50"
 
@@ -45,8 +45,8 @@ def judge(
     Address and key of an OpenAI-compatible endpoint are read from OPENAI_BASE_URL and OPENAI_API_KEY.
     """
     from nrt_cli import config
-    from nrt_cli.workflows.judge import estimate
-    from nrt_cli.workflows.judge_plan import make_plan
+    from nrt_cli.judging.judge import estimate
+    from nrt_cli.judging.plan import make_plan
 
     flags = {key: value for key, value in (("n", n), ("models", judges), ("template", template)) if value is not None}
     plan = make_plan(runs, [*map(config.parse_override, overrides or []), {"judge": flags}])
@@ -64,9 +64,9 @@ def judge(
 
 def ask_judges(plan: "Plan", max_cost: float | None) -> "Outcome":
     """Ask, and say what came of it."""
+    from nrt_cli.judging.judge import dollars
+    from nrt_cli.judging.judge import judge as run_judges
     from nrt_cli.progress import counted
-    from nrt_cli.workflows.judge import dollars
-    from nrt_cli.workflows.judge import judge as run_judges
 
     with counted("requests") as report:
         outcome = run_judges(plan, max_cost, report)
@@ -75,8 +75,8 @@ def ask_judges(plan: "Plan", max_cost: float | None) -> "Outcome":
 
 
 def _report(plan: "Plan") -> Any:
-    from analysis.frames import open_runs
-    from analysis.judged import judged
+    from nrt_analysis.frames import open_runs
+    from nrt_analysis.judged import judged
 
     labelled = open_runs([run.path for run in plan.runs])
     steps = dict(zip(labelled, (steps for _, steps in plan.steps), strict=True))

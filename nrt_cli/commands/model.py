@@ -48,7 +48,7 @@ def prepare(
 ) -> None:
     """Add think tokens, a pad token and a chat template to a model, check it, and write it as safetensors."""
     # torch and transformers take seconds to import: only when there is work for them.
-    from nrt_cli.engines.local.prepare import prepare_model
+    from nrt_cli.models.prepare import prepare_model
 
     if not as_json:
         console.note(f"Preparing {source} ...")
@@ -96,7 +96,7 @@ def _render(data: dict[str, Any]) -> None:
 
 
 def _new_rows(data: dict[str, Any]) -> str:
-    from nrt_cli.engines.local.vocabulary import HALFWAY, MEAN, same_start, start_text
+    from nrt_cli.models.vocabulary import HALFWAY, MEAN, same_start, start_text
 
     if not data["new_ids"]:
         return "none: the model had every token"

@@ -18,7 +18,8 @@ def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
 
     Raises the first failed check as a ConfigError, once everything is printed.
     """
-    from nrt_cli.workflows import made, preflight
+    from nrt_cli.checks import preflight
+    from nrt_cli.training import made
 
     if config is None:
         raise ConfigError("--dry-run plans a new run; name its config and leave --resume out.")

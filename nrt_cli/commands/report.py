@@ -15,7 +15,7 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from analysis.report.contents import Cell, Contents, Table
+    from nrt_analysis.report.contents import Cell, Contents, Table
 
 EXAMPLE = "Example: nrt report runs/sft runs/am runs/ws-neg-log-p --format html,md --out report"
 
@@ -67,10 +67,11 @@ def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tup
 
     Raises ConfigError for a format that does not exist, StoreError where no runs are found.
     """
-    from analysis.report.gather import gather
-    from analysis.report.write import FORMATS, write
+    from nrt_analysis.report.gather import gather
+    from nrt_analysis.report.write import FORMATS, write
+
     from nrt_cli.config.schema import nearest
-    from nrt_cli.engines.token_text import token_text
+    from nrt_cli.models.token_text import token_text
 
     wanted = list(dict.fromkeys(name for name in map(str.strip, formats) if name))
     for name in wanted:

@@ -13,7 +13,8 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import Interrupted, NrtError
 
 if TYPE_CHECKING:
-    from analysis.report.contents import Contents
+    from nrt_analysis.report.contents import Contents
+
     from nrt_cli.config.study import StudyConfig
 
 EXAMPLE = "Example: nrt reproduce laptop"
@@ -83,7 +84,8 @@ def _show(outcome: dict[str, Any], contents: "Contents", written: list[Path]) ->
 
 def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
     """Figure 3."""
-    from analysis.tokens import token_report
+    from nrt_analysis.tokens import token_report
+
     from nrt_cli.progress import counted
     from nrt_cli.store.reports import write_report
     from nrt_cli.workflows.study_analysis import score_pairs
@@ -98,7 +100,8 @@ def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
 
 def _ask(asked: "StudyConfig", folder: Path) -> None:
     """Tables 9 and 10."""
-    from analysis.cases import generated_cases
+    from nrt_analysis.cases import generated_cases
+
     from nrt_cli.progress import counted
     from nrt_cli.store.reports import write_report
     from nrt_cli.workflows.study_analysis import answer_questions, score_questions
@@ -114,7 +117,7 @@ def _ask(asked: "StudyConfig", folder: Path) -> None:
 def _judge(asked: "StudyConfig", folder: Path) -> None:
     """Figures 2e and 2f. What it may cost is said before anything is asked, and is all that is said without a key."""
     from nrt_cli.commands.judge import ask_judges
-    from nrt_cli.workflows.judge import estimate
+    from nrt_cli.judging.judge import estimate
     from nrt_cli.workflows.study_analysis import judge_plan
     from nrt_cli.workflows.study_plan import judging_text
 
@@ -134,7 +137,7 @@ def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
 
 
 def _render_plan(plan: dict[str, Any]) -> None:
-    from nrt_cli.workflows.preflight import in_bytes
+    from nrt_cli.checks.preflight import in_bytes
     from nrt_cli.workflows.study_plan import judging_text
 
     console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))

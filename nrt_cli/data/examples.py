@@ -20,8 +20,8 @@ from nrt_cli.data.columns import SUFFIX, VERL, Pair, read_pair
 from nrt_cli.data.formats import parquet_rows
 from nrt_cli.data.sources import Row, file_sha256
 from nrt_cli.errors import DataError
+from nrt_cli.grading import grading
 from nrt_cli.records import Example
-from nrt_cli.text import grading
 from nrt_cli.text.prompts import encode_answer, encode_plain, prompt_text
 from nrt_cli.text.questions import KnownDocuments, digest, normalised
 

@@ -28,7 +28,7 @@ from nrt_cli.data.folder import DROPPED, MANIFEST, existing_output, workspace
 from nrt_cli.data.sources import Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
 from nrt_cli.files import listing_sha256
-from nrt_cli.text.grading import find, guess
+from nrt_cli.grading.grading import find, guess
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import digest, ending_in, normalised
 

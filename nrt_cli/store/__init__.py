@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
-from nrt_cli.core.best import Best, best_step
-from nrt_cli.core.held_out import COLUMNS
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.files import draft, sha256, sync
+from nrt_cli.measures.best import Best, best_step
+from nrt_cli.measures.held_out import COLUMNS
 from nrt_cli.records import ACCURACIES
 from nrt_cli.store.files import (
     append_line,

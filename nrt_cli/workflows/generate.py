@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.config import ModelSection
-from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.text.questions import ending_in
 from nrt_cli.text.reasoning import Part, ThinkMode, thinking
-from nrt_cli.workflows.models import locate_model
+from nrt_cli.training.located import locate_model
 
 USUAL_CAP = 256
 """Most tokens of a trace, and of an answer, where nobody says how many."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nrt_cli.core.schemes import Scheme, get_scheme, group_reward
-from nrt_cli.engines.local.scoring import Scorer
-from nrt_cli.engines.local.sources import model_fingerprint
+from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.models.sources import model_fingerprint
+from nrt_cli.objective.schemes import Scheme, get_scheme, group_reward
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.store.parts import PartTable

@@ -9,17 +9,17 @@ from typing import Any
 
 from nrt_cli import __version__, console
 from nrt_cli.config import RunConfig, dump_yaml
-from nrt_cli.engines.gguf import convert, find_converter
-from nrt_cli.engines.hub import card_metadata, upload
-from nrt_cli.engines.local.about import About, read_about
-from nrt_cli.engines.local.prepare import model_folder
-from nrt_cli.engines.local.publish import without_paths, write_for_others
 from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.evaluation.comparison import results_of
+from nrt_cli.models.gguf import convert, find_converter
+from nrt_cli.models.hub import card_metadata, upload
+from nrt_cli.models.metadata import About, read_about
+from nrt_cli.models.prepare import model_folder
+from nrt_cli.models.publish import without_paths, write_for_others
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
+from nrt_cli.training.located import Located, locate_model
 from nrt_cli.workflows.card import CONFIG, Facts, render_card
-from nrt_cli.workflows.comparison import results_of
-from nrt_cli.workflows.models import Located, locate_model
 
 OTHER_SECTIONS = ("eval", "judge", "track")
 """Sections that training does not read, and that may name what is only here."""

@@ -8,22 +8,22 @@ from typing import Any
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.backends import machine
+from nrt_cli.checks.preflight import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
 from nrt_cli.config import RunConfig
-from nrt_cli.core.held_out import ACCURACY_MEASURES, COLUMNS, Measure, over_rows
-from nrt_cli.core.statistics import Difference
-from nrt_cli.engines import machine
-from nrt_cli.engines.local.loading import resolved
-from nrt_cli.engines.local.prepare import prepare_model
-from nrt_cli.engines.local.shapes import source_shape
-from nrt_cli.engines.local.sources import METADATA, bytes_to_fetch, read_json
 from nrt_cli.errors import ConfigError
+from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, Measure, over_rows
+from nrt_cli.measures.statistics import Difference
+from nrt_cli.models.loading import resolved
+from nrt_cli.models.prepare import prepare_model
+from nrt_cli.models.shapes import source_shape
+from nrt_cli.models.sources import METADATA, bytes_to_fetch, read_json
 from nrt_cli.progress import Race
 from nrt_cli.records import ModelShape, Plan
 from nrt_cli.store import Run
-from nrt_cli.workflows.made import without_suffix
-from nrt_cli.workflows.models import locate_model
-from nrt_cli.workflows.preflight import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
-from nrt_cli.workflows.start import use_threads
+from nrt_cli.training.located import locate_model
+from nrt_cli.training.made import without_suffix
+from nrt_cli.training.start import use_threads
 from nrt_cli.workflows.train import train
 
 NRT = "nrt"

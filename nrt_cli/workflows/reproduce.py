@@ -19,12 +19,12 @@ from nrt_cli.config.study import (
     to_yaml,
 )
 from nrt_cli.errors import ConfigError, NrtError
+from nrt_cli.evaluation.tasks import Status, Task, run_tasks
+from nrt_cli.judging.plan import read_template
 from nrt_cli.progress import StudyProgress
 from nrt_cli.store.evals import settings_hash
 from nrt_cli.store.study import Outcome, Study
-from nrt_cli.workflows.judge_plan import read_template
 from nrt_cli.workflows.study_run import ask_base, make_inputs, train_and_ask
-from nrt_cli.workflows.tasks import Status, Task, run_tasks
 
 INPUTS, BASE = "inputs", "base"
 """Names of the tasks that are no runs."""

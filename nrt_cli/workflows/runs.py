@@ -11,8 +11,8 @@ from typing import Any
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
 from nrt_cli.config.titles import run_title, thinks
-from nrt_cli.core.held_out import COLUMNS, before_and_after, shown
 from nrt_cli.errors import StoreError
+from nrt_cli.measures.held_out import COLUMNS, before_and_after, shown
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import Evaluation, find_evaluations

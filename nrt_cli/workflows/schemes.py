@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from nrt_cli.config import SCHEMES, ObjectiveSection
-from nrt_cli.core.comparison import half_agreement, view_group
-from nrt_cli.core.schemes import get_scheme
 from nrt_cli.errors import ConfigError
+from nrt_cli.objective.comparison import half_agreement, view_group
+from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.store import Run
 from nrt_cli.store.bank import bank_rows, bank_tables
 from nrt_cli.workflows.scoring import Report

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.config import SCHEMES, ObjectiveSection
 from nrt_cli.config.titles import run_title
-from nrt_cli.core.comparison import view_group
-from nrt_cli.core.schemes import get_scheme
-from nrt_cli.engines.local.scoring import Scorer
 from nrt_cli.errors import ConfigError
+from nrt_cli.objective.comparison import view_group
+from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.records import Example
 from nrt_cli.text.pieces import pieces, sentence_spans
 from nrt_cli.text.prompts import encode_answer, render_prompt

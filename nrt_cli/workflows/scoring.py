@@ -9,15 +9,15 @@ import numpy as np
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.config import DataSection, ModelSection, RolloutSection, RunConfig
 from nrt_cli.data.examples import load_examples
-from nrt_cli.engines.local.about import read_about
-from nrt_cli.engines.local.scoring import Scorer
 from nrt_cli.errors import ConfigError, DataError
+from nrt_cli.models.metadata import read_about
 from nrt_cli.records import Example
 from nrt_cli.store import Run
-from nrt_cli.workflows.models import Located, locate_model
-from nrt_cli.workflows.start import use_threads
+from nrt_cli.training.located import Located, locate_model
+from nrt_cli.training.start import use_threads
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""

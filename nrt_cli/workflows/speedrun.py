@@ -13,16 +13,16 @@ import torch
 
 import nrt_cli
 from nrt_cli import config as configs
+from nrt_cli.checks.findings import Finding
 from nrt_cli.commandline import settings
 from nrt_cli.config import RunConfig
 from nrt_cli.config.speedrun import FIXED, TRACKS, Entry, Machine, Score, entry_yaml, minutes_of, reached, read_entry
-from nrt_cli.engines.local.about import read_about
-from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
+from nrt_cli.models.metadata import read_about
+from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.store import Run
 from nrt_cli.store.reports import write_report
-from nrt_cli.workflows.findings import Finding
-from nrt_cli.workflows.models import locate_model
+from nrt_cli.training.located import locate_model
 from nrt_cli.workflows.train import MakeDisplay, train
 
 PROGRAM = Path(nrt_cli.__file__).parent

@@ -7,20 +7,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.checks.preflight import describe, lengths_of_text, plan_for
 from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.study import Planned, StudyConfig, StudyData, StudyModel, Variant, judged_runs, planned_runs
 from nrt_cli.data.choose import Settings
-from nrt_cli.engines.local.prepare import planned_rows
-from nrt_cli.engines.local.shapes import model_shape, source_shape
-from nrt_cli.engines.local.sources import tokenizer_here
 from nrt_cli.errors import ModelError
+from nrt_cli.judging.judge import BYTES_PER_TOKEN, cost_of
+from nrt_cli.judging.plan import read_template
+from nrt_cli.models.prepare import planned_rows
+from nrt_cli.models.shapes import model_shape, source_shape
+from nrt_cli.models.sources import tokenizer_here
 from nrt_cli.records import ModelShape
-from nrt_cli.workflows.judge import BYTES_PER_TOKEN, cost_of
-from nrt_cli.workflows.judge_plan import read_template
-from nrt_cli.workflows.preflight import describe, lengths_of_text, plan_for
-from nrt_cli.workflows.start import use_threads
+from nrt_cli.training.start import use_threads
 
 
 def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from nrt_cli.config.study import PretrainSection, StudyConfig, StudyEval, StudyM
 from nrt_cli.data import digits
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import Tokenizer, prepare, tokenizer_fingerprint
-from nrt_cli.engines.lm_eval import load_suite
-from nrt_cli.engines.local.loading import load_tokenizer
-from nrt_cli.engines.local.prepare import prepare_model
-from nrt_cli.engines.local.pretraining import pretrain
 from nrt_cli.errors import ConfigError, EvalError
+from nrt_cli.evaluation.evaluate import evaluate
+from nrt_cli.evaluation.lm_eval import load_suite
+from nrt_cli.evaluation.session import Job
+from nrt_cli.evaluation.tasks import Tell
+from nrt_cli.models.loading import load_tokenizer
+from nrt_cli.models.prepare import prepare_model
 from nrt_cli.progress import EvalProgress, Progress
 from nrt_cli.store.study import Study
-from nrt_cli.workflows.evaluate import evaluate
-from nrt_cli.workflows.session import Job
+from nrt_cli.training.pretraining import pretrain
 from nrt_cli.workflows.study_plan import pair_settings
-from nrt_cli.workflows.tasks import Tell
 from nrt_cli.workflows.train import train
 
 TRAINING = 0.9

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.config import RolloutSection
 from nrt_cli.config.titles import run_label
 from nrt_cli.data.sources import file_sha256
-from nrt_cli.engines.local.loading import load_tokenizer
-from nrt_cli.engines.local.policy import Row
-from nrt_cli.engines.local.scoring import Scorer
-from nrt_cli.engines.local.sources import model_fingerprint
 from nrt_cli.errors import ConfigError, ModelError
+from nrt_cli.models.loading import load_tokenizer
+from nrt_cli.models.sources import model_fingerprint
+from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example, Rollout
 from nrt_cli.store.parts import PartTable
 from nrt_cli.text.pieces import pieces

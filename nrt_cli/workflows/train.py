@@ -12,28 +12,29 @@ import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.backends.local.engine import Update
+from nrt_cli.backends.local.profiling import profiled, table
+from nrt_cli.checks import preflight
+from nrt_cli.checks.overlap import overlap
 from nrt_cli.commandline import resume
 from nrt_cli.config import RunConfig
-from nrt_cli.core import balance
-from nrt_cli.core.collapse import WINDOW, Sentinel, trace_health, watched
-from nrt_cli.core.metrics import GroupScore
-from nrt_cli.core.overlap import warnings
 from nrt_cli.data.examples import ExampleSet
-from nrt_cli.engines import accuracies
-from nrt_cli.engines.accuracies import Graded, Question
-from nrt_cli.engines.local.about import record_suffix
-from nrt_cli.engines.local.engine import Update
-from nrt_cli.engines.local.profiling import profiled, table
-from nrt_cli.engines.tracking import Trackers, require_trackers
 from nrt_cli.errors import ConfigError, Interrupted, NrtError, StoreError, TrainingError
+from nrt_cli.grading import accuracies
+from nrt_cli.grading.accuracies import Graded, Question
+from nrt_cli.measures.collapse import WINDOW, Sentinel, trace_health, watched
+from nrt_cli.measures.overlap import warnings
+from nrt_cli.models.metadata import record_suffix
+from nrt_cli.objective import balance
+from nrt_cli.objective.metrics import GroupScore
 from nrt_cli.progress import Progress
 from nrt_cli.records import ACCURACIES, Example, RolloutGroup
 from nrt_cli.store import Run, require_vacant
-from nrt_cli.workflows import engines, preflight, start
-from nrt_cli.workflows.engines import Engine
-from nrt_cli.workflows.overlap import overlap
-from nrt_cli.workflows.start import Inputs
-from nrt_cli.workflows.traces import held_out_rows, trace_rows
+from nrt_cli.training import engines, start
+from nrt_cli.training.engines import Engine
+from nrt_cli.training.start import Inputs
+from nrt_cli.training.traces import held_out_rows, trace_rows
+from nrt_cli.training.tracking import Trackers, require_trackers
 
 ORDER_STREAM = 2
 """First part of the key of the random streams that order the data (the engine's are 0 and 1)."""

@@ -1,9 +1,9 @@
 """The same questions across runs."""
 
 import pytest
+from nrt_analysis.cases import SHOWN, case_labels, generated_cases, stored_cases, stored_questions
+from nrt_analysis.frames import HELD_OUT, STEP
 
-from analysis.cases import SHOWN, case_labels, generated_cases, stored_cases, stored_questions
-from analysis.frames import HELD_OUT, STEP
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
 

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from analysis.clusters import DRAWS, clustered_means
-from analysis.figures import error_bars
+from nrt_analysis.clusters import DRAWS, clustered_means
+from nrt_analysis.figures import error_bars
 
 FRAME = pd.DataFrame(
     {

@@ -3,9 +3,9 @@
 import math
 
 import pytest
+from nrt_analysis.dynamics import COLUMNS, PANELS, collapses, dynamics
+from nrt_analysis.frames import steps_frame
 
-from analysis.dynamics import COLUMNS, PANELS, collapses, dynamics
-from analysis.frames import steps_frame
 from nrt_cli.errors import StoreError
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
+from nrt_analysis.dynamics import dynamics
+from nrt_analysis.figures import LINES, fitted, legend_above, line_style, new_figure, numbered, panel, render, span
+from nrt_analysis.frames import open_runs
 
-from analysis.dynamics import dynamics
-from analysis.figures import LINES, fitted, legend_above, line_style, new_figure, numbered, panel, render, span
-from analysis.frames import open_runs
 from nrt_cli.config.titles import CONTROL, TITLES
 
 LONG = "a title that is much too long for one line of half a column, and for two of them, too"

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from analysis.frames import (
+from nrt_analysis.frames import (
     HELD_OUT,
     STEP,
     STEP_METRICS,
@@ -22,6 +21,7 @@ from analysis.frames import (
     trace_steps,
     traces_frame,
 )
+
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
 
@@ -171,7 +171,7 @@ def test_stacked_frames_keep_their_rows_and_none_has_the_columns_all_the_same(si
 
 @pytest.mark.parametrize("missing", [*STEP_METRICS, "distinct_ngrams"])
 def test_a_metric_that_a_run_lacks_is_an_empty_column(make_run, missing):
-    from analysis.dynamics import COLUMNS, dynamics
+    from nrt_analysis.dynamics import COLUMNS, dynamics
 
     run = make_run(steps=[{"distinct_ngrams": 0.5, "truncated_share": 0.0}] * 2)
     lines = [{key: value for key, value in r.items() if key != missing or key == "trace_length"} for r in run.metrics()]
@@ -186,8 +186,8 @@ def test_a_metric_that_a_run_lacks_is_an_empty_column(make_run, missing):
 
 
 def test_tables_without_rows_are_no_error_of_pandas(make_run):
-    from analysis.cases import stored_cases
-    from analysis.opened import OpenRun
+    from nrt_analysis.cases import stored_cases
+    from nrt_analysis.opened import OpenRun
 
     run = make_run(steps=[{}], traces={"step-000001": [], "held-out-000001": []})
     assert traces_frame(run, STEP, None, ("trace", "gain")).columns.tolist() == ["trace", "gain"]

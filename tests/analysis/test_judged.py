@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from nrt_analysis.judged import agreement_table, change_table, judged, judged_frame, krippendorff_alpha, quality_table
 
-from analysis.judged import agreement_table, change_table, judged, judged_frame, krippendorff_alpha, quality_table
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from nrt_analysis.leakage import by_control, by_length, leakage_report
 
-from analysis.leakage import by_control, by_length, leakage_report
 from nrt_cli.store.parts import PartTable
 from nrt_cli.workflows.leakage import COLUMNS
 

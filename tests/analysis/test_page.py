@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nrt_analysis.report.cards import cards
+from nrt_analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
+from nrt_analysis.report.gather import gather
+from nrt_analysis.report.page import headline, render, samples, setup, write
+from nrt_analysis.report.page.cases import cases
+from nrt_analysis.report.page.samples import sample_traces, spread
+from nrt_analysis.report.page.scored import scored_sets
+from nrt_analysis.report.page.series import HELD_OUT, series
 
-from analysis.report.cards import cards
-from analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
-from analysis.report.gather import gather
-from analysis.report.page import headline, render, samples, setup, write
-from analysis.report.page.cases import cases
-from analysis.report.page.samples import sample_traces, spread
-from analysis.report.page.scored import scored_sets
-from analysis.report.page.series import HELD_OUT, series
 from nrt_cli.records import Document, Reply
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation

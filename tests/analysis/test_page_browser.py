@@ -7,10 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-
-from analysis.report.cards import cards
-from analysis.report.contents import Cell, Column, Contents, Made, Row, Table
-from analysis.report.page import write
+from nrt_analysis.report.cards import cards
+from nrt_analysis.report.contents import Cell, Column, Contents, Made, Row, Table
+from nrt_analysis.report.page import write
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's driver is the package selenium")
 from selenium.webdriver.chrome.service import Service  # noqa: E402

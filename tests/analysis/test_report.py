@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nrt_analysis.report import markdown
+from nrt_analysis.report.cards import cards
+from nrt_analysis.report.contents import Contents, Row, Table
+from nrt_analysis.report.drawn import dynamics_figure
+from nrt_analysis.report.gather import gather, tables
+from nrt_analysis.report.page.headline import panels
+from nrt_analysis.report.paper import paper
 
-from analysis.report import markdown
-from analysis.report.cards import cards
-from analysis.report.contents import Contents, Row, Table
-from analysis.report.drawn import dynamics_figure
-from analysis.report.gather import gather, tables
-from analysis.report.page.headline import panels
-from analysis.report.paper import paper
 from nrt_cli.config import resolve, to_yaml
 from nrt_cli.config.study import parse_study, planned_runs
 from nrt_cli.config.suite import ORDER

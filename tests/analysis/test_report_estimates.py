@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from analysis.report.estimates import Estimate, difference, over_seeds, trusted
-from analysis.report.paper import (
+from nrt_analysis.report.estimates import Estimate, difference, over_seeds, trusted
+from nrt_analysis.report.paper import (
     documents,
     grid,
     overall_differs,
@@ -20,9 +19,10 @@ from analysis.report.paper import (
     told,
     uncertain,
 )
+
 from nrt_cli.config import SCHEMES
 from nrt_cli.config.suite import ORDER
-from nrt_cli.core.statistics import Mean, coarsest_grid, mean_of
+from nrt_cli.measures.statistics import Mean, coarsest_grid, mean_of
 
 NAN = math.nan
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from nrt_analysis.report import latex, markdown, spreadsheets
+from nrt_analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
+from nrt_analysis.report.plain import marks, visible
 from typer.testing import CliRunner
 
-from analysis.report import latex, markdown, spreadsheets
-from analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
-from analysis.report.plain import marks, visible
 from nrt_cli.cli import app
 from nrt_cli.errors import ConfigError, StoreError
 
@@ -154,7 +154,7 @@ def test_latex_compiles_whatever_the_text(contents, tmp_path):
 
 def test_a_pdf_takes_texts_that_are_higher_than_a_page(contents):
     pytest.importorskip("fpdf")
-    from analysis.report import document
+    from nrt_analysis.report import document
 
     tall = "\n".join("line") * 300
     rows = (Row((Cell(tall), Cell("1", 1.0), Cell("x" * 5000), Cell(tall)), section=tall), *contents.tables[-1].rows)

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nrt_analysis.schemes import disagreements, rank_correlations, scheme_report, signal_to_noise
 from scipy.stats import spearmanr
-
-from analysis.schemes import disagreements, rank_correlations, scheme_report, signal_to_noise
 
 
 def rows(rewards: dict[str, list[list[float]]], agreement: float = 0.5) -> list[dict[str, Any]]:

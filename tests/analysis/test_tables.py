@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from nrt_analysis.figures import COLUMN, DPI, draws, font_for, line_style, new_figure, render
+from nrt_analysis.tables import Report, shown, to_csv, to_markdown
 
-from analysis.figures import COLUMN, DPI, draws, font_for, line_style, new_figure, render
-from analysis.tables import Report, shown, to_csv, to_markdown
 from nrt_cli.store.reports import write_report
 
 FRAME = pd.DataFrame({"run": ["a|b", "<i>\n"], "value": [1 / 3, math.nan], "n": [2, 3]})

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from nrt_analysis import tokens
+from nrt_analysis.tokens import bin_edges, by_entropy, token_report
 
-from analysis import tokens
-from analysis.tokens import bin_edges, by_entropy, token_report
 from nrt_cli.errors import StoreError
 from nrt_cli.store.parts import PartTable
 from nrt_cli.workflows.tokens import COLUMNS

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nrt_analysis.frames import HELD_OUT
+from nrt_analysis.vocabulary import PRIOR, compare, ranked, vocabulary
+from nrt_analysis.words import words
 
-from analysis.frames import HELD_OUT
-from analysis.vocabulary import PRIOR, compare, ranked, vocabulary
-from analysis.words import words
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
 

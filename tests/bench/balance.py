@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
-from nrt_cli.core.metrics import TERMS
+from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.data import digits
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
-from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.engines.objective import Objective
+from nrt_cli.objective.group import Objective
+from nrt_cli.objective.metrics import TERMS
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
-from nrt_cli.workflows import made
-from nrt_cli.workflows.start import load_inputs
+from nrt_cli.training import made
+from nrt_cli.training.start import load_inputs
 from nrt_cli.workflows.train import batch_for, train
 
 ROOT = Path(__file__).parents[2] / ".bench" / "balance"

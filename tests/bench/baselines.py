@@ -8,7 +8,7 @@ from common import Job
 from torch import Tensor
 from workload import load
 
-from nrt_cli.engines.local.loading import load_tokenizer
+from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.records import RolloutGroup
 from nrt_cli.text.tokens import think_tokens
 

@@ -23,10 +23,10 @@ import common
 from common import WORK, Figures, Job, Turn, against, cell, ratio, say
 from workload import SOURCE, load, set_up, story
 
+from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.config import ModelSection
-from nrt_cli.engines.local.loading import load_tokenizer
-from nrt_cli.engines.local.prepare import prepare_model
-from nrt_cli.engines.local.reasoning import Reasoner
+from nrt_cli.models.loading import load_tokenizer
+from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
 

@@ -14,12 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 from nrt_cli import config as configs
-from nrt_cli.core.prospects import prospects
-from nrt_cli.engines.local.engine import LocalEngine
+from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.checks.doctor_sample import STEP, Interview
+from nrt_cli.checks.prospects import prospects
+from nrt_cli.grading.grading import Pair, guess
 from nrt_cli.records import Example
-from nrt_cli.text.grading import Pair, guess
 from nrt_cli.text.prompts import encode_answer, render_prompt
-from nrt_cli.workflows.doctor_sample import STEP, Interview
 
 Made = tuple[str, str]
 WORDS = [

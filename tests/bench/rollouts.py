@@ -23,7 +23,7 @@ from common import NAN, Figures, Job, Side, Turn, against, cell, ratio, shown
 from transformers import AutoTokenizer
 from workload import engine, examples, load, model_folder, pairs, set_up
 
-from nrt_cli.engines.vllm_engine import CPU_BLOCK
+from nrt_cli.backends.vllm_engine import CPU_BLOCK
 
 GROUP = 8
 GOALS = {("generate", 16): 2.2, ("generate", 32): 2.2}

@@ -25,7 +25,7 @@ def score(backward: bool, positions: int, hidden: int, dtype_name: str) -> None:
     """In the fresh process: score, then print seconds and growth in bytes."""
     import torch
 
-    from nrt_cli.core.logprobs import selected_logprobs
+    from nrt_cli.objective.logprobs import selected_logprobs
 
     def run(positions: int, vocabulary: int) -> tuple[float, int]:
         dtype = getattr(torch, dtype_name)

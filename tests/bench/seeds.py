@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 from nrt_cli import config as configs
-from nrt_cli.core.statistics import share_over_rows
+from nrt_cli.measures.statistics import share_over_rows
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.workflows.train import train

@@ -1,4 +1,4 @@
-"""False alarms and misses of the collapse sentinel (nrt_cli/core/collapse.py), on runs whose end is known.
+"""False alarms and misses of the collapse sentinel (nrt_cli/measures/collapse.py), on runs whose end is known.
 
     python tests/bench/sentinel.py train digits gm:0 am:1 gm/rate:0 ws-neg-log-p/answer:2 ...
     python tests/bench/sentinel.py judge digits
@@ -21,17 +21,17 @@ from typing import Any
 import torch
 
 from nrt_cli import config as configs
+from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.config import RunConfig
 from nrt_cli.config.study import load_study, planned_runs
-from nrt_cli.core.collapse import Sentinel, trace_health, watched
 from nrt_cli.data import digits
-from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.engines.local.reasoning import Reasoner
 from nrt_cli.errors import TrainingError
+from nrt_cli.grading.graders import number, same_number
+from nrt_cli.measures.collapse import Sentinel, trace_health, watched
 from nrt_cli.records import Request
-from nrt_cli.text.graders import number, same_number
 from nrt_cli.text.prompts import render_prompt
-from nrt_cli.workflows.start import load_inputs
+from nrt_cli.training.start import load_inputs
 from nrt_cli.workflows.study_run import make_inputs
 from nrt_cli.workflows.train import batch_for
 

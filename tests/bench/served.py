@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from openai import APIConnectionError, OpenAI
 
-from nrt_cli.text import grading
+from nrt_cli.grading import grading
 
 QUESTIONS, MAX_TOKENS, WAIT = 32, 96, 600
 

@@ -39,8 +39,8 @@ def steps(wait: dict[str, str], job: Job, turn: Turn) -> None:
     import torch
 
     from nrt_cli import config as configs
-    from nrt_cli.engines.local.engine import LocalEngine
-    from nrt_cli.workflows.start import load_inputs
+    from nrt_cli.backends.local.engine import LocalEngine
+    from nrt_cli.training.start import load_inputs
     from nrt_cli.workflows.train import batch_for
 
     torch.set_num_threads(job["threads"])
@@ -94,8 +94,8 @@ def make_here(name: str) -> None:
     from nrt_cli.data import digits
     from nrt_cli.data.choose import Settings
     from nrt_cli.data.prepare import prepare
-    from nrt_cli.engines.local.prepare import prepare_model
-    from nrt_cli.engines.local.pretraining import pretrain
+    from nrt_cli.models.prepare import prepare_model
+    from nrt_cli.training.pretraining import pretrain
 
     source, world, rows = "builtin:smollm2-135m", "sums", {}
     if name == "digits":

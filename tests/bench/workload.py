@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.config import ModelSection, RunConfig
-from nrt_cli.engines.local.engine import LocalEngine
-from nrt_cli.engines.local.loading import load_model, quiet, resolved
-from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.files import draft
+from nrt_cli.models.loading import load_model, quiet, resolved
+from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example, Rollout, RolloutGroup
 
 SOURCE = "builtin:smollm2-135m"

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nrt_analysis.report.held_out import best_of_run
 
-from analysis.report.held_out import best_of_run
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.housekeeping import sweep, sweepable

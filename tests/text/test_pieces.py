@@ -14,7 +14,7 @@ from nrt_cli.text.pieces import pieces, sentence_spans, text_within, words
 from nrt_cli.text.prompts import encode_within
 from nrt_cli.text.reasoning import Draft
 from nrt_cli.text.tokens import ThinkTokens
-from nrt_cli.workflows.traces import trace_rows
+from nrt_cli.training.traces import trace_rows
 
 
 @pytest.fixture(scope="module")

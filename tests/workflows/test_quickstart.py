@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from nrt_cli import config as configs
 from nrt_cli.cli import app
 from nrt_cli.commands import quickstart as command
-from nrt_cli.core.statistics import share_over_rows
 from nrt_cli.data import digits
-from nrt_cli.engines.local.sources import DIGITS
 from nrt_cli.files import sha256
+from nrt_cli.measures.statistics import share_over_rows
+from nrt_cli.models.sources import DIGITS
 from nrt_cli.progress import plot
 from nrt_cli.store import Run
-from nrt_cli.workflows.made import with_files
+from nrt_cli.training.made import with_files
 from nrt_cli.workflows.quickstart import DIGITS as RECIPE
 
 SMALL = (
@@ -183,7 +183,7 @@ def test_the_page_opens_only_before_a_person(monkeypatch, terminal, variables, o
 
 
 def test_held_out_questions_have_digits_that_nothing_trains_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("nrt_cli.workflows.made.platformdirs.user_cache_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("nrt_cli.training.made.platformdirs.user_cache_path", lambda *_, **__: tmp_path)
     data = with_files(configs.load("quickstart", model={"path": str(tmp_path)})).data
     asked = {}
     for split, file in (("train", data.train), ("validation", data.validation)):

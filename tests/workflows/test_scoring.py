@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nrt_cli.config import SCHEMES, ObjectiveSection, to_yaml
-from nrt_cli.engines.local.prepare import prepare_model
 from nrt_cli.errors import ConfigError, ModelError, StoreError
+from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.workflows import tokens as tokens_module

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from nrt_cli import config as configs
 from nrt_cli.cli import app
 from nrt_cli.config.speedrun import TRACKS, Entry, Score, entry_files, entry_yaml, reached, read_entry
-from nrt_cli.engines.local.sources import DIGITS, model_fingerprint
 from nrt_cli.errors import ConfigError, DataError, ModelError
+from nrt_cli.models.sources import DIGITS, model_fingerprint
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.workflows import speedrun as work

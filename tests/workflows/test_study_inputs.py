@@ -8,15 +8,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from nrt_analysis.report.paper import paper
 from typer.testing import CliRunner
 
-from analysis.report.paper import paper
+from nrt_cli.checks import preflight
 from nrt_cli.cli import app
 from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data.examples import load_examples, suffix_of
-from nrt_cli.engines.local.loading import load_tokenizer
 from nrt_cli.errors import DataError
-from nrt_cli.workflows import preflight
+from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.workflows.study_plan import plan_study
 from nrt_cli.workflows.study_run import make_inputs
 

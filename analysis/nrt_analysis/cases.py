@@ -1,0 +1,145 @@
+"""The same questions across runs, side by side (Table 10 of the paper)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nrt_analysis.frames import STEP, label_of, plain_text, questions, trace_steps, traces_frame
+from nrt_analysis.tables import Report
+from nrt_cli.errors import StoreError
+from nrt_cli.store import Run
+from nrt_cli.store.reference import Reference
+
+SHOWN = 600
+"""Characters of a text that the short table has."""
+
+STORED = ("example", "prompt", "answer", "trace", "stop", "k", "gain")
+
+UNITS = {
+    "example": "index of the example in the data",
+    "stop": "why the trace ended: end, eos or cap",
+    "cut": "what ran into its cap on tokens: trace, answer",
+    "gain": "nats: log P(y*) given this trace - given the null trace; held-out traces are not scored, so NaN",
+}
+
+
+def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int | None = None) -> Report:
+    """The first trace of each run on the first `n` examples that all of them have stored.
+
+    Args:
+        kind: `HELD_OUT` or `STEP`. Each run gives the steps of its reference: the latest, if it names none.
+        first: of each step, only so many traces are looked at; all by default.
+
+    Raises StoreError where the runs have no example in common or were trained on other data.
+    """
+    runs = [Run.open(reference.path) for reference in references]
+    _same_data(runs, "train" if kind == STEP else "validation")
+    labels = case_labels(references)
+    frames = [_first_traces(run, ref, kind, first) for run, ref in zip(runs, references, strict=True)]
+    common = sorted(set.intersection(*(set(frame["example"]) for frame in frames)))[:n]
+    if not common:
+        raise StoreError(
+            f"{', '.join(labels)}: no example has stored traces of all of them; held-out traces, the default, are on "
+            "the same examples in every run, and RUN@STEPS names the steps."
+        )
+    table = pd.concat([f.assign(run=label) for f, label in zip(frames, labels, strict=True)], ignore_index=True)
+    table = table[table["example"].isin(common)]
+    table["order"] = table["run"].map(labels.index)
+    table = table.sort_values(["example", "order"], ignore_index=True)
+    # Runs whose chat templates differ render one question in several ways: the first run's is shown.
+    table["question"] = table.groupby("example")["question"].transform("first")
+    return _report(table[["example", "question", "reference", "run", "step", "trace", "stop", "gain"]], ())
+
+
+def generated_cases(rows: Sequence[Mapping[str, Any]], how: str) -> Report:
+    """What models say now: rows of `question`, `run`, `trace` (None where it does not think), `answer` and `cut`."""
+    return _report(pd.DataFrame(rows, columns=["question", "run", "trace", "answer", "cut"]), (how,))
+
+
+def stored_questions(references: Sequence[Reference], n: int, kind: str) -> list[str]:
+    """The questions of the first `n` examples in the stored traces of the first run that has any, without template."""
+    for reference in references:
+        run = Run.open(reference.path)
+        if steps := trace_steps(run, kind):
+            prompts = traces_frame(run, kind, steps[-1:], ("example", "prompt")).drop_duplicates("example")
+            return questions(list(prompts.sort_values("example")["prompt"]))[:n]
+    raise StoreError("none of these runs stored traces to take questions from; ask one with --question TEXT.")
+
+
+def case_labels(references: Sequence[Reference]) -> list[str]:
+    """A name for each run: its method, its folder where two share one, its steps where two share a folder."""
+    methods = [label_of(Run.open(reference.path)) for reference in references]
+    spans = [_spans(reference) for reference in references]
+    names = [reference.path.resolve().name for reference in references]
+    for labels in (
+        methods,
+        [f"{method}{span}" for method, span in zip(methods, spans, strict=True)],
+        [f"{name}{span}" for name, span in zip(names, spans, strict=True)],
+        [f"{reference.path}{span}" for reference, span in zip(references, spans, strict=True)],
+    ):
+        if len(set(labels)) == len(labels):
+            return labels
+    raise StoreError("the same run is named twice with the same steps.")
+
+
+def _spans(reference: Reference) -> str:
+    spans = [str(a) if a == b else f"{a}-{b}" for a, b in reference.spans or ()]
+    return "@" + ",".join(spans) if spans else ""
+
+
+def _same_data(runs: Sequence[Run], part: str) -> None:
+    prints = {run.manifest().get("fingerprints", {}).get(part) for run in runs}
+    if len(prints - {None}) > 1:
+        paths = ", ".join(str(run.path) for run in runs)
+        raise StoreError(
+            f"{paths}: their {part} data differ, so they share no examples; give questions with --question."
+        )
+
+
+def _first_traces(run: Run, reference: Reference, kind: str, first: int | None) -> pd.DataFrame:
+    there = trace_steps(run, kind)
+    steps = reference.choose(there) if reference.spans else there[-1:]
+    frame = traces_frame(run, kind, steps, ("step", *STORED), first)
+    frame = frame.assign(question=questions(list(frame["prompt"])), reference=frame["answer"].map(plain_text))
+    # Trained on twice: the latest trace counts.
+    frame = frame[frame["k"] == 0].sort_values("step").drop_duplicates("example", keep="last")
+    return frame.assign(trace=frame["trace"].map(plain_text), gain=frame["gain"].astype(float))
+
+
+def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Report:
+    return Report(name="cases", tables={"side-by-side": _side_by_side(table), "cases": table}, notes=notes, units=UNITS)
+
+
+def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per text, as Table 10 has them: the question, the reference answer, then what each run said."""
+    rows = []
+    for number, (question, cases) in enumerate(table.groupby("question", sort=False), 1):
+        texts = [("question", question)]
+        if "reference" in cases:
+            texts.append(("reference", cases["reference"].iloc[0]))
+        for case in cases.to_dict(orient="records"):
+            texts += _said(case)
+        rows += [{"case": number, "what": what, "text": clipped(str(text))} for what, text in texts]
+    return pd.DataFrame(rows)
+
+
+def _said(case: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A run's texts, each with what it is."""
+    if "answer" in case:
+        thought = "(does not think)" if pd.isna(case["trace"]) else case["trace"] or "(empty)"
+        said = {"trace": thought, "answer": case["answer"] or "(empty)"}
+        return [(f"{case['run']}: {part}{cut_mark(case, part)}", text) for part, text in said.items()]
+    gain = "" if np.isnan(case["gain"]) else f" (gain {case['gain']:+.2f} nats)"
+    return [(f"{case['run']}{gain}", case["trace"] or "(empty)")]
+
+
+def cut_mark(case: Mapping[Any, Any], part: str) -> str:
+    """What is said of a trace or answer whose model was stopped at a cap."""
+    return ", cut at the cap" if part in str(case.get("cut") or "").split(", ") else ""
+
+
+def clipped(text: str, most: int = SHOWN) -> str:
+    """A text that a table can hold; one that is cut says how long it is."""
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text)} characters)"

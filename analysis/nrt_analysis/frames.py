@@ -1,0 +1,177 @@
+"""The store as pandas frames. What a run lacks is an error that names the command which makes it."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nrt_cli.commandline import resume
+from nrt_cli.config.titles import run_label, thinks
+from nrt_cli.errors import StoreError
+from nrt_cli.measures.collapse import distinct_ngrams
+from nrt_cli.store import TRACE_COLUMNS, Run
+
+STEP, HELD_OUT = "step", "held-out"
+"""Kinds of stored traces: sampled for training, and for held-out scores."""
+
+# What tokenizers decode their special tokens to: <|name|>, <s>, </s>, <pad>, [INST], <start_of_turn>, and <unused12>.
+_SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?(?:s|pad|unk|bos|eos|mask|(?:start|end)_of_turn|unused\d+)>|\[/?INST\]")
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
+    """Runs by label: the method, or the folder's name where two runs share a method, or the path where that is shared.
+
+    Raises StoreError for what is no run.
+    """
+    runs = [Run.open(path) for path in paths]
+    choices = [[label_of(run) for run in runs], [run.path.resolve().name for run in runs]]
+    for labels in (*choices, [str(run.path) for run in runs]):
+        if len(set(labels)) == len(labels):
+            return dict(zip(labels, runs, strict=True))
+    raise StoreError(f"{', '.join(map(str, paths))}: the same run is named twice.")
+
+
+STEP_METRICS = (
+    "entropy", "trace_length", "forced_share", "gain", "reward", "reward_base", "dead_groups", "token_signal",
+)  # fmt: skip
+"""Metrics of a training step that analyses read; a run may lack some."""
+
+HELD_OUT_METRICS = ("step", "examples", "answer_logprob", "null_logprob", "gain")
+
+
+def frame_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows as a frame that has these columns in any case: one that no row has is empty, NaN, and comes last."""
+    frame = pd.DataFrame(list(rows))
+    return frame.assign(**{name: np.nan for name in columns if name not in frame})
+
+
+def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """Frames one after another; where there is none, a frame without rows that has these columns."""
+    found = list(frames)
+    return pd.concat(found, ignore_index=True) if found else frame_of([], columns)
+
+
+def label_of(run: Run) -> str:
+    """The method that a run learned by, or that it is the control."""
+    return run_label(str(run.manifest()["method"]), run.settings())
+
+
+def steps_frame(run: Run) -> pd.DataFrame:
+    """One row per training step: its metrics (see the store's README), and `reward_gain`, R - R_base.
+
+    `truncated_share` and `distinct_ngrams` come from the stored traces where the run's metrics lack them. Raises
+    StoreError for a run that has no step yet or samples no traces.
+    """
+    records = run.metrics()
+    if not records:
+        raise StoreError(f"{run.path}: no training step is recorded; `{resume(run.path)}` takes some.")
+    if not any("trace_length" in record for record in records):
+        raise StoreError(f"{run.path}: {_why_no_traces(run, STEP)}")
+    frame = frame_of(records, STEP_METRICS).drop(columns="kind")
+    frame["reward_gain"] = frame["reward"] - frame["reward_base"]
+    if "distinct_ngrams" not in frame:
+        health = _health(run)
+        frame = frame.merge(health[["step", *(name for name in health if name not in frame)]], on="step", how="left")
+    return frame
+
+
+def _health(run: Run) -> pd.DataFrame:
+    """`truncated_share` and `distinct_ngrams` by step, of the traces that were stored."""
+    rows = []
+    for traces in trace_frames(run, STEP, columns=("step", "example", "stop", "trace_ids"), required=False):
+        groups = traces.groupby("example")["trace_ids"].apply(list)
+        step, truncated = int(traces["step"].iloc[0]), float((traces["stop"] == "cap").mean())
+        rows.append((step, truncated, distinct_ngrams(groups)))
+    return pd.DataFrame(rows, columns=["step", "truncated_share", "distinct_ngrams"])
+
+
+def held_out_frame(run: Run) -> pd.DataFrame:
+    """One row per held-out score. Raises StoreError where there is none."""
+    records = run.metrics("held_out")
+    if not records:
+        raise StoreError(f"{run.path}: no held-out scores; train with `--validation FILE`.")
+    return frame_of(records, HELD_OUT_METRICS).drop(columns="kind")
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+def trace_steps(run: Run, kind: str) -> list[int]:
+    """The steps whose traces of a kind (`STEP`, `HELD_OUT`) are stored, in order."""
+    return [int(name.removeprefix(kind + "-")) for name in run.trace_names() if name.startswith(kind + "-")]
+
+
+def trace_frames(
+    run: Run,
+    kind: str,
+    steps: Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+    required: bool = True,
+    first: int | None = None,
+) -> Iterator[pd.DataFrame]:
+    """The stored traces, a frame per step, so that only one step's are held: one row per trace.
+
+    Args:
+        steps: those to read, all by default.
+        columns: of `TRACE_COLUMNS`, all by default. Lists are Python lists; held-out traces have no scores (None).
+        required: whether a run without such traces is an error.
+        first: of each step, only so many traces; all by default.
+
+    Raises StoreError where nothing is stored.
+    """
+    there = trace_steps(run, kind)
+    if not there and required:
+        raise StoreError(f"{run.path}: {_why_no_traces(run, kind)}")
+    for step in there if steps is None else steps:
+        frame = pd.DataFrame(run.traces(f"{kind}-{step:06d}", columns, first))
+        if not frame.empty:
+            yield frame
+
+
+def _why_no_traces(run: Run, kind: str) -> str:
+    method = run.manifest()["method"]
+    if method == "sft" and not (kind == HELD_OUT and thinks(method, run.settings())):
+        return "method 'sft' samples no traces; name a run of another method, such as `nrt train ... --method am`."
+    if kind == HELD_OUT:
+        return "no held-out traces are stored; `nrt train ... --validation FILE` scores and stores some."
+    return "no traces of training steps are stored; `nrt train ... --set train.trace_groups=32` stores them."
+
+
+def traces_frame(
+    run: Run,
+    kind: str,
+    steps: Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+    first: int | None = None,
+) -> pd.DataFrame:
+    """`trace_frames` as one frame, for small selections."""
+    found = trace_frames(run, kind, steps, columns, first=first)
+    return stacked(found, list(TRACE_COLUMNS) if columns is None else columns)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def plain_text(text: str) -> str:
+    """Decoded text without the special tokens in it."""
+    return _SPECIAL.sub(" ", text).strip()
+
+
+def questions(prompts: Sequence[str]) -> list[str]:
+    """Rendered prompts without the chat template: the lines that all of them begin and end with. For display.
+
+    A single prompt has no other to be compared with and loses its special tokens only.
+    """
+    if len(set(prompts)) < 2:
+        return [plain_text(prompt) for prompt in prompts]
+    head = os.path.commonprefix(list(prompts))  # noqa: RUF071  it is characters that are wanted
+    tail = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]  # noqa: RUF071
+    # Questions may begin or end alike: only whole lines are the template's, and what its special tokens close.
+    head = head[: max(head.rfind("\n"), head.rfind(">"), head.rfind("]")) + 1]
+    cut = min((i for i in (tail.find("\n"), tail.find("<"), tail.find("[")) if i >= 0), default=len(tail))
+    tail = tail[cut:]
+    return [plain_text(prompt[len(head) : len(prompt) - len(tail)]) for prompt in prompts]

@@ -1,0 +1,175 @@
+"""Whether traces reason or smuggle the answer in: copied words, and the gain of traces tampered with."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nrt_analysis.clusters import DRAWS, clustered_means, share_above_0
+from nrt_analysis.figures import COLUMN, error_bars, line_style, new_figure, panel
+from nrt_analysis.frames import stacked
+from nrt_analysis.tables import Report, interval, number
+from nrt_cli.store.parts import PartTable
+
+CONTROLS = {
+    "sampled": "as sampled",
+    "masked": "answer words masked",
+    "shuffled": "tokens shuffled",
+    "swapped": "another example's",
+    "empty": "empty",
+}
+"""Controls in the order of what is left of the trace, with the words a figure has for them."""
+
+SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
+
+UNITS = {
+    "control": "what was done to the trace before the answer was scored",
+    "traces": "traces scored",
+    "trace_tokens": "tokens, mean",
+    "changed_tokens": "tokens that the control changed, mean",
+    "gain": "nats: log P(y*) given the trace - given the null trace, mean over traces",
+    "low": "lower end of a 95 % bootstrap interval, whole examples resampled",
+    "high": "upper end of it",
+    "lost": "nats: gain as sampled - gain under the control, mean over traces",
+    "lost_low": "lower end of its 95 % bootstrap interval, whole examples resampled",
+    "lost_high": "upper end of it",
+    "helpful_share": "share of traces with a gain above 0",
+    "reward": "R in the scheme's unit, mean",
+    "reward_gain": "R - R_base in the scheme's unit, mean",
+    "n": "words of an n-gram",
+    "copied": "share of the answer's n-grams, without those in the question, that are in the trace, mean over traces",
+    "by_chance": "the same for another example's trace",
+    "measured": "traces whose answer has such n-grams",
+}
+
+
+def leakage_report(table: PartTable, parts: int, method: str, traces: str, span: int) -> Report:
+    """Gains under controls, and the share of answer n-grams that are copied into traces.
+
+    Args:
+        method, traces: the run's method and the name of its trace table, for the notes.
+        span: words in a row that counted as copied where they were masked.
+    """
+    frame = stacked((part.to_pandas() for part in table.read(parts)), list(table.columns))
+    controls, copies = by_control(frame), by_length(frame)
+    sampled = frame[frame["control"] == "sampled"]
+    spans = "words" if span == 1 else f"runs of {span} or more words"
+    return Report(
+        name="leakage",
+        tables={"gains": _gains(controls), "leakage": controls, "copied": copies, "traces": frame},
+        figures={"leakage": _figure(controls, copies)},
+        notes=(
+            f"{len(sampled)} traces ({traces}) of {sampled['example'].nunique()} examples; rewards: {method}",
+            f"masked: {spans} that the answer has and the question has not, one mask for each of their tokens; "
+            "shuffled: the trace's own tokens in random order",
+            *_copied_notes(copies, sampled),
+            f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples",
+        ),
+        units=UNITS,
+    )
+
+
+def by_control(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per control; one that could not be made (a single example has no other's trace) is left out."""
+    sampled = frame[frame["control"] == "sampled"].set_index(["example", "k"])["gain"]
+    own = sampled.reindex(pd.MultiIndex.from_frame(frame[["example", "k"]])).to_numpy()
+    frame = frame.assign(lost=own - frame["gain"], reward_gain=frame["reward"] - frame["reward_base"])
+    order = [control for control in CONTROLS if (frame["control"] == control).any()]
+    gains, losses = (clustered_means(frame[c], frame["example"], frame["control"]) for c in ("gain", "lost"))
+    means = frame.groupby("control")[["trace_tokens", "changed_tokens", "reward", "reward_gain"]].mean()
+    table = pd.DataFrame(
+        {
+            "traces": frame.groupby("control").size(),
+            "trace_tokens": means["trace_tokens"],
+            "changed_tokens": means["changed_tokens"],
+            "gain": gains["mean"],
+            "low": gains["low"],
+            "high": gains["high"],
+            "lost": losses["mean"],
+            "lost_low": losses["low"],
+            "lost_high": losses["high"],
+            "helpful_share": frame.groupby("control")["gain"].agg(share_above_0),
+            "reward": means["reward"],
+            "reward_gain": means["reward_gain"],
+        }
+    )
+    return table.loc[order].rename_axis("control").reset_index()
+
+
+def _gains(controls: pd.DataFrame) -> pd.DataFrame:
+    """What a terminal has room for."""
+    gains, losses = (
+        [interval(row, "+.1f") for row in controls[columns].itertuples(index=False)]
+        for columns in (["gain", "low", "high"], ["lost", "lost_low", "lost_high"])
+    )
+    names = controls["control"].map(CONTROLS)
+    return pd.DataFrame({"trace": names, "gain (nats)": gains, "lost (nats)": losses, "R": controls["reward"]})
+
+
+def by_length(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per n: how much of the answer is in its own trace, and in another example's."""
+    lengths = sorted(int(column.removeprefix("copied_")) for column in frame if column.startswith("copied_"))
+    rows = []
+    for n in lengths:
+        shares = clustered_means(frame[f"copied_{n}"], frame["example"], frame["control"])
+        row = shares.reindex(["sampled"]).iloc[0]
+        chance = shares["mean"].reindex(["swapped"]).iloc[0]
+        measured = 0 if np.isnan(row["n"]) else int(row["n"])
+        rows.append((n, row["mean"], row["low"], row["high"], chance, measured))
+    return pd.DataFrame(rows, columns=["n", "copied", "low", "high", "by_chance", "measured"])
+
+
+def _copied_notes(copies: pd.DataFrame, sampled: pd.DataFrame) -> list[str]:
+    notes = [
+        f"{row.n}-grams of the answer that are not in the question: {row.copied:.1%} are in the trace, "
+        f"{number(row.by_chance, '.1%')} in another example's"
+        for row in copies.itertuples()
+        if row.measured
+    ]
+    pair = sampled[["copied_1", "gain"]].dropna()
+    if len(pair) > 2 and pair.nunique().min() > 1:
+        rho = pair.corr(method="spearman").iloc[0, 1]
+        notes.append(f"rank correlation of a trace's gain with its share of copied words: {rho:+.2f} (n = {len(pair)})")
+    return notes
+
+
+# --- figure ----------------------------------------------------------------------------------------------------------
+
+
+def _figure(controls: pd.DataFrame, copies: pd.DataFrame) -> Figure:
+    figure, axes = new_figure(2, 1, COLUMN, 3.4)
+    _draw_gains(axes[0, 0], controls)
+    _draw_copies(axes[1, 0], copies)
+    panel(axes[0, 0], "a", "gain of a trace, and of what is left of it")
+    panel(axes[1, 0], "b", "answer words in the trace")
+    return figure
+
+
+def _draw_gains(axis: Axes, controls: pd.DataFrame) -> None:
+    at = np.arange(len(controls))[::-1]
+    axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
+    bars = error_bars(controls["gain"], controls["low"], controls["high"])
+    axis.errorbar(controls["gain"], at, xerr=bars, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
+    axis.set_yticks(at, [CONTROLS[control] for control in controls["control"]])
+    axis.set_ylim(-0.6, len(controls) - 0.4)
+    axis.set_xlabel("gain over the null trace (nats per answer)")
+
+
+def _draw_copies(axis: Axes, copies: pd.DataFrame) -> None:
+    axis.errorbar(
+        copies["n"],
+        copies["copied"],
+        error_bars(copies["copied"], copies["low"], copies["high"]),
+        label="own trace",
+        elinewidth=0.8,
+        capsize=2,
+        **SMALL | line_style(0),
+    )
+    axis.plot(copies["n"], copies["by_chance"], label="another example's", **SMALL | line_style(1))
+    axis.set_xticks(copies["n"])
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("$n$ (words)")
+    axis.set_ylabel("share of $n$-grams copied")
+    axis.legend(frameon=False, fontsize=6)

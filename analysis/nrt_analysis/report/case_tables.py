@@ -1,0 +1,168 @@
+"""Tables 9 and 10: single questions, and what models thought and how sure they were."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nrt_analysis.cases import clipped, cut_mark, stored_cases
+from nrt_analysis.frames import HELD_OUT, plain_text
+from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
+from nrt_analysis.report.left import in_words, left_by, title_of
+from nrt_analysis.report.paper import paper
+from nrt_cli.config.titles import method_title, thinks
+from nrt_cli.errors import StoreError
+from nrt_cli.store.reference import Reference
+
+CASES = 3
+"""Questions of Table 10 for each model."""
+
+PART = 1500
+"""Characters of a text that stand in one row."""
+
+SEEN = 200
+"""Held-out traces of each run that they are chosen from: the first of them."""
+
+
+def confidence_table(cards: Sequence[RunCard]) -> Table:
+    """Table 9 from what `nrt score ... --json` printed."""
+    rows: list[Row] = []
+    for path, records in left_by(cards, "score"):
+        for record in records if isinstance(records, list) else ():
+            if isinstance(record, dict) and {"question", "answer", "model"} <= record.keys():
+                rows += _scored(record, cards, path)
+    theirs = ", ".join(f"{method_title(method)} {p:.4f}" for method, p in paper()["case"]["probabilities"].items())
+    return Table(
+        "table-9",
+        "Table 9",
+        "How sure models are of a reference answer after their own trace.",
+        (
+            Column("Model"),
+            Column("Trace z", kind="long"),
+            Column("with eos", "P(y*|x,z)", "number"),
+            Column("without", "P(y*|x,z)", "number"),
+        ),
+        tuple(rows),
+        notes=(
+            "The first sampled trace of each model; SFT answers without one. The paper does not say whether its P has "
+            "the eos that ends an answer.",
+            f"The paper, for the answer {paper()['case']['answer']!r} to {paper()['case']['question']!r}: {theirs}.",
+        ),
+        reason=""
+        if rows
+        else "no question was scored; `nrt score RUN... --question X --answer Y --json` into "
+        "analysis/score/NAME.json of a run or study does",
+    )
+
+
+def _scored(record: Mapping[str, Any], cards: Sequence[RunCard], found: Path) -> Iterator[Row]:
+    section = f"{record['question']} | reference answer: {record['answer']}"
+    title = title_of(str(record["model"]), cards, found)
+    if title == record["model"] and record.get("method"):  # a run that is not in this report
+        title = str(record.get("title") or method_title(str(record["method"])))
+    if isinstance(direct := record.get("direct"), dict):
+        yield Row((Cell(title), Cell("", reason="answers directly"), *_probabilities(direct)), section=section)
+    for trace in (record.get("traces") or [])[:1]:
+        first, *more = _parts(plain_text(str(trace.get("trace", ""))), "an empty trace")
+        yield Row((Cell(title), first, *_probabilities(trace)), section=section)
+        yield from (Row((Cell(), part, Cell(), Cell()), section=section) for part in more)
+
+
+def _probabilities(scored: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """P(y*|x,z) with the eos that ends y*, and without."""
+    tokens: Any = scored.get("logprobs") or [None]
+    short = sum(tokens[:-1]) if all(isinstance(logprob, int | float) for logprob in tokens) else None
+    return _probability(scored.get("logprob")), _probability(short)
+
+
+def _probability(logprob: Any) -> Cell:
+    """exp(log P), also where it is below what a float holds."""
+    if not isinstance(logprob, int | float):
+        return Cell(reason="not measured")
+    if logprob > math.log(1e-4):
+        return Cell(f"{math.exp(logprob):.4f}", math.exp(logprob))
+    exponent = math.floor(logprob / math.log(10))
+    return Cell(f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}", math.exp(logprob))
+
+
+def cases_table(cards: Sequence[RunCard]) -> Table:
+    """Table 10: what `nrt analyze cases` kept, else the first held-out traces that all runs of a model have stored."""
+    rows, notes = _kept_cases(cards), ["as `nrt analyze cases` or the study kept them, uncut"]
+    if not rows:
+        notes = ["first held-out examples of the last stored step, long ones cut; a run's first seed"]
+        for model in dict.fromkeys(card.model for card in cards):
+            found, said = _stored(cards, model)
+            rows, notes = rows + found, notes + said
+    return Table(
+        "table-10",
+        "Table 10",
+        "The same questions across methods.",
+        (Column("Method"), Column("What"), Column("Text", kind="long")),
+        tuple(rows),
+        notes=(*notes, "Special tokens are left out."),
+        reason="" if rows else "no two runs have stored traces of the same held-out example",
+    )
+
+
+def _kept_cases(cards: Sequence[RunCard]) -> list[Row]:
+    rows: list[Row] = []
+    for path, record in left_by(cards, "cases"):
+        tables = record.get("tables") if isinstance(record, dict) else None
+        cases = tables.get("cases") if isinstance(tables, dict) else None
+        rows += _case_rows([case for case in cases or () if isinstance(case, dict)], cards, path)
+    return rows
+
+
+def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]:
+    """From the stored traces of the first seed of each method; and why there are none."""
+    thinking: dict[str, RunCard] = {}
+    for card in cards:
+        if card.model == model and thinks(card.method, card.config):
+            thinking.setdefault(card.title, card)
+    if not thinking:
+        return [], []
+    try:
+        report = stored_cases([Reference(card.run.path, None) for card in thinking.values()], HELD_OUT, CASES, SEEN)
+    except StoreError as error:
+        return [], [f"{model}: {in_words(error, cards)}"]
+    frame = report.tables["cases"]
+    labels = dict(zip(dict.fromkeys(frame["run"]), thinking, strict=True))
+    frame = frame.assign(run=frame["run"].map(labels), question=frame["question"].map(lambda q: f"{model}: {q}"))
+    for column in ("question", "reference", "trace"):
+        frame[column] = frame[column].map(clipped)
+    return _case_rows(frame.to_dict(orient="records"), cards), []
+
+
+def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard], found: Path | None = None) -> list[Row]:
+    """Rows of each text; the question is their section."""
+    rows: list[Row] = []
+    for question in dict.fromkeys(str(case.get("question", "")) for case in cases):
+        of = [case for case in cases if str(case.get("question", "")) == question]
+        if reference := of[0].get("reference"):
+            rows += _text_rows("reference", "answer", reference, question)
+        for case in of:
+            title = title_of(str(case.get("run", "")), cards, found)
+            thought = f"reasoning{cut_mark(case, 'trace')}"
+            rows += _text_rows(title, thought, case.get("trace"), question, "does not think")
+            if "answer" in case:
+                rows += _text_rows(title, f"answer{cut_mark(case, 'answer')}", case["answer"], question)
+    return rows
+
+
+def _text_rows(title: str, what: str, text: Any, section: str, none: str = "nothing was said") -> Iterator[Row]:
+    said = "" if text is None or (isinstance(text, float) and pd.isna(text)) else str(text)
+    first, *more = _parts(said, "empty" if isinstance(text, str) else none)
+    yield Row((Cell(title), Cell(what), first), section=section)
+    yield from (Row((Cell(), Cell(), part), section=section) for part in more)
+
+
+def _parts(text: str, empty: str) -> list[Cell]:
+    """A text in cells of some lines each: pages of print break between rows only."""
+    parts, left = [], text.strip()
+    while len(left) > PART:
+        end = next((at + 1 for mark in ("\n\n", "\n", " ") if (at := left.rfind(mark, 0, PART)) > 0), PART)
+        parts.append(left[:end].rstrip())
+        left = left[end:].lstrip(" \n")
+    return [Cell(part) for part in (*parts, left)] if text.strip() else [Cell(reason=empty)]

@@ -1,0 +1,111 @@
+"""From the store to a report's contents."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nrt_analysis.report.cards import cards as find_cards
+from nrt_analysis.report.case_tables import cases_table, confidence_table
+from nrt_analysis.report.contents import Contents, Made, RunCard, Table
+from nrt_analysis.report.drawn import figures
+from nrt_analysis.report.held_out import compared_table, held_out_table
+from nrt_analysis.report.method_tables import (
+    benchmarks_table,
+    data_table,
+    judge_table,
+    methods_table,
+    schemes_table,
+    settings_table,
+    weights_table,
+)
+from nrt_analysis.report.overlap import asked_twice, doubts
+from nrt_analysis.report.result_tables import (
+    documents_table,
+    gain_table,
+    overall_table,
+    own_table,
+    paper_table,
+    results_table,
+)
+from nrt_analysis.report.scores import results
+from nrt_analysis.report.studies import study_title, unfinished
+from nrt_cli import __version__
+from nrt_cli.store.evals import find_evaluations
+
+
+def gather(paths: Sequence[Path]) -> Contents:
+    """A report over studies, runs, and folders of them.
+
+    Nothing is computed with a model: what was not run, evaluated or scored is an empty cell with the reason.
+
+    Raises StoreError where a path does not exist or no run is found.
+    """
+    cards = find_cards(paths)
+    return Contents(
+        title=_title(cards),
+        made=Made(program=__version__, newest=_newest(cards)),
+        runs=tuple(cards),
+        tables=tables(cards),
+        figures=figures(cards),
+        notes=tuple(_notes(cards)),
+    )
+
+
+def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
+    """All tables, in the order of the paper; what it has not stands after what it belongs to."""
+    found = results(cards)
+    own, held_out, twice = own_table(found), (compared_table(cards), held_out_table(cards)), asked_twice(cards)
+    scores = [table for table in (results_table(found), own, *held_out, gain_table(found)) if table]
+    return (
+        schemes_table(cards),
+        weights_table(cards),
+        *(replace(table, notes=(*table.notes, *twice)) for table in scores),
+        paper_table(found),
+        overall_table(),
+        documents_table(),
+        data_table(cards),
+        methods_table(cards),
+        settings_table(cards),
+        benchmarks_table(),
+        judge_table(cards),
+        confidence_table(cards),
+        cases_table(cards),
+    )
+
+
+def _title(cards: Sequence[RunCard]) -> str:
+    """The title of the one study that all runs are of; else what the runs began from."""
+    studies = {card.study for card in cards}
+    if len(studies) == 1 and (study := studies.pop()):
+        return study_title(study)
+    return f"Native Reasoning Training: {', '.join(dict.fromkeys(card.model for card in cards))}"
+
+
+def _newest(cards: Sequence[RunCard]) -> str:
+    """The newest time that the store recorded: it changes when the store does, and only then."""
+    times = [str(card.manifest.get("created", "")) for card in cards]
+    for card in cards:
+        times += [str(event.get("time", "")) for event in card.run.events()[-1:]]
+        for folder in sorted(card.run.path.glob("evals/*")):
+            times += [str((evaluation.scores() or {}).get("finished", "")) for evaluation in find_evaluations(folder)]
+    return max(times)
+
+
+def _notes(cards: Sequence[RunCard]) -> list[str]:
+    """What a reader must know before the numbers."""
+    notes = []
+    seeds = {(card.model, card.title): 0 for card in cards}
+    for card in cards:
+        seeds[card.model, card.title] += 1
+    if max(seeds.values()) == 1:
+        notes.append("Every row is one seed: differences between methods are not told from differences between seeds.")
+    for folder, planned, reason in unfinished(cards):
+        notes.append(f"{folder.name}: {planned.name} is missing ({reason}).")
+    for card in cards:
+        if card.status != "finished":
+            notes.append(f"{card.label} is {card.status} after step {card.step} of {card.manifest.get('steps', '?')}.")
+    notes += doubts(cards)
+    data = {card.manifest.get("fingerprints", {}).get("train") for card in cards}
+    if len(data) > 1:
+        notes.append(f"The runs were trained on {len(data)} different data files.")
+    return notes

@@ -1,0 +1,162 @@
+"""The held-out pairs of every run as tables: log P(y*), the gain of thinking and accuracies, before and after."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
+from nrt_analysis.report.estimates import over_seeds, trusted
+from nrt_cli.config.titles import thinks
+from nrt_cli.measures.held_out import DIRECT, THINKING, Found, Measure, before_and_after, measures, shown
+from nrt_cli.measures.statistics import Difference, Mean, mean
+
+NOT_STORED = "not stored, the run is of an older version"
+NOT_GRADED = "not measured: the answers have no grader, or the engine is verl"
+
+
+def held_out_table(cards: Sequence[RunCard]) -> Table | None:
+    """All measures of every run with held-out pairs; None where no run has any."""
+    cards = [card for card in cards if card.held_out]
+    if not cards:
+        return None
+    return Table(
+        "held-out",
+        "Held-out pairs",
+        "log P(y*) in nats per answer and accuracy in percent, before and after training, with 95 % intervals over the "
+        "held-out pairs. Changes are within pairs.",
+        (
+            Column("Measure"),
+            *(Column(title, "", "number") for title in ("Before", "After", "After minus before", "Pairs")),
+        ),
+        tuple(row for card in cards for row in _rows(card)),
+        notes=(
+            "After minus before alone flatters: training makes answers likelier after any trace, another row's too. "
+            "What thinking is worth is the gain, and thinking minus the null trace, direct, and another row's trace.",
+            "Accuracies are of greedy answers; with the null trace and without think tokens these may use as many "
+            "tokens as trace and answer together.",
+            "Intervals are over pairs: the bootstrap's; of accuracies Wilson's, of their differences Agresti's. "
+            "Another seed would add to them.",
+            *(text for card in cards if (text := best_of_run(card))),
+        ),
+    )
+
+
+COMPARED = tuple({m.title: m for m in (*THINKING, *DIRECT) if not m.difference}.values())
+"""What the models of a report are compared by. An accuracy without think tokens is the same question to all of them."""
+UNTRAINED = "untrained"
+
+
+def compared_table(cards: Sequence[RunCard]) -> Table | None:
+    """Every run after training beside the others and the model that they began from; None of fewer than two runs."""
+    cards = [card for card in cards if card.held_out]
+    if len(cards) < 2:
+        return None
+    columns = sorted(COMPARED, key=lambda measure: not measure.share)
+    measured = {card.label: {found.measure.title: found for found in of_run(card)} for card in cards}
+    rows: list[Row] = []
+    for section in dict.fromkeys(map(_began, cards)):
+        here = [card for card in cards if _began(card) == section]
+        before: dict[str, Difference] = {}
+        for one in (one for card in here for one in measured[card.label].values() if one.before.n):
+            before.setdefault(one.measure.title, one.before)
+        rows.append(_compared(UNTRAINED, "", columns, before, section[0]))
+        for title in dict.fromkeys(card.title for card in here):
+            seeds = [card for card in here if card.title == title]
+            after = [
+                {key: found.after for key, found in measured[card.label].items() if found.after.n} for card in seeds
+            ]
+            for card, found in zip(seeds, after, strict=True):
+                rows.append(_compared(title, str(card.seed), columns, found, section[0]))
+            if len(seeds) > 1:
+                rows.append(_mean(title, columns, after, section[0]))
+    return Table(
+        "held-out-models",
+        "Held-out pairs, model by model",
+        "After training: accuracy of greedy answers in percent, and log P(y*) in nats per answer, with 95 % intervals.",
+        (
+            Column("Model"),
+            Column("Seed"),
+            *(Column(_short(measure), "Accuracy" if measure.share else "log P(y*)", "number") for measure in columns),
+        ),
+        tuple(rows),
+        notes=("A seed's intervals are over pairs; those of a mean are over pairs and seeds.",),
+    )
+
+
+def _began(card: RunCard) -> tuple[str, str]:
+    """Runs that began from one model and are scored on the same pairs stand under one heading."""
+    return card.model, str(card.manifest.get("fingerprints", {}).get("validation"))
+
+
+def _short(measure: Measure) -> str:
+    return measure.title.partition(", ")[2]
+
+
+def _compared(title: str, seed: str, columns: Sequence[Measure], found: Mapping[str, Difference], section: str) -> Row:
+    empty = "this model answers directly" if COMPARED[0].title not in found else "SFT's measure"
+    cells = (
+        _cell(found[measure.title], measure, False, "") if measure.title in found else Cell(reason=empty)
+        for measure in columns
+    )
+    return Row((Cell(title), Cell(seed, note="" if seed else "every run begins here"), *cells), section)
+
+
+def _mean(title: str, columns: Sequence[Measure], seeds: Sequence[Mapping[str, Difference]], section: str) -> Row:
+    """Of several seeds; a column that one of them lacks is empty."""
+    cells = []
+    for measure in columns:
+        found = [each[measure.title] for each in seeds if measure.title in each]
+        if len(found) < len(seeds):
+            cells.append(Cell(reason="not measured for all seeds"))
+        elif not measure.share:
+            value = mean([one.value for one in found])
+            cells.append(Cell(f"{value:.2f}", value, note="without an interval"))
+        else:
+            # Right or wrong: the standard error follows from the share.
+            each = [Mean(one.value, math.sqrt(one.value * (1 - one.value) / one.n), one.n) for one in found]
+            of_all = over_seeds([trusted(one) for one in each])
+            whole = Difference(of_all.value, of_all.low, of_all.high, found[0].n)
+            cells.append(_cell(whole, measure, False, ""))
+    return Row((Cell(title), Cell("mean"), *cells), section)
+
+
+def of_run(card: RunCard) -> list[Found]:
+    """A run's measures from its first and its last held-out score."""
+    first, last = (card.run.held_out_rows(int(card.held_out[i]["step"])) for i in (0, -1))
+    return before_and_after(thinks(card.method, card.config), first, last)
+
+
+def best_of_run(card: RunCard) -> str | None:
+    """Which stored step of a run is best, and by what; None where only one could be, or none was scored."""
+    best = card.run.best()
+    if best is None or len(best.steps) == 1:
+        return None
+    measure = next(m for m in measures(thinks(card.method, card.config)) if m.key == best.measure)
+    said, chose = (
+        f"{100 * value:.1f} %" if measure.share else f"{value:.2f} nats" for value in (best.reported, best.chosen)
+    )
+    return (
+        f"{card.label}: the best step that is stored is {best.step} ({card.run.path.name}@best), by {measure.title}: "
+        f"{said} over {best.reported_rows} held-out pairs; the {best.chosen_rows} pairs of every other question, "
+        f"{chose}, chose it."
+    )
+
+
+def _rows(card: RunCard) -> Iterator[Row]:
+    measured = of_run(card)
+    reason = NOT_GRADED if measured[0].after.n else NOT_STORED
+    for found in measured:
+        measure, n = found.measure, found.after.n
+        cells = (
+            _cell(found.before, measure, measure.difference, reason),
+            _cell(found.after, measure, measure.difference, reason),
+            _cell(found.change, measure, True, reason),
+            Cell(str(n), n) if n else Cell(reason=reason),
+        )
+        yield Row((Cell(measure.title), *cells), card.label)
+
+
+def _cell(found: Difference, measure: Measure, signed: bool, reason: str) -> Cell:
+    scale = 100 if measure.share else 1
+    if not found.n:
+        return Cell(reason=reason)
+    return Cell(shown(found, measure, signed), scale * found.value, scale * found.low, scale * found.high)

@@ -1,0 +1,362 @@
+"""Tables 1, 2 and 4 to 8: what was trained, on what, how, and how it was measured."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nrt_analysis.frames import STEP, trace_steps
+from nrt_analysis.judged import template_label
+from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
+from nrt_analysis.report.estimates import Estimate, difference, over_seeds
+from nrt_analysis.report.paper import paper, printed_source
+from nrt_cli.config import SCHEMES, flatten
+from nrt_cli.config.suite import ORDER, benchmark
+from nrt_cli.measures.collapse import WINDOW
+from nrt_cli.measures.statistics import Mean
+from nrt_cli.objective.formulas import FORMULAS, WEIGHTED, Formula, SchemeFormulas
+from nrt_cli.store.judgements import Judgements, templates
+
+LENGTH_ROWS = 2000
+"""Stored traces whose answers are measured for Table 5."""
+
+
+def _formula(formula: Formula) -> Cell:
+    return Cell(formula.text, math=formula.math)
+
+
+# --- Tables 1 and 2: the schemes --------------------------------------------------------------------------------------
+
+
+def schemes_table(cards: Sequence[RunCard]) -> Table:
+    """Table 1, and a row for each scheme of a user's own among the runs."""
+    plain = [scheme for name, scheme in FORMULAS.items() if scheme.weight is None]
+    rows = [Row((Cell(s.name), *map(_formula, (s.aggregation, s.reward, s.signal)))) for s in (*plain, WEIGHTED)]
+    own = [method for method in dict.fromkeys(card.method for card in cards) if method not in ("sft", *SCHEMES)]
+    code = Cell("its code")
+    rows += [Row((Cell(method), code, code, Cell("by automatic differentiation"))) for method in own]
+    return Table(
+        "table-1",
+        "Table 1",
+        "Reward schemes: aggregation functions f of the probabilities c of the reference answer's T tokens, and what "
+        "follows from them.",
+        (
+            Column("Scheme"),
+            Column("Aggregation f(c)", math=r"\text{Aggregation } f(\mathbf{c})"),
+            Column("Trace reward R"),
+            Column("Token signal (∂f/∂cᵢ) cᵢ", math=r"\text{Token signal } \frac{\partial f}{\partial c_i} c_i"),
+        ),
+        tuple(rows),
+        notes=(
+            "c_i is the probability of answer token i given the question, the trace and the answer before it.",
+            *_signals(cards),
+        ),
+    )
+
+
+def _signals(cards: Sequence[RunCard]) -> list[str]:
+    """Which preset runs had, and with which signals they trained the reference answer."""
+    trained = {
+        "shared": "the reference answer is trained with c_i over its mean among the traces of a question",
+        "derived": "the reference answer is trained with the last column's signals",
+        "fixed": "the reference answer is trained with the signal 1 for every token, whatever the scheme",
+    }
+    said: dict[str, list[str]] = {}
+    for card in cards:
+        if card.method != "sft" and card.config:
+            signal = trained[card.config["objective"]["token_signal"]]
+            said.setdefault(f"preset {card.config.get('preset', 'unknown')}: {signal}.", []).append(card.label)
+    return [f"{', '.join(labels)}: {text}" if len(said) > 1 else text.capitalize() for text, labels in said.items()]
+
+
+def weights_table(cards: Sequence[RunCard]) -> Table:
+    """Table 2: the two weightings, and with which settings runs departed from them."""
+    weighted = [scheme for scheme in FORMULAS.values() if scheme.weight]
+    rows = [Row((Cell(s.name), *map(_formula, _weighted_cells(s)))) for s in weighted]
+    notes = ["c_base is the probability given the null trace, under the policy that sampled."]
+    for card in cards:
+        objective = card.config.get("objective", {})
+        changed = [
+            f"{key}={objective[key]}"
+            for key, usual in (("weighted_sum", "sum"), ("weight_cap", None))
+            if card.method.startswith("ws-") and objective.get(key, usual) != usual
+        ]
+        notes += [f"{card.label}: {', '.join(changed)}"] if changed else []
+    return Table(
+        "table-2",
+        "Table 2",
+        "Weighted sums that stress difficult tokens.",
+        (
+            Column("Weighting"),
+            Column("Weight wᵢ", math=r"\text{Weight } w_i"),
+            Column("Trace reward R"),
+            Column("Token signal αᵢcᵢ", math=r"\text{Token signal } \alpha_i c_i"),
+        ),
+        tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def _weighted_cells(scheme: SchemeFormulas) -> tuple[Formula, Formula, Formula]:
+    assert scheme.weight is not None
+    return scheme.weight, scheme.reward, scheme.signal
+
+
+# --- Table 4: data ----------------------------------------------------------------------------------------------------
+
+
+def data_table(cards: Sequence[RunCard]) -> Table:
+    """Table 4: training examples by source; the paper's counts beside those of sources that it has too."""
+    datasets = {str(_train_digest(card)): card for card in cards if card.data}
+    whole = sum(paper()["composition"].values())
+    rows: list[Row] = []
+    for digest, card in datasets.items():
+        counts = {part["source"]: part["train"] for part in card.data["composition"]}
+        theirs = {printed_source(source, counts): count for source, count in paper()["composition"].items()}
+        if 2 * len(theirs.keys() & counts.keys()) > len(theirs):
+            counts = dict.fromkeys(theirs, 0) | counts  # the same mixture: what it lacks differs too
+        total = sum(counts.values())
+        section = f"training data {digest[:8]}" if len(datasets) > 1 else ""
+        for source, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            rows.append(_source_row(source, count, total, theirs.get(source), whole, section))
+        rows.append(_source_row("TOTAL", total, total, whole, whole, section))
+    lost = [card.label for card in cards if not card.data]
+    return Table(
+        "table-4",
+        "Table 4",
+        "Composition of the training data.",
+        (
+            Column("Source"), Column("Count", "", "number"), Column("Percentage", "", "number"),
+            Column("Count in the paper", "", "number"), Column("Percentage in the paper", "", "number"),
+            Column("Difference in points [95 %]", "", "number"),
+        ),
+        tuple(rows),
+        notes=(
+            *_dropped(cards),
+            "The interval of a difference is that of two random draws: where it holds 0, chance explains it.",
+            *([f"Not known for {', '.join(lost)}: the manifest beside the data is gone or newer."] if lost else []),
+            f"The paper took a random 200K subset of tulu-3-sft-mixture, in print {whole:,} examples.",
+        ),
+        reason="" if rows else "what `nrt data prepare` wrote beside the training data is no longer there, or the data "
+        "changed since",
+    )  # fmt: skip
+
+
+def _train_digest(card: RunCard) -> Any:
+    return card.manifest.get("fingerprints", {}).get("train", "unknown")
+
+
+def _source_row(source: str, count: int, total: int, theirs: int | None, whole: int, section: str) -> Row:
+    ours = [Cell(f"{count:,}", count), _share(count, total)]
+    beside = [Cell(reason="not in the paper")] * 3
+    if theirs is not None:
+        apart = difference(_of(count, total), _of(theirs, whole))
+        value, low, high = (100 * number for number in (apart.value, apart.low, apart.high))
+        gap = Cell(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]", value, low, high)
+        gap = Cell(reason="100 % of either") if theirs == whole else gap
+        beside = [Cell(f"{theirs:,}", theirs), _share(theirs, whole), gap]
+    return Row((Cell(source), *ours, *beside), section=section)
+
+
+def _share(count: int, total: int) -> Cell:
+    share = 100 * count / total if total else math.nan
+    return Cell(f"{share:.2f}%", share)
+
+
+def _of(count: int, total: int) -> Estimate:
+    """A share of so many rows, drawn at random."""
+    share = count / total if total else math.nan
+    return over_seeds([Mean(share, math.sqrt(share * (1 - share) / total) if total else math.nan, total)])
+
+
+def _dropped(cards: Sequence[RunCard]) -> list[str]:
+    """How many examples runs used, and why not all."""
+    notes: dict[str, list[str]] = {}
+    for card in cards:
+        data = card.manifest.get("data") or {}
+        dropped = ", ".join(f"{count} {reason}" for reason, count in (data.get("dropped") or {}).items() if count)
+        if "examples" in data:
+            said = f"{data['examples']:,} examples trained on; dropped: {dropped or 'none'}"
+            notes.setdefault(said, []).append(card.label)
+    return [f"{', '.join(labels)}: {said}" if len(notes) > 1 else said for said, labels in notes.items()]
+
+
+# --- Table 5: methods and lengths -------------------------------------------------------------------------------------
+
+
+def methods_table(cards: Sequence[RunCard]) -> Table:
+    """Table 5: aggregation, normalisation as configured, and the lengths that were measured."""
+    thinking = [card for card in cards if card.method != "sft"]
+    rows = []
+    for card in thinking:
+        scheme = FORMULAS.get(card.method)
+        aggregation = _formula(scheme.aggregation) if scheme else Cell("its code")
+        printed = paper()["responses"].get(card.method)
+        theirs = Cell(printed) if printed else Cell(reason="not in the paper")
+        cells = (Cell(_row_name(card)), aggregation, Cell(_normalisation(card)), *_lengths(card), theirs)
+        rows.append(Row(cells, section=card.model))
+    return Table(
+        "table-5",
+        "Table 5",
+        "Each run's aggregation function, how its rewards were normalised, and how long its responses were.",
+        (
+            Column("Method"), Column("Aggregation f(c)", math=r"\text{Aggregation } f(\mathbf{c})"),
+            Column("Reward normalisation", kind="long"),
+            Column("Trace", "Mean tokens", "number"), Column("Answer y*", "Mean tokens", "number"),
+            Column("In the paper", "Average response length"),
+        ),
+        tuple(rows),
+        notes=(
+            f"Trace: mean of the last {WINDOW} steps, without its end token. Answer: reference answers of the last "
+            f"stored step, of at most {LENGTH_ROWS:,} traces.",
+            "The paper's lengths of JLB, Verifree and RLPR are those of the works that first had these methods; its "
+            "own 415.97 tokens are taken for reference answers, which by its Appendix D average over 400.",
+        ),
+        reason="" if rows else "no run here samples traces",
+    )  # fmt: skip
+
+
+def _row_name(card: RunCard) -> str:
+    return f"{card.title}, seed {card.seed}"
+
+
+def _normalisation(card: RunCard) -> str:
+    """Eq. 9 and 10 as this run had them."""
+    objective = card.config.get("objective", {})
+    clipped = "max(0, R - R_base)" if objective.get("baseline") == "clip" else "R"
+    return {
+        "std": f"{clipped}, minus its group's mean, by the population std",
+        "unbiased-std": f"{clipped}, minus its group's mean, by the sample std",
+        "rloo": f"{clipped}, minus the mean of the others",
+        "mean": f"{clipped}, minus its group's mean",
+        "raw": clipped,
+    }.get(str(objective.get("advantage")), "unknown")
+
+
+def _lengths(card: RunCard) -> tuple[Cell, Cell]:
+    lengths = [record.get("trace_length", math.nan) for record in card.steps[-WINDOW:]]
+    known = [length for length in lengths if not math.isnan(length)]
+    trace = sum(known) / len(known) if known else math.nan
+    steps = trace_steps(card.run, STEP)
+    rows = card.run.traces(f"{STEP}-{steps[-1]:06d}", ("answer_ids",), LENGTH_ROWS) if steps else []
+    answers = [len(row["answer_ids"]) for row in rows if row["answer_ids"] is not None]
+    answer = sum(answers) / len(answers) if answers else math.nan
+    return _tokens(trace, "no step taken"), _tokens(answer, "no traces are stored")
+
+
+def _tokens(mean: float, why: str) -> Cell:
+    return Cell(reason=why) if math.isnan(mean) else Cell(f"{mean:.1f}", mean)
+
+
+# --- Table 6: hyperparameters -----------------------------------------------------------------------------------------
+
+
+def settings_table(cards: Sequence[RunCard]) -> Table:
+    """Table 6 from the resolved configs, beside what the paper had."""
+    rows = []
+    for section, parameters in paper()["hyperparameters"].items():
+        for parameter in parameters:
+            concerned = [
+                card for card in cards if card.config and not (parameter.get("thinks") and card.method == "sft")
+            ]
+            ours = Cell(parameter["ours"]) if parameter["key"] is None else _setting(parameter, concerned)
+            cells = (Cell(parameter["name"]), ours, Cell(_shown(parameter["value"])), Cell(parameter["key"] or "-"))
+            rows.append(Row(cells, section=section))
+    return Table(
+        "table-6",
+        "Table 6",
+        "Hyperparameters, as the runs had them and as the paper prints them.",
+        (Column("Parameter"), Column("Value", kind="long"), Column("In the paper"), Column("Setting")),
+        tuple(rows),
+        notes=(
+            "`GRPO` is objective.advantage=std on clipped rewards; Dr.GRPO is any constant objective.length_divisor.",
+            "The paper's values are those of RL; for SFT it prints none.",
+            *_steps(cards),
+        ),
+        reason="" if any(card.config for card in cards) else "no run's config can be read",
+    )
+
+
+def _setting(parameter: Mapping[str, Any], cards: Sequence[RunCard]) -> Cell:
+    """The value that runs had; each value with its runs where they differ."""
+    values: dict[str, list[str]] = {}
+    of_rl = set()
+    for card in cards:
+        value = _shown(flatten(card.config).get(parameter["key"]))
+        values.setdefault(value, []).append(card.label)
+        of_rl |= {value} if card.method != "sft" else set()
+    if not values:
+        return Cell(reason="no run here has it")
+    same = parameter.get("same", [_shown(parameter["value"])])
+    note = "" if same == "any" or of_rl <= set(same) else "not the paper's"
+    if len(values) == 1:
+        return Cell(next(iter(values)), note=note)
+    return Cell("; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items()), note=note)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _steps(cards: Sequence[RunCard]) -> list[str]:
+    """Steps stand for epochs where they were set."""
+    steps: dict[int, list[str]] = {}
+    for card in cards:
+        if (number := card.config.get("train", {}).get("steps")) is not None:
+            steps.setdefault(number, []).append(card.label)
+    return [f"train.steps={number} in place of epochs: {', '.join(labels)}" for number, labels in steps.items()]
+
+
+# --- Tables 7 and 8: measurements -------------------------------------------------------------------------------------
+
+
+def benchmarks_table() -> Table:
+    """Table 7 from the suite, with how the score is really made."""
+    rows = []
+    for spec in map(benchmark, ORDER):
+        scored = f"{spec.metric}, mean of {'the subsets' if spec.aggregation == 'macro' else 'all documents'}"
+        texts = (spec.title, spec.domain, spec.prompting, str(spec.shots), spec.paper_metric, scored)
+        rows.append(Row((*map(Cell, texts), Cell(f"{spec.instances:,}", spec.instances))))
+    titles = ("Benchmark", "Domain", "Prompting strategy", "Shot count", "Metric", "Scored as")
+    return Table(
+        "table-7",
+        "Table 7",
+        "The evaluation benchmarks.",
+        (*map(Column, titles), Column("Documents", "", "number")),
+        tuple(rows),
+        notes=("Metric is what the paper prints, `scored as` what `nrt eval` computes.",),
+    )
+
+
+def judge_table(cards: Sequence[RunCard]) -> Table:
+    """Table 8: what judges were asked, word for word."""
+    asked: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}
+    who: dict[str, set[str]] = {}
+    for card in cards:
+        found = templates(card.run)
+        asked |= found
+        for record in Judgements(card.run).records() if found else ():
+            digest = str(record["template"])
+            names[digest] = template_label(digest, record.get("template_name"))
+            who.setdefault(digest, set()).add(f"{record['judge']}, temperature {_shown(record['temperature'])}")
+    rows = []
+    for digest, texts in sorted(asked.items()):
+        asking = "; ".join(sorted(who.get(digest, {"nothing was judged with it"})))
+        section = f"template {names.get(digest, digest)}: {asking}"
+        for part, prompt in texts.items():
+            # A row per paragraph: pages of print break between rows only.
+            for number, paragraph in enumerate(str(prompt).strip().split("\n\n")):
+                rows.append(Row((Cell("" if number else str(part)), Cell(paragraph)), section=section))
+    theirs = paper()["judge"]
+    return Table(
+        "table-8",
+        "Table 8",
+        "The prompt template of the LLM judge, as used.",
+        (Column("Part"), Column("Text", kind="long")),
+        tuple(rows),
+        notes=(
+            f"The paper asked {theirs['model']} at temperature {theirs['temperature']:g} about {theirs['traces']} "
+            "validation traces of each checkpoint.",
+        ),
+        reason="" if rows else "no trace of these runs was judged; `nrt judge RUN` does",
+    )

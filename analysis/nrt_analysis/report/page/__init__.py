@@ -1,0 +1,217 @@
+"""The report as one page that opens from disk, without a network: text, styles, figures and data in a single file.
+
+Traces and data are hostile text. The template escapes all it prints, the scripts write text nodes only, the embedded
+JSON has no `<`, and the page's policy forbids everything that is not in the file, and every script but its own.
+"""
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+
+from nrt_analysis.figures import LINES, numbered
+from nrt_analysis.report.contents import Contents, Figure, RunCard, Table
+from nrt_analysis.report.page import headline, setup
+from nrt_analysis.report.page.cases import cases
+from nrt_analysis.report.page.samples import sample_traces
+from nrt_analysis.report.page.scored import scored_sets
+from nrt_analysis.report.page.series import series
+from nrt_analysis.report.plain import marks, sections, shown, spans, visible
+from nrt_analysis.report.write import Pieces
+from nrt_cli.store.reports import write_report
+
+Part = TypeVar("Part", Table, Figure)
+
+FILE = "index.html"
+SCRIPTS = ("common.js", "tables.js", "charts.js", "traces.js", "cases.js", "page.js")
+
+LONG = 40
+"""Rows from which a table is folded away."""
+
+PLACES = {
+    "results": (
+        "held-out-models",
+        "held-out",
+        "table-3-own",
+        "table-3",
+        "table-3-paper",
+        "table-3-gain",
+        "table-3-overall",
+        "table-3-documents",
+    ),
+    "tokens": ("table-9",),
+    "cases": ("table-10",),
+    "method": ("table-1", "table-2", "table-5"),
+    "setup": ("table-4", "table-6", "table-7", "table-8"),
+}
+"""Section of the page -> the tables in it, by key, with what is called like one of them; all else is in results."""
+
+FIGURES = {"dynamics": ("figure-2",), "words": ("figure-3", "figure-4")}
+"""The same for figures."""
+
+
+def write(contents: Contents, folder: Path, pieces: Pieces | None = None) -> Path:
+    """Write `index.html` into a folder; the same contents give the same bytes.
+
+    Args:
+        pieces: cuts stored token ids into texts, so that single tokens can be shaded; without it, traces are whole.
+    """
+    (path,) = write_report(folder, {FILE: render(contents, pieces).encode("utf-8", errors="replace")})
+    return path
+
+
+def render(contents: Contents, pieces: Pieces | None = None) -> str:
+    """The page's text."""
+    colours = numbered(card.title for card in contents.runs)
+    style, script = _asset("page.css") + _colours(colours.values()), "\n".join(_asset(name) for name in SCRIPTS)
+    traces = sample_traces(contents.runs, pieces)
+    traces["sets"] += scored_sets(contents.runs)
+    traces["start"] = _shown_first(contents.runs)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            contents=contents,
+            colours=colours,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            tables=_by_section(contents.tables, PLACES),
+            figures=_by_section(contents.figures, FIGURES),
+            trained=headline.trained(contents),
+            panels=headline.panels(contents),
+            settings=setup.settings(setup.columns(contents.runs)),
+            columns=setup.columns(contents.runs),
+            environments=setup.environments(contents.runs),
+            data=setup.data(contents.runs),
+            commands=setup.commands(contents.runs),
+            whole_commands=setup.whole_commands(contents.runs),
+            traces=traces,
+            payload={
+                "runs": [_run(card, colours) for card in contents.runs],
+                "series": series(contents.runs),
+                "traces": traces,
+                "cases": cases(contents.runs),
+            },
+        )
+    )
+
+
+def _run(card: RunCard, colours: Mapping[str, int]) -> dict[str, Any]:
+    return {"label": card.label, "model": card.model, "title": card.title, "colour": colours[card.title]}
+
+
+def _shown_first(cards: Sequence[RunCard]) -> int:
+    """The run whose traces are shown first: the last method in the paper's order that trains them, so no control."""
+    trained = [card for card in cards if card.config.get("objective", {}).get("weights", {}).get("trace", 1)]
+    last = [card.title for card in trained if card.method != "sft"][-1:]
+    return next((i for i, card in enumerate(cards) if card.title in last), 0)
+
+
+# --- tables and figures ----------------------------------------------------------------------------------------------
+
+
+def _is(key: str, name: str) -> bool:
+    """Whether a key is a name or one of its kin: `table-9-b` is of `table-9`, `table-90` is not."""
+    return key == name or key.startswith(f"{name}-")
+
+
+def _by_section(parts: Sequence[Part], places: Mapping[str, tuple[str, ...]]) -> dict[str, list[Part]]:
+    """The report's parts by section of the page, in the order of its names; their kin come last.
+
+    What no section names is among the results: whatever a report has, its page has too.
+    """
+    found: dict[str, list[tuple[int, Part]]] = {section: [] for section in ("results", *places)}
+    at = {name: (section, i) for section, names in places.items() for i, name in enumerate(names)}
+    for part in parts:
+        kin = [(section, len(places[section])) for name, (section, _) in at.items() if _is(part.key, name)]
+        section, place = at.get(part.key) or (kin[0] if kin else ("results", len(parts)))
+        found[section].append((place, part))
+    return {section: [part for _, part in sorted(of, key=lambda pair: pair[0])] for section, of in found.items()}
+
+
+def _aside(part: Table | Figure) -> str:
+    """What to say of a part that is folded away: what fills an empty one, what details and long tables have."""
+    if isinstance(part, Figure):
+        return "" if part.files else f"empty: {part.reason}"
+    if not part.rows:
+        return f"empty: {part.reason or 'nothing was recorded for it'}"
+    ours = [i for i, column in enumerate(part.columns) if column.group != "Paper" and column.kind == "number"]
+    empty = [math.isnan(row.cells[i].value) for row in part.rows for i in ours]
+    if empty and all(empty):
+        fills = "no run was asked a benchmark of it; `nrt eval --model RUN --benchmarks all` fills it"
+        return f"empty: {fills if _is(part.key, 'table-3') else 'nothing was measured for it yet'}"
+    folded = (*PLACES["setup"], *PLACES["cases"], "table-3-overall", "table-3-documents")
+    return part.caption if len(part.rows) > LONG or any(_is(part.key, name) for name in folded) else ""
+
+
+def _colours(numbers: Iterable[int]) -> str:
+    """The styles of the methods' lines: the figures' colours and dashes."""
+    rules = []
+    for i in sorted({*numbers, 0}):
+        line, other = LINES[i % len(LINES)], LINES[(i + i // len(LINES)) % len(LINES)]
+        dash = " ".join(f"{2.2 * length:g}" for length in other.dash) or "none"
+        rules.append(f".c{i} {{ --at: light-dark({line.color}, {line.dark}); --dash: {dash}; }}\n")
+    return "".join(rules)
+
+
+def image(figure: Figure) -> str:
+    """A figure's drawing as a data URI. An image runs no scripts, whatever is in it."""
+    kind, suffix = ("svg+xml", "svg") if "svg" in figure.files else ("png", "png")
+    return f"data:image/{kind};base64,{base64.b64encode(figure.files[suffix]).decode()}"
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nrt_analysis.report.page", "assets"),
+        autoescape=True,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # tojson escapes <, > and &, so that no text in the data can end its element.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    environment.globals.update(aside=_aside, image=image, marks=marks, spans=spans, sections=sections, shown=shown)
+    environment.filters["prose"] = prose
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Every text that the template prints, with what would hide or reorder it written out; our own markup as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def prose(text: str) -> Markup:
+    """A sentence with the commands in it, between backquotes, set as code; all of it escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(visible(text))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(visible(part)) if i % 2 else escape(visible(part))
+        for i, part in enumerate(parts)
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """Content-Security-Policy: nothing is loaded, and only this style and this script are the page's."""
+    return (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")

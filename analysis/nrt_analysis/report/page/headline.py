@@ -1,0 +1,263 @@
+"""The first screen: what was trained, and what came of it, with intervals or the reason why there are none."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nrt_analysis.report.contents import Cell, Contents, RunCard, Table
+from nrt_analysis.report.held_out import of_run
+from nrt_analysis.report.overlap import asked_twice
+from nrt_cli.measures.held_out import Found, Measure, shown
+from nrt_cli.measures.statistics import Difference
+from nrt_cli.records import ACCURACIES
+
+OVERALL = "Overall"
+OPEN = "the order is not settled"
+MOST = 3
+"""Benchmarks on the first screen where there is no overall score."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One method's result: its value and 95 % interval, and, where they are known, single seeds before and after."""
+
+    section: str
+    label: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+
+    @property
+    def text(self) -> str:
+        interval = f" [{self.low:.1f}, {self.high:.1f}]" if self.bounded else ""
+        start = f"{sum(self.before) / len(self.before):.1f} → " if self.before else ""
+        return f"{start}{self.value:.1f}{interval}".replace("-", "−")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def ends(self) -> list[float]:
+        """All numbers that a drawing must have room for."""
+        return [x for x in (self.value, self.low, self.high, *self.before, *self.after) if math.isfinite(x)]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure of all methods."""
+
+    title: str
+    unit: str
+    dots: tuple[Dot, ...]
+    verdicts: tuple[str, ...]
+
+    def at(self, value: float) -> str:
+        """Where a value lies between the panel's smallest and largest, in per cent of its width."""
+        low, high = self.span
+        return f"{2 + 96 * (value - low) / ((high - low) or 1):.2f}%"
+
+    @property
+    def span(self) -> tuple[float, float]:
+        ends = [end for dot in self.dots for end in dot.ends]
+        return min(ends), max(ends)
+
+    @property
+    def sections(self) -> dict[str, list[Dot]]:
+        found: dict[str, list[Dot]] = {}
+        for dot in self.dots:
+            found.setdefault(dot.section, []).append(dot)
+        return found
+
+
+def panels(contents: Contents) -> list[Panel]:
+    """Benchmarks first, our own before the paper's; then held-out pairs."""
+    tables = {table.key: table for table in contents.tables}
+    found = [panel for key in ("table-3-own", "table-3") if key in tables for panel in _scores(tables[key])]
+    return [*found[:MOST], *_held_out(contents.runs)]
+
+
+def trained(contents: Contents) -> str:
+    """One sentence on what the report is about."""
+    runs = contents.runs
+    titles, seeds = list(dict.fromkeys(card.title for card in runs)), {card.seed for card in runs}
+    steps = sorted({card.step for card in runs})
+    span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    if len(runs) == 1:
+        return f"One run of {runs[0].model}: {titles[0]}, {span} training steps{_pairs(runs)}."
+    return (
+        f"{_number(len(runs), 'run')} of {', '.join(contents.models)}: {_number(len(titles), 'method')} "
+        f"({', '.join(titles)}), {_number(len(seeds), 'seed')}, {span} training steps each{_pairs(runs)}."
+    )
+
+
+def _pairs(runs: Sequence[RunCard]) -> str:
+    """On how many pairs, and of which sources, where the runs agree."""
+    counts = {card.manifest.get("data", {}).get("examples") for card in runs}
+    sources = {tuple(str(part.get("source")) for part in card.data.get("composition", ())) for card in runs}
+    if len(counts) > 1 or counts == {None}:
+        return ""
+    of = f" of {', '.join(next(iter(sources))[:3])}" if len(sources) == 1 and next(iter(sources)) else ""
+    return f" on {counts.pop():,} question–answer pairs{of}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def _scores(table: Table) -> Iterator[Panel]:
+    """A table's overall score; where it has none, its first benchmarks."""
+    numbers = [i for i, column in enumerate(table.columns) if column.kind == "number" and _measured(table, i)]
+    overall = [i for i in numbers if table.columns[i].title == OVERALL]
+    for i in overall or numbers:
+        dots = tuple(
+            Dot(row.section, row.cells[0].text, cell.value, cell.low, cell.high, after=cell.seeds)
+            for row in table.rows
+            if math.isfinite((cell := row.cells[i]).value)
+        )
+        title = f"{table.title}: {table.columns[i].title}" if i in overall else table.columns[i].title
+        unit = "percent with 95 % intervals, higher is better" + (
+            "; dots are seeds" if any(d.after for d in dots) else ""
+        )
+        yield Panel(title, unit, dots, tuple(_verdicts(dots)))
+
+
+def _measured(table: Table, column: int) -> list[Cell]:
+    return [row.cells[column] for row in table.rows if math.isfinite(row.cells[column].value)]
+
+
+def _verdicts(dots: Sequence[Dot]) -> Iterator[str]:
+    """For each model, who leads, and whether the others are apart from it."""
+    for section in dict.fromkeys(dot.section for dot in dots):
+        here = [dot for dot in dots if dot.section == section]
+        if len(here) > 1:
+            yield f"{section}: {_verdict(here)}" if section else _verdict(here)
+
+
+def _verdict(dots: Sequence[Dot]) -> str:
+    best = max(dot.value for dot in dots)
+    leaders, others = [d for d in dots if d.value == best], [d for d in dots if d.value < best]
+    first, names = leaders[0], " and ".join(dot.label for dot in leaders)
+    has, whose = ("has", "its interval overlaps") if len(leaders) == 1 else ("share", "their intervals overlap")
+    if not all(dot.bounded for dot in dots):
+        return f"{names} {has} the highest score, {first.text}; without intervals, that settles nothing."
+    tied = [dot.label for dot in others if dot.high >= first.low]
+    if tied:
+        overlap = f"{whose} with {'that' if len(tied) == 1 else 'those'} of {', '.join(tied)}"
+        return f"{names} {has} the highest score, {first.text}, but {overlap}: {OPEN}."
+    level = [dot.label for dot in others if dot.after and first.after and max(dot.after) >= min(first.after)]
+    if level:
+        # Intervals from a handful of seeds that end up in one of two places mean little.
+        return (
+            f"{names} {has} the highest score, {first.text}, but single seeds of {', '.join(level)} do as well: {OPEN}."
+        )
+    if len(leaders) > 1:
+        return f"{names} share the highest score, {first.text}."
+    second = max(others, key=lambda dot: dot.value)
+    return f"{names} leads with {first.text}; no other interval reaches it (next: {second.label}, {second.text})."
+
+
+# --- held-out pairs --------------------------------------------------------------------------------------------------
+
+
+def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
+    """log P(y*), the gain of thinking, and accuracies, before and after training."""
+    cards = [card for card in cards if card.held_out]
+    of_card = [(card, {found.measure.key: found for found in of_run(card)}) for card in cards]
+    if dots := _dots(of_card, "answer_logprob", "") or _dots_of_records(cards):
+        verdicts = [_how(cards, dots)]
+        if {"sft"} < {card.method for card in cards}:
+            verdicts[0] += " Methods that think are scored given one sampled trace, SFT without any."
+        verdicts.append("After minus before flatters: answers become likelier after any trace, another row's too.")
+        verdicts += asked_twice(cards)
+        yield Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, tuple(verdicts))
+    if dots := _dots(of_card, "gain", ""):
+        verdicts = [
+            "log P(y*) given a sampled trace minus that given the null trace, of the same answers.",
+            *_changes(of_card),
+        ]
+        yield Panel("Gain of thinking", "nats per answer, higher is better", dots, tuple(verdicts))
+    if dots := tuple(dot for kind, title in ACCURACIES.items() for dot in _dots(of_card, f"accuracy_{kind}", title)):
+        verdicts = [
+            "Greedy answers that are right. Null trace and direct may use as many tokens as trace and answer together.",
+            *_differences(of_card),
+        ]
+        yield Panel("Held-out accuracy", "percent, higher is better", dots, tuple(verdicts))
+
+
+OfCards = Sequence[tuple[RunCard, dict[str, Found]]]
+"""Runs with their measures by key."""
+
+
+def _dots(of_card: OfCards, key: str, section: str) -> tuple[Dot, ...]:
+    """Every method's measure before and after, its interval that over pairs where there is one seed."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for card, measured in of_card:
+        if key in measured and measured[key].after.n:
+            found.setdefault((card.model, card.title), []).append(measured[key])
+    several = len({model for model, _ in found}) > 1
+    dots = []
+    for (model, title), seeds in found.items():
+        scale = 100 if seeds[0].measure.share else 1
+        before, after = (
+            tuple(scale * mean.value for mean in at) for at in zip(*((f.before, f.after) for f in seeds), strict=True)
+        )
+        ends = (scale * seeds[0].after.low, scale * seeds[0].after.high) if len(seeds) == 1 else (math.nan, math.nan)
+        label = f"{model}, {title}" if several and section else title
+        before = before if all(map(math.isfinite, before)) else ()
+        dots.append(Dot(section or model, label, sum(after) / len(after), *ends, before, after))
+    return tuple(dots)
+
+
+def _dots_of_records(cards: Sequence[RunCard]) -> tuple[Dot, ...]:
+    """The same from means alone, for runs from before single answers were stored."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for card in cards:
+        scores = [r for r in card.held_out if math.isfinite(r.get("answer_logprob", math.nan))]
+        if scores:
+            ends = (float(scores[0]["answer_logprob"]), float(scores[-1]["answer_logprob"]))
+            found.setdefault((card.model, card.title), []).append(ends)
+    return tuple(
+        Dot(model, title, sum(after) / len(after), before=tuple(before), after=tuple(after))
+        for (model, title), ends in found.items()
+        for before, after in [tuple(zip(*ends, strict=True))]
+    )
+
+
+def _how(cards: Sequence[RunCard], dots: Sequence[Dot]) -> str:
+    """Over how many answers, and what intervals and dots are."""
+    count = "/".join(sorted({str(card.held_out[-1].get("examples")) for card in cards}))
+    seeds = max(len(dot.after) for dot in dots)
+    text = f"Mean over {count} held-out answers, before (ring) and after training (dot)"
+    if seeds > 1:
+        return f"{text}; every dot is one of {seeds} seeds, the number their mean: their spread is what chance does."
+    if all(dot.bounded for dot in dots):
+        return f"{text}, with its 95 % interval over the answers; another seed would add to it."
+    return f"{text}. Single answers are not stored, so there is no interval: a difference may be chance."
+
+
+def _changes(of_card: OfCards) -> Iterator[str]:
+    """How much the gain rose, paired."""
+    for card, measured in of_card:
+        if "gain" in measured and (found := measured["gain"]).change.n:
+            yield f"{card.label}: {_said(found.change, found.measure)} nats by training, in pairs."
+
+
+def _differences(of_card: OfCards) -> Iterator[str]:
+    """What thinking has over answers without it, paired."""
+    for card, measured in of_card:
+        keys = [f"thinking_minus_{kind}" for kind in ACCURACIES]
+        found = [measured[key] for key in keys if key in measured and measured[key].after.n]
+        if found:
+            parts = [f"{one.measure.title.replace(' - ', ' − ')} {_said(one.after, one.measure)}" for one in found]
+            yield f"{card.label}, points with paired intervals: {'; '.join(parts)}."
+
+
+def _said(found: Difference, measure: Measure) -> str:
+    return shown(found, measure, True).replace("-", "−")

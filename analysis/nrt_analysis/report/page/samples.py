@@ -1,0 +1,138 @@
+"""The traces that the page can hold: whole groups of some steps, the first stored ones, not chosen by what they say."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from nrt_analysis.frames import STEP, questions, trace_steps
+from nrt_analysis.report.contents import RunCard
+from nrt_analysis.report.write import Pieces
+from nrt_cli.store import Run
+
+Cutter = Callable[[Sequence[int]], list[str]]
+"""Token ids -> the text of each."""
+
+STEPS, GROUPS = 4, 8
+"""Steps of a run, from the first to the last stored; groups of a step."""
+LONGEST = 400
+"""Tokens of a trace or an answer that are shown."""
+BUDGET = 250_000
+"""Tokens on the page, an answer's once per trace: at about 15 bytes each, well below the page's 15 MB."""
+
+COLUMNS = (
+    "example", "source", "k", "prompt", "trace", "answer", "stop", "trace_ids", "answer_ids", "trace_entropies",
+    "answer_logprobs", "null_logprobs", "token_signals", "gain", "reward", "reward_base", "advantage", "dead_group",
+)  # fmt: skip
+
+
+def sample_traces(cards: Sequence[RunCard], pieces: Pieces | None) -> dict[str, Any]:
+    """Stored groups, ready for JSON: `sets` of a run and a step, how many traces are `shown` and how many `stored`.
+
+    One group of every run's last step comes first, then of its other steps, then the second groups, until the page
+    holds `BUDGET` tokens: with many runs each has fewer, and none is missing before all have one.
+    """
+    sets = [one for number, card in enumerate(cards) for one in _sets(number, card)]
+    cut = _cutters(cards, pieces)
+    room = BUDGET
+    for turn in range(GROUPS):
+        for one in sorted(sets, key=lambda one: one["rank"]):
+            if turn < len(one["rows"]) and room > 0:
+                group = _group(one["rows"][turn], cut(one["run"]))
+                one["groups"].append(group)
+                room -= _size(group)
+    for one in sets:
+        del one["rows"], one["rank"]
+    return {
+        "sets": [one for one in sets if one["groups"]],
+        "shown": sum(len(group["traces"]) for one in sets for group in one["groups"]),
+        "stored": sum(_stored(card.run) for card in cards),
+    }
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of some values, evenly from the first to the last."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
+
+
+def _sets(number: int, card: RunCard) -> Iterator[dict[str, Any]]:
+    """The steps of a run that are shown, each with the rows of its first groups."""
+    steps = spread(trace_steps(card.run, STEP), STEPS)
+    size = int(card.config.get("rollout", {}).get("group_size", 8))
+    for rank, step in enumerate(reversed(steps)):
+        rows = card.run.traces(f"{STEP}-{step:06d}", COLUMNS, first=GROUPS * size)
+        texts = dict(zip((row["prompt"] for row in rows), questions([row["prompt"] for row in rows]), strict=True))
+        rows = [row | {"question": texts[row["prompt"]]} for row in rows]
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: row["example"])]
+        yield {"run": number, "step": step, "rank": rank, "rows": groups, "groups": []}
+
+
+def _cutters(cards: Sequence[RunCard], pieces: Pieces | None) -> Callable[[int], Cutter | None]:
+    """A run's number -> its tokenizer; a tokenizer is read once."""
+    known: dict[Path, Cutter | None] = {}
+
+    def of(number: int) -> Cutter | None:
+        card = cards[number]
+        places = [card.run.export_path, Path(str(card.config.get("model", {}).get("path", "")))]
+        for folder in places if pieces else ():
+            if folder not in known:
+                known[folder] = pieces(folder) if pieces else None
+            if known[folder]:
+                return known[folder]
+        return None
+
+    return of
+
+
+def _stored(run: Run) -> int:
+    return sum(run.count_traces(f"{STEP}-{step:06d}") for step in trace_steps(run, STEP))
+
+
+def _group(rows: Sequence[dict[str, Any]], cut: Cutter | None) -> dict[str, Any]:
+    """One question's traces. Without a tokenizer, texts are one piece each and nothing is known of single tokens."""
+    first = rows[0]
+    return {
+        "example": first["example"],
+        "source": first["source"],
+        "question": first["question"],
+        "answer": _texts(cut, first["answer_ids"], first["answer"]),
+        "base": thousandths(first["null_logprobs"]) if cut else [],
+        "traces": [_trace(row, cut) for row in rows],
+    }
+
+
+def _trace(row: dict[str, Any], cut: Cutter | None) -> dict[str, Any]:
+    scores = ("gain", "reward", "reward_base", "advantage")
+    return {
+        "k": row["k"],
+        "stop": row["stop"],
+        "length": len(row["trace_ids"]),
+        "tokens": _texts(cut, row["trace_ids"], row["trace"]),
+        "entropy": thousandths(row["trace_entropies"]) if cut else [],
+        "logp": thousandths(row["answer_logprobs"]) if cut else [],
+        "signal": [four_digits(value) for value in (row["token_signals"] or [])[:LONGEST]] if cut else [],
+        "dead": row["dead_group"],
+        **{key: four_digits(row[key]) for key in scores},
+    }
+
+
+def _texts(cut: Cutter | None, ids: Sequence[int], text: str) -> list[str]:
+    """Pieces of the first `LONGEST` tokens, or as many characters as those might have."""
+    return cut(ids[:LONGEST]) if cut else [text[: 4 * LONGEST]]
+
+
+def thousandths(values: Sequence[float] | None) -> list[float | None]:
+    """Log-probabilities and entropies to a thousandth of a nat."""
+    return [round(value, 3) if math.isfinite(value) else None for value in (values or [])[: LONGEST + 1]]
+
+
+def four_digits(value: float | None) -> float | None:
+    """A number to 4 significant digits: rewards and signals may lie far below 1."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+
+
+def _size(group: dict[str, Any]) -> int:
+    return sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])

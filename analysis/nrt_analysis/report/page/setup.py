@@ -1,0 +1,121 @@
+"""What the runs were made with, as tables of the page: settings, machines, data, and the commands that made them."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nrt_analysis.report.contents import RunCard
+from nrt_cli.commandline import nrt
+from nrt_cli.config import flatten
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key and its value in each run."""
+
+    key: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Runs of which a page says the same: `runs` are their labels."""
+
+    runs: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+
+
+def settings(cards: Sequence[RunCard]) -> list[Setting]:
+    """Every key of some runs' configs, in their order."""
+    flat = [flatten(card.config) for card in cards]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    return [Setting(key, tuple(_shown(config[key]) if key in config else "" for config in flat)) for key in keys]
+
+
+def columns(cards: Sequence[RunCard]) -> list[RunCard]:
+    """One run for each model and method: its settings stand for its other seeds'."""
+    first: dict[tuple[str, str], RunCard] = {}
+    for card in cards:
+        first.setdefault((card.model, card.title), card)
+    return list(first.values())
+
+
+def _shown(value: Any) -> str:
+    """As YAML has it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def environments(cards: Sequence[RunCard]) -> list[Kind]:
+    """Machines and versions; runs that had the same are named together."""
+    return _kinds((card.label, _environment(card.manifest)) for card in cards)
+
+
+def _environment(manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    device = manifest.get("device", {})
+    facts = [("engine", manifest.get("engine")), *((f"device: {key}", value) for key, value in device.items())]
+    facts += sorted(manifest.get("versions", {}).items())
+    return tuple((str(key), str(value)) for key, value in facts if value is not None)
+
+
+def data(cards: Sequence[RunCard]) -> list[Kind]:
+    """What was trained on: examples, what was dropped and why, fingerprints, and where the examples came from."""
+    return _kinds((card.label, tuple(_data(card))) for card in cards)
+
+
+def _data(card: RunCard) -> Iterator[tuple[str, str]]:
+    counts, prints = card.manifest.get("data", {}), card.manifest.get("fingerprints", {})
+    if "examples" in counts:
+        yield "trained on", f"{counts['examples']:,} examples"
+    for reason, count in counts.get("dropped", {}).items():
+        yield f"dropped: {reason}", f"{count:,}"
+    for part in card.data.get("composition", ()):
+        yield f"source {part.get('source')}", f"{part.get('count'):,} examples ({part.get('percentage'):.1f} %)"
+    for key, value in prints.items():
+        yield f"SHA-256 of {key}", str(value)
+
+
+Facts = tuple[tuple[str, str], ...]
+
+
+def _kinds(pairs: Iterable[tuple[str, Facts]]) -> list[Kind]:
+    """Runs with the same facts, together."""
+    by_facts: dict[Facts, list[str]] = {}
+    for label, facts in pairs:
+        by_facts.setdefault(facts, []).append(label)
+    return [Kind(tuple(labels), facts) for facts, labels in by_facts.items()]
+
+
+def commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
+    """(the runs and how long they took, the command that made them)."""
+    made: dict[str, list[str]] = {}
+    for card in cards:
+        made.setdefault(str(card.manifest.get("command", "")), []).append(card.label + _took(card))
+    return [("; ".join(labels), command) for command, labels in made.items()]
+
+
+def _took(card: RunCard) -> str:
+    seconds = card.manifest.get("summary", {}).get("seconds")
+    return "" if seconds is None else f", took {seconds / 60:.1f} min" if seconds >= 60 else f", took {seconds:.0f} s"
+
+
+def whole_commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
+    """(what is made, the command): the studies that the runs belong to, and this report.
+
+    They are run from the folder that holds all of these, whose own name is no business of a reader's.
+    """
+    folder = os.path.commonpath([(card.study or card.run.path).resolve().parent for card in cards])
+    studies = list(dict.fromkeys(card.study.resolve() for card in cards if card.study))
+    places = [*studies, *(card.run.path.resolve() for card in cards if not card.study)]
+    again = []
+    for study in studies:
+        name = Path(os.path.relpath(study, folder))
+        again.append((f"the study {study.name}", nrt("reproduce", name / "study.yaml", "--out", name)))
+    return [*again, ("this report", nrt("report", *(Path(os.path.relpath(place, folder)) for place in places)))]

@@ -1,0 +1,370 @@
+"""Table 3 and what stands beside it: our own benchmarks, the paper's numbers, and the paper's Overall recomputed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nrt_analysis.report.contents import Cell, Column, Place, Row, Table
+from nrt_analysis.report.estimates import Estimate, difference, over_seeds
+from nrt_analysis.report.paper import (
+    documents,
+    grid,
+    overall_differs,
+    paper,
+    paper_model,
+    printed_column,
+    recomputed_overall,
+    scores,
+    told,
+    uncertain,
+)
+from nrt_analysis.report.scores import BASE, OVERALL, Results, differing_settings
+from nrt_analysis.report.scores import Row as RowName
+from nrt_cli.config.suite import ORDER, benchmark
+from nrt_cli.config.titles import method_title
+from nrt_cli.measures.statistics import NORMAL, coarsest_grid, printed_multiples
+
+INTERVALS = (
+    "Intervals are 95 %: over documents, and where a row has several seeds over seeds too; those of one seed do not "
+    "hold what another seed would have changed."
+)
+
+
+def results_table(results: Results) -> Table:
+    """Table 3: the nine benchmarks and their mean, percent. The paper's seven methods always have a row."""
+    layout = paper()["benchmarks"]
+    columns = [Column("Method"), *(Column(at["title"], at["group"], "number") for at in layout.values())]
+    names = [*layout, OVERALL]
+    rows = [
+        Row((_name(results, row, names), *(_score_cell(results, row, name) for name in names)), section=row[0])
+        for row in _all_rows(results)
+    ]
+    return Table(
+        "table-3",
+        "Table 3",
+        "Scores on the nine benchmarks of the paper, in percent. Bold and underlined are the best two of each model.",
+        (*columns, Column("Overall", "", "number")),
+        _placed(rows),
+        notes=(
+            "Overall is the mean of all nine, and empty where one is missing.",
+            f"The intervals of these numbers are in tables/table-3.csv. {INTERVALS}",
+            *_remarks(results, layout),
+        ),
+        reason="" if results.rows else "no runs",
+    )
+
+
+def own_table(results: Results) -> Table | None:
+    """The same for benchmarks that are not the paper's; None where no run has any."""
+    names = [name for name in results.benchmarks() if name not in ORDER]
+    if not names:
+        return None
+    titles = {name: next(found[name].title for found in results.scores.values() if name in found) for name in names}
+    rows = [
+        Row(
+            (_name(results, row, names), *(_score_cell(results, row, name, interval=True) for name in names)),
+            section=row[0],
+        )
+        for row in _all_rows(results)
+        if row in results.rows or row in results.absent
+    ]
+    return Table(
+        "table-3-own",
+        "Own benchmarks",
+        "Scores on benchmarks that the paper does not have, in percent, with 95 % intervals. Bold and underlined are "
+        "the best two of each model.",
+        (Column("Method"), *(Column(titles[name], "", "number") for name in names)),
+        _placed(rows),
+        notes=(INTERVALS, *_remarks(results, names)),
+    )
+
+
+def _all_rows(results: Results) -> list[RowName]:
+    """Every model's rows: the paper's methods, whether they were run or not, then the others."""
+    rows: list[RowName] = []
+    for model in dict.fromkeys(model for model, _ in results.rows):
+        own = [title for at, title in (*results.rows, *results.absent) if at == model]
+        known = [method_title(method) for method in paper()["methods"]]
+        base = [title for title in own if title == BASE]
+        rows += [(model, title) for title in dict.fromkeys([*base, *known, *own])]
+    return rows
+
+
+def _name(results: Results, row: RowName, names: Sequence[str]) -> Cell:
+    """The row's title, with the seeds that some of its numbers are of, where it has several runs."""
+    members = results.rows.get(row, ())
+    seeds = [m.seed for m in members if m.seed is not None and any(name in results.scores[m.label] for name in names)]
+    if len(members) < 2 or not seeds:
+        return Cell(row[1])
+    return Cell(row[1], note=f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}")
+
+
+def _score_cell(results: Results, row: RowName, name: str, interval: bool = False) -> Cell:
+    if row not in results.rows:
+        return Cell(reason=results.absent.get(row, "not run"))
+    found = results.estimate(row, name)
+    if math.isnan(found.value):
+        return Cell(reason=_why_empty(results, row, name))
+    remarks = dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks)
+    cell = percent(found, interval)
+    members = results.rows[row]
+    if name != OVERALL and len(having := [m.seed for m in members if name in results.scores[m.label]]) < len(members):
+        remarks |= dict.fromkeys([f"seed{'s' * (len(having) > 1)} {', '.join(map(str, having))} only"])
+    each = tuple(100 * mean.value for mean in results.means(row, name) if not math.isnan(mean.value))
+    return replace(cell, note="; ".join(remarks), seeds=each if len(each) > 1 else ())
+
+
+def _why_empty(results: Results, row: RowName, name: str) -> str:
+    unfinished = [member for member in results.rows[row] if member.status != "finished"]
+    if unfinished and not any(results.scores[member.label] for member in results.rows[row]):
+        return f"not evaluated; the run is {unfinished[0].status}"
+    if name != OVERALL:
+        return "not evaluated"
+    missing = results.missing(row) or ["a seed that has all nine"]
+    return f"missing: {', '.join(missing)}"
+
+
+def percent(found: Estimate, interval: bool = False, signed: bool = False) -> Cell:
+    """A share as a cell in percent, with one decimal as in the paper."""
+    value, low, high = (100 * number for number in (found.value, found.low, found.high))
+    form = "+.1f" if signed else ".1f"
+    text = format(round(value, 1) + 0.0, form)  # no minus before a rounded 0
+    if interval:
+        text += " [not known]" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return Cell(text, value, low, high)
+
+
+def _placed(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Mark the best and second of each column and section; equal values share a place, a lone value has none."""
+    placed = [list(row.cells) for row in rows]
+    for section in dict.fromkeys(row.section for row in rows):
+        of = [i for i, row in enumerate(rows) if row.section == section]
+        for column in range(len(rows[0].cells)):
+            values = [rows[i].cells[column].value for i in of]
+            best = sorted({value for value in values if not math.isnan(value)}, reverse=True)
+            if sum(not math.isnan(value) for value in values) < 2 or len(best) < 2:
+                continue
+            for i, value in zip(of, values, strict=True):
+                place: Place = 1 if value == best[0] else 2 if value == best[1] else 0
+                placed[i][column] = replace(placed[i][column], place=place)
+    return tuple(replace(row, cells=tuple(cells)) for row, cells in zip(rows, placed, strict=True))
+
+
+def _remarks(results: Results, names: Sequence[str]) -> list[str]:
+    """What makes numbers of a column less than they look: fewer documents, cut answers, settings that differ."""
+    notes = []
+    for name in names:
+        found = [score for scores in results.scores.values() if (score := scores.get(name)) is not None]
+        if not found:
+            continue
+        differing = differing_settings(found)
+        if differing:
+            notes.append(f"{found[0].title}: rows differ in {', '.join(differing)}, so they do not compare.")
+        counts = sorted({score.mean.n for score in found})
+        if counts[0] < found[0].of:
+            notes.append(f"{found[0].title}: {' or '.join(map(str, counts))} of {found[0].of} documents.")
+    return notes
+
+
+# --- beside the paper ------------------------------------------------------------------------------------------------
+
+
+def paper_table(results: Results) -> Table:
+    """Ours, theirs and the difference, for every score that both have."""
+    rows = []
+    for row, members in results.rows.items():
+        model = paper_model(row[0])
+        theirs = scores(model, members[0].method) if model and row[1] == method_title(members[0].method) else {}
+        for name in [name for name in (*paper()["benchmarks"], OVERALL) if name in theirs]:
+            rows += _beside(results, row, name, theirs[name], str(model), members[0].method)
+    known = ", ".join(model["title"] for model in paper()["models"])
+    models = ", ".join(dict.fromkeys(model for model, _ in results.rows))
+    return Table(
+        "table-3-paper",
+        "Table 3, ours and theirs",
+        "Each score, the number that the paper prints, and the difference, in percent with 95 % intervals.",
+        (
+            Column("Method"), Column("Benchmark"), Column("Ours [95 %]", "", "number"),
+            Column("Paper [95 %]", "", "number"), Column("Difference [95 %]", "", "number"),
+        ),
+        tuple(rows),
+        notes=(_their_errors(), INTERVALS),
+        reason="" if rows else f"the paper trained {known}, and these runs began from {models}: nothing to set beside "
+        "each other; the gains over SFT do compare",
+    )  # fmt: skip
+
+
+def _beside(results: Results, row: RowName, name: str, theirs: float, model: str, method: str) -> list[Row]:
+    """A row for a benchmark; two for Overall where the paper's own is not the mean of its columns."""
+    ours = results.estimate(row, name)
+    title = "Overall" if name == OVERALL else paper()["benchmarks"][name]["title"]
+    cell = percent(ours, interval=True) if not math.isnan(ours.value) else _score_cell(results, row, name)
+
+    def line(what: str, number: float) -> Row:
+        printed = over_seeds([replace(uncertain(model, method, name), value=number / 100)])
+        apart = difference(ours, printed)
+        gap = Cell(reason=cell.reason) if cell.reason else percent(apart, interval=True, signed=True)
+        return Row((Cell(row[1]), Cell(what), cell, percent(printed, interval=True), gap), section=row[0])
+
+    if name != OVERALL or not overall_differs(model, method):
+        return [line(title, theirs)]
+    return [line("Overall, as printed", theirs), line("Overall, mean of its nine", recomputed_overall(model, method))]
+
+
+def _their_errors() -> str:
+    """What the paper's numbers are uncertain by, since it prints no errors."""
+    counted = [name for name in paper()["benchmarks"] if told(name)]
+    titles = ", ".join(paper()["benchmarks"][name]["title"] for name in counted)
+    together = coarsest_grid([round(10 * score) for name in counted for score in printed_column(name)], 1000)
+    count = sum(len(printed_column(name)) for name in counted)
+    n, margin, chance = together.n, _margin(together.n), together.chance
+    return (
+        f"The paper prints no errors. {titles}: about {n} documents each, ±{margin:.1f} points at 50 %, since all "
+        f"{count} scores are multiples of 1/{n} (by chance: {chance:.0e}). The others are taken to be of all documents "
+        "there are, so their errors are the least. All are taken as independent of ours."
+    )
+
+
+def _margin(n: int) -> float:
+    """Half of the 95 % interval of 50 % of n documents, in points."""
+    return 100 * NORMAL * math.sqrt(0.25 / n)
+
+
+def documents_table() -> Table:
+    """How many documents the paper's scores are of, as far as their last digits tell."""
+    rows = []
+    of_300 = printed_multiples(300, 1000)
+    for name, at in paper()["benchmarks"].items():
+        printed, found, n = [round(10 * score) for score in printed_column(name)], grid(name), documents(name)
+        on = sum(value in of_300 for value in printed)
+        # Of 1/800 every number with one decimal is a multiple, halves being printed either way.
+        fits = found.chance < 1
+        cells = (
+            Cell(at["title"]),
+            Cell(f"{on} of {len(printed)}", on),
+            Cell(f"1/{found.n}", found.n) if fits else Cell(reason="only one of which all such numbers are multiples"),
+            Cell(f"{found.chance:.0e}", found.chance) if fits else Cell(reason="nothing is found"),
+            Cell(f"about {n}", n) if told(name) else Cell(f"{n:,}", n, note="all there are"),
+            Cell(f"±{_margin(n):.1f}", _margin(n)),
+        )
+        rows.append(Row(cells))
+    return Table(
+        "table-3-documents",
+        "How many documents Table 3 is of",
+        "What the last digits of the paper's scores tell: a share of n documents is a multiple of 1/n.",
+        (
+            Column("Benchmark"),
+            Column("Multiples of 1/300", "", "number"),
+            Column("Coarsest grid they lie on", "", "number"),
+            Column("Chance of one so coarse", "", "number"),
+            Column("Documents taken", "", "number"),
+            Column("95 % at a score of 50", "", "number"),
+        ),
+        tuple(rows),
+        notes=(
+            "Of numbers with one decimal 3 in 10 are multiples of 1/300: 6 of 21 by chance.",
+            "100 documents that were asked three times give multiples of 1/300 too; the errors are larger then.",
+            "F1, pass@10 of more than ten samples and means over subsets lie on no grid that one decimal shows: if "
+            "those benchmarks were cut to 300 documents a task too, these numbers cannot tell it.",
+        ),
+    )
+
+
+def overall_table() -> Table:
+    """The paper's Table 3 as printed, and its Overall against the mean of the nine numbers beside it."""
+    rows, differ = [], 0
+    layout = paper()["benchmarks"]
+    for model, block in paper()["scores"].items():
+        for method in block:
+            stated, mean = scores(model, method), recomputed_overall(model, method)
+            apart = stated["overall"] - mean if overall_differs(model, method) else 0.0
+            differ += apart != 0
+            numbers = [*(stated[name] for name in layout), stated["overall"], mean]
+            gap = Cell(f"{apart:+.1f}" if apart else "none", note="" if apart else "no more than rounding explains")
+            errors = [uncertain(model, method, name) for name in (*layout, OVERALL, OVERALL)]
+            printed = [over_seeds([replace(e, value=x / 100)]) for e, x in zip(errors, numbers, strict=True)]
+            cells = (Cell(paper()["methods"][method]), *map(percent, printed), gap)
+            rows.append(Row(cells, section=model))
+    return Table(
+        "table-3-overall",
+        "Table 3 as the paper prints it, Overall recomputed",
+        f"The paper's scores and its Overall as printed, beside the mean of the nine scores in the same row: {differ} "
+        f"of {len(rows)} rows differ by more than rounding.",
+        (
+            Column("Method"),
+            *(Column(at["title"], at["group"], "number") for at in layout.values()),
+            *(Column(title, "Overall", "number") for title in ("Printed", "Mean of nine", "Differ by")),
+        ),
+        _placed(rows),
+        notes=(
+            "* The paper's own implementation of others' work.",
+            "Our Overall is the mean of the nine, so it is to be compared with theirs recomputed.",
+            _their_errors(),
+            "Bold and underlined are the best two of each model, by these numbers.",
+        ),
+    )
+
+
+def gain_table(results: Results) -> Table:
+    """What each method adds to SFT: ours per model, beside the paper's three models."""
+    ours = list(dict.fromkeys(model for model, _ in results.rows))
+    sft = method_title("sft")
+    names = {model: _common(results, model) for model in ours}
+    theirs = list(paper()["scores"])
+    rows = []
+    known = [BASE, *map(method_title, paper()["methods"])]
+    others = [title for _, title in results.rows if title not in known]
+    methods = [method for method in paper()["methods"] if method != "sft"]
+    for method, title in [*((m, method_title(m)) for m in methods), *(("", title) for title in dict.fromkeys(others))]:
+        cells = [_gain(results, (model, title), (model, sft), names[model]) for model in ours]
+        cells += [_paper_gain(model, method) for model in theirs]
+        rows.append(Row((Cell(title), *cells)))
+    return Table(
+        "table-3-gain",
+        "Gain over SFT",
+        "Mean score minus that of SFT, in points with 95 % intervals. The paper's are of the means of its nine scores, "
+        "not of its printed Overall.",
+        (
+            Column("Method"),
+            *(Column(model, "Ours", "number") for model in ours),
+            *(Column(model, "Paper", "number") for model in theirs),
+        ),
+        tuple(rows),
+        notes=(
+            *(f"{model}: over {', '.join(_titles(results, found))}." for model, found in names.items() if found),
+            "Both are taken as independent although the documents are the same, so the intervals are wide; `nrt eval "
+            "compare` pairs documents.",
+        ),
+    )
+
+
+def _common(results: Results, model: str) -> list[str]:
+    """The benchmarks that all evaluated rows of a model have: of the nine if all share some, else of the others."""
+    rows = [row for row in results.rows if row[0] == model and any(results.seeds(row, n) for n in results.benchmarks())]
+    shared = [name for name in results.benchmarks() if rows and all(results.seeds(row, name) for row in rows)]
+    return [name for name in shared if name in ORDER] or shared
+
+
+def _titles(results: Results, names: Sequence[str]) -> list[str]:
+    if list(names) == list(ORDER):
+        return ["all nine benchmarks"]
+    titles = {name: score.title for scores in results.scores.values() for name, score in scores.items()}
+    return [benchmark(name).title if name in ORDER else titles[name] for name in names]
+
+
+def _gain(results: Results, row: RowName, sft: RowName, names: Sequence[str]) -> Cell:
+    if row not in results.rows:
+        return Cell(reason=results.absent.get(row, "not run"))
+    of, minus = results.mean(row, names), results.mean(sft, names)
+    if sft not in results.rows or math.isnan(minus.value):
+        return Cell(reason="no SFT run with these benchmarks")
+    if math.isnan(of.value):
+        return Cell(reason="not evaluated")
+    return percent(difference(of, minus), interval=True, signed=True)
+
+
+def _paper_gain(model: str, method: str) -> Cell:
+    if not method:
+        return Cell(reason="not in the paper")
+    of, sft = (over_seeds([uncertain(model, each, OVERALL)]) for each in (method, "sft"))
+    return percent(difference(of, sft), interval=True, signed=True)

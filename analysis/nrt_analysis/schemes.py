@@ -1,0 +1,234 @@
+"""What each reward scheme would have made of the same rollouts."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nrt_analysis.clusters import DRAWS, clustered_means
+from nrt_analysis.figures import COLUMN, error_bars, new_figure, panel
+from nrt_analysis.tables import Report, interval, number
+from nrt_cli.errors import StoreError
+
+FEATURES = ("gain", "hardest_gain", "trace_length", "entropy")
+
+UNITS = {
+    "scheme": "reward scheme (Tables 1 and 2)",
+    "dead_share": "share of groups whose advantages are all 0",
+    "clipped_share": "share of traces with R <= R_base, whose R' is 0",
+    "spread": "std of R within a group / mean |R| of the group, median over groups",
+    "agreement": "correlation within groups of the advantages made from the even and from the odd answer tokens",
+    "agreement_low": "lower end of its 95 % bootstrap interval, whole groups resampled",
+    "agreement_high": "upper end of it",
+    "snr": "signal-to-noise: 2 r / (1 - r) with r the agreement, the power of what both halves of an answer say of a "
+    "trace over the power of what one says alone; NaN where r <= 0: no signal was found",
+    "hardest_signal": "share of the token signal on the answer token that the null trace finds hardest, mean",
+    "best_gain": "nats: gain of the trace with the highest reward, minus the mean of its group",
+    "best_hardest_gain": "nats: the same for the gain at the hardest answer token",
+    "best_trace_length": "tokens: the same for the trace's length",
+    "best_entropy": "nats: the same for the trace's mean entropy",
+}
+
+
+def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str | None) -> Report:
+    """How schemes agree, how much of their reward is signal, and which traces each would have preferred.
+
+    Args:
+        rows: of traces and of groups, from `nrt_cli/workflows/schemes.py`.
+        source, method: where the rollouts are, and the method that sampled them, for the notes.
+    """
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        raise StoreError(
+            f"{source}: no group has two traces or more, so there is nothing to rank; sample larger groups."
+        )
+    groups = frame[frame["kind"] == "group"]
+    traces = frame[frame["kind"] == "trace"]
+    schemes = list(dict.fromkeys(frame["scheme"]))
+    correlation = rank_correlations(traces, schemes)
+    summary = _summary(groups, traces, schemes)
+    return Report(
+        name="schemes",
+        tables={
+            "overview": _overview(summary),
+            "schemes": summary,
+            "correlation": correlation.rename_axis("scheme").reset_index(),
+            "disagreements": disagreements(traces),
+            "advantages": _advantages(traces),
+        },
+        figures={"schemes": _figure(correlation, summary)},
+        notes=_notes(groups, traces, correlation, source, method),
+        units=UNITS,
+    )
+
+
+def rank_correlations(traces: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
+    """Spearman's rho of the rewards of a group's traces under two schemes, mean over groups; ties share a rank.
+
+    A group whose rewards are all equal under one of the two cannot be ranked and is left out.
+    """
+    ranks = traces.assign(rank=traces.groupby(["group", "scheme"])["rank_by"].rank())
+    wide = ranks.pivot(index=["group", "k"], columns="scheme", values="rank").reindex(columns=list(schemes))
+    centred = wide - wide.groupby("group").transform("mean")
+    scaled = centred / np.sqrt((centred**2).groupby("group").transform("sum")).replace(0.0, np.nan)
+    table = pd.DataFrame(index=pd.Index(schemes), columns=list(schemes), dtype=float)
+    for a in schemes:
+        for b in schemes:
+            table.loc[a, b] = (scaled[a] * scaled[b]).groupby("group").sum(min_count=1).mean()
+    return table
+
+
+def _summary(groups: pd.DataFrame, traces: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
+    agreement = clustered_means(groups["agreement"], groups["group"], groups["scheme"]).reindex(schemes)
+    within = traces.groupby(["scheme", "group"])["scaled"]
+    spread = within.std(ddof=0) / within.agg(lambda values: values.abs().mean())
+    clipped = (traces["clipped"] == 0).astype(float).where(traces["clipped"].notna())
+    table = pd.DataFrame(
+        {
+            "dead_share": groups["dead_group"].astype(float).groupby(groups["scheme"]).mean(),
+            "clipped_share": clipped.groupby(traces["scheme"]).mean(),
+            "spread": spread.groupby("scheme").median(),
+            "agreement": agreement["mean"],
+            "agreement_low": agreement["low"],
+            "agreement_high": agreement["high"],
+            "snr": signal_to_noise(agreement["mean"]),
+            "hardest_signal": traces.groupby("scheme")["hardest_signal"].mean(),
+            **{f"best_{feature}": best.groupby("scheme").mean() for feature, best in _best(traces).items()},
+        }
+    )
+    return table.astype(float).loc[list(schemes)].rename_axis("scheme").reset_index()
+
+
+def _overview(summary: pd.DataFrame) -> pd.DataFrame:
+    """What a terminal has room for."""
+    return pd.DataFrame(
+        {
+            "scheme": summary["scheme"],
+            "dead": [number(value, ".0%") for value in summary["dead_share"]],
+            "clipped": [number(value, ".0%") for value in summary["clipped_share"]],
+            "agreement": [
+                interval(row, ".2f")
+                for row in summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
+            ],
+            "snr": summary["snr"].round(2),
+            "gain": [number(value, "+.1f") for value in summary["best_gain"]],
+            "length": [number(value, "+.0f") for value in summary["best_trace_length"]],
+        }
+    )
+
+
+def signal_to_noise(agreement: pd.Series) -> pd.Series:
+    """2 r / (1 - r): Spearman and Brown's reliability R = 2 r / (1 + r) of the whole answer, as R / (1 - R)."""
+    found = agreement.astype(float).where(agreement > 0)
+    return 2 * found / (1 - found)
+
+
+def _best(traces: pd.DataFrame) -> dict[str, pd.Series]:
+    """By (scheme, group): how the trace with the highest reward differs from its group's mean."""
+    keys = ["scheme", "group"]
+    best = _preferred(traces).set_index(keys)
+    return {feature: best[feature] - traces.groupby(keys)[feature].mean() for feature in FEATURES}
+
+
+def _preferred(traces: pd.DataFrame) -> pd.DataFrame:
+    """The trace with the highest reward, the first of equals, in each group under each scheme that rewards any."""
+    ranked = traces.dropna(subset="rank_by").sort_values("rank_by", ascending=False, kind="stable")
+    return ranked.drop_duplicates(["group", "scheme"]).sort_values(["group", "scheme"])
+
+
+def disagreements(traces: pd.DataFrame, most: int = 20) -> pd.DataFrame:
+    """The groups in which schemes prefer the most different traces, and what each prefers there."""
+    best = _preferred(traces)
+    chosen = best.groupby("group")["k"].nunique().sort_values(ascending=False, kind="stable")
+    rows = best[best["group"].isin(chosen[chosen > 1].index[:most])]
+    return rows[["step", "example", "scheme", "k", "advantage", "gain", "trace_length", "trace"]].reset_index(drop=True)
+
+
+def _advantages(traces: pd.DataFrame) -> pd.DataFrame:
+    columns = ["step", "example", "k", "scheme", "reward", "reward_base", "clipped", "advantage"]
+    return traces[columns].reset_index(drop=True)
+
+
+def _notes(
+    groups: pd.DataFrame, traces: pd.DataFrame, correlation: pd.DataFrame, source: str, method: str | None
+) -> tuple[str, ...]:
+    count, sizes = groups["group"].nunique(), traces.groupby(["group", "scheme"]).size()
+    best = _preferred(traces)
+    agreed = float((best.groupby("group")["k"].nunique() == 1).mean())
+    by = f", sampled while training with {method}" if method else ""
+    size = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    return (
+        f"{count} groups of {size} traces from {source}{by}: rewards under another scheme are "
+        "what it would have given to these traces, not to those it would have led to",
+        f"all {len(correlation)} schemes prefer the same trace in {number(agreed, '.0%')} of the groups",
+        "shown: dead groups, clipped traces (R <= R_base), agreement of answer halves [interval], signal-to-noise, and "
+        "by how much the trace with the highest reward exceeds its group's mean in gain (nats) and length (tokens)",
+        _extremes(correlation),
+        f"agreement: groups that are dead in a half are left out; intervals: 95 %, {DRAWS:,} bootstrap draws of groups",
+    )
+
+
+def _extremes(correlation: pd.DataFrame) -> str:
+    """The pairs of schemes that rank traces the most and the least alike."""
+    names = list(correlation)
+    pairs = {(a, b): correlation.loc[a, b] for i, a in enumerate(names) for b in names[i + 1 :]}
+    known = {pair: float(value) for pair, value in pairs.items() if not np.isnan(value)}
+    if not known:
+        return "rank correlation: no group has rewards that differ under two schemes"
+    least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    return (
+        f"rank correlation within groups: from {known[least]:.2f} ({' and '.join(least)}) to {known[most]:.2f} "
+        f"({' and '.join(most)})"
+    )
+
+
+# --- figure ----------------------------------------------------------------------------------------------------------
+
+
+def _figure(correlation: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    figure, axes = new_figure(3, 1, COLUMN, 5.2, gridspec_kw={"height_ratios": (1.5, 1, 1)})
+    _draw_correlation(axes[0, 0], correlation)
+    _draw_agreement(axes[1, 0], summary)
+    _draw_dead(axes[2, 0], summary)
+    for axis, letter, title in zip(
+        axes.flat,
+        "abc",
+        ("rank correlation of rewards within groups", "signal within groups", "no signal"),
+        strict=True,
+    ):
+        panel(axis, letter, title)
+    return figure
+
+
+def _draw_correlation(axis: Axes, table: pd.DataFrame) -> None:
+    values = table.to_numpy()
+    axis.grid(False)
+    axis.imshow(values, cmap="Greys", vmin=-0.2, vmax=1.4, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        shown = "-" if np.isnan(value) else f"{value:.2f}"
+        axis.text(j, i, shown, ha="center", va="center", fontsize=6, color="white" if value > 0.8 else "black")
+    axis.set_xticks(range(len(table)), list(table.columns), rotation=40, ha="right")
+    axis.set_yticks(range(len(table)), list(table.index))
+
+
+def _draw_agreement(axis: Axes, summary: pd.DataFrame) -> None:
+    at = np.arange(len(summary))[::-1]
+    middle = summary["agreement"]
+    errors = error_bars(middle, summary["agreement_low"], summary["agreement_high"])
+    axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
+    axis.errorbar(middle, at, xerr=errors, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
+    axis.set_yticks(at, list(summary["scheme"]))
+    axis.set_ylim(-0.6, len(summary) - 0.4)
+    axis.set_xlabel("agreement of answer halves ($r$)")
+
+
+def _draw_dead(axis: Axes, summary: pd.DataFrame) -> None:
+    at = np.arange(len(summary))[::-1]
+    axis.barh(at + 0.2, summary["dead_share"], 0.36, color="0.25", label="dead groups")
+    axis.barh(at - 0.2, summary["clipped_share"], 0.36, color="0.75", label="clipped traces")
+    axis.set_yticks(at, list(summary["scheme"]))
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share")
+    axis.legend(frameon=False, fontsize=6, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)

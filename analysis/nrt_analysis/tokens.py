@@ -1,0 +1,222 @@
+"""How thinking changes the probability of ground-truth tokens, by how unsure an SFT model is of them (Figure 3)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nrt_analysis.clusters import DRAWS, clustered_means, share_above_0
+from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, numbered, panel
+from nrt_analysis.frames import stacked
+from nrt_analysis.tables import Report, interval
+from nrt_cli.errors import StoreError
+from nrt_cli.store.parts import PartTable
+
+COLUMNS = ("example", "position", "token_id", "token", "logprob", "entropy")
+FEWEST = 30
+"""Tokens that a bin must have; the bins of the highest entropies are joined until they do."""
+
+UNITS = {
+    "run": "the model compared with the SFT baseline",
+    "h_low": "nats: lower edge of the bin of H_SFT, the baseline's exact entropy at the token",
+    "h_high": "nats: upper edge of the bin (not in it); inf for the last",
+    "h_mean": "nats: mean H_SFT of the bin's tokens",
+    "tokens": "ground-truth tokens in the bin, eos included",
+    "examples": "examples that have such a token",
+    "ratio": "mean of P / P_SFT over the bin's tokens, P given the model's own sampled trace",
+    "low": "lower end of the ratio's 95 % bootstrap interval, whole examples resampled",
+    "high": "upper end of it",
+    "typical": "exp of the mean of log(P / P_SFT): the geometric mean, which a few huge ratios do not move",
+    "typical_low": "lower end of its 95 % bootstrap interval",
+    "typical_high": "upper end of it",
+    "improved": "share of tokens with P > P_SFT",
+    "p_sft": "mean P_SFT",
+    "p": "mean P",
+}
+
+
+def token_report(
+    baseline: PartTable, models: Mapping[str, PartTable], parts: int, width: float = 0.5, notes: Sequence[str] = ()
+) -> Report:
+    """Figure 3 and its numbers.
+
+    Args:
+        parts: of each table; all hold the same examples.
+        width: of a bin of H_SFT, in nats.
+    """
+    sft = _frame(baseline, parts)
+    if sft["entropy"].isna().all():
+        raise StoreError("the baseline gives no finite probabilities to compare with; name another with --baseline.")
+    joined = {label: _joined(sft, _frame(table, parts), label) for label, table in models.items()}
+    edges = bin_edges(sft["entropy"], width)
+    table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
+    table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
+    median, histogram = float(sft["entropy"].median()), _histogram(sft["entropy"], width / 5)
+    return Report(
+        name="tokens",
+        tables={
+            "ratios": _ratios(table),
+            "tokens": table,
+            "summary": _summary(sft, joined),
+            "entropy": histogram,
+        },
+        figures={"tokens": token_figure(histogram, table, median)},
+        notes=(
+            f"{len(sft):,} ground-truth tokens of {sft['example'].nunique()} examples, eos included; median H_SFT "
+            f"{median:.3f} nats",
+            f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples; bins of {width:g} nats, the "
+            f"last ones joined to {FEWEST} tokens or more",
+            "shown: mean P / P_SFT [interval] by H_SFT in nats; all columns are in tokens.csv",
+            "ratio is the mean of P / P_SFT as in the paper: single tokens with a tiny P_SFT can dominate it; typical "
+            "is the geometric mean",
+            *notes,
+        ),
+        units=UNITS,
+    )
+
+
+def _frame(table: PartTable, parts: int) -> pd.DataFrame:
+    return stacked((part.to_pandas() for part in table.read(parts, COLUMNS)), COLUMNS)
+
+
+def _joined(sft: pd.DataFrame, model: pd.DataFrame, label: str) -> pd.DataFrame:
+    """A model's tokens beside the baseline's: P_SFT, P and their ratio."""
+    frame = sft.merge(model, on=["example", "position"], suffixes=("_sft", ""), validate="one_to_one")
+    if len(frame) != len(sft) or (frame["token_id"] != frame["token_id_sft"]).any():
+        raise StoreError(f"{label}: was not scored on the baseline's tokens; delete the `scored` folder and run again.")
+    difference = frame["logprob"] - frame["logprob_sft"]
+    return frame.assign(
+        log_ratio=difference, ratio=np.exp(difference), p=np.exp(frame["logprob"]), p_sft=np.exp(frame["logprob_sft"])
+    )
+
+
+def bin_edges(entropies: pd.Series, width: float) -> np.ndarray:
+    """Edges of bins of equal width from 0, the last of which goes on to infinity and has `FEWEST` tokens or more."""
+    last = int(entropies.max() // width)
+    while last > 0 and (entropies >= last * width).sum() < FEWEST:
+        last -= 1
+    return np.append(np.arange(last + 1) * width, np.inf)
+
+
+def by_entropy(frame: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
+    """One row per bin of H_SFT."""
+    bins = pd.cut(frame["entropy_sft"].clip(lower=0), edges, right=False, labels=False)
+    grouped = frame.groupby(bins)
+    ratio = clustered_means(frame["ratio"], frame["example"], bins)
+    typical = np.exp(clustered_means(frame["log_ratio"], frame["example"], bins)[["mean", "low", "high"]])
+    found = ratio.index.to_numpy().astype(int)
+    return pd.DataFrame(
+        {
+            "h_low": edges[found],
+            "h_high": edges[found + 1],
+            "h_mean": grouped["entropy_sft"].mean(),
+            "tokens": ratio["n"],
+            "examples": ratio["clusters"],
+            "ratio": ratio["mean"],
+            "low": ratio["low"],
+            "high": ratio["high"],
+            "typical": typical["mean"],
+            "typical_low": typical["low"],
+            "typical_high": typical["high"],
+            "improved": grouped["log_ratio"].agg(share_above_0),
+            "p_sft": grouped["p_sft"].mean(),
+            "p": grouped["p"].mean(),
+        }
+    )
+
+
+def _ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per bin, a column per run: the ratio with its interval."""
+    shown = table.assign(
+        H_SFT=[f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more" for low, high in _pairs(table)],
+        text=[interval(row, ".3f") for row in table[["ratio", "low", "high"]].itertuples(index=False)],
+    )
+    wide = shown.pivot_table(index=["H_SFT", "tokens"], columns="run", values="text", aggfunc="first", sort=False)
+    return wide.reset_index().rename_axis(columns=None)[["H_SFT", "tokens", *dict.fromkeys(table["run"])]]
+
+
+def _pairs(table: pd.DataFrame) -> list[tuple[float, float]]:
+    return list(table[["h_low", "h_high"]].itertuples(index=False, name=None))
+
+
+def _summary(sft: pd.DataFrame, joined: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Each model over all tokens, and over the tenth of them with the highest H_SFT."""
+    hard = sft["entropy"].quantile(0.9)
+    rows = []
+    for label, frame in joined.items():
+        for which, part in (("all", frame), ("hardest tenth", frame[frame["entropy_sft"] >= hard])):
+            means = part[["p_sft", "p", "ratio"]].mean().to_dict()
+            typical = float(np.exp(part["log_ratio"].mean()))
+            rows.append({"run": label, "which": which, "tokens": len(part)} | means)
+            rows[-1] |= {"typical": typical, "improved": share_above_0(part["log_ratio"])}
+    return pd.DataFrame(rows)
+
+
+def _histogram(entropies: pd.Series, width: float) -> pd.DataFrame:
+    edges = np.arange(int(entropies.max() // width) + 2) * width
+    counts, _ = np.histogram(entropies, edges)
+    return pd.DataFrame({"h_low": edges[:-1], "h_high": edges[1:], "tokens": counts})
+
+
+# --- figure ----------------------------------------------------------------------------------------------------------
+
+
+def token_figure(histogram: pd.DataFrame, table: pd.DataFrame, median: float = math.nan) -> Figure:
+    """Figure 3 of a report's tables `entropy` and `tokens`; with the median H_SFT, where it is known."""
+    figure, axes = new_figure(3, 1, COLUMN, 4.5, sharex=True)
+    _draw_histogram(axes[0, 0], histogram, median)
+    handles = _draw_ratios(axes[1, 0], table, "ratio", "low", "high")
+    _draw_ratios(axes[2, 0], table, "typical", "typical_low", "typical_high")
+    titles = ("how unsure the SFT model is", "change in probability", "the same for a typical token")
+    for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
+        panel(axis, letter, title)
+    axes[1, 0].set_ylabel("mean $P / P_{SFT}$")
+    axes[2, 0].set_ylabel("geom. mean $P / P_{SFT}$")
+    axes[2, 0].set_xlabel("token entropy $H_{SFT}$ (nats)")
+    figure.align_ylabels(axes)
+    legend_above(figure, handles, list(dict.fromkeys(table["run"])))
+    return figure
+
+
+def _draw_histogram(axis: Axes, histogram: pd.DataFrame, median: float) -> None:
+    width = histogram["h_high"] - histogram["h_low"]
+    axis.bar(
+        histogram["h_low"], histogram["tokens"], width, align="edge", color="0.6", edgecolor="white", linewidth=0.3
+    )
+    if not math.isnan(median):
+        axis.axvline(median, color="black", linewidth=1, linestyle="--")
+        axis.annotate(
+            f"median {median:.3f}", (median, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
+            textcoords="offset points", va="top", fontsize=6,
+        )  # fmt: skip
+    axis.set_axisbelow(True)
+    axis.set_yscale("log")
+    axis.set_ylabel("ground-truth tokens")
+
+
+def _draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
+    """A line per run over its bins, moved a little aside so that the intervals do not hide each other."""
+    handles: list[object] = []
+    axis.axhline(1, color="0.4", linewidth=0.7, zorder=0)
+    numbers = numbered(table["run"])
+    for i, (run, frame) in enumerate(table.groupby("run", sort=False)):
+        style = line_style(numbers[str(run)])
+        at = frame["h_mean"] + 0.03 * i
+        lengths = error_bars(frame[value], frame[low], frame[high])
+        bars = axis.errorbar(at, frame[value], lengths, elinewidth=0.7, capsize=1.5, linewidth=1, markersize=3, **style)
+        handles.append(bars)
+    axis.set_yscale("log")
+    _plain_ticks(axis)
+    return handles
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Numbers and not powers of ten on a short logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,212 @@
+"""The policy: a transformers model, and what one forward pass says about chosen tokens.
+
+Shapes: R rows of a padded batch, T positions, N scored tokens of all rows one after another, D hidden size.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nrt_cli.backends.local import attention
+from nrt_cli.backends.local.flex import FlexSegments
+from nrt_cli.backends.local.fused import fuse
+from nrt_cli.backends.local.packing import pack, packed_pairs, packed_size
+from nrt_cli.backends.local.rounding import allowed_gap, widened
+from nrt_cli.backends.local.throughput import Work
+from nrt_cli.errors import ModelError
+from nrt_cli.models.lora import table_of
+from nrt_cli.objective.logprobs import selected_logprobs
+from nrt_cli.objective.rows import Row, by_prompt
+
+
+class Policy:
+    """A causal language model whose head is applied only where a token is scored.
+
+    With `packing`, rows that share a prompt are laid side by side and share its computation too (`packing.py`).
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_id: int, temperature: float = 1.0, packing: bool = False) -> None:
+        self.model = model
+        self.pad_id = pad_id
+        self.temperature = temperature
+        head = model.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise ModelError(f"{type(model).__name__} has a bias on its output embedding, which is not supported.")
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._work = Work(model)
+        fuse(model)
+        self.no_packing = attention.enable(model) if packing else None
+        self.packing = packing and self.no_packing is None
+        self.flex = False
+        self._check_head()
+        if self.packing:
+            self._check_packing()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def score(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of the rows' scored tokens, rows one after another: logprobs_N, entropies_N.
+
+        One forward pass; gradients flow if they are enabled.
+        """
+        return self._selected(rows, *(self._packed if self.packing else self._padded)(rows))
+
+    def _selected(self, rows: Sequence[Row], hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        weight_VD, *trained = table_of(self.model.get_output_embeddings())
+        return selected_logprobs(hidden_ND, weight_VD, targets_N, self._temperatures(rows), self.softcap, *trained)
+
+    def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Hidden states that predict the scored tokens, and those tokens: a row of the batch for each row."""
+        width = max(len(row.ids) for row in rows)
+        ids_RT = torch.full((len(rows), width), self.pad_id)
+        mask_RT = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            # Padding is on the right, so positions count from 0 and causal attention never reaches it.
+            ids_RT[i, : len(row.ids)] = torch.tensor(row.ids)
+            mask_RT[i, : len(row.ids)] = 1
+        hidden_RTD = self.model.base_model(
+            input_ids=ids_RT.to(self.device), attention_mask=mask_RT.to(self.device), use_cache=False
+        ).last_hidden_state
+        # Position t predicts token t + 1, hence the shift by one to the left.
+        at_N = torch.cat([torch.arange(i * width + r.scored_from, i * width + len(r.ids)) for i, r in enumerate(rows)])
+        return hidden_RTD.flatten(0, 1)[(at_N - 1).to(self.device)], self._targets(rows)
+
+    def _packed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """The same, with rows of one prompt side by side in a single row."""
+        packed = pack(_read(rows))
+        ids, positions = (torch.tensor([column], device=self.device) for column in (packed.ids, packed.positions))
+        pattern: attention.Pattern = packed.pattern
+        if self.flex:
+            pattern = FlexSegments(packed.pattern, len(packed.ids), self.device)
+        hidden_GD = attention.run(self.model.base_model, pattern, ids, positions).last_hidden_state[0]
+        # The position before a row's token, wherever in the packed row that lies.
+        before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 :]]
+        return hidden_GD[torch.tensor(before_N, device=self.device)], self._targets(rows)
+
+    def _targets(self, rows: Sequence[Row]) -> Tensor:
+        return torch.tensor([token for row in rows for token in row.ids[row.scored_from :]], device=self.device)
+
+    @torch.no_grad()
+    def score_without_gradient(self, rows: Sequence[Row], budget: int) -> list[tuple[Tensor, Tensor]]:
+        """(logprobs, entropies) of each row, in as many forward passes as the budget of tokens asks for."""
+        scores: list[tuple[Tensor, Tensor]] = []
+        for part in self.micro_batches(rows, budget):
+            logprobs_N, entropies_N = self.score(part)
+            sizes = [row.scored for row in part]
+            scores += zip(logprobs_N.split(sizes), entropies_N.split(sizes), strict=True)
+        return scores
+
+    def size(self, rows: Sequence[Row]) -> int:
+        """Tokens that a forward pass over these rows computes: packed, or padded."""
+        if self.packing:
+            return sum(map(packed_size, _read(rows)))
+        return len(rows) * max(len(row.ids) for row in rows)
+
+    def work(self, rows: Sequence[Row], backward: bool = False) -> float:
+        """Floating-point operations of one pass over these rows, forward and perhaps back; padding is not work."""
+        groups = _read(rows) if self.packing else [[row.ids] for row in rows]
+        tokens = sum(map(packed_size, groups))
+        amounts = tokens, sum(row.scored for row in rows), sum(map(packed_pairs, groups))
+        return self._work.forward(*amounts) + (self._work.backward(*amounts) if backward else 0.0)
+
+    def micro_batches(self, rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
+        """Consecutive rows whose size stays within `budget` tokens; a single longer row goes alone."""
+        batch: list[Row] = []
+        for row in rows:
+            if batch and self.size([*batch, row]) > budget:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _temperatures(self, rows: Sequence[Row]) -> Tensor | None:
+        if self.temperature == 1.0:
+            return None
+        parts = []
+        for row in rows:
+            temperature = torch.ones(len(row.ids))
+            temperature[slice(*row.tempered)] = self.temperature
+            parts.append(temperature[row.scored_from :])
+        return torch.cat(parts).to(self.device)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse models whose logits are not head @ hidden, such as those with a logit scale."""
+        ids = torch.arange(8, device=self.device)[None] % self.model.config.get_text_config().vocab_size
+
+        def plain() -> Tensor:
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].double()
+            return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+
+        want = plain()
+        if not want.isfinite().all():
+            raise ModelError("the model's weights are not finite: its log-probabilities are NaN or infinite.")
+        ours = lambda: self.score([Row(tuple(ids[0].tolist()), 1)])[0]  # noqa: E731
+        gap_N = (ours() - want).abs()
+        if not float(gap_N.mean()) <= allowed_gap(self.model, plain, ours):
+            raise ModelError(
+                f"{type(self.model).__name__} computes its logits in a way this engine does not know: they "
+                f"differ by up to {gap_N.max():.3g}. Use a Llama, Mistral, Qwen or Gemma architecture."
+            )
+
+    def _check_packing(self) -> None:
+        """Take the one kernel where there is one and it agrees; go on padded where no way of packing does."""
+        words = [(3 + 7 * i) % self.model.config.get_text_config().vocab_size for i in range(24)]
+        rows = [Row((*words[:8], *words[start:end]), 8) for start, end in ((8, 20), (10, 11), (5, 24))]
+        # What a narrow type's rounding would hide, such as positions that are off by a few, shows in float32.
+        with widened(self.model) if self.model.dtype.itemsize < 4 else contextlib.nullcontext():
+            if not self.verify_packing(rows):
+                return
+        if _has_one_kernel(self.device):
+            self.flex = True
+            with contextlib.suppress(Exception):  # a compiler that is missing, a head size it does not take
+                if self._packing_doubt(rows) is None:
+                    self._verify_gradient(rows)
+                    return
+            self.flex = False
+        self.verify_packing(rows)
+
+    def _verify_gradient(self, rows: Sequence[Row]) -> None:
+        """Go back through every layer's attention, if anything is trained. Raises whatever the kernel raises."""
+        if trained := [weight for weight in self.model.parameters() if weight.requires_grad]:
+            logprobs_N, _ = self.score(rows)
+            torch.autograd.grad(logprobs_N.sum(), trained[0])
+
+    def verify_packing(self, rows: Sequence[Row]) -> bool:
+        """Whether packed and padded passes say the same of some rows; where they do not, nothing is packed any more."""
+        if doubt := self._packing_doubt(rows):
+            self.packing, self.no_packing = False, doubt
+        return self.packing
+
+    @torch.no_grad()
+    def _packing_doubt(self, rows: Sequence[Row]) -> str | None:
+        """Why packed log-probabilities are not to be trusted; None where rounding explains how they differ."""
+        if not self.packing:
+            return None
+        packed = lambda: self.score(rows)[0]  # noqa: E731
+        padded = lambda: self._selected(rows, *self._padded(rows))[0]  # noqa: E731
+        # The one kernel knows no wider type.
+        ways = (padded,) if self.flex else (padded, packed)
+        gap, allowed = float((packed() - padded()).abs().mean()), allowed_gap(self.model, *ways)
+        if gap <= allowed:
+            return None
+        return (
+            f"packed and padded log-probabilities of {type(self.model).__name__} differ by {gap:.2g} nats on average, "
+            f"and rounding explains {allowed:.2g}"
+        )
+
+
+def _has_one_kernel(device: torch.device) -> bool:
+    """Whether FlexAttention has a backward pass here."""
+    return device.type == "cuda"
+
+
+def _read(rows: Sequence[Row]) -> list[list[tuple[int, ...]]]:
+    """What a packed pass reads of rows, by prompt: all but the last token of each, which predicts none."""
+    return [[row.ids[:-1] for row in group] for group in by_prompt(rows)]

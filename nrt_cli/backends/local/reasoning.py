@@ -1,0 +1,215 @@
+"""Native reasoning with transformers: many requests at once, whose rows are refilled as they finish.
+
+Shapes: R rows in flight, V vocabulary.
+
+Every request has random streams of its own, one for its trace and one for its answer, so what it samples does not
+depend on what it shares a batch with.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nrt_cli.backends.local import attention
+from nrt_cli.backends.local.decoding import open_batch, prepacked
+from nrt_cli.backends.local.policy import Policy
+from nrt_cli.backends.local.sampler import evaluating, pick, random_stream
+from nrt_cli.config import ModelSection
+from nrt_cli.models.loading import load_model, load_tokens, positions, resolved
+from nrt_cli.models.metadata import read_about
+from nrt_cli.objective.rows import Row
+from nrt_cli.records import Reply, Request
+from nrt_cli.text.reasoning import PARTS, Draft, Part
+from nrt_cli.text.tokens import ThinkTokens
+
+REFILL_SHARE = 0.25
+"""Finished rows leave, and others join, once this share is finished: either copies the cache."""
+OPENING = 128
+"""Tokens by which prompts with the same beginning are found."""
+SCORE_BUDGET = 4096
+"""Tokens of one forward pass over continuations to score."""
+
+
+class Reasoner:
+    """A model folder that answers requests, in one implementation for `nrt eval` and `nrt generate`.
+
+    Tokenizer and think tokens are there at once; the weights are loaded at the first request.
+
+    Args:
+        section: dtype and device; its path is not used.
+        batch_rows: rows in flight. Replies do not depend on it.
+
+    Raises:
+        ModelError: there is no model, or it lacks think tokens, eos or pad.
+    """
+
+    def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
+        self.folder, self.batch_rows = folder, batch_rows
+        self.section = resolved(section or ModelSection()).model_copy(update={"path": str(folder)})
+        self.about = read_about(folder)
+        self.tokenizer, self.tokens = load_tokens(folder, self.about.think_start, self.about.think_end)
+        self.positions = positions(folder)
+
+    @cached_property
+    def model(self) -> Any:
+        """The weights."""
+        model = load_model(self.section)
+        # Where this is not exact for the architecture, `open_batch` does without.
+        attention.enable(model)
+        return model
+
+    @cached_property
+    def _policy(self) -> Policy:
+        return Policy(self.model, self.tokens.pad_id, packing=True)
+
+    def draft(self, request: Request) -> Draft:
+        """A request before its first token."""
+        return Draft(request, self.tokens, self.tokenizer, self.positions)
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Each request with its reply as it finishes, in any order; more at once keep more rows busy."""
+        asked = list(requests)
+        yield from self._score([request for request in asked if request.mode == "loglikelihood"])
+        drafts = [self.draft(request) for request in asked if request.mode == "generate"]
+        for draft in self.steps(drafts):
+            if draft.done:
+                yield draft.request, draft.reply()
+
+    def stream(self, request: Request) -> Iterator[tuple[Part, str]]:
+        """A request's text as it is decoded, each piece with its part, in whole letters."""
+        draft = self.draft(request)
+        part, said = draft.part, ""
+        for _ in self.steps([draft]):
+            if part is None:
+                return
+            text, over = draft.text(part), draft.part is not part
+            # A replacement character at the end is half of a letter: wait for the rest of its bytes.
+            if over or not text.endswith("\ufffd"):
+                yield part, text[len(said) :]
+                said = text
+            if over:
+                part, said = draft.part, ""
+
+    def steps(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
+        """Complete drafts; each is yielded whenever it has got a token, and once where there is no room for any."""
+        yield from (draft for draft in drafts if draft.done)
+        # Prompts with the same worked examples join together, so that these are read once; then the long ones first.
+        waiting = deque(sorted((d for d in drafts if not d.done), key=_beginning))
+        if waiting:
+            with prepacked(self.model):
+                yield from self._in_flight(waiting)
+
+    def _in_flight(self, waiting: deque[Draft]) -> Iterator[Draft]:
+        """Steps of `batch_rows` rows, in which those that are finished are replaced by those that wait."""
+        batch = open_batch(self.model, self.tokens.pad_id)
+        rows: list[_Row] = []
+        while waiting or any(row.live for row in rows):
+            if sum(not row.live for row in rows) >= REFILL_SHARE * len(rows):
+                batch.keep([i for i, row in enumerate(rows) if row.live])
+                rows = [row for row in rows if row.live]
+            logits = [batch.step([row.reads for row in rows], [row.live for row in rows])] if rows else []
+            if new := [_Row(waiting.popleft()) for _ in range(min(len(waiting), self.batch_rows - len(rows)))]:
+                logits.append(batch.add([row.draft.context for row in new]))
+                rows += new
+            for row, token in zip(rows, choose(torch.cat(logits), rows), strict=True):
+                if row.live:
+                    row.reads = row.draft.take(token)
+                    yield row.draft
+
+    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Log-probabilities of continuations; NaN for those that do not fit the model."""
+        fits = lambda r: self.positions is None or len(r.prompt_ids) + len(r.continuation_ids) <= self.positions  # noqa: E731
+        yield from ((request, Reply(logprob=math.nan, cut=True)) for request in requests if not fits(request))
+        # Neighbours that share a prompt share its computation.
+        fitting = sorted(filter(fits, requests), key=lambda r: (len(r.prompt_ids), r.prompt_ids))
+        yield from ((request, Reply(logprob=logprob)) for request, logprob in self._logprobs(fitting))
+
+    def _logprobs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, float]]:
+        """Each request with the log-probability of its continuation."""
+        if not requests:
+            return
+        rows = [Row((*r.prompt_ids, *r.continuation_ids), len(r.prompt_ids)) for r in requests]
+        waiting = deque(requests)
+        for part in self._policy.micro_batches(rows, SCORE_BUDGET):
+            with torch.no_grad():
+                logprobs_N, _ = self._policy.score(part)
+            for logprobs_T in logprobs_N.split([row.scored for row in part]):
+                yield waiting.popleft(), float(logprobs_T.sum())
+
+
+class LoadedReasoner(Reasoner):
+    """The same over a model that is in memory already, such as one in training."""
+
+    def __init__(self, model: Any, tokenizer: Any, tokens: ThinkTokens, batch_rows: int) -> None:
+        self.model, self.tokenizer, self.tokens, self.batch_rows = model, tokenizer, tokens, batch_rows
+        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def steps(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
+        with evaluating(self.model):
+            yield from super().steps(drafts)
+
+
+def _beginning(draft: Draft) -> tuple[tuple[int, ...], int]:
+    """What a prompt begins with, and how long it is."""
+    ids = draft.request.prompt_ids
+    return ids[:OPENING], -len(ids)
+
+
+class _Row:
+    """A draft in a batch: its random streams, and the token it reads next."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.reads = 0
+        request = draft.request
+        # Keyed by part, so that how long a trace became does not shift what its answer draws.
+        self.uniforms = {
+            part: random_stream(cap, *request.seed_key, number) if request.temperature else np.zeros(0)
+            for number, (part, cap) in enumerate(zip(PARTS, (draft.trace_cap, draft.answer_cap), strict=True))
+        }
+
+    @property
+    def live(self) -> bool:
+        return not self.draft.done
+
+    @property
+    def uniform(self) -> float:
+        """The random number of the next token; one that is not a matter of chance needs none."""
+        part, position = self.draft.part, self.draft.position
+        return float(self.uniforms[part][position]) if part and position < len(self.uniforms[part]) else 0.0
+
+
+def choose(logits_RV: Tensor, rows: Sequence[_Row]) -> list[int]:
+    """The next token of every row: the likeliest, or one drawn at the request's temperature within its top_p."""
+    for i, row in enumerate(rows):
+        if row.live and row.draft.banned:
+            logits_RV[i, list(row.draft.banned)] = -math.inf
+    tokens_R = logits_RV.argmax(-1)
+    if drawn := [i for i, row in enumerate(rows) if row.draft.request.temperature]:
+        of = [rows[i].draft.request for i in drawn]
+        as_column = lambda values: torch.tensor(values, device=logits_RV.device)[:, None]  # noqa: E731
+        kept_RV = nucleus(logits_RV[drawn] / as_column([r.temperature for r in of]), as_column([r.top_p for r in of]))
+        uniforms_R = torch.tensor([rows[i].uniform for i in drawn], dtype=torch.float64, device=logits_RV.device)
+        tokens_R[drawn] = pick(kept_RV, uniforms_R)[0]
+    return tokens_R.tolist()
+
+
+def nucleus(logits_RV: Tensor, top_p_R1: Tensor) -> Tensor:
+    """Logits with -inf outside the nucleus: the fewest likeliest tokens whose probability reaches top_p.
+
+    Source: Holtzman et al., 2020, The Curious Case of Neural Text Degeneration, Sec. 3.1.
+    """
+    if (top_p_R1 >= 1).all():
+        return logits_RV
+    sorted_RV, order_RV = logits_RV.sort(-1, descending=True)
+    probs_RV = sorted_RV.softmax(-1, dtype=torch.float64)
+    # A token is out once those before it reach top_p; the likeliest has none before it, and so stays.
+    out_RV = probs_RV.cumsum(-1) - probs_RV >= top_p_R1
+    return logits_RV.masked_fill(torch.zeros_like(out_RV).scatter(-1, order_RV, out_RV), -math.inf)

@@ -1,0 +1,177 @@
+"""`nrt eval --data`: a model's accuracies on a user's own question-answer pairs, with thinking and without."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nrt_cli.config import RunConfig
+from nrt_cli.data.examples import graded_pairs, load_examples, suffix_of
+from nrt_cli.errors import ConfigError, DataError
+from nrt_cli.evaluation.scores import score_row
+from nrt_cli.evaluation.session import Job, Session
+from nrt_cli.grading.accuracies import Graded, Question, answer_all, answer_cap
+from nrt_cli.grading.grading import find, grade
+from nrt_cli.measures.held_out import ACCURACY_MEASURES, over_rows, shown
+from nrt_cli.measures.statistics import Aggregation
+from nrt_cli.progress import EvalProgress
+from nrt_cli.records import ACCURACIES, Document
+from nrt_cli.store import Run
+from nrt_cli.store.evals import Evaluation, document_hash
+from nrt_cli.training import start
+
+DATA = "data-"
+"""What the name of an evaluation of pairs begins with."""
+
+ANY = 1 << 30
+"""No limit on tokens: what is evaluated must not depend on the model's tokenizer."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A file of pairs as benchmarks are described."""
+
+    name: str
+    title: str
+    metric: str
+    domain: str = "question-answer pairs"
+    aggregation: Aggregation = "micro"
+
+
+def evaluate_pairs(
+    job: Job, config: RunConfig, display: EvalProgress, file: Path, grader: str | None = None
+) -> dict[str, Any]:
+    """The accuracies of a model on the pairs of a prepared file, those that were measured before from the store.
+
+    Args:
+        grader: grades all pairs; None: what the file says, or what suits the answers of each source.
+
+    Raises:
+        NrtError: the file or the model cannot be read, or no grader suits the answers.
+    """
+    session = Session(job, config, display)
+    start.use_threads(config)
+    kinds = tuple(ACCURACIES) if session.think else ("direct",)
+    questions, documents, longest, fingerprint = _read(session, file, grader)
+    trace_cap = _trace_cap(session)
+    cap = answer_cap(longest, config.eval.max_answer_tokens or ANY)
+    graders = sorted({question.pair.grader for question in questions})
+    settings = session.settings_of({"data": fingerprint, "graders": graders, "kinds": kinds}, session.think)
+    settings |= {"max_trace_tokens": trace_cap, "max_answer_tokens": cap}
+    evaluation = Evaluation.create(
+        session.root, f"{DATA}{file.stem}", settings, session.described() | {"data": str(file)}
+    )
+    with evaluation.writing():
+        known = evaluation.documents()
+        stored = all(document_hash(document) in known for document in documents)
+        display.begin(file.name, len(kinds) * len(documents), len(kinds) * len(documents) if stored else 0)
+        if stored:
+            kept = [known[document_hash(document)] for document in documents]
+            documents = [_regraded(document, question) for document, question in zip(kept, questions, strict=True)]
+            # A grader, above all one of the user's own, may have changed since.
+            for document in (new for new, old in zip(documents, kept, strict=True) if new != old):
+                evaluation.append(document)
+        else:
+            answered = answer_all(
+                session.reasoner, questions, kinds, trace_cap, cap, session.min_trace_tokens, display.advance
+            )
+            documents = [_graded(document, found) for document, found in zip(documents, answered, strict=True)]
+            for document in documents:
+                evaluation.append(document)
+        row = score_row(Pairs(f"{DATA}{file.stem}", file.name, kinds[0]), documents)
+        measures = _measures(documents)
+        evaluation.write_scores(row | {"measures": measures, "backend": "pairs"})
+    display.end(row)
+    return {
+        **session.described(),
+        "data": str(file),
+        "graders": graders,
+        "n": len(documents),
+        "max_trace_tokens": trace_cap,
+        "max_answer_tokens": cap,
+        "measures": measures,
+        "results": str(evaluation.path),
+    }
+
+
+def _read(session: Session, file: Path, grader: str | None) -> tuple[list[Question], list[Document], int, str]:
+    """The pairs that are asked and have a grader, as documents too; tokens of the longest answer; the file's digest."""
+    if grader:
+        find(grader)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; make one with `nrt data prepare`.")
+    examples = load_examples(file, session.reasoner.tokenizer, ANY, ANY, session.config.data.strict)
+    for text in examples.left_out(f"of {file}"):
+        session.display.note(text)
+    if (trained := session.located.suffix) and (given := suffix_of(file)) != trained:
+        instead = f"end in {given!r}" if given else "do not"
+        session.display.warn(
+            f"the questions of its training ended in {trained!r}, those of {file} {instead}; `nrt data prepare "
+            "--suffix` makes them alike."
+        )
+    chosen = np.arange(len(examples))
+    if session.job.limit and session.job.limit < len(examples):
+        generator = np.random.default_rng(session.config.eval.seed)
+        chosen = np.sort(generator.permutation(len(examples))[: session.job.limit])
+    rows = [examples[int(i)] for i in chosen]
+    pairs = graded_pairs(file, [row.index for row in rows], grader)
+    asked = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.grader != "none"]
+    if not asked:
+        raise ConfigError(
+            f"{file}: its answers are not graded (grader `none`: named, or since they are no numbers, letters or short "
+            "phrases); name one with --grader: number, math, choice, exact or module:function."
+        )
+    for pair in {pair.grader: pair for _, pair in asked}.values():
+        grade(pair, pair.answer)  # one that fails does so before the model is asked
+    questions = [Question(str(row.index), row.prompt_ids, pair) for row, pair in asked]
+    documents = [
+        Document(
+            benchmark=f"{DATA}{file.stem}",
+            subset=row.source,
+            id=str(row.index),
+            messages=({"role": "user", "content": pair.question},),
+            gold=pair.answer,
+        )
+        for row, pair in asked
+    ]
+    return questions, documents, max(len(row.answer_ids) for row, _ in asked), examples.fingerprint
+
+
+def _trace_cap(session: Session) -> int:
+    """The think budget: that of `nrt eval`, and for a run no more than it was trained with."""
+    cap, run = session.config.eval.max_trace_tokens, session.located.run
+    if run is None:
+        return cap
+    return min(cap, Run.open(run).config().rollout.max_trace_tokens)
+
+
+def _graded(document: Document, answered: dict[str, Graded]) -> Document:
+    return Document(
+        benchmark=document.benchmark,
+        subset=document.subset,
+        id=document.id,
+        messages=document.messages,
+        gold=document.gold,
+        replies=tuple(each.reply for each in answered.values()),
+        extracted=tuple(each.grade.extracted[0] for each in answered.values()),
+        scores={kind: each.grade.score for kind, each in answered.items()},
+    )
+
+
+def _regraded(document: Document, question: Question) -> Document:
+    """A stored document with its replies graded anew."""
+    replies = zip(document.scores, document.replies, strict=True)
+    return _graded(document, {kind: Graded(reply, grade(question.pair, reply.answer)) for kind, reply in replies})
+
+
+def _measures(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Accuracies that were measured, and what thinking has over the others in pairs, with 95 % intervals."""
+    rows = [{f"{kind}_score": score for kind, score in document.scores.items()} for document in documents]
+    found = [(measure, over_rows(measure, rows)) for measure in ACCURACY_MEASURES]
+    return [
+        {"key": measure.key, "title": measure.title, **asdict(mean), "text": shown(mean, measure, measure.difference)}
+        for measure, mean in found
+        if mean.n
+    ]

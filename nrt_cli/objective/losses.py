@@ -1,0 +1,223 @@
+"""The loss of one group: policy gradient on the trace, token signals on the answer, format supervision (Eq. 8 and 11).
+
+Shapes: K traces of one group; Z trace positions, t_end included, padded to the longest; T answer tokens, eos included.
+
+A trace's positions are its sampled tokens z and what ended it: t_end, sampled or appended, or an eos that is credited
+as the policy's choice. Two masks tell them apart: `trace_mask_KZ` marks real positions, `credit_KZ` those whose token
+the policy really chose and can be credited for. Departures from Algorithm 1 are decisions of the config, each named
+where it acts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nrt_cli.config import ObjectiveSection
+from nrt_cli.objective.advantages import GroupAdvantage, group_advantage
+from nrt_cli.objective.schemes import GroupReward, Scheme, group_reward
+
+ANSWER_SHARE = 0.1
+"""Under `balance: auto`: the most that the answer term pulls, as a share of what a trace term of advantages 1 would."""
+
+
+@dataclass(frozen=True)
+class GroupLogprobs:
+    """What one forward pass says about a group. Log-probabilities are natural logs under the current policy."""
+
+    start_K: Tensor | None
+    """log pi(t_start | x), the same number K times; None where the config has no t_start."""
+    trace_KZ: Tensor
+    entropy_KZ: Tensor
+    """Exact entropy of the distribution each trace position was drawn from, in nats."""
+    end_K: Tensor
+    """log pi(t_end | x, t_start, z): the last of a trace's positions, unless an eos is credited there."""
+    answer_KT: Tensor
+
+
+@dataclass(frozen=True)
+class GroupContext:
+    """What is constant while a group's loss is differentiated."""
+
+    trace_mask_KZ: Tensor
+    sampled_mask_KZ: Tensor
+    """True where the policy sampled the token that is scored: everything but padding and an appended t_end."""
+    forced_K: Tensor
+    base_logprobs_T: Tensor
+    """log c_base of the null trace under pi_old."""
+    old_trace_KZ: Tensor | None = None
+    """Trace log-probs under pi_old; None on the first minibatch after sampling, where they are the current ones."""
+    sampler_trace_KZ: Tensor | None = None
+    """What the sampler reported for the same tokens, for truncated importance sampling."""
+    reference_trace_KZ: Tensor | None = None
+    """Trace log-probs under the starting model, for the KL term."""
+
+
+@dataclass(frozen=True)
+class GroupLoss:
+    """A group's share of the loss (`total` is differentiable) and the detached numbers it was made of."""
+
+    total: Tensor
+    trace: Tensor
+    answer: Tensor
+    format: Tensor
+    kl: Tensor
+    reward: GroupReward
+    advantage: GroupAdvantage
+    signal_KT: Tensor
+    """What multiplied each answer token's cross-entropy."""
+    ratio_clipped: Tensor
+    """Share of credited trace tokens whose ratio is outside the clip range."""
+    push_trace: Tensor
+    """How hard a term pulls at the model: see `_push`. Of all tokens of the group's K traces, weights included."""
+    push_answer: Tensor
+    push_format: Tensor
+    push_plain: Tensor
+    """What `push_answer` would be for plain cross-entropy on y*: every signal and the weight 1."""
+
+
+def group_loss(
+    scheme: Scheme,
+    logprobs: GroupLogprobs,
+    context: GroupContext,
+    objective: ObjectiveSection,
+    rows: int,
+    divisor: int,
+) -> GroupLoss:
+    """Loss of one group, such that the sum over a minibatch's groups is that minibatch's loss.
+
+    Args:
+        rows: traces in the whole minibatch. With `divisor` the only normaliser, a constant known before the forward
+            pass, so results cannot depend on padding, on trace lengths or on how a minibatch is cut up (decision 16).
+        divisor: Dr.GRPO's constant, alike for all three terms.
+    """
+    reward = group_reward(scheme, logprobs.answer_KT, context.base_logprobs_T)
+    advantage = group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor)
+    dtype = logprobs.trace_KZ.dtype
+    credit_KZ = context.trace_mask_KZ if objective.credit_forced_end else context.sampled_mask_KZ
+    old_KZ = logprobs.trace_KZ.detach() if context.old_trace_KZ is None else context.old_trace_KZ
+    # Padding holds arbitrary numbers; a difference of 0 there keeps exp finite.
+    log_ratio_KZ = torch.where(credit_KZ, logprobs.trace_KZ - old_KZ, 0.0)
+    sequence_ratio_K = log_ratio_KZ.detach().sum(-1).exp()
+
+    surrogate_KZ, slope_KZ, clipped_KZ = _surrogate(
+        logprobs.trace_KZ, log_ratio_KZ, advantage.advantage_K.to(dtype), objective
+    )
+    if objective.tis_cap is not None and context.sampler_trace_KZ is not None:
+        # The gap between pi_old in the trainer and in the sampler is numerical; its ratio is cut at the cap.
+        sampler_gap_KZ = torch.where(context.sampled_mask_KZ, old_KZ.detach() - context.sampler_trace_KZ, 0.0)
+        correction_KZ = sampler_gap_KZ.exp().clamp(max=objective.tis_cap)
+        surrogate_KZ, slope_KZ = surrogate_KZ * correction_KZ, slope_KZ * correction_KZ
+    trace_K = -torch.where(credit_KZ, surrogate_KZ, 0.0).sum(-1)
+
+    signal_KT = _signals(reward, logprobs.answer_KT, objective).to(dtype)
+    if objective.ratio == "sequence":
+        # Eq. 8 to the letter: r_k multiplies both terms, without clipping.
+        signal_KT = signal_KT * sequence_ratio_K[:, None]
+    if objective.balance == "auto":
+        signal_KT = signal_KT * _balance(logprobs, credit_KZ, signal_KT)
+    answer_K = -(signal_KT * logprobs.answer_KT).sum(-1)
+
+    end_K, start_K = _format_terms(logprobs, context, objective)
+    format_K = -(end_K + start_K)
+    kl_K = _kl(logprobs.trace_KZ, context, objective)
+    entropy_K = torch.where(credit_KZ, logprobs.entropy_KZ, 0.0).sum(-1)
+    weights, scale = objective.weights, 1.0 / (rows * divisor)
+    total_K = weights.trace * trace_K + weights.answer * answer_K + weights.format * format_K
+    total_K = total_K + objective.kl_weight * kl_K
+    if objective.entropy_weight:
+        total_K = total_K - objective.entropy_weight * entropy_K
+    return GroupLoss(
+        total=total_K.sum() * scale,
+        trace=trace_K.detach().sum() * scale,
+        answer=answer_K.detach().sum() * scale,
+        format=format_K.detach().sum() * scale,
+        kl=kl_K.detach().sum() * scale,
+        reward=reward,
+        advantage=advantage,
+        signal_KT=signal_KT,
+        ratio_clipped=(clipped_KZ & credit_KZ).sum() / credit_KZ.sum().clamp(min=1),
+        push_trace=weights.trace * _push(torch.where(credit_KZ, logprobs.trace_KZ, 0.0), slope_KZ),
+        push_answer=weights.answer * _push(logprobs.answer_KT, signal_KT),
+        push_format=weights.format * (_push(end_K) + _push(start_K)),
+        push_plain=_push(logprobs.answer_KT),
+    )
+
+
+def _signals(reward: GroupReward, answer_KT: Tensor, objective: ObjectiveSection) -> Tensor:
+    """What multiplies each answer token's cross-entropy, constant in the gradient (decision 1).
+
+    `shared` gives trace k's token i the signal c_ki / mean_k c_ki: then the answer term is the gradient of the sum over
+    tokens of log (mean over traces of c). A token counts as much as under `fixed` when all traces are taken together,
+    but the traces that made it likely have most of it, so those that did not are not taught to do without a trace.
+    """
+    if objective.token_signal == "derived":
+        return reward.signal_KT
+    if objective.token_signal == "fixed":
+        return torch.ones_like(answer_KT)
+    return answer_KT.detach().double().softmax(0) * len(answer_KT)
+
+
+def _balance(logprobs: GroupLogprobs, credit_KZ: Tensor, signal_KT: Tensor) -> Tensor:
+    """At most 1: what keeps the answer term's push within a share of what the trace term has to work with.
+
+    That is a trace term whose advantages are all 1, since those of a group that is dead today say nothing about the
+    balance, and whose traces each have a token left to choose: where traces are empty or certain, y* is learned on.
+    It depends on nothing outside the group, so results do not depend on how a minibatch is cut up.
+    """
+    undecided_KZ = torch.where(credit_KZ, -torch.expm1(logprobs.trace_KZ.detach()), 0.0)
+    allowed = ANSWER_SHARE * undecided_KZ.sum(-1).clamp(min=1.0).sum()
+    return allowed / _push(logprobs.answer_KT, signal_KT).clamp(min=allowed)
+
+
+def _push(logprobs: Tensor, slope: Tensor | None = None) -> Tensor:
+    """Sum over tokens of |slope| (1 - p): the size of the loss's gradient by each token's own logit.
+
+    The loss falls by slope * log p; without one, by log p. By the other logits its gradient adds up to as much again,
+    so this is the size of what a token sends back into the model, whatever the model is, and only its probability is
+    needed.
+    """
+    size = -torch.expm1(logprobs.detach())
+    return (size if slope is None else slope.abs() * size).sum()
+
+
+def _surrogate(
+    logprobs_KZ: Tensor, log_ratio_KZ: Tensor, advantage_K: Tensor, objective: ObjectiveSection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-token objective to maximise, its slope by log pi, and where its ratio is outside the clip range (decision 8).
+
+    All three have the gradient A * grad log pi where the ratio is 1.
+    """
+    advantage_K1 = advantage_K[:, None]
+    ratio_KZ = log_ratio_KZ.exp()
+    low, high = 1 - objective.clip_low, 1 + objective.clip_high
+    outside_KZ = (ratio_KZ < low) | (ratio_KZ > high)
+    if objective.ratio == "sequence":
+        sequence_ratio_K1 = log_ratio_KZ.detach().sum(-1, keepdim=True).exp()
+        slope_KZ = (sequence_ratio_K1 * advantage_K1).expand_as(logprobs_KZ)
+        return slope_KZ * logprobs_KZ, slope_KZ, torch.zeros_like(outside_KZ)
+    bounded_KZ = ratio_KZ.clamp(low, high)
+    if objective.ratio == "ppo":
+        free_KZ, held_KZ = ratio_KZ * advantage_K1, bounded_KZ * advantage_K1
+        return torch.minimum(free_KZ, held_KZ), torch.where(free_KZ <= held_KZ, free_KZ, 0.0).detach(), outside_KZ
+    # cispo: the clamped ratio is a weight, not differentiated; tokens already pushed past the range in the direction
+    # of their advantage are left out.
+    past_KZ = ((advantage_K1 > 0) & (ratio_KZ > high)) | ((advantage_K1 < 0) & (ratio_KZ < low))
+    slope_KZ = torch.where(past_KZ, 0.0, bounded_KZ.detach() * advantage_K1)
+    return slope_KZ * logprobs_KZ, slope_KZ, outside_KZ
+
+
+def _format_terms(logprobs: GroupLogprobs, context: GroupContext, objective: ObjectiveSection) -> tuple[Tensor, Tensor]:
+    """Eq. 11 per trace: log pi(t_end | x, t_start, z) and log pi(t_start | x), 0 where not supervised (decision 10)."""
+    end_K = logprobs.end_K
+    if objective.format == "missed-end":
+        return torch.where(context.forced_K, end_K, 0.0), torch.zeros_like(end_K)
+    return end_K, torch.zeros_like(end_K) if logprobs.start_K is None else logprobs.start_K
+
+
+def _kl(logprobs_KZ: Tensor, context: GroupContext, objective: ObjectiveSection) -> Tensor:
+    """KL(pi || starting model) per trace, by the estimator e^d - d - 1 with d = log pi_ref - log pi (Schulman's k3)."""
+    if context.reference_trace_KZ is None:
+        return torch.zeros_like(logprobs_KZ[:, 0])
+    gap_KZ = torch.where(context.sampled_mask_KZ, context.reference_trace_KZ - logprobs_KZ, 0.0)
+    return (gap_KZ.exp() - gap_KZ - 1).sum(-1)

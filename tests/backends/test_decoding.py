@@ -1,0 +1,193 @@
+"""Rows in flight against plain forwards of each row alone: joining, leaving and sharing must change nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from nrt_cli.backends.local import attention, decoding
+from nrt_cli.backends.local.batch import Batch
+from nrt_cli.backends.local.decoding import SharedBatch, open_batch, prepacked
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+MADE = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma": (GemmaConfig, GemmaForCausalLM),
+}
+PROMPTS = [(3, 1, 4, 1, 5), (9, 2, 6), (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5), (8,)]
+
+
+def model_of(kind):
+    config, cls = MADE[kind]
+    torch.manual_seed(0)
+    model = cls(config(**SIZES)).eval()
+    for weight in model.parameters():
+        # Far from uniform, so that a row which sees a wrong token shows it.
+        weight.data = weight.data * 3 if weight.ndim > 1 else weight.data
+    assert attention.enable(model) is None
+    return model
+
+
+@pytest.fixture(scope="module", params=MADE)
+def model(request):
+    return model_of(request.param)
+
+
+class Twin:
+    """A batch beside the list of what each of its rows has read."""
+
+    def __init__(self, model, batch):
+        self.model, self.batch, self.rows = model, batch, []
+
+    @torch.no_grad()
+    def check(self, logits, rows):
+        for got, row in zip(logits, rows, strict=True):
+            want = self.model(torch.tensor([row]), use_cache=False).logits[0, -1]
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+    def add(self, prompts):
+        new = [list(prompt) for prompt in prompts]
+        self.rows += new
+        self.check(self.batch.add(prompts), new)
+
+    def step(self, tokens):
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+        self.check(self.batch.step(tokens, [True] * len(tokens)), self.rows)
+
+    def keep(self, rows):
+        self.batch.keep(rows)
+        self.rows = [self.rows[row] for row in rows]
+
+
+@pytest.fixture(params=[SharedBatch, lambda model: Batch(model, 0)], ids=["shared", "padded"])
+def twin(request, model):
+    return Twin(model, request.param(model))
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """How many tokens each forward pass had."""
+    run, sizes = attention.run, []
+
+    def counting(model, pattern, ids, *rest, **others):
+        sizes.append(ids.shape[1])
+        return run(model, pattern, ids, *rest, **others)
+
+    monkeypatch.setattr(attention, "run", counting)
+    return sizes
+
+
+def test_rows_of_several_prompts_decode_as_alone(twin):
+    twin.add([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[2], PROMPTS[2]])
+    for step in range(4):
+        twin.step([(7 * row + 11 * step) % 60 for row in range(6)])
+
+
+def test_rows_leave_and_join_between_steps(twin):
+    """Unequal numbers of rows for a prompt, a prompt without any, newcomers to a prompt that is here already."""
+    twin.add([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
+    twin.step([1, 2, 3, 4])
+    twin.keep([3, 0, 1])
+    twin.step([5, 6, 7])
+    twin.add([PROMPTS[2], PROMPTS[0], PROMPTS[2]])
+    twin.step([1, 2, 3, 4, 5, 6])
+    twin.keep([4, 5, 2])
+    twin.step([9, 9, 9])
+    twin.keep([])
+    twin.add([PROMPTS[3]])
+    twin.step([2])
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_order_of_joining_and_leaving_changes_nothing(data):
+    model = model_of("llama")
+    twin = Twin(model, SharedBatch(model))
+    for _ in range(data.draw(st.integers(1, 4))):
+        twin.add(data.draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3)))
+        for _ in range(data.draw(st.integers(0, 3))):
+            twin.step(data.draw(st.lists(st.integers(0, 60), min_size=len(twin.rows), max_size=len(twin.rows))))
+        kept = data.draw(st.lists(st.sampled_from(range(len(twin.rows))), min_size=1, unique=True))
+        twin.keep(kept)
+
+
+def test_room_for_more_tokens_is_made_as_they_come(monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 3)
+    model = model_of("llama")
+    twin = Twin(model, SharedBatch(model))
+    twin.add(PROMPTS[:2])
+    for step in range(8):
+        twin.step([step, step + 1])
+
+
+def test_long_prompts_are_read_in_parts(read, monkeypatch):
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 8)
+    model = model_of("llama")
+    twin = Twin(model, SharedBatch(model))
+    twin.add([PROMPTS[0], PROMPTS[1], PROMPTS[2]])
+    assert read == [5 + 3, 11], "each prompt once, no pass above 8 tokens but for the prompt that is longer"
+    twin.step([1, 2, 3])
+
+
+def test_a_beginning_that_all_prompts_share_is_read_once(read):
+    model = model_of("llama")
+    shots = tuple(range(10, 50))
+    twin = Twin(model, SharedBatch(model))
+    twin.add([(*shots, 1, 2), (*shots, 3), (*shots, 3), (*shots, 5, 6, 7)])
+    assert read == [40 + 2 + 1 + 3]
+    twin.step([1, 2, 3, 4])
+
+
+def test_prepacked_layers_compute_the_same_and_are_restored():
+    model = model_of("qwen")
+    ids = torch.arange(12)[None]
+    forwards = {name: module.forward for name, module in model.named_modules()}
+    with torch.no_grad():
+        want = model(ids, use_cache=False).logits
+        with prepacked(model):
+            changed = [name for name, module in model.named_modules() if "forward" in vars(module)]
+            got = model(ids, use_cache=False).logits
+    assert "lm_head" in changed
+    assert len(changed) == 1 + 2 * 7, "the head, and in each of two layers q, k, v, o, gate, up and down"
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert forwards.keys() == dict(model.named_modules()).keys()
+
+
+def test_prepacked_weights_are_those_of_the_moment():
+    model = model_of("llama")
+    ids = torch.arange(12)[None]
+    with torch.no_grad(), prepacked(model):
+        model.lm_head.weight.zero_()
+        assert model(ids, use_cache=False).logits.any(), "a copy"
+    with torch.no_grad(), prepacked(model):
+        assert not model(ids, use_cache=False).logits.any(), "made anew"
+
+
+def test_weights_are_laid_out_once_within_nested_blocks():
+    model = model_of("llama")
+    with prepacked(model):
+        outer = model.lm_head.forward
+        with prepacked(model):
+            assert model.lm_head.forward is outer
+        assert model.lm_head.forward is outer
+    assert "forward" not in vars(model.lm_head)
+
+
+def test_a_model_without_patterns_falls_back():
+    model = model_of("llama")
+    assert isinstance(open_batch(model, 0), SharedBatch)
+    model.set_attn_implementation("sdpa")
+    assert isinstance(open_batch(model, 0), Batch)

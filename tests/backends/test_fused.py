@@ -1,0 +1,121 @@
+"""Fused norms and feed-forwards against transformers' own, gradients included, and what they save."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from nrt_cli.backends.local.fused import fuse
+
+SIZE = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+}
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZE)),
+}
+FUSED = {"llama": 2 * 3 + 1, "mistral": 2 * 3 + 1, "qwen3": 2 * 5 + 1, "gemma": 0}
+"""Of each of two layers: two norms, two more of queries and keys for Qwen 3, the feed-forward; and the last norm."""
+
+
+def make(family: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """A model with norm weights that are not all 1, and the same fused."""
+    torch.manual_seed(0)
+    plain = FAMILIES[family]()
+    for name, weight in plain.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(weight, 0.5, 1.5)
+    plain = plain.to(dtype)
+    fused = copy.deepcopy(plain)
+    assert fuse(fused) == FUSED[family]
+    return plain, fused
+
+
+def gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    logits = model(input_ids=ids, use_cache=False).logits
+    (logits.float().log_softmax(-1)[..., :7].sin().sum()).backward()
+    return {"logits": logits.detach()} | {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_is_plain_with_gradients(family):
+    plain, fused = make(family, torch.float32)
+    ids = torch.randint(0, 61, (3, 11))
+    want, got = gradients(plain, ids), gradients(fused, ids)
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        assert torch.allclose(got[name], tensor, rtol=1e-5, atol=1e-5 * float(tensor.abs().max())), name
+
+
+def test_bfloat16_is_as_near_to_float32_as_transformers_own_is():
+    plain, fused = make("llama", torch.bfloat16)
+    exact = copy.deepcopy(plain).float()
+    ids = torch.randint(0, 61, (3, 11))
+    truth, theirs, ours = (gradients(model, ids) for model in (exact, plain, fused))
+    assert torch.equal(theirs["logits"], ours["logits"])
+    for name, tensor in truth.items():
+        assert (ours[name] - tensor).norm() <= 1.2 * (theirs[name] - tensor).norm() + 1e-6, name
+
+
+def test_gradients_of_each_operation_by_finite_differences():
+    from nrt_cli.backends.local.fused import _Gated, _GatedDown, _RMSNorm
+
+    torch.manual_seed(0)
+    gate, up, x = (torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    weight = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_Gated.apply, (gate, up))
+    down = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_GatedDown.apply, (gate, up, down))
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-3), (x, weight))
+
+
+def test_a_feed_forward_with_another_activation_stays_as_it_is():
+    model = LlamaForCausalLM(LlamaConfig(**SIZE, hidden_act="gelu"))
+    norms_alone = 2 * 2 + 1
+    assert fuse(model) == norms_alone
+
+
+def test_a_layer_keeps_a_third_less():
+    def kept(model: nn.Module) -> int:
+        storages: dict[int, torch.Tensor] = {}
+        weights = {w.untyped_storage().data_ptr() for w in model.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if (at := tensor.untyped_storage().data_ptr()) not in weights:
+                storages[at] = tensor  # held, so that no other takes its place
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = model.model(input_ids=torch.randint(0, 61, (1, 64)), use_cache=False).last_hidden_state
+        del hidden
+        return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+    plain, fused = make("llama", torch.float32)
+    assert kept(fused) < 0.67 * kept(plain)
+
+
+def test_a_feed_forward_with_a_multiplier_stays_as_it_is():
+    """By its parts' names it is like any other, as Falcon H1's is; what it computes is not."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZE))
+    mlp = model.model.layers[0].mlp
+    mlp.forward = lambda x: 2 * mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+    assert fuse(model) == FUSED["llama"] - 1

@@ -1,0 +1,283 @@
+"""Packed rows against padded ones: log-probs, entropies and every gradient, for four architectures."""
+
+import pytest
+import torch
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from nrt_cli.backends.local import attention
+from nrt_cli.backends.local import policy as policy_module
+from nrt_cli.backends.local.attention import why_not
+from nrt_cli.backends.local.flex import FlexSegments
+from nrt_cli.backends.local.packing import Packed, Segment, Segments, pack, packed_size
+from nrt_cli.backends.local.policy import Policy
+from nrt_cli.objective.rows import Row, by_prompt
+
+SIZE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+ARCHITECTURES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
+    "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZE)),
+}
+
+
+def model_of(name):
+    torch.manual_seed(1)
+    return ARCHITECTURES[name]().eval()
+
+
+def rows_of(lengths, prompt=7, prompts=1, seed=0):
+    """Rows of random tails of the given lengths after each of some prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda n: tuple(torch.randint(3, 60, (n,), generator=generator).tolist())  # noqa: E731
+    heads = [draw(prompt + i) for i in range(prompts)]
+    return [Row((*x, *draw(n)), len(x), (len(x), len(x) + n // 2)) for x in heads for n in lengths]
+
+
+def scores(model, rows, packing):
+    """Log-probs, entropies and gradients of a weighted sum of both."""
+    policy = Policy(model, pad_id=0, temperature=0.8, packing=packing)
+    assert policy.packing == packing
+    logprobs, entropies = policy.score(rows)
+    weights = torch.linspace(-1, 2, len(logprobs))
+    model.zero_grad()
+    ((weights * logprobs).sum() + (weights.flip(0) * entropies).sum()).backward()
+    return logprobs, entropies, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "rows",
+    [
+        rows_of([5, 1, 9, 3]),
+        rows_of([6]),
+        rows_of([4, 4], prompts=3),
+        rows_of([3, 8, 2], prompt=1, prompts=2),
+        [*rows_of([5, 2]), *rows_of([5, 2])[:1]],
+    ],
+    ids=["ragged", "one row", "several prompts", "prompt of one token", "the same row twice"],
+)
+def test_packed_equals_padded(name, rows):
+    model = model_of(name)
+    packed, padded = scores(model, rows, True), scores(model_of(name), rows, False)
+    torch.testing.assert_close(packed[0], padded[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed[1], padded[1], rtol=1e-5, atol=1e-5)
+    for parameter, gradient in padded[2].items():
+        size = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(packed[2][parameter], gradient, rtol=0, atol=1e-5 * size, msg=parameter)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_bfloat16_is_as_near_to_float32_as_padded_bfloat16_is(name):
+    rows = rows_of([5, 1, 9, 3], prompts=3)
+    narrow = lambda packing: scores(model_of(name).bfloat16(), rows, packing)  # noqa: E731
+    truth, packed, padded = scores(model_of(name), rows, False), narrow(True), narrow(False)
+    for part in (0, 1):
+        errors = [(found[part] - truth[part]).abs().mean() for found in (packed, padded)]
+        assert 0 < errors[0] < 1.5 * errors[1]
+    runs = (truth, packed, padded)
+    whole, *narrow_ones = (torch.cat([grad.float().flatten() for grad in run[2].values()]) for run in runs)
+    errors = [(gradient - whole).norm() for gradient in narrow_ones]
+    assert 0 < errors[0] < 1.5 * errors[1]
+
+
+def test_a_group_of_rows_is_laid_out_as_drawn():
+    packed = pack([[(1, 2, 3, 4), (1, 2, 5)], [(7, 8)]])
+    assert packed.ids == [1, 2, 3, 4, 5, 7, 8]
+    assert packed.positions == [0, 1, 2, 3, 2, 0, 1]
+    assert packed.at == [[0, 1, 2, 3], [0, 1, 4], [5, 6]]
+    assert [(s.prefix, s.tails) for s in packed.pattern.segments] == [((0, 2), ((2, 4), (4, 5))), ((5, 7), ())]
+    assert packed_size([(1, 2, 3, 4), (1, 2, 5)]) == 5
+
+
+def test_rows_are_cut_into_runs_of_one_prompt():
+    a, b = rows_of([3, 2], prompts=2, seed=5)[:2], rows_of([3, 2], prompts=2, seed=6)[:1]
+    assert list(by_prompt([*a, *b])) == [a, b]
+
+
+def test_micro_batches_count_what_is_computed():
+    """4 rows of 7 + 3 tokens: 40 padded, 7 + 4 x 2 = 15 packed, since the last token of a row predicts nothing."""
+    rows = rows_of([3, 3, 3, 3])
+    packed, padded = Policy(model_of("llama"), 0, packing=True), Policy(model_of("llama"), 0)
+    assert (packed.size(rows), padded.size(rows)) == (15, 40)
+    assert [len(part) for part in packed.micro_batches(rows, 15)] == [4]
+    assert [len(part) for part in packed.micro_batches(rows, 14)] == [3, 1]
+    assert [len(part) for part in padded.micro_batches(rows, 20)] == [2, 2]
+    assert [len(part) for part in padded.micro_batches(rows, 5)] == [1, 1, 1, 1]
+
+
+def test_sliding_windows_and_capped_scores_are_padded_instead():
+    window = MistralForCausalLM(MistralConfig(**SIZE, sliding_window=4))
+    capped = Gemma2ForCausalLM(Gemma2Config(**SIZE))
+    assert "everything before" in why_not(window)
+    assert "capped" in why_not(capped)
+    assert not Policy(window, 0, packing=True).packing
+    # What is sent down the padded path is still right: log-probs of the model itself.
+    rows = rows_of([6, 9])
+    logprobs, _ = Policy(window, 0, packing=True).score(rows)
+    alone = [window(torch.tensor([r.ids])).logits[0].log_softmax(-1) for r in rows]
+    want = [
+        table[t - 1, r.ids[t]] for r, table in zip(rows, alone, strict=True) for t in range(r.scored_from, len(r.ids))
+    ]
+    torch.testing.assert_close(logprobs, torch.stack(want), rtol=1e-5, atol=1e-5)
+
+
+def _no_join(monkeypatch):
+    """Tails to their prefix and no further."""
+    monkeypatch.setattr("nrt_cli.backends.local.segments._join", lambda out, sums, part, part_sums: (out, sums))
+
+
+def _one_segment(monkeypatch):
+    """Every token sees all before it, other rows' tails among them."""
+    whole = lambda packed: Segments((Segment((0, len(packed.ids))),))  # noqa: E731
+    _repack(monkeypatch, lambda packed: Packed(packed.ids, packed.positions, whole(packed), packed.at))
+
+
+def _no_positions(monkeypatch):
+    """Positions run on through the packed row."""
+    _repack(monkeypatch, lambda packed: Packed(packed.ids, list(range(len(packed.ids))), packed.pattern, packed.at))
+
+
+def _repack(monkeypatch, change):
+    monkeypatch.setattr(policy_module, "pack", lambda groups: change(pack(groups)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", [_no_join, _one_segment, _no_positions])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_self_check_finds_wrong_packing_and_goes_on_padded(name, fault, dtype, monkeypatch):
+    model = model_of(name).to(dtype)
+    rows = rows_of([5, 1, 9, 3], prompts=2)
+    want, _ = Policy(model, 0).score(rows)
+    assert Policy(model, 0, packing=True).packing
+    fault(monkeypatch)
+    policy = Policy(model, 0, packing=True)
+    assert not policy.packing
+    assert "nats on average, and rounding explains" in policy.no_packing
+    torch.testing.assert_close(policy.score(rows)[0], want)
+
+
+@pytest.mark.parametrize("fault", [_no_join, _one_segment])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_real_rows_find_what_the_first_ones_did_not(fault, dtype, monkeypatch):
+    policy = Policy(model_of("llama").to(dtype), 0, packing=True)
+    rows = rows_of([12, 7], prompt=10)
+    assert policy.verify_packing(rows)
+    assert policy.no_packing is None
+    fault(monkeypatch)
+    assert not policy.verify_packing(rows)
+    assert not policy.packing
+    assert policy.size(rows) == 2 * 22
+
+
+def test_rounding_is_no_fault_however_much_of_it_there_is():
+    """Large activations, as trained models have: bfloat16 moves log-probs by more than a limit in nats would allow."""
+    model = model_of("llama")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(8)
+    rows = rows_of([12, 7, 9], prompt=10)
+    truth, _ = Policy(model, 0).score(rows)
+    policy = Policy(model.bfloat16(), 0, packing=True)
+    assert (policy.score(rows)[0] - truth).abs().mean() > 0.1
+    assert policy.verify_packing(rows)
+
+
+@torch.no_grad()
+def test_one_kernel_with_a_block_mask_sees_the_same():
+    """The GPU's pattern, run uncompiled on the CPU: every layer of two segments, one of them without tails."""
+    packed = pack([[(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 9, 9)], [(7, 8)], [(4, 4, 4, 6), (4, 5)]])
+    model = model_of("llama")
+    assert attention.enable(model) is None
+    inputs = torch.tensor([packed.ids]), torch.tensor([packed.positions])
+    flex = FlexSegments(packed.pattern, len(packed.ids), torch.device("cpu"))
+    got, want = (attention.run(model, pattern, *inputs).logits for pattern in (flex, packed.pattern))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("starts", "trained"), [(True, False), (False, False), (True, True)])
+def test_on_a_gpu_the_one_kernel_is_taken_where_it_agrees_and_goes_back(starts, trained, monkeypatch):
+    """This CPU's has no backward pass, so what is trained here takes the segments."""
+
+    class Elsewhere(FlexSegments):
+        def __init__(self, *args):
+            if not starts:
+                raise RuntimeError("no Triton here")
+            super().__init__(*args)
+
+    monkeypatch.setattr(policy_module, "FlexSegments", Elsewhere)
+    monkeypatch.setattr(policy_module, "_has_one_kernel", lambda device: True)
+    policy = Policy(model_of("llama").requires_grad_(trained), 0, packing=True)
+    assert policy.packing
+    assert policy.flex == (starts and not trained)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_cpu_kernel_equals_documented_attention_with_gradients(heads, key_heads, dtype):
+    """Two segments with tails of 1 to 70 tokens, one with a prefix of 1, one without tails."""
+    groups = [
+        [tuple(range(50)) + tuple(range(100 + n, 100 + 2 * n)) for n in (3, 70, 1)],
+        [(1, 2, 3)],
+        [(7, 8), (7, 9, 9)],
+    ]
+    packed = pack(groups)
+    generator = torch.Generator().manual_seed(0)
+    shape = lambda h: (1, h, len(packed.ids), 16)  # noqa: E731
+    wide = [torch.randn(shape(h), generator=generator, dtype=torch.float64) for h in (heads, key_heads, key_heads)]
+    weights = torch.randn(shape(heads), generator=generator, dtype=torch.float64)
+
+    def run(attend, dtype):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in wide]
+        out = attend(*inputs, 0.3)
+        return [out, *torch.autograd.grad((out * weights.to(dtype)).sum(), inputs)]
+
+    want = run(packed.pattern.attend_anywhere, torch.float64)
+    got = run(lambda q, k, v, scale: packed.pattern.attend(0, q, k, v, scale), dtype)
+    tolerance = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 0.2}[dtype]
+    for fast, slow in zip(got, want, strict=True):
+        assert fast.dtype == dtype
+        torch.testing.assert_close(fast.double(), slow, rtol=0, atol=tolerance * max(1.0, slow.abs().max().item() / 10))
+
+
+def test_rows_with_nothing_in_common_attend_to_themselves():
+    packed = pack([[(1, 2, 3), (4, 5)]])
+    assert packed.pattern.segments[0].prefix == (0, 0)
+    tensors = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = packed.pattern.attend(0, *tensors, 0.5)
+    torch.testing.assert_close(got, packed.pattern.attend_anywhere(*tensors, 0.5))
+
+
+def test_heads_whose_values_are_narrower_than_their_keys_are_padded():
+    config = DeepseekV3Config(
+        vocab_size=61, hidden_size=24, intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=6,
+        first_k_dense_replace=1,
+    )  # fmt: skip
+    policy = Policy(DeepseekV3ForCausalLM(config).eval(), 0, packing=True)
+    assert policy.no_packing == "its values may be narrower than its keys"
+    assert not policy.packing

@@ -1,0 +1,101 @@
+"""What tests have done in rank 0's process; here since a new process has to be able to import it."""
+
+from typing import Any
+
+import torch
+from ranks_of_verl import Ranks
+
+from nrt_cli.objective.metrics import step_metrics
+from nrt_cli.records import Example, Rollout, RolloutGroup
+
+
+def batch(tokens: Any, vocabulary: int = 100) -> list[RolloutGroup]:
+    """Four prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap."""
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda n: tuple(torch.randint(4, vocabulary, (n,), generator=generator).tolist())  # noqa: E731
+    shapes = [
+        ((5, "end"), (0, "end"), (6, "cap"), (3, "eos")),
+        ((2, "end"),) * 4,
+        ((6, "cap"), (1, "eos")) * 2,
+        ((4, "end"),) * 4,
+    ]
+    groups = []
+    for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4, 9), (3, 1, 5, 2), shapes, strict=True)):
+        example = Example(i, "made", draw(prompt), (*draw(answer), tokens.eos_id))
+        ended_by = {"end": tokens.end_id, "eos": tokens.eos_id, "cap": None}
+        rollouts = tuple(Rollout(draw(n), (-4.5,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
+        groups.append(RolloutGroup(example, rollouts))
+    return groups
+
+
+def steps_of(ranks: Ranks, config: Any, updates: int = 4, budget: int | None = None) -> Any:
+    from nrt_cli.backends.verl.loss import Loss
+    from nrt_cli.backends.verl.steps import Steps
+    from nrt_cli.models.loading import load_tokenizer
+    from nrt_cli.text.tokens import think_tokens
+
+    tokens = think_tokens(load_tokenizer(config.model.path), config.tokens.think_start, config.tokens.think_end)
+    ranks.everywhere("set_loss", Loss(config, tokens))
+    ranks.calls.clear()
+    return Steps(config, updates, ranks, tokens, ranks.own.budget if budget is None else budget)
+
+
+def gradients_of_cases(ranks: Ranks, _: Any, configs: dict[str, Any]) -> dict[str, Any]:
+    """Of each case the gradient and metrics, in one pass and in two, and which passes there were; and some traces."""
+    results: dict[Any, Any] = {"traces": looped(next(iter(configs.values())))}
+    ranks.everywhere("hold", True)
+    for name, config in configs.items():
+        for way, budget in (("one", None), ("two", 1)):
+            steps = steps_of(ranks, config, budget=budget)
+            scores, reports = steps.update(batch(steps.tokens))
+            results[name, way] = ranks.own.gradients, step_metrics(scores, len(reports)), list(ranks.calls)
+    return results
+
+
+def looped(config: Any) -> dict[str, Any]:
+    """What verl's agent loop makes of a server that ends a trace by t_end, by eos and by the cap, in its own words."""
+    import asyncio
+    from types import SimpleNamespace
+
+    from nrt_cli.backends.verl.agent_loop import NativeReasoning
+    from nrt_cli.models.loading import load_tokenizer
+    from nrt_cli.text.tokens import think_tokens
+
+    tokens = think_tokens(load_tokenizer(config.model.path), "<|think_start|>", "<|think_end|>")
+    example = Example(7, "made", (11, 12), (21, tokens.eos_id))
+    results = {}
+    last = {"end": tokens.end_id, "eos": tokens.eos_id, "start": tokens.start_id, "cap": 32}
+    for stop, ids in ((stop, [31, token]) for stop, token in last.items()):
+        asked: dict[str, Any] = {}
+
+        async def generate(ids: list[int] = ids, asked: dict[str, Any] = asked, **request: Any) -> Any:
+            asked.update(request)
+            return SimpleNamespace(token_ids=ids, log_probs=[-0.5, -0.25])
+
+        loop = object.__new__(NativeReasoning)
+        loop.server_manager = SimpleNamespace(generate=generate)
+        output = asyncio.run(loop.run({"temperature": 0.7}, example=example, tokens=tokens, max_trace_tokens=2, seed=5))
+        del asked["request_id"]
+        results[stop] = (asked, output.prompt_ids, output.response_ids, output.response_logprobs, output.extra_fields)
+    return {"tokens": tokens, **results}
+
+
+def weights_after_steps(ranks: Ranks, config: Any, path: str) -> dict[str, Any]:
+    """Two steps of two minibatches each; saved after the first, and taken again from there."""
+    steps = steps_of(ranks, config)
+    scores, reports = steps.update(batch(steps.tokens))
+    ranks.everywhere("save", path)
+    first = steps.updated
+    steps.update(batch(steps.tokens))
+    once = ranks.all("weights")[0]
+    ranks.everywhere("load", path)
+    steps.updated = first
+    steps.update(batch(steps.tokens))
+    odd = steps.score(steps.layout.rows(batch(steps.tokens)[0])[:3])  # no whole number of rows for each rank
+    return {
+        "metrics": step_metrics(scores, len(reports)),
+        "norms": [report["grad_norm"] for report in reports],
+        "once": once,
+        "again": ranks.all("weights")[0],
+        "odd": [logprobs.numpy() for logprobs, _ in odd],
+    }

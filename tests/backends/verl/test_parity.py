@@ -1,0 +1,231 @@
+"""The verl engine's step against the local engine's and against Algorithm 1 in plain PyTorch, on traces that are given.
+
+The ranks are verl's own (FSDP2 over gloo) in processes of their own; Ray and vLLM have no part in a step.
+"""
+
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.models.prepare import prepare_model
+from nrt_cli.records import Rollout, RolloutGroup
+
+try:
+    importlib.metadata.version("verl")
+except importlib.metadata.PackageNotFoundError:
+    pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
+
+from ranks_of_verl import in_ranks
+from ranks_work import batch, gradients_of_cases, weights_after_steps
+
+pytestmark = pytest.mark.slow
+
+SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
+TOKENS = ("tokens.think_start=<|think_start|>", "tokens.think_end=<|think_end|>")
+REFERENCE = ("preset=reference", "tokens.think_start=null", "tokens.think_end=<|think_end|>")
+PRESETS = {"paper": ("preset=paper",), "reference": REFERENCE}
+SLOW = {f"{preset}-{scheme}": (f"method={scheme}", *extra) for preset, extra in PRESETS.items() for scheme in SCHEMES}
+CASES = SLOW | {
+    # The default: shared token signals, balanced.
+    "nrt": ("method=ws-neg-log-p",),
+    # The second minibatch's gradient, where pi_old was scored before the first; each token at its own temperature.
+    "nrt-minibatches": ("method=gm", "train.minibatch_size=2", "rollout.temperature=0.7", "objective.tis_cap=1.2"),
+    # The starting model is the policy still, so that its KL is 0: what were not its log-probs would show.
+    "nrt-kl": ("method=am", "objective.kl_weight=0.1"),
+    "nrt-entropy": ("method=am", "objective.entropy_weight=0.1", "objective.ratio=sequence"),
+}
+
+
+# --- the slow reference ----------------------------------------------------------------------------------------------
+
+
+def slow_gradient(model: Any, groups: list[RolloutGroup], config: Any, tokens: Any) -> dict[str, np.ndarray]:
+    """One trace at a time, no padding, whole logits, plain probabilities; both presets, on the first minibatch."""
+    paper = config.preset == "paper"
+    start = [tokens.start_id] if tokens.start_id is not None else []
+    rows = sum(len(group.rollouts) for group in groups)
+    divisor = config.rollout.max_trace_tokens if paper else 512
+
+    def logprobs(ids: list[int]) -> Any:
+        table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return [None] + [table[i - 1, token] for i, token in enumerate(ids) if i]
+
+    def aggregate(c: Any, base: Any) -> Any:
+        length = 1 if paper else len(c)
+        return {
+            "logp": lambda: c.log().sum(),
+            "p": lambda: c.prod(),
+            "am": lambda: c.mean(),
+            "gm": lambda: c.prod() ** (1 / len(c)),
+            "ws-inv-p": lambda: (c / base).sum() / length,
+            "ws-neg-log-p": lambda: -(c * base.log()).sum() / length,
+        }[config.method]()
+
+    for group in groups:
+        x, y = list(group.example.prompt_ids), list(group.example.answer_ids)
+        with torch.no_grad():
+            base = torch.stack(logprobs([*x, *start, tokens.end_id, *y])[-len(y) :]).exp()
+        terms, rewards = [], []
+        for rollout in group.rollouts:
+            z = list(rollout.trace_ids)
+            lp = logprobs([*x, *start, *z, tokens.end_id, *y])
+            first = len(x) + len(start)
+            end = lp[first + len(z)]
+            trace = sum(lp[first : first + len(z)], torch.zeros((), dtype=torch.float64))
+            if rollout.stop == "end" or not paper:
+                trace = trace + end  # the released code credits a t_end that nobody sampled
+            log_c = torch.stack(lp[-len(y) :])
+            c = log_c.detach().exp().requires_grad_()
+            reward = aggregate(c, base)
+            signal = torch.autograd.grad(reward, c)[0] * c.detach() if paper else torch.ones(len(y))
+            if paper:
+                form = -(end + lp[len(x)])
+            else:
+                form = -end if rollout.stop != "end" else torch.zeros(())
+            rewards.append(reward.detach())
+            terms.append((trace, (signal * log_c).sum(), form))
+        shaped = torch.stack(rewards)
+        if paper:
+            shaped = (shaped - aggregate(base, base)).clamp(min=0)
+        spread = shaped.std(correction=0 if paper else 1)
+        advantage = (shaped - shaped.mean()) / spread if spread > 0 else torch.zeros_like(shaped)
+        for k, (trace, answer, form) in enumerate(terms):
+            ((-advantage[k] * trace - answer + 0.3 * form) / (rows * divisor)).backward()
+    return {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def apart(a: dict[str, Any], b: dict[str, Any]) -> dict[str, float]:
+    """The distance between two sets of tensors by name, relative to the largest number in each."""
+    assert a.keys() == b.keys()
+    return {name: float(np.abs(a[name] - b[name]).max() / max(np.abs(b[name]).max(), 1e-12)) for name in a}
+
+
+@pytest.fixture(scope="module")
+def opinionated(make_tiny_source, make_tiny_tokenizer, tmp_path_factory) -> str:
+    """A tiny model whose traces matter: under small weights a group's rewards are alike, and their spread is noise.
+
+    Its vocabulary is padded.
+    """
+    root = tmp_path_factory.mktemp("opinionated")
+    source = make_tiny_source(root / "source", make_tiny_tokenizer(), spare_rows=7, initializer_range=0.2)
+    prepare_model(str(source), root / "model", dtype="float32")
+    return f"model.path={root / 'model'}"
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_config, opinionated) -> dict[str, Any]:
+    """A config for each scheme under each preset."""
+    return {name: tiny_config(*settings, *ENGINE, opinionated) for name, settings in CASES.items()}
+
+
+ENGINE = ("engine.name=verl", "data.max_prompt_tokens=64", "data.max_answer_tokens=32")
+
+
+@pytest.fixture(scope="module")
+def verl_gradients(cases):
+    return in_ranks(1, next(iter(cases.values())), gradients_of_cases, cases)
+
+
+def local_engine(config: Any) -> LocalEngine:
+    """The local engine of a config, which scores pi_old itself: these traces were sampled by nobody."""
+    name = config.engine.model_copy(update={"name": "local"})
+    engine = LocalEngine(config.model_copy(update={"engine": name}), updates=4)
+    engine._sampler_knows = lambda: False
+    return engine
+
+
+def local_gradient(config: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    kept: dict[str, Any] = {}
+    engine = local_engine(config)
+
+    def keep(updates: int) -> dict[str, float]:
+        kept.update({name: master.grad.numpy().copy() for name, master in engine.optimiser.masters.items()})
+        engine.optimiser.forget()
+        return {"grad_norm": 1.0, "lr": 0.0}
+
+    engine.optimiser.step = keep
+    update = engine.update(batch(engine.tokens))
+    return kept, update.metrics
+
+
+@pytest.mark.parametrize("way", ["one", "two"])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_metrics_are_the_local_engines(case, way, cases, verl_gradients):
+    """1e-5 relative, in float32; in one pass, and in two where a group does not fit."""
+    gradients, metrics, _ = verl_gradients[case, way]
+    want, want_metrics = local_gradient(cases[case])
+    assert max(apart(gradients, want).values()) < 1e-5
+    assert max(np.abs(gradient).max() for gradient in want.values()) > 1e-4
+    for key, value in metrics.items():
+        assert value == pytest.approx(want_metrics[key], rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_gradients_are_algorithm_1s(case, cases, verl_gradients):
+    engine = local_engine(cases[case])
+    slow = slow_gradient(engine.policy.model.double(), batch(engine.tokens), cases[case], engine.tokens)
+    gradients, _, _ = verl_gradients[case, "one"]
+    assert max(apart(gradients, slow).values()) < 1e-4
+
+
+def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(verl_gradients):
+    traces = verl_gradients["traces"]
+    tokens = traces["tokens"]
+    start, end, eos = tokens.start_id, tokens.end_id, tokens.eos_id
+    asked, prompt, response, logprobs, extra = traces["end"]
+    assert asked["prompt_ids"] == [11, 12, start]
+    assert asked["sampling_params"] == {
+        "temperature": 0.7,
+        "max_tokens": 2,
+        "stop_token_ids": [end, eos, start],
+        "ignore_eos": True,
+        "seed": 5,
+        "logprobs": True,
+    }
+    assert (prompt, response) == ([11, 12], [start, 31, end, 21, eos])
+    assert logprobs == [0.0, -0.5, -0.25, 0.0, 0.0]
+    assert extra["rollout"] == Rollout((31,), (-0.5, -0.25), "end", end)
+    # An eos is no part of the trace, and t_end takes its place; at the cap, t_end is appended: nobody sampled that.
+    # So it is with a trace that would open another.
+    for ended in ("eos", "start"):
+        _, _, response, logprobs, extra = traces[ended]
+        assert (response, logprobs) == ([start, 31, end, 21, eos], [0.0, -0.5, 0.0, 0.0, 0.0])
+        assert extra["rollout"] == Rollout((31,), (-0.5, -0.25), "eos", {"eos": eos, "start": start}[ended])
+    _, _, response, logprobs, extra = traces["cap"]
+    assert (response, logprobs) == ([start, 31, 32, end, 21, eos], [0.0, -0.5, -0.25, 0.0, 0.0, 0.0])
+    assert extra["rollout"] == Rollout((31, 32), (-0.5, -0.25), "cap")
+
+
+def test_the_first_minibatch_needs_no_pass_before_its_update(verl_gradients):
+    assert verl_gradients["paper-gm", "one"][2] == ["update"]
+    assert verl_gradients["paper-gm", "two"][2] == ["score", "update"]
+
+
+@pytest.mark.full
+def test_two_ranks_take_the_step_of_one_and_go_on_from_what_they_saved(tiny_config, opinionated, tmp_path):
+    config = tiny_config(
+        "method=gm", "train.minibatch_size=2", "objective.tis_cap=1.5", "optimiser.warmup=0.5", *ENGINE, opinionated
+    )
+    one = in_ranks(1, config, weights_after_steps, str(tmp_path / "one"))
+    two = in_ranks(2, config, weights_after_steps, str(tmp_path / "two"))
+    assert max(apart(two["once"], one["once"]).values()) < 1e-4
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6, nan_ok=True)
+    assert two["norms"] == pytest.approx(one["norms"], rel=1e-5)
+    for a, b in zip(one["odd"], two["odd"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    local = local_engine(config)
+    norms = []
+    for _ in range(2):
+        norms.append(local.update(batch(local.tokens)).metrics["grad_norm"])
+    assert norms[0] == pytest.approx(np.mean(one["norms"]), rel=1e-5)
+    weights = {name: weight.detach().numpy() for name, weight in local.policy.model.named_parameters()}
+    assert max(apart({name: one["once"][name] for name in weights}, weights).values()) < 1e-4
+    for run in (one, two):  # the second step, taken again from the checkpoint, is the same to the last bit
+        assert max(apart(run["again"], run["once"]).values()) == 0.0

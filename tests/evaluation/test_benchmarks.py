@@ -1,0 +1,340 @@
+"""Benchmarks from documents to scores: where documents come from, which are asked and how, what is said on failure."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from nrt_cli.errors import DataError, EvalError
+from nrt_cli.evaluation import lm_eval as engine
+from nrt_cli.evaluation import sandbox
+from nrt_cli.evaluation.lm_eval import load_suite, rows
+from nrt_cli.records import Reply, Request
+
+OWN_ROWS = Path(__file__).parent.parent / "eval_data"
+SHARED_ROWS = Path(__file__).parent.parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def forget_rows() -> Iterator[None]:
+    yield
+    rows.read_rows.cache_clear()
+
+
+def opened(name: str) -> Any:
+    return load_suite([name])[0]
+
+
+def write(path: Path, *content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    return path
+
+
+def questions(count: int) -> list[dict[str, str]]:
+    return [{"question": f"What is {i} + {i}?", "answer": f"#### {2 * i}"} for i in range(count)]
+
+
+class Scripted:
+    """Answers every request by a function of the prompt's text; log-likelihoods are minus the continuation's length."""
+
+    def __init__(self, tokenizer: Any, answer: Any) -> None:
+        self.tokenizer, self.answer = tokenizer, answer
+        self.asked: list[Request] = []
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        self.asked = list(requests)
+        for request in reversed(self.asked):
+            prompt = self.tokenizer.decode(request.prompt_ids)
+            if request.mode == "loglikelihood":
+                yield request, Reply(logprob=-float(len(request.continuation_ids)))
+            else:
+                yield request, Reply(trace="The answer is 3.", answer=self.answer(prompt, request.seed_key))
+
+
+# Documents
+
+
+@pytest.mark.parametrize("benchmark", load_suite(), ids=lambda benchmark: benchmark.name)
+def test_all_nine_read_local_rows(benchmark: Any) -> None:
+    documents = benchmark.documents(OWN_ROWS)
+    assert {document.subset for document in documents} == set(benchmark.subsets or ("",))
+    assert len({document.id for document in documents}) == len(documents) >= 2
+    for document in documents:
+        assert document.messages[-1]["role"] == "user"
+        assert document.gold not in (None, "", [])
+
+
+@pytest.mark.parametrize("name", ["bbh", "drop", "popqa", "truthfulqa", "gsm8k", "ifeval", "humaneval"])
+def test_real_rows(name: str) -> None:
+    if not SHARED_ROWS.is_dir():
+        pytest.skip("no shared/data beside this repository")
+    documents = opened(name).documents(SHARED_ROWS, limit=8)
+    assert len(documents) == 8
+    assert all(document.gold not in (None, "", []) for document in documents)
+
+
+def test_parquet_and_json_read_like_jsonl(tmp_path: Path) -> None:
+    content = questions(3)
+    write(tmp_path / "a" / "gsm8k" / "test.jsonl", *content)
+    (tmp_path / "b" / "gsm8k").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(content), tmp_path / "b" / "gsm8k" / "test.parquet")
+    (tmp_path / "c" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "c" / "gsm8k" / "test.json").write_text(json.dumps(content))
+    a, b, c = (opened("gsm8k").documents(tmp_path / folder) for folder in "abc")
+    assert a == b == c
+    assert [document.gold for document in a] == ["0", "2", "4"]
+
+
+def test_a_subset_may_have_a_file_of_its_own_or_share_one(tmp_path: Path) -> None:
+    shared = [json.loads(line) for line in (OWN_ROWS / "math" / "test.jsonl").read_text().splitlines()]
+    for row in shared:
+        path = tmp_path / "math" / rows.subset_name(row["type"]) / "test.jsonl"
+        write(path, *[other for other in shared if other["type"] == row["type"]])
+    assert opened("math").documents(tmp_path) == opened("math").documents(OWN_ROWS)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("gsm8k", 3), ("math", 5), ("bbh", 8), ("mmlu", 20)])
+def test_a_limit_is_a_seeded_sample_spread_over_subsets(name: str, limit: int) -> None:
+    benchmark = opened(name)
+    everything = [document.id for document in benchmark.documents(OWN_ROWS)]
+    some = benchmark.documents(OWN_ROWS, limit, seed=1)
+    ids = [document.id for document in some]
+    assert len(ids) == limit
+    assert ids == sorted(ids, key=everything.index)
+    assert ids == [document.id for document in opened(name).documents(OWN_ROWS, limit, seed=1)]
+    fewer = {document.id for document in benchmark.documents(OWN_ROWS, limit - 1, seed=1)}
+    assert fewer < set(ids)
+    others = [[document.id for document in benchmark.documents(OWN_ROWS, limit, seed=seed)] for seed in range(2, 6)]
+    assert any(other != ids for other in others)
+    if benchmark.subsets:
+        assert len({document.subset for document in some}) == min(limit, len(benchmark.subsets))
+
+
+def test_drop_is_a_sample_of_a_thousand_without_a_limit(tmp_path: Path) -> None:
+    row = {"passage": "p", "question": "q", "answers": [["1"]]}
+    write(tmp_path / "drop" / "validation.jsonl", *[{**row, "query_id": str(i)} for i in range(1100)])
+    assert len(opened("drop").documents(tmp_path)) == 1000
+
+
+def test_ids_stay_unique_where_the_data_repeats_one(tmp_path: Path) -> None:
+    row = {"passage": "p", "question": "q", "answers": [["1"]], "query_id": "twice"}
+    write(tmp_path / "drop" / "validation.jsonl", row, {**row, "question": "r"})
+    assert len({document.id for document in opened("drop").documents(tmp_path)}) == 2
+
+
+def test_humaneval_comes_with_its_package() -> None:
+    assert len(opened("humaneval").documents(None)) == 164
+
+
+# What is said when something is missing
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        ("gsm8k", lambda folder: None, "gsm8k has no documents; put rows of gsm8k there (test.jsonl"),
+        ("gsm8k", lambda folder: write(folder / "gsm8k" / "test.jsonl"), "has no documents"),
+        (
+            "gsm8k",
+            lambda folder: write(folder / "gsm8k" / "test.jsonl", {"question": "q"}),
+            "document 1 has no 'answer'",
+        ),
+        ("gsm8k", lambda folder: write(folder / "gsm8k" / "test.jsonl").write_text("{"), "cannot be read as rows"),
+        ("gsm8k", lambda folder: write(folder / "gsm8k" / "test.jsonl").write_text("{}\n[1]"), "after row 1 (a row is"),
+        ("gsm8k", lambda folder: write(folder / "gsm8k" / "test.jsonl").write_text("[" * 99_999), "cannot be read as"),
+        (
+            "math",
+            lambda folder: write(folder / "math" / "algebra.jsonl", {"problem": "p", "solution": "s"}),
+            "6 of its 7",
+        ),
+    ],
+    ids=["no folder", "empty", "a column", "not JSON", "no columns", "too deep", "some subsets"],
+)
+def test_missing_data_is_one_sentence(tmp_path: Path, name: str, make: Any, said: str) -> None:
+    make(tmp_path)
+    with pytest.raises(DataError) as caught:
+        opened(name).check(tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "digits"])
+def test_without_a_hub_the_remedy_is_a_folder(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(name).check(None)
+    assert "eval.data_dir" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "package"), [("math", "math_verify"), ("ifeval", "langdetect"), ("gsm8k", "lm_eval")])
+def test_a_missing_scorer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
+    there = engine.find_spec
+    monkeypatch.setattr(engine, "find_spec", lambda asked: None if asked == package else there(asked))
+    with pytest.raises(EvalError) as caught:
+        opened(name).check(OWN_ROWS)
+    assert f"{name} needs {package.replace('_', '-')}" in str(caught.value)
+    assert "pip install 'nrt-cli[eval]'" in str(caught.value)
+
+
+def test_a_sandbox_with_holes_needs_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "missing", lambda: ("no network",))
+    with pytest.raises(EvalError, match=r"cannot enforce: no network; .*--allow-unsafe-code"):
+        opened("humaneval").check(OWN_ROWS)
+    assert "without: no network" in opened("humaneval").check(OWN_ROWS, allow_unsafe_code=True)[0]
+
+
+# Prompts and requests
+
+
+def test_prompts_of_the_zero_shot_benchmarks() -> None:
+    gsm8k, math = opened("gsm8k").documents(OWN_ROWS)[2], opened("math").documents(OWN_ROWS)[0]
+    assert gsm8k.messages == (
+        {
+            "role": "user",
+            "content": "Question: Mia reads 20 pages a day. How many days does a book of 180 pages take?\nAnswer:",
+        },
+    )
+    assert math.messages[0]["content"] == (
+        "Solve $2x + 6 = 0$ for $x$.\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
+    )
+    mmlu = opened("mmlu").documents(OWN_ROWS)[0].messages[0]["content"]
+    assert mmlu.startswith("Answer the following multiple-choice question by giving the correct answer letter in")
+    assert "is one of (A), (B), (C), (D).\n\nQuestion: A class on abstract algebra has 26 students" in mmlu
+    assert "\n (A) 54\n (B) 55\n (C) 53\n (D) 64\n\nAnswer the above question and REMEMBER to finish" in mmlu
+    assert mmlu.endswith("is one of (A), (B), (C), (D).")
+
+
+def test_bbh_has_three_worked_examples_in_one_turn() -> None:
+    (turn,) = opened("bbh").documents(OWN_ROWS)[0].messages
+    text = turn["content"]
+    assert text.startswith(
+        "Evaluate the result of a random Boolean expression.\n\nQ: not ( ( not not True ) ) is\nA: Let's"
+    )
+    assert text.count("So the answer is ") == 3
+    assert text.endswith("\n\nQ: not ( False ) and True is\nA: Let's think step by step.\n")
+
+
+def test_popqa_has_fifteen_examples_in_turns_of_their_own() -> None:
+    turns = opened("popqa").documents(OWN_ROWS)[0].messages
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 15 + ["user"]
+    assert turns[-3:] == (
+        {"role": "user", "content": "Q: What is the capital of Canada? A:"},
+        {"role": "assistant", "content": "Ottawa"},
+        {"role": "user", "content": "Q: What is the capital of Norway? A:"},
+    )
+
+
+def test_truthfulqa_scores_each_choice_after_six_examples(tiny_tokenizer: Any) -> None:
+    benchmark = opened("truthfulqa")
+    document = benchmark.documents(OWN_ROWS)[0]
+    assert len(document.messages) == 1
+    assert len(re.findall(r"^Q: ", document.messages[0]["content"], re.MULTILINE)) == 7
+    requests = benchmark.requests(document, tiny_tokenizer, True, 99, 0)
+    assert {request.mode for request in requests} == {"loglikelihood"}
+    assert not any(request.think for request in requests)
+    texts = [tiny_tokenizer.decode(request.continuation_ids) for request in requests]
+    assert texts == [
+        " No, it cannot be seen from the Moon.",
+        " It is far too narrow to be seen from there.",
+        " Yes, easily.",
+        " Only at night.",
+    ]
+
+
+def test_requests_carry_the_suites_settings(tiny_tokenizer: Any) -> None:
+    benchmark = opened("humaneval")
+    document = benchmark.documents(OWN_ROWS)[0]
+    requests = benchmark.requests(document, tiny_tokenizer, True, 64, seed=5)
+    assert len(requests) == 20
+    assert len({request.key for request in requests}) == len({request.seed_key for request in requests}) == 20
+    assert {(r.temperature, r.top_p, r.max_answer_tokens, r.max_trace_tokens, r.think) for r in requests} == {
+        (0.8, 0.95, 1024, 64, True)
+    }
+    direct = benchmark.requests(document, tiny_tokenizer, False, 64, seed=5, max_answer_tokens=10)[0]
+    assert (direct.think, direct.max_trace_tokens, direct.max_answer_tokens) == (False, 0, 10)
+    assert direct.seed_key == requests[0].seed_key
+    assert benchmark.requests(document, tiny_tokenizer, True, 64, seed=6)[0].seed_key != requests[0].seed_key
+
+
+def test_settings_are_json_and_tell_gradings_apart() -> None:
+    for benchmark in load_suite():
+        assert json.loads(json.dumps(benchmark.settings)) == benchmark.settings
+        assert benchmark.settings["suite"]["prompt"] == benchmark.spec.prompt
+        assert benchmark.settings["versions"]["lm_eval"]
+
+
+# Our loop and lm-eval's
+
+
+def told(request: Request) -> tuple[Any, ...]:
+    """All that decides a reply."""
+    return (
+        request.prompt_ids,
+        request.continuation_ids,
+        request.seed_key,
+        request.think,
+        request.max_trace_tokens,
+        request.max_answer_tokens,
+        request.temperature,
+        request.top_p,
+    )
+
+
+def by_our_loop(benchmark: Any, scripted: Scripted, count: int) -> list[dict[str, float]]:
+    documents = benchmark.documents(OWN_ROWS)[:count]
+    asked = {document.id: benchmark.requests(document, scripted.tokenizer, True, 8, 0) for document in documents}
+    replies = {request.key: reply for request, reply in scripted.run([r for group in asked.values() for r in group])}
+    return [
+        dict(benchmark.grade(document, [replies[request.key] for request in asked[document.id]]).scores)
+        for document in documents
+    ]
+
+
+def by_lm_eval(benchmark: Any, scripted: Scripted, count: int) -> list[dict[str, float]]:
+    import lm_eval
+
+    from nrt_cli.evaluation.lm_eval.adapter import ReasonerLM
+
+    subset, found = next(iter(rows.read_rows(benchmark.name, OWN_ROWS).items()))
+    task = benchmark.task(subset, found)
+    results = lm_eval.evaluate(
+        lm=ReasonerLM(scripted, think=True, max_trace_tokens=8),
+        task_dict={"tasks": {task.config.task: task}, "groups": {}},
+        apply_chat_template=True,
+        fewshot_as_multiturn=bool(benchmark.spec.examples and benchmark.spec.examples.multiturn),
+        limit=count,
+        bootstrap_iters=0,
+    )
+    samples = sorted(results["samples"][task.config.task], key=lambda sample: sample["doc_id"])
+    return [{name: sample[name] for name in (benchmark.metric,)} for sample in samples]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gsm8k", "popqa", "truthfulqa", "bbh", "drop", "humaneval"])
+def test_our_loop_and_lm_evals_give_the_same_scores(name: str, tiny_tokenizer: Any) -> None:
+    answers = {
+        "gsm8k": lambda prompt, key: "It is 9." if "Mia" in prompt else "It is 6.",
+        "popqa": lambda prompt, key: "Oslo",
+        "bbh": lambda prompt, key: "So the answer is True.",
+        "drop": lambda prompt, key: "The answer is <Ann>",
+        "humaneval": lambda prompt, key: "return sum(values)" if key[-1] % 3 == 0 else "return 0",
+        "truthfulqa": None,
+    }
+    if name == "humaneval" and sandbox.missing():
+        pytest.skip("no complete sandbox here")
+    ours, theirs = Scripted(tiny_tokenizer, answers[name]), Scripted(tiny_tokenizer, answers[name])
+    count = 1 if name == "bbh" else 2
+    graded = by_our_loop(opened(name), ours, count)
+    expected = by_lm_eval(opened(name), theirs, count)
+    metric = opened(name).metric
+    assert [scores[metric] for scores in graded] == [scores[metric] for scores in expected]
+    assert any(scores[metric] > 0 for scores in graded)
+    assert sorted(map(told, ours.asked)) == sorted(map(told, theirs.asked))

@@ -1,0 +1,264 @@
+"""Programs that attack the machine they run on: each only fails, and the one after it runs."""
+
+import importlib.util
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nrt_cli.evaluation import sandbox
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(sandbox.missing()), reason=f"this platform cannot enforce: {'; '.join(sandbox.missing())}"),
+]
+
+FIRST_USER = 1 << 30
+
+
+def survives(program: str, wall_seconds: float = 20.0) -> bool:
+    """Whether a program passes; checks that nothing of it lives on and that the next one still runs."""
+    passed, other = sandbox.run([program, "assert sum(range(4)) == 6"], wall_seconds=wall_seconds, workers=1)
+    assert other
+    left = [process.pid for process in psutil.process_iter(["cmdline"]) if _is_ours(process)]
+    assert not left, "a program outlived its sandbox"
+    return passed
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    command = process.info["cmdline"] or []
+    return any(part.endswith("sandboxed.py") for part in command) and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_only_a_program_that_reaches_its_end_passes() -> None:
+    programs = [
+        "assert 1 + 1 == 2",
+        "assert 1 + 1 == 3",
+        "def broken(:",
+        "raise SystemExit(0)",
+        "import os; os._exit(0)",
+        "raise KeyboardInterrupt",
+        "import sys; sys.stdout.write('x' * 10_000_000); print('passed')",
+        "",
+    ]
+    assert sandbox.run(programs) == [True, False, False, False, False, False, True, True]
+
+
+def test_the_standard_library_is_there() -> None:
+    assert survives(
+        "import math, re, heapq, hashlib, json, decimal, zlib\nassert hashlib.md5(b'').hexdigest()[:4] == 'd41d'"
+    )
+
+
+def test_a_fork_bomb_forks_nothing() -> None:
+    assert not survives("import os\nwhile True:\n    os.fork()")
+    counted = """
+import os
+try:
+    os.fork()
+except OSError:
+    pass
+else:
+    raise SystemExit("forked")
+"""
+    assert survives(counted)
+
+
+def test_threads_and_subprocesses_do_not_start() -> None:
+    assert not survives("import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)")
+    assert not survives("import threading; threading.Thread(target=print).start()")
+
+
+def test_an_endless_loop_ends() -> None:
+    assert not survives("while True: pass", wall_seconds=4)
+
+
+def test_a_program_that_ignores_signals_and_sleeps_ends() -> None:
+    program = """
+import signal, time
+for number in range(1, 32):
+    try:
+        signal.signal(number, signal.SIG_IGN)
+    except OSError:
+        pass
+time.sleep(600)
+"""
+    assert not survives(program, wall_seconds=2)
+
+
+def test_ten_gigabytes_are_not_allocated() -> None:
+    assert not survives("data = bytearray(10 * 2**30)")
+    assert survives("try:\n    bytearray(10 * 2**30)\nexcept MemoryError:\n    pass\nelse:\n    raise SystemExit")
+
+
+def test_nothing_is_written_outside_its_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    outside = tmp_path / "written"
+    places = [str(outside), "/tmp/nrt-escape", "/etc/nrt-escape", "/dev/shm/nrt-escape", "../nrt-escape", "/nrt-escape"]
+    program = f"""
+for place in {places!r}:
+    try:
+        open(place, "w").write("x")
+    except OSError:
+        continue
+    raise SystemExit(place)
+open("mine", "w").write("x")
+assert open("mine").read() == "x"
+"""
+    assert survives(program)
+    assert not any(Path(place).exists() for place in places if place.startswith("/"))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/status", "/proc/1/cmdline", __file__])
+def test_files_outside_are_not_read(path: str) -> None:
+    assert Path(path).exists()
+    assert not survives(f"open({path!r}, 'rb').read()")
+
+
+def test_a_full_disk_stays_its_own() -> None:
+    program = """
+written = 0
+try:
+    for number in range(1000):
+        with open(f"file-{number}", "wb") as file:
+            written += file.write(b"x" * (1 << 20))
+except OSError:
+    assert written <= 64 << 20
+else:
+    raise SystemExit("a gigabyte")
+"""
+    assert survives(program)
+
+
+def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    program = """
+import os
+assert not os.environ, dict(os.environ)
+found = []
+for process in ("self", "1", str(os.getppid()), str(os.getpid())):
+    try:
+        found.append(open(f"/proc/{process}/environ", "rb").read())
+    except OSError:
+        pass
+assert not any(b"hf_secret" in text for text in found)
+"""
+    assert survives(program)
+
+
+def test_no_socket_reaches_anyone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        server.settimeout(0)
+        program = f"""
+import socket
+try:
+    socket.create_connection(("127.0.0.1", {port}), timeout=2)
+except OSError:
+    pass
+else:
+    raise SystemExit("connected")
+"""
+        assert survives(program)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not survives("import socket; socket.getaddrinfo('example.org', 443)")
+
+
+def test_a_socket_file_of_ours_is_out_of_reach(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        path.chmod(0o777)
+        assert not survives(f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})")
+
+
+def test_the_parent_lives() -> None:
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("SIGTERM"))
+    try:
+        targets = [os.getpid(), os.getppid(), 0, -1]
+        program = f"""
+import os, signal
+for target in [os.getppid(), *{targets!r}]:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(target, number)
+        except OSError:
+            pass
+"""
+        survives(program)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == []
+    assert threading.main_thread().is_alive()
+
+
+def test_privileges_are_gone_for_good() -> None:
+    program = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+if os.getuid() == 0:
+    raise SystemExit("root")
+for attempt in (lambda: os.setuid(0), lambda: os.chroot("."), lambda: os.mknod("null", 0o20666, os.makedev(1, 3))):
+    try:
+        attempt()
+    except OSError:
+        continue
+    raise SystemExit("a privilege was left")
+for flags in (0x10000000, 0x20000, 0x40000000):
+    assert libc.unshare(flags) == -1
+assert libc.mount(b"none", b"/", None, 32, None) == -1
+"""
+    assert survives(program)
+
+
+def test_limits_cannot_be_raised() -> None:
+    program = """
+import resource
+for name in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
+    try:
+        resource.setrlimit(name, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        continue
+    raise SystemExit("raised")
+"""
+    assert survives(program)
+
+
+def test_what_a_program_prints_is_no_verdict() -> None:
+    program = """
+import os
+for descriptor in range(3, 64):
+    try:
+        os.write(descriptor, b"[]\\npassed\\ntrue\\n")
+    except OSError:
+        pass
+raise SystemExit
+"""
+    assert not survives(program)
+
+
+def test_a_platform_without_namespaces_says_what_is_missing(tmp_path: Path) -> None:
+    """The launcher told that it cannot unshare: the holes are named, and what can be limited still is."""
+    launcher = Path(sandbox.__file__).with_name("sandboxed.py").read_text(encoding="utf-8")
+    crippled = tmp_path / "sandboxed.py"
+    crippled.write_text(launcher.replace('call("unshare"', 'call("no_such_function"'), encoding="utf-8")
+    (tmp_path / "sandbox.py").write_text(Path(sandbox.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("crippled_sandbox", tmp_path / "sandbox.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.missing() == (
+        "no network",
+        "no access to other processes",
+        "no access to files outside the temporary folder",
+    )
+    ends = module.run(["import time; time.sleep(600)", "bytearray(10 * 2**30)", "pass"], wall_seconds=3)
+    assert ends == [False, False, True]

@@ -1,0 +1,80 @@
+"""Every grader on cases kept as data, through the same call that an evaluation makes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("lm_eval")
+
+from nrt_cli.evaluation import sandbox
+from nrt_cli.evaluation.lm_eval import load_suite
+from nrt_cli.records import Document, Reply
+
+CASES = yaml.safe_load(Path(__file__).with_name("grading_cases.yaml").read_text(encoding="utf-8"))
+GRADED = [
+    pytest.param(group, case, id=f"{group}: {case['case']}", marks=[pytest.mark.slow] if group == "humaneval" else [])
+    for group, content in CASES.items()
+    for case in content["cases"]
+]
+
+
+@pytest.fixture(scope="module")
+def suite() -> dict[str, Any]:
+    return {benchmark.name: benchmark for benchmark in load_suite()}
+
+
+def graded(benchmark: Any, group: dict[str, Any], replies: list[Reply]) -> Document:
+    """A document of the group's row, graded."""
+    document = Document(benchmark.name, group.get("subset", ""), "case", (), None)
+    benchmark._rows["case"] = group["row"]
+    return benchmark.grade(document, replies)
+
+
+@pytest.mark.parametrize(("group", "case"), GRADED)
+def test_case(suite: dict[str, Any], group: str, case: dict[str, Any]) -> None:
+    benchmark = suite[group.split()[0]]
+    if benchmark.name == "humaneval" and sandbox.missing():
+        pytest.skip("no complete sandbox here")
+    samples = benchmark.spec.generation.samples
+    found = graded(benchmark, CASES[group], [Reply(trace=case.get("trace", ""), answer=case["answer"])] * samples)
+    assert found.scores[benchmark.metric] == pytest.approx(case["score"], abs=0.005)
+    if "extracted" in case:
+        assert found.extracted[0] == case["extracted"]
+
+
+def test_every_generating_benchmark_has_the_cases_that_matter(suite: dict[str, Any]) -> None:
+    for name, benchmark in suite.items():
+        groups = [content["cases"] for group, content in CASES.items() if group.split()[0] == name]
+        cases = [case for group in groups for case in group]
+        if benchmark.thinks:
+            assert {"empty", "only in the trace"} <= {case["case"] for case in cases}, name
+            assert {0, 1} <= {case["score"] for case in cases}, name
+
+
+def test_pass_at_10_counts_the_samples_that_pass(suite: dict[str, Any]) -> None:
+    """One of 20 is right: the chance that it is among 10 drawn is 10/20; a pass at 1 has 1/20."""
+    if sandbox.missing():
+        pytest.skip("no complete sandbox here")
+    replies = [Reply(answer="return 0")] * 19 + [Reply(answer="return sum(values)")]
+    found = graded(suite["humaneval"], CASES["humaneval"], replies)
+    assert found.scores == {"pass_at_1": pytest.approx(1 / 20), "pass_at_10": pytest.approx(1 / 2)}
+    assert len(found.extracted) == 20
+
+
+def test_mc2_is_the_true_answers_share(suite: dict[str, Any]) -> None:
+    """exp(-1) and exp(-2) are true, exp(-3) is not; far lower log-probabilities give the same share."""
+    group = {"row": {"question": "?", "mc2_targets": {"choices": ["a", "b", "c"], "labels": [1, 1, 0]}}}
+    near = graded(suite["truthfulqa"], group, [Reply(logprob=-value) for value in (1.0, 2.0, 3.0)])
+    far = graded(suite["truthfulqa"], group, [Reply(logprob=-value) for value in (9001.0, 9002.0, 9003.0)])
+    share = (0.36787944 + 0.13533528) / (0.36787944 + 0.13533528 + 0.04978707)
+    assert near.scores["mc2"] == pytest.approx(share)
+    assert far.scores["mc2"] == pytest.approx(share)
+
+
+def test_strict_and_loose_instructions_differ(suite: dict[str, Any]) -> None:
+    found = graded(suite["ifeval"], CASES["ifeval"], [Reply(answer="Sure, here:\nA tree is tall.")])
+    assert found.scores["prompt_level_loose_acc"] == 1
+    assert found.scores["prompt_level_strict_acc"] == 0
+    assert found.scores["instruction_share_strict"] == 0

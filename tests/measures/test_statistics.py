@@ -1,0 +1,236 @@
+"""Scores over documents: hand arithmetic, a slow reference, and what resampling may and may not change."""
+
+import math
+import statistics
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nrt_cli.measures.statistics import (
+    Difference,
+    Mean,
+    bounded_over_rows,
+    coarsest_grid,
+    document_weights,
+    interval,
+    mean_of,
+    mean_over_rows,
+    overall,
+    paired_difference,
+    printed_multiples,
+    resampled_differences,
+    share_over_rows,
+)
+
+documents = st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abc")), min_size=2, max_size=30)
+
+
+def test_a_mean_by_hand():
+    # Mean 3/4; squared deviations 3 * (1/4)^2 + (3/4)^2 = 3/4; variance 3/4 / 3 = 1/4; error sqrt(1/4 / 4) = 1/4.
+    assert mean_of([1, 0, 1, 1], ["", "", "", ""], "micro") == Mean(0.75, 0.25, 4)
+
+
+def test_micro_and_macro_by_hand():
+    scores, subsets = [1, 0, 1, 1, 0, 0], ["a", "a", "b", "b", "b", "b"]
+    # micro: 3/6. macro: a has 1/2, b has 2/4; the same here, so make b differ.
+    assert mean_of(scores, subsets, "micro").value == pytest.approx(0.5)
+    scores[-1] = 1
+    # micro: 4/6. macro: (1/2 + 3/4) / 2 = 5/8.
+    assert mean_of(scores, subsets, "micro").value == pytest.approx(4 / 6)
+    assert mean_of(scores, subsets, "macro").value == pytest.approx(5 / 8)
+
+
+def test_the_error_of_a_macro_mean_by_hand():
+    # Weights 1/4, 1/4, 1/2; mean 3/4; deviations 1/4, -3/4, 1/4.
+    # 3/2 * (1/16 * 1/16 + 1/16 * 9/16 + 1/4 * 1/16) = 3/2 * 14/256.
+    mean = mean_of([1, 0, 1], ["a", "a", "b"], "macro")
+    assert mean.value == pytest.approx(0.75)
+    assert mean.error == pytest.approx(math.sqrt(1.5 * 14 / 256))
+
+
+def test_one_document_has_no_error_and_none_no_mean():
+    assert mean_of([1.0], [""], "micro").value == 1.0
+    assert math.isnan(mean_of([1.0], [""], "micro").error)
+    nothing = mean_of([], [], "macro")
+    assert (math.isnan(nothing.value), math.isnan(nothing.error), nothing.n) == (True, True, 0)
+
+
+@given(documents)
+def test_means_agree_with_the_slow_definition(pairs):
+    scores, subsets = [score for score, _ in pairs], [subset for _, subset in pairs]
+    by_subset = {name: [x for x, subset in pairs if subset == name] for name in set(subsets)}
+    macro = statistics.fmean(statistics.fmean(values) for values in by_subset.values())
+    assert mean_of(scores, subsets, "macro").value == pytest.approx(macro)
+    micro = mean_of(scores, subsets, "micro")
+    assert micro.value == pytest.approx(statistics.fmean(scores))
+    assert micro.error == pytest.approx(statistics.stdev(scores) / math.sqrt(len(scores)), abs=1e-12)
+
+
+@given(documents)
+def test_weights_sum_to_one_and_equal_subsets_weigh_alike(pairs):
+    subsets = [subset for _, subset in pairs]
+    for aggregation in ("micro", "macro"):
+        assert document_weights(subsets, aggregation).sum() == pytest.approx(1)
+    macro = document_weights(subsets, "macro")
+    totals = {name: sum(w for w, s in zip(macro, subsets, strict=True) if s == name) for name in set(subsets)}
+    assert list(totals.values()) == pytest.approx([1 / len(totals)] * len(totals))
+
+
+def test_overall_is_the_mean_of_all_and_nothing_without_one():
+    means = {"x": Mean(0.2, 0.03, 10), "y": Mean(0.6, 0.04, 5)}
+    mean, missing = overall(means, ["x", "y"])
+    # sqrt(0.03^2 + 0.04^2) / 2 = 0.05 / 2
+    assert (mean.value, mean.error, mean.n, missing) == (pytest.approx(0.4), pytest.approx(0.025), 15, [])
+    mean, missing = overall(means, ["x", "z", "y"])
+    assert math.isnan(mean.value)
+    assert missing == ["z"]
+    assert overall(means | {"z": Mean(math.nan, math.nan, 0)}, ["x", "z"])[1] == ["z"]
+
+
+def test_the_difference_of_the_same_documents():
+    difference, _ = paired_difference([0, 1, 0, 1], [1, 1, 0, 1], [""] * 4, "micro")
+    assert difference.value == pytest.approx(0.25)
+    assert difference.n == 4
+    assert 0 <= difference.low <= 0.25 <= difference.high <= 1
+
+
+@given(documents, st.floats(-1, 1))
+def test_a_difference_that_is_the_same_everywhere_is_certain(pairs, shift):
+    a, subsets = [score for score, _ in pairs], [subset for _, subset in pairs]
+    for aggregation in ("micro", "macro"):
+        found, _ = paired_difference(a, [x + shift for x in a], subsets, aggregation)
+        assert (found.value, found.low, found.high) == pytest.approx((shift, shift, shift), abs=1e-9)
+
+
+def test_pairing_counts_and_not_only_means():
+    """Two models of equal means: certain where they agree on every document, uncertain where they swap them."""
+    a = [0.0, 1.0] * 20
+    same, _ = paired_difference(a, a, [""] * 40, "micro")
+    swapped, _ = paired_difference(a, a[::-1], [""] * 40, "micro")
+    assert same.high - same.low == 0
+    assert swapped.value == pytest.approx(0)
+    assert swapped.high - swapped.low > 0.3
+
+
+@pytest.mark.parametrize("aggregation", ["micro", "macro"])
+def test_resampling_is_that_of_a_slow_reference(aggregation):
+    differences, subsets = [0.5, -1.0, 1.0, 0.25, 0.0], ["a", "a", "b", "b", "c"]
+    fast = resampled_differences(differences, subsets, aggregation, seed=3, resamples=50)
+    generator = np.random.default_rng(3)
+    for value in fast:
+        drawn = generator.integers(5, size=5)
+        if aggregation == "micro":
+            slow = statistics.fmean(differences[i] for i in drawn)
+        else:
+            groups = {subsets[i]: [differences[j] for j in drawn if subsets[j] == subsets[i]] for i in drawn}
+            slow = statistics.fmean(statistics.fmean(group) for group in groups.values())
+        assert value == pytest.approx(slow)
+
+
+def test_the_interval_is_as_wide_as_the_error_says():
+    generator = np.random.default_rng(0)
+    differences = generator.normal(0.1, 0.5, size=400).tolist()
+    low, high = interval(resampled_differences(differences, [""] * 400, "micro", seed=0))
+    error = statistics.stdev(differences) / math.sqrt(400)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_without_shared_documents_there_is_no_difference():
+    difference, _ = paired_difference([], [], [], "macro")
+    assert math.isnan(difference.value)
+    assert difference.n == 0
+
+
+def test_a_share_by_hand():
+    # Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n); with p = 1 the ends are 1 and 1 / (1 + z^2/n).
+    found = share_over_rows([1.0] * 4)
+    assert (found.value, found.high, found.n) == (1.0, 1.0, 4)
+    assert found.low == pytest.approx(1 / (1 + 1.959964**2 / 4), rel=1e-6)
+    # p = 1/2: centred, half the width is z sqrt(1/4n + z^2/4n^2) / (1 + z^2/n).
+    half = share_over_rows([1.0, 0.0])
+    assert (half.low + half.high) / 2 == pytest.approx(0.5)
+    z2 = 1.959964**2
+    assert half.high - 0.5 == pytest.approx((z2 * (1 / 8 + z2 / 16)) ** 0.5 / (1 + z2 / 2), rel=1e-6)
+    assert math.isnan(share_over_rows([]).value)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_a_share_lies_in_its_interval(scores):
+    found = share_over_rows(scores)
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+
+
+def test_a_mean_over_rows_is_a_paired_difference():
+    before, after = [-3.0, -1.0, -2.0], [-1.0, -1.5, 0.0]
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    found = mean_over_rows(differences, seed=5)
+    assert found == paired_difference(before, after, [""] * 3, "micro", seed=5)[0]
+    assert found.value == pytest.approx(3.5 / 3)
+    assert isinstance(found, Difference)
+
+
+def test_a_difference_of_accuracies_has_a_width_where_all_pairs_are_alike():
+    # Agresti and Min for 10 pairs without any discordant one: 0 -+ z sqrt((0 + 1) / 12 / 12).
+    found = bounded_over_rows([0.0] * 10)
+    assert (found.value, found.n) == (0, 10)
+    assert found.high == pytest.approx(1.959964 / 12) == -found.low
+    # 4 pairs better, 1 worse, 5 alike: centre 3/12, variance (5 + 1)/12 - (3/12)^2.
+    found = bounded_over_rows([1.0] * 4 + [-1.0] + [0.0] * 5)
+    assert found.value == pytest.approx(0.3)
+    half = 1.959964 * math.sqrt((6 / 12 - 1 / 16) / 12)
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half))
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), max_size=20))
+def test_a_difference_of_accuracies_mirrors(values):
+    found, mirrored = bounded_over_rows(values), bounded_over_rows([-value for value in values])
+    if values:
+        assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low))
+        assert found.low <= found.value <= found.high
+
+
+# --- what printed digits tell ----------------------------------------------------------------------------------------
+
+
+def test_multiples_as_they_are_printed_by_hand():
+    # thirds in tenths: 0, 3.33, 6.67, 10; quarters: 2.5 and 7.5 go either way
+    assert printed_multiples(3, 10) == {0, 3, 7, 10}
+    assert printed_multiples(4, 10) == {0, 2, 3, 5, 7, 8, 10}
+    assert len(printed_multiples(300, 1000) - {1000}) == 300
+    assert {value % 10 for value in printed_multiples(300, 1000)} == {0, 3, 7}
+
+
+@given(n=st.integers(1, 300), unit=st.sampled_from([10, 100, 1000]))
+def test_multiples_are_all_numbers_within_half_of_the_last_digit(n, unit):
+    near = {
+        value
+        for k in range(n + 1)
+        for value in (unit * k // n, unit * k // n + 1)
+        if abs(Fraction(unit * k, n) - value) <= Fraction(1, 2)
+    }
+    assert printed_multiples(n, unit) == near
+
+
+def test_the_coarsest_grid_and_its_chance_by_hand():
+    # 0.3 and 0.7 are no halves, but thirds. Of ten numbers, 1 prints {0}, 2 prints {0, 5}, 3 prints {0, 3, 7}.
+    found = coarsest_grid([3, 7], 10)
+    assert found.n == 3
+    assert found.chance == pytest.approx(0.1**2 + 0.2**2 + 0.3**2)
+
+
+@given(n=st.integers(2, 60), data=st.data())
+def test_shares_of_n_documents_lie_on_a_grid_that_is_no_finer(n, data):
+    hits = data.draw(st.lists(st.integers(0, n), min_size=1, max_size=40))
+    assert coarsest_grid([round(1000 * k / n) for k in hits], 1000).n <= n
+
+
+def test_the_chance_is_as_large_as_it_says():
+    """Of numbers of no grid, about that share lies on one that is so coarse."""
+    drawn = np.random.default_rng(0).integers(0, 100, (2000, 3))
+    found = [coarsest_grid(row.tolist(), 100) for row in drawn]
+    for limit in (0.05, 0.2):
+        assert np.mean([one.chance <= limit for one in found]) <= limit

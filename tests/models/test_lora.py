@@ -1,0 +1,110 @@
+"""LoRA: what is trained, that nothing changes at first, and that the exported model is the one that was trained."""
+
+import pytest
+import torch
+
+from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.backends.local.policy import Policy
+from nrt_cli.config import ModelSection
+from nrt_cli.models.export import export_checkpoint, export_model
+from nrt_cli.models.loading import load_model
+from nrt_cli.models.lora import merged_weights
+from nrt_cli.models.prepare import prepare_model
+from nrt_cli.objective.rows import Row
+from nrt_cli.records import Example
+
+pytest.importorskip("peft", reason="the lora extra is not installed")
+
+EXAMPLES = [Example(i, "made", tuple(range(5 + i, 25 + 2 * i)), (7, 8, 9, 1)) for i in range(4)]
+ROWS = [Row((5, 6, 7, 8, 9, 10), 3), Row((5, 6, 7, 20, 21), 3)]
+LORA = ("method=am", "model.lora.rank=4", "model.lora.alpha=8", "optimiser.lr=0.01")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def folder(request, tmp_path_factory, make_tiny_tokenizer, make_tiny_source):
+    root = tmp_path_factory.mktemp("lora")
+    source = make_tiny_source(root / "source", make_tiny_tokenizer(), tied=request.param)
+    prepare_model(str(source), root / "prepared", dtype="float32")
+    return root / "prepared"
+
+
+@pytest.fixture
+def config(folder, tiny_config):
+    return lambda *more: tiny_config(*LORA, f"model.path={folder}", *more)
+
+
+def load(path):
+    return load_model(ModelSection(path=str(path), dtype="float32", device="cpu"))
+
+
+@torch.no_grad()
+def logits(model):
+    return model(torch.arange(3, 30)[None], use_cache=False).logits
+
+
+def test_nothing_changes_before_the_first_step(config, folder):
+    torch.testing.assert_close(logits(LocalEngine(config(), 3).policy.model), logits(load(folder)))
+
+
+def test_low_rank_updates_and_the_rows_of_new_tokens_are_trained(config, folder):
+    engine = LocalEngine(config(), 3)
+    trained = {name for name, weight in engine.policy.model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name or "trainable_tokens" in name for name in trained)
+    base = dict(load(folder).named_parameters())
+    engine.train_step(EXAMPLES, 1)
+    after = dict(merged_weights(engine.policy.model))
+    assert set(after) == set(base)
+    new = {engine.tokens.start_id, engine.tokens.end_id}
+    moved = {name for name in base if not torch.equal(base[name], after[name])}
+    # In the first step only B moves, and with it every linear layer.
+    assert {name for name in moved if "proj" in name} == {name for name in base if "proj" in name}
+    tables = {name for name in base if "embed" in name or "lm_head" in name}
+    assert moved >= tables
+    assert not any("norm" in name for name in moved)
+    for name in tables:
+        rows = (base[name] != after[name]).any(-1).nonzero()[:, 0].tolist()
+        assert set(rows) == new
+
+
+def test_packed_equals_padded_with_gradients(config):
+    found = []
+    for packing in ("auto", "off"):
+        engine = LocalEngine(config(f"engine.packing={packing}"), 3)
+        engine.train_step(EXAMPLES, 1)
+        logprobs_N, entropies_N = engine.policy.score(ROWS)
+        (logprobs_N.sum() + entropies_N.sum()).backward()
+        grads = {n: w.grad for n, w in engine.policy.model.named_parameters() if w.requires_grad}
+        assert all(grad.any() for name, grad in grads.items() if "lora_B" in name)
+        found.append((logprobs_N, grads))
+    (packed, packed_grads), (padded, padded_grads) = found
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    for name in packed_grads:
+        torch.testing.assert_close(packed_grads[name], padded_grads[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_export_is_what_was_trained_and_so_is_its_checkpoint(config, folder, tmp_path):
+    engine = LocalEngine(config(), 3)
+    groups = engine.train_step(EXAMPLES, 1)[1]
+    export_model(engine, config(), tmp_path / "export")
+    export_checkpoint(engine.optimiser.state(), config(), folder, tmp_path / "checkpoint")
+    want = logits(engine.policy.model)
+    assert not torch.allclose(want, logits(load(folder)), atol=1e-4)
+    for made in ("export", "checkpoint"):
+        model = load(tmp_path / made)
+        assert not any("lora" in name for name in model.state_dict())
+        torch.testing.assert_close(logits(model), want, rtol=1e-4, atol=1e-5)
+    # What the sampler computed, prepacked layers and all, is what the policy says.
+    assert groups
+    rows = engine.layout.rows(groups[0])
+    plain, _ = Policy(load(tmp_path / "export"), 0).score(rows)
+    torch.testing.assert_close(plain, engine.policy.score(rows)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_states_are_restored(config):
+    one, two = LocalEngine(config(), 3), LocalEngine(config(), 3)
+    one.train_step(EXAMPLES, 1)
+    two.optimiser.load_state({name: value.clone() for name, value in one.optimiser.state().items()}, 1)
+    for engine in (one, two):
+        engine.train_step(EXAMPLES, 2)
+    for name, value in one.optimiser.state().items():
+        assert torch.equal(value, two.optimiser.state()[name]), name

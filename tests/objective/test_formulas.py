@@ -1,0 +1,44 @@
+"""The schemes as they are written in tables, evaluated, against the schemes as they are computed."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from nrt_cli.config import SCHEMES
+from nrt_cli.objective.formulas import FORMULAS
+from nrt_cli.objective.schemes import get_scheme, group_reward
+
+C, C_BASE = [0.5, 0.25, 0.9], [0.1, 0.8, 0.3]
+
+
+def evaluated(text, i=0, weight=None):
+    """A formula's value, at answer token i where it has one."""
+    for written, python in (
+        ("π(y*|x,z)", "math.prod(c)"), ("cⱼ,base", "b[j]"), ("cᵢ,base", "b[i]"), ("cⱼ", "c[j]"), ("cᵢ", "c[i]"),
+        ("wⱼ", "w[j] *"), ("^", "**"), ("·", "*"), ("] log", "] * log"),
+    ):  # fmt: skip
+        text = text.replace(written, python)
+    text = re.sub(r"log (\S+)", r"math.log(\1)", text)
+    text = re.sub(r"Πⱼ (c\[j\])", r"math.prod(\1 for j in range(T))", text)
+    text = re.sub(r"Σⱼ (.*)$", r"sum(\1 for j in range(T))", text)
+    names = {"math": math, "c": C, "b": C_BASE, "w": weight, "T": len(C), "i": i, "sum": sum, "range": range}
+    return eval(text, {"__builtins__": {}, **names})
+
+
+def test_every_scheme_is_written_down():
+    assert set(FORMULAS) == set(SCHEMES)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_what_is_written_is_what_is_computed(name):
+    formulas = FORMULAS[name]
+    logprobs_KT, base_T = torch.tensor([C]).double().log(), torch.tensor(C_BASE).double().log()
+    group = group_reward(get_scheme(name), logprobs_KT, base_T)
+    computed = float(get_scheme(name).reward(logprobs_KT, base_T)[0])
+    computed = math.exp(computed) if get_scheme(name).in_log else computed
+    weight = [evaluated(formulas.weight.text, i) for i in range(3)] if formulas.weight else None
+    assert evaluated(formulas.aggregation.text, weight=weight) == pytest.approx(computed)
+    assert evaluated(formulas.reward.text) == pytest.approx(computed)
+    assert [evaluated(formulas.signal.text, i) for i in range(3)] == pytest.approx(group.signal_KT[0].tolist())

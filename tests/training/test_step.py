@@ -1,0 +1,320 @@
+"""One optimiser step of the local engine against Algorithm 1, followed line by line in plain PyTorch.
+
+The reference below uses nothing of `nrt_cli.core`: one trace at a time, no padding, whole logits, plain probabilities,
+`log_softmax`, and `torch.optim.AdamW`. Line numbers are Algorithm 1's.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.errors import TrainingError
+from nrt_cli.records import Example, Rollout, RolloutGroup
+
+SCHEMES = ["logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p"]
+
+
+def batch(engine, vocabulary=100):
+    """Three prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap."""
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda n: tuple(torch.randint(4, vocabulary, (n,), generator=generator).tolist())  # noqa: E731
+    shapes = [((5, "end"), (0, "end"), (6, "cap"), (3, "eos")), ((2, "end"),) * 4, ((6, "cap"), (1, "eos")) * 2]
+    groups = []
+    for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4), (3, 1, 5), shapes, strict=True)):
+        example = Example(i, "made", draw(prompt), (*draw(answer), engine.tokens.eos_id))
+        ended_by = {"end": engine.tokens.end_id, "eos": engine.tokens.eos_id, "cap": None}
+        rollouts = tuple(Rollout(draw(n), (-1.0,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
+        groups.append(RolloutGroup(example, rollouts))
+    return groups
+
+
+def logprobs(model, ids):
+    """log pi(ids[i] | ids[:i]) for i >= 1, from whole logits; entry 0 is a placeholder."""
+    table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [None] + [table[i - 1, token] for i, token in enumerate(ids) if i]
+
+
+def answer_probabilities(model, prefix, answer):
+    return torch.stack(logprobs(model, [*prefix, *answer])[len(prefix) :]).exp()
+
+
+def aggregate(scheme, c, c_base):
+    """f(c), Tables 1 and 2."""
+    return {
+        "logp": lambda: c.log().sum(),
+        "p": lambda: c.prod(),
+        "am": lambda: c.mean(),
+        "gm": lambda: c.prod() ** (1 / len(c)),
+        "ws-inv-p": lambda: (c / c_base).sum(),
+        "ws-neg-log-p": lambda: -(c * c_base.log()).sum(),
+    }[scheme]()
+
+
+def algorithm_1(model, groups, scheme, tokens, divisor, format_weight, credit_eos=False):
+    """The gradient of L_total, left in the model, for one batch; returns the advantages of each group."""
+    rows = sum(len(group.rollouts) for group in groups)
+    advantages = []
+    for group in groups:
+        x, y = list(group.example.prompt_ids), list(group.example.answer_ids)
+        with torch.no_grad():  # line 6: the null trace, under pi_old
+            c_base = answer_probabilities(model, [*x, tokens.start_id, tokens.end_id], y)
+            r_base = aggregate(scheme, c_base, c_base)
+        losses, rewards, signals, answers = [], [], [], []
+        for rollout in group.rollouts:
+            z = list(rollout.trace_ids)
+            ids = [*x, tokens.start_id, *z, tokens.end_id, *y]  # line 5: t_end is appended where it is missing
+            lp = logprobs(model, ids)
+            start, end = lp[len(x)], lp[len(x) + 1 + len(z)]
+            trace = sum(lp[len(x) + 1 : len(x) + 1 + len(z)])
+            if rollout.stop == "end":
+                trace = trace + end  # stopping was the policy's own choice, so it is part of log pi(z|x)
+            if rollout.stop == "eos" and credit_eos:  # so was this, by the token that it really took
+                trace = trace + logprobs(model, [*x, tokens.start_id, *z, rollout.ended_by])[-1]
+            log_c = torch.stack(lp[len(ids) - len(y) :])
+            c = log_c.detach().exp().requires_grad_()
+            reward = aggregate(scheme, c, c_base)  # line 7
+            (slope,) = torch.autograd.grad(reward, c)
+            signals.append(slope * c.detach())  # line 11
+            rewards.append(reward.detach())
+            answers.append(log_c)
+            losses.append((trace, -(start + end)))
+        clipped = torch.stack([(reward - r_base).clamp(min=0) for reward in rewards])  # line 8
+        spread = clipped.std(correction=0)
+        advantage = (clipped - clipped.mean()) / spread if spread > 0 else torch.zeros_like(clipped)  # line 9
+        advantages.append(advantage)
+        for k, (trace, form) in enumerate(losses):
+            nrt = -advantage[k] * trace - (signals[k] * answers[k]).sum()  # line 12
+            loss = nrt + format_weight * form  # lines 14 and 15
+            (loss / (rows * divisor)).backward()
+    return advantages
+
+
+def double_engine(config):
+    """An engine in float64, since Adam turns rounding noise in a near-zero gradient into a whole step."""
+    engine = LocalEngine(config, updates=3)
+    engine.policy.model.double()
+    return engine
+
+
+@pytest.mark.parametrize(("packing", "credit_eos"), [("auto", False), ("off", False), ("auto", True), ("off", True)])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_paper_step_equals_algorithm_1(scheme, packing, credit_eos, tiny_config):
+    config = tiny_config(
+        "preset=paper", f"method={scheme}", f"engine.packing={packing}", f"objective.credit_eos={credit_eos}"
+    )
+    engine = double_engine(config)
+    slow = copy.deepcopy(engine.policy.model)
+    groups = batch(engine)
+
+    want = algorithm_1(slow, groups, scheme, engine.tokens, config.rollout.max_trace_tokens, 0.3, credit_eos)
+    adamw = torch.optim.AdamW(slow.parameters(), lr=1e-3, weight_decay=0.01)
+    torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
+    adamw.step()
+
+    update = engine.update(groups)
+    for score, advantage in zip(update.scores, want, strict=True):
+        torch.testing.assert_close(score.loss.advantage.advantage_K, advantage, rtol=1e-8, atol=1e-8)
+    # A thousandth of Adam's step of 1e-3: transformers' norms round to float32 inside, whatever the model's dtype.
+    for (name, fast), reference in zip(engine.policy.model.named_parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(fast, reference, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def gradients(config, groups):
+    engine = double_engine(config)
+    kept = {}
+    engine.optimiser.step = lambda updates: (
+        kept.update({n: m.grad.clone() for n, m in engine.optimiser.masters.items()}) or {"grad_norm": 1.0, "lr": 0.0}
+    )
+    update = engine.update(groups(engine))
+    return kept, update.metrics
+
+
+@pytest.mark.parametrize("packing", ["auto", "off"])
+@pytest.mark.parametrize("scheme", ["gm", "ws-neg-log-p"])
+@pytest.mark.parametrize(
+    "extra", [(), ("objective.entropy_weight=0.1", "rollout.temperature=0.7"), ("preset=reference",)]
+)
+def test_results_do_not_depend_on_the_micro_batch_or_on_padding(scheme, extra, packing, tiny_config):
+    """10000 tokens hold the batch, 80 a packed group, 40 none: those are scored first and redone in parts."""
+    tokens = ("tokens.think_start=<|think_start|>", "tokens.think_end=<|think_end|>")
+    settings = (f"method={scheme}", f"engine.packing={packing}", *extra, *tokens)
+    whole, metrics = gradients(tiny_config(*settings, "train.micro_batch_tokens=10000"), batch)
+    assert any(gradient.any() for gradient in whole.values())
+    for budget in (40, 80):
+        parts, cut_metrics = gradients(tiny_config(*settings, f"train.micro_batch_tokens={budget}"), batch)
+        assert metrics["loss"] == pytest.approx(cut_metrics["loss"], rel=1e-6)
+        for name in whole:
+            torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=3e-8)
+
+
+def test_a_group_does_not_change_with_the_company_it_keeps(tiny_config):
+    """The gradient of a batch is the mean of its groups' gradients, each scored alone (and so padded otherwise)."""
+    config = tiny_config("method=am")
+    together, _ = gradients(config, batch)
+    alone = [gradients(config, lambda engine, i=i: [batch(engine)[i]])[0] for i in range(3)]
+    for name in together:
+        mean = sum(gradient[name] for gradient in alone) / 3
+        # transformers' norms round to float32 inside, whatever the model's dtype.
+        torch.testing.assert_close(together[name], mean, rtol=1e-5, atol=3e-8)
+
+
+def test_sft_is_cross_entropy_on_the_answer(tiny_config):
+    engine = double_engine(tiny_config("method=sft"))
+    slow = copy.deepcopy(engine.policy.model)
+    examples = [group.example for group in batch(engine)]
+    losses = [-torch.stack(logprobs(slow, [*e.prompt_ids, *e.answer_ids])[len(e.prompt_ids) :]).sum() for e in examples]
+    loss = sum(losses) / sum(len(e.answer_ids) for e in examples)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
+    torch.optim.AdamW(slow.parameters(), lr=1e-3, weight_decay=0.01).step()
+    update = engine.update_sft(examples)
+    assert update.metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    for fast, reference in zip(engine.policy.model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(fast, reference, rtol=1e-7, atol=1e-9)
+
+
+def with_traces(engine):
+    """Three examples, of which the second has no reference trace."""
+    first, second, third = [group.example for group in batch(engine)]
+    return [replace(first, trace_ids=(9, 8, 7, 9)), second, replace(third, trace_ids=(5,))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("engine.packing=off",),
+        ("train.micro_batch_tokens=1",),
+        ("train.micro_batch_tokens=1", "engine.packing=off"),
+    ],
+)
+def test_sft_on_traces_is_cross_entropy_on_trace_and_answer(tiny_config, settings):
+    """Eq. 1, one sequence at a time: all that follows x, both think tokens included; x y* where there is no trace."""
+    engine = double_engine(tiny_config("method=sft", "data.traces=true", *settings))
+    slow = copy.deepcopy(engine.policy.model)
+    start, end = engine.tokens.start_id, engine.tokens.end_id
+    examples = with_traces(engine)
+    loss, answers, count = 0.0, [], 0
+    for e in examples:
+        output = [*([start, *e.trace_ids, end] if e.trace_ids else []), *e.answer_ids]
+        scored = logprobs(slow, [*e.prompt_ids, *output])[len(e.prompt_ids) :]
+        loss, count = loss - torch.stack(scored).sum(), count + len(output)
+        answers += [float(logprob.detach()) for logprob in scored[-len(e.answer_ids) :]]
+    (loss / count).backward()
+    report = engine._minibatch_sft(examples)
+    assert count == sum(len(e.answer_ids) for e in examples) + 4 + 2 + 1 + 2
+    assert report["loss"] == pytest.approx(float(loss.detach()) / count, rel=1e-5)
+    assert report["answer_logprob_per_token"] == pytest.approx(sum(answers) / len(answers), rel=1e-5)
+    for fast, reference in zip(engine.policy.model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(fast.grad, reference.grad, rtol=1e-5, atol=3e-8)
+    assert engine.update_sft(examples).metrics["tokens"] == count + sum(len(e.prompt_ids) for e in examples)
+
+
+def test_sft_on_traces_is_scored_with_traces_of_its_own(tiny_config):
+    """Held-out pairs say log P(y*) after a sampled and after the null trace, whatever reference traces they have."""
+    engine = double_engine(tiny_config("method=sft", "data.traces=true"))
+    examples = with_traces(engine)
+    scores = engine.held_out(examples)
+    assert scores.groups
+    assert scores.null_logprobs
+    as_if_none = engine.held_out([replace(e, trace_ids=()) for e in examples])
+    assert scores.answer_logprobs == as_if_none.answer_logprobs
+
+
+def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
+    engine = double_engine(tiny_config("method=am"))
+    examples = [group.example for group in batch(engine)]
+    scores = engine.held_out(examples)
+    groups = scores.groups
+    tokens, model = engine.tokens, engine.policy.model
+    totals = []
+    for group in groups:
+        x, y, z = group.example.prompt_ids, group.example.answer_ids, group.rollouts[0].trace_ids
+        openings = ([*x, tokens.start_id, *z, tokens.end_id], [*x, tokens.start_id, tokens.end_id])
+        by_token = [answer_probabilities(model, o, y).log().detach() for o in openings]
+        totals.append([float(logprobs.sum()) for logprobs in by_token])
+        i = len(totals) - 1
+        assert scores.answer_logprobs[i] == pytest.approx(by_token[0].tolist(), rel=1e-6)
+        assert scores.null_logprobs[i] == pytest.approx(by_token[1].tolist(), rel=1e-6)
+    with_trace, with_null = (sum(column) / 3 for column in zip(*totals, strict=True))
+    lengths = [len(group.rollouts[0].trace_ids) for group in groups]
+    assert scores.metrics == pytest.approx(
+        {
+            "answer_logprob": with_trace,
+            "null_logprob": with_null,
+            "gain": with_trace - with_null,
+            "trace_length": sum(lengths) / 3,
+            "forced_share": sum(group.rollouts[0].stop != "end" for group in groups) / 3,
+        },
+        rel=1e-6,
+    )
+
+
+def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(tiny_config, monkeypatch):
+    """Where packing is wrong, the run goes on padded, says so, and learns what one without packing does."""
+    padded = LocalEngine(tiny_config("method=am", "engine.packing=off"), updates=3)
+    groups = batch(padded)
+    padded.update(groups)
+    engine, said = LocalEngine(tiny_config("method=am"), updates=3), []
+    engine.tell(said.append)
+    assert not said
+    # Tails to their prefix and no further: nothing in the shapes would tell.
+    monkeypatch.setattr("nrt_cli.backends.local.segments._join", lambda out, sums, part, part_sums: (out, sums))
+    engine.update(groups)
+    assert not engine.policy.packing
+    assert [text for text in said if "nothing is packed, since packed and padded log-probabilities of Llama" in text]
+    for one, other in zip(engine.policy.model.parameters(), padded.policy.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_later_minibatches_take_the_samplers_log_probs_for_pi_old(tiny_config):
+    """No pass over traces without gradient: only the null traces of later groups are scored before the first step."""
+    found = {}
+    for credit in (False, True):
+        engine = LocalEngine(
+            tiny_config("method=am", "train.minibatch_size=1", f"objective.credit_forced_end={credit}"), 3
+        )
+        groups = engine.sample([group.example for group in batch(engine)], 1)
+        scored, plain = [], engine.policy.score_without_gradient
+        engine.policy.score_without_gradient = lambda rows, budget, plain=plain, scored=scored: (
+            scored.extend(rows),
+            plain(rows, budget),
+        )[1]
+        update = engine.update(groups)
+        later = [engine.layout.null_row(group.example) for group in groups[1:]]
+        traces = [row for group in groups[1:] for row in engine.layout.rows(group)]
+        assert (len(scored) == len(later)) != credit
+        assert set(later) <= set(scored)
+        assert (set(traces) <= set(scored)) == credit
+        found[credit] = [score.context.old_trace_KZ for score in update.scores], update.metrics
+    for score, same in zip(found[False][0][1:], found[True][0][1:], strict=True):
+        mask = score != 0  # a forced t_end, which the sampler says nothing of, and padding
+        torch.testing.assert_close(score[mask], same[mask].double(), rtol=1e-4, atol=1e-5)
+    assert found[False][1]["sampler_gap"] < 1e-4
+
+
+def test_an_eos_is_scored_at_the_temperature_it_was_sampled_at(tiny_config):
+    engine = LocalEngine(tiny_config("method=am", "rollout.temperature=0.7", "objective.credit_eos=true"), 3)
+    row = engine.layout.rows(batch(engine)[0])[-1]
+    assert row.ids[-1] == engine.tokens.eos_id
+    logits_V = engine.policy.model(torch.tensor([row.ids[:-1]])).logits[0, -1]
+    want = (logits_V / 0.7).log_softmax(-1)[row.ids[-1]]
+    (got,), _ = engine.policy.score([row])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_from_weights_that_are_not_the_policys_is_refused(tiny_config):
+    engine = LocalEngine(tiny_config("method=am"), updates=3)
+    examples = [group.example for group in batch(engine)]
+    engine.sample(examples, 1)
+    layer = engine.policy.model.get_output_embeddings()
+    stale = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+    layer.forward = stale.forward  # what a copy that nobody updates would do
+    sampled = engine.sampler._next_logprobs()
+    del layer.forward
+    engine.sampler._next_logprobs = lambda: sampled
+    with pytest.raises(TrainingError, match="native sampler does not run the trainer's weights"):
+        engine.sample(examples, 2)
