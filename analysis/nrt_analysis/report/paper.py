@@ -1,4 +1,4 @@
-"""The paper's own numbers, which ship as data: `analysis/paper/nrt.yaml`."""
+"""The paper's own numbers, which ship as data: `paper/nrt.yaml` beside this room."""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ LUCK = 1e-6
 @cache
 def paper() -> dict[str, Any]:
     """All of the file, as it is."""
-    text = files("analysis").joinpath("paper", "nrt.yaml").read_text(encoding="utf-8")
+    text = files("nrt_analysis").joinpath("paper", "nrt.yaml").read_text(encoding="utf-8")
     values: dict[str, Any] = load_yaml(text, "nrt.yaml")
     return values
 
