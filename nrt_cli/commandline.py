@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def resume(run: Path, *more: str) -> str:
 def pasted(words: list[str]) -> str:
     """Words quoted as this system's shell wants them."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def this_command() -> str:
+    """This process's command, as one would type it."""
+    return pasted(["nrt", *sys.argv[1:]])
 
 
 def settings(values: Mapping[str, Any]) -> list[str]:

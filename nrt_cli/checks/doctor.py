@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks import doctor_model, doctor_sample
 from nrt_cli.checks.doctor_environment import environment
 from nrt_cli.checks.findings import Finding, advised, guarded, of_error
@@ -30,7 +31,7 @@ def diagnose(config: RunConfig | None) -> Iterator[Finding]:
     """
     if config is not None:
         config = _resolved(config)
-        start.use_threads(config)
+        use_threads(config)
     yield from environment(config)
     if config is None:
         do = "name a config: `nrt doctor CONFIG --model DIR --data FILE`."

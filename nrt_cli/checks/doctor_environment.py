@@ -14,10 +14,10 @@ import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.backends.local.throughput import matmul_ceiling
+from nrt_cli.backends.machine import PACKAGES, version
 from nrt_cli.checks.findings import Finding, guarded
 from nrt_cli.config import RunConfig
 from nrt_cli.models.loading import native_bfloat16, pick_device, resolved
-from nrt_cli.training.start import PACKAGES, version
 
 PROJECT = "nrt-cli"
 REST = ("dev",)

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from nrt_cli.backends.local.engine import TRAIN_STREAM, LocalEngine
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.doctor_sample import STEP, Interview, interview_of
 from nrt_cli.checks.prospects import Prospects, SampledGroup, cut_to, prospects, split
 from nrt_cli.commandline import settings
@@ -83,7 +84,7 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
             "a forecast is of a method that samples traces, on this machine: name one with --method, and with "
             "--set engine.name=local where the config has another engine."
         )
-    start.use_threads(config)
+    use_threads(config)
     inputs = start.load_inputs(config)
     caps, sizes, temperatures = _grid(config, inputs.train.longest_with(lambda _: 0))
     rollout = config.rollout.model_copy(update={"max_trace_tokens": max(caps), "group_size": max(sizes)})

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from nrt_cli.backends import machine
 from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.local.throughput import matmul_ceiling
+from nrt_cli.backends.machine import use_threads, version
 from nrt_cli.backends.verl import settings
 from nrt_cli.backends.verl.keys import INSTALL
 from nrt_cli.checks.doctor_model import tried
@@ -253,7 +254,7 @@ def _installed(requirement: Requirement) -> str:
 
 def _one_of(requirements: Sequence[Requirement]) -> str:
     """The first that is installed. Raises ConfigError where none is, as for the first of them."""
-    installed = [r for r in requirements if start.version(r.name)]
+    installed = [r for r in requirements if version(r.name)]
     return _installed((installed or list(requirements))[0])
 
 
@@ -293,7 +294,7 @@ def _model(config: RunConfig) -> Check:
 
 def _gradient(config: RunConfig, examples: ExampleSet) -> Check:
     """Each term's share of the gradient, of a small step that is not kept."""
-    start.use_threads(config)
+    use_threads(config)
     config = start.new_config(config)
     metrics = tried(config, LocalEngine(config, 1), examples).update.metrics
     doubt = balance.doubt(metrics, config.objective)

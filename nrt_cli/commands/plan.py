@@ -19,11 +19,11 @@ def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
     Raises the first failed check as a ConfigError, once everything is printed.
     """
     from nrt_cli.checks import preflight
-    from nrt_cli.training import made
+    from nrt_cli.training import locate
 
     if config is None:
         raise ConfigError("--dry-run plans a new run; name its config and leave --resume out.")
-    config = made.with_files(config)
+    config = locate.locate_inputs(config)
     checks, plan = preflight.check(config, run_path)
     found = {
         "checks": [dataclasses.asdict(check) for check in checks],

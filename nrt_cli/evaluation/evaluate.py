@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import Interrupted, NrtError
@@ -16,7 +17,6 @@ from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.progress import EvalProgress
 from nrt_cli.records import Document, Reply, Request
 from nrt_cli.store.evals import Evaluation, document_hash
-from nrt_cli.training import start
 
 
 def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
     """
     suite = select(job.benchmarks)
     session = Session(job, config, display)
-    start.use_threads(config)
+    use_threads(config)
     if session.located.suffix:
         session.display.note(
             f"Benchmarks are asked as they stand, without the line that its training's questions ended in: "

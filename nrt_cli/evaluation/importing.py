@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.commandline import this_command
 from nrt_cli.config.suite import BenchmarkSpec, select
 from nrt_cli.errors import EvalError
 from nrt_cli.evaluation import lm_eval_output, olmes
@@ -11,8 +12,7 @@ from nrt_cli.evaluation.olmes_run import keep
 from nrt_cli.evaluation.outputs import Output
 from nrt_cli.evaluation.scores import outcome
 from nrt_cli.evaluation.session import results_folder
-from nrt_cli.training import start
-from nrt_cli.training.located import locate_model
+from nrt_cli.training.locate import locate_model
 
 
 def import_results(folder: Path, model: str | None, out: Path | None, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def import_results(folder: Path, model: str | None, out: Path | None, warn: Call
         "model": {"given": model, "name": located.name if located else folder.resolve().name},
         "backend": backend,
         "imported": str(folder.resolve()),
-        "command": start.command(),
+        "command": this_command(),
     }
     rows = []
     for spec, output in found:

@@ -17,7 +17,7 @@ from nrt_cli.config.evaluation import OlmesSection
 from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.errors import EvalError
 from nrt_cli.evaluation.outputs import Output, combined, json_lines, numbers
-from nrt_cli.models.metadata import About
+from nrt_cli.models.metadata import Metadata
 from nrt_cli.records import Document, Reply, Stop
 
 WRAPPER = Path(__file__).with_name("olmes_wrapper.py")
@@ -64,7 +64,7 @@ class Call:
 
     spec: BenchmarkSpec
     model: Path
-    about: About | None
+    about: Metadata | None
     engine: str
     limit: int | None
     seed: int

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import graded_pairs, load_examples, suffix_of
 from nrt_cli.errors import ConfigError, DataError
@@ -20,7 +21,6 @@ from nrt_cli.progress import EvalProgress
 from nrt_cli.records import ACCURACIES, Document
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation, document_hash
-from nrt_cli.training import start
 
 DATA = "data-"
 """What the name of an evaluation of pairs begins with."""
@@ -52,7 +52,7 @@ def evaluate_pairs(
         NrtError: the file or the model cannot be read, or no grader suits the answers.
     """
     session = Session(job, config, display)
-    start.use_threads(config)
+    use_threads(config)
     kinds = tuple(ACCURACIES) if session.think else ("direct",)
     questions, documents, longest, fingerprint = _read(session, file, grader)
     trace_cap = _trace_cap(session)

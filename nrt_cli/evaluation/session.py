@@ -7,16 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from nrt_cli.backends.machine import version
 from nrt_cli.backends.reasoners import open_reasoner
+from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
 from nrt_cli.evaluation.lm_eval import Benchmark
 from nrt_cli.models.loading import pick_device
-from nrt_cli.models.metadata import About, read_about
+from nrt_cli.models.metadata import Metadata, read_metadata
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.progress import EvalProgress
 from nrt_cli.text.reasoning import ThinkMode, thinking
-from nrt_cli.training import start
-from nrt_cli.training.located import Located, locate_model
+from nrt_cli.training.locate import Located, locate_model
 
 PACKAGES = ("nrt-cli", "torch", "transformers", "tokenizers")
 """What computes the answers, besides what a benchmark names for itself; results are kept apart by its versions."""
@@ -44,7 +45,7 @@ class Session:
         self.located = locate_model(job.model)
         self.section = self.located.section(config.model)
         self.root = job.out or results_folder(self.located)
-        self.about: About = read_about(self.located.folder)
+        self.about: Metadata = read_metadata(self.located.folder)
         self.think, self.min_trace_tokens = thinking(job.think, self.about.thinks)
 
     @cached_property
@@ -82,7 +83,7 @@ class Session:
             "max_answer_tokens": section.max_answer_tokens,
             "limit": self.job.limit,
             "seed": section.seed,
-            "versions": {name: start.version(name) for name in packages},
+            "versions": {name: version(name) for name in packages},
         }
 
     def described(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Session:
             "think": self.job.think,
             "data": str(self.data_dir) if self.data_dir else "hub",
             "python": platform.python_version(),
-            "command": start.command(),
+            "command": this_command(),
         }
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import METADATA, read_json
 from nrt_cli.text.tokens import ThinkTokens, think_tokens
 
@@ -83,7 +83,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     them (`encode_answer`). In the folder they may be plain, as Qwen 3's <think> is, and ours once they are pushed.
     """
     tokenizer = from_folder(AutoTokenizer, require_model(path), str(path))
-    about = read_about(Path(path)) if Path(path, METADATA).is_file() else None
+    about = read_metadata(Path(path)) if Path(path, METADATA).is_file() else None
     marks = {about.think_start, about.think_end} if about else set()
     stops = _stops(path)
     for number, token in tokenizer.added_tokens_decoder.items():

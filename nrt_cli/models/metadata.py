@@ -8,7 +8,7 @@ from nrt_cli.errors import ModelError
 
 
 @dataclass(frozen=True)
-class About:
+class Metadata:
     """`think_start` is None where a trace follows the prompt directly; `thinks` is how the model was trained.
 
     `suffix` is the last line that all questions of its training had.
@@ -26,7 +26,7 @@ class About:
     prepared: str | None = None
 
 
-def read_about(folder: Path) -> About:
+def read_metadata(folder: Path) -> Metadata:
     """Read a model folder's `nrt.json`. Raises ModelError where it is missing or damaged.
 
     A prepared model has been trained to neither think nor answer directly; it counts as thinking, which it is there
@@ -40,7 +40,7 @@ def read_about(folder: Path) -> About:
         start, end = about["tokens"]["think_start"], about["tokens"]["think_end"]
         trained = about.get("training", {})
         stops = tuple(stop["token"] for stop in about.get("stop_tokens", ()))
-        return About(
+        return Metadata(
             start and start["token"],
             end["token"],
             trained.get("thinks", True),

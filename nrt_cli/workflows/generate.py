@@ -14,7 +14,7 @@ from nrt_cli.records import Reply, Request
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.text.questions import ending_in
 from nrt_cli.text.reasoning import Part, ThinkMode, thinking
-from nrt_cli.training.located import locate_model
+from nrt_cli.training.locate import locate_model
 
 USUAL_CAP = 256
 """Most tokens of a trace, and of an answer, where nobody says how many."""

@@ -13,12 +13,12 @@ from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.evaluation.comparison import results_of
 from nrt_cli.models.gguf import convert, find_converter
 from nrt_cli.models.hub import card_metadata, upload
-from nrt_cli.models.metadata import About, read_about
+from nrt_cli.models.metadata import Metadata, read_metadata
 from nrt_cli.models.prepare import model_folder
 from nrt_cli.models.publish import without_paths, write_for_others
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
-from nrt_cli.training.located import Located, locate_model
+from nrt_cli.training.locate import Located, locate_model
 from nrt_cli.workflows.card import CONFIG, Facts, render_card
 
 OTHER_SECTIONS = ("eval", "judge", "track")
@@ -54,7 +54,7 @@ def push(parcel: Parcel) -> dict[str, Any]:
         raise ConfigError("--converter has no effect without --gguf.")
     converter = find_converter(parcel.converter) if parcel.gguf else None
     located = locate_model(parcel.model)
-    about = read_about(located.folder)
+    about = read_metadata(located.folder)
     if parcel.out is not None:
         _vacant(parcel.out, parcel.overwrite)
     with _target(parcel.out) as folder:
@@ -105,7 +105,7 @@ def _write_config(located: Located, folder: Path) -> RunConfig | None:
     return config
 
 
-def _facts(parcel: Parcel, located: Located, about: About, config: RunConfig | None) -> Facts:
+def _facts(parcel: Parcel, located: Located, about: Metadata, config: RunConfig | None) -> Facts:
     run = None if located.run is None else Run.open(located.run)
     scores = [s for e in find_evaluations(results_of(parcel.model)) if (s := e.scores()) and s["score"] == s["score"]]
     return Facts(

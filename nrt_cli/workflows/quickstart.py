@@ -9,6 +9,7 @@ from typing import Any
 from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.backends import machine
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.preflight import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
@@ -21,9 +22,7 @@ from nrt_cli.models.sources import METADATA, bytes_to_fetch, read_json
 from nrt_cli.progress import Race
 from nrt_cli.records import ModelShape, Plan
 from nrt_cli.store import Run
-from nrt_cli.training.located import locate_model
-from nrt_cli.training.made import without_suffix
-from nrt_cli.training.start import use_threads
+from nrt_cli.training.locate import locate_model, without_suffix
 from nrt_cli.workflows.train import train
 
 NRT = "nrt"

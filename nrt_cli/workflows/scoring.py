@@ -10,14 +10,14 @@ import numpy as np
 from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.backends.local.scoring import Scorer
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.config import DataSection, ModelSection, RolloutSection, RunConfig
 from nrt_cli.data.examples import load_examples
 from nrt_cli.errors import ConfigError, DataError
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.records import Example
 from nrt_cli.store import Run
-from nrt_cli.training.located import Located, locate_model
-from nrt_cli.training.start import use_threads
+from nrt_cli.training.locate import Located, locate_model
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
@@ -62,7 +62,7 @@ class Subject:
 def subject(ref: str | Path) -> Subject:
     """The model that DIR, RUN, RUN@STEP or builtin:NAME means. Raises ModelError or StoreError where there is none."""
     located = locate_model(ref)
-    about = read_about(located.folder)
+    about = read_metadata(located.folder)
     if located.run is None:
         defaults = configs.resolve({"rollout": {"max_trace_tokens": DEFAULT_TRACE_CAP}})
         return Subject(located, defaults, about.think_start, about.think_end, about.thinks)

@@ -18,11 +18,11 @@ from nrt_cli.commandline import settings
 from nrt_cli.config import RunConfig
 from nrt_cli.config.speedrun import FIXED, TRACKS, Entry, Machine, Score, entry_yaml, minutes_of, reached, read_entry
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.store import Run
 from nrt_cli.store.reports import write_report
-from nrt_cli.training.located import locate_model
+from nrt_cli.training.locate import locate_model
 from nrt_cli.workflows.train import MakeDisplay, train
 
 PROGRAM = Path(nrt_cli.__file__).parent
@@ -145,7 +145,7 @@ def _starting_model(attempt: Attempt) -> str:
     """The fingerprint of what the starting model was prepared from; nothing else may have been done to it."""
     path, wanted = attempt.config.model.path, TRACKS[attempt.track].model
     folder = locate_model(path).folder
-    about = read_about(folder)
+    about = read_metadata(folder)
     if about.source is None or about.prepared != model_fingerprint(folder):
         raise ModelError(f"{path}: is not as `nrt model prepare` leaves a model; prepare its source again.")
     if wanted not in (None, about.source):

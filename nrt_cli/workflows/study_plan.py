@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.preflight import describe, lengths_of_text, plan_for
 from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import flatten, merge
@@ -20,7 +21,6 @@ from nrt_cli.models.prepare import planned_rows
 from nrt_cli.models.shapes import model_shape, source_shape
 from nrt_cli.models.sources import tokenizer_here
 from nrt_cli.records import ModelShape
-from nrt_cli.training.start import use_threads
 
 
 def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.backends.local.engine import Update
 from nrt_cli.backends.local.profiling import profiled, table
+from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks import preflight
 from nrt_cli.checks.overlap import overlap
-from nrt_cli.commandline import resume
+from nrt_cli.commandline import resume, this_command
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.errors import ConfigError, Interrupted, NrtError, StoreError, TrainingError
@@ -103,7 +104,7 @@ def _begin(run_path: Path, config: RunConfig | None, how: Watching) -> dict[str,
     config = start.new_config(config)
     require_vacant(run_path)
     require_trackers(config)
-    start.use_threads(config)
+    use_threads(config)
     inputs = start.load_inputs(config)
     _look_first(config, run_path, inputs)
     opening = engines.opening(config, inputs, run_path)
@@ -120,7 +121,7 @@ def _continue(
     config = start.resumed_config(run, config, changes)
     _announce_fewer(run, config)
     require_trackers(config)
-    start.use_threads(config)
+    use_threads(config)
     with run.writing():
         inputs = start.load_inputs(config)
         start.same_inputs(run, inputs.fingerprints)
@@ -187,7 +188,7 @@ def _work(
             profiled,
             how.enough,
         )
-        run.event("started" if done is None else "resumed", step=done or 0, command=start.command())
+        run.event("started" if done is None else "resumed", step=done or 0, command=this_command())
         run.update_manifest(status="running", steps=inputs.steps)
         _announce_drops(display, inputs)
         for doubt in doubts:

@@ -28,7 +28,7 @@ from nrt_cli.objective.group import Objective
 from nrt_cli.objective.metrics import TERMS
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
-from nrt_cli.training import made
+from nrt_cli.training import locate
 from nrt_cli.training.start import load_inputs
 from nrt_cli.workflows.train import batch_for, train
 
@@ -112,7 +112,7 @@ def trained(kind: str, candidate: str, method: str, seed: int) -> Run:
             "train.validate_every=20",
         ]
         config = configs.load("quickstart", [*overrides, *ALIKE, *CANDIDATES[candidate]], method=method, seed=seed)
-        train(path, made.with_files(config), (path / "manifest.json").is_file(), Silent)
+        train(path, locate.locate_inputs(config), (path / "manifest.json").is_file(), Silent)
     return Run.open(path)
 
 
@@ -134,7 +134,7 @@ def norms(kind: str, candidate: str) -> str:
     """Each term's share of the first step's gradient: as metrics have it, and by the norms of what each adds to it."""
     folder = data(kind)
     overrides = [f"data.train={folder / 'train' / 'train.parquet'}", "data.max_answer_tokens=96", "train.batch_size=16"]
-    config = made.with_files(configs.load("quickstart", [*overrides, *ALIKE, *CANDIDATES[candidate]]))
+    config = locate.locate_inputs(configs.load("quickstart", [*overrides, *ALIKE, *CANDIDATES[candidate]]))
     inputs = load_inputs(config)
     engine = LocalEngine(config, inputs.steps)
     groups = engine.sample(batch_for(inputs.train, config, 1), 1)

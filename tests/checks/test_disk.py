@@ -14,7 +14,7 @@ from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.store.housekeeping import size_of, sweepable
 from nrt_cli.training import start
-from nrt_cli.training.located import locate_model
+from nrt_cli.training.locate import locate_model
 from nrt_cli.workflows.train import train
 
 SETTINGS = ("method=am", "train.steps=3", "train.trace_groups=0")

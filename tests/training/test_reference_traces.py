@@ -12,7 +12,7 @@ from nrt_cli.data.examples import References, load_examples
 from nrt_cli.data.prepare import prepare
 from nrt_cli.errors import DataError
 from nrt_cli.models.loading import load_tokens
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.training.start import load_inputs
@@ -138,7 +138,7 @@ def test_a_think_token_that_is_no_special_token_drops_its_row(tmp_path, tiny_con
 
 def test_a_model_trained_on_traces_thinks(mixed, train_run):
     run = train_run(*ON_TRACES, *of(mixed[0]))
-    assert read_about(run.export_path).thinks
+    assert read_metadata(run.export_path).thinks
     assert subject(run.path).thinks
     kinds = ("thinking", "null", "direct", "other_trace")
     for record in run.metrics("held_out"):
@@ -156,7 +156,7 @@ def test_traces_change_what_is_learned_only_where_they_are_asked_for(mixed, trai
 
     def learned(file, *settings):
         run = train_run(*settings, f"data.train={file}", "data.validation=null", "train.steps=1")
-        assert read_about(run.export_path).thinks == (settings[0] != "method=sft" or len(settings) > 1)
+        assert read_metadata(run.export_path).thinks == (settings[0] != "method=sft" or len(settings) > 1)
         return load_file(run.export_path / "model.safetensors")
 
     for method in ("method=sft", "method=am"):

@@ -9,10 +9,10 @@ from nrt_cli import config as configs
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.evaluation.pairs import evaluate_pairs
 from nrt_cli.evaluation.session import Job
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.progress import EvalProgress
 from nrt_cli.text.prompts import render_prompt
-from nrt_cli.training.located import locate_model
+from nrt_cli.training.locate import locate_model
 from nrt_cli.workflows.generate import Conversation, open_generator
 from nrt_cli.workflows.push import Parcel, push
 from nrt_cli.workflows.score import Question, score_answer
@@ -57,7 +57,7 @@ def test_a_checkpoint_written_as_a_model_knows_it(run):
         prepared = locate_model(f"{run.path}@1").folder
     finally:
         run.path.joinpath("elsewhere").rename(run.path / "export")
-    assert read_about(prepared).suffix == LINE
+    assert read_metadata(prepared).suffix == LINE
 
 
 def test_a_conversation_and_a_score_have_it(run):

@@ -17,7 +17,7 @@ from nrt_cli.measures.statistics import share_over_rows
 from nrt_cli.models.sources import DIGITS
 from nrt_cli.progress import plot
 from nrt_cli.store import Run
-from nrt_cli.training.made import with_files
+from nrt_cli.training.locate import locate_inputs
 from nrt_cli.workflows.quickstart import DIGITS as RECIPE
 
 SMALL = (
@@ -183,8 +183,8 @@ def test_the_page_opens_only_before_a_person(monkeypatch, terminal, variables, o
 
 
 def test_held_out_questions_have_digits_that_nothing_trains_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("nrt_cli.training.made.platformdirs.user_cache_path", lambda *_, **__: tmp_path)
-    data = with_files(configs.load("quickstart", model={"path": str(tmp_path)})).data
+    monkeypatch.setattr("nrt_cli.training.locate.platformdirs.user_cache_path", lambda *_, **__: tmp_path)
+    data = locate_inputs(configs.load("quickstart", model={"path": str(tmp_path)})).data
     asked = {}
     for split, file in (("train", data.train), ("validation", data.validation)):
         rows = pq.read_table(file).column("prompt").to_pylist()

@@ -23,7 +23,7 @@ from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.sampler import evaluating, pick, random_stream
 from nrt_cli.config import ModelSection
 from nrt_cli.models.loading import load_model, load_tokens, positions, resolved
-from nrt_cli.models.metadata import read_about
+from nrt_cli.models.metadata import read_metadata
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.reasoning import PARTS, Draft, Part
@@ -53,7 +53,7 @@ class Reasoner:
     def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
         self.folder, self.batch_rows = folder, batch_rows
         self.section = resolved(section or ModelSection()).model_copy(update={"path": str(folder)})
-        self.about = read_about(folder)
+        self.about = read_metadata(folder)
         self.tokenizer, self.tokens = load_tokens(folder, self.about.think_start, self.about.think_end)
         self.positions = positions(folder)
 

@@ -88,7 +88,7 @@ def test_what_a_run_leaves_is_laid_out_as_the_local_engines(runs):
 
 
 def test_a_checkpoint_of_a_verl_run_is_a_model(runs):
-    from nrt_cli.training.located import locate_model
+    from nrt_cli.training.locate import locate_model
 
     run = runs["straight"]
     located = locate_model(f"{run.path}@4")

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from nrt_cli.errors import ModelError, StoreError
 from nrt_cli.models.prepare import Prepared
-from nrt_cli.training import located as models
-from nrt_cli.training.located import locate_model
+from nrt_cli.training import locate as models
+from nrt_cli.training.locate import locate_model
 
 
 def same_model(one, other):

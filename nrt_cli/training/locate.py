@@ -1,9 +1,11 @@
-"""Which model is meant: a folder, a run, one of its steps, or a built-in model; each as a folder that loads."""
+"""What a name stands for: a model folder, a run, one of its steps, a built-in model, generated pairs; each as files."""
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -11,9 +13,12 @@ from nrt_cli import console
 from nrt_cli.commandline import resume
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.data import digits
+from nrt_cli.data.choose import Settings
+from nrt_cli.data.prepare import prepare
+from nrt_cli.data.sources import open_sources
 from nrt_cli.errors import ModelError, StoreError
 from nrt_cli.models.loading import require_model, resolved
-from nrt_cli.models.metadata import read_about, record_suffix
+from nrt_cli.models.metadata import read_metadata, record_suffix
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.sources import find_source
 from nrt_cli.store import Run
@@ -22,6 +27,9 @@ from nrt_cli.training.pretraining import pretrain
 
 TINY = "builtin:tiny"
 """A model of random weights and a vocabulary of words, made on the spot."""
+
+HELD_OUT = 0.125
+"""Share of generated pairs that is kept for validation."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Located:
     @property
     def suffix(self) -> str | None:
         """The last line that all questions of its training had."""
-        return read_about(self.folder).suffix if self.run is None else Run(self.run).suffix()
+        return read_metadata(self.folder).suffix if self.run is None else Run(self.run).suffix()
 
     @property
     def exported(self) -> bool:
@@ -151,3 +159,45 @@ def _write_checkpoint(run: Run, step: int, config: RunConfig) -> None:
 
 def _names(run: Run, steps: list[int]) -> str:
     return ", ".join(f"{run.path}@{step}" for step in steps)
+
+
+def locate_inputs(config: RunConfig) -> RunConfig:
+    """The config with the folders and files that its names stand for: a model, generated pairs."""
+    changes: dict[str, Any] = {}
+    if not _is_folder(config.model.path):
+        folder = locate_model(config.model.path).folder
+        changes["model"] = config.model.model_copy(update={"path": str(folder)})
+    if config.data.train.startswith("generated:"):
+        pairs = _pairs(config.data.train)
+        if config.data.validation:  # named apart
+            del pairs["validation"]
+        changes["data"] = config.data.model_copy(update=pairs)
+    if config.data.validation and config.data.validation.startswith("generated:"):
+        whole = {"validation": _pairs(config.data.validation, 0)["train"]}
+        changes["data"] = changes.get("data", config.data).model_copy(update=whole)
+    return config.model_copy(update=changes)
+
+
+def _is_folder(model: str) -> bool:
+    """Whether a model is named by its folder, as most are; one that is missing is refused where it is read."""
+    if model.startswith("builtin:"):
+        return False
+    named = Reference.parse(model)
+    return named.spans is None and not (named.path / "manifest.json").is_file()
+
+
+def _pairs(source: str, held_out: float = HELD_OUT) -> dict[str, str]:
+    """Made once, in the cache; anew where this version makes other rows of the same name."""
+    source, suffix = without_suffix(source)
+    (found,) = open_sources([source])
+    decides = " ".join([found.fingerprint(), str(held_out), *([suffix] if suffix else [])])
+    name = hashlib.sha256(decides.encode()).hexdigest()[:12]
+    folder: Path = platformdirs.user_cache_path("nrt", appauthor=False) / "data" / f"generated-{name}"
+    prepare([source], folder, Settings(validation=held_out, suffix=suffix))
+    return {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
+
+
+def without_suffix(source: str) -> tuple[str, str | None]:
+    """A source of generated pairs as `nrt data prepare` takes it, and the last line that ends every question."""
+    source, _, suffix = source.partition("&suffix=")
+    return source, suffix or None
