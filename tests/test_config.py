@@ -12,10 +12,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from nrt_cli import config
 from nrt_cli.commands.config import app
+from nrt_cli.config.speedrun import Entry, Score
+from nrt_cli.config.study import StudyConfig, StudyQuestion, Variant
 from nrt_cli.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -514,3 +517,14 @@ def test_what_a_stored_config_is_older_than_stays_as_it_was(monkeypatch: pytest.
 def test_a_stored_config_is_refused_as_a_typed_one_is() -> None:
     with pytest.raises(ConfigError, match=r"runs/a/config\.yaml: unknown key 'rollout\.group_sise'"):
         config.recorded({"rollout": {"group_sise": 4}}, origin="runs/a/config.yaml")
+
+
+# --- what settings say of themselves ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", [config.RunConfig, StudyConfig, StudyQuestion, Variant, Entry, Score])
+def test_every_key_and_section_has_a_sentence(section: type[BaseModel]) -> None:
+    said = config.sentences(section)
+    assert list(said) == config.schema_keys(section)
+    for key, sentence in said.items():
+        assert re.fullmatch(r"(?s)\S+ .+\.", sentence), f"{key}: {sentence!r} is no sentence"

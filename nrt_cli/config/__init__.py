@@ -29,7 +29,7 @@ from nrt_cli.config.schema import (
     Weights,
     own_name,
 )
-from nrt_cli.config.validation import schema_keys, validated
+from nrt_cli.config.validation import schema_keys, sentences, validated
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
 from nrt_cli.errors import ConfigError
 
@@ -64,6 +64,7 @@ __all__ = [
     "recorded",
     "resolve",
     "schema_keys",
+    "sentences",
     "to_yaml",
     "validated",
 ]

@@ -15,7 +15,7 @@ class OlmesSection(Section):
         8192, ge=1, description="Most tokens of prompt and generation; OLMES's own default is 2048."
     )
     batch_size: int = Field(8, ge=1, description="For model type hf; vllm batches by itself.")
-    gpus: int = Field(1, ge=0)
+    gpus: int = Field(1, ge=0, description="GPUs that OLMES may use; 0: the CPU.")
 
 
 class EvalSection(Section):

@@ -30,28 +30,34 @@ METHOD_ALIASES = {
 
 
 class LoraSection(Section):
+    """A trained update of low rank (LoRA), in place of training all weights."""
+
     rank: int | None = Field(
         None,
         ge=1,
         description="Rank of a trained update of every linear layer, beside frozen weights; the think tokens' own rows "
         "are trained too. null trains all weights.",
     )
-    alpha: float = Field(32.0, gt=0, description="The update counts alpha / rank.")
+    alpha: float = Field(32.0, gt=0, description="The update is multiplied by alpha / rank.")
 
 
 class ModelSection(Section):
+    """The starting model, and how it is computed with."""
+
     path: str = Field("", description="Folder made by `nrt model prepare`.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Compute dtype; auto is bfloat16 where the hardware multiplies it, and is recorded as what it is. "
         "bfloat16 keeps float32 master weights in the optimiser.",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu.")
     lora: LoraSection = LoraSection()
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
 
 
 class DataSection(Section):
+    """Question-answer pairs to train on and to hold out."""
+
     train: str = Field(
         "",
         description="Parquet written by `nrt data prepare`, or `generated:NAME?size=N`; `...&suffix=TEXT` ends each "
@@ -69,21 +75,25 @@ class DataSection(Section):
 
 
 class TokensSection(Section):
+    """The special tokens that a trace stands between."""
+
     think_start: str | None = Field(
-        "<|think_start|>", min_length=1, description="null: the trace follows the prompt directly (row 11)."
+        "<|think_start|>", min_length=1, description="Begins the trace; null: it follows the prompt directly (row 11)."
     )
-    think_end: str = Field("<|think_end|>", min_length=1)
+    think_end: str = Field("<|think_end|>", min_length=1, description="Ends the trace; y* follows it.")
 
 
 class Weights(Section):
     """Weights of the loss terms (row 20)."""
 
     trace: float = Field(1.0, ge=0, description="Policy gradient on the trace; 0 is the control run.")
-    answer: float = Field(1.0, ge=0)
-    format: float = Field(0.3, ge=0)
+    answer: float = Field(1.0, ge=0, description="Cross-entropy of y*, each token by its signal.")
+    format: float = Field(0.3, ge=0, description="Cross-entropy of the think tokens (Eq. 11).")
 
 
 class ObjectiveSection(Section):
+    """How traces are rewarded, and what is learned from them and from y*."""
+
     token_signal: Literal["shared", "derived", "fixed"] = Field(
         "derived",
         description="What multiplies an answer token's cross-entropy (row 1). shared: 1 on average over a group's "
@@ -95,7 +105,9 @@ class ObjectiveSection(Section):
         description="auto: a group's answer term is weighed down, beyond its weight, where it would pull harder than "
         "a tenth of what the trace term can; off: its weight alone counts (row 20).",
     )
-    baseline: Literal["clip", "none"] = Field("clip", description="clip: max(0, R - R_base), Eq. 9 (row 3).")
+    baseline: Literal["clip", "none"] = Field(
+        "clip", description="clip: R' = max(0, R - R_base), Eq. 9; none: R' = R (row 3)."
+    )
     advantage: Literal["std", "unbiased-std", "rloo", "mean", "raw"] = Field(
         "std",
         description="How R' becomes A within a group: Eq. 10 with population or sample std, leave-one-out, "
@@ -103,30 +115,47 @@ class ObjectiveSection(Section):
     )
     std_floor: float = Field(1e-6, ge=0, description="A group whose std is at most this share of its scale gets A = 0.")
     weight_cap: float | None = Field(None, gt=0, description="Upper bound on the weights of ws-inv-p and ws-neg-log-p.")
-    weighted_sum: Literal["sum", "mean"] = Field("sum", description="mean divides weighted sums by T (row 7).")
-    ratio: Literal["ppo", "cispo", "sequence"] = Field("ppo", description="Importance ratio (row 8).")
-    clip_low: float = Field(0.2, ge=0, lt=1)
-    clip_high: float = Field(0.28, ge=0)
+    weighted_sum: Literal["sum", "mean"] = Field(
+        "sum", description="mean divides the weighted sums of ws-inv-p and ws-neg-log-p by T (row 7)."
+    )
+    ratio: Literal["ppo", "cispo", "sequence"] = Field(
+        "ppo",
+        description="Importance ratio: of each trace token, bounded as in PPO or CISPO, or Eq. 8's of the whole trace "
+        "(row 8).",
+    )
+    clip_low: float = Field(0.2, ge=0, lt=1, description="ppo and cispo: ratios are bounded below by 1 - clip_low.")
+    clip_high: float = Field(0.28, ge=0, description="ppo and cispo: ratios are bounded above by 1 + clip_high.")
     credit_forced_end: bool = Field(False, description="Policy gradient also on a t_end nobody sampled (row 9).")
     credit_eos: bool = Field(
         False,
         description="Policy gradient also on an eos that was sampled and ended a trace (row 30).",
     )
-    format: Literal["both", "missed-end"] = Field("both", description="Which tokens Eq. 11 supervises (row 10).")
+    format: Literal["both", "missed-end"] = Field(
+        "both", description="Which think tokens Eq. 11 supervises: both, or t_end where it was not sampled (row 10)."
+    )
     null_trace: Literal["think", "bare"] = Field("think", description="bare: no t_start in the null sequence (row 12).")
     length_divisor: Literal["cap"] | Annotated[int, Field(ge=1)] = Field(
         "cap", description="Dr.GRPO's constant divisor; cap = rollout.max_trace_tokens (row 16)."
     )
-    tis_cap: float | None = Field(None, gt=0, description="Truncated importance sampling; null is off (row 18).")
+    tis_cap: float | None = Field(
+        None,
+        gt=0,
+        description="Truncated importance sampling: upper bound on the trainer's probability of a trace token over the "
+        "sampler's, which multiplies its term; null is off (row 18).",
+    )
     kl_weight: float = Field(0.0, ge=0, description="KL to the starting model on sampled trace tokens (row 19).")
     entropy_weight: float = Field(0.0, ge=0, description="Bonus for trace entropy (row 19).")
     weights: Weights = Weights()
 
 
 class RolloutSection(Section):
+    """How traces are sampled."""
+
     group_size: int = Field(8, ge=1, description="K, traces per prompt.")
-    temperature: float = Field(1.0, gt=0)
-    max_trace_tokens: int = Field(2048, ge=1)
+    temperature: float = Field(
+        1.0, gt=0, description="Divides the logits that traces are sampled from; they are scored at it too."
+    )
+    max_trace_tokens: int = Field(2048, ge=1, description="A longer trace is cut there and t_end appended (row 13).")
     max_response_tokens: int | None = Field(
         None,
         ge=3,
@@ -152,12 +181,18 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimiserSection(Section):
-    lr: float = Field(1e-5, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """AdamW and its learning rate."""
+
+    lr: float = Field(1e-5, gt=0, description="Learning rate, after warm-up and before decay (row 17).")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Decay of the mean gradient and of its square (row 17).")
+    eps: float = Field(
+        1e-8, gt=0, description="Added to the root of the mean square, so that nothing is divided by 0 (row 17)."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    clip_norm: float = Field(1.0, gt=0, description="A gradient with a larger norm is scaled down to it.")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="The rate after warm-up: constant, or falling to 0 at the last step."
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
     states: Literal["float32", "8bit", "cpu"] = Field(
         "float32",
@@ -167,13 +202,15 @@ class OptimiserSection(Section):
 
 
 class TrainSection(Section):
-    epochs: int = Field(1, ge=1)
+    """How long training goes, in what batches, and what it leaves behind."""
+
+    epochs: int = Field(1, ge=1, description="Times that all pairs are trained on.")
     steps: int | None = Field(None, ge=1, description="Overrides epochs.")
     batch_size: int = Field(256, ge=1, description="Prompts per step.")
     minibatch_size: int | None = Field(64, ge=1, description="Prompts per optimiser step; null: the whole batch.")
     micro_batch_tokens: int = Field(16384, ge=1, description="Tokens per forward pass; results do not depend on it.")
-    checkpoint_every: int = Field(50, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints; the last step has one too.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept, beside the best one.")
     validate_every: int | None = Field(None, ge=1, description="Steps between held-out scores; null: first and last.")
     validation_size: int = Field(64, ge=1, description="Held-out examples scored.")
     trace_groups: int = Field(32, ge=0, description="Groups per step whose traces are stored.")
@@ -184,6 +221,8 @@ class TrainSection(Section):
 
 
 class EngineSection(Section):
+    """Where training is computed."""
+
     name: Literal["local", "verl"] = Field(
         "local", description="local: one process, a CPU or one GPU. verl: Ray, FSDP2 and vLLM, one GPU to many nodes."
     )
@@ -194,8 +233,10 @@ class EngineSection(Section):
 
 
 class TrackSection(Section):
-    to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    project: str = "nrt"
+    """Experiment trackers that metrics are sent to."""
+
+    to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field((), description="Which ones.")
+    project: str = Field("nrt", description="Their project, or MLflow's experiment; TensorBoard has none.")
 
 
 def own_name(method: str) -> str:
@@ -206,11 +247,13 @@ def own_name(method: str) -> str:
 class RunSettings(Section):
     """The settings of a training run, each by itself."""
 
-    preset: Literal["nrt", "paper", "as-run", "reference"] = "paper"
-    method: Annotated[str, AfterValidator(own_name)] = Field(
-        "ws-neg-log-p", description="sft, a scheme, a paper name, or module:function."
+    preset: Literal["nrt", "paper", "as-run", "reference"] = Field(
+        "paper", description="Whose settings the others differ from; a run that names none has nrt (row 22)."
     )
-    seed: Seed = 0
+    method: Annotated[str, AfterValidator(own_name)] = Field(
+        "ws-neg-log-p", description="What is learned: sft, a scheme, a paper name, or module:function."
+    )
+    seed: Seed = Field(0, description="Decides the order of the data and what is sampled.")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     tokens: TokensSection = TokensSection()

@@ -45,23 +45,23 @@ FIXED = ("model.path", "data", "train.validate_every", "train.validation_size")
 class Score(Section):
     """Held-out accuracy after a step, and the seconds that the steps up to it took."""
 
-    step: int = Field(ge=0)
-    accuracy: float = Field(ge=0, le=1)
-    seconds: float = Field(ge=0)
+    step: int = Field(ge=0, description="Training steps taken; 0 is before the first.")
+    accuracy: float = Field(ge=0, le=1, description="Share of the held-out questions answered right, thinking.")
+    seconds: float = Field(ge=0, description="Seconds that the steps so far took, scores aside.")
 
 
 class Machine(Section):
     """Where an entry was made. Another machine, thread count, dtype or torch rounds otherwise."""
 
-    device: str
-    cpu: str
+    device: str = Field(description="cpu, or what the GPU is called.")
+    cpu: str = Field(description="What the processor is called.")
     capability: str = Field(description="The instructions that torch uses.")
-    cores: int = Field(ge=1)
-    memory_gib: int = Field(ge=0)
-    threads: int = Field(ge=1)
-    dtype: str
-    torch: str
-    python: str
+    cores: int = Field(ge=1, description="Physical cores.")
+    memory_gib: int = Field(ge=0, description="Memory in GiB.")
+    threads: int = Field(ge=1, description="CPU threads that torch used.")
+    dtype: str = Field(description="What the model was computed in.")
+    torch: str = Field(description="Version of torch.")
+    python: str = Field(description="Version of Python.")
     load: float = Field(ge=0, description="Load average of the last minute, this run's own threads among it.")
 
     @property
@@ -84,18 +84,18 @@ class Machine(Section):
 class Entry(Section):
     """What a speedrun came to. `minutes` and `steps` are null where it never got there."""
 
-    track: str
-    date: str
+    track: str = Field(description="Which speedrun: digits or real.")
+    date: str = Field(description="The day it was run.")
     commit: str | None = Field(description="Of the checkout; null where there is none.")
     clean: bool = Field(description="Whether program and configs were as in that commit.")
     note: str = Field("", description="What was done, in your words.")
-    seed: Seed
+    seed: Seed = Field(description="Decides the order of the data and what is sampled.")
     settings: dict[str, Any] = Field(description="What differs from the track's recipe.")
     model: str = Field(description="Fingerprint of what the starting model is prepared from.")
     machine: Machine
-    minutes: float | None
-    steps: int | None
-    scores: tuple[Score, ...] = Field(min_length=1)
+    minutes: float | None = Field(description="Training until the second score in a row at the threshold; null: never.")
+    steps: int | None = Field(description="Steps until then; null: never.")
+    scores: tuple[Score, ...] = Field(min_length=1, description="Every held-out score, from before training on.")
 
     @field_validator("track")
     @classmethod

@@ -25,10 +25,10 @@ class PretrainSection(Section):
         "digits-2",
         description="Whose documents; see nrt_cli/data/digits.py. `digits`, the first version, is no longer made.",
     )
-    steps: int = Field(1300, ge=1)
+    steps: int = Field(1300, ge=1, description="Optimiser steps.")
     batch_size: int = Field(12, ge=1, description="Documents per step.")
     first_share: float = Field(0.55, ge=0, le=1, description="Share of the steps that read the first mixture.")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="Decides its first weights and its documents.")
 
 
 class StudyModel(Section):
@@ -52,20 +52,24 @@ class StudyModel(Section):
 class StudyData(Section):
     """The pairs of every run, as for `nrt data prepare`."""
 
-    sources: tuple[str, ...] = Field(min_length=1)
-    size: int | None = Field(None, ge=1)
+    sources: tuple[str, ...] = Field(
+        min_length=1, description="Files, folders, hub ids or generators, as `nrt data prepare` takes them."
+    )
+    size: int | None = Field(None, ge=1, description="Use a random subset of this many pairs; null: all.")
     train: int | None = Field(
         None,
         ge=1,
         description="Train on exactly this many, none of them longer than the runs' caps, which drop the rest.",
     )
-    stratify: bool = False
-    validation: int | float = Field(64, ge=0)
+    stratify: bool = Field(False, description="Subset and split each source in its proportion.")
+    validation: int | float = Field(64, ge=0, description="Questions to hold out: a number, or a share below 1.")
     held_out: tuple[str, ...] = Field(
         (), description="Sources of the held-out pairs, at most `validation` of them; none: a part of `sources`."
     )
-    seed: Seed = 0
-    selection: Literal["content", "train-test-split"] = "content"
+    seed: Seed = Field(0, description="Decides the subset and the split.")
+    selection: Literal["content", "train-test-split"] = Field(
+        "content", description="How pairs are drawn: by what is in them, or as Hugging Face's train_test_split does."
+    )
     duplicates: bool = Field(False, description="Keep rows that are the same.")
     suffix: str | None = Field(None, min_length=1, description="A last line for every question, held-out ones too.")
 
@@ -80,15 +84,15 @@ class StudyEval(Section):
     """What every run is asked afterwards, as for `nrt eval`. Its other settings are those of `run.eval`."""
 
     benchmarks: tuple[str, ...] = Field((), description="all, names or category:NAME; none: no evaluation.")
-    limit: int | None = Field(None, ge=1)
-    engine: Literal["hf", "vllm"] = "hf"
+    limit: int | None = Field(None, ge=1, description="Documents of each benchmark, a seeded sample; null: all.")
+    engine: Literal["hf", "vllm"] = Field("hf", description="What answers: transformers, or vLLM on a GPU.")
     base: bool = Field(True, description="Ask the starting model too, which answers directly.")
 
 
 class StudyQuestion(Section):
     """A question to the models of a study."""
 
-    question: str
+    question: str = Field(description="What the models are asked.")
     answer: str | None = Field(None, description="Reference answer; without one, nothing is scored.")
 
     @field_validator("question", "answer")
@@ -145,7 +149,7 @@ class StudyConfig(Section):
         (), description="More methods, whose runs begin when all seeds of `methods` have run."
     )
     variants: dict[str, Variant] = Field({}, description="Settings of one method's runs, on top of the others.")
-    seeds: tuple[Seed, ...] = Field((0, 1), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1), min_length=1, description="Each method is trained once with each of them.")
     eval: StudyEval = StudyEval()
     analysis: StudyAnalysis = StudyAnalysis()
     jobs: int = Field(1, ge=1, description="Runs at a time.")

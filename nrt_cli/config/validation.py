@@ -4,12 +4,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from nrt_cli.errors import ConfigError
 
@@ -141,13 +142,22 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def schema_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a config, sections included."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
+def schema_fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[BaseModel] | None]]:
+    """All dotted keys of a config with their fields, in its order; of those that are sections, the class too."""
+    for name, field in kind.model_fields.items():
         kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += schema_keys(kind, f"{prefix}{name}.")
-    return keys
+        inner = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        yield prefix + name, field, inner
+        if inner:
+            yield from schema_fields(inner, f"{prefix}{name}.")
+
+
+def schema_keys(section: type[BaseModel]) -> list[str]:
+    """All dotted keys of a config, sections included."""
+    return [key for key, _, _ in schema_fields(section)]
+
+
+def sentences(section: type[BaseModel]) -> dict[str, str]:
+    """What each key of a config is: its field's description, or what its section's class says of itself."""
+    fields = schema_fields(section)
+    return {key: field.description or ((inner and inner.__doc__) or "").strip() for key, field, inner in fields}
