@@ -6,9 +6,8 @@ from pathlib import Path
 
 from nrt_cli.checks.doctor_environment import available_memory
 from nrt_cli.checks.doctor_model import Trial
+from nrt_cli.checks.estimate import disk_of, in_bytes
 from nrt_cli.checks.findings import Finding
-from nrt_cli.checks.plan import disk_of
-from nrt_cli.checks.preflight import in_bytes
 from nrt_cli.config import RunConfig
 from nrt_cli.training.start import Inputs
 

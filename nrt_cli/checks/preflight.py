@@ -1,52 +1,32 @@
 """Before a run starts: what would stop it, and what it will take. Nothing here starts a process or needs a network."""
 
 import functools
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.backends import machine
 from nrt_cli.backends.local.engine import LocalEngine
-from nrt_cli.backends.local.throughput import matmul_ceiling
 from nrt_cli.backends.machine import use_threads, version
 from nrt_cli.backends.verl import settings
 from nrt_cli.backends.verl.keys import INSTALL
 from nrt_cli.checks.doctor_model import tried
+from nrt_cli.checks.estimate import GIB, in_bytes, parts_text, plan_for
 from nrt_cli.checks.overlap import overlap
-from nrt_cli.checks.plan import plan
-from nrt_cli.config import ModelSection, RunConfig
+from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet
-from nrt_cli.data.sources import open_sources
 from nrt_cli.errors import ConfigError, ModelError, NrtError
 from nrt_cli.measures.overlap import described, warnings
-from nrt_cli.measures.statistics import mean
-from nrt_cli.models.loading import load_tokens, resolved
+from nrt_cli.models.loading import load_tokens
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.objective import balance
 from nrt_cli.objective.schemes import get_scheme
-from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
+from nrt_cli.records import Plan
 from nrt_cli.training import start
-
-GIB, GB = 2**30, 1e9
-
-PAPER_EXAMPLES = 204_800
-PAPER_LENGTHS = Lengths(
-    256,
-    416,
-    416,
-    "no data here, but assumed (answers: Table 5 and App. D of the paper; traces, of which it prints no number, alike)",
-)
-"""Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture (Table 4)."""
-CHARACTERS = 4.0
-"""Of a token in English, about."""
-TEMPLATE = 32
-"""Tokens that a chat template adds to a question, about."""
 
 
 @dataclass(frozen=True)
@@ -58,104 +38,6 @@ class Check:
     text: str
 
 
-# --- the plan --------------------------------------------------------------------------------------------------------
-
-
-def plan_for(
-    config: RunConfig,
-    examples: int | None = None,
-    lengths: Lengths | None = None,
-    read: Callable[[], start.Inputs] | None = None,
-    shape: ModelShape | None = None,
-) -> Plan:
-    """What a run of this config will take, on the GPUs here or, where there are none to ask, on assumed ones.
-
-    The model need not be there yet if it is one whose shape is known, nor the data: `examples` and `lengths` then say
-    what to expect, or the paper's numbers do. `read` gives the inputs where they have been read before, `shape`
-    the model's. Raises ModelError for a model that is neither there nor known.
-    """
-    gpu = device(config)
-    if config.model.dtype == "auto":
-        on_cpu = gpu.name == machine.cpu().name
-        dtype = resolved(ModelSection(device="cpu")).dtype if on_cpu else "bfloat16"
-        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
-    if examples is None and lengths is None and Path(config.data.train).is_file():
-        return plan_of(config, (read or (lambda: start.load_inputs(config)))().train)
-    shape = shape or model_shape(config.model.path)
-    return plan(config, shape, examples or PAPER_EXAMPLES, lengths or PAPER_LENGTHS, gpu)
-
-
-def plan_of(config: RunConfig, examples: ExampleSet) -> Plan:
-    """What a run on these examples will take; the dtype is resolved."""
-    prompt, answer = examples.means
-    # How long traces will be shows only in training.
-    measured = Lengths(prompt, answer, PAPER_LENGTHS.trace, "the data, traces assumed")
-    if examples.mean_trace is not None:
-        measured = Lengths(prompt, answer, examples.mean_trace, "the data")
-    return plan(config, model_shape(config.model.path), len(examples), measured, device(config))
-
-
-def lengths_of_text(sources: Sequence[str], suffix: str | None) -> Lengths:
-    """What to expect of the pairs of sources before there is a tokenizer to count with."""
-    rows = [row.values for source in open_sources(sources) for row in source.rows()]
-    prompt, answer = (mean([len(row[key]) for row in rows]) / CHARACTERS for key in ("question", "answer"))
-    prompt += len(suffix or "") / CHARACTERS + TEMPLATE
-    return Lengths(prompt, answer + 1, PAPER_LENGTHS.trace, f"texts, at {CHARACTERS:.0f} characters a token")
-
-
-def device(config: RunConfig) -> Gpu:
-    """What a run computes on: a GPU that is here, this CPU, or where several GPUs are asked for, an assumed kind."""
-    if config.model.device != "cpu" and machine.gpus():
-        return machine.gpu()
-    if config.model.device != "cpu" and config.parallel.ranks > 1:
-        return machine.ASSUMED
-    if config.engine.name == "verl":
-        return machine.cpu()
-    section = resolved(config.model.model_copy(update={"device": "cpu"}))
-    rate = matmul_ceiling(torch.device("cpu"), getattr(torch, section.dtype), torch.get_num_threads())
-    return replace(machine.cpu(), flops=rate)
-
-
-def describe(plan: Plan) -> list[tuple[str, str]]:
-    """A plan as rows of (what, how much) for a table."""
-    sampled = plan.method != "sft"
-    ranks = f"{plan.gpus} rank{'s' if plan.gpus > 1 else ''}"
-    spread = f"{plan.nodes} x {plan.gpus // plan.nodes}, {ranks}"
-    rows = [
-        ("method, engine", f"{plan.method}, {plan.engine}"),
-        ("model", f"{plan.model.name}, {plan.model.parameters:,} parameters"),
-        ("nodes x GPUs", f"{spread} on {plan.gpu.name} (tensor {plan.tensor}, sequence {plan.sequence})"),
-        ("steps", f"{plan.steps:,} of {plan.examples:,} examples, {plan.updates:,} optimiser steps"),
-        ("a step", f"{plan.sequences:,} rows, {plan.tokens:,.0f} tokens expected, {plan.tokens_most:,.0f} at the caps"),
-        ("memory per rank", f"{plan.memory_peak / GIB:.1f} of {plan.gpu.memory / GIB:.0f} GiB predicted"),
-        ("  update", f"{plan.memory_update / GIB:.1f} GiB: {_parts(plan)}"),
-    ]
-    if sampled:
-        rows.append(("  rollouts", f"{plan.memory_rollout / GIB:.1f} GiB"))
-    if plan.seconds == plan.seconds:
-        hours, on_gpu = plan.gpu_hours / plan.gpus, not math.isnan(plan.gpu.bandwidth)
-        more = f", {plan.gpu_hours:,.0f} GPU-hours" if on_gpu else ""
-        rows.append(("time", f"{plan.seconds:.0f} s a step, {hours:.1f} hours{more}"))
-        rows.append(("  at the caps", f"{plan.gpu_hours_most:,.{0 if on_gpu else 1}f} {'GPU-' * on_gpu}hours"))
-        if plan.scoring == plan.scoring:
-            rows.append(("  held-out scores", f"{plan.scoring / 3600:.1f} hours at most"))
-    rows.append(("disk", disk_text(plan)))
-    return rows + [("assuming", text) for text in plan.assumptions]
-
-
-def disk_text(plan: Plan) -> str:
-    """What a run takes of the disk, in words."""
-    return f"{in_bytes(plan.disk)} at most, {in_bytes(plan.disk_kept)} when it is done"
-
-
-def in_bytes(size: float) -> str:
-    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
-
-
-def _parts(plan: Plan) -> str:
-    return ", ".join(f"{what} {size / GIB:.1f}" for what, size in plan.memory if size)
-
-
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +47,7 @@ def preflight(config: RunConfig, run_path: Path | None, examples: ExampleSet) ->
     Called with the resolved config once data and model have been read, before any process is started. `run_path` is
     None for a run that goes on, of which a part is on the disk already.
     """
-    predicted = plan_of(config, examples)
+    predicted = plan_for(config, examples)
     checks = [*_of(config), _memory(config, predicted)]
     if run_path is not None:
         checks.append(disk(run_path, predicted))
@@ -179,7 +61,7 @@ def check(config: RunConfig, run_path: Path | None = None) -> tuple[list[Check],
     """
     # Data and model are read once; of what fails nothing is kept, so that every check says why.
     read = functools.cache(lambda: start.load_inputs(config))
-    planned = functools.cache(lambda: plan_for(config, read=read))
+    planned = functools.cache(lambda: plan_for(config, read().train if Path(config.data.train).is_file() else None))
     looks: list[tuple[str, Callable[[], Check]]] = [
         ("settings", lambda: _settings(config)),
         ("packages", lambda: _packages(config)),
@@ -350,7 +232,7 @@ def _memory(config: RunConfig, predicted: Plan) -> Check:
         return Check(
             "memory",
             None,
-            f"{text}, so it may not fit: {_parts(predicted)}; train.micro_batch_tokens down, "
+            f"{text}, so it may not fit: {parts_text(predicted)}; train.micro_batch_tokens down, "
             f"model.gradient_checkpointing=true, {remedy} would help",
         )
     if gpu is not machine.ASSUMED and (free := machine.free_memory(not on_cpu)) < predicted.memory_peak:

@@ -18,7 +18,7 @@ def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
 
     Raises the first failed check as a ConfigError, once everything is printed.
     """
-    from nrt_cli.checks import preflight
+    from nrt_cli.checks import estimate, preflight
     from nrt_cli.training import locate
 
     if config is None:
@@ -29,7 +29,7 @@ def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
         "checks": [dataclasses.asdict(check) for check in checks],
         "plan": dataclasses.asdict(plan) if plan else None,
     }
-    console.result(found, as_json, lambda _: _show(checks, preflight.describe(plan) if plan else []))
+    console.result(found, as_json, lambda _: _show(checks, estimate.describe(plan) if plan else []))
     if failed := [check for check in checks if check.ok is False]:
         raise ConfigError(f"would not start here: {failed[0].text}")
 

@@ -124,7 +124,7 @@ def _next_real(start: "Start", outcome: "Outcome") -> str:
 
 def _tell(expected: "Expected") -> None:
     """What is going to be fetched, taken and waited for, on the error stream beside the progress."""
-    from nrt_cli.checks.preflight import in_bytes
+    from nrt_cli.checks.estimate import in_bytes
 
     fetch = f"{in_bytes(expected.fetch)} to fetch" if expected.fetch else "nothing to fetch"
     console.note(

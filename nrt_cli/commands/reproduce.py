@@ -137,7 +137,7 @@ def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
 
 
 def _render_plan(plan: dict[str, Any]) -> None:
-    from nrt_cli.checks.preflight import in_bytes
+    from nrt_cli.checks.estimate import in_bytes
     from nrt_cli.workflows.study_plan import judging_text
 
     console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))

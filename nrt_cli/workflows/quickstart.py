@@ -10,7 +10,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.backends import machine
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks.preflight import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
+from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
 from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, Measure, over_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks.preflight import describe, lengths_of_text, plan_for
+from nrt_cli.checks.estimate import describe, lengths_of_text, plan_for
 from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import flatten, merge
 from nrt_cli.config.evaluation import EvalSection

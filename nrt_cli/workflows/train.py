@@ -15,7 +15,7 @@ from nrt_cli import console
 from nrt_cli.backends.local.engine import Update
 from nrt_cli.backends.local.profiling import profiled, table
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks import preflight
+from nrt_cli.checks import estimate, preflight
 from nrt_cli.checks.overlap import overlap
 from nrt_cli.commandline import resume, this_command
 from nrt_cli.config import RunConfig
@@ -153,10 +153,10 @@ def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> Non
         for text in preflight.preflight(config, run_path, inputs.train):
             console.note(text)
     elif run_path is not None:
-        plan = preflight.plan_of(config, inputs.train)
+        plan = estimate.plan_for(config, inputs.train)
         preflight.disk(run_path, plan)
         if plan.disk >= WORTH_SAYING:
-            console.note(f"disk: {preflight.disk_text(plan)}")
+            console.note(f"disk: {estimate.disk_text(plan)}")
 
 
 def _work(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nrt_cli.checks import preflight
+from nrt_cli.checks import estimate, preflight
 from nrt_cli.errors import ConfigError
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
@@ -38,7 +38,7 @@ def tensors_of(run):
 )
 def test_a_plans_disk_is_what_a_run_takes(settings, tiny_config, tmp_path):
     config = tiny_config(*SETTINGS, *settings)
-    predicted = preflight.plan_of(config, start.load_inputs(config).train)
+    predicted = estimate.plan_for(config, start.load_inputs(config).train)
     train(tmp_path / "run", config, False, Progress)
     found = tensors_of(Run(tmp_path / "run"))
     # Files have headers; rows of think tokens are trained beside a low-rank update.
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_an_older_run_has_all_in_one_file(tmp_path):
 
 def test_a_run_that_the_disk_cannot_hold_is_not_begun(tiny_config, tmp_path, monkeypatch):
     config = tiny_config(*SETTINGS)
-    need = preflight.plan_of(config, start.load_inputs(config).train).disk
+    need = estimate.plan_for(config, start.load_inputs(config).train).disk
     free = shutil.disk_usage(tmp_path)._replace(free=math.floor(need) - 1)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: free)
     with pytest.raises(ConfigError, match=r"predicted, .* free at .*train.keep_checkpoints"):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nrt_cli.backends import machine
-from nrt_cli.checks import preflight
+from nrt_cli.checks import estimate, preflight
 from nrt_cli.cli import app
 from nrt_cli.config import load
 from nrt_cli.errors import ConfigError
@@ -111,8 +111,8 @@ def test_too_few_examples_are_refused(tiny_config: Callable[..., Any]) -> None:
 
 
 def memory(config: Any, gpu: Gpu) -> preflight.Check:
-    shape = preflight.model_shape("models/llama-3.1-8b")
-    return preflight._memory(config, preflight.plan(config, shape, 1000, Lengths(9, 9, 9, "made up"), gpu))
+    shape = estimate.model_shape("models/llama-3.1-8b")
+    return preflight._memory(config, estimate.plan(config, shape, 1000, Lengths(9, 9, 9, "made up"), gpu))
 
 
 def test_memory_that_certainly_does_not_fit_is_refused_and_a_guess_is_not(
@@ -131,7 +131,7 @@ def test_memory_that_certainly_does_not_fit_is_refused_and_a_guess_is_not(
 
 def test_a_full_disk_is_refused(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     config = tiny_config()
-    planned = preflight.plan_for(config)
+    planned = estimate.plan_for(config, 40)
     assert preflight.disk(tmp_path / "a" / "run", planned).ok
     with pytest.raises(ConfigError, match="GB free at"):
         preflight.disk(tmp_path / "a" / "run", dataclasses.replace(planned, disk=1e18))
@@ -153,7 +153,7 @@ def test_preflight_returns_what_may_go_wrong_and_raises_what_will(
 def test_the_papers_runs_can_be_planned_without_their_models(name: str) -> None:
     """Table 6, on 8 GPUs of 80 GB."""
     config = load(f"train/{name}")
-    planned = preflight.plan_for(config)
+    planned = estimate.plan_for(config)
     assert (planned.gpus, planned.steps, planned.updates, planned.sequences) == (8, 800, 3200, 2048)
     assert (config.optimiser.lr, config.optimiser.schedule, config.optimiser.weight_decay) == (1e-5, "constant", 0.01)
     assert (config.train.epochs, config.train.batch_size, config.train.minibatch_size) == (1, 256, 64)
@@ -168,16 +168,16 @@ def test_the_papers_runs_can_be_planned_without_their_models(name: str) -> None:
 
 
 def test_no_row_of_the_papers_runs_is_longer_than_a_prompt_and_a_response() -> None:
-    planned = preflight.plan_for(load("train/paper-3b"))
+    planned = estimate.plan_for(load("train/paper-3b"))
     # t_start, which is no part of a response, is one more.
     assert planned.tokens_most == 2048 * (4096 + 4096 + 1)
-    apart = preflight.plan_for(load("train/paper-3b", ["rollout.max_response_tokens=null"]))
+    apart = estimate.plan_for(load("train/paper-3b", ["rollout.max_response_tokens=null"]))
     assert apart.tokens_most == 2048 * (4096 + 2048 + 2 + 4096)
     assert apart.tokens == planned.tokens == 2048 * (256 + 416 + 2 + 416)
 
 
 def test_lengths_and_examples_given_take_the_place_of_data() -> None:
-    planned = preflight.plan_for(load("train/paper-3b"), 5120, Lengths(10, 20, 30, "told"))
+    planned = estimate.plan_for(load("train/paper-3b"), 5120, Lengths(10, 20, 30, "told"))
     assert (planned.steps, planned.tokens) == (20, 2048 * (10 + 30 + 2 + 20))
 
 

@@ -11,7 +11,7 @@ import pytest
 from nrt_analysis.report.paper import paper
 from typer.testing import CliRunner
 
-from nrt_cli.checks import preflight
+from nrt_cli.checks import estimate
 from nrt_cli.cli import app
 from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data.examples import load_examples, suffix_of
@@ -99,7 +99,7 @@ def test_the_papers_rows_are_one_number_everywhere(name: str) -> None:
     """Table 4's total is what studies draw, plans assume and 800 steps of 256 use up."""
     rows = sum(paper()["composition"].values())
     asked = load_study(name)
-    assert rows == asked.data.train == preflight.PAPER_EXAMPLES == 800 * 256
+    assert rows == asked.data.train == estimate.PAPER_EXAMPLES == 800 * 256
     assert (asked.data.selection, asked.data.seed, asked.data.validation) == ("train-test-split", 42, 1024)
     assert (asked.data.size, asked.data.duplicates) == (220_000, True)
     plan = plan_study(Path("study"), asked)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrt_cli.checks.plan import PAUSE, RESERVE, plan
+from nrt_cli.checks.estimate import PAUSE, RESERVE, plan
 from nrt_cli.config import resolve
 from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
 

@@ -1,0 +1,351 @@
+"""What a training run will take: tokens, memory, hours, disk. Arithmetic on shapes before anything starts (`plan_for`).
+
+The counts of work and bytes are those of the architecture. The rates are assumptions, each stated in the plan that uses
+it: they have not been measured on the GPUs that a plan is for.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from nrt_cli.backends import machine
+from nrt_cli.backends.local.throughput import matmul_ceiling
+from nrt_cli.config import ModelSection, RunConfig, flatten
+from nrt_cli.data.examples import ExampleSet
+from nrt_cli.data.sources import open_sources
+from nrt_cli.measures.held_out import SLACK
+from nrt_cli.measures.statistics import mean
+from nrt_cli.models.loading import resolved
+from nrt_cli.models.shapes import model_shape
+from nrt_cli.objective.logprobs import KEPT_ELEMENTS
+from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
+
+GIB, GB = 2**30, 1e9
+
+PAPER_EXAMPLES = 204_800
+PAPER_LENGTHS = Lengths(
+    256,
+    416,
+    416,
+    "no data here, but assumed (answers: Table 5 and App. D of the paper; traces, of which it prints no number, alike)",
+)
+"""Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture (Table 4)."""
+CHARACTERS = 4.0
+"""Of a token in English, about."""
+TEMPLATE = 32
+"""Tokens that a chat template adds to a question, about."""
+
+UPDATE_RATE = 0.35
+"""Share of the peak rate that forward and backward passes reach."""
+BANDWIDTH_RATE = 0.6
+"""Share of the memory's bandwidth that decoding reaches."""
+CPU_UPDATE_RATE = 0.55
+"""Share of its own matmul rate that a CPU's updates reach."""
+CPU_DECODE_RATE = 0.5
+"""The same of decoding. Both were measured on two AVX2 cores with half a billion parameters in float32, 32 rows decoded
+together."""
+ROLLOUT_FILL = 0.6
+"""Mean share of decoding slots in use: towards the end of a step only the longest traces are left."""
+TRACE_MORE = 100
+"""Most tokens of trace of which a plan says what they would add: how long traces become shows only in training."""
+PAUSE = 15.0
+"""Seconds of a step with rollouts besides: weights to the sampler, waking and sleeping, storing."""
+SLOTS = 256
+"""Sequences that one vLLM server decodes at a time at most: verl's default."""
+SAMPLER_SHARE = 0.6
+"""Share of a GPU that vLLM takes for weights and cache: our default for verl."""
+RESERVE = 2 << 30
+"""Bytes of the CUDA context, of communication and of fragments."""
+LOGIT_BYTES = 10
+"""Bytes per logit: bfloat16 values, their gradient, and float32 copies of both while they are scored."""
+NARROW, WIDE = 2, 4
+
+
+def plan_for(
+    config: RunConfig,
+    examples: ExampleSet | int | None = None,
+    lengths: Lengths | None = None,
+    shape: ModelShape | None = None,
+) -> Plan:
+    """What a run of this config will take, on the GPUs here or, where there are none to ask, on assumed ones.
+
+    The model need not be there yet if it is one whose shape is known, nor the data: a number of examples and `lengths`
+    then say what to expect, or the paper's numbers do. Raises ModelError for a model that is neither there nor known.
+    """
+    gpu = device(config)
+    if config.model.dtype == "auto":
+        on_cpu = gpu.name == machine.cpu().name
+        dtype = resolved(ModelSection(device="cpu")).dtype if on_cpu else "bfloat16"
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    if isinstance(examples, ExampleSet):
+        # How long traces will be shows only in training.
+        trace, source = examples.mean_trace, "the data"
+        if trace is None:
+            trace, source = PAPER_LENGTHS.trace, "the data, traces assumed"
+        lengths, examples = Lengths(*examples.means, trace, source), len(examples)
+    shape = shape or model_shape(config.model.path)
+    return plan(config, shape, examples or PAPER_EXAMPLES, lengths or PAPER_LENGTHS, gpu)
+
+
+def device(config: RunConfig) -> Gpu:
+    """What a run computes on: a GPU that is here, this CPU, or where several GPUs are asked for, an assumed kind."""
+    if config.model.device != "cpu" and machine.gpus():
+        return machine.gpu()
+    if config.model.device != "cpu" and config.parallel.ranks > 1:
+        return machine.ASSUMED
+    if config.engine.name == "verl":
+        return machine.cpu()
+    section = resolved(config.model.model_copy(update={"device": "cpu"}))
+    rate = matmul_ceiling(torch.device("cpu"), getattr(torch, section.dtype), torch.get_num_threads())
+    return replace(machine.cpu(), flops=rate)
+
+
+def lengths_of_text(sources: Sequence[str], suffix: str | None) -> Lengths:
+    """What to expect of the pairs of sources before there is a tokenizer to count with."""
+    rows = [row.values for source in open_sources(sources) for row in source.rows()]
+    prompt, answer = (mean([len(row[key]) for row in rows]) / CHARACTERS for key in ("question", "answer"))
+    prompt += len(suffix or "") / CHARACTERS + TEMPLATE
+    return Lengths(prompt, answer + 1, PAPER_LENGTHS.trace, f"texts, at {CHARACTERS:.0f} characters a token")
+
+
+def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, gpu: Gpu) -> Plan:
+    """Predict a run. Pure: everything it depends on is an argument, and the dtype is resolved.
+
+    Args:
+        examples: how many are left to train on after the caps.
+        lengths: what to expect; where the caps are lower, those.
+    """
+    train, rollout, parallel = config.train, config.rollout, config.parallel
+    sampled, verl = config.method != "sft", config.engine.name == "verl"
+    width = NARROW if config.model.dtype == "bfloat16" else WIDE
+    caps = Lengths(config.data.max_prompt_tokens, config.longest_answer, rollout.max_trace_tokens, "the caps")
+    least = {key: min(getattr(lengths, key), getattr(caps, key)) for key in ("prompt", "answer", "trace")}
+    lengths = replace(lengths, **least)
+    steps = train.steps or train.epochs * (examples // train.batch_size)
+    minibatch = train.minibatch_size or train.batch_size
+    traces = rollout.group_size if sampled else 1  # rows per prompt, without the null trace
+    of_verl = flatten(config.verl)
+
+    def row_of(lengths: Lengths) -> float:
+        """Tokens of a row: prompt, t_start, trace, t_end, answer; a direct answer has no trace and no think tokens."""
+        if not config.thinks:
+            return lengths.prompt + lengths.answer
+        return lengths.prompt + min(lengths.trace + 2 + lengths.answer, config.longest_response)
+
+    def tokens_of(lengths: Lengths) -> float:
+        """Tokens that a step trains on."""
+        return train.batch_size * traces * row_of(lengths)
+
+    # Memory of an update, per GPU. FSDP shards what is kept; activations are each rank's own.
+    inner = model.head_dim * (model.heads + model.kv_heads)
+    trained: float = model.parameters  # parameters that have gradients and moments
+    if config.model.lora.rank is not None:  # a low-rank update of every linear layer
+        sides = 4 * model.hidden + 2 * inner + 3 * (model.hidden + model.intermediate)
+        trained = config.model.lora.rank * model.layers * sides
+    gathered = 0.0 if config.optimiser.states == "cpu" else trained  # those whose gradients are summed on the device
+    # FSDP keeps all in float32 on the device, the local engine copies of what is trained.
+    masters = model.parameters if verl or config.model.dtype == "float32" else gathered
+    moments = {"float32": 2 * WIDE, "8bit": 2, "cpu": 0}[config.optimiser.states] * trained
+    # FSDP multiplies with copies that it gathers layer by layer; the local engine keeps a narrow copy of all.
+    copies: float = model.parameters * width if width == NARROW else 0.0
+    if verl:
+        # Attention's four matrices and the gated MLP's three.
+        layer = 2 * model.hidden * inner + 3 * model.hidden * model.intermediate
+        copies = width * (3 * layer + model.vocab * model.hidden * (1 if model.tied else 2))
+    # No pass holds more than a rank's part of a minibatch.
+    longest = row_of(caps)
+    most = minibatch * (traces + 1) * longest / parallel.ranks
+    in_a_pass = min(most, max(train.micro_batch_tokens, longest / parallel.sequence))
+    # What the backward pass needs of a token: each layer's inputs, and one layer's inside if it is recomputed.
+    inside = width * (8 * model.hidden + 2 * model.kv_heads * model.head_dim + 4 * model.intermediate)
+    activation = model.layers * inside
+    if config.model.gradient_checkpointing:
+        activation = model.layers * model.hidden * width + inside
+    # verl makes all logits of a pass at once, the local engine keeps a bounded number.
+    logits = in_a_pass * model.vocab if verl else min(in_a_pass * model.vocab, KEPT_ELEMENTS)
+    memory = (
+        ("float32 weights", WIDE * masters / parallel.ranks),
+        ("gradients", WIDE * gathered / parallel.ranks),
+        ("moments", moments / parallel.ranks),
+        ("weights as they are multiplied", copies),
+        ("activations", in_a_pass * activation),
+        ("logits", logits * LOGIT_BYTES * width / NARROW),
+        ("reserve", RESERVE if width == NARROW else RESERVE / 4),
+    )
+
+    # Memory while traces are sampled; the optimiser's stay where they are unless they are offloaded.
+    cache = 2 * model.layers * model.kv_heads * model.head_dim * width  # bytes of keys and values per token
+    kept = (WIDE * masters + moments) / parallel.ranks
+    if not sampled:
+        memory_rollout = 0.0
+    elif (verl or rollout.engine == "vllm") and not math.isnan(gpu.bandwidth):
+        share = float(of_verl.get("actor_rollout_ref.rollout.gpu_memory_utilization", SAMPLER_SHARE))
+        memory_rollout = share * gpu.memory + (0.0 if parallel.offload else kept)
+    else:
+        decoded = min(rollout.batch_rows, train.batch_size * rollout.group_size)
+        memory_rollout = kept + (model.parameters * width if width == NARROW else 0)
+        memory_rollout += decoded * (caps.prompt + caps.trace + 2) * cache
+
+    def work(tokens: float, context: float) -> float:
+        """Products (times 2, for the sums) of a forward pass over tokens that each see `context` tokens on average."""
+        multiplied = model.parameters - (0 if model.tied else model.vocab * model.hidden)
+        attention = 2 * model.layers * model.heads * model.head_dim * context
+        return 2 * tokens * (multiplied + attention)
+
+    def seconds_of(lengths: Lengths) -> float:
+        """Seconds of one step; NaN where the device's rates are not known."""
+        row, tokens, null = row_of(lengths), tokens_of(lengths), lengths.prompt + lengths.answer + 2
+        if math.isnan(gpu.bandwidth):
+            # A CPU, whose arithmetic is what takes time, in decoding too; a group's prompt is computed once.
+            decoding = 0.0
+            if sampled:
+                tokens = train.batch_size * (lengths.prompt + traces * (row - lengths.prompt) + lengths.answer + 2)
+                decoding = train.batch_size * (lengths.prompt + traces * lengths.trace)
+            # No gradient is made of frozen weights.
+            passes = (2 if config.model.lora.rank else 3) + config.model.gradient_checkpointing
+            update = passes * work(tokens, row / 2) / (gpu.flops * CPU_UPDATE_RATE)
+            return update + work(decoding, row / 2) / (gpu.flops * CPU_DECODE_RATE)
+        products = (4 if config.model.gradient_checkpointing else 3) * work(tokens, row / 2)
+        if sampled:
+            # Before the first update, what later minibatches need of the sampling policy; each null trace once.
+            later = 1 - minibatch / train.batch_size
+            products += work(later * tokens + train.batch_size * null, row / 2)
+        update = products / (parallel.ranks * gpu.flops * UPDATE_RATE)
+        if not sampled:
+            return update
+        # A pass over weights and caches yields one token for every sequence that is decoded.
+        sequences = train.batch_size * rollout.group_size / (parallel.ranks / parallel.tensor)  # of each server
+        slots = min(float(of_verl.get("actor_rollout_ref.rollout.max_num_seqs", SLOTS)), sequences)
+        context = lengths.prompt + lengths.trace / 2
+        read = (model.parameters * width + slots * cache * context) / (parallel.tensor * gpu.bandwidth * BANDWIDTH_RATE)
+        computed = work(slots, context) / (parallel.tensor * gpu.flops * UPDATE_RATE)
+        return update + sequences * lengths.trace / (slots * ROLLOUT_FILL) * max(read, computed) + PAUSE
+
+    hours = steps * parallel.ranks / 3600
+    seconds, seconds_most = seconds_of(lengths), seconds_of(caps)
+    longer = replace(lengths, trace=min(lengths.trace + TRACE_MORE, caps.trace))
+
+    # Held-out scores, on a CPU, where greedy answers are as long as they may be. Of one that thinks every score samples
+    # a trace and thinks greedily; the first and the last answer with the null trace, directly and after another row's
+    # trace as well.
+    scoring = math.nan
+    if math.isnan(gpu.bandwidth):
+        trace, answer = lengths.trace, min(lengths.answer + SLACK, caps.answer)
+        scores = 1 + math.ceil(steps / (train.validate_every or steps)) if config.data.validation else 0
+        each, ends = (2 * trace + answer, 2 * (trace + answer) + answer) if config.thinks else (trace + answer, 0.0)
+        scored = train.validation_size * (scores * (lengths.prompt + each) + min(scores, 2) * ends)
+        scoring = work(scored, lengths.prompt + (trace + answer) / 2) / (gpu.flops * CPU_DECODE_RATE)
+
+    # verl's checkpoints hold the weights as a Hugging Face folder too.
+    checkpoint = WIDE * (2 * model.parameters if verl else trained)
+    checkpoint += (2 if config.optimiser.states == "8bit" else 2 * WIDE) * trained
+    disk, disk_kept = disk_of(config, steps, checkpoint, model.parameters)
+    stored = 0.0
+    if sampled:  # traces: measured on runs of SmolLM2-135M, ids, text and per-token numbers, compressed
+        rows = steps * min(train.trace_groups, train.batch_size) * traces
+        stored = rows * (12 * row_of(lengths) + 24 * (lengths.trace + lengths.answer))
+
+    expected = f"lengths of {lengths.source}: prompt {lengths.prompt:.0f}, answer {lengths.answer:.0f}"
+    if config.thinks:
+        expected += f", trace {lengths.trace:.0f} tokens"
+    if math.isnan(gpu.flops):
+        rates = f"no time is predicted, since the rates of {gpu.name} are not known"
+    elif math.isnan(gpu.bandwidth):
+        rates = f"{gpu.name}: {gpu.flops / 1e9:.0f} GFLOP/s, measured now; of which updates reach "
+        rates += f"{CPU_UPDATE_RATE:.0%} and decoding {CPU_DECODE_RATE:.0%}, measured on another machine"
+    else:
+        rates = f"{gpu.name}: {gpu.flops / 1e12:.0f} TFLOP/s, of which updates reach {UPDATE_RATE:.0%}"
+        if sampled:
+            rates += f"; {gpu.bandwidth / 1e12:.2f} TB/s, of which decoding reaches {BANDWIDTH_RATE:.0%}"
+            rates += f"; {PAUSE:.0f} s a step besides"
+            if more := longer.trace - lengths.trace:
+                added = hours * (seconds_of(longer) - seconds)
+                expected += f"; {more:.0f} more tokens of trace are {added:,.0f} GPU-hours more"
+        rates += "; none of these rates was measured here"
+    return Plan(
+        method=config.method,
+        engine=config.engine.name,
+        model=model,
+        gpu=gpu,
+        nodes=parallel.nodes,
+        gpus=parallel.ranks,
+        tensor=parallel.tensor,
+        sequence=parallel.sequence,
+        lengths=lengths,
+        examples=examples,
+        steps=steps,
+        updates=steps * (train.batch_size // minibatch),
+        sequences=train.batch_size * traces,
+        tokens=tokens_of(lengths),
+        tokens_most=tokens_of(caps),
+        memory=memory,
+        memory_update=sum(size for _, size in memory),
+        memory_rollout=memory_rollout,
+        seconds=seconds,
+        scoring=scoring,
+        gpu_hours=seconds * hours,
+        gpu_hours_most=seconds_most * hours,
+        disk=disk + stored,
+        disk_kept=disk_kept + stored,
+        assumptions=(expected, rates),
+    )
+
+
+def disk_of(config: RunConfig, steps: int, checkpoint: float, parameters: float) -> tuple[float, float]:
+    """Bytes of a run's checkpoints and exported model: the most while it goes on, and what is left.
+
+    Args:
+        checkpoint: bytes of one.
+        parameters: of the model.
+    """
+    train, local = config.train, config.engine.name == "local"
+    saved = math.ceil(steps / train.checkpoint_every)
+    exported = parameters * (NARROW if config.model.dtype == "bfloat16" and local else WIDE)
+    if exported == parameters * WIDE and local and config.model.lora.rank is None:
+        exported = 0.0  # the same file as the last checkpoint's weights
+    # The best is kept beside the newest; without scores in between it is the newest.
+    kept = train.keep_checkpoints + bool(train.validate_every and config.data.validation)
+    # One more is there while it is written.
+    return min(kept + 1, saved) * checkpoint + exported, min(kept, saved) * checkpoint + exported
+
+
+def describe(plan: Plan) -> list[tuple[str, str]]:
+    """A plan as rows of (what, how much) for a table."""
+    ranks = f"{plan.gpus} rank{'s' if plan.gpus > 1 else ''}"
+    spread = f"{plan.nodes} x {plan.gpus // plan.nodes}, {ranks}"
+    rows = [
+        ("method, engine", f"{plan.method}, {plan.engine}"),
+        ("model", f"{plan.model.name}, {plan.model.parameters:,} parameters"),
+        ("nodes x GPUs", f"{spread} on {plan.gpu.name} (tensor {plan.tensor}, sequence {plan.sequence})"),
+        ("steps", f"{plan.steps:,} of {plan.examples:,} examples, {plan.updates:,} optimiser steps"),
+        ("a step", f"{plan.sequences:,} rows, {plan.tokens:,.0f} tokens expected, {plan.tokens_most:,.0f} at the caps"),
+        ("memory per rank", f"{plan.memory_peak / GIB:.1f} of {plan.gpu.memory / GIB:.0f} GiB predicted"),
+        ("  update", f"{plan.memory_update / GIB:.1f} GiB: {parts_text(plan)}"),
+    ]
+    if plan.memory_rollout:
+        rows.append(("  rollouts", f"{plan.memory_rollout / GIB:.1f} GiB"))
+    if plan.seconds == plan.seconds:
+        hours, on_gpu = plan.gpu_hours / plan.gpus, not math.isnan(plan.gpu.bandwidth)
+        more = f", {plan.gpu_hours:,.0f} GPU-hours" if on_gpu else ""
+        rows.append(("time", f"{plan.seconds:.0f} s a step, {hours:.1f} hours{more}"))
+        rows.append(("  at the caps", f"{plan.gpu_hours_most:,.{0 if on_gpu else 1}f} {'GPU-' * on_gpu}hours"))
+        if plan.scoring == plan.scoring:
+            rows.append(("  held-out scores", f"{plan.scoring / 3600:.1f} hours at most"))
+    rows.append(("disk", disk_text(plan)))
+    return rows + [("assuming", text) for text in plan.assumptions]
+
+
+def parts_text(plan: Plan) -> str:
+    """What an update's memory holds, in words."""
+    return ", ".join(f"{what} {size / GIB:.1f}" for what, size in plan.memory if size)
+
+
+def disk_text(plan: Plan) -> str:
+    """What a run takes of the disk, in words."""
+    return f"{in_bytes(plan.disk)} at most, {in_bytes(plan.disk_kept)} when it is done"
+
+
+def in_bytes(size: float) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
