@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from nrt_cli import config
 from nrt_cli.commands.config import app
-from nrt_cli.config.speedrun import Entry, Score
 from nrt_cli.config.study import StudyConfig, StudyQuestion, Variant
 from nrt_cli.errors import ConfigError
+from nrt_cli.workflows.speedrun import Entry, Score
 
 ROOT = Path(__file__).parent.parent
 NRT, PAPER, REFERENCE = (config.resolve({"preset": name}) for name in ("nrt", "paper", "reference"))

@@ -28,14 +28,14 @@ def studies(incomplete: str) -> list[str]:
 
 
 def speedruns(incomplete: str) -> list[str]:
-    from nrt_cli.config.speedrun import TRACKS
+    from nrt_cli.workflows.speedrun import TRACKS
 
     return _begun(TRACKS, incomplete)
 
 
 def entries(incomplete: str) -> list[str]:
     """Shipped entries of speedruns, and YAML files."""
-    from nrt_cli.config.speedrun import entry_files
+    from nrt_cli.workflows.speedrun import entry_files
 
     return [*_begun((path.stem for path in entry_files()), incomplete), *_files(incomplete, "*.yaml")]
 

@@ -14,8 +14,7 @@ from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nrt_cli.config.speedrun import Entry
-    from nrt_cli.workflows.speedrun import Verified
+    from nrt_cli.workflows.speedrun import Entry, Verified
 
 EXAMPLE = "Example: nrt speedrun digits --set optimiser.lr=1e-3"
 
@@ -45,12 +44,17 @@ def speedrun(
         (table or verify) and (overrides or seed is not None)
     ):
         raise ConfigError("say one thing: which speedrun, with --seed and --set; or --verify ENTRY; or --table.")
-    if table:
-        _table(as_json)
-        return
     from nrt_cli.progress import choose, print_json_line
     from nrt_cli.workflows import speedrun as work
 
+    if table:
+        rows = work.standings([work.read_entry(str(file)) for file in work.entry_files()])
+        record = [
+            {"track": row.track, "machine": row.machine, "entries": [entry.model_dump() for entry in row.entries]}
+            for row in rows
+        ]
+        console.result(record, as_json, lambda _: console.page(work.markdown(rows)))
+        return
     display = partial(choose, as_json)
     if verify is not None:
         found = work.verify(verify, out, display, model)
@@ -72,20 +76,8 @@ def speedrun(
         raise typer.Exit(1)
 
 
-def _table(as_json: bool) -> None:
-    from nrt_cli.config.speedrun import entry_files, read_entry
-    from nrt_cli.workflows.speedrun_table import markdown, standings
-
-    rows = standings([read_entry(str(file)) for file in entry_files()])
-    record = [
-        {"track": row.track, "machine": row.machine, "entries": [entry.model_dump() for entry in row.entries]}
-        for row in rows
-    ]
-    console.result(record, as_json, lambda _: console.page(markdown(rows)))
-
-
 def _show(entry: "Entry", file: Path) -> None:
-    from nrt_cli.config.speedrun import TRACKS
+    from nrt_cli.workflows.speedrun import TRACKS
 
     track, last = TRACKS[entry.track], entry.scores[-1]
     if entry.minutes is None:

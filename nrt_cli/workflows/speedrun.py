@@ -1,31 +1,39 @@
-"""A speedrun: training until the held-out questions are answered right, as an entry; and an entry, run again."""
+"""Speedruns: training until the held-out questions are answered right. What is run; an entry, which says how long that
+took, where, and with what; the table of entries; and an entry, run again.
+
+An entry is a YAML; `configs/speedrun` has those that were sent in. What is heavy is imported by what trains.
+"""
 
 import hashlib
+import json
+import math
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
-import psutil
-import torch
+from pydantic import Field, field_validator, model_validator
 
 import nrt_cli
 from nrt_cli import config as configs
 from nrt_cli.checks.findings import Finding
-from nrt_cli.commandline import settings
-from nrt_cli.config import RunConfig
-from nrt_cli.config.speedrun import FIXED, TRACKS, Entry, Machine, Score, entry_yaml, minutes_of, reached, read_entry
+from nrt_cli.commandline import pasted, settings
+from nrt_cli.config.base import Section, Seed
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
-from nrt_cli.models.metadata import read_metadata
-from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.store import Run
 from nrt_cli.store.reports import write_report
-from nrt_cli.training.locate import locate_model
-from nrt_cli.workflows.train import MakeDisplay, train
+
+if TYPE_CHECKING:
+    from nrt_cli.workflows.train import MakeDisplay
 
 PROGRAM = Path(nrt_cli.__file__).parent
+
+FIXED = ("model.path", "data", "train.validate_every", "train.validation_size")
+"""Keys and sections that a speedrun decides."""
 
 ROUNDED_FIRST = 0.02
 """How much of the questions rounding may decide for a model that is still the same."""
@@ -34,28 +42,148 @@ ROUNDED_STEPS = 2.0
 
 
 @dataclass(frozen=True)
+class Track:
+    """What is run, until when, and how it is scored."""
+
+    recipe: str
+    """A config of `configs/train`."""
+    threshold: float
+    """Held-out accuracy, thinking and greedy, that two scores in a row must reach."""
+    every: int
+    """Steps between scores."""
+    questions: int
+    """Held-out questions of a score: the first so many."""
+    model: str | None
+    """Fingerprint of what the starting model is prepared from; None where the recipe names no model."""
+
+
+TRACKS = {
+    "digits": Track("quickstart", 0.9, 2, 128, "c9a8a651a2cf5b9340e5ab4b155f3431eb3a911f09e039f13f5fc01d05f58b84"),
+    "real": Track("real", 0.8, 2, 64, None),
+}
+
+# --- entries ---------------------------------------------------------------------------------------------------------
+
+
+class Score(Section):
+    """Held-out accuracy after a step, and the seconds that the steps up to it took."""
+
+    step: int = Field(ge=0, description="Training steps taken; 0 is before the first.")
+    accuracy: float = Field(ge=0, le=1, description="Share of the held-out questions answered right, thinking.")
+    seconds: float = Field(ge=0, description="Seconds that the steps so far took, scores aside.")
+
+
+class Machine(Section):
+    """Where an entry was made. Another machine, thread count, dtype or torch rounds otherwise."""
+
+    device: str = Field(description="cpu, or what the GPU is called.")
+    cpu: str = Field(description="What the processor is called.")
+    capability: str = Field(description="The instructions that torch uses.")
+    cores: int = Field(ge=1, description="Physical cores.")
+    memory_gib: int = Field(ge=0, description="Memory in GiB.")
+    threads: int = Field(ge=1, description="CPU threads that torch used.")
+    dtype: str = Field(description="What the model was computed in.")
+    torch: str = Field(description="Version of torch.")
+    python: str = Field(description="Version of Python.")
+    load: float = Field(ge=0, description="Load average of the last minute, this run's own threads among it.")
+
+    @property
+    def name(self) -> str:
+        """What the table groups by."""
+        device = self.cpu if self.device == "cpu" else f"{self.device}, {self.cpu}"
+        return f"{device} ({self.capability}), {self.cores} cores, {self.memory_gib} GiB"
+
+    @property
+    def setup(self) -> str:
+        """What may differ on one machine."""
+        return f"{self.threads} thread{'s' * (self.threads != 1)}, {self.dtype}, torch {self.torch}"
+
+
+class Entry(Section):
+    """What a speedrun came to. `minutes` and `steps` are null where it never got there."""
+
+    track: str = Field(description="Which speedrun: digits or real.")
+    date: str = Field(description="The day it was run.")
+    commit: str | None = Field(description="Of the checkout; null where there is none.")
+    clean: bool = Field(description="Whether program and configs were as in that commit.")
+    note: str = Field("", description="What was done, in your words.")
+    seed: Seed = Field(description="Decides the order of the data and what is sampled.")
+    settings: dict[str, Any] = Field(description="What differs from the track's recipe.")
+    model: str = Field(description="Fingerprint of what the starting model is prepared from.")
+    machine: Machine
+    minutes: float | None = Field(description="Training until the second score in a row at the threshold; null: never.")
+    steps: int | None = Field(description="Steps until then; null: never.")
+    scores: tuple[Score, ...] = Field(min_length=1, description="Every held-out score, from before training on.")
+
+    @field_validator("track")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in TRACKS:
+            raise ValueError(f"no such speedrun; there is {', '.join(TRACKS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _follows_from_its_scores(self) -> "Entry":
+        minutes, steps = result_of(self.scores, TRACKS[self.track].threshold)
+        if (self.minutes, self.steps) != (minutes, steps):
+            raise ValueError(f"minutes and steps are not what the scores say: {minutes} and {steps}")
+        return self
+
+    @property
+    def best(self) -> float:
+        return max(score.accuracy for score in self.scores)
+
+    @property
+    def program(self) -> str:
+        return f"{(self.commit or 'none')[:9]}{'' if self.clean else ' and changes'}"
+
+
+def reached(scores: Sequence[Score], threshold: float) -> Score | None:
+    """The second of the first two scores in a row that reach the threshold."""
+    return next((now for before, now in pairwise(scores) if min(before.accuracy, now.accuracy) >= threshold), None)
+
+
+def result_of(scores: Sequence[Score], threshold: float) -> tuple[float | None, int | None]:
+    """Minutes and steps up to the threshold, as entries have them."""
+    end = reached(scores, threshold)
+    return (None, None) if end is None else (round(end.seconds / 60, 3), end.step)
+
+
+def read_entry(name: str) -> Entry:
+    """An entry by file, or a shipped one by its name. Raises ConfigError naming the first key that is wrong."""
+    path, shipped = Path(name), entry_files()
+    if not path.is_file():
+        path = next((file for file in shipped if file.stem == name), path)
+    if not path.is_file():
+        known = ", ".join(file.stem for file in shipped)
+        raise ConfigError(f"{name}: no such entry; give a file{f' or one of {known}' if known else ''}.")
+    return configs.validated(Entry, configs.read_yaml(path), lambda _: name)
+
+
+def entry_files() -> list[Path]:
+    """The shipped entries."""
+    return sorted((configs.configs_dir() / "speedrun").glob("*.yaml"))
+
+
+def entry_yaml(entry: Entry) -> str:
+    return configs.dump_yaml(entry.model_dump(mode="json"))
+
+
+# --- a speedrun ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One speedrun: what is asked for, of which program, its run, and the file of its entry."""
 
     track: str
-    config: RunConfig
+    config: configs.RunConfig
     changed: Mapping[str, Any]
     """Settings that differ from the recipe's."""
     commit: str | None
     clean: bool
     run: Path
     entry: Path
-
-
-@dataclass(frozen=True)
-class Verified:
-    """An entry, what its command came to here, and what was found when the two were compared."""
-
-    entry: Entry
-    here: Entry
-    run: Path
-    """The run here; what is there is not run again."""
-    findings: tuple[Finding, ...]
 
 
 def plan(
@@ -88,15 +216,11 @@ def plan(
             f"method={config.method}: a speedrun is of a built-in scheme, whose model thinks; one of your own goes "
             "into the program first (CONTRIBUTING.md), where others can run it too."
         )
-    place = f"{name}-s{config.seed}-{_digest(config)}"
-    return Attempt(name, config, changed, *_commit(), folder / place, folder / f"{place}.yaml")
-
-
-def _digest(config: RunConfig) -> str:
-    found = hashlib.sha256(configs.to_yaml(config).encode())
+    digest = hashlib.sha256(configs.to_yaml(config).encode())
     for file in sorted(PROGRAM.rglob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:8]
+        digest.update(file.read_bytes())
+    place = f"{name}-s{config.seed}-{digest.hexdigest()[:8]}"
+    return Attempt(name, config, changed, *_commit(), folder / place, folder / f"{place}.yaml")
 
 
 def _commit() -> tuple[str | None, bool]:
@@ -117,15 +241,32 @@ def _commit() -> tuple[str | None, bool]:
     return git("rev-parse", "HEAD"), changes == ""
 
 
-def speedrun(attempt: Attempt, make_display: MakeDisplay) -> Entry:
+def speedrun(attempt: Attempt, make_display: "MakeDisplay") -> Entry:
     """Train until it is done or the last step is, and write the entry. What is there is kept; a stopped run goes on.
 
     Raises ModelError where the starting model is another, DataError where held-out questions are trained on or cannot
     be graded, and Interrupted, after which the same call goes on.
     """
+    import psutil
+    import torch
+
+    from nrt_cli.models.metadata import read_metadata
+    from nrt_cli.models.sources import model_fingerprint
+    from nrt_cli.training.locate import locate_model
+    from nrt_cli.workflows.train import train
+
     if attempt.entry.is_file():
         return read_entry(str(attempt.entry))
-    track, model = TRACKS[attempt.track], _starting_model(attempt)
+    track, path = TRACKS[attempt.track], attempt.config.model.path
+    folder = locate_model(path).folder
+    metadata = read_metadata(folder)
+    if metadata.source is None or metadata.prepared != model_fingerprint(folder):
+        raise ModelError(f"{path}: is not as `nrt model prepare` leaves a model; prepare its source again.")
+    if track.model not in (None, metadata.source):
+        raise ModelError(
+            f"{path}: was prepared from another model than that of {attempt.track} (fingerprint "
+            f"{metadata.source[:12]}, not {str(track.model)[:12]}); take the program as it was committed."
+        )
     there = (attempt.run / "manifest.json").is_file()
     if not there or Run.open(attempt.run).manifest()["status"] != "finished":
 
@@ -136,24 +277,42 @@ def speedrun(attempt: Attempt, make_display: MakeDisplay) -> Entry:
             train(attempt.run, None if there else attempt.config, there, make_display, enough=enough)
         except Interrupted as error:
             raise Interrupted("stopped, everything saved; the same command goes on.", error.exit_code - 128) from None
-    entry = _entry(attempt, Run.open(attempt.run), model)
+    run = Run.open(attempt.run)
+    found, config, taken = run.manifest(), run.config(), run.metrics()
+    # A run that was killed may have records of steps that it did not take again.
+    records = [record for record in run.metrics("held_out") if record["step"] <= found["summary"]["steps"]]
+    if shared := found["data"]["shared_with_validation"]:
+        raise DataError(f"{run.path}: {shared} held-out questions are in the training data, so this is no speedrun.")
+    if any(record.get("graded") != track.questions for record in records):
+        raise DataError(f"{run.path}: not all of the {track.questions} held-out questions could be graded.")
+    scores = tuple(_score(record, taken) for record in records)
+    minutes, steps = result_of(scores, track.threshold)
+    entry = Entry(
+        track=attempt.track,
+        date=time.strftime("%Y-%m-%d"),
+        commit=attempt.commit,
+        clean=attempt.clean,
+        seed=config.seed,
+        settings=dict(attempt.changed),
+        model=metadata.source,
+        machine=Machine(
+            device=found["device"]["name"],
+            cpu=found["device"]["cpu"],
+            capability=torch.backends.cpu.get_cpu_capability(),
+            cores=psutil.cpu_count(logical=False) or 1,
+            memory_gib=round(psutil.virtual_memory().total / 2**30),
+            threads=found["device"]["threads"],
+            dtype=config.model.dtype,
+            torch=found["versions"]["torch"],
+            python=found["versions"]["python"],
+            load=round(psutil.getloadavg()[0], 1),
+        ),
+        minutes=minutes,
+        steps=steps,
+        scores=scores,
+    )
     write_report(attempt.entry.parent, {attempt.entry.name: entry_yaml(entry).encode()})
     return entry
-
-
-def _starting_model(attempt: Attempt) -> str:
-    """The fingerprint of what the starting model was prepared from; nothing else may have been done to it."""
-    path, wanted = attempt.config.model.path, TRACKS[attempt.track].model
-    folder = locate_model(path).folder
-    about = read_metadata(folder)
-    if about.source is None or about.prepared != model_fingerprint(folder):
-        raise ModelError(f"{path}: is not as `nrt model prepare` leaves a model; prepare its source again.")
-    if wanted not in (None, about.source):
-        raise ModelError(
-            f"{path}: was prepared from another model than that of {attempt.track} (fingerprint {about.source[:12]}, "
-            f"not {str(wanted)[:12]}); take the program as it was committed."
-        )
-    return about.source
 
 
 def _score(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Score:
@@ -162,44 +321,21 @@ def _score(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Sco
     return Score(step=record["step"], accuracy=record["accuracy_thinking"], seconds=round(seconds, 3))
 
 
-def _entry(attempt: Attempt, run: Run, model: str) -> Entry:
-    track, found, config, taken = TRACKS[attempt.track], run.manifest(), run.config(), run.metrics()
-    # A run that was killed may have records of steps that it did not take again.
-    records = [record for record in run.metrics("held_out") if record["step"] <= found["summary"]["steps"]]
-    if shared := found["data"]["shared_with_validation"]:
-        raise DataError(f"{run.path}: {shared} held-out questions are in the training data, so this is no speedrun.")
-    if any(record.get("graded") != track.questions for record in records):
-        raise DataError(f"{run.path}: not all of the {track.questions} held-out questions could be graded.")
-    scores = tuple(_score(record, taken) for record in records)
-    end = reached(scores, track.threshold)
-    device = found["device"]
-    return Entry(
-        track=attempt.track,
-        date=time.strftime("%Y-%m-%d"),
-        commit=attempt.commit,
-        clean=attempt.clean,
-        seed=config.seed,
-        settings=dict(attempt.changed),
-        model=model,
-        machine=Machine(
-            device=device["name"],
-            cpu=device["cpu"],
-            capability=torch.backends.cpu.get_cpu_capability(),
-            cores=psutil.cpu_count(logical=False) or 1,
-            memory_gib=round(psutil.virtual_memory().total / 2**30),
-            threads=device["threads"],
-            dtype=config.model.dtype,
-            torch=found["versions"]["torch"],
-            python=found["versions"]["python"],
-            load=round(psutil.getloadavg()[0], 1),
-        ),
-        minutes=None if end is None else minutes_of(end),
-        steps=None if end is None else end.step,
-        scores=scores,
-    )
+# --- an entry, run again ---------------------------------------------------------------------------------------------
 
 
-def verify(name: str, folder: Path, make_display: MakeDisplay, model: str | None = None) -> Verified:
+@dataclass(frozen=True)
+class Verified:
+    """An entry, what its command came to here, and what was found when the two were compared."""
+
+    entry: Entry
+    here: Entry
+    run: Path
+    """The run here; what is there is not run again."""
+    findings: tuple[Finding, ...]
+
+
+def verify(name: str, folder: Path, make_display: "MakeDisplay", model: str | None = None) -> Verified:
     """Run an entry's settings here, with its seed, threads, device and dtype, and compare."""
     entry = read_entry(name)
     machine = entry.machine
@@ -211,35 +347,39 @@ def verify(name: str, folder: Path, make_display: MakeDisplay, model: str | None
     overrides = settings({**entry.settings, **as_there})[1::2]
     attempt = plan(entry.track, folder / "verified" / Path(name).stem, overrides, entry.seed, model)
     here = speedrun(attempt, make_display)
-    return Verified(entry, here, attempt.run, tuple(_compared(entry, here)))
+    return Verified(entry, here, attempt.run, tuple(compared(entry, here)))
 
 
-def _compared(entry: Entry, here: Entry) -> Iterator[Finding]:
+def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
     """Each finding says what is the same and what explains what is not."""
     if entry.commit == here.commit and entry.clean and here.clean:
         yield Finding("program", "ok", f"commit {str(here.commit)[:9]} on both sides")
     else:
-        yield Finding(
-            "program",
-            "warning",
-            f"{_program(entry)} there, {_program(here)} here",
-            "compare like with like: check the entry's commit out.",
-        )
+        there, now = (f"commit {side.program}" if side.commit else "no commit" for side in (entry, here))
+        advice = "compare like with like: check the entry's commit out."
+        yield Finding("program", "warning", f"{there} there, {now} here", advice)
     if entry.model == here.model:
         yield Finding("starting model", "ok", "the same")
     else:
         yield Finding("starting model", "problem", "another one", "prepare it from the source that the entry names.")
-    exact = entry.machine.rounds_like(here.machine)
+    keys = ("device", "cpu", "capability", "threads", "dtype", "torch")
+    # Then the same program must come to the same numbers on both, bit for bit.
+    exact = all(getattr(entry.machine, key) == getattr(here.machine, key) for key in keys)
     if exact:
         yield Finding("rounding", "ok", "processor, threads, dtype and torch are the same, so all must be equal")
     else:
         yield Finding("rounding", "ok", f"another set-up than here ({entry.machine.name}, {entry.machine.setup})")
     yield _scores(entry, here, exact)
-    yield _steps(entry, here, exact)
-
-
-def _program(entry: Entry) -> str:
-    return f"commit {entry.commit[:9]}{'' if entry.clean else ' and changes'}" if entry.commit else "no commit"
+    told = " there, ".join("never" if side.steps is None else str(side.steps) for side in (entry, here)) + " here"
+    if entry.steps == here.steps:
+        yield Finding("steps needed", "ok", told)
+    elif exact or entry.steps is None or here.steps is None:
+        yield Finding("steps needed", "problem", told, "the entry is not what its command does here.")
+    elif max(entry.steps, here.steps) > ROUNDED_STEPS * max(1, min(entry.steps, here.steps)):
+        more = f"{told}: more than the {ROUNDED_STEPS:g} times that rounding explains"
+        yield Finding("steps needed", "problem", more, "run more seeds on both machines before you believe either.")
+    else:
+        yield Finding("steps needed", "ok", f"{told}, within the {ROUNDED_STEPS:g} times that rounding explains")
 
 
 def _scores(entry: Entry, here: Entry, exact: bool) -> Finding:
@@ -257,14 +397,69 @@ def _scores(entry: Entry, here: Entry, exact: bool) -> Finding:
     return Finding("scores", "ok", f"{first}, which rounding explains: traces that part once are others from then on")
 
 
-def _steps(entry: Entry, here: Entry, exact: bool) -> Finding:
-    told = " there, ".join("never" if side.steps is None else str(side.steps) for side in (entry, here)) + " here"
-    if entry.steps == here.steps:
-        return Finding("steps needed", "ok", told)
-    if exact or entry.steps is None or here.steps is None:
-        return Finding("steps needed", "problem", told, "the entry is not what its command does here.")
-    most = max(entry.steps, here.steps) / max(1, min(entry.steps, here.steps))
-    if most > ROUNDED_STEPS:
-        more = f"{told}: more than the {ROUNDED_STEPS:g} times that rounding explains"
-        return Finding("steps needed", "problem", more, "run more seeds on both machines before you believe either.")
-    return Finding("steps needed", "ok", f"{told}, within the {ROUNDED_STEPS:g} times that rounding explains")
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What one program, with one set of settings, needs on one machine: an entry for each seed."""
+
+    track: str
+    machine: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def minutes(self) -> float:
+        """The median over the seeds; one that never got there took for ever."""
+        return median(math.inf if entry.minutes is None else entry.minutes for entry in self.entries)
+
+
+def standings(entries: Sequence[Entry]) -> list[Standing]:
+    """A row for the entries of one program, settings and set-up, by track and machine, the quickest first."""
+
+    def row(entry: Entry) -> tuple[str, ...]:
+        told, machine = json.dumps(entry.settings, sort_keys=True), entry.machine
+        return (entry.track, machine.name, machine.setup, str(entry.commit), str(entry.clean), told, entry.note)
+
+    found = [
+        Standing(track, machine, tuple(sorted(same, key=lambda entry: entry.seed)))
+        for (track, machine, *_), same in groupby(sorted(entries, key=row), row)
+    ]
+    order = list(TRACKS)
+    return sorted(found, key=lambda row: (order.index(row.track), row.machine, row.minutes, -len(row.entries)))
+
+
+def markdown(rows: Sequence[Standing]) -> str:
+    """A table for each track and machine, or a sentence where there is no entry."""
+    lines = []
+    for (name, machine), group in groupby(rows, lambda row: (row.track, row.machine)):
+        track = TRACKS[name]
+        lines += [
+            f"**{name}**, {track.threshold:.0%} of {track.questions} held-out questions, on {machine}:\n",
+            "| minutes | steps | seeds | what | set-up | load | commit | date |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in group:
+            entries, first = row.entries, row.entries[0]
+            each = [entry.minutes for entry in entries if entry.minutes is not None]
+            if math.isinf(row.minutes):
+                seeds = f" by {len(entries) - len(each)} of {len(entries)}" if len(entries) > 1 else ""
+                minutes = f"not reached{seeds} (best {max(entry.best for entry in entries):.0%})"
+            else:
+                spread = f" ({min(each):.2f} to {max(each):.2f})" if len(entries) > 1 else ""
+                minutes = f"{row.minutes:.2f}{spread}"
+            told = f"`{pasted(settings(first.settings))}`" if first.settings else ""
+            loads = sorted({f"{entry.machine.load:.1f}" for entry in entries})
+            cells = (
+                minutes,
+                ", ".join("-" if entry.steps is None else str(entry.steps) for entry in entries),
+                ", ".join(str(entry.seed) for entry in entries),
+                ": ".join(filter(None, (first.note, told))) or "the shipped recipe",
+                first.machine.setup,
+                " to ".join(dict.fromkeys((loads[0], loads[-1]))),
+                first.program,
+                max(entry.date for entry in entries),
+            )
+            lines.append("| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |")
+        lines.append("")
+    return "\n".join(lines) or "No entry yet.\n"

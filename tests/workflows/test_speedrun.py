@@ -12,13 +12,24 @@ from typer.testing import CliRunner
 
 from nrt_cli import config as configs
 from nrt_cli.cli import app
-from nrt_cli.config.speedrun import TRACKS, Entry, Score, entry_files, entry_yaml, reached, read_entry
 from nrt_cli.errors import ConfigError, DataError, ModelError
 from nrt_cli.models.sources import DIGITS, model_fingerprint
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.workflows import speedrun as work
-from nrt_cli.workflows.speedrun_table import markdown, standings
+from nrt_cli.workflows.speedrun import (
+    TRACKS,
+    Entry,
+    Score,
+    compared,
+    entry_files,
+    entry_yaml,
+    markdown,
+    reached,
+    read_entry,
+    result_of,
+    standings,
+)
 
 PAGE = Path(__file__).parents[2] / "nrt_cli" / "help" / "speedrun.md"
 SMALL = (
@@ -38,7 +49,7 @@ def scores(*accuracies: float) -> list[Score]:
 def entry(*accuracies: float, **changes) -> Entry:
     """One with a threshold of 90 %, that of the digits."""
     found = scores(*accuracies)
-    end = reached(found, 0.9)
+    minutes, steps = result_of(found, 0.9)
     values = {
         "track": "digits",
         "date": "2026-01-02",
@@ -48,8 +59,8 @@ def entry(*accuracies: float, **changes) -> Entry:
         "settings": {},
         "model": "m",
         "machine": MACHINE,
-        "minutes": None if end is None else end.seconds / 60,
-        "steps": None if end is None else end.step,
+        "minutes": minutes,
+        "steps": steps,
         "scores": [vars(score) for score in found],
     }
     return Entry.model_validate(values | changes)
@@ -302,7 +313,7 @@ WAY = (0.0, 0.5, 0.9, 0.9)
     ],
 )
 def test_what_rounding_explains_and_what_not(there, here, wrong):
-    found = list(work._compared(there, here))
+    found = list(compared(there, here))
     assert [finding.check for finding in found if finding.verdict == "problem"] == wrong
     same = there.commit == here.commit
     assert [finding.check for finding in found if finding.verdict == "warning"] == ([] if same else ["program"])
