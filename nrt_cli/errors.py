@@ -55,3 +55,8 @@ class Interrupted(NrtError):
 
 class EvalError(NrtError):
     """An evaluation that cannot be made: a package, a sandbox or another tool's output that it needs is missing."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another's error says, without the lines that follow; the error's kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

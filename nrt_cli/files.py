@@ -48,6 +48,18 @@ def _appear(temporary: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A file beside `file`, to write to, that takes its place when the block succeeds and vanishes when it fails."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Force a file or folder to the disk, so that a rename never points at less than what was written."""
     if os.name == "nt" and path.is_dir():

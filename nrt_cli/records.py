@@ -5,9 +5,9 @@ A trace is token ids from sampling to loss; it is decoded only to be shown.
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 ACCURACIES = {
     "thinking": "thinking",
@@ -15,7 +15,7 @@ ACCURACIES = {
     "direct": "direct",
     "other_trace": "other row's trace",
 }
-"""The accuracies on question-answer pairs and what they are called; `engines.accuracies` defines them."""
+"""The accuracies on question-answer pairs and what they are called; `grading.accuracies` defines them."""
 
 Stop = Literal["end", "eos", "cap"]
 """Why a trace stopped: the policy sampled t_end, it sampled `eos`, or it ran into the length cap.
@@ -79,6 +79,89 @@ class HeldOut:
     answer_logprobs: tuple[tuple[float, ...], ...]
     groups: tuple[RolloutGroup, ...] = ()
     null_logprobs: tuple[tuple[float, ...], ...] = ()
+
+
+class Column(NamedTuple):
+    """A column of the trace table: its Arrow type, what its values are counted in, and what they are."""
+
+    type: str
+    unit: str
+    what: str
+
+
+def _column(type_: str, unit: str, what: str) -> Any:
+    """A field of `TraceRow`."""
+    return field(default=None, metadata={"column": Column(type_, unit, what)})
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """A row of the trace table: a trace, or a direct answer of SFT. None is what was not measured.
+
+    Types of the table's columns and their documentation in `nrt_cli/store/README.md` are these fields'.
+    """
+
+    step: int | None = _column("int64", "int", "the step that sampled the trace")
+    example: int | None = _column("int64", "int", "the number of the example's row in the data, from 0")
+    source: str | None = _column("string", "text", "the example's data source")
+    k: int | None = _column("int64", "int", "which of the K traces of its group")
+    prompt: str | None = _column("string", "text", "x, decoded with its special tokens, as are the next two")
+    trace: str | None = _column("string", "text", "z")
+    answer: str | None = _column("string", "text", "y*")
+    stop: str | None = _column(
+        "string",
+        "text",
+        "why the trace ended: `end` (it sampled `t_end`), `eos` (it sampled a token that ends the model's "
+        "answers, or `t_start`; `t_end` stands in its place), or `cap`",
+    )
+    prompt_ids: Sequence[int] | None = _column("list<int32>", "ids", "x")
+    trace_ids: Sequence[int] | None = _column("list<int32>", "ids", "z, without `t_end`")
+    answer_ids: Sequence[int] | None = _column("list<int32>", "ids", "y* with its eos")
+    sampler_logprobs: Sequence[float] | None = _column(
+        "list<float>", "nats", "log p of what the sampler drew: z, and the token that ended it unless `stop` is `cap`"
+    )
+    sampled: Sequence[bool] | None = _column(
+        "list<bool>",
+        "bool",
+        "over trace positions: whether the policy chose the token that is scored; False for an appended `t_end`, "
+        "True where `objective.credit_eos` has the eos scored in its place",
+    )
+    trace_logprobs: Sequence[float] | None = _column(
+        "list<float>", "nats", "over trace positions: log p under the policy being trained"
+    )
+    trace_entropies: Sequence[float] | None = _column("list<float>", "nats", "over trace positions: exact entropy")
+    answer_logprobs: Sequence[float] | None = _column(
+        "list<float>", "nats", "over answer tokens: log c, given the trace"
+    )
+    null_logprobs: Sequence[float] | None = _column(
+        "list<float>", "nats", "over answer tokens: log c_base, given the null trace"
+    )
+    # Those of `p` lie far below what a float holds.
+    token_signals: Sequence[float] | None = _column(
+        "list<double>", "-", "over answer tokens: the factor (df/dc) c of the answer term"
+    )
+    gain: float | None = _column("double", "nats", "sum of `answer_logprobs` - sum of `null_logprobs`")
+    reward: float | None = _column("double", "the scheme's", "R of the trace; may underflow to 0")
+    reward_base: float | None = _column("double", "the scheme's", "R of the null trace; likewise")
+    reward_scaled: float | None = _column(
+        "double", "-", "`reward` divided by the group's largest: what advantages are made of"
+    )
+    reward_base_scaled: float | None = _column("double", "-", "`reward_base` divided by the same")
+    reward_log_scale: float | None = _column("double", "nats", "log of what they were divided by")
+    advantage: float | None = _column("double", "-", "A of the trace")
+    dead_group: bool | None = _column("bool", "bool", "whether the whole group has no signal")
+    grader: str | None = _column("string", "text", "how replies to the example are graded")
+    thinking_reply: str | None = _column("string", "text", "the greedy answer that `accuracy_thinking` is of")
+    thinking_score: float | None = _column("double", "0 to 1", "its grade")
+    null_reply: str | None = _column("string", "text", "the greedy answer that `accuracy_null` is of")
+    null_score: float | None = _column("double", "0 to 1", "its grade")
+    direct_reply: str | None = _column("string", "text", "the greedy answer that `accuracy_direct` is of")
+    direct_score: float | None = _column("double", "0 to 1", "its grade")
+    other_trace_reply: str | None = _column("string", "text", "the greedy answer that `accuracy_other_trace` is of")
+    other_trace_score: float | None = _column("double", "0 to 1", "its grade")
+
+
+TRACE_COLUMNS: dict[str, Column] = {each.name: each.metadata["column"] for each in fields(TraceRow)}
 
 
 @dataclass(frozen=True)

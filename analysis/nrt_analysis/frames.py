@@ -13,7 +13,8 @@ from nrt_cli.commandline import resume
 from nrt_cli.config.titles import run_label, thinks
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import distinct_ngrams
-from nrt_cli.store import TRACE_COLUMNS, Run
+from nrt_cli.records import TRACE_COLUMNS
+from nrt_cli.store import Run
 
 STEP, HELD_OUT = "step", "held-out"
 """Kinds of stored traces: sampled for training, and for held-out scores."""

@@ -11,7 +11,7 @@ from nrt_analysis.clusters import DRAWS, clustered_means, share_above_0
 from nrt_analysis.figures import COLUMN, error_bars, line_style, new_figure, panel
 from nrt_analysis.frames import stacked
 from nrt_analysis.tables import Report, interval, number
-from nrt_cli.store.parts import PartTable
+from nrt_cli.store.tables import PartTable
 
 CONTROLS = {
     "sampled": "as sampled",

@@ -13,7 +13,7 @@ from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, n
 from nrt_analysis.frames import stacked
 from nrt_analysis.tables import Report, interval
 from nrt_cli.errors import StoreError
-from nrt_cli.store.parts import PartTable
+from nrt_cli.store.tables import PartTable
 
 COLUMNS = ("example", "position", "token_id", "token", "logprob", "entropy")
 FEWEST = 30

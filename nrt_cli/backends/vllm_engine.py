@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from nrt_cli.errors import ModelError, NrtError
+from nrt_cli.errors import ModelError, NrtError, first_line
 from nrt_cli.models.loading import from_folder, require_model
 from nrt_cli.models.lora import merged_weights
 
@@ -253,16 +253,12 @@ def _import(device: str) -> Any:
         # vllm loads its parts when they are asked for, so what is broken shows here.
         parts = vllm.LLM, vllm.SamplingParams
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
-        raise ModelError(f"{installed()} is installed but cannot be imported ({_first_line(error)}).") from None
+        raise ModelError(f"{installed()} is installed but cannot be imported ({first_line(error)}).") from None
     assert all(parts)
     if current_platform.device_type != device:
         built_for = current_platform.device_type or "no device that is here"
         raise ModelError(f"the installed vllm is built for {built_for}, and the model is on {device}; {INSTALL}.")
     return vllm
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -274,7 +270,7 @@ def _one_sentence(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Of any kind: what vLLM raises has no base class in common.
-        raise ModelError(f"{path}: vllm cannot run this model here ({_first_line(error)}).") from error
+        raise ModelError(f"{path}: vllm cannot run this model here ({first_line(error)}).") from error
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nrt_cli.errors import NrtError
+from nrt_cli.errors import NrtError, first_line
 
 Verdict = Literal["ok", "warning", "problem", "skipped"]
 
@@ -34,7 +34,7 @@ def of_error(check: str, error: Exception) -> Finding:
     """A check that could not be made."""
     if isinstance(error, NrtError):
         return Finding(check, "problem", *advised(str(error)))
-    what = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    what = f"{type(error).__name__}: {first_line(error) if str(error).strip() else 'no reason given'}"
     return Finding(check, "problem", what, "this is not foreseen: report it with the output of `nrt doctor --json`.")
 
 

@@ -36,7 +36,7 @@ def analyze() -> None:
 
 def deliver(report: "Report", out: Path | None, first: Path, as_json: bool) -> None:
     """Store a report and print it: its first table and its notes, or all of it as JSON."""
-    from nrt_cli.store.reports import write_report
+    from nrt_cli.store.files import write_report
 
     written = write_report(out or first / "analysis" / report.name, report.files())
     record = report.record() | {"files": [str(path) for path in written]}

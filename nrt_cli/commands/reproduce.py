@@ -87,7 +87,7 @@ def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
     from nrt_analysis.tokens import token_report
 
     from nrt_cli.progress import counted
-    from nrt_cli.store.reports import write_report
+    from nrt_cli.store.files import write_report
     from nrt_cli.workflows.study_analysis import score_pairs
 
     with counted("pairs") as report:
@@ -103,7 +103,7 @@ def _ask(asked: "StudyConfig", folder: Path) -> None:
     from nrt_analysis.cases import generated_cases
 
     from nrt_cli.progress import counted
-    from nrt_cli.store.reports import write_report
+    from nrt_cli.store.files import write_report
     from nrt_cli.workflows.study_analysis import answer_questions, score_questions
 
     with counted("runs") as report:

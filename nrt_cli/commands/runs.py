@@ -308,8 +308,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write runs to one file, to send or to read elsewhere."""
+    from nrt_cli.store.files import write_report
     from nrt_cli.store.housekeeping import write_archive
-    from nrt_cli.store.reports import write_report
     from nrt_cli.workflows.runs import chosen_runs, metrics_csv
 
     archive = out.name.endswith((".tar.gz", ".tgz"))

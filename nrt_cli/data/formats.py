@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nrt_cli.errors import DataError
+from nrt_cli.errors import DataError, first_line
 
 Found = tuple[str, dict[str, Any] | str]
 
@@ -216,7 +216,9 @@ def parquet_rows(path: Path, name: str, columns: Sequence[str] | None = None) ->
                     number += 1
                     yield f"{name}:row {number}", values
     except pa.ArrowException as error:
-        raise DataError(f"{name}: not a readable Parquet file (after row {number}: {_first_line(error)}).") from None
+        raise DataError(
+            f"{name}: not a readable Parquet file (after row {number}: {first_line(error).rstrip('.')})."
+        ) from None
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -232,11 +234,7 @@ def _cell(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
     except Exception as error:
-        return ValueError(_first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
+        return ValueError(first_line(error).rstrip("."))
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Found]]] = {

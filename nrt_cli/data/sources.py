@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl
 
 from nrt_cli.data import generated
 from nrt_cli.data.formats import READERS
-from nrt_cli.errors import DataError
+from nrt_cli.errors import DataError, first_line
 from nrt_cli.files import sha256
 from nrt_cli.network import find_hub
 
@@ -250,7 +250,7 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
 def _hub_error(name: str, error: Exception) -> DataError:
     offline = None if Path(name).is_dir() else find_hub()
-    first = offline or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    first = offline or first_line(error).rstrip(".")
     return DataError(
         f"{name}: no such path here, and as a hub dataset it cannot be read: {first}. Without a network, copy its "
         "files to this machine and name them."

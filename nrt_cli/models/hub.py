@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.errors import ConfigError, EndpointError
+from nrt_cli.errors import ConfigError, EndpointError, first_line
 
 
 def card_metadata(
@@ -67,7 +67,8 @@ def upload(folder: Path, repo: str, private: bool, message: str) -> str:
     except LocalTokenNotFoundError:
         raise EndpointError("the hub does not know you; log in with `hf auth login`, or set HF_TOKEN.") from None
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
         hint = "log in with `hf auth login` as someone who may write there, or write a folder with --out"
-        raise EndpointError(f"{repo}: the hub took nothing ({type(error).__name__}: {reason}); {hint}.") from None
+        raise EndpointError(
+            f"{repo}: the hub took nothing ({type(error).__name__}: {first_line(error)}); {hint}."
+        ) from None
     return str(address)

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from nrt_cli.config import ModelSection
-from nrt_cli.errors import ModelError
+from nrt_cli.errors import ModelError, first_line
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import METADATA, read_json
 from nrt_cli.text.tokens import ThinkTokens, think_tokens
@@ -175,4 +175,4 @@ def from_folder(kind: Any, folder: Path, name: str, **options: object) -> Any:
         # Said outright, since transformers would otherwise ask on the terminal whether to run a folder's own code.
         return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name}: cannot be loaded ({str(error).strip().splitlines()[0]}).") from None
+        raise ModelError(f"{name}: cannot be loaded ({first_line(error)}).") from None

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.errors import ModelError
+from nrt_cli.errors import ModelError, first_line
 from nrt_cli.files import listing_sha256
 from nrt_cli.network import find_hub
 
@@ -216,7 +216,7 @@ def _hub_errors(name: str) -> Iterator[None]:
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder here and no such model on the hub.") from None
     except (OSError, ValueError, httpx.HTTPError) as error:
-        raise _unreadable(name, find_hub() or f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
+        raise _unreadable(name, find_hub() or f"{type(error).__name__}: {first_line(error)}") from None
 
 
 def _checked_folder(name: str, folder: Path) -> Source:

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
 from nrt_cli.errors import ConfigError, StoreError
-from nrt_cli.files import draft, sha256, sync
+from nrt_cli.files import draft, sha256
 from nrt_cli.measures.best import Best, best_step
 from nrt_cli.measures.held_out import COLUMNS
-from nrt_cli.records import ACCURACIES
+from nrt_cli.records import TRACE_COLUMNS, TraceRow
 from nrt_cli.store.files import (
     append_line,
     is_locked,
@@ -35,6 +35,7 @@ from nrt_cli.store.files import (
     write,
     writes_to,
 )
+from nrt_cli.store.tables import write_table
 from nrt_cli.text.questions import normalised
 
 if TYPE_CHECKING:
@@ -48,39 +49,6 @@ OF_WEIGHT = "weight."
 
 Content = Mapping[str, Any] | Callable[[Path], None]
 """What a checkpoint holds besides its state: tensors by name, or a function that writes files into a folder."""
-
-_IDS, _NUMBERS, _EXACT, _FLAGS = "list<int32>", "list<float>", "list<double>", "list<bool>"
-TRACE_COLUMNS = {
-    "step": "int64",
-    "example": "int64",
-    "source": "string",
-    "k": "int64",
-    "prompt": "string",
-    "trace": "string",
-    "answer": "string",
-    "stop": "string",
-    "prompt_ids": _IDS,
-    "trace_ids": _IDS,
-    "answer_ids": _IDS,
-    "sampler_logprobs": _NUMBERS,
-    "sampled": _FLAGS,
-    "trace_logprobs": _NUMBERS,
-    "trace_entropies": _NUMBERS,
-    "answer_logprobs": _NUMBERS,
-    "null_logprobs": _NUMBERS,
-    "token_signals": _EXACT,  # those of `p` lie far below what a float holds
-    "gain": "double",
-    "reward": "double",
-    "reward_base": "double",
-    "reward_scaled": "double",
-    "reward_base_scaled": "double",
-    "reward_log_scale": "double",
-    "advantage": "double",
-    "dead_group": "bool",
-    "grader": "string",
-    **{f"{kind}_{what}": type_ for kind in ACCURACIES for what, type_ in (("reply", "string"), ("score", "double"))},
-}
-"""Columns of every trace file and their Arrow types; null where a trace was not scored."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +107,12 @@ class Run:
     def being_written(self) -> bool:
         """Whether some process holds `writing()` now."""
         return is_locked(self.path)
+
+    def status(self) -> str:
+        """`created`, `running`, `interrupted`, `failed`, `finished`, or `stopped` for a run that was killed."""
+        status = str(self.manifest()["status"])
+        # A run that was killed could not say so itself.
+        return "stopped" if status in ("created", "running") and not self.being_written else status
 
     def _sweep(self) -> None:
         """Remove what a killed writer left half-written."""
@@ -219,27 +193,15 @@ class Run:
 
     # --- traces ----------------------------------------------------------------------------------------------------
 
-    def write_traces(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Sampled groups, one row per trace, as `traces/NAME.parquet` with the columns `TRACE_COLUMNS`."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        # Stated types: a step of empty traces would otherwise have columns of another type than its neighbours.
-        schema = pa.schema([(column, _arrow_type(kind)) for column, kind in TRACE_COLUMNS.items()])
-        target = self.path / "traces" / f"{name}.parquet"
-        temporary = target.with_suffix(".tmp")
-        with writes_to(self.path):
-            target.parent.mkdir(exist_ok=True)
-            try:
-                pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
-                sync(temporary)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+    def write_traces(self, name: str, rows: Sequence[TraceRow]) -> None:
+        """Sampled groups, one row per trace, as `traces/NAME.parquet`."""
+        columns = {name: column.type for name, column in TRACE_COLUMNS.items()}
+        write_table(self.path / "traces" / f"{name}.parquet", columns, map(vars, rows))
 
     def traces(self, name: str, columns: Sequence[str] | None = None, first: int | None = None) -> list[dict[str, Any]]:
         """The rows that `write_traces` wrote, with some or all of their columns; None where a file lacks one.
 
+        Mappings, not `TraceRow`s: a reader names the columns that it needs, and has no others.
         With `first`, only so many rows are read, however long the file is.
         """
         import pyarrow.parquet as pq
@@ -454,10 +416,3 @@ def _is_run(run: Run) -> bool:
     with contextlib.suppress(StoreError):
         return run.manifest().get("format") == FORMAT
     return False
-
-
-def _arrow_type(kind: str) -> Any:
-    import pyarrow as pa
-
-    inner = kind.removeprefix("list<").removesuffix(">")
-    return pa.list_(_arrow_type(inner)) if inner != kind else pa.type_for_alias(kind)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nrt_cli.errors import StoreError
-from nrt_cli.files import sync
+from nrt_cli.files import replacing
 from nrt_cli.records import json_line
 
 LOCK = ".lock"
@@ -75,10 +75,21 @@ def need_room(folder: Path, size: int) -> None:
 
 def write(path: Path, text: str) -> None:
     """Replace a small file at once."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_report(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write files, by name or path below it, into a folder that may hold others; one that is there is replaced at once.
+
+    Raises StoreError where the disk does not take them.
+    """
+    with writes_to(folder):
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
+    return [folder / name for name in files]
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from nrt_cli.errors import StoreError
-from nrt_cli.files import sync
+from nrt_cli.files import replacing
 from nrt_cli.store import Run
-from nrt_cli.store.files import pretty_json, read_json, sole_writer, write, writes_to
+from nrt_cli.store.files import LOCK, pretty_json, read_json, sole_writer, write, writes_to
 
 TAGS = "tags.json"
 REMOVED = ".removed.tmp"
@@ -150,49 +149,30 @@ def write_archive(runs: Sequence[Run], out: Path, model: bool = False) -> int:
     The same files give the same bytes. A run may be written to meanwhile: each of its files is as it was when its turn
     came.
     """
-    temporary = out.with_name(out.name + ".tmp")
+    left_out = set(HEAVY_FOLDERS) - ({"export"} if model else set())
+    shared = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     with writes_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with (
+            replacing(out) as temporary,
+            temporary.open("wb") as raw,
             # Neither the time nor the archive's own name goes into the gzip header.
-            with (
-                temporary.open("wb") as raw,
-                gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
-                tarfile.open(fileobj=packed, mode="w") as archive,
-            ):
-                for run, name in zip(runs, _names(runs), strict=True):
-                    _pack(archive, run, name, model)
-            sync(temporary)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+            gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
+            for run in runs:
+                # Unlike glob, this goes on where a folder vanishes while it is listed.
+                for path in sorted(Path(folder, file) for folder, _, files in os.walk(run.path) for file in files):
+                    parts = path.relative_to(run.path).parts
+                    if parts[0] in left_out or path.name == LOCK or any(part.endswith(".tmp") for part in parts):
+                        continue
+                    # Gone since the folder was listed: a run goes on while it is archived.
+                    with contextlib.suppress(FileNotFoundError):
+                        if path.is_file() and not path.is_symlink():
+                            with path.open("rb") as file:
+                                name = run.path.resolve().relative_to(shared).joinpath(*parts).as_posix()
+                                info = tarfile.TarInfo(name)
+                                info.size = os.fstat(file.fileno()).st_size
+                                info.mtime = 0
+                                archive.addfile(info, file)
     return out.stat().st_size
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Each run's path below the folder that they share."""
-    paths = [run.path.resolve() for run in runs]
-    shared = Path(os.path.commonpath([path.parent for path in paths]))
-    return [path.relative_to(shared).as_posix() for path in paths]
-
-
-def _pack(archive: tarfile.TarFile, run: Run, name: str, model: bool) -> None:
-    left_out = set(HEAVY_FOLDERS) - ({"export"} if model else set())
-    # Unlike glob, this goes on where a folder vanishes while it is listed.
-    found = (Path(folder, file) for folder, _, files in os.walk(run.path) for file in files)
-    for path in sorted(found):
-        inside = path.relative_to(run.path)
-        if inside.parts[0] in left_out or path.name == ".lock" or any(part.endswith(".tmp") for part in inside.parts):
-            continue
-        # Gone since the folder was listed: a run goes on while it is archived.
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_file() and not path.is_symlink():
-                with path.open("rb") as file:
-                    _add(archive, file, f"{name}/{inside.as_posix()}")
-
-
-def _add(archive: tarfile.TarFile, file: IO[bytes], name: str) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = os.fstat(file.fileno()).st_size
-    info.mtime = 0
-    archive.addfile(info, file)

@@ -1,18 +1,19 @@
 """Sampled groups as rows of the trace table: one row per trace, token ids and numbers per token side by side."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nrt_cli.grading.accuracies import Graded
 from nrt_cli.grading.grading import Pair
 from nrt_cli.objective.metrics import GroupScore
-from nrt_cli.records import Example, HeldOut, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup, TraceRow
 from nrt_cli.text.pieces import text_within
 
 
 def trace_rows(
     step: int, groups: Sequence[RolloutGroup], scores: Sequence[GroupScore] | None, tokenizer: Any
-) -> list[dict[str, Any]]:
+) -> list[TraceRow]:
     """The rows of some groups.
 
     Lists are per token: `trace_*` and `sampled` over z and t_end, `answer_*`, `null_logprobs` and `token_signals` over
@@ -21,23 +22,36 @@ def trace_rows(
     """
     rows = []
     for g, group in enumerate(groups):
-        example = group.example
         for k, rollout in enumerate(group.rollouts):
-            row = {
-                "step": step,
-                "example": example.index,
-                "source": example.source,
-                "k": k,
-                "prompt": tokenizer.decode(example.prompt_ids),
-                "trace": text_within(tokenizer, rollout.trace_ids),
-                "answer": text_within(tokenizer, example.answer_ids),
-                "stop": rollout.stop,
-                "prompt_ids": list(example.prompt_ids),
-                "trace_ids": list(rollout.trace_ids),
-                "answer_ids": list(example.answer_ids),
-                "sampler_logprobs": list(rollout.sampler_logprobs),
-            }
-            rows.append(row | (_scores(scores[g], k) if scores else {}))
+            row = replace(
+                _direct_row(step, group.example, tokenizer),
+                k=k,
+                trace=text_within(tokenizer, rollout.trace_ids),
+                stop=rollout.stop,
+                trace_ids=rollout.trace_ids,
+                sampler_logprobs=rollout.sampler_logprobs,
+            )
+            if scores:
+                score, reward = scores[g], scores[g].loss.reward
+                real_Z = score.context.trace_mask_KZ[k]
+                row = replace(
+                    row,
+                    sampled=score.context.sampled_mask_KZ[k][real_Z].tolist(),
+                    trace_logprobs=score.logprobs.trace_KZ[k][real_Z].tolist(),
+                    trace_entropies=score.logprobs.entropy_KZ[k][real_Z].tolist(),
+                    answer_logprobs=score.logprobs.answer_KT[k].tolist(),
+                    null_logprobs=score.context.base_logprobs_T.tolist(),
+                    token_signals=reward.signal_KT[k].tolist(),
+                    gain=float(score.gain_K[k]),
+                    reward=float(reward.reward_K[k]),
+                    reward_base=float(reward.base),
+                    reward_scaled=float(reward.scaled_K[k]),
+                    reward_base_scaled=float(reward.scaled_base),
+                    reward_log_scale=float(reward.log_scale),
+                    advantage=float(score.loss.advantage.advantage_K[k]),
+                    dead_group=score.loss.advantage.dead,
+                )
+            rows.append(row)
     return rows
 
 
@@ -48,49 +62,29 @@ def held_out_rows(
     pairs: Sequence[Pair],
     answered: Sequence[Mapping[str, Graded]],
     tokenizer: Any,
-) -> list[dict[str, Any]]:
+) -> list[TraceRow]:
     """A row per held-out example: its trace, if there is one, what y* scored, and its graded replies."""
     rows = trace_rows(step, held_out.groups, None, tokenizer) or [_direct_row(step, e, tokenizer) for e in examples]
     for i, row in enumerate(rows):
-        row["answer_logprobs"] = held_out.answer_logprobs[i]
-        row["grader"] = pairs[i].grader
+        answer_logprobs, graded = held_out.answer_logprobs[i], answered[i].items()
+        row = replace(row, answer_logprobs=answer_logprobs, grader=pairs[i].grader)
         if held_out.null_logprobs:
-            row["null_logprobs"] = held_out.null_logprobs[i]
-            row["gain"] = sum(row["answer_logprobs"]) - sum(row["null_logprobs"])
-        for kind, graded in answered[i].items():
-            row |= {f"{kind}_reply": graded.reply.answer, f"{kind}_score": graded.grade.score}
+            null_logprobs = held_out.null_logprobs[i]
+            row = replace(row, null_logprobs=null_logprobs, gain=sum(answer_logprobs) - sum(null_logprobs))
+        replies: dict[str, Any] = {f"{kind}_reply": found.reply.answer for kind, found in graded}
+        replies |= {f"{kind}_score": found.grade.score for kind, found in graded}
+        rows[i] = replace(row, **replies)
     return rows
 
 
-def _direct_row(step: int, example: Example, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "step": step,
-        "example": example.index,
-        "source": example.source,
-        "k": 0,
-        "prompt": tokenizer.decode(example.prompt_ids),
-        "answer": text_within(tokenizer, example.answer_ids),
-        "prompt_ids": list(example.prompt_ids),
-        "answer_ids": list(example.answer_ids),
-    }
-
-
-def _scores(score: GroupScore, k: int) -> dict[str, Any]:
-    real_Z = score.context.trace_mask_KZ[k]
-    reward = score.loss.reward
-    return {
-        "sampled": score.context.sampled_mask_KZ[k][real_Z].tolist(),
-        "trace_logprobs": score.logprobs.trace_KZ[k][real_Z].tolist(),
-        "trace_entropies": score.logprobs.entropy_KZ[k][real_Z].tolist(),
-        "answer_logprobs": score.logprobs.answer_KT[k].tolist(),
-        "null_logprobs": score.context.base_logprobs_T.tolist(),
-        "token_signals": reward.signal_KT[k].tolist(),
-        "gain": float(score.gain_K[k]),
-        "reward": float(reward.reward_K[k]),
-        "reward_base": float(reward.base),
-        "reward_scaled": float(reward.scaled_K[k]),
-        "reward_base_scaled": float(reward.scaled_base),
-        "reward_log_scale": float(reward.log_scale),
-        "advantage": float(score.loss.advantage.advantage_K[k]),
-        "dead_group": score.loss.advantage.dead,
-    }
+def _direct_row(step: int, example: Example, tokenizer: Any) -> TraceRow:
+    return TraceRow(
+        step=step,
+        example=example.index,
+        source=example.source,
+        k=0,
+        prompt=tokenizer.decode(example.prompt_ids),
+        answer=text_within(tokenizer, example.answer_ids),
+        prompt_ids=example.prompt_ids,
+        answer_ids=example.answer_ids,
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 from nrt_cli import config as configs
 from nrt_cli.config import RunConfig
-from nrt_cli.errors import ConfigError
+from nrt_cli.errors import ConfigError, first_line
 
 
 def require_trackers(config: RunConfig) -> None:
@@ -80,7 +80,7 @@ class Trackers:
                     act(name, tracker)
             except Exception as error:  # whatever a client library raises
                 del self.trackers[name]
-                self.complain(f"tracker {name} failed and gets no more records of this run: {_first_line(error)}")
+                self.complain(f"tracker {name} failed and gets no more records of this run: {first_line(error)}")
 
 
 def _identity_file(run_path: Path, name: str) -> Path:
@@ -136,7 +136,7 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, contin
                 tracker.store_init_configuration(_flat(config))
                 file.write_text(_identity(name, tracker, run) + "\n", encoding="utf-8")
     except Exception as error:
-        raise ConfigError(f"track.to has {name!r}, which cannot start: {_first_line(error)}") from None
+        raise ConfigError(f"track.to has {name!r}, which cannot start: {first_line(error)}") from None
     return tracker
 
 
@@ -153,10 +153,6 @@ def _finish(name: str, tracker: Any) -> None:
 def _no_stdout() -> contextlib.AbstractContextManager[object]:
     """What a client library has to say goes to stderr: stdout may be JSON lines."""
     return contextlib.redirect_stdout(sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

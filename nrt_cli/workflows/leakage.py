@@ -19,7 +19,7 @@ from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.objective.schemes import Scheme, get_scheme, group_reward
 from nrt_cli.records import Example
 from nrt_cli.store import Run
-from nrt_cli.store.parts import PartTable
+from nrt_cli.store.tables import PartTable
 from nrt_cli.text.copying import copied_share, copied_words
 from nrt_cli.text.pieces import pieces, words
 from nrt_cli.workflows.scoring import Report, Subject, in_parts, subject

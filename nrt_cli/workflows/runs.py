@@ -24,13 +24,6 @@ LAST = 10
 NOT_COMPARED = ("kind", "step")
 
 
-def status_of(run: Run, manifest: Mapping[str, Any] | None = None) -> str:
-    """`created`, `running`, `interrupted`, `failed`, `finished`, or `stopped` for a run that was killed."""
-    status: str = (manifest or run.manifest())["status"]
-    # A run that was killed could not say so itself.
-    return "stopped" if status in ("created", "running") and not run.being_written else status
-
-
 def summary_of(run: Run) -> dict[str, Any]:
     """A run in a line: what it is, how far it is, its last held-out scores (None where there are none)."""
     manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
@@ -39,7 +32,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "run": str(run.path),
         "method": manifest["method"],
         "title": run_title(manifest["method"], run.settings()),
-        "status": status_of(run, manifest),
+        "status": run.status(),
         "step": done[-1]["step"] if done else 0,
         "steps": manifest.get("steps"),
         "held_out": last.get("answer_logprob"),
@@ -116,7 +109,7 @@ def describe(run: Run) -> dict[str, Any]:
         "analyses": sorted(path.name for path in run.path.glob("analysis/*") if path.is_dir()),
         "events": events,
         "sizes": {path.name: size_of(path) for path in sorted(run.path.iterdir()) if not path.name.startswith(".")},
-        "next": _next(run, status_of(run, manifest)),
+        "next": _next(run, run.status()),
     }
     cleaned: dict[str, Any] = measured(record)
     return cleaned
@@ -199,7 +192,7 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     ]
     record = {
         "runs": [str(path) for path in paths],
-        "status": [status_of(run) for run in runs],
+        "status": [run.status() for run in runs],
         "settings": [row for row in _aligned(settings) if _differs(row)],
         "origins": [row for row in _aligned(origins) if _differs(row)],
         "metrics": _aligned([dict(_scores(run)) for run in runs]),

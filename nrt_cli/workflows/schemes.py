@@ -17,7 +17,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.objective.comparison import half_agreement, view_group
 from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.store import Run
-from nrt_cli.store.bank import bank_rows, bank_tables
+from nrt_cli.store.tables import bank_rows, bank_tables
 from nrt_cli.workflows.scoring import Report
 
 NEEDED = ("step", "example", "k", "trace", "trace_ids", "trace_entropies", "answer_logprobs", "null_logprobs")

@@ -25,7 +25,7 @@ from nrt_cli.commandline import pasted, settings
 from nrt_cli.config.base import Section, Seed
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
 from nrt_cli.store import Run
-from nrt_cli.store.reports import write_report
+from nrt_cli.store.files import write_report
 
 if TYPE_CHECKING:
     from nrt_cli.workflows.train import MakeDisplay

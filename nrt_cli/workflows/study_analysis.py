@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from nrt_cli.config.study import Planned, StudyConfig, StudyQuestion, held_out_file, judged_runs, planned_runs
 from nrt_cli.judging.plan import Plan, make_plan
 from nrt_cli.records import json_line
-from nrt_cli.store.reports import write_report
+from nrt_cli.store.files import write_report
 from nrt_cli.store.study import Study
 from nrt_cli.workflows.cases import generate_cases
 from nrt_cli.workflows.score import Question, score_answer

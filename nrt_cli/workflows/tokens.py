@@ -21,7 +21,7 @@ from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example, Rollout
-from nrt_cli.store.parts import PartTable
+from nrt_cli.store.tables import PartTable
 from nrt_cli.text.pieces import pieces
 from nrt_cli.workflows.scoring import SCORING_STREAM, Report, Subject, data_file, in_parts, pick_examples, subject
 

@@ -348,7 +348,7 @@ def _store_traces(
         return None
     rows = trace_rows(step, groups[:kept], scores[:kept], session.engine.tokenizer)
     session.run.write_traces(f"step-{step:06d}", rows)
-    return rows[0]
+    return vars(rows[0])
 
 
 def _score_held_out(session: Session, step: int) -> None:

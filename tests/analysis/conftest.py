@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nrt_cli.cli import app
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 
 METRICS = {
@@ -72,7 +73,7 @@ def run_maker(root: Path) -> Callable[..., Run]:
         for step, metrics in enumerate(steps or [], 1):
             run.append_metrics({"kind": "train", "step": step, **(METRICS if method != "sft" else {}), **metrics})
         for file, rows in (traces or {}).items():
-            run.write_traces(file, rows)
+            run.write_traces(file, [TraceRow(**each) for each in rows])
         return run
 
     return make

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from nrt_analysis.leakage import by_control, by_length, leakage_report
 
-from nrt_cli.store.parts import PartTable
+from nrt_cli.store.tables import PartTable
 from nrt_cli.workflows.leakage import COLUMNS
 
 

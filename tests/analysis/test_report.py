@@ -22,6 +22,7 @@ from nrt_cli.config.study import parse_study, planned_runs
 from nrt_cli.config.suite import ORDER
 from nrt_cli.config.titles import TITLES
 from nrt_cli.errors import StoreError
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation
 from nrt_cli.store.judgements import Judgements
@@ -340,8 +341,8 @@ def test_table_4_beside_a_draw_of_the_same_mixture(trained, tmp_path):
 
 def test_table_5_measures_lengths(trained, tmp_path, row):
     run = trained("am")
-    run.write_traces("step-000001", [row(1, 0, 0, "z", answer_ids=[1] * 99)])
-    run.write_traces("step-000002", [row(2, e, 0, "z", answer_ids=[1] * n) for e, n in ((0, 3), (1, 4))])
+    run.write_traces("step-000001", [TraceRow(**row(1, 0, 0, "z", answer_ids=[1] * 99))])
+    run.write_traces("step-000002", [TraceRow(**row(2, e, 0, "z", answer_ids=[1] * n)) for e, n in ((0, 3), (1, 4))])
     trace, answer = cells_of(report(tmp_path)["table-5"], "RLPR, seed 0", "Trace", "Answer y*")
     assert (trace.text, answer.text) == ("30.0", "3.5")
 
@@ -430,7 +431,7 @@ def test_tables_9_and_10_have_whole_texts_in_rows_of_some_lines(trained, tmp_pat
 def test_table_10_is_the_first_held_out_traces_that_runs_share(trained, tmp_path, row):
     for method, text in (("am", "short"), ("gm", "long thought")):
         run = trained(method)
-        run.write_traces("held-out-000002", [row(2, e, 0, f"{text} {e}") for e in range(4)])
+        run.write_traces("held-out-000002", [TraceRow(**row(2, e, 0, f"{text} {e}")) for e in range(4)])
     table = report(tmp_path)["table-10"]
     first = [[cell.text for cell in r.cells] for r in table.rows if r.section == "tiny: Question 0?"]
     assert first == [
@@ -560,7 +561,9 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, ro
                 | {f"{kind}_score": float(score) for kind in kinds}
                 for i, score in enumerate(scores)
             ]
-            run.write_traces(f"{'direct' if method == 'sft' else 'held-out'}-{step:06d}", rows)
+            run.write_traces(
+                f"{'direct' if method == 'sft' else 'held-out'}-{step:06d}", [TraceRow(**each) for each in rows]
+            )
             run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": -1.0 - step, "examples": 4})
         run.append_metrics({"kind": "train", "step": 4, "entropy": 1.0})
         return run.path

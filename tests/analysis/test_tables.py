@@ -11,7 +11,7 @@ import pandas as pd
 from nrt_analysis.figures import COLUMN, DPI, draws, font_for, line_style, new_figure, render
 from nrt_analysis.tables import Report, shown, to_csv, to_markdown
 
-from nrt_cli.store.reports import write_report
+from nrt_cli.store.files import write_report
 
 FRAME = pd.DataFrame({"run": ["a|b", "<i>\n"], "value": [1 / 3, math.nan], "n": [2, 3]})
 

@@ -10,7 +10,7 @@ from nrt_analysis import tokens
 from nrt_analysis.tokens import bin_edges, by_entropy, token_report
 
 from nrt_cli.errors import StoreError
-from nrt_cli.store.parts import PartTable
+from nrt_cli.store.tables import PartTable
 from nrt_cli.workflows.tokens import COLUMNS
 
 # (example, position, P_SFT, H_SFT, P)

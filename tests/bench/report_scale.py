@@ -22,7 +22,7 @@ import psutil
 
 from nrt_cli.config import resolve, to_yaml
 from nrt_cli.config.suite import ORDER, benchmark
-from nrt_cli.records import Document, Reply
+from nrt_cli.records import Document, Reply, TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.evals import DOCUMENTS, Evaluation
 
@@ -37,7 +37,7 @@ def make_store(root: Path, checkpoints: int, traces: int) -> None:
     """The whole store; the rows of traces and documents are made once."""
     rng = random.Random(0)
     shared = Run.create(root / "shared", "{}", {"method": "am"})
-    shared.write_traces("step-000001", [_trace(rng, example) for example in range(traces)])
+    shared.write_traces("step-000001", [TraceRow(**_trace(rng, example)) for example in range(traces)])
     for model in MODELS:
         for method in METHODS:
             run = _run(root, model, method, rng)

@@ -24,6 +24,7 @@ from nrt_cli.errors import BudgetError, ConfigError, EndpointError, StoreError
 from nrt_cli.judging.judge import Outcome, estimate
 from nrt_cli.judging.judge import judge as run_judges
 from nrt_cli.judging.plan import SHIPPED, Plan, draw, make_plan, read_template
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements, templates
 from nrt_cli.store.study import Outcome as Ended
@@ -141,7 +142,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         written = trace or (lambda step, example: f"{name}: {example} and one at step {step}")
         for step in steps:
             rows = [row(step, example, written(step, example)) for example in range(examples)]
-            run.write_traces(f"held-out-{step:06d}", rows)
+            run.write_traces(f"held-out-{step:06d}", [TraceRow(**each) for each in rows])
         return run
 
     return make
@@ -335,7 +336,7 @@ def test_runs_on_different_questions_are_not_compared(make_run: Callable[..., Ru
     rows = [row(0, example, "z") | {"answer": "another"} for example in range(3)]
 
     plan_for(one.path, other.path)  # other file, same questions
-    other.write_traces("held-out-000000", rows)
+    other.write_traces("held-out-000000", [TraceRow(**each) for each in rows])
     with pytest.raises(StoreError, match="have held out different data"):
         plan_for(one.path, other.path)
 

@@ -18,6 +18,7 @@ import torch
 
 from nrt_cli.judging.judge import judge as run_judges
 from nrt_cli.judging.plan import Plan, make_plan
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements
 
@@ -49,10 +50,7 @@ def run_and_template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Pat
     template = folder / "short.yaml"
     template.write_text("prompt: '{{ problem }}|{{ reasoning }}|{{ ground_truth }}'\nrepair: '{{ reason }}'\n")
     run = Run.create(folder / "run", "", {"method": "am"})
-    rows = [
-        {"step": 0, "example": e, "k": 0, "prompt": "2+2?", "trace": trace, "answer": "4"}
-        for e, trace in enumerate(GRADES)
-    ]
+    rows = [TraceRow(0, e, k=0, prompt="2+2?", trace=trace, answer="4") for e, trace in enumerate(GRADES)]
     run.write_traces("held-out-000000", rows)
     return run, template
 

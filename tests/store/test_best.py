@@ -8,6 +8,7 @@ import torch
 from nrt_analysis.report.held_out import best_of_run
 
 from nrt_cli.errors import StoreError
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.housekeeping import sweep, sweepable
 from nrt_cli.store.reference import Reference
@@ -17,8 +18,8 @@ SCORES = {1: (0, 1), 2: (1, 0), 3: (0, 1), 4: (0, 1), 5: (0, 0)}
 """Of each step, of a question that chooses, and of one that does not."""
 
 
-def row(step: int, example: int, score: float, prompt: str = "") -> dict:
-    return {"step": step, "example": example, "prompt": prompt or f"{example}?", "thinking_score": score}
+def row(step: int, example: int, score: float, prompt: str = "") -> TraceRow:
+    return TraceRow(step, example, prompt=prompt or f"{example}?", thinking_score=score)
 
 
 def score(run: Run, step: int) -> None:
@@ -109,7 +110,7 @@ def test_a_run_without_scored_rows_says_why_it_has_none(tmp_path):
     with run.writing():
         # As older versions left it: held-out traces without scores.
         run.append_metrics({"kind": "held_out", "step": 1, "gain": 1.0})
-        run.write_traces("held-out-000001", [{"step": 1, "example": 0, "trace": "a"}])
+        run.write_traces("held-out-000001", [TraceRow(1, 0, trace="a")])
         save(run, 1)
         save(run, 2)
     assert run.best() is None

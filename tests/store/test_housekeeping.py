@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nrt_cli.errors import StoreError
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.housekeeping import (
     STALE_SECONDS,
@@ -33,7 +34,7 @@ def made(path: Path, steps: int = 2, status: str = "finished") -> Run:
     with run.writing():
         for step in range(1, steps + 1):
             run.append_metrics({"kind": "train", "step": step, "reward": 0.5 * step})
-            run.write_traces(f"step-{step:06d}", [{"step": step, "trace": f"trace {step}"}])
+            run.write_traces(f"step-{step:06d}", [TraceRow(step=step, trace=f"trace {step}")])
             run.save_checkpoint(step, {"updates": step}, {"weight": torch.full((4,), float(step))}, keep=2)
         run.event("checkpoint", step=steps)
         run.write_export(lambda folder: (folder / "config.json").write_text("{}"), 1)
@@ -96,7 +97,7 @@ with run.writing():
     while True:
         step += 1
         run.append_metrics({"kind": "train", "step": step, "reward": float(step), "note": "x" * 5000})
-        run.write_traces(f"step-{step:06d}", [{"step": step, "trace": "z" * 100}])
+        run.write_traces(f"step-{step:06d}", [TraceRow(step=step, trace="z" * 100)])
         run.save_checkpoint(step, {"updates": step}, {"weight": torch.full((1000,), float(step))}, keep=2)
         run.update_manifest(steps=step)
 """

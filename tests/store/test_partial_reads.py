@@ -5,8 +5,8 @@ import json
 import pytest
 
 from nrt_cli.errors import StoreError
-from nrt_cli.records import Document
-from nrt_cli.store import TRACE_COLUMNS, Run
+from nrt_cli.records import TRACE_COLUMNS, Document, TraceRow
+from nrt_cli.store import Run
 from nrt_cli.store.evals import DOCUMENTS, Evaluation
 from nrt_cli.store.files import lines
 
@@ -15,8 +15,7 @@ from nrt_cli.store.files import lines
 def run(tmp_path):
     """Seven rows of one trace file; all but three columns are null."""
     made = Run.create(tmp_path / "run", "{}", {"method": "am"})
-    empty = dict.fromkeys(TRACE_COLUMNS)
-    made.write_traces("step-000001", [empty | {"example": i, "trace": f"t{i}", "trace_ids": [i]} for i in range(7)])
+    made.write_traces("step-000001", [TraceRow(example=i, trace=f"t{i}", trace_ids=[i]) for i in range(7)])
     return made
 
 

@@ -116,7 +116,7 @@ def test_the_trace_table_shows_a_trace_and_an_answer_with_their_first_spaces(kin
     trace, answer = (tuple(tokenizer.convert_tokens_to_ids(names)) for names in (["\u2581a", "b"], ["\u25814", "</s>"]))
     group = RolloutGroup(Example(0, "made", (1,), answer), (Rollout(trace, (-1.0, -1.0), "cap"),))
     (row,) = trace_rows(0, [group], None, tokenizer)
-    assert (row["trace"], row["answer"]) == (" ab", " 4</s>")
+    assert (row.trace, row.answer) == (" ab", " 4</s>")
     request = Request("q", (1,), think=True, max_trace_tokens=2, max_answer_tokens=9)
     draft = Draft(request, ThinkTokens(None, 3, 2, 0), tokenizer, None)
     for token in (*trace, 3, *answer):

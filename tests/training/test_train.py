@@ -18,7 +18,9 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.progress import COLUMNS, Progress
-from nrt_cli.store import TRACE_COLUMNS, Run
+from nrt_cli.records import TRACE_COLUMNS, TraceRow
+from nrt_cli.store import Run
+from nrt_cli.store.tables import described
 from nrt_cli.training import start
 from nrt_cli.workflows.train import train
 
@@ -85,8 +87,7 @@ def test_every_metric_and_column_is_documented(am_run, train_run):
     sft = train_run("method=sft")
     keys = {key for run in (am_run, sft) for kind in ("train", "held_out") for r in run.metrics(kind) for key in r}
     assert not [key for key in keys - {"kind", "step"} if f"| `{key}`" not in DOCUMENT]
-    traces = DOCUMENT[DOCUMENT.index("## traces") :]
-    assert not [column for column in TRACE_COLUMNS if f"`{column}`" not in traces]
+    assert described() in DOCUMENT, "put there what `python -m nrt_cli.store.tables` prints"
     for run, marked in ((am_run, False), (sft, True)):
         train_keys = {key for record in run.metrics() for key in record} - {"kind", "step"}
         for key in train_keys if marked else ():
@@ -132,7 +133,7 @@ def test_trace_files_have_one_schema(am_run, tmp_path):
     assert {row["advantage"] for row in held_out} == {None}
     # Rows without a single trace token have the same types.
     other = Run.create(tmp_path / "other", "", {"status": "created"})
-    other.write_traces("empty", [{"step": 1, "trace_ids": [], "sampled": [False]}])
+    other.write_traces("empty", [TraceRow(step=1, trace_ids=[], sampled=[False])])
     assert pq.read_schema(other.path / "traces" / "empty.parquet").equals(files[0])
 
 

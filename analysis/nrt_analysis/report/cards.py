@@ -68,8 +68,6 @@ def _plainness(card: RunCard) -> int:
 
 def _card(run: Run) -> RunCard:
     manifest, config = run.manifest(), _config(run)
-    # A run that was killed could not say so itself.
-    stopped = manifest["status"] in ("created", "running") and not run.being_written
     above = run.path.resolve().parent.parent
     study = above if (above / STUDY).is_file() else None
     return RunCard(
@@ -80,7 +78,7 @@ def _card(run: Run) -> RunCard:
         method=str(manifest["method"]),
         title=_title(run, str(manifest["method"]), config, study),
         seed=int(config.get("seed", 0)),
-        status="stopped" if stopped else str(manifest["status"]),
+        status=run.status(),
         manifest=manifest,
         config=config,
         data=_data_manifest(config, manifest, study),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nrt_analysis.report.contents import Contents
-from nrt_cli.store.reports import write_report
+from nrt_cli.store.files import write_report
 
 FORMATS = ("html", "md", "latex", "csv", "pdf")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.suite import BenchmarkSpec
-from nrt_cli.errors import DataError
+from nrt_cli.errors import DataError, first_line
 from nrt_cli.network import find_hub
 
 Row = dict[str, Any]
@@ -113,7 +113,7 @@ def _read(path: Path) -> Iterator[Row]:
             yield row
             read += 1
     except (OSError, ValueError, RecursionError) as error:  # pyarrow's and json's errors are both ValueErrors
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         after = f" after row {read}" if read else ""
         raise DataError(f"{path}: cannot be read as rows of a benchmark{after} ({reason}).") from None
 
@@ -156,7 +156,7 @@ def _from_hub(spec: BenchmarkSpec, subset: str) -> list[Row]:
     try:
         return list(datasets.load_dataset(spec.hub.path, config, split=spec.hub.split))
     except Exception as error:  # builders raise what they like; all of it is about this dataset
-        first = find_hub() or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        first = find_hub() or first_line(error).rstrip(".")
         raise DataError(
             f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, set "
             f"eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."

@@ -24,7 +24,7 @@ from nrt_analysis.report.page.scored import scored_sets
 from nrt_analysis.report.page.series import series
 from nrt_analysis.report.plain import marks, sections, shown, spans, visible
 from nrt_analysis.report.write import Pieces
-from nrt_cli.store.reports import write_report
+from nrt_cli.store.files import write_report
 
 Part = TypeVar("Part", Table, Figure)
 

@@ -1,0 +1,101 @@
+"""Parquet tables: written whole or not at all, made part by part, documented, and read to score traces anew."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nrt_cli.errors import StoreError
+from nrt_cli.files import replacing
+from nrt_cli.records import TRACE_COLUMNS
+from nrt_cli.store.files import writes_to
+
+_MADE_BY = "`nrt train` with a method that samples traces and train.trace_groups above 0"
+
+
+def write_table(file: Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Store rows under columns of these Arrow types, by name. Raises StoreError where the disk does not take them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def arrow(kind: str) -> Any:
+        inner = kind.removeprefix("list<").removesuffix(">")
+        return pa.list_(arrow(inner)) if inner != kind else pa.type_for_alias(kind)
+
+    # Stated types: a step of empty traces would otherwise have columns of another type than its neighbours.
+    schema = pa.schema([(name, arrow(kind)) for name, kind in columns.items()])
+    with writes_to(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
+
+
+def described() -> str:
+    """The trace table's columns as `README.md` has them; `python -m nrt_cli.store.tables` prints it."""
+    rows = (f"| `{name}` | {column.unit} | {column.what} |" for name, column in TRACE_COLUMNS.items())
+    return "\n".join(("| column | type | what it is |", "|---|---|---|", *rows)).replace("y*", r"y\*")
+
+
+@dataclass(frozen=True)
+class PartTable:
+    """Parquet parts in one folder, numbered from 0, each appearing whole; after an interruption the rest are made.
+
+    `columns` are names and Arrow types. The folder's name has to say what the rows depend on: a part that is there is
+    taken for granted.
+    """
+
+    folder: Path
+    columns: Mapping[str, str]
+
+    def path(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}.parquet"
+
+    def has(self, part: int) -> bool:
+        return self.path(part).is_file()
+
+    def write(self, part: int, rows: list[dict[str, Any]]) -> None:
+        """Store a part. Raises StoreError where the disk does not take it."""
+        write_table(self.path(part), self.columns, rows)
+
+    def read(self, parts: int, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """The first `parts` parts as Arrow tables, one at a time."""
+        import pyarrow.parquet as pq
+
+        for part in range(parts):
+            yield pq.read_table(self.path(part), columns=None if columns is None else list(columns))
+
+
+def bank_tables(path: Path) -> list[Path]:
+    """The trace tables of a run (of its training steps, which are scored), of a folder, or the one file, in order.
+
+    Raises StoreError where there is none.
+    """
+    if path.is_file():
+        return [path]
+    is_run = (path / "manifest.json").is_file()
+    found = sorted((path / "traces").glob("step-*.parquet") if is_run else path.glob("*.parquet"))
+    if not found:
+        raise StoreError(f"{path}: no scored traces are stored there; they come from {_MADE_BY}.")
+    return found
+
+
+def bank_rows(table: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a table's rows, the traces of a group one after another. Raises StoreError where one is missing,
+    or where traces were not scored."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(table) as file:
+            if missing := sorted(set(columns) - set(file.schema_arrow.names)):
+                raise StoreError(f"{table}: column {missing[0]} is missing; trace tables come from {_MADE_BY}.")
+            rows: list[dict[str, Any]] = file.read(columns=list(columns)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{table}: not a readable trace table ({error}).") from None
+    if any(row[column] is None for row in rows for column in ("answer_logprobs", "null_logprobs") if column in row):
+        raise StoreError(f"{table}: its traces were not scored token by token; tables of training steps are.")
+    return rows
+
+
+if __name__ == "__main__":
+    print(described())
