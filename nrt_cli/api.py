@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nrt_cli.methods import Group, Method, Rowwise, Signals, reward
+from nrt_cli.methods.hooks import grader
+
 if TYPE_CHECKING:
     from nrt_analysis.opened import OpenRun
     from nrt_analysis.tables import Report
@@ -25,16 +28,22 @@ if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
 
 __all__ = [
+    "Group",
+    "Method",
+    "Rowwise",
+    "Signals",
     "analyze",
     "doctor",
     "evaluate",
     "generate",
+    "grader",
     "list_runs",
     "load_config",
     "open_run",
     "prepare_data",
     "prepare_model",
     "push",
+    "reward",
     "score",
     "train",
 ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from nrt_cli import config
+from nrt_cli import config, methods
 from nrt_cli.commands.config import app
 from nrt_cli.config.study import StudyConfig, StudyQuestion, Variant
 from nrt_cli.errors import ConfigError
@@ -62,7 +62,7 @@ def test_paper_names_and_user_schemes_are_methods(name: str, method: str) -> Non
 
 def test_every_scheme_is_accepted_by_the_name_of_table_3() -> None:
     titles = ["JLB", "VeriFree", "RLPR", "NRT-GM", "NRT-WS (1/p)", "NRT-WS (-log p)"]
-    assert [config.resolve({"method": title}).method for title in titles] == list(config.SCHEMES)
+    assert [config.resolve({"method": title}).method for title in titles] == list(methods.SCHEMES)
 
 
 # --- merging and --set -------------------------------------------------------------------------------------------

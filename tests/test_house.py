@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # Room -> the rooms it may import from; its own is always allowed. `cli` is the front door.
 LEDGER = {"config", "records", "errors", "commandline"}
-PURE = LEDGER | {"text", "measures", "objective", "files", "network", "console"}
+PURE = LEDGER | {"text", "measures", "methods", "objective", "files", "network", "console"}
 ARROWS = {
     "errors": set(),
     "network": set(),
@@ -20,10 +20,12 @@ ARROWS = {
     "files": set(),
     "records": set(),
     "console": set(),
-    "config": {"errors"},
+    "methods": {"errors", "config"},
+    # Of backends and methods their facts, which import nothing heavy.
+    "config": {"errors", "methods", "backends"},
     "measures": LEDGER,
     "text": LEDGER,
-    "objective": LEDGER | {"text"},
+    "objective": LEDGER | {"text", "methods"},
     "grading": PURE,
     "store": LEDGER | {"measures", "text", "files"},
     "data": PURE | {"grading", "store"},
@@ -34,7 +36,7 @@ ARROWS = {
     "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
     "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},
     "judging": PURE | {"store", "data"},
-    "analysis": {"records", "errors", "store", "measures", "objective", "config", "commandline"},
+    "analysis": {"records", "errors", "store", "measures", "methods", "config", "commandline"},
 }
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}
@@ -42,7 +44,7 @@ ARROWS["commands"] = ARROWS["api"] = ROOMS | {"workflows"}
 ARROWS["cli"] = {"commands", "console", "errors", "__main__"}
 ARROWS["__main__"] = {"cli"}
 # Heavy packages -> the rooms that may import them, at the top or inside a function.
-COMPUTE = {"objective", "models", "backends", "training"}
+COMPUTE = {"methods", "objective", "models", "backends", "training"}
 HEAVY = {
     "torch": COMPUTE | {"evaluation", "checks", "workflows"},
     **dict.fromkeys(("transformers", "tokenizers", "vllm", "verl", "ray", "tensordict"), COMPUTE),

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from nrt_cli import config as configs
-from nrt_cli.config import SCHEMES, configs_dir
+from nrt_cli.config import configs_dir
 from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs, to_yaml
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import SCHEMES
 
 SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
 SMALL = {

@@ -19,6 +19,8 @@ class Sampler(Protocol):
     """Samples traces from the policy as it is; what a trace samples depends on its key alone."""
 
     name: str
+    exact: bool
+    """Whether what it says of its tokens is what a pass over them would say: it decodes with the policy itself."""
     settings: RolloutSection
     """How the next traces are sampled; may be changed between calls, but for what was decided when it was made."""
 
@@ -33,6 +35,7 @@ class NativeSampler:
     """Decodes with the trainer's own model; on a CPU its weights are laid out anew for each call."""
 
     name = "native"
+    exact = True
 
     def __init__(
         self, config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens
@@ -59,18 +62,18 @@ class NativeSampler:
         return dict(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 
-def pick_engine(asked: str, method: str, device: torch.device) -> str:
+def pick_engine(asked: str, samples: bool, device: torch.device) -> str:
     """`auto` is the faster one: vLLM on a GPU where it is installed, our own decoding everywhere else."""
     if asked != "auto":
         return asked
-    return "vllm" if method != "sft" and device.type == "cuda" and installed() == "vllm" else "native"
+    return "vllm" if samples and device.type == "cuda" and installed() == "vllm" else "native"
 
 
 def make_sampler(
     config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens
 ) -> Sampler:
     """The sampler that `rollout.engine` names. Raises ModelError where it cannot run here."""
-    if pick_engine(config.rollout.engine, config.method, model.device) == "native":
+    if pick_engine(config.rollout.engine, config.samples, model.device) == "native":
         return NativeSampler(config, model, tokenizer, tokens)
     from nrt_cli.backends.vllm_rollouts import VllmSampler
 

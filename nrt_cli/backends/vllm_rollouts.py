@@ -23,6 +23,7 @@ class VllmSampler:
     """
 
     name = "vllm"
+    exact = False
 
     def __init__(
         self, config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks import doctor_model, doctor_sample
 from nrt_cli.checks.doctor_environment import environment
@@ -21,6 +20,7 @@ from nrt_cli.models.problems import prompt_doubts, prompt_problems, token_proble
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training import start
+from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import Inputs
 
 
@@ -159,7 +159,7 @@ def _verl(config: RunConfig) -> Iterator[Finding]:
 def _on_rows(config: RunConfig, inputs: Inputs) -> Iterator[Finding]:
     """The run's engine: eight questions as they would be sampled, then a small step, looked at from all sides."""
     try:
-        engine = LocalEngine(config, 1)
+        engine = LocalTrainer(config, 1)
     except Exception as error:
         yield of_error("engine", error)
         return

@@ -12,18 +12,20 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from nrt_cli.backends.local.engine import TRAIN_STREAM, LocalEngine
+from nrt_cli import methods
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.doctor_sample import STEP, Interview, interview_of
 from nrt_cli.checks.prospects import Prospects, SampledGroup, cut_to, prospects, split
 from nrt_cli.commandline import settings
-from nrt_cli.config import SCHEMES, RunConfig
+from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
 from nrt_cli.measures.statistics import mean
+from nrt_cli.methods import SCHEMES
 from nrt_cli.models.loading import positions
-from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.records import RolloutGroup
 from nrt_cli.training import start
+from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import TRAIN_STREAM
 
 COOLER, USUAL = 0.7, 1.0
 """The other temperature that is tried: 0.7, or 1 where that is the config's own or below it."""
@@ -89,16 +91,16 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     caps, sizes, temperatures = _grid(config, inputs.train.longest_with(lambda _: 0))
     rollout = config.rollout.model_copy(update={"max_trace_tokens": max(caps), "group_size": max(sizes)})
     largest = config.model_copy(update={"rollout": rollout})
-    interview = interview_of(largest, LocalEngine(largest, 1), inputs, count)
+    interview = interview_of(largest, LocalTrainer(largest, 1), inputs, count)
     banks = _banks(interview, caps, temperatures, say)
-    methods = dict.fromkeys((config.method, *SCHEMES))
+    named = dict.fromkeys((config.method, *SCHEMES))
     found = {
         (method, temperature, cap, size): prospects(
             split(groups, size),
-            get_scheme(method, config.objective.weight_cap, config.objective.weighted_sum),
+            methods.get(method),
             config.objective,
         )
-        for method in methods
+        for method in named
         for (temperature, cap), groups in banks.items()
         for size in sizes
     }
@@ -127,7 +129,7 @@ def _banks(
 ) -> dict[tuple[float, int], list[SampledGroup]]:
     """The groups of all questions by temperature and cap, a few questions at a time."""
     config, engine, examples, pairs = interview.config, interview.engine, interview.examples, interview.pairs
-    assert engine.sampler is not None
+    assert engine.backend.sampler is not None
     together = max(1, config.rollout.batch_rows // config.rollout.group_size)
     parts = [*product(temperatures, range(0, len(examples), together))]
     traces = len(examples) * config.rollout.group_size * len(temperatures)
@@ -142,8 +144,8 @@ def _banks(
         part = replace(
             interview, examples=examples[first : first + together], pairs=pairs[first : first + together], known={}
         )
-        engine.sampler.settings = config.rollout.model_copy(update={"temperature": temperature})
-        groups = engine.sampler.sample_groups(
+        engine.backend.sampler.settings = config.rollout.model_copy(update={"temperature": temperature})
+        groups = engine.backend.sampler.sample_groups(
             part.examples, config.rollout.group_size, (config.seed, TRAIN_STREAM, STEP)
         )
         for cap in caps:
@@ -161,8 +163,8 @@ def _minutes(interview: Interview, caps: Sequence[int], traces: int) -> float:
     prompt = mean([len(example.prompt_ids) for example in examples])
     answer = mean([len(example.answer_ids) for example in examples])
     tokens = max(caps) + sum(prompt + 2 * (cap + answer) for cap in caps)
-    weights = sum(weight.numel() for weight in engine.policy.model.parameters())
-    return 2 * weights * tokens * traces / engine.ceiling / 60
+    weights = sum(weight.numel() for weight in engine.backend.policy.model.parameters())
+    return 2 * weights * tokens * traces / engine.backend.ceiling / 60
 
 
 def _cut(group: RolloutGroup, trace_cap: Callable[[int], int]) -> RolloutGroup:

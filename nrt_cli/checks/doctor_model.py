@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nrt_cli.backends.canary import Canary, next_logprobs
-from nrt_cli.backends.local.engine import LocalEngine, Update
 from nrt_cli.backends.local.rounding import allowed_gap
 from nrt_cli.checks.findings import Finding
 from nrt_cli.checks.memory import Peak, peak_memory
@@ -20,11 +19,13 @@ from nrt_cli.config import RunConfig, Weights
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective import balance
-from nrt_cli.objective.losses import group_loss
+from nrt_cli.objective.losses import Known, group_loss
 from nrt_cli.objective.metrics import GroupScore
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.text.pieces import pieces
+from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import Update
 
 QUESTIONS, GROUP, TRACE = 2, 4, 64
 """How much is tried at most: questions, traces of each, tokens of a trace."""
@@ -54,7 +55,7 @@ class Trial:
     """An engine on a few questions, and what came of trying it."""
 
     config: RunConfig
-    engine: LocalEngine
+    engine: LocalTrainer
     examples: Sequence[Example]
     passes: list["Pass"] = field(default_factory=list)
 
@@ -69,14 +70,14 @@ class Trial:
         return self.passes[-1].update
 
 
-def tried(config: RunConfig, engine: LocalEngine, train: ExampleSet) -> Trial:
+def tried(config: RunConfig, engine: LocalTrainer, train: ExampleSet) -> Trial:
     """A small step of a run's own engine on its first questions. Nothing is saved."""
     config = small(config)
     engine.config = config
-    if engine.sampler is not None:
-        engine.sampler.settings = config.rollout
+    if engine.backend.sampler is not None:
+        engine.backend.sampler.settings = config.rollout
     trial = Trial(config, engine, [train[i] for i in range(min(QUESTIONS, len(train)))])
-    trial.engine.tell(lambda _: None)
+    trial.engine.backend.tell(lambda _: None)
     attempt(trial)
     return trial
 
@@ -103,7 +104,7 @@ def positions(trial: Trial) -> Finding:
     """One example's rows, token by token, with the loss terms that reach each: read off the loss's own gradient."""
     engine, group = trial.engine, trial.groups[0]
     rows = engine.layout.rows_with_null(group)
-    scores = engine.policy.score_without_gradient(rows, engine.budget.tokens)
+    scores = engine.backend.score(rows)
     terms = _terms(trial, group, scores)
     shown = [
         {"row": "a trace", "tokens": _tokens(engine, rows[0], terms[0])},
@@ -123,11 +124,10 @@ def positions(trial: Trial) -> Finding:
 def _terms(trial: Trial, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> list[list[list[str]]]:
     """For each trace's row, for each scored token, the loss terms with a gradient there."""
     engine, objective = trial.engine, trial.config.objective
-    assert engine.objective is not None
     # As if every trace were better than none, and every answer token alike, so that no position is silent by chance.
     objective = objective.model_copy(update={"advantage": "raw", "baseline": "none", "token_signal": "fixed"})
     flat, entropies = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
-    context = engine.layout.context(group, {"base_logprobs_T": scores[-1][0].double()})
+    context = engine.layout.context(group, Known(), scores[-1][0].double())
     sizes = [row.scored for row in engine.layout.rows(group)]
     found: list[list[list[str]]] = [[[] for _ in range(size)] for size in sizes]
     for term in ("trace", "answer", "format"):
@@ -135,7 +135,7 @@ def _terms(trial: Trial, group: RolloutGroup, scores: Sequence[tuple[Tensor, Ten
         leaf_N = flat.clone().requires_grad_()
         logprobs = engine.layout.assemble(group, leaf_N, entropies)
         loss = group_loss(
-            engine.objective.scheme, logprobs, context, objective.model_copy(update={"weights": only}), 1, 1
+            engine.objective.method, logprobs, context, objective.model_copy(update={"weights": only}), 1, 1
         )
         if not loss.total.requires_grad:
             continue
@@ -146,8 +146,8 @@ def _terms(trial: Trial, group: RolloutGroup, scores: Sequence[tuple[Tensor, Ten
     return found
 
 
-def _tokens(engine: LocalEngine, row: Row, terms: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    texts = pieces(engine.tokenizer, row.ids)
+def _tokens(engine: LocalTrainer, row: Row, terms: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    texts = pieces(engine.backend.tokenizer, row.ids)
     reached: list[list[str]] = [[] for _ in range(row.scored_from)] + [list(names) for names in terms]
     return [
         {"position": i, "id": token, "token": text, "terms": names}
@@ -164,7 +164,7 @@ def _counts(terms: Sequence[Sequence[str]]) -> str:
 def _misplaced(trial: Trial, rows: Sequence[Row], terms: Sequence[Sequence[Sequence[str]]]) -> Iterator[str]:
     """Where a term reaches another token than it is meant for."""
     engine, group = trial.engine, trial.groups[0]
-    answer, think = group.example.answer_ids, {engine.tokens.start_id, engine.tokens.end_id}
+    answer, think = group.example.answer_ids, {engine.backend.tokens.start_id, engine.backend.tokens.end_id}
     for k, (row, names) in enumerate(zip(rows[:-1], terms, strict=True)):
         scored = row.ids[row.scored_from :]
         with_term = {term: [i for i, on in enumerate(names) if term in on] for term in ("trace", "answer", "format")}
@@ -175,7 +175,7 @@ def _misplaced(trial: Trial, rows: Sequence[Row], terms: Sequence[Sequence[Seque
         if any(i >= len(scored) - len(answer) for i in with_term["trace"]):
             yield f"trace {k}: the trace term reaches y*"
     null = rows[-1]
-    if null.ids[null.scored_from :] != answer or null.ids[null.scored_from - 1] != engine.tokens.end_id:
+    if null.ids[null.scored_from :] != answer or null.ids[null.scored_from - 1] != engine.backend.tokens.end_id:
         yield "the null trace's row is not t_end and then y*"
 
 
@@ -190,13 +190,19 @@ def fused(trial: Trial) -> Finding:
         rows = engine.layout.rows_with_null(trial.groups[0])[-2:]
     else:
         rows = [engine.layout.direct_row(example) for example in trial.examples]
-    fast = lambda: torch.cat([n for n, _ in engine.policy.score_without_gradient(rows, engine.budget.tokens)])  # noqa: E731
+    fast = lambda: torch.cat([n for n, _ in engine.backend.score(rows)])  # noqa: E731
     plain = lambda: torch.cat([_plain(engine, row) for row in rows])  # noqa: E731
     gaps = (fast().double() - plain()).abs()
-    allowed = allowed_gap(engine.policy.model, plain, fast)
+    allowed = allowed_gap(engine.backend.policy.model, plain, fast)
     mean, most = float(gaps.mean()), float(gaps.max())
     found = f"{len(gaps)} tokens: mean difference {mean:.1e}, largest {most:.1e} nats"
-    details = {"tokens": len(gaps), "mean": mean, "max": most, "allowed": allowed, "packed": engine.policy.packing}
+    details = {
+        "tokens": len(gaps),
+        "mean": mean,
+        "max": most,
+        "allowed": allowed,
+        "packed": engine.backend.policy.packing,
+    }
     if not mean <= allowed:
         do = (
             "set engine.packing=off; if it stays, this architecture is not supported (Llama, Mistral, Qwen, Gemma are)."
@@ -207,13 +213,13 @@ def fused(trial: Trial) -> Finding:
     return Finding("fused against plain log-probs", "ok", found, details=details)
 
 
-def _plain(engine: LocalEngine, row: Row) -> Tensor:
+def _plain(engine: LocalTrainer, row: Row) -> Tensor:
     """log p of a row's scored tokens by the textbook: whole logits, softmax, one row at a time, temperatures apart."""
-    ids = torch.tensor([row.ids], device=engine.policy.device)
-    logits_TV = engine.policy.model(ids, use_cache=False).logits[0, row.scored_from - 1 : -1].double()
+    ids = torch.tensor([row.ids], device=engine.backend.policy.device)
+    logits_TV = engine.backend.policy.model(ids, use_cache=False).logits[0, row.scored_from - 1 : -1].double()
     first, last = (edge - row.scored_from for edge in row.tempered)
     if last > 0:
-        logits_TV[max(first, 0) : last] /= engine.policy.temperature
+        logits_TV[max(first, 0) : last] /= engine.backend.policy.temperature
     return logits_TV.log_softmax(-1).gather(-1, ids[0, row.scored_from :, None])[:, 0]
 
 
@@ -221,7 +227,7 @@ def rollouts(trial: Trial) -> Finding:
     """What the sampler said of its own tokens against what the trainer says of them."""
     metrics = trial.update.metrics
     mean, most = metrics["sampler_gap"], metrics["sampler_gap_max"]
-    found = f"{trial.engine.sampler.name} sampler: mean difference {mean:.1e}, largest {most:.1e} nats"  # type: ignore[union-attr]
+    found = f"{trial.engine.backend.sampler.name} sampler: mean difference {mean:.1e}, largest {most:.1e} nats"  # type: ignore[union-attr]
     return _gap_finding("rollout against trainer log-probs", trial, mean, found, {"mean": mean, "max": most})
 
 
@@ -232,8 +238,8 @@ def _gap_finding(check: str, trial: Trial, gap: float, found: str, details: Mapp
         )
     engine = trial.engine
     rows = [row for group in trial.groups for row in engine.layout.rows(group)]
-    score = lambda: torch.cat([n for n, _ in engine.policy.score_without_gradient(rows, engine.budget.tokens)])  # noqa: E731
-    allowed = allowed_gap(engine.policy.model, score, floor=SAMPLER_FLOOR)
+    score = lambda: torch.cat([n for n, _ in engine.backend.score(rows)])  # noqa: E731
+    allowed = allowed_gap(engine.backend.policy.model, score, floor=SAMPLER_FLOOR)
     if not gap <= allowed:
         do = "set rollout.engine=native or model.dtype=float32; objective.tis_cap=2 bounds what is left of the gap."
         return Finding(check, "problem", f"{found} (rounding explains {allowed:.1e})", do, details)
@@ -243,21 +249,21 @@ def _gap_finding(check: str, trial: Trial, gap: float, found: str, details: Mapp
 def stale(trial: Trial) -> Finding:
     """Whether new weights reach the sampler, and whether the canary would notice if they did not."""
     check, engine = "stale-weight canary", trial.engine
-    assert engine.sampler is not None
-    canary = Canary(engine.tokenizer, trial.config.rollout.temperature)
-    before_V = next_logprobs(engine.policy.model, canary.prompt_ids, canary.temperature)
+    assert engine.backend.sampler is not None
+    canary = Canary(engine.backend.tokenizer, trial.config.rollout.temperature)
+    before_V = next_logprobs(engine.backend.policy.model, canary.prompt_ids, canary.temperature)
     with torch.no_grad():
-        for weight in engine.policy.model.parameters():
+        for weight in engine.backend.policy.model.parameters():
             weight.mul_(STRETCH)
-    engine.sampler.update()
+    engine.backend.sampler.update()
     (group,) = engine.sample(trial.examples[:1], 2)  # compares by itself, and raises where the sampler lags behind
     gap = _sampler_gap(engine, group)
-    moved_V = next_logprobs(engine.policy.model, canary.prompt_ids, canary.temperature) - before_V
+    moved_V = next_logprobs(engine.backend.policy.model, canary.prompt_ids, canary.temperature) - before_V
     moved = float((moved_V.abs() * before_V.exp()).sum())
     details = {"moved": moved, "gap": gap}
     try:
         values, ids = before_V.topk(20)
-        canary.check(dict(zip(ids.tolist(), values.tolist(), strict=True)), engine.policy.model, "old")
+        canary.check(dict(zip(ids.tolist(), values.tolist(), strict=True)), engine.backend.policy.model, "old")
     except TrainingError:
         found = f"weights changed by {STRETCH - 1:.0%}: log-probs moved by {moved:.2g} nats, the sampler's along"
         return _gap_finding(check, trial, gap, f"{found}; old ones are noticed; mean difference {gap:.1e}", details)
@@ -265,11 +271,11 @@ def stale(trial: Trial) -> Finding:
     return Finding(check, "warning", f"a change of {moved:.2g} nats was too small for the canary to tell", do, details)
 
 
-def _sampler_gap(engine: LocalEngine, group: RolloutGroup) -> float:
+def _sampler_gap(engine: LocalTrainer, group: RolloutGroup) -> float:
     """Mean absolute difference over a group's sampled tokens; NaN where there are none."""
-    scores = engine.policy.score_without_gradient(engine.layout.rows(group), engine.budget.tokens)
+    scores = engine.backend.score(engine.layout.rows(group))
     trainer_KZ = engine.layout.trace_logprobs(group, scores)
-    context = engine.layout.context(group, {"base_logprobs_T": torch.zeros(1)})
+    context = engine.layout.context(group, Known(), torch.zeros(1))
     gaps = (trainer_KZ - engine.layout.sampler_logprobs(group))[context.sampled_mask_KZ].abs()
     return float(gaps.mean()) if len(gaps) else math.nan
 
@@ -339,9 +345,9 @@ def attempt(trial: Trial) -> None:
         trial.passes.append(_step(trial.engine, trial.examples[:count], step))
 
 
-def _step(engine: LocalEngine, examples: Sequence[Example], step: int) -> Pass:
-    with peak_memory(engine.policy.device) as memory:
+def _step(engine: LocalTrainer, examples: Sequence[Example], step: int) -> Pass:
+    with peak_memory(engine.backend.policy.device) as memory:
         update, groups = engine.train_step(examples, step)
     rows = [row for group in groups for row in engine.layout.rows_with_null(group)]
     rows = rows or [engine.layout.direct_row(example) for example in examples]
-    return Pass(groups, update, min(engine.policy.size(rows), engine.budget.tokens), memory)
+    return Pass(groups, update, min(engine.backend.policy.size(rows), engine.backend.budget.tokens), memory)

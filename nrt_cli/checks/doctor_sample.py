@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.checks.findings import Finding
 from nrt_cli.checks.prospects import AGREES, CUT, EMPTY, FAR, QUIET, Prospects, SampledGroup, SampledTrace, prospects
 from nrt_cli.commandline import settings
@@ -22,10 +21,10 @@ from nrt_cli.grading.accuracies import Graded, Question, answer_all, answer_cap
 from nrt_cli.grading.grading import Pair, find, grade
 from nrt_cli.measures.statistics import mean, share_over_rows
 from nrt_cli.models.loading import positions
-from nrt_cli.objective.group import answer_logprobs
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import ACCURACIES, Example, Request, RolloutGroup
 from nrt_cli.text.pieces import pieces
+from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import Inputs
 
 QUESTIONS = 8
@@ -53,7 +52,7 @@ class Interview:
     """
 
     config: RunConfig
-    engine: LocalEngine
+    engine: LocalTrainer
     examples: list[Example]
     inputs: Inputs
     pairs: list[Pair]
@@ -86,7 +85,7 @@ class Interview:
         kinds = [kind for kind in ACCURACIES if kind != "other_trace"] if self.config.thinks else ["direct"]
         asked = [Question(str(i), self.examples[i].prompt_ids, self.pairs[i]) for i in self.graded]
         cap = self.config.rollout.max_trace_tokens
-        return answer_all(self.engine.reasoner(), asked, kinds, cap, self.answer_cap)
+        return answer_all(self.engine.backend.reasoner(), asked, kinds, cap, self.answer_cap)
 
     def looked_at(self, groups: Sequence[RolloutGroup]) -> list[SampledGroup]:
         """Groups of these questions, in their order, with what the model says of the answer after every trace."""
@@ -123,7 +122,7 @@ class Interview:
             for number, (i, trace_ids) in enumerate(new)
             if i in graded
         }
-        replies = {request.key: reply for request, reply in self.engine.reasoner().run(requests.values())}
+        replies = {request.key: reply for request, reply in self.engine.backend.reasoner().run(requests.values())}
         for number, (place, logprobs_T) in enumerate(zip(new, logprobs, strict=True)):
             reply = replies.get(f"{place[0]} {number}")
             score = grade(self.pairs[place[0]], reply.answer).score if reply else math.nan
@@ -131,11 +130,10 @@ class Interview:
 
     def logprobs(self, rows: Sequence[Row], examples: Sequence[Example]) -> list[tuple[float, ...]]:
         """Of each row, the log-probs of the answer that ends it."""
-        policy, budget = self.engine.policy, self.engine.budget.tokens
-        return [*answer_logprobs(rows, examples, lambda rows: policy.score_without_gradient(rows, budget))]
+        return [*self.engine.answer_logprobs(rows, examples)]
 
 
-def interview_of(config: RunConfig, engine: LocalEngine, inputs: Inputs, count: int = QUESTIONS) -> Interview:
+def interview_of(config: RunConfig, engine: LocalTrainer, inputs: Inputs, count: int = QUESTIONS) -> Interview:
     """`count` questions at random, of the held-out ones if there are any, and how they are graded."""
     examples, path, whose = inputs.train, config.data.train, "training questions"
     if inputs.validation is not None:
@@ -163,13 +161,13 @@ def _ungraded(pairs: Sequence[Pair]) -> str:
 def sample(interview: Interview) -> Iterator[Finding]:
     """What the questions show of a run that has not begun: accuracies, traces, the answer, the scheme's signal."""
     yield _accuracy(interview)
-    objective, layout = interview.engine.objective, interview.engine.layout
-    if objective is None:
+    layout = interview.engine.layout
+    if not interview.config.samples:
         direct = interview.logprobs([layout.direct_row(example) for example in interview.examples], interview.examples)
         yield _habit(interview, {"directly": [[logprobs_T] for logprobs_T in direct]})
         return
     groups = interview.looked_at(interview.engine.sample(interview.examples, STEP))
-    found = prospects(groups, objective.scheme, interview.config.objective)
+    found = prospects(groups, interview.engine.objective.method, interview.config.objective)
     yield _ends(found, interview)
     yield _right(found, interview)
     after = [[trace.logprobs_T for trace in group.traces] for group in groups]
@@ -256,14 +254,14 @@ def _habit(interview: Interview, logprobs: Mapping[str, Sequence[Sequence[Sequen
     last = [*logprobs][-1]
     of_text: dict[str, list[float]] = defaultdict(list)
     for example, rows in zip(interview.examples, logprobs[last], strict=True):
-        for text, *of_token in zip(pieces(interview.engine.tokenizer, example.answer_ids), *rows, strict=True):
+        for text, *of_token in zip(pieces(interview.engine.backend.tokenizer, example.answer_ids), *rows, strict=True):
             of_text[text] += of_token
     worst = sorted(((mean(values), text) for text, values in of_text.items()))[:WORST]
     said = "log P(y*) per token: " + ", ".join(f"{value:.2f} {after}" for after, value in means.items())
     said += f"; least likely {last}: " + ", ".join(f"{text!r} {value:.1f}" for value, text in worst)
     details = {"per_token": means, "worst": [{"text": text, "logprob": value} for value, text in worst]}
     far = max(means.values())
-    if interview.engine.objective is not None and far < FAR:
+    if interview.config.samples and far < FAR:
         do = (
             f"at {far:.1f} nats a token the answer's form is far from what the model says: say the form in the "
             "question, `nrt data prepare` with --suffix TEXT."

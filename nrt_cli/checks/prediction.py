@@ -31,7 +31,7 @@ def _memory(config: RunConfig, inputs: Inputs, trial: Trial) -> Finding:
     slope = max(0.0, (most - small.memory.most) / max(1, large.tokens - small.tokens))
     target = min(config.train.micro_batch_tokens, config.train.batch_size * _longest_rows(config, inputs))
     need = most + slope * max(0, target - large.tokens)
-    room = available_memory(trial.engine.policy.device) + large.memory.after
+    room = available_memory(trial.engine.backend.policy.device) + large.memory.after
     found = (
         f"{most / 1e9:.1f} GB at {large.tokens} tokens a pass; about {need / 1e9:.1f} GB at {target}, "
         f"of {room / 1e9:.1f} GB"
@@ -90,9 +90,9 @@ def _span(seconds: float) -> str:
 
 def _disk(config: RunConfig, inputs: Inputs, trial: Trial) -> Finding:
     """Checkpoints with the moments, and the exported model."""
-    tensors = trial.engine.optimiser.state().values()
+    tensors = trial.engine.backend.optimiser.state().values()
     checkpoint = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    parameters = sum(weight.numel() for weight in trial.engine.policy.model.parameters())
+    parameters = sum(weight.numel() for weight in trial.engine.backend.policy.model.parameters())
     need, kept = disk_of(config, inputs.steps, checkpoint, parameters)
     free = shutil.disk_usage(Path.cwd()).free
     found = (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from nrt_cli import methods
 from nrt_cli.backends import machine
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.machine import use_threads, version
 from nrt_cli.backends.verl import settings
 from nrt_cli.backends.verl.keys import INSTALL
@@ -24,9 +24,9 @@ from nrt_cli.measures.overlap import described, warnings
 from nrt_cli.models.loading import load_tokens
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.objective import balance
-from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.records import Plan
 from nrt_cli.training import start
+from nrt_cli.training.local import LocalTrainer
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _gradient(config: RunConfig, examples: ExampleSet) -> Check:
     """Each term's share of the gradient, of a small step that is not kept."""
     use_threads(config)
     config = start.new_config(config)
-    metrics = tried(config, LocalEngine(config, 1), examples).update.metrics
+    metrics = tried(config, LocalTrainer(config, 1), examples).update.metrics
     doubt = balance.doubt(metrics, config.objective)
     text = f"{balance.described(metrics)}; {doubt}" if doubt else balance.described(metrics)
     return Check("gradient", None if doubt else True, text)
@@ -187,7 +187,7 @@ def _gradient(config: RunConfig, examples: ExampleSet) -> Check:
 def _scheme(config: RunConfig) -> Check:
     """The method, which may be a function of the user's."""
     if config.method != "sft":
-        get_scheme(config.method, config.objective.weight_cap, config.objective.weighted_sum)
+        methods.get(config.method)
     return Check("scheme", True, config.method)
 
 

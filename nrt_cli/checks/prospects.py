@@ -13,8 +13,8 @@ import torch
 
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.measures.statistics import mean
+from nrt_cli.methods import Group, Method
 from nrt_cli.objective.advantages import group_advantage
-from nrt_cli.objective.schemes import Scheme, group_reward
 from nrt_cli.records import Rollout, Stop
 
 CUT = 0.5
@@ -92,7 +92,7 @@ class Prospects:
         return "weak" if self.alive < QUIET or self.agrees < AGREES else "signal"
 
 
-def prospects(groups: Sequence[SampledGroup], scheme: Scheme, objective: ObjectiveSection) -> Prospects:
+def prospects(groups: Sequence[SampledGroup], method: Method, objective: ObjectiveSection) -> Prospects:
     """What groups say under a scheme and its way to make advantages."""
     traces = [trace for group in groups for trace in group.traces]
     scores = [trace.score for trace in traces if math.isfinite(trace.score)]
@@ -100,7 +100,7 @@ def prospects(groups: Sequence[SampledGroup], scheme: Scheme, objective: Objecti
     graded = [each for each in by_group if each]
     alive, wins = 0, []
     for group in groups:
-        advantages = _advantages(group, scheme, objective)
+        advantages = _advantages(group, method, objective)
         alive += advantages is not None
         wins += _wins(group, advantages or [0.0] * len(group.traces))
     gains = [math.fsum(t.logprobs_T) - math.fsum(g.null_logprobs_T) for g in groups for t in g.traces]
@@ -127,11 +127,12 @@ def prospects(groups: Sequence[SampledGroup], scheme: Scheme, objective: Objecti
     )
 
 
-def _advantages(group: SampledGroup, scheme: Scheme, objective: ObjectiveSection) -> list[float] | None:
+def _advantages(group: SampledGroup, method: Method, objective: ObjectiveSection) -> list[float] | None:
     """As the loss has them; None for a dead group."""
     logprobs_KT = torch.tensor([trace.logprobs_T for trace in group.traces], dtype=torch.float64)
-    reward = group_reward(scheme, logprobs_KT, torch.tensor(group.null_logprobs_T, dtype=torch.float64))
-    found = group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor)
+    null_T = torch.tensor(group.null_logprobs_T, dtype=torch.float64)
+    signals = method.signals(Group.of(logprobs_KT, null_T, objective))
+    found = group_advantage(signals, objective.baseline, objective.advantage, objective.std_floor)
     return None if found.dead else found.advantage_K.tolist()
 
 

@@ -88,7 +88,7 @@ def schemes(
     """Every scheme on one stored bank of rollouts: what each would reward, before paying for training."""
     from nrt_analysis.schemes import scheme_report
 
-    from nrt_cli.config import SCHEMES as BUILT_IN
+    from nrt_cli.methods import SCHEMES as BUILT_IN
     from nrt_cli.progress import counted
     from nrt_cli.workflows.schemes import open_bank, score_schemes
 

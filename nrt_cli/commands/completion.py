@@ -71,7 +71,7 @@ def parquet(incomplete: str) -> list[str]:
 
 
 def methods(incomplete: str) -> list[str]:
-    from nrt_cli.config import SCHEMES
+    from nrt_cli.methods import SCHEMES
 
     return _begun(("sft", *SCHEMES), incomplete)
 

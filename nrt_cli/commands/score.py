@@ -48,7 +48,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score an answer given traces, token by token and under every scheme (Table 9)."""
-    from nrt_cli.config import SCHEMES
+    from nrt_cli.methods import SCHEMES
     from nrt_cli.records import json_line
     from nrt_cli.workflows.score import Question, score_answer
 

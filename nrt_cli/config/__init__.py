@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from nrt_cli.config.base import Section
 from nrt_cli.config.schema import (
-    METHOD_ALIASES,
-    SCHEMES,
     DataSection,
     EngineSection,
     LoraSection,
@@ -27,15 +25,13 @@ from nrt_cli.config.schema import (
     TokensSection,
     TrainSection,
     Weights,
-    own_name,
 )
 from nrt_cli.config.validation import schema_keys, sentences, validated
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import own_name
 
 __all__ = [
-    "METHOD_ALIASES",
-    "SCHEMES",
     "DataSection",
     "EngineSection",
     "LoraSection",

@@ -9,24 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from nrt_cli import methods
+from nrt_cli.backends import BACKENDS
+from nrt_cli.backends.facts import Facts
 from nrt_cli.config.base import Section, Seed
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.judging import JudgeSection
 from nrt_cli.config.parallel import ParallelSection
 from nrt_cli.config.validation import nearest
-
-SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
-METHOD_ALIASES = {
-    "jlb": "logp",
-    "verifree": "p",
-    "rlpr": "am",
-    "nrt-gm": "gm",
-    "nrt-ws-inv-p": "ws-inv-p",
-    "nrt-ws (1/p)": "ws-inv-p",
-    "nrt-ws-neg-log-p": "ws-neg-log-p",
-    "nrt-ws (-log p)": "ws-neg-log-p",
-    "nrt-ws": "ws-neg-log-p",
-}
+from nrt_cli.methods import METHODS, own_name
 
 
 class LoraSection(Section):
@@ -220,11 +211,18 @@ class TrainSection(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; null: as many as physical cores.")
 
 
+def _known_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{name!r} is unknown{nearest(name, list(BACKENDS))}; choose one of {', '.join(BACKENDS)}")
+    return name
+
+
 class EngineSection(Section):
     """Where training is computed."""
 
-    name: Literal["local", "verl"] = Field(
-        "local", description="local: one process, a CPU or one GPU. verl: Ray, FSDP2 and vLLM, one GPU to many nodes."
+    name: Annotated[str, AfterValidator(_known_backend)] = Field(
+        next(name for name, facts in BACKENDS.items() if not facts.DISTRIBUTED),
+        description="; ".join(f"{name}: {facts.SUMMARY}" for name, facts in BACKENDS.items()) + ".",
     )
     packing: Literal["auto", "off"] = Field(
         "auto", description="Compute what a group's rows share once, where the architecture allows it exactly."
@@ -239,11 +237,6 @@ class TrackSection(Section):
     project: str = Field("nrt", description="Their project, or MLflow's experiment; TensorBoard has none.")
 
 
-def own_name(method: str) -> str:
-    """A built-in method's name, also where the paper's was given; other names as they are."""
-    return ({name: name for name in ("sft", *SCHEMES)} | METHOD_ALIASES).get(method.lower(), method)
-
-
 class RunSettings(Section):
     """The settings of a training run, each by itself."""
 
@@ -251,7 +244,7 @@ class RunSettings(Section):
         "paper", description="Whose settings the others differ from; a run that names none has nrt (row 22)."
     )
     method: Annotated[str, AfterValidator(own_name)] = Field(
-        "ws-neg-log-p", description="What is learned: sft, a scheme, a paper name, or module:function."
+        methods.DEFAULT, description="One of `nrt train --help`, a paper's name of it, module:function or module:Class."
     )
     seed: Seed = Field(0, description="Decides the order of the data and what is sampled.")
     model: ModelSection = ModelSection()
@@ -283,7 +276,17 @@ class RunConfig(RunSettings):
     @property
     def thinks(self) -> bool:
         """Whether the model learns to think before it answers."""
-        return self.method != "sft" or self.data.traces
+        return self.samples or self.data.traces
+
+    @property
+    def samples(self) -> bool:
+        """Whether training samples traces."""
+        return methods.facts(self.method).samples
+
+    @property
+    def backend(self) -> Facts:
+        """Where it is computed."""
+        return BACKENDS[self.engine.name]
 
     @property
     def longest_answer(self) -> int:
@@ -301,11 +304,11 @@ class RunConfig(RunSettings):
 def _contradictions(config: RunConfig) -> Iterator[str]:
     """Sentences about settings that cannot all be meant."""
     method, objective, rollout, train = config.method, config.objective, config.rollout, config.train
-    if method not in ("sft", *SCHEMES) and ":" not in method:
-        known = ["sft", *SCHEMES, *METHOD_ALIASES]
-        choices = ", ".join(("sft", *SCHEMES))
-        yield f"method {method!r} is unknown{nearest(method, known)}; choose one of {choices} or module:function"
-    if method != "sft" and rollout.group_size == 1 and objective.advantage in ("std", "unbiased-std", "rloo", "mean"):
+    facts = methods.facts(method)
+    if method not in METHODS and ":" not in method:
+        hint = nearest(method, [*METHODS, *methods.ALIASES])
+        yield f"method {method!r} is unknown{hint}; choose one of {', '.join(METHODS)} or module:function"
+    if facts.samples and rollout.group_size == 1 and objective.advantage in ("std", "unbiased-std", "rloo", "mean"):
         yield (
             f"rollout.group_size=1 leaves objective.advantage={objective.advantage} nothing to compare a trace with, "
             "so every advantage is 0; use a larger group or objective.advantage=raw"
@@ -320,55 +323,22 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             f"train.batch_size={train.batch_size} is not a multiple of train.minibatch_size={train.minibatch_size}, "
             "so one optimiser step would weigh its prompts differently"
         )
-    if objective.weight_cap is not None and method not in ("ws-inv-p", "ws-neg-log-p"):
+    if objective.weight_cap is not None and "weight_cap" not in facts.reads and method in METHODS:
         yield f"objective.weight_cap has no effect on method {method!r}, which has no weights; remove it"
-    if method == "sft":
+    if not facts.samples:
         for key in ("tis_cap", "kl_weight", "entropy_weight"):
             if getattr(objective, key):
-                yield f"objective.{key} has no effect on method 'sft', which samples no traces; remove it"
+                yield f"objective.{key} has no effect on method {method!r}, which samples no traces; remove it"
         if rollout.engine == "vllm":
-            yield "rollout.engine=vllm has no effect on method 'sft', which samples no traces; remove it"
+            yield f"rollout.engine=vllm has no effect on method {method!r}, which samples no traces; remove it"
         if train.on_collapse != "warn":
-            yield "train.on_collapse has no effect on method 'sft', which samples no traces; remove it"
-    if config.data.traces and method != "sft":
+            yield f"train.on_collapse has no effect on method {method!r}, which samples no traces; remove it"
+    if config.data.traces and facts.samples:
         yield f"data.traces has no effect on method {method!r}, which samples traces of its own; remove it"
     if rollout.cache_share is not None and rollout.engine != "vllm":
         yield "rollout.cache_share has no effect without rollout.engine=vllm; remove it or name that engine"
-    yield from _engine_contradictions(config)
+    yield from config.backend.contradictions(config)
     if config.tokens.think_start == config.tokens.think_end:
         yield "tokens.think_start and tokens.think_end must differ"
-    if method != "sft" and not any((objective.weights.trace, objective.weights.answer, objective.weights.format)):
+    if facts.samples and not any((objective.weights.trace, objective.weights.answer, objective.weights.format)):
         yield "all three objective.weights are 0, so nothing would be learned"
-
-
-def _engine_contradictions(config: RunConfig) -> Iterator[str]:
-    """Settings that the engine of this run does not have, or cannot divide its work by."""
-    parallel = config.parallel
-    if config.engine.name == "local":
-        if parallel != ParallelSection():
-            yield "parallel has no effect on engine.name=local, which is one process; remove it or use --engine verl"
-        if config.verl:
-            yield "verl has no effect on engine.name=local; remove it or use --engine verl"
-        if config.engine.patience != EngineSection().patience:
-            yield "engine.patience has no effect on engine.name=local, which waits for nobody; remove it"
-        return
-    if config.data.traces:
-        yield "data.traces is not on engine.name=verl, whose SFT samples no traces to score; use --engine local"
-    if config.rollout.engine == "native" and config.method != "sft":
-        yield "rollout.engine=native has no effect on engine.name=verl, whose traces come from vLLM; remove it"
-    if config.engine.packing == "off":
-        yield "engine.packing has no effect on engine.name=verl; remove it"
-    for key in ("tensor", "sequence"):
-        if parallel.ranks % getattr(parallel, key):
-            yield (
-                f"parallel.{key}={getattr(parallel, key)} does not divide the {parallel.ranks} GPUs of "
-                f"{parallel.nodes} x {parallel.gpus_per_node}"
-            )
-    if config.rollout.temperature != 1 and parallel.sequence > 1 and config.method != "sft":
-        yield "rollout.temperature other than 1 cannot be scored where ranks share a row; set parallel.sequence=1"
-    prompts, shares = config.train.minibatch_size or config.train.batch_size, parallel.ranks // parallel.sequence
-    if prompts % shares:
-        yield (
-            f"a minibatch of {prompts} prompts cannot be shared equally by {shares} ranks; change train.minibatch_size "
-            "(null: all of train.batch_size) or the number of GPUs"
-        )

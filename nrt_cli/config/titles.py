@@ -3,18 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-TITLES = {
-    "sft": "SFT",
-    "logp": "JLB",
-    "p": "Verifree",
-    "am": "RLPR",
-    "gm": "NRT-GM",
-    "ws-inv-p": "NRT-WS (1/p)",
-    "ws-neg-log-p": "NRT-WS (-log p)",
-}
+from nrt_cli import methods
+
+TITLES = {name: method.title for name, method in methods.METHODS.items()}
 """The names of the paper's Table 3."""
 
-CONTROL = "Control: no policy gradient"
+CONTROL = methods.CONTROL.title
 """A run whose traces are not trained is nothing that the paper has a name for, whichever scheme it computes beside."""
 
 ON_TRACES = "SFT on reference traces"
@@ -35,23 +29,24 @@ def run_title(method: str, config: Mapping[str, Any], variant: str = "") -> str:
     """
     if is_control(method, config):
         return CONTROL
-    if method == "sft" and thinks(method, config):
-        return f"{variant}: {ON_TRACES}" if variant else ON_TRACES
-    return f"{variant}: {method_title(method)}" if variant else method_title(method)
+    title = ON_TRACES if not methods.facts(method).samples and thinks(method, config) else method_title(method)
+    return f"{variant}: {title}" if variant else title
 
 
 def run_label(method: str, config: Mapping[str, Any]) -> str:
     """Short, for a column or a legend beside other runs: the method by its setting, if that is what the run learned."""
-    if method == "sft" and thinks(method, config):
+    if not methods.facts(method).samples and thinks(method, config):
         return ON_TRACES
     return CONTROL if is_control(method, config) else method
 
 
 def thinks(method: str, config: Mapping[str, Any]) -> bool:
     """Whether a run's model learned to think before it answers."""
-    return method != "sft" or bool(config.get("data", {}).get("traces", False))
+    return methods.facts(method).samples or bool(config.get("data", {}).get("traces", False))
 
 
 def is_control(method: str, config: Mapping[str, Any]) -> bool:
     """Whether a run samples traces and learns nothing from their rewards."""
-    return method != "sft" and config.get("objective", {}).get("weights", {}).get("trace", 1.0) == 0
+    facts = methods.facts(method)
+    weight = config.get("objective", {}).get("weights", {}).get("trace", 1.0)
+    return facts.samples and (weight == 0 or not facts.policy_gradient)

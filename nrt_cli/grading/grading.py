@@ -14,10 +14,10 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from nrt_cli.config.named import load_named
 from nrt_cli.errors import ConfigError
 from nrt_cli.grading import graders
 from nrt_cli.grading.mathematics import Verifier
+from nrt_cli.methods.hooks import load_hook
 
 
 class Row(Protocol):
@@ -355,7 +355,7 @@ GRADERS: dict[str, Callable[[Row, str], Grade]] = {
 
 def _own(name: str) -> Callable[[Row, str], Grade]:
     """A user's function of (row, reply): a score in [0, 1], True or False, or a `Grade`."""
-    function = load_named(name, "grader")
+    function = load_hook(name, "grader", ("grader",))
     if not callable(function):
         raise ConfigError(f"grader {name!r} is no function of (row, reply).")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nrt_cli.objective.schemes import GroupReward
+from nrt_cli.methods import Signals
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class GroupAdvantage:
 
 
 def group_advantage(
-    reward: GroupReward, baseline: str = "clip", normalise: str = "std", std_floor: float = 1e-6
+    reward: Signals, baseline: str = "clip", normalise: str = "std", std_floor: float = 1e-6
 ) -> GroupAdvantage:
     """Advantages of one group.
 
@@ -35,7 +35,7 @@ def group_advantage(
     """
     scaled_K = reward.scaled_K
     shaped_K = (scaled_K - reward.scaled_base).clamp(min=0) if baseline == "clip" else scaled_K
-    # Taken off first, one of them makes the differences of equal rewards exactly 0; mean() alone may round.
+    # The largest is taken off before the mean: the mean of equal rewards may round, and their differences must be 0.
     centred_K = shaped_K - shaped_K.max()
     centred_K = centred_K - centred_K.mean()
     size = len(scaled_K)

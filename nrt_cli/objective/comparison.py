@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from nrt_cli.config import ObjectiveSection
+from nrt_cli.methods import Group, Method, Signals
 from nrt_cli.objective.advantages import GroupAdvantage, group_advantage
-from nrt_cli.objective.schemes import GroupReward, Scheme, group_reward
 
 
 @dataclass(frozen=True)
 class SchemeView:
     """A group as one scheme sees it."""
 
-    reward: GroupReward
+    reward: Signals
     log_reward_K: Tensor
     """log R where R is made in logs and so is positive; NaN otherwise."""
     clipped_K: Tensor
@@ -28,11 +28,11 @@ class SchemeView:
     """alpha = df/dc_i, such that the token signal is alpha_i c_i (Table 1)."""
 
 
-def view_group(scheme: Scheme, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> SchemeView:
+def view_group(method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> SchemeView:
     """Rewards, clipped rewards, advantages, weights and token signals of one group under one scheme."""
-    reward = group_reward(scheme, logprobs_KT, base_T)
+    reward = method.signals(Group.of(logprobs_KT, base_T, objective))
     log_reward_K = reward.scaled_K.log() + reward.log_scale
-    if not scheme.in_log:
+    if not method.in_log:
         log_reward_K = torch.full_like(log_reward_K, torch.nan)
     return SchemeView(
         reward,
@@ -40,11 +40,11 @@ def view_group(scheme: Scheme, logprobs_KT: Tensor, base_T: Tensor, objective: O
         # `raw` leaves R' as it is.
         group_advantage(reward, "clip", "raw").advantage_K,
         group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor),
-        reward.signal_KT / logprobs_KT.double().exp(),
+        reward.token_KT / logprobs_KT.double().exp(),
     )
 
 
-def half_agreement(scheme: Scheme, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> float:
+def half_agreement(method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> float:
     """Mean over traces of A from the even answer tokens times A from the odd ones; NaN where a half cannot say.
 
     Each half's advantages have mean 0 and variance 1 within the group (Eq. 10), so this is their correlation. Halves of
@@ -53,8 +53,8 @@ def half_agreement(scheme: Scheme, logprobs_KT: Tensor, base_T: Tensor, objectiv
     if logprobs_KT.shape[1] < 2:
         return torch.nan
     halves: Sequence[GroupAdvantage] = [
-        group_advantage(group_reward(scheme, logprobs_KT[:, i::2], base_T[i::2]), objective.baseline, "std")
-        for i in (0, 1)
+        group_advantage(method.signals(Group.of(half_KT, half_base_T, objective)), objective.baseline, "std")
+        for half_KT, half_base_T in ((logprobs_KT[:, i::2], base_T[i::2]) for i in (0, 1))
     ]
     if any(half.dead for half in halves):
         return torch.nan

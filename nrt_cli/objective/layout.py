@@ -3,14 +3,14 @@
 Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a group's rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nrt_cli.config import ObjectiveSection
-from nrt_cli.objective.losses import GroupContext, GroupLogprobs
+from nrt_cli.objective.losses import GroupContext, GroupLogprobs, Known
 from nrt_cli.objective.rows import Row, trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
@@ -24,15 +24,13 @@ class Layout:
         credit_eos: an eos that ended a trace is scored too, as the policy's choice (decision 30).
     """
 
-    def __init__(
-        self, tokens: ThinkTokens, device: torch.device, bare_null: bool = False, credit_eos: bool = False
-    ) -> None:
-        self.tokens, self.device, self.bare_null, self.credit_eos = tokens, device, bare_null, credit_eos
+    def __init__(self, tokens: ThinkTokens, bare_null: bool = False, credit_eos: bool = False) -> None:
+        self.tokens, self.bare_null, self.credit_eos = tokens, bare_null, credit_eos
 
     @classmethod
-    def of(cls, objective: ObjectiveSection, tokens: ThinkTokens, device: torch.device) -> "Layout":
+    def of(cls, objective: ObjectiveSection, tokens: ThinkTokens) -> "Layout":
         """As a run's objective asks for."""
-        return cls(tokens, device, objective.null_trace == "bare", objective.credit_eos)
+        return cls(tokens, objective.null_trace == "bare", objective.credit_eos)
 
     def rows(self, group: RolloutGroup) -> list[Row]:
         """x [t_start] z t_end y* of each trace, of which everything after x is scored; then x [t_start] z eos of each
@@ -69,10 +67,6 @@ class Layout:
     def rows_with_null(self, group: RolloutGroup) -> list[Row]:
         """The same, and the null trace last."""
         return [*self.rows(group), self.null_row(group.example)]
-
-    def rows_to_score(self, group: RolloutGroup, known: Mapping[str, Tensor]) -> list[Row]:
-        """The rows of a loss's forward pass: a null trace not scored before rides along; no loss reaches it."""
-        return self.rows(group) if "base_logprobs_T" in known else self.rows_with_null(group)
 
     def null_row(self, example: Example) -> Row:
         """x [t_start] t_end y*, of which y* is scored."""
@@ -129,20 +123,29 @@ class Layout:
             row = [*rollout.sampler_logprobs, 0.0][: length + 1]
             row[length] *= self._end_sampled(rollout)
             rows.append(torch.tensor(row, dtype=torch.float64))
-        return pad_sequence(rows, batch_first=True).to(self.device)
+        return pad_sequence(rows, batch_first=True)
 
     def _end_sampled(self, rollout: Rollout) -> bool:
         """Whether the policy sampled what is scored at the trace's last position."""
         return rollout.stop == "end" or self._ended_otherwise(rollout)
 
-    def context(self, group: RolloutGroup, known: dict[str, Tensor]) -> GroupContext:
-        """Masks and everything else that is constant in a group's loss."""
-        lengths_K1 = torch.tensor([[len(r.trace_ids) + 1] for r in group.rollouts], device=self.device)
-        at_Z = torch.arange(int(lengths_K1.max()), device=self.device)
+    def context(self, group: RolloutGroup, known: Known, base_logprobs_T: Tensor) -> GroupContext:
+        """Masks and everything else that is constant in a group's loss, on the device of `base_logprobs_T`."""
+        device = base_logprobs_T.device
+        lengths_K1 = torch.tensor([[len(r.trace_ids) + 1] for r in group.rollouts], device=device)
+        at_Z = torch.arange(int(lengths_K1.max()), device=device)
         trace_mask_KZ = at_Z < lengths_K1
-        forced_K = torch.tensor([r.forced for r in group.rollouts], device=self.device)
+        forced_K = torch.tensor([r.forced for r in group.rollouts], device=device)
         # What ended the trace sits on its last real position.
-        appended_K1 = torch.tensor([[not self._end_sampled(r)] for r in group.rollouts], device=self.device)
+        appended_K1 = torch.tensor([[not self._end_sampled(r)] for r in group.rollouts], device=device)
         sampled_mask_KZ = trace_mask_KZ & ~(appended_K1 & (at_Z == lengths_K1 - 1))
-        known = {"sampler_trace_KZ": self.sampler_logprobs(group)} | known
-        return GroupContext(trace_mask_KZ, sampled_mask_KZ, forced_K, **known)
+        old_KZ = None if known.old_trace_KZ is None else known.old_trace_KZ.to(device)
+        return GroupContext(
+            trace_mask_KZ,
+            sampled_mask_KZ,
+            forced_K,
+            base_logprobs_T,
+            old_KZ,
+            old_KZ if known.sampler_is_old else self.sampler_logprobs(group).to(device),
+            None if known.reference_trace_KZ is None else known.reference_trace_KZ.to(device),
+        )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nrt_cli.config import ObjectiveSection
+from nrt_cli.methods import Group, Method, Signals
 from nrt_cli.objective.advantages import GroupAdvantage, group_advantage
-from nrt_cli.objective.schemes import GroupReward, Scheme, group_reward
 
 ANSWER_SHARE = 0.1
 """Under `balance: auto`: the most that the answer term pulls, as a share of what a trace term of advantages 1 would."""
@@ -54,6 +54,18 @@ class GroupContext:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known of a group before its forward pass; `GroupContext` says what each is."""
+
+    base_logprobs_T: Tensor | None = None
+    """None where the null trace is scored in that very pass, its row the last."""
+    old_trace_KZ: Tensor | None = None
+    sampler_is_old: bool = False
+    """Whether `old_trace_KZ` is what the sampler reported: it is pi_old itself."""
+    reference_trace_KZ: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class GroupLoss:
     """A group's share of the loss (`total` is differentiable) and the detached numbers it was made of."""
 
@@ -62,7 +74,7 @@ class GroupLoss:
     answer: Tensor
     format: Tensor
     kl: Tensor
-    reward: GroupReward
+    reward: Signals
     advantage: GroupAdvantage
     signal_KT: Tensor
     """What multiplied each answer token's cross-entropy."""
@@ -77,7 +89,7 @@ class GroupLoss:
 
 
 def group_loss(
-    scheme: Scheme,
+    method: Method,
     logprobs: GroupLogprobs,
     context: GroupContext,
     objective: ObjectiveSection,
@@ -91,7 +103,7 @@ def group_loss(
             pass, so results cannot depend on padding, on trace lengths or on how a minibatch is cut up (decision 16).
         divisor: Dr.GRPO's constant, alike for all three terms.
     """
-    reward = group_reward(scheme, logprobs.answer_KT, context.base_logprobs_T)
+    reward = method.signals(Group.of(logprobs.answer_KT, context.base_logprobs_T, objective))
     advantage = group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor)
     dtype = logprobs.trace_KZ.dtype
     credit_KZ = context.trace_mask_KZ if objective.credit_forced_end else context.sampled_mask_KZ
@@ -123,7 +135,8 @@ def group_loss(
     kl_K = _kl(logprobs.trace_KZ, context, objective)
     entropy_K = torch.where(credit_KZ, logprobs.entropy_KZ, 0.0).sum(-1)
     weights, scale = objective.weights, 1.0 / (rows * divisor)
-    total_K = weights.trace * trace_K + weights.answer * answer_K + weights.format * format_K
+    trace_weight = weights.trace if method.policy_gradient else 0.0
+    total_K = trace_weight * trace_K + weights.answer * answer_K + weights.format * format_K
     total_K = total_K + objective.kl_weight * kl_K
     if objective.entropy_weight:
         total_K = total_K - objective.entropy_weight * entropy_K
@@ -137,14 +150,14 @@ def group_loss(
         advantage=advantage,
         signal_KT=signal_KT,
         ratio_clipped=(clipped_KZ & credit_KZ).sum() / credit_KZ.sum().clamp(min=1),
-        push_trace=weights.trace * _push(torch.where(credit_KZ, logprobs.trace_KZ, 0.0), slope_KZ),
+        push_trace=trace_weight * _push(torch.where(credit_KZ, logprobs.trace_KZ, 0.0), slope_KZ),
         push_answer=weights.answer * _push(logprobs.answer_KT, signal_KT),
         push_format=weights.format * (_push(end_K) + _push(start_K)),
         push_plain=_push(logprobs.answer_KT),
     )
 
 
-def _signals(reward: GroupReward, answer_KT: Tensor, objective: ObjectiveSection) -> Tensor:
+def _signals(reward: Signals, answer_KT: Tensor, objective: ObjectiveSection) -> Tensor:
     """What multiplies each answer token's cross-entropy, constant in the gradient (decision 1).
 
     `shared` gives trace k's token i the signal c_ki / mean_k c_ki: then the answer term is the gradient of the sum over
@@ -152,7 +165,7 @@ def _signals(reward: GroupReward, answer_KT: Tensor, objective: ObjectiveSection
     but the traces that made it likely have most of it, so those that did not are not taught to do without a trace.
     """
     if objective.token_signal == "derived":
-        return reward.signal_KT
+        return reward.token_KT
     if objective.token_signal == "fixed":
         return torch.ones_like(answer_KT)
     return answer_KT.detach().double().softmax(0) * len(answer_KT)

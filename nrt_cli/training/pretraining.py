@@ -1,7 +1,4 @@
-"""A tiny Llama trained from nothing on generated text, and a tokenizer of words: the laptop study's base model.
-
-Shapes: B documents, T tokens, V vocabulary.
-"""
+"""A tiny Llama trained from nothing on generated text, and a tokenizer of words: the laptop study's base model."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,12 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nrt_cli.backends.local.backend import Loaded
+from nrt_cli.config import resolve
 from nrt_cli.files import draft
+from nrt_cli.methods import SUPERVISED
 from nrt_cli.models.loading import quiet
+from nrt_cli.records import Example
+from nrt_cli.text.tokens import ThinkTokens
+from nrt_cli.training.local import LocalTrainer
 
 UNKNOWN, EOS, PAD = "<unk>", "<eos>", "<pad>"
 CHAT_TEMPLATE = "{%- for message in messages -%}{{ message['content'] + ' ' }}{%- endfor -%}"
@@ -26,7 +27,7 @@ LR, BETAS, DECAY, WARMUP, CLIP = 2e-3, (0.9, 0.98), 0.01, 50, 1.0
 STEADY = 0.6
 """Share of the steps after which the learning rate falls, linearly, to a twentieth."""
 
-IGNORED = -100
+MICRO_BATCH_TOKENS = 16384
 
 Documents = Sequence[tuple[str, str]]
 """(Context that is read, text that is learned) pairs."""
@@ -70,16 +71,29 @@ def pretrain(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _new_model(tokenizer)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = LR * _rate(step, steps)
-            progress(step + 1, _step(model, optimiser, *_tensors(tokenizer, batch(step))))
+        if steps:
+            trainer = _trainer(model, tokenizer, steps)
+            for step in range(steps):
+                documents = [_example(tokenizer, *document) for document in batch(step)]
+                progress(step + 1, trainer.update(documents).metrics["loss"])
     finally:
         torch.set_num_threads(threads)
     with quiet(), draft(folder) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+
+
+def _trainer(model: LlamaForCausalLM, tokenizer: Any, steps: int) -> LocalTrainer:
+    """Cross-entropy on text is what SFT is on answers; no think tokens have a part in it."""
+    optimiser = {"lr": LR, "betas": BETAS, "weight_decay": DECAY, "clip_norm": CLIP}
+    train = {"minibatch_size": None, "micro_batch_tokens": MICRO_BATCH_TOKENS}
+    config = resolve(
+        {"method": SUPERVISED.name, "optimiser": optimiser, "train": train, "engine": {"packing": "off"}},
+        origin="pretraining",
+    )
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    tokens = ThinkTokens(None, eos, eos, pad, (eos,))
+    return LocalTrainer(config, steps, Loaded(model, tokenizer, tokens), factor=lambda step: _rate(step, steps))
 
 
 def _rate(step: int, steps: int) -> float:
@@ -88,29 +102,15 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP) * (1.0 if done < STEADY else max(0.05, (1 - done) / (1 - STEADY)))
 
 
-def _step(model: LlamaForCausalLM, optimiser: torch.optim.Optimizer, ids_BT: Tensor, targets_BT: Tensor) -> float:
-    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-    # Position t predicts token t + 1. Padding is on the right, where causal attention never looks.
-    loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets_BT[:, 1:].flatten(), ignore_index=IGNORED)
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    optimiser.step()
-    return float(loss.detach())
+def _example(tokenizer: Any, context: str, text: str) -> Example:
+    """A document: its context, whose words are random, is read, and its text is learned with an eos.
 
-
-def _tensors(tokenizer: Any, documents: Documents) -> tuple[Tensor, Tensor]:
-    """Token ids and targets, [B, T]: contexts, whose words are random, and padding are not learned."""
-    contexts = [tokenizer.encode(context) for context, _ in documents]
-    texts = [[*tokenizer.encode(text), tokenizer.eos_token_id] for _, text in documents]
-    width = max(len(context) + len(text) for context, text in zip(contexts, texts, strict=True))
-    ids_BT = torch.full((len(documents), width), tokenizer.pad_token_id)
-    targets_BT = torch.full((len(documents), width), IGNORED)
-    for i, (context, text) in enumerate(zip(contexts, texts, strict=True)):
-        end = len(context) + len(text)
-        ids_BT[i, :end] = torch.tensor([*context, *text])
-        targets_BT[i, len(context) : end] = torch.tensor(text)
-    return ids_BT, targets_BT
+    Nothing comes before the first word of a text without context, so that it cannot be learned.
+    """
+    before = tokenizer.encode(context)
+    ids = (*before, *tokenizer.encode(text), tokenizer.eos_token_id)
+    learned = max(1, len(before))
+    return Example(0, "document", ids[:learned], ids[learned:])
 
 
 def _new_model(tokenizer: Any) -> LlamaForCausalLM:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nrt_cli import config as configs
-from nrt_cli import console
+from nrt_cli import console, methods
 from nrt_cli.backends.machine import PACKAGES, cpu_name, version
 from nrt_cli.backends.samplers import pick_engine
 from nrt_cli.commandline import pasted, resume, settings, this_command
@@ -104,10 +104,9 @@ def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping
 def _resolved(config: RunConfig) -> RunConfig:
     """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
     config = locate_inputs(config)
+    methods.get(config.method)  # a user's own is refused before anything is begun
     device = pick_device(config.model.device)
-    # verl's traces come from vLLM servers of its own.
-    verl = config.engine.name == "verl" and config.method != "sft"
-    engine = "vllm" if verl else pick_engine(config.rollout.engine, config.method, device)
+    engine = config.backend.sampler(config) or pick_engine(config.rollout.engine, config.samples, device)
     return config.model_copy(
         update={"model": resolved(config.model), "rollout": config.rollout.model_copy(update={"engine": engine})}
     )

@@ -41,7 +41,7 @@ def trace_rows(
                     trace_entropies=score.logprobs.entropy_KZ[k][real_Z].tolist(),
                     answer_logprobs=score.logprobs.answer_KT[k].tolist(),
                     null_logprobs=score.context.base_logprobs_T.tolist(),
-                    token_signals=reward.signal_KT[k].tolist(),
+                    token_signals=reward.token_KT[k].tolist(),
                     gain=float(score.gain_K[k]),
                     reward=float(reward.reward_K[k]),
                     reward_base=float(reward.base),

@@ -11,9 +11,9 @@ from nrt_cli import __version__
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt
 from nrt_cli.config import RunConfig
+from nrt_cli.methods import FORMULAS
 from nrt_cli.models.metadata import Metadata
 from nrt_cli.models.publish import FIELD_MARKS
-from nrt_cli.objective.formulas import FORMULAS
 from nrt_cli.store import Run
 from nrt_cli.training.locate import Located
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from nrt_cli import methods
 from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.methods import Group
 from nrt_cli.models.sources import model_fingerprint
-from nrt_cli.objective.schemes import Scheme, get_scheme, group_reward
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.store.tables import PartTable
@@ -110,8 +111,8 @@ class _Controls:
     def __init__(self, of: Subject, rows: Sequence[Mapping[str, Any]], span: int, seed: int) -> None:
         self.rows, self.span, self.seed = rows, span, seed
         self.scorer: Scorer = of.open()
-        objective = of.config.objective
-        self.scheme: Scheme = get_scheme(of.config.method, objective.weight_cap, objective.weighted_sum)
+        self.objective = of.config.objective
+        self.method = methods.get(of.config.method)
         self.mask = self.scorer.tokenizer.encode(MASK, add_special_tokens=False)[-1]
 
     def score(self, i: int) -> list[dict[str, Any]]:
@@ -123,8 +124,8 @@ class _Controls:
             [self.scorer.null_row(example), *(self.scorer.row(example, ids) for ids in traces.values())]
         )
         null_T, *given = (scores.logprobs_T.double() for scores in scored)
-        # Rewards of one group are made together; which of them share a group changes none of them.
-        reward = group_reward(self.scheme, torch.stack(given), null_T)
+        # Rewards of one group are made together, constants of the group's own among them.
+        reward = self.method.signals(Group.of(torch.stack(given), null_T, self.objective))
         return [
             {
                 "example": example.index,

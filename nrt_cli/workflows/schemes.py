@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from nrt_cli.config import SCHEMES, ObjectiveSection
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import SCHEMES
 from nrt_cli.objective.comparison import half_agreement, view_group
-from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.store import Run
 from nrt_cli.store.tables import bank_rows, bank_tables
 from nrt_cli.workflows.scoring import Report
@@ -50,7 +51,7 @@ def score_schemes(
     """
     if len(schemes) < 2:
         raise ConfigError("name at least two schemes: what one would reward is seen beside another.")
-    built = {name: get_scheme(name, bank.objective.weight_cap, bank.objective.weighted_sum) for name in schemes}
+    built = {name: methods.get(name) for name in schemes}
     tables = bank_tables(bank.path)
     sizes = [_groups(bank_rows(table, ("step", "example"))) for table in tables]
     total = sum(map(len, sizes))
@@ -79,7 +80,7 @@ def _group_rows(
         view = view_group(scheme, logprobs_KT, null_T, objective)
         agreement = half_agreement(scheme, logprobs_KT, null_T, objective)
         yield where | {"kind": "group", "scheme": name, "dead_group": view.advantage.dead, "agreement": agreement}
-        signal_T = view.reward.signal_KT.abs().mean(0)
+        signal_T = view.reward.token_KT.abs().mean(0)
         for k, row in enumerate(group):
             yield where | {
                 "kind": "trace",

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nrt_cli import methods
 from nrt_cli.backends.local.scoring import Scorer
-from nrt_cli.config import SCHEMES, ObjectiveSection
+from nrt_cli.config import ObjectiveSection
 from nrt_cli.config.titles import run_title
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import SCHEMES
 from nrt_cli.objective.comparison import view_group
-from nrt_cli.objective.schemes import get_scheme
 from nrt_cli.records import Example
 from nrt_cli.text.pieces import pieces, sentence_spans
 from nrt_cli.text.prompts import encode_answer, render_prompt
@@ -144,8 +145,7 @@ def _trace_record(scorer: Scorer, trace: _Trace, logprobs_T: Tensor, null_T: Ten
 
 def _scheme(name: str, logprobs_KT: Tensor, null_T: Tensor, objective: ObjectiveSection) -> list[dict[str, Any]]:
     """One scheme's numbers, trace by trace. An advantage is relative to a group: a single trace has none but `raw`."""
-    scheme = get_scheme(name, objective.weight_cap, objective.weighted_sum)
-    view = view_group(scheme, logprobs_KT, null_T, objective)
+    view = view_group(methods.get(name), logprobs_KT, null_T, objective)
     alone = len(logprobs_KT) == 1 and objective.advantage != "raw"
     return [
         {
@@ -156,7 +156,7 @@ def _scheme(name: str, logprobs_KT: Tensor, null_T: Tensor, objective: Objective
             "advantage": None if alone else float(view.advantage.advantage_K[k]),
             "dead_group": None if alone else view.advantage.dead,
             "weights": view.weight_KT[k].tolist(),
-            "token_signals": view.reward.signal_KT[k].tolist(),
+            "token_signals": view.reward.token_KT[k].tolist(),
         }
         for k in range(len(logprobs_KT))
     ]

@@ -12,7 +12,6 @@ import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
-from nrt_cli.backends.local.engine import Update
 from nrt_cli.backends.local.profiling import profiled, table
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks import estimate, preflight
@@ -31,11 +30,11 @@ from nrt_cli.objective.metrics import GroupScore
 from nrt_cli.progress import Progress
 from nrt_cli.records import ACCURACIES, Example, RolloutGroup
 from nrt_cli.store import Run, require_vacant
-from nrt_cli.training import engines, start
-from nrt_cli.training.engines import Engine
+from nrt_cli.training import start
 from nrt_cli.training.start import Inputs
 from nrt_cli.training.traces import held_out_rows, trace_rows
 from nrt_cli.training.tracking import Trackers, require_trackers
+from nrt_cli.training.trainer import Backend, Trainer, Update
 
 ORDER_STREAM = 2
 """First part of the key of the random streams that order the data (the engine's are 0 and 1)."""
@@ -55,7 +54,7 @@ class Session:
 
     run: Run
     config: RunConfig
-    engine: Engine
+    trainer: Trainer
     inputs: Inputs
     display: Progress
     trackers: Trackers
@@ -107,11 +106,11 @@ def _begin(run_path: Path, config: RunConfig | None, how: Watching) -> dict[str,
     use_threads(config)
     inputs = start.load_inputs(config)
     _look_first(config, run_path, inputs)
-    opening = engines.opening(config, inputs, run_path)
+    opening = config.backend.opening(config, run_path, inputs.steps)
     found = overlap(config, inputs)
     run = Run.create(run_path, configs.to_yaml(configs.absolute(config)), start.manifest(config, inputs, found))
-    with run.writing(), opening as engine:
-        return _work(run, config, engine, inputs, how, None, tuple(warnings(found)))
+    with run.writing(), opening as backend:
+        return _work(run, config, _trainer(config, backend, inputs), inputs, how, None, tuple(warnings(found)))
 
 
 def _continue(
@@ -128,10 +127,16 @@ def _continue(
         if summary := start.done_already(run, inputs.steps):
             return summary
         _look_first(config, None, inputs)
-        with engines.opening(config, inputs, run_path) as engine:
-            done = start.restore(run, engine.restore)
+        with config.backend.opening(config, run_path, inputs.steps) as backend:
+            trainer = _trainer(config, backend, inputs)
+            done = start.restore(run, trainer.load)
             run.update_config(configs.to_yaml(configs.absolute(config)))
-            return _work(run, config, engine, inputs, how, done)
+            return _work(run, config, trainer, inputs, how, done)
+
+
+def _trainer(config: RunConfig, backend: Backend, inputs: Inputs) -> Trainer:
+    updates = config.train.batch_size // (config.train.minibatch_size or config.train.batch_size)
+    return Trainer(config, backend, inputs.steps * updates)
 
 
 def _announce_fewer(run: Run, config: RunConfig) -> None:
@@ -149,7 +154,7 @@ def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> Non
     """Say what this machine does not do; refuse what does not fit the disk and, before Ray starts, what cannot run."""
     for text in start.limits_here(config):
         console.note(text)
-    if config.engine.name == "verl":
+    if config.backend.DISTRIBUTED:
         for text in preflight.preflight(config, run_path, inputs.train):
             console.note(text)
     elif run_path is not None:
@@ -162,7 +167,7 @@ def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> Non
 def _work(
     run: Run,
     config: RunConfig,
-    engine: Engine,
+    trainer: Trainer,
     inputs: Inputs,
     how: Watching,
     done: int | None,
@@ -175,12 +180,12 @@ def _work(
         how.make_display(inputs.steps, done or 0) as display,
         Trackers(config, run.path, display.note, done, logged) as trackers,
     ):
-        engine.tell(display.note)
+        trainer.backend.tell(display.note)
         profiled = min((done or 0) + 2, inputs.steps) if how.profile else None
         session = Session(
             run,
             config,
-            engine,
+            trainer,
             inputs,
             display,
             trackers,
@@ -289,11 +294,11 @@ def _one_step(session: Session, step: int) -> None:
 
 
 def _take_step(session: Session, step: int, examples: Sequence[Example]) -> tuple[Update, list[RolloutGroup]]:
-    """A step of the engine; the one that a profile was asked of takes longer."""
+    """A step; the one that a profile was asked of takes longer."""
     if step != session.profiled:
-        return session.engine.train_step(examples, step)
+        return session.trainer.train_step(examples, step)
     with profiled() as recorded:
-        result = session.engine.train_step(examples, step)
+        result = session.trainer.train_step(examples, step)
     folder = session.run.write_profile(step, recorded.export_chrome_trace, table(recorded))
     session.display.note(f"profile of step {step}: {folder / 'table.txt'}; Perfetto opens {folder / 'trace.json'}")
     return result
@@ -346,7 +351,7 @@ def _store_traces(
     kept = session.config.train.trace_groups
     if not groups or not kept:
         return None
-    rows = trace_rows(step, groups[:kept], scores[:kept], session.engine.tokenizer)
+    rows = trace_rows(step, groups[:kept], scores[:kept], session.trainer.backend.tokenizer)
     session.run.write_traces(f"step-{step:06d}", rows)
     return vars(rows[0])
 
@@ -355,13 +360,13 @@ def _score_held_out(session: Session, step: int) -> None:
     held_out = session.inputs.held_out
     if not held_out:
         return
-    scores = session.engine.held_out(held_out)
+    scores = session.trainer.held_out(held_out)
     answered = _answer_held_out(session, step)
     record = {"kind": "held_out", "step": step, "examples": len(held_out), **scores.metrics}
     if any(answered):
         found = accuracies.mean_scores(answered)
         record |= {"graded": sum(map(bool, answered)), **{f"accuracy_{kind}": found[kind] for kind in found}}
-    rows = held_out_rows(step, held_out, scores, session.inputs.pairs, answered, session.engine.tokenizer)
+    rows = held_out_rows(step, held_out, scores, session.inputs.pairs, answered, session.trainer.backend.tokenizer)
     # Before the record: who reads that finds the rows behind it.
     session.run.write_traces(f"{'held-out' if scores.groups else 'direct'}-{step:06d}", rows)
     session.run.append_metrics(record)
@@ -372,7 +377,7 @@ def _score_held_out(session: Session, step: int) -> None:
 
 def _answer_held_out(session: Session, step: int) -> list[dict[str, Graded]]:
     """Each held-out example's graded replies: all kinds before and after training, with thinking alone in between."""
-    inputs, config, reasoner = session.inputs, session.config, session.engine.reasoner()
+    inputs, config, reasoner = session.inputs, session.config, session.trainer.backend.reasoner()
     ends = step in (0, inputs.steps)
     kinds = ["direct"] if not config.thinks else [*ACCURACIES] if ends else ["thinking"]
     graded = [i for i, pair in enumerate(inputs.pairs) if pair.grader != "none"] if reasoner else []
@@ -389,22 +394,22 @@ def _answer_held_out(session: Session, step: int) -> list[dict[str, Graded]]:
 
 
 def _save(session: Session, step: int) -> None:
-    engine = session.engine
-    if name := engine.broken_weight():
+    backend = session.trainer.backend
+    if name := backend.broken_weight():
         raise TrainingError(
             f"step {step} left weights that are not finite ({name}), which were not saved; a new run with a lower "
             "optimiser.lr is the usual remedy."
         )
-    session.run.save_checkpoint(step, engine.state(), engine.content(), session.config.train.keep_checkpoints)
+    session.run.save_checkpoint(step, session.trainer.state(), backend.save(), session.config.train.keep_checkpoints)
     session.run.event("checkpoint", step=step)
 
 
 def _post_mortem(session: Session, step: int, examples: Sequence[Example], error: TrainingError) -> None:
     """Save the weights that a step failed on, and say where they are."""
-    engine = session.engine
-    state = engine.state() | {"error": str(error), "examples": [e.index for e in examples]}
+    trainer = session.trainer
+    state = trainer.state() | {"error": str(error), "examples": [e.index for e in examples]}
     try:
-        where = f"are in {session.run.save_post_mortem(step, state, engine.content())}"
+        where = f"are in {session.run.save_post_mortem(step, state, trainer.backend.save())}"
     except (StoreError, TrainingError) as another:
         where = f"could not be saved ({another})"
     raise TrainingError(
@@ -452,7 +457,7 @@ def _finish(session: Session) -> dict[str, Any]:
     last = run.checkpoint_path(session.inputs.steps)
 
     def export(folder: Path) -> None:
-        session.engine.export(folder, last)
+        session.trainer.backend.export(folder, last)
         record_suffix(folder, run.suffix())
 
     folder = run.write_export(export, session.inputs.steps)

@@ -20,9 +20,9 @@ from nrt_analysis.report.paper import (
     uncertain,
 )
 
-from nrt_cli.config import SCHEMES
 from nrt_cli.config.suite import ORDER
 from nrt_cli.measures.statistics import Mean, coarsest_grid, mean_of
+from nrt_cli.methods import SCHEMES
 
 NAN = math.nan
 

@@ -3,29 +3,28 @@
 import pytest
 import torch
 
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.local.memory import LEAST_TOKENS, Budget, ran_out
-from nrt_cli.backends.local.run import LocalRun
 from nrt_cli.records import Example
+from nrt_cli.training.local import LocalTrainer
 
 EXAMPLES = [Example(i, "made", tuple(range(5 + i, 105 + 2 * i)), (7, 8, 9, 1)) for i in range(4)]
 
 
 def engine_of(tiny_config, *settings):
-    return LocalEngine(tiny_config("train.micro_batch_tokens=4096", *settings), updates=3)
+    return LocalTrainer(tiny_config("train.micro_batch_tokens=4096", *settings), updates=3)
 
 
 def starve(engine, limit, error):
     """Let every pass above `limit` tokens run out of memory; returns the sizes of those that did not."""
-    score, done = engine.policy.score, []
+    score, done = engine.backend.policy.score, []
 
     def starved(rows):
-        if engine.policy.size(rows) > limit:
+        if engine.backend.policy.size(rows) > limit:
             raise error
-        done.append(engine.policy.size(rows))
+        done.append(engine.backend.policy.size(rows))
         return score(rows)
 
-    engine.policy.score = starved
+    engine.backend.policy.score = starved
     return done
 
 
@@ -41,17 +40,18 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_passes(settings, 
     plenty, little = (engine_of(tiny_config, *settings) for _ in range(2))
     sizes = starve(little, 280, error)
     said = []
-    little.tell(said.append)
+    little.backend.tell(said.append)
     want, _ = plenty.train_step(EXAMPLES, 1)
     got, _ = little.train_step(EXAMPLES, 1)
     assert sizes
     assert max(sizes) <= 280
-    assert little.budget.tokens == LEAST_TOKENS
+    assert little.backend.budget.tokens == LEAST_TOKENS
     assert len(said) == 1
     assert "memory ran out" in said[0]
     assert got.metrics["loss"] == pytest.approx(want.metrics["loss"], rel=1e-5)
     assert got.metrics["grad_norm"] == pytest.approx(want.metrics["grad_norm"], rel=1e-4)
-    for fast, slow in zip(little.policy.model.parameters(), plenty.policy.model.parameters(), strict=True):
+    models = (trainer.backend.policy.model for trainer in (little, plenty))
+    for fast, slow in zip(*(model.parameters() for model in models), strict=True):
         # Adam's first step is 1e-3 whatever the gradient; rounding moves those that are near zero.
         torch.testing.assert_close(fast, slow, rtol=0, atol=2e-4)
 
@@ -88,8 +88,10 @@ def test_what_was_begun_is_undone_before_each_new_try():
 
 def test_a_resumed_run_goes_on_with_the_budget_that_fitted(tiny_config, tmp_path):
     """So that gradients are summed in the same parts, and a run that was killed ends as one that was not."""
-    first, second = (LocalRun(tiny_config("method=sft", "train.micro_batch_tokens=4096"), updates=3) for _ in range(2))
+    first, second = (
+        LocalTrainer(tiny_config("method=sft", "train.micro_batch_tokens=4096"), updates=3) for _ in range(2)
+    )
     starve(first, 280, torch.OutOfMemoryError())
     first.train_step(EXAMPLES, 1)
-    second.restore(tmp_path, first.state(), first.content())
-    assert second.budget.tokens == first.budget.tokens == LEAST_TOKENS
+    second.load(tmp_path, first.state(), first.backend.save())
+    assert second.backend.budget.tokens == first.backend.budget.tokens == LEAST_TOKENS

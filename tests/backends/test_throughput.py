@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nrt_cli.backends.local import throughput
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.local.packing import packed_pairs
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.throughput import Work
@@ -12,6 +11,7 @@ from nrt_cli.config import ModelSection
 from nrt_cli.models.loading import load_model
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example
+from nrt_cli.training.local import LocalTrainer
 from nrt_cli.workflows.train import throughput as totals
 
 EXAMPLES = [Example(i, "made", tuple(range(5, 25 + i)), (7, 8, 9, 1)) for i in range(4)]
@@ -75,8 +75,8 @@ def test_phases_add_up_and_rates_follow_from_them(method, tiny_config, monkeypat
     """A clock that goes on by one second at each look; the ceiling is 1e9 operations a second."""
     now = iter(range(10_000))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(now)))
-    engine = LocalEngine(tiny_config(f"method={method}"), updates=3)
-    engine.ceiling = 1e9
+    engine = LocalTrainer(tiny_config(f"method={method}"), updates=3)
+    engine.backend.ceiling = 1e9
     update, groups = engine.train_step(EXAMPLES, 1)
     got = update.metrics
     assert got["seconds"] == got["seconds_update"] + got.get("seconds_rollout", 0.0)
@@ -89,29 +89,29 @@ def test_phases_add_up_and_rates_follow_from_them(method, tiny_config, monkeypat
         sampled = sum(len(rollout.sampler_logprobs) for group in groups for rollout in group.rollouts)
         assert got["rollout_tokens_per_second"] == sampled / got["seconds_rollout"]
     # Forward once and backward twice: every product has a gradient for each of its two factors.
-    assert got["mfu"] == pytest.approx(3 * engine.policy.work(rows) / got["seconds_update"] / 1e9)
+    assert got["mfu"] == pytest.approx(3 * engine.backend.policy.work(rows) / got["seconds_update"] / 1e9)
 
 
 @pytest.mark.parametrize("method", ["sft", "am"])
 def test_what_held_out_scores_took_is_no_part_of_a_step(method, tiny_config):
-    plain, scored = (LocalEngine(tiny_config(f"method={method}"), updates=3) for _ in range(2))
+    plain, scored = (LocalTrainer(tiny_config(f"method={method}"), updates=3) for _ in range(2))
     scored.held_out(EXAMPLES)
     done = []
     for engine in (plain, scored):
         engine.train_step(EXAMPLES, 1)
-        done.append(engine.work)
+        done.append(engine.backend.work)
     assert done[0] == done[1] > 0
 
 
 def test_a_ceiling_that_a_step_exceeds_is_measured_again(tiny_config, monkeypatch):
     """As where the machine was busy with something else at the start; every product now takes a second."""
-    engine = LocalEngine(tiny_config("method=sft"), updates=3)
+    engine = LocalTrainer(tiny_config("method=sft"), updates=3)
     monkeypatch.setitem(throughput.CEILING_SIDE, "cpu", 64)
     now = iter(range(10_000))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(now)))
-    engine.ceiling = 1.0
+    engine.backend.ceiling = 1.0
     engine.train_step(EXAMPLES, 1)
-    assert engine.ceiling == 2 * 64**3
+    assert engine.backend.ceiling == 2 * 64**3
 
 
 def test_totals_of_a_run_weigh_rates_by_their_seconds():

@@ -19,16 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.objective.group import Objective
+
 from nrt_cli import config as configs
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.data import digits
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
-from nrt_cli.objective.group import Objective
 from nrt_cli.objective.metrics import TERMS
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.training import locate
+from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import load_inputs
 from nrt_cli.workflows.train import batch_for, train
 
@@ -136,7 +137,7 @@ def norms(kind: str, candidate: str) -> str:
     overrides = [f"data.train={folder / 'train' / 'train.parquet'}", "data.max_answer_tokens=96", "train.batch_size=16"]
     config = locate.locate_inputs(configs.load("quickstart", [*overrides, *ALIKE, *CANDIDATES[candidate]]))
     inputs = load_inputs(config)
-    engine = LocalEngine(config, inputs.steps)
+    engine = LocalTrainer(config, inputs.steps)
     groups = engine.sample(batch_for(inputs.train, config, 1), 1)
     known = engine._known_before(groups, len(groups))
     pushes, sizes = {}, {}
@@ -145,11 +146,11 @@ def norms(kind: str, candidate: str) -> str:
         only = config.objective.weights.model_copy(update=dict.fromkeys(TERMS, 0.0) | {term: weight})
         objective = config.objective.model_copy(update={"weights": only})
         engine.objective = Objective(config.model_copy(update={"objective": objective}), engine.layout)
-        engine.policy.model.zero_grad()
+        engine.backend.policy.model.zero_grad()
         scores = engine._minibatch(groups, known)
         pushes[term] = sum(float(getattr(score.loss, f"push_{term}")) for score in scores)
         sizes[term] = math.hypot(
-            *(float(p.grad.norm()) for p in engine.policy.model.parameters() if p.grad is not None)
+            *(float(p.grad.norm()) for p in engine.backend.policy.model.parameters() if p.grad is not None)
         )
     said = [
         f"{term} {pushes[term] / sum(pushes.values()):4.0%} ({sizes[term] / sum(sizes.values()):4.0%} of the norms)"

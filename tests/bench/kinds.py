@@ -14,12 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.checks.doctor_sample import STEP, Interview
 from nrt_cli.checks.prospects import prospects
 from nrt_cli.grading.grading import Pair, guess
 from nrt_cli.records import Example
 from nrt_cli.text.prompts import encode_answer, render_prompt
+from nrt_cli.training.local import LocalTrainer
 
 Made = tuple[str, str]
 WORDS = [
@@ -153,15 +153,15 @@ KINDS: dict[str, tuple[Callable[[random.Random], Made], str]] = {
 """Each with the line that ends its questions."""
 
 
-def asked(kind: str, engine: LocalEngine, config: configs.RunConfig, questions: int) -> Interview:
+def asked(kind: str, engine: LocalTrainer, config: configs.RunConfig, questions: int) -> Interview:
     """The first questions of a kind, and who asks them."""
     make, suffix = KINDS[kind]
     made = [make(random.Random(f"{kind}/{index}")) for index in range(questions)]
     grader = guess([answer for _, answer in made])
     examples, pairs = [], []
     for index, (question, answer) in enumerate(made):
-        prompt = render_prompt(engine.tokenizer, [{"role": "user", "content": f"{question}\n{suffix}"}])
-        examples.append(Example(index, kind, tuple(prompt), tuple(encode_answer(engine.tokenizer, answer))))
+        prompt = render_prompt(engine.backend.tokenizer, [{"role": "user", "content": f"{question}\n{suffix}"}])
+        examples.append(Example(index, kind, tuple(prompt), tuple(encode_answer(engine.backend.tokenizer, answer))))
         pairs.append(Pair(question, answer, grader))
     unused: Any = None
     return Interview(config, engine, examples, unused, pairs, kind, suffix, "", ANSWER_TOKENS)
@@ -181,7 +181,7 @@ def main() -> None:
             "rollout": {"group_size": options.traces, "max_trace_tokens": 36, "engine": "native"},
         }
     )
-    engine = LocalEngine(config, 1)
+    engine = LocalTrainer(config, 1)
     assert engine.objective is not None
     print("kind             thinking  null  direct  traces right  questions with both", flush=True)
     for kind in options.kinds.split(","):
@@ -189,7 +189,7 @@ def main() -> None:
         answered = interview.accuracies()
         right = [sum(each[k].grade.score for each in answered) for k in ("thinking", "null", "direct")]
         found = prospects(
-            interview.looked_at(engine.sample(interview.examples, STEP)), engine.objective.scheme, config.objective
+            interview.looked_at(engine.sample(interview.examples, STEP)), engine.objective.method, config.objective
         )
         shares = "  ".join(f"{x:.0f} of {options.questions}" for x in right)
         print(

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.config import RunConfig
 from nrt_cli.config.study import load_study, planned_runs
@@ -31,6 +30,7 @@ from nrt_cli.grading.graders import number, same_number
 from nrt_cli.measures.collapse import Sentinel, trace_health, watched
 from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
+from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import load_inputs
 from nrt_cli.workflows.study_run import make_inputs
 from nrt_cli.workflows.train import batch_for
@@ -78,10 +78,10 @@ def problems(count: int) -> list[tuple[int, ...]]:
     return random.Random(1).sample(held_out, min(count, len(held_out)))
 
 
-def accuracy(engine: LocalEngine, folder: Path, count: int) -> float:
+def accuracy(engine: LocalTrainer, folder: Path, count: int) -> float:
     """Share of held-out problems that the model solves by thinking, greedily."""
     reasoner = Reasoner(folder, batch_rows=128)
-    reasoner.model = engine.policy.model
+    reasoner.model = engine.backend.policy.model
     asked = {str(i): problem for i, problem in enumerate(problems(count))}
     requests = [
         Request(
@@ -108,7 +108,7 @@ def train(world: str, kind: str, seed: int) -> None:
     config = config_of(folder, kind, seed)
     model = Path(config.model.path)
     inputs = load_inputs(config)
-    engine = LocalEngine(config, inputs.steps)
+    engine = LocalTrainer(config, inputs.steps)
     start = ROOT / world / "start.json"
     if not start.is_file():
         start.write_text(json.dumps(accuracy(engine, model, ASKED_AT_ENDS)))

@@ -39,7 +39,7 @@ def steps(wait: dict[str, str], job: Job, turn: Turn) -> None:
     import torch
 
     from nrt_cli import config as configs
-    from nrt_cli.backends.local.engine import LocalEngine
+    from nrt_cli.training.local import LocalTrainer
     from nrt_cli.training.start import load_inputs
     from nrt_cli.workflows.train import batch_for
 
@@ -55,8 +55,8 @@ def steps(wait: dict[str, str], job: Job, turn: Turn) -> None:
         data=data,
         train={"threads": job["threads"]},
     )
-    engine, inputs = LocalEngine(config, updates=1000), load_inputs(config)
-    figures: Figures = {"dtype": str(engine.policy.model.dtype).removeprefix("torch.")}
+    engine, inputs = LocalTrainer(config, updates=1000), load_inputs(config)
+    figures: Figures = {"dtype": str(engine.backend.policy.model.dtype).removeprefix("torch.")}
     number = 0
     while True:
         turn(figures)

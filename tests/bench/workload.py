@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.files import draft
 from nrt_cli.models.loading import load_model, quiet, resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example, Rollout, RolloutGroup
+from nrt_cli.training.local import LocalTrainer
 
 SOURCE = "builtin:smollm2-135m"
 NEVER_SAMPLED = ("<repo_name>", "<file_sep>")
@@ -80,7 +80,7 @@ def load(job: Job) -> PreTrainedModel:
     return load_model(ModelSection(path=job["model"], dtype=job["dtype"], device="cpu"))
 
 
-def engine(job: Job, **overrides: dict[str, Any]) -> LocalEngine:
+def engine(job: Job, **overrides: dict[str, Any]) -> LocalTrainer:
     """Our engine with the bench model, scheme `am` and every group of the batch in one minibatch."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"path": job["model"], "dtype": job["dtype"], "device": "cpu"},
@@ -93,7 +93,7 @@ def engine(job: Job, **overrides: dict[str, Any]) -> LocalEngine:
     }
     for name, values in overrides.items():
         sections[name] = sections.get(name, {}) | values
-    return LocalEngine(RunConfig(method="am", **sections), updates=1000)
+    return LocalTrainer(RunConfig(method="am", **sections), updates=1000)
 
 
 def story(seed: int) -> str:

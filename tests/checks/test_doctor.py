@@ -240,7 +240,9 @@ def test_too_little_memory_is_foreseen(found, monkeypatch):
 def test_memory_is_foreseen_by_a_line_through_two_steps(tiny_config, monkeypatch):
     """1.0 GB at 100 tokens and 1.5 GB at 200 make 2.5 GB at 400, which wants a ninth more of room."""
     peaks = [SimpleNamespace(tokens=n, memory=Peak(most, 0.0)) for n, most in ((100, 1.0e9), (200, 1.5e9))]
-    trial = SimpleNamespace(passes=peaks, engine=SimpleNamespace(policy=SimpleNamespace(device=None)))
+    trial = SimpleNamespace(
+        passes=peaks, engine=SimpleNamespace(backend=SimpleNamespace(policy=SimpleNamespace(device=None)))
+    )
     monkeypatch.setattr(prediction, "_longest_rows", lambda config, inputs: 10**6)
     for room, verdict in ((2.9e9, "ok"), (2.7e9, "warning")):
         monkeypatch.setattr(prediction, "available_memory", lambda device, room=room: room)

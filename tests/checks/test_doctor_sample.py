@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli import methods
 from nrt_cli.checks import doctor_sample
 from nrt_cli.checks.doctor_forecast import forecast
 from nrt_cli.checks.doctor_sample import Interview, interview_of, sample
@@ -18,10 +18,11 @@ from nrt_cli.data.prepare import prepare
 from nrt_cli.grading.grading import Grade, Pair
 from nrt_cli.records import Example, Request
 from nrt_cli.training import start
+from nrt_cli.training.local import LocalTrainer
 
 
 def seen(config, **changes) -> dict:
-    interview = interview_of(config, LocalEngine(config, 1), start.load_inputs(config))
+    interview = interview_of(config, LocalTrainer(config, 1), start.load_inputs(config))
     return {finding.check: finding for finding in sample(dataclasses.replace(interview, **changes))}
 
 
@@ -38,7 +39,7 @@ def test_what_is_sampled_is_what_a_first_step_would_sample(tiny_config, odd_is_r
     assert set(found["accuracy"].details) == {"thinking", "null", "direct"}
     assert found["accuracy"].details["direct"]["n"] == 8
     assert "8 held-out questions" in found["accuracy"].found
-    engine, inputs = LocalEngine(config, 1), start.load_inputs(config)
+    engine, inputs = LocalTrainer(config, 1), start.load_inputs(config)
     groups = engine.sample([inputs.validation[i] for i in range(8)], 1)  # there are no more than eight
     ends, rollouts = found["how traces end"].details, [r for group in groups for r in group.rollouts]
     assert ends["traces"] == len(rollouts) == 32
@@ -53,7 +54,7 @@ def test_what_is_sampled_is_what_a_first_step_would_sample(tiny_config, odd_is_r
 
 def plain(engine, row, count) -> list[float]:
     """log p of a row's last tokens by the textbook: the whole row's logits."""
-    logits = engine.policy.model(torch.tensor([row.ids]), use_cache=False).logits[0].double().log_softmax(-1)
+    logits = engine.backend.policy.model(torch.tensor([row.ids]), use_cache=False).logits[0].double().log_softmax(-1)
     return [float(logits[at - 1, row.ids[at]].detach()) for at in range(len(row.ids) - count, len(row.ids))]
 
 
@@ -104,9 +105,8 @@ def in_words(config, groups) -> dict:
 
 
 def doctor_sample_scheme():
-    from nrt_cli.objective.schemes import get_scheme
 
-    return get_scheme("logp")
+    return methods.get("logp")
 
 
 def made_up(*traces, stop="end", null=-10.0):
@@ -154,10 +154,10 @@ def test_a_cell_is_what_a_plain_rollout_gives(tiny_config, odd_is_right, cap, si
                                  "rollout.max_trace_tokens": 6, "rollout.group_size": 4}  # fmt: skip
     (cell,) = [c for c in found.cells if c.changes == found.own.changes | {
         "rollout.max_trace_tokens": cap, "rollout.group_size": size}]  # fmt: skip
-    engine = LocalEngine(tiny_config("method=ws-neg-log-p", f"rollout.max_trace_tokens={cap}"), 1)
+    engine = LocalTrainer(tiny_config("method=ws-neg-log-p", f"rollout.max_trace_tokens={cap}"), 1)
     examples = interview_of(config, engine, start.load_inputs(config), 5).examples
     longest = doctor_sample.answer_cap(max(len(e.answer_ids) for e in examples), config.longest_answer)
-    groups = engine.sampler.sample_groups(examples, 8, (config.seed, 0, 1))
+    groups = engine.backend.sampler.sample_groups(examples, 8, (config.seed, 0, 1))
     stops, gains, scores, live, pairs = [], [], [], 0, []
     for group in groups:
         null = plain(engine, engine.layout.null_row(group.example), len(group.example.answer_ids))
@@ -190,7 +190,7 @@ def test_a_cell_is_what_a_plain_rollout_gives(tiny_config, odd_is_right, cap, si
 def answered(engine, example: Example, rollout, cap) -> float:
     """1 where the greedy answer after a trace has an odd number of letters."""
     request = Request("", example.prompt_ids, think=True, trace_ids=rollout.trace_ids, max_answer_tokens=cap)
-    ((_, reply),) = engine.reasoner().run([request])
+    ((_, reply),) = engine.backend.reasoner().run([request])
     return float(len(reply.answer) % 2)
 
 

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nrt_cli import methods
 from nrt_cli.checks.prospects import SampledGroup, SampledTrace, cut_to, prospects, split
-from nrt_cli.config import SCHEMES, ObjectiveSection
-from nrt_cli.objective.schemes import get_scheme
+from nrt_cli.config import ObjectiveSection
+from nrt_cli.methods import SCHEMES
 from nrt_cli.records import Rollout
 
-LOGP = get_scheme("logp")
+LOGP = methods.get("logp")
 OBJECTIVE = ObjectiveSection()
 
 
@@ -68,7 +69,7 @@ TRACES = st.lists(st.tuples(LOGPROBS, st.sampled_from([0.0, 1.0, math.nan])), mi
 def test_preferred_pairs_by_counting(null, traces, name):
     """Against rewards as the paper writes them, in plain floats: the clipped baseline, then who has more."""
     sampled = tuple(SampledTrace(1, "end", tuple(logprobs), score) for logprobs, score in traces)
-    found = prospects([SampledGroup(1, tuple(null), sampled)], get_scheme(name), OBJECTIVE)
+    found = prospects([SampledGroup(1, tuple(null), sampled)], methods.get(name), OBJECTIVE)
     base = [math.exp(x) for x in null]
 
     def reward(logprobs):

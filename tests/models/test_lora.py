@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.config import ModelSection
-from nrt_cli.models.export import export_checkpoint, export_model
+from nrt_cli.models.export import export_checkpoint
 from nrt_cli.models.loading import load_model
 from nrt_cli.models.lora import merged_weights
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example
+from nrt_cli.training.local import LocalTrainer
 
 pytest.importorskip("peft", reason="the lora extra is not installed")
 
@@ -43,18 +43,18 @@ def logits(model):
 
 
 def test_nothing_changes_before_the_first_step(config, folder):
-    torch.testing.assert_close(logits(LocalEngine(config(), 3).policy.model), logits(load(folder)))
+    torch.testing.assert_close(logits(LocalTrainer(config(), 3).backend.policy.model), logits(load(folder)))
 
 
 def test_low_rank_updates_and_the_rows_of_new_tokens_are_trained(config, folder):
-    engine = LocalEngine(config(), 3)
-    trained = {name for name, weight in engine.policy.model.named_parameters() if weight.requires_grad}
+    engine = LocalTrainer(config(), 3)
+    trained = {name for name, weight in engine.backend.policy.model.named_parameters() if weight.requires_grad}
     assert all("lora_" in name or "trainable_tokens" in name for name in trained)
     base = dict(load(folder).named_parameters())
     engine.train_step(EXAMPLES, 1)
-    after = dict(merged_weights(engine.policy.model))
+    after = dict(merged_weights(engine.backend.policy.model))
     assert set(after) == set(base)
-    new = {engine.tokens.start_id, engine.tokens.end_id}
+    new = {engine.backend.tokens.start_id, engine.backend.tokens.end_id}
     moved = {name for name in base if not torch.equal(base[name], after[name])}
     # In the first step only B moves, and with it every linear layer.
     assert {name for name in moved if "proj" in name} == {name for name in base if "proj" in name}
@@ -69,11 +69,11 @@ def test_low_rank_updates_and_the_rows_of_new_tokens_are_trained(config, folder)
 def test_packed_equals_padded_with_gradients(config):
     found = []
     for packing in ("auto", "off"):
-        engine = LocalEngine(config(f"engine.packing={packing}"), 3)
+        engine = LocalTrainer(config(f"engine.packing={packing}"), 3)
         engine.train_step(EXAMPLES, 1)
-        logprobs_N, entropies_N = engine.policy.score(ROWS)
+        logprobs_N, entropies_N = engine.backend.policy.score(ROWS)
         (logprobs_N.sum() + entropies_N.sum()).backward()
-        grads = {n: w.grad for n, w in engine.policy.model.named_parameters() if w.requires_grad}
+        grads = {n: w.grad for n, w in engine.backend.policy.model.named_parameters() if w.requires_grad}
         assert all(grad.any() for name, grad in grads.items() if "lora_B" in name)
         found.append((logprobs_N, grads))
     (packed, packed_grads), (padded, padded_grads) = found
@@ -83,11 +83,11 @@ def test_packed_equals_padded_with_gradients(config):
 
 
 def test_the_export_is_what_was_trained_and_so_is_its_checkpoint(config, folder, tmp_path):
-    engine = LocalEngine(config(), 3)
+    engine = LocalTrainer(config(), 3)
     groups = engine.train_step(EXAMPLES, 1)[1]
-    export_model(engine, config(), tmp_path / "export")
-    export_checkpoint(engine.optimiser.state(), config(), folder, tmp_path / "checkpoint")
-    want = logits(engine.policy.model)
+    engine.backend.export(tmp_path / "export", tmp_path)
+    export_checkpoint(engine.backend.optimiser.state(), config(), folder, tmp_path / "checkpoint")
+    want = logits(engine.backend.policy.model)
     assert not torch.allclose(want, logits(load(folder)), atol=1e-4)
     for made in ("export", "checkpoint"):
         model = load(tmp_path / made)
@@ -97,14 +97,14 @@ def test_the_export_is_what_was_trained_and_so_is_its_checkpoint(config, folder,
     assert groups
     rows = engine.layout.rows(groups[0])
     plain, _ = Policy(load(tmp_path / "export"), 0).score(rows)
-    torch.testing.assert_close(plain, engine.policy.score(rows)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain, engine.backend.policy.score(rows)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_states_are_restored(config):
-    one, two = LocalEngine(config(), 3), LocalEngine(config(), 3)
+def test_states_are_restored(config, tmp_path):
+    one, two = LocalTrainer(config(), 3), LocalTrainer(config(), 3)
     one.train_step(EXAMPLES, 1)
-    two.optimiser.load_state({name: value.clone() for name, value in one.optimiser.state().items()}, 1)
+    two.load(tmp_path, one.state(), {name: value.clone() for name, value in one.backend.save().items()})
     for engine in (one, two):
         engine.train_step(EXAMPLES, 2)
-    for name, value in one.optimiser.state().items():
-        assert torch.equal(value, two.optimiser.state()[name]), name
+    for name, value in one.backend.save().items():
+        assert torch.equal(value, two.backend.save()[name]), name

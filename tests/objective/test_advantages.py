@@ -7,11 +7,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection
+from nrt_cli.methods import Group
 from nrt_cli.objective.advantages import group_advantage
-from nrt_cli.objective.schemes import Scheme, get_scheme, group_reward
 
 # The one answer token's "log-prob" is the reward itself, so that tests can choose rewards.
-GIVEN = Scheme("given", lambda c, _: c[:, 0])
+GIVEN = methods.reward(lambda c, _: c[:, 0])
 NORMALISERS = ["std", "unbiased-std", "mean", "rloo", "raw"]
 
 
@@ -21,12 +23,12 @@ def double(*values):
 
 def given_rewards(rewards, base):
     """Plain rewards."""
-    return group_reward(GIVEN, double(*rewards)[:, None], double(base))
+    return GIVEN.signals(Group(double(*rewards)[:, None], double(base), ObjectiveSection()))
 
 
 def log_rewards(logs, base):
     """exp(logs), by way of `p` and an answer of one token; logs above 0 are fine."""
-    return group_reward(get_scheme("p"), double(*logs)[:, None], double(base))
+    return methods.get("p").signals(Group(double(*logs)[:, None], double(base), ObjectiveSection()))
 
 
 # R = (1, 2, 3, 6), R_base = 2. Clipped: R' = (0, 0, 1, 4), mean 1.25, differences (-1.25, -1.25, -0.25, 2.75), squares

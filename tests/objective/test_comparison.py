@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from nrt_cli.config import SCHEMES, ObjectiveSection
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection
+from nrt_cli.methods import SCHEMES
 from nrt_cli.objective.comparison import half_agreement, view_group
-from nrt_cli.objective.schemes import get_scheme
 
 C = torch.tensor([[0.5, 0.8], [0.2, 0.9]], dtype=torch.float64)
 BASE = torch.tensor([0.25, 0.5], dtype=torch.float64)
@@ -29,12 +30,12 @@ BY_HAND = {
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_number_of_a_view(name: str) -> None:
     rewards, base, weights = BY_HAND[name]
-    view = view_group(get_scheme(name), C.log(), BASE.log(), ObjectiveSection())
+    view = view_group(methods.get(name), C.log(), BASE.log(), ObjectiveSection())
     assert view.reward.reward_K.tolist() == pytest.approx(rewards)
     assert float(view.reward.base) == pytest.approx(base)
     assert view.clipped_K.tolist() == pytest.approx([max(0.0, reward - base) for reward in rewards])
     assert view.weight_KT[0].tolist() == pytest.approx(weights)
-    assert (view.weight_KT * C).flatten().tolist() == pytest.approx(view.reward.signal_KT.flatten().tolist())
+    assert (view.weight_KT * C).flatten().tolist() == pytest.approx(view.reward.token_KT.flatten().tolist())
     # Two traces whose clipped rewards differ are one standard deviation from their mean.
     assert view.advantage.advantage_K.tolist() == pytest.approx([1.0, -1.0])
     if name == "logp":
@@ -44,14 +45,14 @@ def test_every_number_of_a_view(name: str) -> None:
 
 
 def test_the_objective_decides_the_advantage_but_not_the_clipped_reward() -> None:
-    view = view_group(get_scheme("am"), C.log(), BASE.log(), ObjectiveSection(baseline="none", advantage="mean"))
+    view = view_group(methods.get("am"), C.log(), BASE.log(), ObjectiveSection(baseline="none", advantage="mean"))
     assert view.advantage.advantage_K.tolist() == pytest.approx([0.05, -0.05])
     assert view.clipped_K.tolist() == pytest.approx([0.275, 0.175])
 
 
 def test_halves_of_an_answer_agree_or_not() -> None:
     """Even tokens are the 1st and 3rd, odd ones the 2nd and 4th."""
-    objective, am = ObjectiveSection(baseline="none"), get_scheme("am")
+    objective, am = ObjectiveSection(baseline="none"), methods.get("am")
     null_T = torch.full((4,), 0.1, dtype=torch.float64).log()
     alike = torch.tensor([[0.9, 0.8, 0.9, 0.8], [0.3, 0.2, 0.3, 0.2]]).double().log()
     opposed = torch.tensor([[0.9, 0.2, 0.9, 0.2], [0.3, 0.8, 0.3, 0.8]]).double().log()
@@ -60,7 +61,7 @@ def test_halves_of_an_answer_agree_or_not() -> None:
 
 
 def test_halves_that_say_nothing_are_not_measured() -> None:
-    objective, am = ObjectiveSection(baseline="none"), get_scheme("am")
+    objective, am = ObjectiveSection(baseline="none"), methods.get("am")
     one = torch.tensor([[0.9], [0.3]]).double().log()
     assert math.isnan(half_agreement(am, one, one[0], objective))
     dead = torch.tensor([[0.9, 0.5], [0.3, 0.5]]).double().log()  # the odd half cannot tell the traces apart

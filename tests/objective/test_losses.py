@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrt_cli.config import SCHEMES, ObjectiveSection, resolve
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection, resolve
+from nrt_cli.methods import SCHEMES
 from nrt_cli.objective.losses import GroupContext, GroupLogprobs, group_loss
-from nrt_cli.objective.schemes import Scheme, get_scheme
 
 # The one answer token's "log-prob" is the reward, so that tests choose advantages where `advantage=raw` passes them on.
-GIVEN = Scheme("given", lambda c, _: c[:, 0])
+GIVEN = methods.reward(lambda c, _: c[:, 0])
 TRACE_ONLY = {"weights": {"trace": 1, "answer": 0, "format": 0}, "advantage": "raw", "baseline": "none"}
 ANSWER_ONLY = {"weights": {"trace": 0, "answer": 1, "format": 0}}
 FORMAT_ONLY = {"weights": {"trace": 0, "answer": 0, "format": 1}}
@@ -164,7 +165,7 @@ def test_clipping_on_top_of_group_normalisation_by_hand():
         start=-4.0,
         old=[[lp - math.log(r)] for lp, r in zip(logs, ratios, strict=True)],
     )
-    loss = group.loss(get_scheme("am"), rows=4, divisor=10)
+    loss = group.loss(methods.get("am"), rows=4, divisor=10)
     root = math.sqrt(43)
     assert loss.advantage.advantage_K.tolist() == pytest.approx([-5 / root, -5 / root, -1 / root, 11 / root])
     # min(rA, clamp(r)A): -5 * 0.8 (clipped), -5 * 1.1, -1 * 2 (not clipped: worse than it was), 11 * 1.28 (clipped).
@@ -212,10 +213,10 @@ def test_answer_signals_are_derived_or_fixed():
     """`p` on c = (1/2, 1/4) and (1, 1/10): dS is prod c = 1/8 and 1/10, a constant weight on each log c."""
     logs = [[math.log(1 / 2), math.log(1 / 4)], [0.0, math.log(1 / 10)]]
     group = Group([LOGS, LOGS], logs, base=[-1.0, -1.0])
-    loss = group.loss(get_scheme("p"), **ANSWER_ONLY)
+    loss = group.loss(methods.get("p"), **ANSWER_ONLY)
     assert loss.answer.item() == pytest.approx(math.log(8) / 8 + math.log(10) / 10)
     assert group.answer.grad.flatten().tolist() == pytest.approx([-1 / 8, -1 / 8, -1 / 10, -1 / 10])
-    loss = group.loss(get_scheme("p"), token_signal="fixed", **ANSWER_ONLY)
+    loss = group.loss(methods.get("p"), token_signal="fixed", **ANSWER_ONLY)
     assert loss.answer.item() == pytest.approx(math.log(8) + math.log(10))
     assert group.answer.grad.flatten().tolist() == [-1, -1, -1, -1]
 
@@ -232,7 +233,7 @@ def under(preset, method, **settings):
     """A group's gradients on its traces and on its answers, as a preset trains it."""
     group = Group(**TWO_TRACES)
     objective = resolve({"preset": preset, "objective": settings}).objective
-    group.loss(get_scheme(method, objective.weight_cap, objective.weighted_sum), **objective.model_dump())
+    group.loss(methods.get(method), **objective.model_dump())
     return group.trace.grad, group.answer.grad
 
 
@@ -387,7 +388,7 @@ def ragged(garbage):
 )
 def test_padding_changes_nothing_and_gets_no_gradient(options, garbage):
     plain, padded = ragged([]), ragged(garbage)
-    scheme = get_scheme("gm")
+    scheme = methods.get("gm")
     want, got = plain.loss(scheme, rows=3, divisor=7, **options), padded.loss(scheme, rows=3, divisor=7, **options)
     assert abs(want.trace.item()) > 1e-3
     for name in ("total", "trace", "answer", "format", "kl", "ratio_clipped"):
@@ -407,7 +408,7 @@ def test_the_order_of_traces_changes_nothing():
     logs, answers = [LOGS, LOGS[:1], LOGS[1:]], [[-1.0, -2.0], [-0.5, -1.0], [-3.0, -0.1]]
     one = Group(logs, answers, forced=[False, True, False], base=[-2.0, -2.0])
     other = Group([logs[i] for i in order], [answers[i] for i in order], forced=[False, False, True], base=[-2.0, -2.0])
-    a, b = one.loss(get_scheme("ws-neg-log-p")), other.loss(get_scheme("ws-neg-log-p"))
+    a, b = one.loss(methods.get("ws-neg-log-p")), other.loss(methods.get("ws-neg-log-p"))
     assert a.total.item() == pytest.approx(b.total.item(), rel=1e-12)
     torch.testing.assert_close(one.trace.grad[order], other.trace.grad)
     torch.testing.assert_close(one.answer.grad[order], other.answer.grad)
@@ -476,7 +477,7 @@ def test_balance_holds_whatever_the_advantages(signal):
     """In a group without signal, where every trace is as good as the null trace, as in one that has it."""
     for base in ([0.0, 0.0], [-4.0, -3.0]):
         group = Group([LOGS, LOGS[:2]], [[-9.0, -5.0], [-7.0, -8.0]], base=base)
-        loss = group.loss(get_scheme("logp"), token_signal=signal, balance="auto", weights={"format": 0})
+        loss = group.loss(methods.get("logp"), token_signal=signal, balance="auto", weights={"format": 0})
         room = sum(-math.expm1(lp) for lp in (*LOGS, *LOGS[:2]))
         assert loss.push_answer.item() == pytest.approx(0.1 * room)
 
@@ -517,10 +518,10 @@ def test_a_push_is_the_gradient_by_the_logits_of_the_tokens_themselves(ratio, si
 
     def of(**only):
         objective = ObjectiveSection(**settings_of, weights=dict.fromkeys(weights, 0.0) | only)
-        return group_loss(get_scheme("ws-neg-log-p"), logprobs, context, objective, 1, 1)
+        return group_loss(methods.get("ws-neg-log-p"), logprobs, context, objective, 1, 1)
 
     loss = group_loss(
-        get_scheme("ws-neg-log-p"), logprobs, context, ObjectiveSection(**settings_of, weights=weights), 1, 1
+        methods.get("ws-neg-log-p"), logprobs, context, ObjectiveSection(**settings_of, weights=weights), 1, 1
     )
     pulls = {
         term: sum(

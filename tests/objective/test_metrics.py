@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.objective.losses import GroupContext, GroupLogprobs, group_loss
 from nrt_cli.objective.metrics import GroupScore, step_metrics
-from nrt_cli.objective.schemes import get_scheme
 
 
 def score(sampler_gap=0.25, hardest=-3.0):
@@ -30,7 +30,7 @@ def score(sampler_gap=0.25, hardest=-3.0):
         base_logprobs_T=torch.tensor([-0.2, hardest], dtype=torch.float64),
         sampler_trace_KZ=trace - sampler_gap,
     )
-    loss = group_loss(get_scheme("logp"), logprobs, context, ObjectiveSection(), rows=2, divisor=4)
+    loss = group_loss(methods.get("logp"), logprobs, context, ObjectiveSection(), rows=2, divisor=4)
     return GroupScore(logprobs, context, loss)
 
 

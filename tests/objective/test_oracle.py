@@ -10,9 +10,9 @@ import itertools
 import pytest
 import torch
 
+from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.objective.losses import GroupContext, GroupLogprobs, group_loss
-from nrt_cli.objective.schemes import get_scheme
 
 VOCABULARY, END, CAP = 5, 4, 3
 ANSWER = (1, 3, 0)
@@ -107,7 +107,7 @@ def test_expected_estimator_is_the_gradient_of_the_objective(name, on_policy):
     # The estimator of each single trace (K = 1), weighted by how often pi_old samples it (Eq. 22).
     old_rows = old.logprobs()[0].detach()
     old_prob = torch.where(sampled, old_rows, 0.0).sum(-1).exp()
-    scheme = get_scheme(name)
+    scheme = methods.get(name)
     expected = torch.zeros((), dtype=torch.float64)
     for k in range(len(TRACES)):
         one = slice(k, k + 1)

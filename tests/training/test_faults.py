@@ -54,7 +54,7 @@ def everything(folder):
             2,
         ),
         (["--method", "reward"], "method 'reward' is unknown", 2),
-        (["--method", "no_such_module:f"], "scheme 'no_such_module:f' cannot be imported", 2),
+        (["--method", "no_such_module:f"], "method 'no_such_module:f' cannot be imported", 2),
         (["--set", "tokens.think_end=<|none|>"], "<|none|>; to train with them, add --set", 1),
         (["--set", "trian.steps=3"], "unknown key 'trian' (did you mean 'train'?)", 2),
         (["--steps", "0"], "train.steps=0", 2),

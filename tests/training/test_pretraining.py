@@ -1,5 +1,6 @@
 """A tiny model from nothing: its tokenizer, what it learns from, and that it is an ordinary model folder."""
 
+import copy
 import math
 
 import pytest
@@ -14,30 +15,41 @@ WORDS = ["Q", ":", "?", "A", "1", "2", "+", "#", "*"]
 DOCUMENTS = [("Q : 1 + 2 ?", "# A 1"), ("", "2 + 1 2 +"), ("Q : 2 ?", " A 2")]
 
 
-def test_targets_are_the_text_and_its_end_alone():
+def test_what_is_learned_is_the_text_and_its_end_alone():
     tokenizer = pretraining.word_tokenizer(WORDS)
-    ids, targets = pretraining._tensors(tokenizer, DOCUMENTS)
-    eos, pad, none = tokenizer.eos_token_id, tokenizer.pad_token_id, pretraining.IGNORED
-    words = [[tokenizer.decode([i]) for i in row] for row in ids.tolist()]
-    assert words[0] == ["Q", ":", "1", "+", "2", "?", "#", "A", "1", "<eos>"]
-    assert words[1] == ["2", "+", "1", "2", "+", "<eos>", *["<pad>"] * 4]
-    assert targets[0].tolist() == [none] * 6 + ids[0, 6:].tolist()
-    assert targets[1].tolist() == [*ids[1, :6].tolist(), *[none] * 4]
-    assert targets[2].tolist() == [none] * 4 + [*ids[2, 4:6].tolist(), eos] + [none] * 3
-    assert ids[2, 7:].tolist() == [pad] * 3
+    words = lambda ids: [tokenizer.decode([i]) for i in ids]  # noqa: E731
+    examples = [pretraining._example(tokenizer, *document) for document in DOCUMENTS]
+    assert [(words(e.prompt_ids), words(e.answer_ids)) for e in examples] == [
+        (["Q", ":", "1", "+", "2", "?"], ["#", "A", "1", "<eos>"]),
+        (["2"], ["+", "1", "2", "+", "<eos>"]),  # nothing comes before its first word
+        (["Q", ":", "2", "?"], ["A", "2", "<eos>"]),
+    ]
 
 
-def test_loss_is_that_of_the_next_word():
-    """By hand: one document of two learned words, from the logits at the words before them."""
+def test_a_step_is_adamws_on_the_mean_over_learned_words():
+    """Against torch's own cross-entropy on padded rows and AdamW, step after step."""
     tokenizer = pretraining.word_tokenizer(WORDS)
     torch.manual_seed(0)
     model = pretraining._new_model(tokenizer)
-    ids, targets = pretraining._tensors(tokenizer, [("Q 1", "A")])  # Q 1 A <eos>: learned are A and <eos>
-    with torch.no_grad():
-        logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
-    by_hand = -(logprobs[1, ids[0, 2]] + logprobs[2, ids[0, 3]]) / 2
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
-    assert pretraining._step(model, optimiser, ids, targets) == pytest.approx(float(by_hand), rel=1e-5)
+    slow = copy.deepcopy(model)
+    adamw = torch.optim.AdamW(slow.parameters(), lr=pretraining.LR, betas=pretraining.BETAS, weight_decay=0.01)
+    trainer = pretraining._trainer(model, tokenizer, 3)
+    for step in range(3):
+        examples = [pretraining._example(tokenizer, *document) for document in DOCUMENTS]
+        losses = []
+        for example in examples:
+            ids = [*example.prompt_ids, *example.answer_ids]
+            logits = slow(input_ids=torch.tensor([ids])).logits[0, len(example.prompt_ids) - 1 : -1]
+            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer_ids), reduction="none"))
+        loss = torch.cat(losses).mean()
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(slow.parameters(), pretraining.CLIP)
+        adamw.param_groups[0]["lr"] = pretraining.LR * pretraining._rate(step, 3)
+        adamw.step()
+        assert trainer.update(examples).metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    for fast, reference in zip(model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(fast, reference, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 1 / 50), (49, 1.0), (600, 1.0), (800, 0.5), (999, 0.05)])

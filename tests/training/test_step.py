@@ -1,6 +1,6 @@
 """One optimiser step of the local engine against Algorithm 1, followed line by line in plain PyTorch.
 
-The reference below uses nothing of `nrt_cli.core`: one trace at a time, no padding, whole logits, plain probabilities,
+The reference below uses nothing of `nrt_cli`: one trace at a time, no padding, whole logits, plain probabilities,
 `log_softmax`, and `torch.optim.AdamW`. Line numbers are Algorithm 1's.
 """
 
@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nrt_cli.backends.local.engine import LocalEngine
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, Rollout, RolloutGroup
+from nrt_cli.training.local import LocalTrainer
 
 SCHEMES = ["logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p"]
 
@@ -24,8 +24,8 @@ def batch(engine, vocabulary=100):
     shapes = [((5, "end"), (0, "end"), (6, "cap"), (3, "eos")), ((2, "end"),) * 4, ((6, "cap"), (1, "eos")) * 2]
     groups = []
     for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4), (3, 1, 5), shapes, strict=True)):
-        example = Example(i, "made", draw(prompt), (*draw(answer), engine.tokens.eos_id))
-        ended_by = {"end": engine.tokens.end_id, "eos": engine.tokens.eos_id, "cap": None}
+        example = Example(i, "made", draw(prompt), (*draw(answer), engine.backend.tokens.eos_id))
+        ended_by = {"end": engine.backend.tokens.end_id, "eos": engine.backend.tokens.eos_id, "cap": None}
         rollouts = tuple(Rollout(draw(n), (-1.0,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
         groups.append(RolloutGroup(example, rollouts))
     return groups
@@ -94,8 +94,8 @@ def algorithm_1(model, groups, scheme, tokens, divisor, format_weight, credit_eo
 
 def double_engine(config):
     """An engine in float64, since Adam turns rounding noise in a near-zero gradient into a whole step."""
-    engine = LocalEngine(config, updates=3)
-    engine.policy.model.double()
+    engine = LocalTrainer(config, updates=3)
+    engine.backend.policy.model.double()
     return engine
 
 
@@ -106,10 +106,10 @@ def test_a_paper_step_equals_algorithm_1(scheme, packing, credit_eos, tiny_confi
         "preset=paper", f"method={scheme}", f"engine.packing={packing}", f"objective.credit_eos={credit_eos}"
     )
     engine = double_engine(config)
-    slow = copy.deepcopy(engine.policy.model)
+    slow = copy.deepcopy(engine.backend.policy.model)
     groups = batch(engine)
 
-    want = algorithm_1(slow, groups, scheme, engine.tokens, config.rollout.max_trace_tokens, 0.3, credit_eos)
+    want = algorithm_1(slow, groups, scheme, engine.backend.tokens, config.rollout.max_trace_tokens, 0.3, credit_eos)
     adamw = torch.optim.AdamW(slow.parameters(), lr=1e-3, weight_decay=0.01)
     torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
     adamw.step()
@@ -118,15 +118,15 @@ def test_a_paper_step_equals_algorithm_1(scheme, packing, credit_eos, tiny_confi
     for score, advantage in zip(update.scores, want, strict=True):
         torch.testing.assert_close(score.loss.advantage.advantage_K, advantage, rtol=1e-8, atol=1e-8)
     # A thousandth of Adam's step of 1e-3: transformers' norms round to float32 inside, whatever the model's dtype.
-    for (name, fast), reference in zip(engine.policy.model.named_parameters(), slow.parameters(), strict=True):
+    for (name, fast), reference in zip(engine.backend.policy.model.named_parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def gradients(config, groups):
     engine = double_engine(config)
     kept = {}
-    engine.optimiser.step = lambda updates: (
-        kept.update({n: m.grad.clone() for n, m in engine.optimiser.masters.items()}) or {"grad_norm": 1.0, "lr": 0.0}
+    engine.backend.optimiser.step = lambda rate: (
+        kept.update({n: m.grad.clone() for n, m in engine.backend.optimiser.masters.items()}) or 1.0
     )
     update = engine.update(groups(engine))
     return kept, update.metrics
@@ -163,16 +163,16 @@ def test_a_group_does_not_change_with_the_company_it_keeps(tiny_config):
 
 def test_sft_is_cross_entropy_on_the_answer(tiny_config):
     engine = double_engine(tiny_config("method=sft"))
-    slow = copy.deepcopy(engine.policy.model)
+    slow = copy.deepcopy(engine.backend.policy.model)
     examples = [group.example for group in batch(engine)]
     losses = [-torch.stack(logprobs(slow, [*e.prompt_ids, *e.answer_ids])[len(e.prompt_ids) :]).sum() for e in examples]
     loss = sum(losses) / sum(len(e.answer_ids) for e in examples)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
     torch.optim.AdamW(slow.parameters(), lr=1e-3, weight_decay=0.01).step()
-    update = engine.update_sft(examples)
+    update = engine.update(examples)
     assert update.metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
-    for fast, reference in zip(engine.policy.model.parameters(), slow.parameters(), strict=True):
+    for fast, reference in zip(engine.backend.policy.model.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-7, atol=1e-9)
 
 
@@ -194,8 +194,8 @@ def with_traces(engine):
 def test_sft_on_traces_is_cross_entropy_on_trace_and_answer(tiny_config, settings):
     """Eq. 1, one sequence at a time: all that follows x, both think tokens included; x y* where there is no trace."""
     engine = double_engine(tiny_config("method=sft", "data.traces=true", *settings))
-    slow = copy.deepcopy(engine.policy.model)
-    start, end = engine.tokens.start_id, engine.tokens.end_id
+    slow = copy.deepcopy(engine.backend.policy.model)
+    start, end = engine.backend.tokens.start_id, engine.backend.tokens.end_id
     examples = with_traces(engine)
     loss, answers, count = 0.0, [], 0
     for e in examples:
@@ -204,13 +204,19 @@ def test_sft_on_traces_is_cross_entropy_on_trace_and_answer(tiny_config, setting
         loss, count = loss - torch.stack(scored).sum(), count + len(output)
         answers += [float(logprob.detach()) for logprob in scored[-len(e.answer_ids) :]]
     (loss / count).backward()
-    report = engine._minibatch_sft(examples)
+    kept = {}
+    taken = engine.backend.optimiser.step
+    engine.backend.optimiser.step = lambda rate: (
+        kept.update({n: m.grad.clone() for n, m in engine.backend.optimiser.masters.items()}) or 1.0
+    )
+    report = engine.update(examples).metrics
     assert count == sum(len(e.answer_ids) for e in examples) + 4 + 2 + 1 + 2
     assert report["loss"] == pytest.approx(float(loss.detach()) / count, rel=1e-5)
     assert report["answer_logprob_per_token"] == pytest.approx(sum(answers) / len(answers), rel=1e-5)
-    for fast, reference in zip(engine.policy.model.parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(fast.grad, reference.grad, rtol=1e-5, atol=3e-8)
-    assert engine.update_sft(examples).metrics["tokens"] == count + sum(len(e.prompt_ids) for e in examples)
+    for name, reference in slow.named_parameters():
+        torch.testing.assert_close(kept[name], reference.grad, rtol=1e-5, atol=3e-8)
+    engine.backend.optimiser.step = taken
+    assert engine.update(examples).metrics["tokens"] == count + sum(len(e.prompt_ids) for e in examples)
 
 
 def test_sft_on_traces_is_scored_with_traces_of_its_own(tiny_config):
@@ -229,7 +235,7 @@ def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
     examples = [group.example for group in batch(engine)]
     scores = engine.held_out(examples)
     groups = scores.groups
-    tokens, model = engine.tokens, engine.policy.model
+    tokens, model = engine.backend.tokens, engine.backend.policy.model
     totals = []
     for group in groups:
         x, y, z = group.example.prompt_ids, group.example.answer_ids, group.rollouts[0].trace_ids
@@ -255,18 +261,19 @@ def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
 
 def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(tiny_config, monkeypatch):
     """Where packing is wrong, the run goes on padded, says so, and learns what one without packing does."""
-    padded = LocalEngine(tiny_config("method=am", "engine.packing=off"), updates=3)
+    padded = LocalTrainer(tiny_config("method=am", "engine.packing=off"), updates=3)
     groups = batch(padded)
     padded.update(groups)
-    engine, said = LocalEngine(tiny_config("method=am"), updates=3), []
-    engine.tell(said.append)
+    engine, said = LocalTrainer(tiny_config("method=am"), updates=3), []
+    engine.backend.tell(said.append)
     assert not said
     # Tails to their prefix and no further: nothing in the shapes would tell.
     monkeypatch.setattr("nrt_cli.backends.local.segments._join", lambda out, sums, part, part_sums: (out, sums))
     engine.update(groups)
-    assert not engine.policy.packing
+    assert not engine.backend.policy.packing
     assert [text for text in said if "nothing is packed, since packed and padded log-probabilities of Llama" in text]
-    for one, other in zip(engine.policy.model.parameters(), padded.policy.model.parameters(), strict=True):
+    models = (trainer.backend.policy.model for trainer in (engine, padded))
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -274,12 +281,12 @@ def test_later_minibatches_take_the_samplers_log_probs_for_pi_old(tiny_config):
     """No pass over traces without gradient: only the null traces of later groups are scored before the first step."""
     found = {}
     for credit in (False, True):
-        engine = LocalEngine(
+        engine = LocalTrainer(
             tiny_config("method=am", "train.minibatch_size=1", f"objective.credit_forced_end={credit}"), 3
         )
         groups = engine.sample([group.example for group in batch(engine)], 1)
-        scored, plain = [], engine.policy.score_without_gradient
-        engine.policy.score_without_gradient = lambda rows, budget, plain=plain, scored=scored: (
+        scored, plain = [], engine.backend.policy.score_without_gradient
+        engine.backend.policy.score_without_gradient = lambda rows, budget, plain=plain, scored=scored: (
             scored.extend(rows),
             plain(rows, budget),
         )[1]
@@ -297,24 +304,24 @@ def test_later_minibatches_take_the_samplers_log_probs_for_pi_old(tiny_config):
 
 
 def test_an_eos_is_scored_at_the_temperature_it_was_sampled_at(tiny_config):
-    engine = LocalEngine(tiny_config("method=am", "rollout.temperature=0.7", "objective.credit_eos=true"), 3)
+    engine = LocalTrainer(tiny_config("method=am", "rollout.temperature=0.7", "objective.credit_eos=true"), 3)
     row = engine.layout.rows(batch(engine)[0])[-1]
-    assert row.ids[-1] == engine.tokens.eos_id
-    logits_V = engine.policy.model(torch.tensor([row.ids[:-1]])).logits[0, -1]
+    assert row.ids[-1] == engine.backend.tokens.eos_id
+    logits_V = engine.backend.policy.model(torch.tensor([row.ids[:-1]])).logits[0, -1]
     want = (logits_V / 0.7).log_softmax(-1)[row.ids[-1]]
-    (got,), _ = engine.policy.score([row])
+    (got,), _ = engine.backend.policy.score([row])
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_sampling_from_weights_that_are_not_the_policys_is_refused(tiny_config):
-    engine = LocalEngine(tiny_config("method=am"), updates=3)
+    engine = LocalTrainer(tiny_config("method=am"), updates=3)
     examples = [group.example for group in batch(engine)]
     engine.sample(examples, 1)
-    layer = engine.policy.model.get_output_embeddings()
+    layer = engine.backend.policy.model.get_output_embeddings()
     stale = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
     layer.forward = stale.forward  # what a copy that nobody updates would do
-    sampled = engine.sampler._next_logprobs()
+    sampled = engine.backend.sampler._next_logprobs()
     del layer.forward
-    engine.sampler._next_logprobs = lambda: sampled
+    engine.backend.sampler._next_logprobs = lambda: sampled
     with pytest.raises(TrainingError, match="native sampler does not run the trainer's weights"):
         engine.sample(examples, 2)

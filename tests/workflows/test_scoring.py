@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nrt_cli.config import SCHEMES, ObjectiveSection, to_yaml
+from nrt_cli.config import ObjectiveSection, to_yaml
 from nrt_cli.errors import ConfigError, ModelError, StoreError
+from nrt_cli.methods import SCHEMES
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example
 from nrt_cli.store import Run

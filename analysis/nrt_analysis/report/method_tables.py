@@ -9,11 +9,12 @@ from nrt_analysis.judged import template_label
 from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
 from nrt_analysis.report.estimates import Estimate, difference, over_seeds
 from nrt_analysis.report.paper import paper, printed_source
-from nrt_cli.config import SCHEMES, flatten
+from nrt_cli.config import flatten
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.measures.statistics import Mean
-from nrt_cli.objective.formulas import FORMULAS, WEIGHTED, Formula, SchemeFormulas
+from nrt_cli.methods import FORMULAS, SCHEMES, Formula, Formulas
+from nrt_cli.methods.weighted_sum import WEIGHTED
 from nrt_cli.store.judgements import Judgements, templates
 
 LENGTH_ROWS = 2000
@@ -96,7 +97,7 @@ def weights_table(cards: Sequence[RunCard]) -> Table:
     )
 
 
-def _weighted_cells(scheme: SchemeFormulas) -> tuple[Formula, Formula, Formula]:
+def _weighted_cells(scheme: Formulas) -> tuple[Formula, Formula, Formula]:
     assert scheme.weight is not None
     return scheme.weight, scheme.reward, scheme.signal
 

@@ -1,7 +1,7 @@
-"""AdamW with float32 master weights, the gradient norm's bound, and the learning-rate schedule."""
+"""AdamW with float32 master weights, and the gradient norm's bound."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -9,19 +9,6 @@ from torch import Tensor, nn
 
 from nrt_cli.config import OptimiserSection
 from nrt_cli.errors import ConfigError
-
-
-def rate_factor(settings: OptimiserSection, update: int, updates: int) -> float:
-    """Share of the peak learning rate at optimiser step `update` (from 0) of `updates`."""
-    warmup = math.ceil(settings.warmup * updates)
-    if update < warmup:
-        return (update + 1) / (warmup + 1)
-    progress = (update - warmup) / max(1, updates - warmup)
-    return {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[settings.schedule]
 
 
 def _adamw(settings: OptimiserSection) -> Callable[..., torch.optim.Optimizer]:
@@ -45,7 +32,6 @@ class Optimiser:
 
     def __init__(self, model: nn.Module, settings: OptimiserSection) -> None:
         self.settings = settings
-        self.updates = 0
         # named_parameters lists a tied head once.
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.masters = {name: self._master(weight) for name, weight in self.weights.items()}
@@ -73,22 +59,17 @@ class Optimiser:
         weight.register_post_accumulate_grad_hook(collect)
         return master
 
-    def step(self, updates: int) -> dict[str, float]:
-        """One update from the gradients gathered since the last. Nothing changes if their norm is not finite.
-
-        Args:
-            updates: how many this run will make in all, for the schedule.
-        """
+    def step(self, rate: float) -> float:
+        """One update from the gradients gathered since the last, whose norm is returned. Nothing changes if that is not
+        finite."""
         norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm))
-        rate = self.settings.lr * rate_factor(self.settings, self.updates, updates)
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
                 group["lr"] = rate
             self.adamw.step()
-            self.updates += 1
             self._copy_back()
         self.forget()
-        return {"grad_norm": norm, "lr": rate}
+        return norm
 
     def forget(self) -> None:
         """Drop the gradients gathered since the last update."""
@@ -119,9 +100,8 @@ class Optimiser:
         return tensors
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Restore what `state` returned after `updates` updates. Moments are taken over where they lie, not copied."""
-        self.updates = updates
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned. Moments are taken over where they lie, not copied."""
         for name, master in self.masters.items():
             master.copy_(tensors[f"weight.{name}"])
             kept = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}

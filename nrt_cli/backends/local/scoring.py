@@ -47,7 +47,7 @@ class Scorer:
         self.folder, self.budget = section.path, budget
         self.tokenizer, self.tokens = load_tokens(section.path, think_start, think_end)
         self.policy = Policy(load_model(section), self.tokens.pad_id, packing=True)
-        self.layout = Layout(self.tokens, self.policy.device, bare_null)
+        self.layout = Layout(self.tokens, bare_null)
         self.limit = positions(section.path)
 
     def sample(

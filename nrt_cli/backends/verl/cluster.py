@@ -4,8 +4,6 @@ Nothing of verl's training loop is used: its trainer sets the workers up and is 
 """
 
 import contextlib
-import importlib.resources
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -13,63 +11,18 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 
-import nrt_cli
+from nrt_cli.backends.verl.loss import loss
+from nrt_cli.backends.verl.settings import environment
 from nrt_cli.errors import ConfigError, NrtError
 from nrt_cli.records import Rollout
 
 Result = TypeVar("Result")
 
-CPU_SHIMS = "nrt_cli.backends.verl.cpu"
-
 START = 1800.0
 """Seconds that a part of a run may take to start, however patient the run is."""
-
-
-def environment(gpu: bool) -> dict[str, str]:
-    """What every process of verl needs to find set, this one included, before it imports verl."""
-    common = {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_DO_NOT_TRACK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # The working directory, from which a user's scheme is imported.
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
-        # Workers of a Ray that was started elsewhere inherit nothing from here, and import torch before us.
-        **{name: os.environ[name] for name in nrt_cli.OPENMP_WAIT if name in os.environ},
-    }
-    if gpu:
-        return common
-    return common | {
-        "VERL_USE_EXTERNAL_MODULES": CPU_SHIMS,
-        "VERL_PLATFORM": "cpu",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())),
-        # A tiny model's processes share the machine with whatever else runs there.
-        "RAY_memory_monitor_refresh_ms": "0",
-    }
-
-
-def plumbing(gpu: bool) -> dict[str, Any]:
-    """Settings of verl that name parts of this engine."""
-    ours = {
-        "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(
-            importlib.resources.files("nrt_cli.backends.verl") / "agent_loop.yaml"
-        ),
-        "actor_rollout_ref.rollout.agent.default_agent_loop": "nrt",
-        "actor_rollout_ref.model.external_lib": "nrt_cli.backends.verl.ranks",
-        # Rewards are the policy's own probabilities.
-        "reward.num_workers": 0,
-    }
-    if not gpu:
-        worker = "nrt_cli.backends.verl.sampler_worker.CpuSamplerWorker"
-        ours["actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls"] = worker
-    return ours
 
 
 class Processes:
@@ -82,6 +35,8 @@ class Processes:
     """
 
     workers: Any
+    asleep = False
+    """Whether vLLM's servers have given their memory back, and their weights with it."""
 
     def __init__(self, settings: DictConfig, gpu: bool, seconds: float) -> None:
         self.settings, self.gpu, self.seconds = settings, gpu, seconds
@@ -99,15 +54,34 @@ class Processes:
         """Bring the ranks up."""
         raise NotImplementedError
 
-    @property
-    def sequence(self) -> int:
-        """Ranks that share a row."""
-        return int(self.settings.actor_rollout_ref.actor.ulysses_sequence_parallel_size)
+    sequence: int
+    """Ranks that share a row."""
+    budget: int
+    """Tokens of a rank's forward pass."""
 
     @property
     def ranks(self) -> int:
         """Ranks that hold different rows."""
         return int(self.workers.world_size) // self.sequence
+
+    def sample(self, requests: Sequence[dict[str, Any]], temperature: float) -> list[Rollout]:
+        """A trace for each request, in their order, under the weights of the last `publish`."""
+        raise NotImplementedError
+
+    def score(self, batch: TensorDict) -> TensorDict:
+        """`log_probs` and `entropy` of the rows, without gradient. A whole number of rows for each rank."""
+        raise NotImplementedError
+
+    def score_reference(self, batch: TensorDict) -> TensorDict:
+        """`log_probs` of the rows under the starting model."""
+        raise NotImplementedError
+
+    def update(self, batch: TensorDict) -> dict[str, Any]:
+        """One optimiser step on the rows; what the ranks say of it."""
+        raise NotImplementedError
+
+    def publish(self, step: int) -> None:
+        """The ranks' weights to vLLM's servers, where there are some."""
 
     def save(self, folder: Path, step: int) -> None:
         """The ranks' state below a folder that all of them see."""
@@ -174,17 +148,16 @@ class Processes:
 class Cluster(Processes):
     """The ranks, vLLM's servers beside them, and the agent-loop workers that ask those for traces."""
 
-    def __init__(self, settings: DictConfig, loss: Callable[..., Any], gpu: bool, seconds: float) -> None:
-        self.loss = loss
+    def __init__(self, settings: DictConfig, gpu: bool, seconds: float) -> None:
+        actor = settings.actor_rollout_ref.actor
+        self.sequence, self.budget = int(actor.ulysses_sequence_parallel_size), int(actor.ppo_max_token_len_per_gpu)
         self.sleeps = bool(settings.actor_rollout_ref.rollout.free_cache_engine)
-        self.asleep = False
-        """Whether vLLM's servers have given their memory back, and their weights with it."""
         super().__init__(settings, gpu, seconds)
 
     def start(self) -> None:
         self.trainer = self.starting("the ranks and vLLM's servers to start", lambda: _trainer(self.settings))
         self.workers = self.trainer.actor_rollout_wg
-        self.within("the ranks to take the loss", lambda: self.workers.set_loss_fn(self.loss))
+        self.within("the ranks to take the loss", lambda: self.workers.set_loss_fn(loss))
         self.traces = self.starting("the agent-loop workers to start", self._start_traces)
 
     def _start_traces(self) -> Any:
@@ -193,7 +166,6 @@ class Cluster(Processes):
         return TraceManager.create(config=self.settings, llm_client=self.trainer.get_llm_client())
 
     def sample(self, requests: Sequence[dict[str, Any]], temperature: float) -> list[Rollout]:
-        """A trace for each request, in their order, under the weights of the last `publish`."""
         rollouts = self.within("traces", lambda: self.traces.sample(requests, temperature, self.seconds))
         if self.sleeps:
             # Their weights and caches make room for the update; `publish` brings both back.
@@ -202,22 +174,18 @@ class Cluster(Processes):
         return rollouts
 
     def score(self, batch: TensorDict) -> TensorDict:
-        """`log_probs` and `entropy` of the rows, without gradient. A whole number of rows for each rank."""
         return self.within("a pass without gradient", lambda: self.workers.compute_log_prob(batch))
 
     def score_reference(self, batch: TensorDict) -> TensorDict:
-        """`log_probs` of the rows under the starting model."""
         reference = self.trainer.ref_policy_wg
         return self.within("a pass of the starting model", lambda: reference.compute_ref_log_prob(batch))
 
     def update(self, batch: TensorDict) -> dict[str, Any]:
-        """One optimiser step on the rows; what the ranks say of it."""
         from verl.utils import tensordict_utils as tu
 
         return dict(tu.get(self.within("an update", lambda: self.workers.update_actor(batch)), "metrics"))
 
     def publish(self, step: int) -> None:
-        """The ranks' weights to vLLM's servers."""
         self.within("vLLM's servers to take the weights", lambda: self.trainer.checkpoint_manager.update_weights(step))
         self.asleep = False
 
@@ -245,3 +213,79 @@ def _trainer(settings: DictConfig) -> Any:
     trainer = Trainer(config=settings)
     trainer.init()
     return trainer
+
+
+class TrainingRanks(Processes):
+    """The ranks alone, of verl's SFT trainer: for a method that samples nothing.
+
+    That trainer shuffles, batches and logs by itself; every method must see the same batches, and its records must be
+    the trainer's. So its loop is left out and its workers are asked for one step at a time.
+    """
+
+    def __init__(self, settings: DictConfig, gpu: bool, seconds: float) -> None:
+        self.sequence = int(settings.engine.ulysses_sequence_parallel_size)
+        self.budget = int(settings.data.max_token_len_per_gpu)
+        super().__init__(settings, gpu, seconds)
+
+    def start(self) -> None:
+        self.trainer = self.starting("verl's workers to start", lambda: _sft_trainer(self.settings))
+        self.workers = self.trainer.training_client
+
+    def update(self, batch: TensorDict) -> dict[str, Any]:
+        from verl.utils import tensordict_utils as tu
+
+        self._dress(batch)
+        output = self.within("an update", lambda: self.workers.train_mini_batch(batch).get())
+        return dict(tu.get(output, "metrics"))
+
+    def score(self, batch: TensorDict) -> TensorDict:
+        self._dress(batch)
+        return self.within("a pass without gradient", lambda: self.workers.infer_batch(batch).get())
+
+    def _dress(self, batch: TensorDict) -> None:
+        """What the actor's worker adds by itself to a batch."""
+        from verl.utils import tensordict_utils as tu
+
+        tu.assign_non_tensor(
+            batch,
+            use_remove_padding=self.settings.model.use_remove_padding,
+            use_dynamic_bsz=True,
+            max_token_len_per_gpu=self.budget,
+            pad_mode=self.settings.data.pad_mode,
+        )
+
+
+def _sft_trainer(settings: DictConfig) -> Any:
+    """verl's SFT trainer, set up, without its data and with ranks whose learning rate comes with each update."""
+    import ray
+    from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+    from verl.trainer.sft_trainer_ray import SFTTrainer
+    from verl.workers.engine_workers import TrainingWorkerConfig
+
+    from nrt_cli.backends.verl.ranks import TrainingRank
+
+    class Trainer(SFTTrainer):
+        def _build_dataset(self) -> None:
+            """Rows come from our own data."""
+
+        def _build_dataloader(self) -> None:
+            self.train_dataloader = None
+
+        def _build_engine(self) -> None:
+            config = TrainingWorkerConfig(
+                model_type="language_model",
+                model_config=self.model_config,
+                engine_config=self.engine_config,
+                optimizer_config=self.optimizer_config,
+                checkpoint_config=self.checkpoint_config,
+                profiler_config=self.profiler_config,
+            )
+            # One process per GPU: nothing else has to find room beside it.
+            nodes = [settings.trainer.n_gpus_per_node] * settings.trainer.nnodes
+            pool = RayResourcePool(process_on_nodes=nodes, max_colocate_count=1)
+            rank = RayClassWithInitArgs(ray.remote(TrainingRank), config=config)
+            self.training_client = RayWorkerGroup(pool, rank, device_name=settings.trainer.device)
+            self.training_client.set_loss_fn(loss_fn=loss)
+            self.training_client.reset()
+
+    return Trainer(config=settings)

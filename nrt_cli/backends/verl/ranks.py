@@ -54,5 +54,5 @@ def micro_batch_is_packed(micro_batch: TensorDict) -> bool:
     return bool(tu.get_non_tensor_data(micro_batch, "use_remove_padding", True))
 
 
-class SftRank(TrainingWorker):
+class TrainingRank(TrainingWorker):
     """verl's own. A process that makes one imports this module first, and with it the engine above."""

@@ -5,6 +5,7 @@ ships. A user's `verl.KEY` comes last. It may name any setting that verl has, bu
 run's record would say one thing and the run do another.
 """
 
+import importlib.resources
 import importlib.util
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nrt_cli
 from nrt_cli.backends.verl.keys import RAY, require_known, shipped
 from nrt_cli.config import RunConfig, flatten
 from nrt_cli.errors import ConfigError
@@ -35,6 +37,54 @@ class Place(NamedTuple):
     """Whether flash-attn is installed: without it, verl can neither drop padding nor split a row over GPUs."""
 
 
+CPU_SHIMS = "nrt_cli.backends.verl.cpu"
+
+
+def environment(gpu: bool) -> dict[str, str]:
+    """What every process of verl needs to find set, this one included, before it imports verl."""
+    common = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # The working directory, from which a user's scheme is imported.
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
+        # Workers of a Ray that was started elsewhere inherit nothing from here, and import torch before us.
+        **{name: os.environ[name] for name in nrt_cli.OPENMP_WAIT if name in os.environ},
+    }
+    if gpu:
+        return common
+    import torch
+
+    return common | {
+        "VERL_USE_EXTERNAL_MODULES": CPU_SHIMS,
+        "VERL_PLATFORM": "cpu",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(torch.get_num_threads()),
+        # A tiny model's processes share the machine with whatever else runs there.
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
+
+
+def plumbing(gpu: bool) -> dict[str, Any]:
+    """Settings of verl that name parts of this engine."""
+    ours = {
+        "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(
+            importlib.resources.files("nrt_cli.backends.verl") / "agent_loop.yaml"
+        ),
+        "actor_rollout_ref.rollout.agent.default_agent_loop": "nrt",
+        "actor_rollout_ref.model.external_lib": "nrt_cli.backends.verl.ranks",
+        # Rewards are the policy's own probabilities.
+        "reward.num_workers": 0,
+    }
+    if not gpu:
+        worker = "nrt_cli.backends.verl.sampler_worker.CpuSamplerWorker"
+        ours["actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls"] = worker
+    return ours
+
+
 def longest_prompt(config: RunConfig) -> int:
     """Tokens before the first that is generated, or trained on."""
     return config.data.max_prompt_tokens
@@ -43,7 +93,7 @@ def longest_prompt(config: RunConfig) -> int:
 def longest_response(config: RunConfig) -> int:
     """Tokens of t_start, a trace, t_end and y*; of y* alone for SFT."""
     longest = config.longest_answer
-    return longest if config.method == "sft" else config.longest_response
+    return config.longest_response if config.samples else longest
 
 
 def token_budget(config: RunConfig) -> int:
@@ -216,7 +266,7 @@ def _sft_defaults(place: Place) -> dict[str, Any]:
 
 def trainer_of(config: RunConfig) -> str:
     """The name of the config that verl's trainer for this method is driven by."""
-    return "sft_trainer_engine" if config.method == "sft" else "ppo_trainer"
+    return "ppo_trainer" if config.samples else "sft_trainer_engine"
 
 
 def overrides(

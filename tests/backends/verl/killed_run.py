@@ -26,7 +26,7 @@ class World:
         self.rank = Rank(0, 1, free_port(), config)
         self.settings, self.workers, self.where = self.rank.settings, self, where
         self.ranks = self.world_size = 1
-        self.updates, self.asleep = 0, False
+        self.updates, self.asleep, self.budget = 0, False, self.rank.budget
 
     def sample(self, requests: list[dict[str, Any]], temperature: float) -> list[Rollout]:
         # Held-out examples have one trace each.
@@ -70,18 +70,15 @@ def drawn(seed: int, cap: int) -> Rollout:
 
 
 def main(where: str, config_file: str, *runs: str) -> None:
-    from nrt_cli.backends.verl import launch
+    from nrt_cli.backends.verl import facts
     from nrt_cli.workflows.train import train
 
     config = configs.resolve(yaml.safe_load(Path(config_file).read_text()))
     world = World(config, where)
-    from nrt_cli.backends.verl.engine import VerlEngine
-
-    def opened(config: Any, run_dir: Path, steps: int, updates: int) -> VerlEngine:
-        return VerlEngine(config, updates, world)
+    from nrt_cli.backends.verl.backend import VerlBackend
 
     begin = world.rank.state()
-    launch.open_engine = opened
+    facts.open_backend = lambda config, run_dir, steps: VerlBackend(config, world)
     for i, run in enumerate(runs):
         world.rank.set_state(begin)
         train(Path(run), config, where == "nowhere" and i > 0, Progress)

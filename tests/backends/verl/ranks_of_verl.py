@@ -50,28 +50,22 @@ def free_port() -> int:
 
 def _worker(rank: int, world: int, port: int, config: Any) -> Any:
     """This process's rank of the actor that verl would make of a run's config."""
-    from nrt_cli.backends.verl import cluster, settings
+    from nrt_cli.backends.verl import settings
 
-    os.environ.update(cluster.environment(gpu=False) | {"OMP_NUM_THREADS": "1"})
+    os.environ.update(settings.environment(gpu=False) | {"OMP_NUM_THREADS": "1"})
     os.environ.update(
         {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
     torch.set_num_threads(1)
-    sft = config.method == "sft"
-    composed = settings.compose(config, Path("unused"), 1, {} if sft else cluster.plumbing(gpu=False))
-
-    from functools import partial
+    composed = settings.compose(config, Path("unused"), 1, settings.plumbing(gpu=False) if config.samples else {})
 
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.engine_workers import TrainingWorkerConfig
-    from verl.workers.utils.losses import sft_loss
 
-    from nrt_cli.backends.verl.loss import Loss
-    from nrt_cli.backends.verl.ranks import SftRank
-    from nrt_cli.models.loading import load_tokenizer
-    from nrt_cli.text.tokens import think_tokens
+    from nrt_cli.backends.verl.loss import loss
+    from nrt_cli.backends.verl.ranks import TrainingRank
 
-    if sft:
+    if not config.samples:
         model, engine, optim, checkpoint = (
             omega_conf_to_dataclass(composed[part]) for part in ("model", "engine", "optim", "checkpoint")
         )
@@ -83,7 +77,7 @@ def _worker(rank: int, world: int, port: int, config: Any) -> Any:
         budget = composed.actor_rollout_ref.actor.ppo_max_token_len_per_gpu
     engine.use_dynamic_bsz = True
     engine.infer_max_token_len_per_gpu = engine.max_token_len_per_gpu = budget
-    worker = SftRank(
+    worker = TrainingRank(
         TrainingWorkerConfig(
             model_type="language_model",
             model_config=model,
@@ -93,9 +87,8 @@ def _worker(rank: int, world: int, port: int, config: Any) -> Any:
         )
     )
     worker.reset()
-    tokens = think_tokens(load_tokenizer(config.model.path), config.tokens.think_start, config.tokens.think_end)
-    worker.set_loss_fn(partial(sft_loss, config=None) if sft else Loss(config, tokens))
-    return worker, tokens, budget, composed
+    worker.set_loss_fn(loss)
+    return worker, budget, composed
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,9 +100,8 @@ class Rank:
     """One rank's worker and what a test asks of it."""
 
     def __init__(self, rank: int, world: int, port: int, config: Any) -> None:
-        self.worker, self.tokens, self.budget, self.settings = _worker(rank, world, port, config)
+        self.worker, self.budget, self.settings = _worker(rank, world, port, config)
         self.engine = self.worker.engine
-        self.sft = config.method == "sft"
         self.gradients: dict[str, Any] = {}
         self.take_step = self.engine.optimizer_step
 
@@ -117,10 +109,7 @@ class Rank:
         return self.worker.infer_batch(batch)
 
     def update(self, batch: Any) -> Any:
-        return self.worker.train_batch(batch) if self.sft else self.worker.train_mini_batch(batch)
-
-    def set_loss(self, loss: Any) -> None:
-        self.worker.set_loss_fn(loss)
+        return self.worker.train_mini_batch(batch)
 
     def hold(self, held: bool) -> None:
         """Keep the gradient instead of taking a step with it, or no more."""
@@ -152,10 +141,11 @@ class Rank:
 
 
 class Ranks:
-    """All ranks, as the engine's `Workers`: this process's own, and the others behind pipes."""
+    """All ranks, as a backend's processes: this process's own, and the others behind pipes."""
 
     def __init__(self, own: Rank, others: list[Any]) -> None:
         self.own, self.others, self.ranks = own, others, len(others) + 1
+        self.budget, self.asleep = own.budget, False
         self.calls: list[str] = []
 
     def all(self, method: str, *parts: Any) -> list[Any]:
@@ -191,6 +181,9 @@ class Ranks:
         from verl.utils import tensordict_utils as tu
 
         return dict(tu.get(self._shared("update", batch), "metrics"))
+
+    def publish(self, step: int) -> None:
+        """Nobody samples from the weights."""
 
 
 def _drive(world: int, port: int, config: Any, pipes: list[Any], work: Any, arguments: Any, result: Any) -> None:

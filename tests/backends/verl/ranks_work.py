@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from ranks_of_verl import Ranks
 
-from nrt_cli.objective.metrics import step_metrics
 from nrt_cli.records import Example, Rollout, RolloutGroup
 
 
@@ -28,16 +27,12 @@ def batch(tokens: Any, vocabulary: int = 100) -> list[RolloutGroup]:
     return groups
 
 
-def steps_of(ranks: Ranks, config: Any, updates: int = 4, budget: int | None = None) -> Any:
-    from nrt_cli.backends.verl.loss import Loss
-    from nrt_cli.backends.verl.steps import Steps
-    from nrt_cli.models.loading import load_tokenizer
-    from nrt_cli.text.tokens import think_tokens
+def trainer_of(ranks: Ranks, config: Any, updates: int = 4, budget: int | None = None) -> Any:
+    from nrt_cli.backends.verl.backend import VerlBackend
+    from nrt_cli.training.trainer import Trainer
 
-    tokens = think_tokens(load_tokenizer(config.model.path), config.tokens.think_start, config.tokens.think_end)
-    ranks.everywhere("set_loss", Loss(config, tokens))
     ranks.calls.clear()
-    return Steps(config, updates, ranks, tokens, ranks.own.budget if budget is None else budget)
+    return Trainer(config, VerlBackend(config, ranks, budget), updates)
 
 
 def gradients_of_cases(ranks: Ranks, _: Any, configs: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +41,10 @@ def gradients_of_cases(ranks: Ranks, _: Any, configs: dict[str, Any]) -> dict[st
     ranks.everywhere("hold", True)
     for name, config in configs.items():
         for way, budget in (("one", None), ("two", 1)):
-            steps = steps_of(ranks, config, budget=budget)
-            scores, reports = steps.update(batch(steps.tokens))
-            results[name, way] = ranks.own.gradients, step_metrics(scores, len(reports)), list(ranks.calls)
+            trainer = trainer_of(ranks, config, budget=budget)
+            metrics = trainer.update(batch(trainer.backend.tokens)).metrics
+            told = {key: value for key, value in metrics.items() if key not in ("grad_norm", "lr", "tokens")}
+            results[name, way] = ranks.own.gradients, told, list(ranks.calls)
     return results
 
 
@@ -82,19 +78,19 @@ def looped(config: Any) -> dict[str, Any]:
 
 def weights_after_steps(ranks: Ranks, config: Any, path: str) -> dict[str, Any]:
     """Two steps of two minibatches each; saved after the first, and taken again from there."""
-    steps = steps_of(ranks, config)
-    scores, reports = steps.update(batch(steps.tokens))
+    trainer = trainer_of(ranks, config)
+    groups = batch(trainer.backend.tokens)
+    metrics = trainer.update(groups).metrics
     ranks.everywhere("save", path)
-    first = steps.updated
-    steps.update(batch(steps.tokens))
+    first = trainer.updated
+    trainer.update(groups)
     once = ranks.all("weights")[0]
     ranks.everywhere("load", path)
-    steps.updated = first
-    steps.update(batch(steps.tokens))
-    odd = steps.score(steps.layout.rows(batch(steps.tokens)[0])[:3])  # no whole number of rows for each rank
+    trainer.updated = first
+    trainer.update(groups)
+    odd = trainer.backend.score(trainer.layout.rows(groups[0])[:3])  # no whole number of rows for each rank
     return {
-        "metrics": step_metrics(scores, len(reports)),
-        "norms": [report["grad_norm"] for report in reports],
+        "metrics": metrics,
         "once": once,
         "again": ranks.all("weights")[0],
         "odd": [logprobs.numpy() for logprobs, _ in odd],

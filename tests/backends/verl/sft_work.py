@@ -1,6 +1,5 @@
 """What the SFT tests have done in rank 0's process; here since a new process has to be able to import it."""
 
-from pathlib import Path
 from typing import Any
 
 from ranks_of_verl import Ranks
@@ -17,11 +16,10 @@ def examples(config: Any) -> list[Any]:
 
 def sft_steps(ranks: Ranks, config: Any) -> dict[str, Any]:
     """Held-out score, two steps of two minibatches, the score again."""
-    from nrt_cli.backends.verl import settings
-    from nrt_cli.backends.verl.sft import VerlSft
 
-    ranks.settings = settings.compose(config, Path("unused"), 2)
-    run, pairs = VerlSft(config, 4, ranks), examples(config)
+    from ranks_work import trainer_of
+
+    run, pairs = trainer_of(ranks, config), examples(config)
     before = run.held_out(pairs).metrics
     updates = [run.train_step(pairs[:4], step)[0].metrics for step in (1, 2)]
     after = run.held_out(pairs).metrics

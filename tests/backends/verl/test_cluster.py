@@ -15,7 +15,8 @@ try:
 except importlib.metadata.PackageNotFoundError:
     pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
 
-from nrt_cli.backends.verl.cluster import Processes, environment
+from nrt_cli.backends.verl.cluster import Processes
+from nrt_cli.backends.verl.settings import environment
 
 
 class Quiet(Processes):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrt_cli.backends.local.engine import LocalEngine
+from nrt_cli.training.local import LocalTrainer
 
 try:
     importlib.metadata.version("verl")
@@ -36,7 +36,7 @@ def test_two_steps_are_those_of_the_local_engine(tiny_config: Callable[..., Any]
     config = tiny_config(*SETTINGS, "engine.name=verl", f"parallel.gpus_per_node={world}")
     told = in_ranks(world, config, sft_steps)
 
-    local, pairs = LocalEngine(local_config, 4), examples(local_config)
+    local, pairs = LocalTrainer(local_config, 4), examples(local_config)
     assert told["before"]["answer_logprob"] == pytest.approx(local.held_out(pairs).metrics["answer_logprob"], rel=1e-5)
     for step, metrics in enumerate(told["updates"], start=1):
         expected = local.train_step(pairs[:4], step)[0].metrics
@@ -44,5 +44,5 @@ def test_two_steps_are_those_of_the_local_engine(tiny_config: Callable[..., Any]
             assert metrics[key] == pytest.approx(expected[key], rel=1e-5), (step, key)
     assert told["after"]["answer_logprob"] == pytest.approx(local.held_out(pairs).metrics["answer_logprob"], rel=1e-5)
     assert told["after"] != told["before"]
-    for name, weight in local.policy.model.state_dict().items():
+    for name, weight in local.backend.policy.model.state_dict().items():
         np.testing.assert_allclose(told["weights"][name], weight.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)

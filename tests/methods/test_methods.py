@@ -11,12 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import SCHEMES, Group
 from nrt_cli.objective.advantages import group_advantage
-from nrt_cli.objective.schemes import Scheme, autograd_signal, get_scheme, group_reward
 
-SCHEMES = ["logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p"]
 TINY = math.log(1e-300)
+
+
+def signals(name, logprobs_KT, base_T, **settings):
+    """What a method makes of a group."""
+    return methods.get(name).signals(Group.of(logprobs_KT, base_T, ObjectiveSection(**settings)))
 
 
 def double(*values):
@@ -39,8 +45,9 @@ def log_probabilities(draw):
 @given(inputs=log_probabilities())
 def test_closed_forms_equal_autograd(name, options, inputs):
     logprobs_KT, base_T = inputs
-    scheme = get_scheme(name, **options)
-    got, want = scheme.signal(logprobs_KT, base_T), autograd_signal(scheme, logprobs_KT, base_T)
+    method = methods.get(name)
+    constants = method.constants(Group.of(logprobs_KT, base_T, ObjectiveSection(**options)))
+    got, want = method.token_signal(logprobs_KT, constants), method.autograd_signal(logprobs_KT, constants)
     assert got.shape == logprobs_KT.shape
     assert got.isfinite().all()
     # autograd's softmax loses a term that is 1e-16 of its sum, the closed form does not.
@@ -66,10 +73,10 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_rewards_and_signals_by_hand(name):
-    got = group_reward(get_scheme(name), double([0.5, 0.25], [1.0, 1.0]).log(), double(0.1, 0.8).log())
-    reward, signals, base = BY_HAND[name]
+    got = signals(name, double([0.5, 0.25], [1.0, 1.0]).log(), double(0.1, 0.8).log())
+    reward, token_signals, base = BY_HAND[name]
     assert got.reward_K[0].item() == pytest.approx(reward)
-    assert got.signal_KT[0].tolist() == pytest.approx(signals)
+    assert got.token_KT[0].tolist() == pytest.approx(token_signals)
     assert got.base.item() == pytest.approx(base)
     # The second trace makes the answer certain: log c = 0, c = 1.
     certain = {"logp": 0, "p": 1, "am": 1, "gm": 1, "ws-inv-p": 11.25, "ws-neg-log-p": math.log(12.5)}
@@ -89,34 +96,34 @@ def test_rewards_and_signals_by_hand(name):
     ],
 )
 def test_caps_and_means_of_weights_by_hand(name, options, weights):
-    got = group_reward(get_scheme(name, **options), double([0.5, 0.25]).log(), double(0.1, 0.8).log())
-    signals = (0.5 * weights[0], 0.25 * weights[1])
-    assert got.signal_KT[0].tolist() == pytest.approx(signals)
-    assert got.reward_K.tolist() == pytest.approx([sum(signals)])
+    got = signals(name, double([0.5, 0.25]).log(), double(0.1, 0.8).log(), **options)
+    weighted = (0.5 * weights[0], 0.25 * weights[1])
+    assert got.token_KT[0].tolist() == pytest.approx(weighted)
+    assert got.reward_K.tolist() == pytest.approx([sum(weighted)])
 
 
 @pytest.mark.parametrize("above", [0.0, 1e-7])
 def test_a_null_trace_that_is_certain_leaves_neg_log_p_without_reward_and_inv_p_with_the_plain_sum(above):
     """c_base = 1: weights -log 1 = 0 and 1/1 = 1. A log-prob a hair above 0 is rounding of the same."""
     logprobs_KT, base_T = double([0.5, 0.25], [0.9, 0.1]).log(), double(above, above)
-    nothing = group_reward(get_scheme("ws-neg-log-p"), logprobs_KT, base_T)
+    nothing = signals("ws-neg-log-p", logprobs_KT, base_T)
     assert nothing.reward_K.tolist() == [0.0, 0.0]
     assert nothing.base.item() == 0.0
-    assert nothing.signal_KT.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert nothing.token_KT.tolist() == [[0.0, 0.0], [0.0, 0.0]]
     advantage = group_advantage(nothing)
     assert advantage.dead
     assert advantage.advantage_K.tolist() == [0.0, 0.0]
 
-    plain_sum = group_reward(get_scheme("ws-inv-p"), logprobs_KT, base_T)
+    plain_sum = signals("ws-inv-p", logprobs_KT, base_T)
     assert plain_sum.reward_K.tolist() == pytest.approx([0.75, 1.0])
-    assert plain_sum.signal_KT.flatten().tolist() == pytest.approx([0.5, 0.25, 0.9, 0.1])
+    assert plain_sum.token_KT.flatten().tolist() == pytest.approx([0.5, 0.25, 0.9, 0.1])
     # Without Eq. 9 (R_base = 2 is above both), two rewards are one deviation from their mean.
     assert group_advantage(plain_sum, baseline="none").advantage_K.tolist() == pytest.approx([-1, 1])
 
 
 def test_one_certain_token_gets_weight_zero_and_others_keep_theirs():
-    got = group_reward(get_scheme("ws-neg-log-p"), double([0.5, 0.25]).log(), double(1.0, 0.1).log())
-    assert got.signal_KT[0].tolist() == pytest.approx([0, 0.25 * math.log(10)])
+    got = signals("ws-neg-log-p", double([0.5, 0.25]).log(), double(1.0, 0.1).log())
+    assert got.token_KT[0].tolist() == pytest.approx([0, 0.25 * math.log(10)])
     assert got.reward_K.tolist() == pytest.approx([0.25 * math.log(10)])
 
 
@@ -125,9 +132,9 @@ def test_one_certain_token_gets_weight_zero_and_others_keep_theirs():
 def test_probabilities_of_1e_300_give_finite_numbers(name, tokens):
     logprobs_KT = torch.full((3, tokens), TINY, dtype=torch.float64) + double(0.0, 10.0, 20.0)[:, None] / tokens
     base_T = torch.full((tokens,), TINY, dtype=torch.float64)
-    got = group_reward(get_scheme(name), logprobs_KT, base_T)
+    got = signals(name, logprobs_KT, base_T)
     advantage = group_advantage(got)
-    for values in (got.reward_K, got.scaled_K, got.signal_KT, got.base, advantage.advantage_K):
+    for values in (got.reward_K, got.scaled_K, got.token_KT, got.base, advantage.advantage_K):
         assert values.isfinite().all()
     assert not advantage.dead
     assert advantage.advantage_K.diff().gt(0).all(), "a likelier answer has the larger advantage"
@@ -149,7 +156,7 @@ def test_p_still_learns_from_an_answer_of_minus_5000_nats():
     logprobs_KT = -1 + 0.01 * torch.randn(6, 5000, dtype=torch.float64, generator=generator)
     base_T = -1 + 0.01 * torch.randn(5000, dtype=torch.float64, generator=generator)
     assert not logprobs_KT.sum(-1).exp().any(), "plain exp underflows, in float64 too"
-    advantage = group_advantage(group_reward(get_scheme("p"), logprobs_KT, base_T))
+    advantage = group_advantage(signals("p", logprobs_KT, base_T))
     assert not advantage.dead
     want = exact_advantages(logprobs_KT, base_T)
     assert len(set(want)) > 2, "some trace beats the null trace, so there is something to learn"
@@ -158,7 +165,7 @@ def test_p_still_learns_from_an_answer_of_minus_5000_nats():
 
 def test_an_unclipped_reward_is_compared_with_its_group_however_much_better_the_null_trace_is():
     """P of -4990, -4991 and -4992 nats beside a null trace of -1000: R_base plays no part where baseline is none."""
-    got = group_reward(get_scheme("p"), double([-4990.0], [-4991.0], [-4992.0]), double(-1000.0))
+    got = signals("p", double([-4990.0], [-4991.0], [-4992.0]), double(-1000.0))
     rewards = [1, math.exp(-1), math.exp(-2)]
     mean = sum(rewards) / 3
     deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 3)
@@ -168,7 +175,7 @@ def test_an_unclipped_reward_is_compared_with_its_group_however_much_better_the_
         clipped = group_advantage(got, std_floor=floor)
         assert clipped.dead, "with Eq. 9, all are below the baseline"
         assert clipped.advantage_K.tolist() == [0.0, 0.0, 0.0]
-    better = group_reward(get_scheme("p"), double([-3.0], [-4.0]), double(-1.0))
+    better = signals("p", double([-3.0], [-4.0]), double(-1.0))
     assert better.base.item() == pytest.approx(math.exp(-1))
 
 
@@ -178,7 +185,7 @@ def module(tmp_path, monkeypatch):
 
     def write(source, folder=tmp_path):
         name = f"user_{uuid.uuid4().hex}"
-        (folder / f"{name}.py").write_text(f"import torch\nfrom nrt_cli.objective.schemes import Scheme\n{source}\n")
+        (folder / f"{name}.py").write_text(f"import torch\nimport nrt_cli\n{source}\n")
         monkeypatch.syspath_prepend(folder)
         return name
 
@@ -187,25 +194,27 @@ def module(tmp_path, monkeypatch):
 
 def test_a_users_function_gets_its_signal_from_autograd(module):
     name = module("def squares(logprobs, base):\n    return (logprobs.exp() ** 2 / base.exp()).sum(-1)")
-    got = group_reward(get_scheme(f"{name}:squares"), double([0.5, 0.25], [1.0, 1.0]).log(), double(0.1, 0.8).log())
+    got = signals(f"{name}:squares", double([0.5, 0.25], [1.0, 1.0]).log(), double(0.1, 0.8).log())
     # R = sum c^2 / c_base, so (dR/dc) c = 2 c^2 / c_base.
     assert got.reward_K.tolist() == pytest.approx([2.5 + 0.078125, 10 + 1.25])
-    assert got.signal_KT.flatten().tolist() == pytest.approx([5, 0.15625, 20, 2.5])
+    assert got.token_KT.flatten().tolist() == pytest.approx([5, 0.15625, 20, 2.5])
     assert got.base.item() == pytest.approx(0.9)
 
 
 def test_a_users_scheme_may_give_log_rewards_and_a_closed_form(module):
     name = module(
-        "half_p = Scheme('half', lambda c, b: c.sum(-1) / 2, in_log=True)\n"
-        "closed = Scheme('closed', lambda c, b: c.sum(-1), signal=lambda c, b: torch.full_like(c, 7.0))"
+        "half_p = nrt_cli.reward(lambda c, b: c.sum(-1) / 2, in_log=True)\n"
+        "@nrt_cli.reward\n"
+        "def closed(c, b): return c.sum(-1)\n"
+        "closed.token_signal = lambda c, b: torch.full_like(c, 7.0)"
     )
     logprobs_KT, base_T = double([-4000.0, -2000.0], [-4000.0, -2002.0]), double(-3000.0, -3004.0)
-    half = group_reward(get_scheme(f"{name}:half_p"), logprobs_KT, base_T)
+    half = signals(f"{name}:half_p", logprobs_KT, base_T)
     # Log-rewards -3000, -3001 and -3002 for the null trace.
     assert half.scaled_K.tolist() == pytest.approx([1, math.exp(-1)])
     assert half.scaled_base.item() == pytest.approx(math.exp(-2))
     assert half.log_scale.item() == -3000
-    assert get_scheme(f"{name}:closed").signal(logprobs_KT, base_T).tolist() == [[7.0, 7.0], [7.0, 7.0]]
+    assert signals(f"{name}:closed", logprobs_KT, base_T).token_KT.tolist() == [[7.0, 7.0], [7.0, 7.0]]
 
 
 def test_a_scheme_beside_the_user_is_found(module, tmp_path, monkeypatch):
@@ -215,29 +224,29 @@ def test_a_scheme_beside_the_user_is_found(module, tmp_path, monkeypatch):
     (beside / "my_own_reward_module.py").write_text("def reward(c, b):\n    return c.sum(-1)\n")
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.chdir(beside)
-    assert get_scheme("my_own_reward_module:reward").signal is None
+    assert methods.get("my_own_reward_module:reward").token_signal is None
 
 
 @pytest.mark.parametrize("name", ["nowhere_at_all:reward", ":reward", ".relative:reward", "math:no_such_name", "math:"])
 def test_a_scheme_that_cannot_be_found_is_named(name):
-    with pytest.raises(ConfigError, match=f"^scheme {name!r} cannot be imported: .+"):
-        get_scheme(name)
+    with pytest.raises(ConfigError, match=f"^method {name!r} cannot be imported: .+"):
+        methods.get(name)
 
 
 @pytest.mark.parametrize("source", ["def broken(:", "raise RuntimeError('licence expired')"])
 def test_a_module_that_fails_to_import_is_named(source, module):
     name = module(source)
-    with pytest.raises(ConfigError, match=f"scheme '{name}:reward' cannot be imported: "):
-        get_scheme(f"{name}:reward")
+    with pytest.raises(ConfigError, match=f"method '{name}:reward' cannot be imported: "):
+        methods.get(f"{name}:reward")
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("return c.sum()", "fails on two traces of three answer tokens"),
+        ("return c.sum()", "fails on 2 traces of 3 answer tokens"),
         ("return c", r"one finite reward per trace, shape \[K\]"),
         ("return c.sum(-1, keepdim=True)", r"one finite reward per trace, shape \[K\]"),
-        ("return 1.0", "fails on two traces of three answer tokens"),
+        ("return 1.0", "fails on 2 traces of 3 answer tokens"),
         ("return c.detach().sum(-1)", "differentiable in the first"),
         ("return b.sum().expand(len(c))", "differentiable in the first"),
         ("return (c - 1).log().sum(-1)", "one finite reward per trace"),
@@ -249,35 +258,32 @@ def test_a_module_that_fails_to_import_is_named(source, module):
 def test_a_reward_that_cannot_be_trained_on_is_refused(body, said, module):
     name = module(f"def reward(c, b):\n    {body}")
     with pytest.raises(ConfigError, match=said) as caught:
-        get_scheme(f"{name}:reward")
-    assert str(caught.value).startswith(f"scheme '{name}:reward' ")
+        methods.get(f"{name}:reward")
+    assert str(caught.value).startswith(f"method '{name}:reward' ")
 
 
 @pytest.mark.parametrize("signal", ["lambda c, b: c.sum(-1)", "lambda c, b: c[:, :1]", "lambda c, b: c / 0"])
 def test_a_closed_form_that_is_not_one_finite_number_per_token_is_refused(signal, module):
-    name = module(f"reward = Scheme('own', lambda c, b: c.sum(-1), signal={signal})")
+    name = module(f"reward = nrt_cli.reward(lambda c, b: c.sum(-1))\nreward.token_signal = {signal}")
     with pytest.raises(ConfigError, match="one finite token signal per answer token"):
-        get_scheme(f"{name}:reward")
+        methods.get(f"{name}:reward")
 
 
 def test_something_that_is_no_function_is_refused(module):
     name = module("reward = 5")
-    with pytest.raises(ConfigError, match="fails on two traces"):
-        get_scheme(f"{name}:reward")
+    with pytest.raises(ConfigError, match="neither a function nor a class"):
+        methods.get(f"{name}:reward")
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="'pp' is unknown; choose one of logp, p, gm, am, ws-inv-p, ws-neg-log-p"):
-        get_scheme("pp")
+    with pytest.raises(
+        ConfigError,
+        match=r"'pp' is unknown; choose one of sft, logp, p, am, gm, .* or module:function",
+    ):
+        methods.get("pp")
 
 
 def test_rewards_are_constants_of_the_loss():
     logprobs_KT = double([0.5, 0.25]).log().requires_grad_()
-    got = group_reward(get_scheme("am"), logprobs_KT, double(0.1, 0.8).log())
-    assert not any(t.requires_grad for t in (got.reward_K, got.base, got.signal_KT, got.scaled_K))
-
-
-def test_a_scheme_instance_can_be_used_as_it_is():
-    got = group_reward(Scheme("sum", lambda c, _: c.exp().sum(-1)), double([0.5, 0.25]).log(), double(0.1, 0.8).log())
-    assert got.reward_K.tolist() == pytest.approx([0.75])
-    assert got.signal_KT.flatten().tolist() == pytest.approx([0.5, 0.25])
+    got = signals("am", logprobs_KT, double(0.1, 0.8).log())
+    assert not any(t.requires_grad for t in (got.reward_K, got.base, got.token_KT, got.scaled_K))

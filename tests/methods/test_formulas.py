@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from nrt_cli.config import SCHEMES
-from nrt_cli.objective.formulas import FORMULAS
-from nrt_cli.objective.schemes import get_scheme, group_reward
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection
+from nrt_cli.methods import FORMULAS, SCHEMES, Group
 
 C, C_BASE = [0.5, 0.25, 0.9], [0.1, 0.8, 0.3]
 
@@ -35,10 +35,9 @@ def test_every_scheme_is_written_down():
 def test_what_is_written_is_what_is_computed(name):
     formulas = FORMULAS[name]
     logprobs_KT, base_T = torch.tensor([C]).double().log(), torch.tensor(C_BASE).double().log()
-    group = group_reward(get_scheme(name), logprobs_KT, base_T)
-    computed = float(get_scheme(name).reward(logprobs_KT, base_T)[0])
-    computed = math.exp(computed) if get_scheme(name).in_log else computed
+    signals = methods.get(name).signals(Group.of(logprobs_KT, base_T, ObjectiveSection()))
+    computed = float(signals.reward_K[0])
     weight = [evaluated(formulas.weight.text, i) for i in range(3)] if formulas.weight else None
     assert evaluated(formulas.aggregation.text, weight=weight) == pytest.approx(computed)
     assert evaluated(formulas.reward.text) == pytest.approx(computed)
-    assert [evaluated(formulas.signal.text, i) for i in range(3)] == pytest.approx(group.signal_KT[0].tolist())
+    assert [evaluated(formulas.signal.text, i) for i in range(3)] == pytest.approx(signals.token_KT[0].tolist())

@@ -1,0 +1,203 @@
+"""The local backend: one process, on the CPU or one GPU.
+
+Shapes: N scored tokens of some rows, one row after another.
+
+A unit's loss is a function of its log-probabilities, and those of the model: the first part is differentiated on
+detached leaves, the second with the gradient that comes out. So units that fit the token budget are done in one forward
+pass together, and one that does not is scored first and redone in parts, with the same result.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nrt_cli.backends.local.memory import Budget
+from nrt_cli.backends.local.optimiser import Optimiser
+from nrt_cli.backends.local.policy import Policy
+from nrt_cli.backends.local.reasoning import LoadedReasoner
+from nrt_cli.backends.local.throughput import matmul_ceiling
+from nrt_cli.backends.samplers import Sampler, make_sampler
+from nrt_cli.config import RunConfig
+from nrt_cli.models.export import export_model
+from nrt_cli.models.loading import load_model, load_tokens
+from nrt_cli.models.lora import adapt
+from nrt_cli.objective.rows import Row, by_prompt
+from nrt_cli.objective.units import Unit
+from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.text.tokens import ThinkTokens
+
+
+class Loaded(NamedTuple):
+    """A model that is in memory already, with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    tokens: ThinkTokens
+
+
+class LocalBackend:
+    """A policy, its optimiser and its sampler; the verbs are `training.trainer.Backend`'s.
+
+    Args:
+        loaded: None: the config's model, from its folder.
+    """
+
+    def __init__(self, config: RunConfig, loaded: Loaded | None = None) -> None:
+        self.config = config
+        self.budget = Budget(config.train.micro_batch_tokens)
+        if loaded is None:
+            names = config.tokens
+            tokenizer, tokens = load_tokens(config.model.path, names.think_start, names.think_end)
+            model = load_model(config.model)
+            if config.model.lora.rank is not None:
+                model = adapt(model, config.model.lora, tokens, config.seed)
+            loaded = Loaded(model, tokenizer, tokens)
+        model, self.tokenizer, self.tokens = loaded
+        packing = config.engine.packing == "auto"
+        self.policy = Policy(model, self.tokens.pad_id, config.rollout.temperature, packing)
+        self.device = self.policy.device
+        self.optimiser = Optimiser(model, config.optimiser)
+        self.sampler: Sampler | None = None
+        if config.thinks:
+            self.sampler = make_sampler(config, model, self.tokenizer, self.tokens)
+        self.exact_sampler = self.sampler is not None and self.sampler.exact
+        self.reference: Policy | None = None
+        if config.objective.kl_weight:
+            frozen = load_model(config.model).requires_grad_(False)
+            self.reference = Policy(frozen, self.tokens.pad_id, config.rollout.temperature, packing)
+        self.ceiling = matmul_ceiling(model.device, model.dtype, torch.get_num_threads())
+        self.work = 0.0
+        self.verified = self.published = False
+        self.said: list[Any] = []
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        self.budget.say = say
+        if self.policy.no_packing:
+            say(f"nothing is packed, since {self.policy.no_packing}")
+
+    def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
+        assert self.sampler is not None
+        return self.sampler.sample_groups(examples, group_size, key)
+
+    def publish(self) -> None:
+        if self.sampler is not None and not self.published:
+            self.sampler.update()
+        self.published = True
+
+    def reasoner(self) -> LoadedReasoner:
+        return LoadedReasoner(self.policy.model, self.tokenizer, self.tokens, self.config.rollout.batch_rows)
+
+    # --- scores and gradients ----------------------------------------------------------------------------------------
+
+    def score(self, rows: Sequence[Row], reference: bool = False) -> list[tuple[Tensor, Tensor]]:
+        policy = self.reference if reference else self.policy
+        assert policy is not None
+
+        def work() -> list[tuple[Tensor, Tensor]]:
+            self._verify(rows)
+            return policy.score_without_gradient(rows, self.budget.tokens)
+
+        scores = self.budget.retrying(work, undo=lambda: None)
+        self.work += policy.work(rows)
+        return scores
+
+    def _verify(self, rows: Sequence[Row]) -> None:
+        """Once on real rows, the longest and the shortest of a prompt, before anything is made of what they score: the
+        shortest way to find a model for which packing is not what it should be."""
+        if self.verified:
+            return
+        group = sorted(next(by_prompt(rows)), key=lambda row: len(row.ids))
+        if self.policy.packing and not self.policy.verify_packing([group[-1], group[0]]):
+            self.budget.say(f"nothing is packed, since {self.policy.no_packing}")
+        self.verified = True
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether rows of one prompt are packed into one forward pass."""
+        return self.policy.packing and self.policy.size(rows) <= self.budget.tokens
+
+    def forward_backward(self, units: Sequence[Unit]) -> None:
+        self.said += self.budget.retrying(lambda: self._accumulate(units), self.optimiser.forget)
+
+    def _accumulate(self, units: Sequence[Unit]) -> list[Any]:
+        """Add the gradient of some units' losses to the model's; returns what the losses said besides."""
+        self._verify(units[0].rows)
+        said = []
+        for together in self._together(units):
+            rows = [row for unit in together for row in unit.rows]
+            parts = list(self.policy.micro_batches(rows, self.budget.tokens))
+            if len(parts) == 1:
+                graph = self.policy.score(rows)
+            else:
+                scored = self.policy.score_without_gradient(rows, self.budget.tokens)
+                graph = (torch.cat([s[0] for s in scored]), torch.cat([s[1] for s in scored]))
+            leaves = [scored_N.detach().double().requires_grad_() for scored_N in graph]
+            sizes = [sum(row.scored for row in unit.rows) for unit in together]
+            columns = (leaf.split(sizes) for leaf in leaves)
+            losses = [unit.loss(*scores) for unit, *scores in zip(together, *columns, strict=True)]
+            torch.stack([loss for loss, _ in losses]).sum().backward()
+            said += [besides for _, besides in losses]
+            # A leaf that no loss used has no gradient.
+            grads = [
+                (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).to(scored_N.dtype)
+                for leaf, scored_N in zip(leaves, graph, strict=True)
+            ]
+            if len(parts) == 1:
+                torch.autograd.backward(graph, grads)
+            else:
+                of_parts = (grad.split([sum(row.scored for row in part) for part in parts]) for grad in grads)
+                for part, *part_grads in zip(parts, *of_parts, strict=True):
+                    torch.autograd.backward(self.policy.score(part), part_grads)
+            # A pass that is done twice for want of memory is useful once.
+            self.work += self.policy.work(rows, backward=True)
+        return said
+
+    def _together(self, units: Sequence[Unit]) -> Iterator[Sequence[Unit]]:
+        """Consecutive units that share a forward pass; one that fits none goes alone."""
+        start = 0
+        for end in range(1, len(units) + 1):
+            rows = [row for unit in units[start : end + 1] for row in unit.rows]
+            if end == len(units) or self.policy.size(rows) > self.budget.tokens:
+                yield units[start:end]
+                start = end
+
+    def step(self, rate: float) -> tuple[float, list[Any]]:
+        norm = self.optimiser.step(rate)
+        self.published = False
+        said, self.said = self.said, []
+        return norm, said
+
+    def mfu(self, seconds: float) -> float:
+        rate = self.work / seconds
+        if rate > self.ceiling:
+            # Something else kept the machine busy while the ceiling was measured.
+            again = matmul_ceiling.__wrapped__(self.device, self.policy.model.dtype, torch.get_num_threads())
+            self.ceiling = max(self.ceiling, again)
+        return rate / self.ceiling
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"budget": self.budget.tokens}
+
+    def save(self) -> Mapping[str, Tensor]:
+        return self.optimiser.state()
+
+    def broken_weight(self) -> str | None:
+        masters = self.optimiser.masters
+        return next((name for name, weight in masters.items() if not bool(torch.isfinite(weight).all())), None)
+
+    def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.optimiser.load_state(tensors)
+        # Halved where memory ran out: with it, gradients are summed in the same parts as they would have been.
+        self.budget.tokens = min(self.budget.tokens, state.get("budget", self.budget.tokens))
+        self.published = False
+
+    def export(self, folder: Path, checkpoint: Path) -> None:
+        base = Path(self.config.model.path)
+        export_model(self.policy.model, self.tokenizer, self.tokens, self.config, base, folder)
+
+    def close(self) -> None:
+        """Nothing runs beside this process."""

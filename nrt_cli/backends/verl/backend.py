@@ -1,0 +1,214 @@
+"""The verl backend: Ray, FSDP2 and vLLM, one GPU to many nodes.
+
+The driver holds no weights. It asks the processes for traces, for log-probabilities and for updates; units' losses are
+computed on the ranks where whole units fit a forward pass (`loss.py`), else on the driver.
+
+Shapes: N scored tokens of some rows, one row after another.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
+
+from nrt_cli.backends.verl.cluster import Processes
+from nrt_cli.backends.verl.rows import as_rows, scored
+from nrt_cli.backends.vllm_rollouts import stream_seed
+from nrt_cli.config import RunConfig
+from nrt_cli.errors import StoreError
+from nrt_cli.models.export import RANKS, export_checkpoint, ranks_weights
+from nrt_cli.models.loading import load_tokens
+from nrt_cli.objective.rows import Row
+from nrt_cli.objective.units import Unit
+from nrt_cli.records import Example, RolloutGroup
+
+Scores = list[tuple[Tensor, Tensor]]
+"""Log-probabilities and entropies of the scored tokens of some rows."""
+
+
+class VerlBackend:
+    """A run's processes behind the verbs of `training.trainer.Backend`.
+
+    Args:
+        budget: tokens of a rank's forward pass; None: as the settings of the processes say.
+    """
+
+    device = torch.device("cpu")
+    exact_sampler = False
+    work = 0.0
+
+    def __init__(self, config: RunConfig, processes: Processes, budget: int | None = None) -> None:
+        self.config, self.processes = config, processes
+        self.budget = processes.budget if budget is None else budget
+        self.tokenizer, self.tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
+        self.units: Sequence[Unit] = ()
+        self.taken = 0
+        """Optimiser steps of this process."""
+        self.published: int | None = None
+        """After how many of them the sampler's weights were taken."""
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        say(f"verl is up: {self.processes.ranks} of its ranks hold different rows")
+
+    def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
+        requests = [
+            {
+                "example": example,
+                "tokens": self.tokens,
+                "max_trace_tokens": self.config.rollout.trace_cap(len(example.answer_ids)),
+                "seed": stream_seed(*key, example.index, k),
+            }
+            for example in examples
+            for k in range(group_size)
+        ]
+        rollouts = iter(self.processes.sample(requests, self.config.rollout.temperature))
+        return [RolloutGroup(example, tuple(next(rollouts) for _ in range(group_size))) for example in examples]
+
+    def publish(self) -> None:
+        if self.processes.asleep or self.published != self.taken:
+            self.processes.publish(self.taken)
+            self.published = self.taken
+
+    def reasoner(self) -> None:
+        """Nobody to ask questions: the samplers end with their trace, and so accuracies are not measured."""
+
+    # --- scores and gradients ----------------------------------------------------------------------------------------
+
+    def score(self, rows: Sequence[Row], reference: bool = False) -> Scores:
+        order, padded = self._dealt(rows, [len(row.ids) for row in rows])
+        batch = as_rows(padded, self.config.rollout.temperature, entropy=not reference)
+        tu.assign_non_tensor(batch, compute_loss=False)
+        output = (self.processes.score_reference if reference else self.processes.score)(batch)
+        logprobs = scored(output["log_probs"], batch)
+        entropies = logprobs if reference else scored(output["entropy"], batch)
+        by_row = dict(zip(order, zip(logprobs, entropies, strict=True), strict=True))
+        return [by_row[i] for i in range(len(rows))]
+
+    def _dealt(self, items: Sequence[Any], sizes: Sequence[int]) -> tuple[list[int], list[Any]]:
+        """Items in the order in which ranks, each taking its share from the front, have about the same to do.
+
+        The last item is repeated to make the shares equal. Returns each one's place in `items`, and the items.
+        """
+        ranks = self.processes.ranks
+        missing = -len(items) % ranks
+        places = [*range(len(items)), *([len(items) - 1] * missing)]
+        if ranks > 1:
+            shares = get_seqlen_balanced_partitions([sizes[i] for i in places], ranks, equal_size=True)
+            places = [places[i] for share in shares for i in share]
+        return places, [items[i] for i in places]
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """A pass that comes before an update is of all rows alike."""
+        return True
+
+    def forward_backward(self, units: Sequence[Unit]) -> None:
+        """Kept for `step`: verl's ranks go forward, back and on in one call."""
+        self.units = units
+
+    def step(self, rate: float) -> tuple[float, list[Any]]:
+        tokens = max(sum(len(row.ids) for row in unit.rows) for unit in self.units)
+        whole = tokens <= self.budget and len(self.units) % self.processes.ranks == 0
+        return (self._whole if whole else self._in_two_passes)(self.units, rate)
+
+    def _whole(self, units: Sequence[Unit], rate: float) -> tuple[float, list[Any]]:
+        """A minibatch in one pass: the ranks compute the losses of whole units."""
+        # verl's workers take as many rows of every unit: one with fewer says its last again, which nothing reads.
+        most = max(len(unit.rows) for unit in units)
+        rows = [[*unit.rows, *unit.rows[-1:] * (most - len(unit.rows))] for unit in units]
+        places, _ = self._dealt(units, [sum(len(row.ids) for row in part) for part in rows])
+        flat = [row for i in places for row in rows[i]]
+        carried = [entry for i in places for entry in [(units[i].loss, most), *[None] * (most - 1)]]
+        numbers = [(i, k) for i in places for k in range(most)]
+        batch = as_rows(
+            flat, self.config.rollout.temperature, entropy=True, carried=carried, row=list(range(len(flat)))
+        )
+        tu.assign_non_tensor(batch, force_group_size=most)
+        metrics = self._update(batch, rate)
+        told = {numbers[i]: (torch.tensor(lp), torch.tensor(h)) for i, lp, h in metrics["scored"]}
+        said = []
+        for i, unit in enumerate(units):
+            pairs = (told[i, k] for k in range(most))
+            said.append(unit.loss(*(torch.cat(column).double() for column in zip(*pairs, strict=True)))[1])
+        return metrics["norm"], said
+
+    def _in_two_passes(self, units: Sequence[Unit], rate: float) -> tuple[float, list[Any]]:
+        """A minibatch whose units do not fit: scored first, then updated with the losses' gradient."""
+        rows = [row for unit in units for row in unit.rows]
+        scores = iter(self.score(rows))
+        said, gradients = [], []
+        for unit in units:
+            pairs = [next(scores) for _ in unit.rows]
+            leaves = [torch.cat(column).double().requires_grad_() for column in zip(*pairs, strict=True)]
+            total, besides = unit.loss(*leaves)
+            total.backward()
+            said.append(besides)
+            grads = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+            gradients += list(zip(*(grad.split([len(pair[0]) for pair in pairs]) for grad in grads), strict=True))
+        # What no loss reaches, such as a null trace, needs no second pass.
+        reached = [i for i, grads in enumerate(gradients) if any(bool(grad.any()) for grad in grads)] or [0]
+        places, _ = self._dealt(reached, [len(rows[i].ids) for i in reached])
+        columns: dict[str, list[Tensor]] = {"gradient": [], "entropy_gradient": []}
+        seen: set[int] = set()
+        for place in places:
+            for values, grad in zip(columns.values(), gradients[reached[place]], strict=True):
+                values.append(torch.zeros_like(grad) if place in seen else grad)  # a repeated row counts once
+            seen.add(place)
+        entropy = bool(self.config.objective.entropy_weight)
+        if not entropy:
+            del columns["entropy_gradient"]
+        batch = as_rows([rows[reached[i]] for i in places], self.config.rollout.temperature, entropy, **columns)
+        return self._update(batch, rate)["norm"], said
+
+    def _update(self, batch: TensorDict, rate: float) -> dict[str, Any]:
+        """One optimiser step on a batch; `norm` of the gradient, and `scored` where the rows were of whole units."""
+        tu.assign_non_tensor(
+            batch,
+            learning_rate=rate,
+            mini_batch_size=len(batch),
+            epochs=1,
+            seed=0,
+            dataloader_kwargs={"shuffle": False},
+        )
+        metrics = self.processes.update(batch)
+        norm = float(np.mean(metrics["grad_norm"]))
+        self.taken += int(math.isfinite(norm))
+        return {"norm": norm, "scored": metrics.get("scored", ())}
+
+    def mfu(self, seconds: float) -> float:
+        """The ranks' matmul rate is not measured from here."""
+        return math.nan
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"ranks": int(self.processes.workers.world_size)}
+
+    def save(self) -> Callable[[Path], None]:
+        """Writes the ranks' weights and moments, each rank its own, and the weights as a Hugging Face folder."""
+        return lambda folder: self.processes.save(folder.absolute() / RANKS, self.taken)
+
+    def broken_weight(self) -> None:
+        """Weights are finite as long as gradients are, and the ranks take no step with one that is not."""
+
+    def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint of as many ranks. Raises StoreError for another number."""
+        ranks = int(self.processes.workers.world_size)
+        if state.get("ranks") != ranks:
+            raise StoreError(
+                f"{folder}: was saved by {state.get('ranks')} ranks and this run has {ranks}; resume with as many."
+            )
+        self.processes.load(folder.absolute() / RANKS)
+        self.taken, self.published = state["updates"], None
+
+    def export(self, folder: Path, checkpoint: Path) -> None:
+        export_checkpoint(ranks_weights(checkpoint), self.config, Path(self.config.model.path), folder)
+
+    def close(self) -> None:
+        self.processes.close()

@@ -1,0 +1,102 @@
+"""The methods: what is learned. A file each, found here; from their facts come choices, tables, plans and documents.
+
+Imports no torch: what computes is a function of tensors that it is given.
+"""
+
+import importlib
+import pkgutil
+
+from nrt_cli.errors import ConfigError
+from nrt_cli.methods.hooks import load_hook
+from nrt_cli.methods.method import Formula, Formulas, Group, Method, Rowwise, Signals, prove, reward
+
+__all__ = [
+    "ALIASES",
+    "CONTROL",
+    "DEFAULT",
+    "FORMULAS",
+    "METHODS",
+    "SCHEMES",
+    "SUPERVISED",
+    "Formula",
+    "Formulas",
+    "Group",
+    "Method",
+    "Rowwise",
+    "Signals",
+    "facts",
+    "get",
+    "own_name",
+    "reward",
+]
+
+
+def _found() -> dict[str, Method]:
+    """An instance of every class that a file here gives a name of its own, in their places."""
+    classes = []
+    for file in pkgutil.iter_modules(__path__, f"{__name__}."):
+        module = importlib.import_module(file.name)
+        classes += [
+            kind
+            for kind in vars(module).values()
+            if isinstance(kind, type) and issubclass(kind, Method) and vars(kind).get("name")
+            if kind.__module__ == file.name
+        ]
+    return {kind.name: kind() for kind in sorted(classes, key=lambda kind: (kind.place, kind.name))}
+
+
+METHODS = _found()
+"""By name, in the order of tables."""
+
+SCHEMES = tuple(name for name, method in METHODS.items() if method.samples and method.policy_gradient)
+"""Those that reward traces."""
+
+CONTROL = next(method for method in METHODS.values() if method.samples and not method.policy_gradient)
+"""Whose traces are sampled and not trained; any method with `objective.weights.trace` 0 is this one too."""
+
+SUPERVISED = next(method for method in METHODS.values() if not method.samples)
+"""Which samples nothing."""
+
+DEFAULT = next(name for name, method in METHODS.items() if vars(type(method)).get("default"))
+"""What a config has that names no method."""
+
+FORMULAS = {
+    method.name: method.formulas
+    for method in sorted(METHODS.values(), key=lambda method: method.formulas.place if method.formulas else 0)
+    if method.formulas
+}
+"""By method, in the order of Table 1."""
+
+ALIASES = {alias: name for name, method in METHODS.items() for alias in method.aliases}
+
+
+def own_name(method: str) -> str:
+    """A built-in method's name, also where another of its names was given; other names as they are."""
+    lower = method.lower()
+    return lower if lower in METHODS else ALIASES.get(lower, method)
+
+
+def facts(name: str) -> Method:
+    """A method's facts, without importing a user's: theirs samples traces."""
+    return METHODS.get(name) or Method()
+
+
+def get(name: str) -> Method:
+    """A method by name, or a user's own as `module:function` or `module:Class`, proved. Raises ConfigError."""
+    if ":" not in name:
+        if name not in METHODS:
+            raise ConfigError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)} or module:function.")
+        return METHODS[name]
+    found = load_hook(name, "method", ("method", "reward"))
+    if isinstance(found, type):
+        if not issubclass(found, Method):
+            raise ConfigError(f"method {name!r} is a class, but no nrt_cli.Method; derive it from that.")
+        found = found()
+    if not isinstance(found, Method):
+        if not callable(found):
+            raise ConfigError(f"method {name!r} is neither a function nor a class.")
+        found = reward(found)
+    from nrt_cli.config import ObjectiveSection
+
+    prove(found, name, ObjectiveSection())
+    return found

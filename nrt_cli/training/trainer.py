@@ -1,0 +1,290 @@
+"""Algorithm 1, once: sample, score what pi_old knows, then an optimiser step per minibatch; and held-out scores.
+
+Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a row.
+
+Where it is computed is a backend's business, which knows nothing of the objective: it gets rows, and a loss that is a
+function of what the policy says of them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.local.throughput import Clock
+from nrt_cli.config import OptimiserSection, RunConfig
+from nrt_cli.errors import TrainingError
+from nrt_cli.objective.losses import Known
+from nrt_cli.objective.metrics import GroupScore, step_metrics
+from nrt_cli.objective.rows import Row
+from nrt_cli.objective.units import Objective, Unit
+from nrt_cli.records import Example, HeldOut, RolloutGroup
+from nrt_cli.store import Content
+from nrt_cli.text.tokens import ThinkTokens
+
+TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
+"""First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
+
+Scores = tuple[Tensor, Tensor]
+"""logprobs_N and entropies_N of a row's scored tokens, natural logs and nats."""
+
+
+class Backend(Protocol):
+    """Where a policy is kept, sampled, scored and updated.
+
+    Attributes:
+        device: of the clock, and where log-probabilities lie.
+        exact_sampler: whether what the sampler says of its own tokens is what a pass over them would say.
+        work: floating-point operations since it was set to 0.
+    """
+
+    tokenizer: Any
+    tokens: ThinkTokens
+    device: torch.device
+    exact_sampler: bool
+    work: float
+
+    def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
+        """K traces for each example from the weights last published, from the random streams that `key` names."""
+
+    def score(self, rows: Sequence[Row], reference: bool = False) -> list[Scores]:
+        """What the policy, or the starting model, says of rows, without gradient."""
+
+    def forward_backward(self, units: Sequence[Unit]) -> None:
+        """Add the gradient of the units' losses, of a whole minibatch, to that of the next step."""
+
+    def step(self, rate: float) -> tuple[float, list[Any]]:
+        """One optimiser step; the gradient's norm, and what each unit's loss said besides. None if it is not finite."""
+
+    def publish(self) -> None:
+        """The policy's weights to whoever samples, if they have older ones."""
+
+    def save(self) -> Content:
+        """A checkpoint's tensors by name, or what writes them into a folder."""
+
+    def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint."""
+
+    def export(self, folder: Path, checkpoint: Path) -> None:
+        """The policy as a model folder."""
+
+    # Facts.
+    def fits(self, rows: Sequence[Row]) -> bool:
+        """Whether a row more of the same prompt costs no pass of its own."""
+
+    def mfu(self, seconds: float) -> float:
+        """The share of the machine's matmul rate that `work` in so many seconds is; NaN if not measured."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says besides its tensors."""
+
+    def broken_weight(self) -> str | None:
+        """The name of a weight that is not finite: only whole weights may take a good checkpoint's place."""
+
+    def reasoner(self) -> Reasoner | None:
+        """The policy as it is, to ask it questions."""
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say what a person should know of how this computes, and whatever comes up later, through `say`."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one training step did: its metrics and, where traces are sampled, every group as it was scored."""
+
+    metrics: dict[str, float]
+    scores: list[GroupScore]
+
+
+def rate_factor(settings: OptimiserSection, update: int, updates: int) -> float:
+    """Share of the peak learning rate at optimiser step `update` (from 0) of `updates`."""
+    warmup = math.ceil(settings.warmup * updates)
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    progress = (update - warmup) / max(1, updates - warmup)
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[settings.schedule]
+
+
+class Trainer:
+    """A run's policy in training.
+
+    Args:
+        updates: optimiser steps of the whole run.
+        factor: share of the peak learning rate at an update (from 0); None: as the config's schedule has it.
+
+    Attributes:
+        updated: optimiser steps taken.
+    """
+
+    def __init__(
+        self, config: RunConfig, backend: Backend, updates: int, factor: Callable[[int], float] | None = None
+    ) -> None:
+        self.config, self.backend, self.updated = config, backend, 0
+        self.factor = factor or (lambda update: rate_factor(config.optimiser, update, updates))
+        self.objective = Objective(config, backend.tokens)
+        self.layout = self.objective.layout
+        self.clock = Clock(backend.device)
+
+    def train_step(self, examples: Sequence[Example], step: int) -> tuple[Update, list[RolloutGroup]]:
+        """Sample, where the method does, and update; seconds of each phase and rates are among the metrics."""
+        started = time.perf_counter()
+        self.clock.read()  # what held-out scores took is no part of a step
+        self.backend.work = 0.0
+        groups = self.sample(examples, step) if self.config.samples else []
+        update = self.update(groups or examples)
+        seconds = time.perf_counter() - started
+        phases, tokens = self.clock.read(), update.metrics["tokens"]
+        update.metrics.update({"seconds": seconds, "tokens_per_second": tokens / seconds})
+        update.metrics.update({f"seconds_{phase}": taken for phase, taken in phases.items()})
+        updating = update.metrics["seconds_update"] = seconds - phases.get("rollout", 0.0)
+        update.metrics["mfu"] = self.backend.mfu(updating)
+        if groups:
+            sampled = sum(len(rollout.sampler_logprobs) for group in groups for rollout in group.rollouts)
+            update.metrics["rollout_tokens_per_second"] = sampled / phases["rollout"]
+        return update, groups
+
+    def sample(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
+        """K traces for each example under the current policy, from the random streams of this step."""
+        return self._sample(examples, self.config.rollout.group_size, (self.config.seed, TRAIN_STREAM, step))
+
+    def _sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
+        with self.clock("weights"):
+            self.backend.publish()
+        with self.clock("rollout"):
+            return self.backend.sample(examples, group_size, key)
+
+    def update(self, batch: Sequence[RolloutGroup] | Sequence[Example]) -> Update:
+        """One optimiser step per minibatch of sampled groups (Algorithm 1) or, without traces, of examples (Eq. 1).
+
+        c_base and pi_old belong to the policy that sampled, so what is needed of them later is known before the first
+        optimiser step; the first minibatch needs no pass for either, since there pi_old is the current policy.
+        """
+        groups = [item for item in batch if isinstance(item, RolloutGroup)]
+        examples = [item for item in batch if isinstance(item, Example)]
+        size = self.config.train.minibatch_size or len(batch)
+        known: list[Known] = []
+        if groups:
+            with self.clock("score"):
+                known = self._known_before(groups, size)
+        scores: list[GroupScore] = []
+        reports: list[dict[str, float]] = []
+        for start in range(0, len(batch), size):
+            part = slice(start, start + size)
+            traces = sum(len(group.rollouts) for group in groups[part])
+            units = [self.objective.of_group(*pair, traces) for pair in zip(groups[part], known[part], strict=True)]
+            units += self.objective.of_examples(examples[part])
+            rate = self.config.optimiser.lr * self.factor(self.updated)
+            with self.clock("gradient"):
+                self.backend.forward_backward(units)
+            with self.clock("optimiser"):
+                norm, said = self.backend.step(rate)
+            if not math.isfinite(norm):
+                raise TrainingError(f"the gradient's norm is {norm}")
+            self.updated += 1
+            reports.append({"grad_norm": norm, "lr": rate})
+            if examples:
+                answers = sum(len(example.answer_ids) for example in examples[part])
+                reports[-1] |= {
+                    "loss": sum(score.loss for score in said),
+                    "answer_logprob_per_token": sum(score.answer_logprob for score in said) / answers,
+                }
+            else:
+                scores += said
+        # Means over minibatches, a minibatch's loss being the sum over its units.
+        metrics = step_metrics(scores, len(reports)) if scores else {}
+        metrics |= {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
+        rows = [row for group in groups for row in self.layout.rows(group)[: len(group.rollouts)]]
+        rows += [self.layout.reference_row(example) for example in examples]
+        metrics["tokens"] = sum(len(row.ids) for row in rows)
+        return Update(metrics, scores)
+
+    def _known_before(self, groups: Sequence[RolloutGroup], first: int) -> list[Known]:
+        """What pi_old and the starting model say of each group, before the first optimiser step.
+
+        A group of the first minibatch (the first `first`) needs no pass for pi_old at all: its null trace rides along
+        in its forward pass with gradient, where pi_old is still the policy. For later ones, what the sampler said of
+        its own tokens is what pi_old says, where the sampler is the policy itself.
+        """
+        known = [Known() for _ in groups]
+        if self.backend.exact_sampler and not self.config.objective.credit_forced_end:
+            for i, group in enumerate(groups[first:], first):
+                known[i] = Known(old_trace_KZ=self.layout.sampler_logprobs(group), sampler_is_old=True)
+        elif len(groups) > first:
+            rows = [self.layout.rows_with_null(group) for group in groups[first:]]
+            for i, scores in enumerate(self._scored(rows), first):
+                trace_KZ = self.layout.trace_logprobs(groups[i], scores[:-1])
+                known[i] = Known(base_logprobs_T=scores[-1][0].double(), old_trace_KZ=trace_KZ)
+        alone = [
+            i
+            for i, group in enumerate(groups)
+            if known[i].base_logprobs_T is None
+            if i >= first or not self.backend.fits(self.layout.rows_with_null(group))
+        ]
+        nulls = self._scored([[self.layout.null_row(groups[i].example)] for i in alone])
+        for i, ((logprobs_T, _),) in zip(alone, nulls, strict=True):
+            known[i] = replace(known[i], base_logprobs_T=logprobs_T.double())
+        if self.config.objective.kl_weight:
+            references = self._scored([self.layout.rows(group) for group in groups], reference=True)
+            for i, scores in enumerate(references):
+                known[i] = replace(known[i], reference_trace_KZ=self.layout.trace_logprobs(groups[i], scores))
+        return known
+
+    def _scored(self, parts: Sequence[Sequence[Row]], reference: bool = False) -> list[list[Scores]]:
+        """The scores of each part's rows, all of them asked for at once."""
+        rows = [row for part in parts for row in part]
+        scores = iter(self.backend.score(rows, reference) if rows else ())
+        return [[next(scores) for _ in part] for part in parts]
+
+    @torch.no_grad()
+    def held_out(self, examples: Sequence[Example]) -> HeldOut:
+        """log P(y*) of held-out examples, in nats: with one sampled and the null trace if it thinks, else direct.
+
+        The traces come from the same random streams at every call, so two calls differ by the policy alone.
+        """
+        if not self.config.thinks:
+            logprobs = self.answer_logprobs([self.layout.direct_row(example) for example in examples], examples)
+            return HeldOut({"answer_logprob": mean_total(logprobs)}, logprobs)
+        groups = self._sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
+        traces = [group.rollouts[0] for group in groups]
+        with_trace = self.answer_logprobs([self.layout.rows(group)[0] for group in groups], examples)
+        with_null = self.answer_logprobs([self.layout.null_row(example) for example in examples], examples)
+        metrics = {
+            "answer_logprob": mean_total(with_trace),
+            "null_logprob": mean_total(with_null),
+            "gain": mean_total(with_trace) - mean_total(with_null),
+            "trace_length": sum(len(trace.trace_ids) for trace in traces) / len(traces),
+            "forced_share": sum(trace.forced for trace in traces) / len(traces),
+        }
+        return HeldOut(metrics, with_trace, tuple(groups), with_null)
+
+    def answer_logprobs(self, rows: Sequence[Row], examples: Sequence[Example]) -> tuple[tuple[float, ...], ...]:
+        """Of each row, the log-probs of y*, its last tokens."""
+        scored = zip(self.backend.score(rows), examples, strict=True)
+        return tuple(tuple(logprobs_N[-len(e.answer_ids) :].tolist()) for (logprobs_N, _), e in scored)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says besides its tensors."""
+        return {"updates": self.updated, **self.backend.state()}
+
+    def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self.backend.load(folder, state, tensors)
+        self.updated = state["updates"]
+
+
+def mean_total(logprobs: Sequence[Sequence[float]]) -> float:
+    """Mean over examples of log P(y*), in nats."""
+    return sum(map(sum, logprobs)) / len(logprobs)
