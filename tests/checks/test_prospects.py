@@ -133,9 +133,7 @@ def test_smaller_groups_are_disjoint():
 
 def test_the_advantages_are_the_loss_s():
     """Not a second implementation: a scheme of a user's own is asked the same."""
-    from nrt_cli.objective.schemes import Scheme
-
-    mine = Scheme("mine", lambda logprobs_KT, _: -logprobs_KT.sum(-1))  # the least likely is the best
+    mine = methods.reward(lambda logprobs_KT, _: -logprobs_KT.sum(-1))  # the least likely is the best
     found = prospects([group(trace(-2.0, 1.0), trace(-4.0, 0.0), null=-1.0)], mine, OBJECTIVE)
     assert found.agrees == 0
     assert torch.is_grad_enabled()
