@@ -5,7 +5,7 @@ from pathlib import Path
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import NAMES, benchmark
 from nrt_cli.data.examples import documents_in
-from nrt_cli.evaluation.lm_eval.rows import questions_here
+from nrt_cli.evaluation.rows import questions_here
 from nrt_cli.records import Overlap
 from nrt_cli.text.questions import KnownDocuments
 from nrt_cli.training.start import Inputs

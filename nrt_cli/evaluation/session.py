@@ -11,7 +11,7 @@ from nrt_cli.backends.machine import version
 from nrt_cli.backends.reasoners import open_reasoner
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
-from nrt_cli.evaluation.lm_eval import Benchmark
+from nrt_cli.evaluation.benchmark import Benchmark
 from nrt_cli.models.loading import pick_device
 from nrt_cli.models.metadata import Metadata, read_metadata
 from nrt_cli.models.sources import model_fingerprint

@@ -14,8 +14,8 @@ from nrt_cli.data import digits
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import Tokenizer, prepare, tokenizer_fingerprint
 from nrt_cli.errors import ConfigError, EvalError
+from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.evaluation.evaluate import evaluate
-from nrt_cli.evaluation.lm_eval import load_suite
 from nrt_cli.evaluation.session import Job
 from nrt_cli.evaluation.tasks import Tell
 from nrt_cli.models.loading import load_tokenizer

@@ -15,7 +15,7 @@ from nrt_cli.checks.overlap import overlap
 from nrt_cli.cli import app
 from nrt_cli.config import to_yaml
 from nrt_cli.config.suite import NAMES, benchmark
-from nrt_cli.evaluation.lm_eval.rows import questions_here
+from nrt_cli.evaluation.rows import questions_here
 from nrt_cli.measures.overlap import described, warnings
 from nrt_cli.progress import Progress
 from nrt_cli.records import Overlap
@@ -81,7 +81,7 @@ def test_benchmarks_whose_documents_are_here_are_looked_for(compared: Callable[.
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
 def test_every_benchmark_is_found_in_what_it_asks(name: str) -> None:
     """The prompt that the benchmark itself makes of a document holds what the document is known by."""
-    from nrt_cli.evaluation.lm_eval import load_suite
+    from nrt_cli.evaluation.benchmark import load_suite
     from nrt_cli.text.questions import KnownDocuments
 
     (suite,) = load_suite([name])

@@ -5,6 +5,7 @@ configs/eval/README.md, and here as DIFFERENT. Rows are ours, or with shared/dat
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt_cli.evaluation import sandbox
-from nrt_cli.evaluation.lm_eval import load_suite
-from nrt_cli.evaluation.lm_eval.rows import Row, read_rows
-from nrt_cli.evaluation.lm_eval.scorers import GRADERS, gold
+from nrt_cli.evaluation.benchmark import Benchmark, load_suite
+from nrt_cli.evaluation.rows import Row, read_rows
 
 ROOT = Path(__file__).parent.parent.parent
 Answered = tuple[Row, str]
@@ -36,7 +36,7 @@ def places(*real: str) -> Any:
 def rows_of(name: str, place: str, subset: str = "") -> list[Row]:
     if not (PLACES[place] / name).is_dir():
         pytest.skip("no shared/data beside this repository")
-    return list(read_rows(name, PLACES[place])[subset])[:40]
+    return list(rows_below(name, PLACES[place])[subset])[:40]
 
 
 class Rows(list):
@@ -87,9 +87,18 @@ def of_task(task: Any, filter_name: str) -> Theirs:
     return lambda answered: their_scores(task, answered, filter_name)
 
 
+@cache
+def opened(name: str) -> Benchmark:
+    return load_suite([name])[0]
+
+
+def rows_below(name: str, place: Path | None) -> Any:
+    return read_rows(opened(name).spec, place)
+
+
 def our_score(name: str, subset: str, row: Row, answers: Sequence[Any]) -> float:
-    spec = load_suite([name])[0].spec
-    return GRADERS[spec.grader](spec, subset, row, answers).scores[spec.metric]
+    spec, grader = opened(name).spec, opened(name).grader
+    return grader.grade(row, grader.gold(row), answers, spec.answer_patterns(subset)).scores[spec.metric]
 
 
 def disagreements(
@@ -160,7 +169,7 @@ def mmlu_outputs(row: Row) -> list[str]:
 
 
 def test_mmlu() -> None:
-    rows = [row for rows in read_rows("mmlu", PLACES["own rows"]).values() for row in rows]
+    rows = [row for rows in rows_below("mmlu", PLACES["own rows"]).values() for row in rows]
     task = their_task("mmlu/flan_cot_zeroshot/mmlu_anatomy.yaml", rows)
     assert disagreements("mmlu", "anatomy", rows, mmlu_outputs, of_task(task, "flexible-extract")) == []
 
@@ -202,7 +211,7 @@ def test_bbh(place: str, task_name: str) -> None:
 
 
 def test_bbh_every_task_accepts_its_own_answers() -> None:
-    for subset in load_suite(["bbh"])[0].subsets:
+    for subset in opened("bbh").spec.subsets:
         for place in PLACES:
             for row in rows_of("bbh", place, subset):
                 assert our_score("bbh", subset, row, [f"So the answer is {row['target']}."]) == 1, (
@@ -228,7 +237,7 @@ def test_bbh_differences() -> None:
 
 
 def drop_outputs(row: Row) -> list[str]:
-    answers = gold(load_suite(["drop"])[0].spec, row)
+    answers = opened("drop").grader.gold(row)
     return [answers[0][0], answers[-1][0], "nothing of the kind", "12"]
 
 
@@ -237,8 +246,8 @@ def test_drop(place: str) -> None:
     from lm_eval.tasks.drop.utils import process_results
 
     rows = rows_of("drop", place)
-    spec = load_suite(["drop"])[0].spec
-    theirs = of_function(lambda row, output: process_results({"answers": gold(spec, row)}, [output])["f1"])
+    gold = opened("drop").grader.gold
+    theirs = of_function(lambda row, output: process_results({"answers": gold(row)}, [output])["f1"])
     assert disagreements("drop", "", rows, drop_outputs, theirs) == []
 
 
@@ -297,14 +306,14 @@ def test_ifeval(place: str) -> None:
 
 
 def math_outputs(row: Row) -> list[str]:
-    right = gold(load_suite(["math"])[0].spec, row)
+    right = opened("math").grader.gold(row)
     return [f"${right}$", f"So it is ${right}$", "$12345$", "I cannot tell"]
 
 
 def test_math() -> None:
     from lm_eval.tasks.hendrycks_math.utils import process_results
 
-    rows = [row for rows in read_rows("math", PLACES["own rows"]).values() for row in rows]
+    rows = [row for rows in rows_below("math", PLACES["own rows"]).values() for row in rows]
     theirs = of_function(lambda row, output: float(process_results(row, [output])["exact_match"]))
     assert disagreements("math", "algebra", rows, math_outputs, theirs) == []
 
@@ -333,7 +342,7 @@ def test_humaneval_agrees_with_its_own_scorer() -> None:
 
     if sandbox.missing():
         pytest.skip("no complete sandbox here")
-    for row in list(read_rows("humaneval", None)[""])[::41]:
+    for row in list(rows_below("humaneval", None)[""])[::41]:
         for completion in (row["canonical_solution"], "    return None\n"):
             theirs = check_correctness(row, completion, timeout=10)["passed"]
             answers = [completion] * 3 + ["    raise ValueError\n"] * 17

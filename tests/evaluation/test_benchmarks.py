@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,15 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from nrt_cli.config.suite import select
 from nrt_cli.errors import DataError, EvalError
-from nrt_cli.evaluation import lm_eval as engine
-from nrt_cli.evaluation import sandbox
-from nrt_cli.evaluation.lm_eval import load_suite, rows
-from nrt_cli.records import Reply, Request
+from nrt_cli.evaluation import benchmark as engine
+from nrt_cli.evaluation import rows, sandbox
+from nrt_cli.evaluation.benchmark import Benchmark, load_suite
+from nrt_cli.store.evals import document_hash, settings_hash
 
 OWN_ROWS = Path(__file__).parent.parent / "eval_data"
 SHARED_ROWS = Path(__file__).parent.parent.parent.parent / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def forget_rows() -> Iterator[None]:
-    yield
-    rows.read_rows.cache_clear()
 
 
 def opened(name: str) -> Any:
@@ -42,30 +36,13 @@ def questions(count: int) -> list[dict[str, str]]:
     return [{"question": f"What is {i} + {i}?", "answer": f"#### {2 * i}"} for i in range(count)]
 
 
-class Scripted:
-    """Answers every request by a function of the prompt's text; log-likelihoods are minus the continuation's length."""
-
-    def __init__(self, tokenizer: Any, answer: Any) -> None:
-        self.tokenizer, self.answer = tokenizer, answer
-        self.asked: list[Request] = []
-
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        self.asked = list(requests)
-        for request in reversed(self.asked):
-            prompt = self.tokenizer.decode(request.prompt_ids)
-            if request.mode == "loglikelihood":
-                yield request, Reply(logprob=-float(len(request.continuation_ids)))
-            else:
-                yield request, Reply(trace="The answer is 3.", answer=self.answer(prompt, request.seed_key))
-
-
 # Documents
 
 
 @pytest.mark.parametrize("benchmark", load_suite(), ids=lambda benchmark: benchmark.name)
 def test_all_nine_read_local_rows(benchmark: Any) -> None:
     documents = benchmark.documents(OWN_ROWS)
-    assert {document.subset for document in documents} == set(benchmark.subsets or ("",))
+    assert {document.subset for document in documents} == set(benchmark.spec.subsets or ("",))
     assert len({document.id for document in documents}) == len(documents) >= 2
     for document in documents:
         assert document.messages[-1]["role"] == "user"
@@ -114,8 +91,8 @@ def test_a_limit_is_a_seeded_sample_spread_over_subsets(name: str, limit: int) -
     assert fewer < set(ids)
     others = [[document.id for document in benchmark.documents(OWN_ROWS, limit, seed=seed)] for seed in range(2, 6)]
     assert any(other != ids for other in others)
-    if benchmark.subsets:
-        assert len({document.subset for document in some}) == min(limit, len(benchmark.subsets))
+    if benchmark.spec.subsets:
+        assert len({document.subset for document in some}) == min(limit, len(benchmark.spec.subsets))
 
 
 def test_drop_is_a_sample_of_a_thousand_without_a_limit(tmp_path: Path) -> None:
@@ -174,7 +151,7 @@ def test_without_a_hub_the_remedy_is_a_folder(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "package"), [("math", "math_verify"), ("ifeval", "langdetect"), ("gsm8k", "lm_eval")])
+@pytest.mark.parametrize(("name", "package"), [("math", "math_verify"), ("ifeval", "langdetect"), ("bbh", "lm_eval")])
 def test_a_missing_scorer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
     there = engine.find_spec
     monkeypatch.setattr(engine, "find_spec", lambda asked: None if asked == package else there(asked))
@@ -271,70 +248,48 @@ def test_settings_are_json_and_tell_gradings_apart() -> None:
         assert benchmark.settings["versions"]["lm_eval"]
 
 
-# Our loop and lm-eval's
+# What was stored is found again
+
+AS_STORED = {
+    "mmlu": ("5bf1bbe29b542ac5", "11385554e023faab", "6d07fc6fe2d2902d"),
+    "bbh": ("fe1ab6263daccaac", "75c3c41f5b374188", "9a316216c545480c"),
+    "drop": ("ff78d94f4c01dcf0", "9e41eb434e80d795", "d655d2d254a91e6b"),
+    "popqa": ("74a6951ec8fc8243", "ffdc7f68f78ce513", "27b524a728314383"),
+    "truthfulqa": ("3e8a3ff8c9fe7438", "9c3af4fec0de8459", "e3e1e2ebd7afc973"),
+    "gsm8k": ("e06b348cf5a0cb33", "b58ad0601f440294", "7436b519db359c04"),
+    "math": ("becce20f05a1ebf1", "811396a88e8248e3", "546f1ebba0f89ae1"),
+    "humaneval": ("9ec0bdd07270199c", "edc142eb6b02b316", "33cc1e00f7a5925e"),
+    "ifeval": ("98ff8ea65a460bac", "91e32efc61bcdd5a", "b7ab9b7bc52fae4a"),
+}
+"""Digests of settings, documents and requests, as they were while lm-eval rendered the prompts."""
 
 
-def told(request: Request) -> tuple[Any, ...]:
-    """All that decides a reply."""
-    return (
-        request.prompt_ids,
-        request.continuation_ids,
-        request.seed_key,
-        request.think,
-        request.max_trace_tokens,
-        request.max_answer_tokens,
-        request.temperature,
-        request.top_p,
-    )
-
-
-def by_our_loop(benchmark: Any, scripted: Scripted, count: int) -> list[dict[str, float]]:
-    documents = benchmark.documents(OWN_ROWS)[:count]
-    asked = {document.id: benchmark.requests(document, scripted.tokenizer, True, 8, 0) for document in documents}
-    replies = {request.key: reply for request, reply in scripted.run([r for group in asked.values() for r in group])}
-    return [
-        dict(benchmark.grade(document, [replies[request.key] for request in asked[document.id]]).scores)
+@pytest.mark.parametrize("name", AS_STORED)
+def test_what_was_asked_and_stored_before_is_asked_alike(name: str, tiny_tokenizer: Any) -> None:
+    benchmark = opened(name)
+    documents = benchmark.documents(OWN_ROWS)
+    told = [
+        [
+            *(
+                r.key,
+                tiny_tokenizer.decode(r.prompt_ids),
+                tiny_tokenizer.decode(r.continuation_ids),
+                r.mode,
+                r.seed_key,
+            ),
+            *(r.think, r.max_trace_tokens, r.max_answer_tokens, r.stop, r.temperature, r.top_p),
+        ]
         for document in documents
+        for r in benchmark.requests(document, tiny_tokenizer, True, 64, 5)
     ]
+    settings = {**benchmark.settings, "versions": sorted(benchmark.settings["versions"])}
+    settings.pop("sentences", None)  # what this machine splits sentences with
+    each = (settings, {"all": list(map(document_hash, documents))}, {"all": told})
+    assert tuple(settings_hash(part)[:16] for part in each) == AS_STORED[name]
 
 
-def by_lm_eval(benchmark: Any, scripted: Scripted, count: int) -> list[dict[str, float]]:
-    import lm_eval
-
-    from nrt_cli.evaluation.lm_eval.adapter import ReasonerLM
-
-    subset, found = next(iter(rows.read_rows(benchmark.name, OWN_ROWS).items()))
-    task = benchmark.task(subset, found)
-    results = lm_eval.evaluate(
-        lm=ReasonerLM(scripted, think=True, max_trace_tokens=8),
-        task_dict={"tasks": {task.config.task: task}, "groups": {}},
-        apply_chat_template=True,
-        fewshot_as_multiturn=bool(benchmark.spec.examples and benchmark.spec.examples.multiturn),
-        limit=count,
-        bootstrap_iters=0,
-    )
-    samples = sorted(results["samples"][task.config.task], key=lambda sample: sample["doc_id"])
-    return [{name: sample[name] for name in (benchmark.metric,)} for sample in samples]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gsm8k", "popqa", "truthfulqa", "bbh", "drop", "humaneval"])
-def test_our_loop_and_lm_evals_give_the_same_scores(name: str, tiny_tokenizer: Any) -> None:
-    answers = {
-        "gsm8k": lambda prompt, key: "It is 9." if "Mia" in prompt else "It is 6.",
-        "popqa": lambda prompt, key: "Oslo",
-        "bbh": lambda prompt, key: "So the answer is True.",
-        "drop": lambda prompt, key: "The answer is <Ann>",
-        "humaneval": lambda prompt, key: "return sum(values)" if key[-1] % 3 == 0 else "return 0",
-        "truthfulqa": None,
-    }
-    if name == "humaneval" and sandbox.missing():
-        pytest.skip("no complete sandbox here")
-    ours, theirs = Scripted(tiny_tokenizer, answers[name]), Scripted(tiny_tokenizer, answers[name])
-    count = 1 if name == "bbh" else 2
-    graded = by_our_loop(opened(name), ours, count)
-    expected = by_lm_eval(opened(name), theirs, count)
-    metric = opened(name).metric
-    assert [scores[metric] for scores in graded] == [scores[metric] for scores in expected]
-    assert any(scores[metric] > 0 for scores in graded)
-    assert sorted(map(told, ours.asked)) == sorted(map(told, theirs.asked))
+def test_a_changed_grader_voids_its_own_benchmark_alone() -> None:
+    before = {benchmark.name: benchmark.settings for benchmark in load_suite()}
+    changed = {spec.name: spec.model_copy(update={"version": 1 + (spec.name == "gsm8k")}) for spec in select(["all"])}
+    after = {name: Benchmark(spec).settings for name, spec in changed.items()}
+    assert [name for name in before if before[name] != after[name]] == ["gsm8k"]

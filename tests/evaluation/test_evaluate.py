@@ -11,9 +11,9 @@ import pytest
 from nrt_cli import config as configs
 from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
+from nrt_cli.evaluation.benchmark import Benchmark
 from nrt_cli.evaluation.comparison import compare
 from nrt_cli.evaluation.evaluate import evaluate
-from nrt_cli.evaluation.lm_eval import Benchmark
 from nrt_cli.evaluation.session import Job
 from nrt_cli.progress import EvalProgress
 from nrt_cli.store.evals import DOCUMENTS, Evaluation, find_evaluations

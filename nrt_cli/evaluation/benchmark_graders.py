@@ -1,0 +1,223 @@
+"""How each benchmark's answers are graded: extraction by `grading.graders`, comparison by the field's libraries.
+
+DROP's F1 and IFEval's checkers are lm-eval's own; MATH is compared by lm-eval's string rules and by math-verify;
+HumanEval runs in the sandbox. A user's own benchmark is graded as pairs are. No grader sees a trace.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from operator import eq
+from pathlib import Path
+from typing import Any
+
+from nrt_cli.config.suite import AS_PAIRS, BenchmarkSpec
+from nrt_cli.errors import ConfigError
+from nrt_cli.evaluation import sandbox
+from nrt_cli.evaluation.rows import Row
+from nrt_cli.grading import graders
+from nrt_cli.grading.grading import Grade, find, guess, verifier
+
+Answers = Sequence[Any]
+"""Texts, or for benchmarks in mode `loglikelihood` the log-probability of each choice in nats."""
+
+
+@dataclass(frozen=True)
+class BenchmarkGrader:
+    """A row's reference answer, as JSON, and the grade of the replies to it.
+
+    `grade` is given the row, its reference answer, the replies and the patterns of the subset's answers; `packages` is
+    what it imports; `refuses` says why a user's row cannot be graded, "" for one that can.
+    """
+
+    gold: Callable[[Row], Any]
+    grade: Callable[[Row, Any, Answers, tuple[str, ...]], Grade]
+    packages: tuple[str, ...] = ()
+    refuses: Callable[[Row], str] = lambda row: ""
+
+
+class GradedRow(dict[str, Any]):
+    """A row as a user's grader gets it: its columns, and what every row that is graded has."""
+
+    def __init__(self, row: Row, answer: str, grader: str) -> None:
+        super().__init__(row)
+        self.answer, self.grader = answer, grader
+
+
+def grader_of(spec: BenchmarkSpec) -> BenchmarkGrader:
+    """The grader that a benchmark names. Raises ConfigError where there is none, or where it lacks a package."""
+    if not (spec.own and (spec.grader in AS_PAIRS or ":" in spec.grader)):
+        if spec.grader not in GRADERS:
+            names = ", ".join(dict.fromkeys((*AS_PAIRS, *GRADERS)))
+            raise ConfigError(
+                f"{spec.file}: grader={spec.grader!r} is unknown; choose one of {names} or module:function."
+            )
+        return GRADERS[spec.grader]
+    try:
+        function = find(spec.grader)
+    except ConfigError as error:
+        raise ConfigError(f"{spec.file}: {error}") from None
+
+    def gold(row: Row) -> str:
+        return str(row.get(spec.reference, ""))
+
+    def grade(row: Row, answer: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+        grades = [function(GradedRow(row, answer, spec.grader), reply) for reply in answers]
+        names = dict.fromkeys(name for each in grades for name in each.scores)
+        means = {name: sum(each.scores.get(name, 0.0) for each in grades) / len(grades) for name in names}
+        return Grade(tuple(each.extracted[0] for each in grades), means)
+
+    def refuses(row: Row) -> str:
+        answer = gold(row)
+        right = grade(row, answer, [answer], ()).score == 1
+        if ":" in spec.grader or (right and (spec.grader != "choice" or guess([answer]) == "choice")):
+            return ""
+        return f"{spec.reference}={answer!r} is no answer that it reads"
+
+    return BenchmarkGrader(gold, grade, (), refuses)
+
+
+def _exact_match(read: Callable[[Any], str | None], same: Callable[[Any, Any], bool]) -> Any:
+    """A grader that reads an answer and compares it."""
+
+    def grade(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+        found = read(answers[0])
+        return Grade((found,), {"exact_match": float(same(found, gold))})
+
+    return grade
+
+
+def _phrase(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+    found = graders.phrase(answers[0], patterns)
+    return Grade((found,), {"exact_match": float(graders.same_phrase(found, gold))})
+
+
+def _aliases(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+    found = graders.any_alias(answers[0], gold)
+    return Grade((found,), {"exact_match": float(found is not None)})
+
+
+def _spans(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+    from lm_eval.tasks.drop.utils import process_results
+
+    found = graders.spans(answers[0])
+    scores = process_results({"answers": gold}, found or [""])
+    return Grade((", ".join(found) if found else None,), {key: float(scores[key]) for key in ("f1", "em")})
+
+
+def _accepted(row: Row) -> list[list[str]]:
+    """DROP's accepted answers, each a list of spans."""
+    if not (answers := row.get("answers")):
+        from lm_eval.tasks.drop.utils import get_answers
+
+        answers = get_answers(row)
+    return [list(answer) for answer in answers]
+
+
+def _mc2(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+    return Grade((), {"mc2": graders.mc2(answers, row["mc2_targets"]["labels"])})
+
+
+def _true_choices(row: Row) -> list[str]:
+    targets = row["mc2_targets"]
+    return [text for text, label in zip(targets["choices"], targets["labels"], strict=True) if label]
+
+
+def _equal_mathematics(found: str | None, gold: str) -> bool:
+    from lm_eval.tasks.hendrycks_math.utils import is_equiv
+
+    return found is not None and (bool(is_equiv(found, gold)) or verifier().equal(gold, found))
+
+
+def _instructions(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+    sentence_data()
+    import langdetect
+    from lm_eval.tasks.ifeval.utils import process_results
+
+    langdetect.DetectorFactory.seed = 0  # it guesses at random otherwise
+    found = process_results({**row, "kwargs": [{**given} for given in row["kwargs"]]}, [answers[0]])
+    followed = [name for name, kept in zip(gold, found["inst_level_loose_acc"], strict=True) if kept]
+    scores = {key: float(found[key]) for key in ("prompt_level_loose_acc", "prompt_level_strict_acc")}
+    for strictness in ("loose", "strict"):
+        kept = found[f"inst_level_{strictness}_acc"]
+        scores[f"instruction_share_{strictness}"] = sum(kept) / len(kept)
+    return Grade((", ".join(followed) or None,), scores)
+
+
+def _code(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
+    found = [graders.code(answer, row["entry_point"], row["prompt"]) for answer in answers]
+    tested = [program and f"{program}\n\n{row['test']}\n\ncheck({row['entry_point']})\n" for program in found]
+    # Samples are often the same text; the same program is run once.
+    programs = list(dict.fromkeys(program for program in tested if program))
+    passed = dict(zip(programs, sandbox.run(programs), strict=True))
+    correct = sum(passed[program] for program in tested if program)
+    scores = {f"pass_at_{k}": graders.pass_at_k(len(answers), correct, k) for k in (1, 10)}
+    return Grade(tuple(found), scores)
+
+
+GRADERS = {
+    "choice": BenchmarkGrader(lambda row: "ABCD"[row["answer"]], _exact_match(graders.choice, eq)),
+    "number": BenchmarkGrader(
+        lambda row: graders.number(row["answer"].rpartition("####")[2]),
+        _exact_match(graders.number, graders.same_number),
+    ),
+    "phrase": BenchmarkGrader(lambda row: row["target"], _phrase),
+    "aliases": BenchmarkGrader(lambda row: graders.alias_list(row["possible_answers"]), _aliases),
+    "spans": BenchmarkGrader(_accepted, _spans, ("lm_eval", "scipy")),
+    "mc2": BenchmarkGrader(_true_choices, _mc2),
+    "math": BenchmarkGrader(
+        lambda row: graders.boxed(row["solution"]) or "",
+        _exact_match(graders.mathematics, _equal_mathematics),
+        ("lm_eval", "math_verify"),
+    ),
+    "instructions": BenchmarkGrader(
+        lambda row: list(row["instruction_id_list"]),
+        _instructions,
+        ("lm_eval", "langdetect", "nltk", "immutabledict"),
+    ),
+    "code": BenchmarkGrader(lambda row: row.get("canonical_solution", ""), _code),
+}
+"""By the name in a benchmark's `grader`. What is changed here raises `version` of each benchmark that names it."""
+
+
+@cache
+def sentence_data() -> str:
+    """Which data nltk splits sentences with, for IFEval; makes nltk find it. Nothing is downloaded.
+
+    `punkt_tab` where nltk has it; else the copy that PyPI's llama-index-core carries; else `untrained`: the same
+    algorithm without its list of abbreviations.
+    """
+    import nltk
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if _has_punkt(nltk):
+        return "punkt_tab"
+    if (package := find_spec("llama_index")) is not None and package.submodule_search_locations:
+        for location in package.submodule_search_locations:
+            nltk.data.path.append(str(Path(location) / "core" / "_static" / "nltk_cache"))
+        if _has_punkt(nltk):
+            return "punkt_tab"
+    folder = Path(_scratch().name)
+    english = folder / "tokenizers" / "punkt_tab" / "english"
+    english.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (english / name).touch()
+    nltk.data.path.append(str(folder))
+    return "untrained"
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder that lives as long as this process."""
+    return tempfile.TemporaryDirectory(prefix="nrt-nltk-")
+
+
+def _has_punkt(nltk: Any) -> bool:
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english")
+    except LookupError:
+        return False
+    return True
