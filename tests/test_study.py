@@ -7,7 +7,7 @@ import yaml
 
 from nrt_cli import config as configs
 from nrt_cli.config import configs_dir
-from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs, to_yaml
+from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import SCHEMES
 
@@ -88,12 +88,12 @@ def test_a_variant_has_a_title_beside_its_settings(tmp_path):
     study = parse_study(values, "x")
     assert [run.config.method for run in planned_runs(study, Path("s"))] == ["am", "gm"] * 2
     assert study.variants["x"].title == "Mine"
-    assert parse_study(yaml.safe_load(to_yaml(study)), "again") == study
+    assert parse_study(yaml.safe_load(configs.to_yaml(study)), "again") == study
 
 
 def test_a_study_survives_its_yaml():
     study = load_study("laptop", ["title=naïve – “study”", "seeds=[4, 5]"], jobs=3)
-    again = parse_study(yaml.safe_load(to_yaml(study)), "again")
+    again = parse_study(yaml.safe_load(configs.to_yaml(study)), "again")
     assert again == study
     assert (again.title, again.seeds, again.jobs) == ("naïve – “study”", (4, 5), 3)
 

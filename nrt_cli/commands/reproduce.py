@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,9 +13,8 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import Interrupted, NrtError
 
 if TYPE_CHECKING:
-    from nrt_analysis.report.contents import Contents
-
     from nrt_cli.config.study import StudyConfig
+    from nrt_cli.workflows.study import StudyPlan
 
 EXAMPLE = "Example: nrt reproduce laptop"
 
@@ -44,15 +43,18 @@ def reproduce(
     asked = load_study(study, overrides or [], jobs)
     folder = out or Path("studies") / Path(study).stem
     if dry_run:
-        _plan(asked, folder, as_json)
+        from nrt_cli.workflows.study import plan_study
+
+        plan = plan_study(folder, asked)
+        console.result(plan.record(), as_json, lambda _: _render_plan(plan))
         return
-    from nrt_cli.commands.report import DEFAULT, make_report, require_packages
+    from nrt_cli.commands.report import DEFAULT, make_report, require_packages, show_report
     from nrt_cli.progress import choose_for_study
-    from nrt_cli.workflows.reproduce import reproduce as run_study
+    from nrt_cli.workflows.study import reproduce as run_study
 
     require_packages()
     with choose_for_study() as display:
-        outcome = run_study(folder, asked, display)
+        outcomes = run_study(folder, asked, display)
     for look in (_score_tokens, _ask, _judge):
         try:
             look(asked, folder)
@@ -61,25 +63,20 @@ def reproduce(
         except NrtError as error:  # what is asked beyond the scores must not cost the report
             console.warn(str(error))
     contents, written = make_report([folder], folder / "report", DEFAULT.split(","))
-    record = outcome | {"report": contents.record(), "files": [str(path) for path in written]}
-    console.result(record, as_json, lambda _: _show(outcome, contents, written))
-    if _unfinished(outcome):
-        raise typer.Exit(1)
+    runs = {name: vars(outcome) for name, outcome in outcomes.items()}
+    record = {"study": str(folder), "runs": runs, "report": contents.record(), "files": [str(path) for path in written]}
+    missing = {name: outcome.reason for name, outcome in outcomes.items() if outcome.status != "finished"}
 
-
-def _unfinished(outcome: dict[str, Any]) -> dict[str, str]:
-    """Why runs are not finished, by name."""
-    return {name: run["reason"] for name, run in outcome["runs"].items() if run["status"] != "finished"}
-
-
-def _show(outcome: dict[str, Any], contents: "Contents", written: list[Path]) -> None:
-    from nrt_cli.commands.report import show_report
-
-    show_report(contents, written)
-    if missing := _unfinished(outcome):
+    def show() -> None:
+        show_report(contents, written)
         for name, reason in missing.items():
             console.warn(f"{name} has no result: {reason}")
-        console.note("the same command tries them again; the results of the others stand.")
+        if missing:
+            console.note("the same command tries them again; the results of the others stand.")
+
+    console.result(record, as_json, lambda _: show())
+    if missing:
+        raise typer.Exit(1)
 
 
 def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
@@ -88,7 +85,7 @@ def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
 
     from nrt_cli.progress import counted
     from nrt_cli.store.files import write_report
-    from nrt_cli.workflows.study_analysis import score_pairs
+    from nrt_cli.workflows.study import score_pairs
 
     with counted("pairs") as report:
         scored = score_pairs(folder, asked, report)
@@ -104,7 +101,7 @@ def _ask(asked: "StudyConfig", folder: Path) -> None:
 
     from nrt_cli.progress import counted
     from nrt_cli.store.files import write_report
-    from nrt_cli.workflows.study_analysis import answer_questions, score_questions
+    from nrt_cli.workflows.study import answer_questions, score_questions
 
     with counted("runs") as report:
         score_questions(folder, asked, report)
@@ -118,46 +115,48 @@ def _judge(asked: "StudyConfig", folder: Path) -> None:
     """Figures 2e and 2f. What it may cost is said before anything is asked, and is all that is said without a key."""
     from nrt_cli.commands.judge import ask_judges
     from nrt_cli.judging.judge import estimate
-    from nrt_cli.workflows.study_analysis import judge_plan
-    from nrt_cli.workflows.study_plan import judging_text
+    from nrt_cli.workflows.study import judge_plan
 
     if plan := judge_plan(folder, asked):
         for note in plan.notes:
             console.note(note)
         for row in estimate(plan):
-            console.note(judging_text(row["judge"], row["requests"], row["dollars (at most)"]))
+            console.note(_judging(row["judge"], row["requests"], row["dollars (at most)"]))
         ask_judges(plan, asked.analysis.judge_max_cost).require_whole()
 
 
-def _plan(asked: "StudyConfig", folder: Path, as_json: bool) -> None:
-    """What a study takes, without making any of it."""
-    from nrt_cli.workflows.study_plan import plan_study
+def _judging(judge: str, requests: int, dollars: float) -> str:
+    """What asking a judge comes to, in one line."""
+    return (
+        f"judging (Figures 2e and 2f): {requests:,} requests to {judge}, ${dollars:,.2f} at most without repairs; "
+        "OPENAI_BASE_URL and OPENAI_API_KEY say where"
+    )
 
-    console.result(plan_study(folder, asked), as_json, _render_plan)
 
-
-def _render_plan(plan: dict[str, Any]) -> None:
+def _render_plan(plan: "StudyPlan") -> None:
     from nrt_cli.checks.estimate import in_bytes
-    from nrt_cli.workflows.study_plan import judging_text
 
-    console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))
-    if total := plan["total"]:
+    console.stdout.print(console.plain(f"{plan.title}: {len(plan.steps)} runs in {plan.study}"))
+    if total := plan.total:
         table = Table("one run", "", title="The longest run", title_justify="left")
-        for what, value in plan["plan"]:
-            table.add_row(*map(console.plain, (what, value)))
+        for row in plan.longest:
+            table.add_row(*map(console.plain, row))
         console.stdout.print(table)
-        expected, most, scoring = total["gpu_hours"], total["gpu_hours_most"], total["scoring"] / 3600
-        hours = f"{expected:,.0f} GPU-hours expected, {most:,.0f} at the caps, evaluation not counted"
-        if not math.isnan(scoring):
+        expected, scoring = total["gpu_hours"], total["scoring"] / 3600
+        if math.isnan(expected):
+            hours = "no time is predicted"
+        elif math.isnan(scoring):
+            most = total["gpu_hours_most"]
+            hours = f"{expected:,.0f} GPU-hours expected, {most:,.0f} at the caps, evaluation not counted"
+        else:
             hours = (
                 f"{expected:,.1f} hours of training on this CPU, a run at a time; scores {scoring:,.1f} more at most"
             )
-        hours = "no time is predicted" if math.isnan(expected) else hours
         console.stdout.print(f"all runs: {in_bytes(total['disk'])} of disk; {hours}")
     else:
         console.stdout.print("data and model are made by the study itself; no time is predicted for it")
-    for judge in plan["judges"]:
-        console.stdout.print(console.plain(judging_text(judge["judge"], judge["requests"], judge["dollars_most"])))
+    for judge in plan.judges:
+        console.stdout.print(console.plain(_judging(judge.judge, judge.requests, judge.dollars_most)))
     console.stdout.print("commands:")
-    for command in plan["commands"]:
+    for command in plan.commands:
         console.stdout.print(console.plain(f"  {command}"), soft_wrap=True)

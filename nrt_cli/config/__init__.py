@@ -203,8 +203,8 @@ def absolute_path(text: str) -> str:
     return os.path.abspath(text) if os.path.exists(text) else text
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved config as YAML, every key present, in schema order."""
+def to_yaml(config: Section) -> str:
+    """A resolved config as YAML, every key present, in schema order."""
     return dump_yaml(config.model_dump(mode="json"))
 
 

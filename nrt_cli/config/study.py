@@ -172,7 +172,13 @@ FREE = ("title", "methods", "later", "seeds", "variants", "eval", "analysis", "j
 
 def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None) -> StudyConfig:
     """A study by file or shipped name, with `--set` overrides. Raises ConfigError."""
-    values = configs.read_yaml(_find(name))
+    path, root = Path(name), configs.configs_dir() / "study"
+    if not path.is_file():
+        path = root / f"{name}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in root.glob("*.yaml")))
+        raise ConfigError(f"{name}: no such study; give a YAML file or one of {shipped}.")
+    values = configs.read_yaml(path)
     for text in overrides:
         values = configs.merge(values, configs.parse_override(text))
     if jobs is not None:
@@ -198,30 +204,13 @@ def parse_study(values: dict[str, Any], origin: str) -> StudyConfig:
 
 def absolute(study: StudyConfig) -> StudyConfig:
     """The study as it is to be kept: files and folders that are there mean the same from any folder."""
-    change = configs.absolute_path
-    model, data, analysis = study.model, study.data, study.analysis
-    judge = analysis.judge.model_copy(update={"template": change(analysis.judge.template)})
-    return study.model_copy(
-        update={
-            "model": model.model_copy(update={"source": model.source and change(model.source)}),
-            "data": data.model_copy(
-                update={"sources": tuple(map(change, data.sources)), "held_out": tuple(map(change, data.held_out))}
-            ),
-            "analysis": analysis.model_copy(update={"judge": judge}),
-            "recipe": study.recipe and change(study.recipe),
-        }
-    )
-
-
-def _find(name: str) -> Path:
-    path, root = Path(name), configs.configs_dir() / "study"
-    if path.is_file():
-        return path
-    if (shipped := root / f"{name}.yaml").is_file():
-        return shipped
-    raise ConfigError(
-        f"{name}: no such study; give a YAML file or one of {', '.join(sorted(p.stem for p in root.glob('*.yaml')))}."
-    )
+    values, change = study.model_dump(), configs.absolute_path
+    data, judge = values["data"], values["analysis"]["judge"]
+    for section, key in ((values["model"], "source"), (values, "recipe"), (judge, "template")):
+        section[key] = section[key] and change(section[key])
+    for key in ("sources", "held_out"):
+        data[key] = tuple(map(change, data[key]))
+    return StudyConfig.model_validate(values)
 
 
 def planned_runs(study: StudyConfig, folder: Path) -> Iterator[Planned]:
@@ -258,11 +247,6 @@ def uses_own_benchmark(study: StudyConfig) -> bool:
     """Whether a benchmark is asked whose documents the study writes itself."""
     asked = study.eval.benchmarks
     return bool(asked) and any(spec.name == "digits" for spec in select(asked))
-
-
-def to_yaml(study: StudyConfig) -> str:
-    """Every key, in schema order."""
-    return configs.dump_yaml(study.model_dump(mode="json"))
 
 
 def changed_sections(before: StudyConfig, now: StudyConfig) -> list[str]:

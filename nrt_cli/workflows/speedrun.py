@@ -165,10 +165,6 @@ def entry_files() -> list[Path]:
     return sorted((configs.configs_dir() / "speedrun").glob("*.yaml"))
 
 
-def entry_yaml(entry: Entry) -> str:
-    return configs.dump_yaml(entry.model_dump(mode="json"))
-
-
 # --- a speedrun ------------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +307,7 @@ def speedrun(attempt: Attempt, make_display: "MakeDisplay") -> Entry:
         steps=steps,
         scores=scores,
     )
-    write_report(attempt.entry.parent, {attempt.entry.name: entry_yaml(entry).encode()})
+    write_report(attempt.entry.parent, {attempt.entry.name: configs.to_yaml(entry).encode()})
     return entry
 
 

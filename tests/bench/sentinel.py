@@ -32,7 +32,7 @@ from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import load_inputs
-from nrt_cli.workflows.study_run import make_inputs
+from nrt_cli.workflows.study import make_inputs
 from nrt_cli.workflows.train import batch_for
 
 ROOT = Path(__file__).parents[2] / ".bench" / "sentinel"

@@ -19,7 +19,7 @@ from nrt_cli.backends.machine import cpu_name
 from nrt_cli.config.study import load_study
 from nrt_cli.files import sha256
 from nrt_cli.models.sources import DIGITS
-from nrt_cli.workflows.study_run import make_inputs
+from nrt_cli.workflows.study import make_inputs
 
 WEIGHTS, MADE, ABOUT = "model.safetensors", "made.json", "nrt.json"
 

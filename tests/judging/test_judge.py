@@ -29,7 +29,7 @@ from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements, templates
 from nrt_cli.store.study import Outcome as Ended
 from nrt_cli.store.study import Study
-from nrt_cli.workflows.study_plan import plan_study
+from nrt_cli.workflows.study import plan_study
 
 pytest.importorskip("openai", reason="the judge extra is not installed")
 
@@ -1110,13 +1110,13 @@ def test_a_study_judges_the_first_seeds_finished_runs_within_its_limit(
 def test_a_plan_counts_every_checkpoint_and_texts_up_to_their_caps(tmp_path: Path) -> None:
     study = load_study("laptop", ["analysis.judge_max_cost=3", "analysis.judge.n=50", "data.validation=40"])
 
-    (judge,) = plan_study(tmp_path, study)["judges"]
+    (judge,) = plan_study(tmp_path, study).judges
 
     # Six schemes and the control; 80 steps, scored at 0, 20, 40, 60, 80; 40 held-out pairs.
-    assert judge["requests"] == 7 * 5 * 40
+    assert judge.requests == 7 * 5 * 40
     settings = next(run.config for run in planned_runs(study, tmp_path) if run.name == "am-s0")
     template, file = read_template(SHIPPED)
     caps = settings.data.max_prompt_tokens + settings.rollout.max_trace_tokens + settings.data.max_answer_tokens
     sent = caps + math.ceil(len(template.prompt("", "", "")) / 4)
-    assert judge["dollars_most"] == pytest.approx(1400 * (sent * 0.2 + 2048 * 0.5) / 1e6)
+    assert judge.dollars_most == pytest.approx(1400 * (sent * 0.2 + 2048 * 0.5) / 1e6)
     assert file.name == SHIPPED

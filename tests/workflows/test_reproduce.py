@@ -13,7 +13,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.study import Study
-from nrt_cli.workflows.study_run import make_inputs
+from nrt_cli.workflows.study import make_inputs
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="benchmarks are asked with lm-eval: pip install 'nrt-cli[eval]'")

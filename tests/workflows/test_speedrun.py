@@ -23,7 +23,6 @@ from nrt_cli.workflows.speedrun import (
     Score,
     compared,
     entry_files,
-    entry_yaml,
     markdown,
     reached,
     read_entry,
@@ -109,7 +108,7 @@ def test_it_is_done_where_a_slow_search_says(accuracies):
 
 def test_an_entry_reads_back_and_cannot_say_more_than_its_scores(tmp_path):
     file = tmp_path / "one.yaml"
-    file.write_text(entry_yaml(entry(0.0, 0.5, 0.95, 1.0)))
+    file.write_text(configs.to_yaml(entry(0.0, 0.5, 0.95, 1.0)))
     assert read_entry(str(file)) == entry(0.0, 0.5, 0.95, 1.0)
     for wrong in ({"minutes": 0.05}, {"steps": 4}, {"minutes": None, "steps": None}):
         file.write_text(yaml.safe_dump(json.loads(entry(0.0, 0.5, 0.95, 1.0).model_dump_json()) | wrong))
