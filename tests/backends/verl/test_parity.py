@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from nrt_cli.models.prepare import prepare_model
-from nrt_cli.records import Rollout, RolloutGroup
+from nrt_cli.records import Rollout
 from nrt_cli.training.local import LocalTrainer
 
 try:
@@ -38,64 +37,6 @@ CASES = SLOW | {
     "nrt-kl": ("method=am", "objective.kl_weight=0.1"),
     "nrt-entropy": ("method=am", "objective.entropy_weight=0.1", "objective.ratio=sequence"),
 }
-
-
-# --- the slow reference ----------------------------------------------------------------------------------------------
-
-
-def slow_gradient(model: Any, groups: list[RolloutGroup], config: Any, tokens: Any) -> dict[str, np.ndarray]:
-    """One trace at a time, no padding, whole logits, plain probabilities; both presets, on the first minibatch."""
-    paper = config.preset == "paper"
-    start = [tokens.start_id] if tokens.start_id is not None else []
-    rows = sum(len(group.rollouts) for group in groups)
-    divisor = config.rollout.max_trace_tokens if paper else 512
-
-    def logprobs(ids: list[int]) -> Any:
-        table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        return [None] + [table[i - 1, token] for i, token in enumerate(ids) if i]
-
-    def aggregate(c: Any, base: Any) -> Any:
-        length = 1 if paper else len(c)
-        return {
-            "logp": lambda: c.log().sum(),
-            "p": lambda: c.prod(),
-            "am": lambda: c.mean(),
-            "gm": lambda: c.prod() ** (1 / len(c)),
-            "ws-inv-p": lambda: (c / base).sum() / length,
-            "ws-neg-log-p": lambda: -(c * base.log()).sum() / length,
-        }[config.method]()
-
-    for group in groups:
-        x, y = list(group.example.prompt_ids), list(group.example.answer_ids)
-        with torch.no_grad():
-            base = torch.stack(logprobs([*x, *start, tokens.end_id, *y])[-len(y) :]).exp()
-        terms, rewards = [], []
-        for rollout in group.rollouts:
-            z = list(rollout.trace_ids)
-            lp = logprobs([*x, *start, *z, tokens.end_id, *y])
-            first = len(x) + len(start)
-            end = lp[first + len(z)]
-            trace = sum(lp[first : first + len(z)], torch.zeros((), dtype=torch.float64))
-            if rollout.stop == "end" or not paper:
-                trace = trace + end  # the released code credits a t_end that nobody sampled
-            log_c = torch.stack(lp[-len(y) :])
-            c = log_c.detach().exp().requires_grad_()
-            reward = aggregate(c, base)
-            signal = torch.autograd.grad(reward, c)[0] * c.detach() if paper else torch.ones(len(y))
-            if paper:
-                form = -(end + lp[len(x)])
-            else:
-                form = -end if rollout.stop != "end" else torch.zeros(())
-            rewards.append(reward.detach())
-            terms.append((trace, (signal * log_c).sum(), form))
-        shaped = torch.stack(rewards)
-        if paper:
-            shaped = (shaped - aggregate(base, base)).clamp(min=0)
-        spread = shaped.std(correction=0 if paper else 1)
-        advantage = (shaped - shaped.mean()) / spread if spread > 0 else torch.zeros_like(shaped)
-        for k, (trace, answer, form) in enumerate(terms):
-            ((-advantage[k] * trace - answer + 0.3 * form) / (rows * divisor)).backward()
-    return {name: weight.grad.numpy() for name, weight in model.named_parameters()}
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""A backend that can be solved: a policy that is a table of logits over five tokens, a row for every prefix.
+
+It runs through the real trainer. Every trace can be enumerated, and a gradient is exact: float64, plain SGD.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from nrt_cli.records import Rollout, RolloutGroup
+from nrt_cli.text.tokens import ThinkTokens
+
+A, B, START, END, EOS = range(5)
+"""Two words, and the tokens that hold a sequence together; eos pads, too."""
+
+
+class Solvable:
+    """The verbs of `training.trainer.Backend`; a row of the table is made, from the seed, when it is first read."""
+
+    device, exact_sampler, tokenizer, work = torch.device("cpu"), True, None, 0.0
+
+    def __init__(self, config, seed=0, scale=1.0):
+        self.config, self.seed, self.scale, self.tokens = config, seed, scale, ThinkTokens(START, END, EOS, EOS, (EOS,))
+        if config.tokens.think_start is None:
+            self.tokens = ThinkTokens(None, END, EOS, EOS, (EOS,))
+        self.table, self.units, self.calls = {}, [], []
+
+    def logits(self, prefix, reference=False):
+        """What comes after a prefix, [V]; the starting model is the table as it was made."""
+        generator = torch.Generator().manual_seed(self.seed + hash(tuple(prefix)) % 2**31)
+        made = self.scale * torch.randn(5, dtype=torch.float64, generator=generator)
+        return made if reference else self.table.setdefault(tuple(prefix), made.requires_grad_())
+
+    def row(self, row, reference=False):
+        """Log-probabilities and entropies of a row's scored tokens."""
+        pairs = []
+        for i in range(row.scored_from, len(row.ids)):
+            tempered = row.tempered[0] <= i < row.tempered[1]
+            temperature = self.config.rollout.temperature if tempered else 1.0
+            logprobs_V = (self.logits(row.ids[:i], reference) / temperature).log_softmax(-1)
+            pairs.append((logprobs_V[row.ids[i]], -(logprobs_V.exp() * logprobs_V).sum()))
+        return tuple(torch.stack(column) for column in zip(*pairs, strict=True))
+
+    def score(self, rows, reference=False):
+        self.calls.append("score")
+        with torch.no_grad():
+            return [self.row(row, reference) for row in rows]
+
+    def forward_backward(self, units):
+        self.units = units
+
+    def gradient(self):
+        """Of what the next step is about to take, by prefix; and what the losses said besides."""
+        for weight in self.table.values():
+            weight.grad = None
+        said = []
+        for unit in self.units:
+            loss, besides = unit.loss(*(torch.cat(c) for c in zip(*map(self.row, unit.rows), strict=True)))
+            loss.backward()
+            said.append(besides)
+        return {prefix: w.grad for prefix, w in self.table.items() if w.grad is not None}, said
+
+    def step(self, rate):
+        self.calls.append("step")
+        gradient, said = self.gradient()
+        with torch.no_grad():
+            for prefix, grad in gradient.items():
+                self.table[prefix] -= rate * grad
+        return math.sqrt(sum(float(grad.square().sum()) for grad in gradient.values())), said
+
+    def sample(self, examples, group_size, key):
+        groups = []
+        for example in examples:
+            rollouts = []
+            for k in range(group_size):
+                random, cap = np.random.default_rng((*key, example.index, k)), self.config.rollout.max_trace_tokens
+                opening = (*example.prompt_ids, *(() if self.tokens.start_id is None else (START,)))
+                ids, said = (), ()
+                while len(ids) < cap and (not ids or ids[-1] not in self.tokens.trace_ends):
+                    logits_V = self.logits((*opening, *ids)).detach() / self.config.rollout.temperature
+                    logprobs_V = logits_V.log_softmax(-1)
+                    ids = (*ids, int(random.choice(5, p=logprobs_V.exp().numpy() / float(logprobs_V.exp().sum()))))
+                    said = (*said, float(logprobs_V[ids[-1]]))
+                rollouts.append(rollout(ids, said, self.tokens))
+            groups.append(RolloutGroup(example, tuple(rollouts)))
+        return groups
+
+    def state(self):
+        return {}
+
+    def save(self):
+        return {" ".join(map(str, prefix)): weight.detach().clone() for prefix, weight in self.table.items()}
+
+    def load(self, folder, state, tensors):
+        self.table = {
+            tuple(map(int, name.split())): weight.clone().requires_grad_() for name, weight in tensors.items()
+        }
+
+    fits = lambda self, rows: True  # noqa: E731
+    mfu = lambda self, seconds: math.nan  # noqa: E731
+    publish = lambda self: None  # noqa: E731
+
+
+def rollout(ids, logprobs, tokens):
+    """A trace as sampled, its last token perhaps what ended it."""
+    if ids[-1] not in tokens.trace_ends:
+        return Rollout(ids, logprobs, "cap")
+    return Rollout(ids[:-1], logprobs, "end" if ids[-1] == tokens.end_id else "eos", ids[-1])

@@ -1,0 +1,215 @@
+"""The real trainer on a policy that can be solved, against Algorithm 1 and against exact gradients of the objective."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nrt_cli import methods
+from nrt_cli.config import resolve
+from nrt_cli.methods import METHODS, Group, Rowwise
+from nrt_cli.records import Example, Rollout, RolloutGroup
+from nrt_cli.training.trainer import Trainer
+
+sys.path.append(str(Path(__file__).parent))
+import algorithm_1
+from solvable import END, EOS, START, A, B, Solvable, rollout
+
+SAMPLING = [name for name, method in METHODS.items() if method.samples]
+EXAMPLES = [
+    Example(0, "made", (A,), (B, EOS)),
+    Example(1, "made", (B, A), (A, A, EOS)),
+    Example(2, "made", (B,), (EOS,)),
+]
+CAP = 3
+
+
+def config_of(method, *layers, **settings):
+    rate = 20.0 if {"preset": "reference"} in layers else 0.3  # whose divisor is 512
+    rollout = {"max_trace_tokens": CAP, "group_size": 4}
+    base = {"method": method, "rollout": rollout, "optimiser": {"lr": rate, "warmup": 0.0}}
+    return resolve(base, {"train": {"batch_size": 3, "minibatch_size": 1}}, *layers, settings)
+
+
+def groups_of(backend, tokens):
+    """Traces that are ragged, empty, ended by t_end, by eos and by the cap, with what the policy says of each."""
+    shapes = [
+        [(A, END), (END,), (A, B, A), (B, EOS)],
+        [(B, B, B), (A, A, END), (EOS,), (A, A, END)],
+        [(A, A, B), (A, END)],
+    ]
+    groups = []
+    for example, shape in zip(EXAMPLES, shapes, strict=True):
+        opening = (*example.prompt_ids, *(() if tokens.start_id is None else (START,)))
+        rollouts = []
+        for ids in shape:
+            tau = backend.config.rollout.temperature
+            said = [
+                float((backend.logits((*opening, *ids[:i])).detach() / tau).log_softmax(-1)[token])
+                for i, token in enumerate(ids)
+            ]
+            rollouts.append(rollout(ids, tuple(said), tokens))
+        groups.append(RolloutGroup(example, tuple(rollouts)))
+    return groups
+
+
+SETTINGS = {
+    "as it is": {},
+    "tempered": {"rollout": {"temperature": 0.7, "max_trace_tokens": CAP, "group_size": 4}},
+    "whole batch": {"train": {"batch_size": 3, "minibatch_size": None}},
+    "entropy and kl": {"objective": {"entropy_weight": 0.3, "kl_weight": 0.2}, "rollout": {"temperature": 1.3}},
+    "forced ends": {"objective": {"credit_forced_end": True, "credit_eos": False}},
+    "eos": {"objective": {"credit_eos": True}, "rollout": {"temperature": 0.6}},
+    "sequence": {"objective": {"ratio": "sequence"}},
+    "cispo": {"objective": {"ratio": "cispo", "clip_low": 0.01, "clip_high": 0.01}},
+    "clipped": {"objective": {"ratio": "ppo", "clip_low": 0.01, "clip_high": 0.01, "tis_cap": 0.9}},
+    "raw, bare": {"objective": {"advantage": "raw", "baseline": "none", "null_trace": "bare"}},
+    "capped mean": {"objective": {"weight_cap": 1.5, "weighted_sum": "mean", "advantage": "rloo"}},
+}
+CASES = [(method, preset, "as it is") for method in SAMPLING for preset in ("nrt", "paper", "as-run", "reference")]
+CASES += [("ws-neg-log-p", preset, name) for name in SETTINGS if name != "as it is" for preset in ("nrt", "paper")]
+CASES += [("gm", preset, name) for name in list(SETTINGS)[1:6] for preset in ("paper", "reference")]
+WRITTEN = [case for case in CASES if case[0] in ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p", "control")]
+
+
+@pytest.mark.parametrize(("method", "preset", "name"), WRITTEN)
+def test_three_steps_are_algorithm_1s(method, preset, name):
+    """A step per minibatch, the later ones under a policy that the earlier ones have moved; then all of it again."""
+    if "weight_cap" in SETTINGS[name].get("objective", {}) and "weight_cap" not in METHODS[method].reads:
+        pytest.skip("no weights to cap")
+    config = config_of(method, {"preset": preset}, SETTINGS[name])
+    backend = Solvable(config)
+    trainer, tokens = Trainer(config, backend, updates=6), backend.tokens
+    slow = Solvable(config)
+    for _ in range(2):
+        groups = groups_of(slow, tokens)
+        pi_old = {prefix: weight.detach().clone() for prefix, weight in slow.table.items()}
+        old = lambda ids: rows(slow, ids, pi_old)  # noqa: B023, E731
+        size = config.train.minibatch_size or len(groups)
+        for start in range(0, len(groups), size):
+            models = (lambda ids: rows(slow, ids)), old, (lambda ids: rows(slow, ids, {}))
+            want = algorithm_1.loss(*models, groups[start : start + size], config, tokens)
+            for weight in slow.table.values():
+                weight.grad = None
+            want.backward()
+            with torch.no_grad():
+                for weight in slow.table.values():
+                    if weight.grad is not None:
+                        weight -= config.optimiser.lr * weight.grad
+        trainer.update(groups_of(backend, tokens))
+        for prefix, weight in backend.table.items():
+            torch.testing.assert_close(weight, slow.logits(prefix), rtol=1e-9, atol=1e-11)
+    moves = [(weight - backend.logits(p, reference=True)).abs().max() for p, weight in backend.table.items()]
+    assert max(moves) > 1e-3
+
+
+def rows(backend, ids, instead=None):
+    """Logits after each prefix of `ids`; with `instead`, of a table as it was (what is not in it: as it was made)."""
+    prefixes = [tuple(ids[: i + 1]) for i in range(len(ids))]
+    if instead is None:
+        return torch.stack([backend.logits(prefix) for prefix in prefixes])
+    return torch.stack([instead.get(prefix, backend.logits(prefix, reference=True)) for prefix in prefixes])
+
+
+# --- exact gradients of the objective --------------------------------------------------------------------------------
+
+
+def every_trace():
+    """All that can be sampled: shorter ones end by t_end or eos or t_start, those of the cap by nothing."""
+    words = [word for n in range(CAP) for word in itertools.product((A, B), repeat=n)]
+    return [(*word, last) for word in words for last in (END, EOS, START)] + list(itertools.product((A, B), repeat=CAP))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("method", [name for name in SAMPLING if isinstance(METHODS[name], Rowwise)])
+def test_the_expected_gradient_is_that_of_the_objective(method, temperature):
+    """Eq. 22 against d/dtheta sum_z pi(z|x) f(c(z)), whatever the method: it is enough to be one of the table.
+
+    A sampler that draws each of all traces once, as likely as any other, makes a group's loss their sum weighed by
+    pi(z|x): the ratio pi / pi_old multiplies both terms (Eq. 8). The first minibatch is another question's, so
+    that what the sampler says counts as pi_old; constants that a method takes from its group are held.
+    """
+    objective = {"baseline": "none", "advantage": "raw", "ratio": "sequence", "length_divisor": 1, "credit_eos": True}
+    settings = {"objective": objective | {"token_signal": "derived", "balance": "off", "weights": {"format": 0.0}}}
+    if not METHODS[method].policy_gradient:
+        pytest.skip("whose policy gradient is left out")
+    tempered = {"rollout": {"temperature": temperature, "max_trace_tokens": CAP, "group_size": 2}}
+    config = config_of(method, settings, tempered, {"train": {"batch_size": 2, "minibatch_size": 1}})
+    backend, example = Solvable(config), EXAMPLES[1]
+    traces = every_trace()
+    share = -math.log(len(traces))
+    drawn = [rollout(ids, (share, *(0.0,) * (len(ids) - 1)), backend.tokens) for ids in traces]
+    kept = {}
+    step = backend.step
+    backend.step = lambda rate: (kept.update(backend.gradient()[0]), step(rate))[1]
+    Trainer(config, backend, 2).update([groups_of(backend, backend.tokens)[2], RolloutGroup(example, tuple(drawn))])
+
+    fresh, opening = Solvable(config), (*example.prompt_ids, START)
+    policy = lambda ids: rows(fresh, ids)  # noqa: E731
+    log_pi, answers = [], []
+    for ids in traces:
+        z = ids[:-1] if ids[-1] in backend.tokens.trace_ends else ids
+        chosen = [(fresh.logits((*opening, *ids[:i])) / temperature).log_softmax(-1)[t] for i, t in enumerate(ids)]
+        log_pi.append(torch.stack(chosen).sum())
+        before = (*opening, *z, END)
+        answers.append(torch.stack(algorithm_1.logprobs(policy, [*before, *example.answer_ids], len(before))))
+    log_pi, answers = torch.stack(log_pi), torch.stack(answers)
+    assert float(log_pi.exp().sum().detach()) == pytest.approx(1.0)
+    null = torch.stack(algorithm_1.logprobs(policy, [*opening, END, *example.answer_ids], len(opening) + 1))
+    rule = METHODS[method]
+    reward = rule.reward(answers, rule.constants(Group.of(answers, null, config.objective)))
+    objective = (log_pi.exp() * (reward.exp() if rule.in_log else reward)).sum()
+    read = {prefix: weight for prefix, weight in fresh.table.items() if prefix[: len(opening)] == opening}
+    want = torch.autograd.grad(objective, list(read.values()), allow_unused=True)
+    for (prefix, _), grad in zip(read.items(), want, strict=True):
+        got = kept.get(prefix, torch.zeros(5, dtype=torch.float64))
+        torch.testing.assert_close(-got, torch.zeros_like(got) if grad is None else grad, rtol=1e-9, atol=1e-12)
+
+
+# --- the trainer's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(method, tmp_path):
+    config = config_of(method, {"optimiser": {"schedule": "cosine", "warmup": 0.2, "lr": 0.5}})
+    straight = Trainer(config, Solvable(config), updates=12)
+    records = [straight.train_step(EXAMPLES, step)[0].metrics for step in range(1, 5)]
+    first, second = (Trainer(config, Solvable(config), updates=12) for _ in range(2))
+    for step in (1, 2):
+        first.train_step(EXAMPLES, step)
+    second.load(tmp_path, first.state(), first.backend.save())
+    again = [second.train_step(EXAMPLES, step)[0].metrics for step in (3, 4)]
+    assert first.updated == 6
+    assert second.updated == straight.updated == 12
+    for one, other in zip(records[2:], again, strict=True):
+        timed = [key for key in one if "second" in key or key == "mfu"]
+        assert {k: v for k, v in one.items() if k not in timed} == pytest.approx(
+            {k: v for k, v in other.items() if k not in timed}, rel=0, abs=0, nan_ok=True
+        )
+    want, got = straight.backend.save(), second.backend.save()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_only_what_has_to_be_is_scored_before_a_step():
+    """The first minibatch's null trace rides along; later ones' are scored, and traces if the sampler is another's."""
+    config = config_of("am")
+    for exact, scored in ((True, 2), (False, 2 * 5)):
+        backend = Solvable(config)
+        backend.exact_sampler = exact
+        seen, score = [], backend.score
+        backend.score = lambda rows, reference=False, seen=seen, score=score: (
+            seen.extend(rows),
+            score(rows, reference),
+        )[1]
+        groups = [RolloutGroup(e, tuple(Rollout((A,), (-1.0, -1.0), "end", END) for _ in range(4))) for e in EXAMPLES]
+        Trainer(config, backend, 3).update(groups)
+        assert len(seen) == scored
+        assert backend.calls == ["score", "step", "step", "step"]
+
+
+def test_methods_of_the_table_are_all_reached():
+    assert set(SAMPLING) == {name for name, _, _ in CASES}
+    assert methods.CONTROL.name in SAMPLING
