@@ -28,7 +28,8 @@ def score(sampler_gap=0.25, hardest=-3.0):
         sampled_mask_KZ=sampled,
         forced_K=torch.tensor([False, True]),
         base_logprobs_T=torch.tensor([-0.2, hardest], dtype=torch.float64),
-        sampler_trace_KZ=trace - sampler_gap,
+        # One too likely, one not likely enough.
+        sampler_trace_KZ=trace - sampler_gap * torch.tensor([[1.0, -1.0], [1.0, 1.0]]),
     )
     loss = group_loss(methods.get("logp"), logprobs, context, ObjectiveSection(), rows=2, divisor=4)
     return GroupScore(logprobs, context, loss)

@@ -64,6 +64,7 @@ SETTINGS = {
     "forced ends": {"objective": {"credit_forced_end": True, "credit_eos": False}},
     "eos": {"objective": {"credit_eos": True}, "rollout": {"temperature": 0.6}},
     "sequence": {"objective": {"ratio": "sequence"}},
+    "unbalanced": {"objective": {"balance": "off"}},
     "cispo": {"objective": {"ratio": "cispo", "clip_low": 0.01, "clip_high": 0.01}},
     "clipped": {"objective": {"ratio": "ppo", "clip_low": 0.01, "clip_high": 0.01, "tis_cap": 0.9}},
     "raw, bare": {"objective": {"advantage": "raw", "baseline": "none", "null_trace": "bare"}},
@@ -191,6 +192,18 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(method, tmp_path):
         )
     want, got = straight.backend.save(), second.backend.save()
     assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_each_update_has_its_own_rate():
+    config = config_of("am", {"optimiser": {"schedule": "linear", "warmup": 0.25, "lr": 0.6}})
+    trainer, rates = Trainer(config, Solvable(config), updates=4), []
+    step = trainer.backend.step
+    trainer.backend.step = lambda rate: (rates.append(rate), step(rate))[1]
+    report = trainer.update(groups_of(trainer.backend, trainer.backend.tokens)).metrics
+    trainer.update(groups_of(trainer.backend, trainer.backend.tokens)[:1])
+    # Of four updates one warms up, to half the rate; then 1 - progress over the other three.
+    assert rates == pytest.approx([0.3, 0.6, 0.4, 0.2])
+    assert report["lr"] == pytest.approx((0.3 + 0.6 + 0.4) / 3)
 
 
 def test_only_what_has_to_be_is_scored_before_a_step():

@@ -53,16 +53,17 @@ def double_engine(config):
     return engine
 
 
-@pytest.mark.parametrize(("packing", "credit_eos"), [("auto", False), ("off", False), ("auto", True), ("off", True)])
+TEMPERED = ("rollout.temperature=0.7", "objective.entropy_weight=0.1")
+
+
+@pytest.mark.parametrize("extra", [(), ("objective.credit_eos=true",), TEMPERED])
+@pytest.mark.parametrize("packing", ["auto", "off"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_paper_step_equals_algorithm_1(scheme, packing, credit_eos, tiny_config):
-    config = tiny_config(
-        "preset=paper", f"method={scheme}", f"engine.packing={packing}", f"objective.credit_eos={credit_eos}"
-    )
+def test_a_paper_step_equals_algorithm_1(scheme, packing, extra, tiny_config):
+    config = tiny_config("preset=paper", f"method={scheme}", f"engine.packing={packing}", *extra)
     engine = double_engine(config)
     slow = copy.deepcopy(engine.backend.policy.model)
     groups = batch(engine)
-
     policy = lambda ids: slow(torch.tensor([ids])).logits[0]  # noqa: E731
     algorithm_1.loss(policy, policy, policy, groups, config, engine.backend.tokens).backward()
     torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)

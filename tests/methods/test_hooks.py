@@ -1,0 +1,143 @@
+"""Methods of a user's own: weights from the variance over a group's traces, a harmonic mean, classes, refusals."""
+
+import uuid
+from fractions import Fraction
+
+import pytest
+import torch
+
+import nrt_cli
+from nrt_cli import methods
+from nrt_cli.config import ObjectiveSection, resolve
+from nrt_cli.errors import ConfigError
+from nrt_cli.grading.grading import find
+from nrt_cli.methods import Group
+from nrt_cli.objective.advantages import group_advantage
+
+SOURCE = """
+import nrt_cli
+
+def spread(group, unbiased):
+    return group.logprobs_KT.exp().var(0, unbiased=unbiased)
+
+@nrt_cli.reward(constants=lambda group: spread(group, False), title="Spread")
+def biased(logprobs_KT, weight_T):
+    return (weight_T * logprobs_KT.exp()).sum(-1)
+
+@nrt_cli.reward(constants=lambda group: spread(group, True))
+def unbiased(logprobs_KT, weight_T):
+    return (weight_T * logprobs_KT.exp()).sum(-1)
+
+def harmonic(logprobs_KT, base_T):
+    return logprobs_KT.shape[-1] / (-logprobs_KT).exp().sum(-1)
+
+def undeclared(logprobs_KT, base_T):
+    c = logprobs_KT.exp()
+    return (c.var(0, unbiased=False) * c).sum(-1)
+
+class Centred(nrt_cli.Method):
+    def signals(self, group):
+        c, b = group.logprobs_KT.exp(), group.base_logprobs_T.exp()
+        return nrt_cli.Signals.of(c.mean(-1), b.mean(), c / c.shape[-1])
+
+class NoBaseline(nrt_cli.Method):
+    def signals(self, group):
+        c = group.logprobs_KT.exp()
+        return nrt_cli.Signals.of(c.mean(-1), c.new_zeros(()), c / c.shape[-1])
+
+class Ranked(nrt_cli.Method):
+    def signals(self, group):
+        c = group.logprobs_KT.exp()
+        return nrt_cli.Signals.of(c.mean(-1) * c.new_tensor(range(1, len(c) + 1)), c.new_zeros(()), c)
+
+class Stranger:
+    pass
+
+@nrt_cli.grader
+def same(row, reply):
+    return reply == row.answer
+
+number = 7
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    name = f"mine_{uuid.uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda attribute: f"{name}:{attribute}"
+
+
+# Two traces and the null trace of two answer tokens; c of the first token differs by 1/2, of the second by 1/4.
+C, C_BASE = ((Fraction(3, 4), Fraction(1, 2)), (Fraction(1, 4), Fraction(1, 4))), (Fraction(1, 2), Fraction(1, 8))
+
+
+def signals_of(name):
+    logprobs_KT = torch.tensor([[float(c) for c in row] for row in C], dtype=torch.float64).log()
+    base_T = torch.tensor([float(c) for c in C_BASE], dtype=torch.float64).log()
+    return methods.get(name).signals(Group.of(logprobs_KT, base_T, ObjectiveSection()))
+
+
+@pytest.mark.parametrize(("name", "share"), [("biased", 1), ("unbiased", 2)])
+def test_weights_from_the_variance_over_the_traces_by_hand(name, share, mine):
+    """Of two numbers the variance is (half their distance)^2, twice that without bias: weights 1/16, 1/64, or twice."""
+    found = signals_of(mine(name))
+    weight = (Fraction(share, 16), Fraction(share, 64))
+    # 3/4 / 16 + 1/2 / 64 = 7/128, 1/4 / 16 + 1/4 / 64 = 5/256, and for the null trace 1/2 / 16 + 1/8 / 64 = 17/512.
+    assert [float(x) for x in found.reward_K] == pytest.approx([share * 7 / 128, share * 5 / 256])
+    assert float(found.base) == pytest.approx(share * 17 / 512)
+    # The weights are constants, so dR/dc * c is w * c, of the trace alone.
+    want = [[float(w * c) for w, c in zip(weight, row, strict=True)] for row in C]
+    assert found.token_KT.tolist() == [pytest.approx(row) for row in want]
+    # The first is above the null trace, the second below it and clipped to 0: one deviation from their mean.
+    advantage = group_advantage(found)
+    assert advantage.advantage_K.tolist() == pytest.approx([1, -1])
+
+
+def test_a_harmonic_mean_by_hand(mine):
+    """2 / (4/3 + 2) = 3/5 and 2 / (4 + 4) = 1/4; for the null trace 2 / (2 + 8) = 1/5. dR/dc_i c_i = R^2 / (2 c_i)."""
+    found = signals_of(mine("harmonic"))
+    assert found.reward_K.tolist() == pytest.approx([0.6, 0.25])
+    assert float(found.base) == pytest.approx(0.2)
+    assert found.token_KT.tolist() == [pytest.approx([0.24, 0.36]), pytest.approx([0.125, 0.125])]
+
+
+def test_a_class_over_a_group_is_a_method(mine):
+    found = signals_of(mine("Centred"))
+    assert found.reward_K.tolist() == pytest.approx([0.625, 0.25])
+    assert float(found.base) == pytest.approx(0.3125)
+    config = resolve({"method": mine("Centred")})
+    assert config.samples
+    assert config.thinks
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("undeclared", "depends on the other traces of its group"),
+        ("NoBaseline", "its baseline is 0 where a trace that makes y* as likely as the null trace gets"),
+        ("Ranked", "change when the traces of a group change places"),
+        ("Stranger", "is a class, but no nrt_cli.Method"),
+        ("same", "is registered as a grader, and method takes a method or reward"),
+        ("number", "neither a function nor a class"),
+        ("gone", "cannot be imported"),
+    ],
+)
+def test_what_would_be_computed_wrongly_is_refused(name, said, mine):
+    with pytest.raises(ConfigError) as refused:
+        methods.get(mine(name))
+    assert said in str(refused.value)
+    assert mine(name) in str(refused.value)
+
+
+def test_a_grader_is_told_from_a_reward(mine):
+    assert find(mine("same")) is not None
+    with pytest.raises(ConfigError, match="is registered as a reward, and grader takes a grader"):
+        find(mine("biased"))
+
+
+def test_a_fact_that_no_method_has_is_refused():
+    with pytest.raises(ConfigError, match=r"reward\(colour=\.\.\.\): no such fact; there are .*title"):
+        nrt_cli.reward(lambda c, b: c.sum(-1), colour="red")
+    assert nrt_cli.reward(lambda c, b: c.sum(-1), title="Sum").title == "Sum"
