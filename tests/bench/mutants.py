@@ -4,8 +4,8 @@
     python tests/bench/mutants.py 3 7        the third and the seventh
 
 Each (`mutants.yaml`) is a change of one place in a copy of the project, on which the tests beside it are run; one that
-lives is a test that is missing. Masks, shifts, denominators, temperatures and what is known of pi_old are where such faults go unseen: the
-loss falls all the same.
+lives is a test that is missing. Masks, shifts, denominators, temperatures and what is known of pi_old are where such
+faults go unseen: the loss falls all the same.
 """
 
 import os
