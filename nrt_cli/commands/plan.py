@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -18,29 +18,29 @@ def dry_run(config: "RunConfig | None", run_path: Path, as_json: bool) -> None:
 
     Raises the first failed check as a ConfigError, once everything is printed.
     """
-    from nrt_cli.checks import estimate, preflight
+    from nrt_cli.checks.estimate import describe
+    from nrt_cli.checks.preflight import Candidate, look
     from nrt_cli.training import locate
 
     if config is None:
         raise ConfigError("--dry-run plans a new run; name its config and leave --resume out.")
-    config = locate.locate_inputs(config)
-    checks, plan = preflight.check(config, run_path)
-    found = {
-        "checks": [dataclasses.asdict(check) for check in checks],
+    findings, plan = look(Candidate(locate.locate_inputs(config), run_path))
+    passed = {"ok": True, "problem": False}  # else it may turn out either way, or could not be seen here
+    checks = [(finding.check, passed.get(finding.verdict), finding.text) for finding in findings]
+    record = {
+        "checks": [dict(zip(("name", "ok", "text"), check, strict=True)) for check in checks],
         "plan": dataclasses.asdict(plan) if plan else None,
     }
-    console.result(found, as_json, lambda _: _show(checks, estimate.describe(plan) if plan else []))
-    if failed := [check for check in checks if check.ok is False]:
-        raise ConfigError(f"would not start here: {failed[0].text}")
 
+    def show(_: object) -> None:
+        table, rows = (Table(box=None, show_header=False, padding=(0, 1)) for _ in range(2))
+        for name, passed, text in checks:
+            table.add_row({True: "ok", False: "no", None: "?"}[passed], name, console.plain(text))
+        for what, how_much in describe(plan) if plan else []:
+            rows.add_row(what, console.plain(how_much))
+        for part in (table, "", rows):
+            console.stdout.print(part)
 
-def _show(checks: Any, rows: list[tuple[str, str]]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    for check in checks:
-        table.add_row({True: "ok", False: "no", None: "?"}[check.ok], check.name, console.plain(check.text))
-    console.stdout.print(table)
-    console.stdout.print()
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    for what, how_much in rows:
-        table.add_row(what, console.plain(how_much))
-    console.stdout.print(table)
+    console.result(record, as_json, show)
+    if failed := [text for _, passed, text in checks if passed is False]:
+        raise ConfigError(f"would not start here: {failed[0]}")

@@ -13,8 +13,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.backends.local.profiling import profiled, table
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks import estimate, preflight
-from nrt_cli.checks.overlap import overlap
+from nrt_cli.checks.preflight import overlap, preflight
 from nrt_cli.commandline import resume as resuming
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
@@ -38,8 +37,6 @@ from nrt_cli.training.trainer import Backend, Trainer
 ORDER_STREAM = 2
 """First part of the key of the random streams that order the data (the trainer's are 0 and 1)."""
 
-WORTH_SAYING = 1e9
-"""Bytes of disk from which on a run says what it will take."""
 
 MakeDisplay = Callable[[int, int], Progress]
 Enough = Callable[[Sequence[Mapping[str, Any]]], bool]
@@ -104,16 +101,8 @@ def train(
 
 def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> None:
     """Say what this machine does not do; refuse what does not fit the disk and, before Ray starts, what cannot run."""
-    for text in start.limits_here(config):
+    for text in (*start.limits_here(config), *preflight(config, run_path, inputs)):
         console.note(text)
-    if config.backend.DISTRIBUTED:
-        for text in preflight.preflight(config, run_path, inputs.train):
-            console.note(text)
-    elif run_path is not None:
-        plan = estimate.plan_for(config, inputs.train)
-        preflight.disk(run_path, plan)
-        if plan.disk >= WORTH_SAYING:
-            console.note(f"disk: {estimate.disk_text(plan)}")
 
 
 def batch_for(examples: ExampleSet, config: RunConfig, step: int) -> list[Example]:

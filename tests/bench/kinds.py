@@ -14,8 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from nrt_cli import config as configs
-from nrt_cli.checks.doctor_sample import STEP, Interview
-from nrt_cli.checks.prospects import prospects
+from nrt_cli.checks.interview import STEP, Interview, prospects
 from nrt_cli.grading.grading import Pair, guess
 from nrt_cli.records import Example
 from nrt_cli.text.prompts import encode_answer, render_prompt

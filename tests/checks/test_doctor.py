@@ -13,14 +13,17 @@ from packaging.requirements import Requirement
 
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.samplers import NativeSampler
-from nrt_cli.checks import doctor, doctor_environment, prediction
-from nrt_cli.checks.doctor import diagnose, summary
-from nrt_cli.checks.findings import Finding, of_error
-from nrt_cli.checks.memory import Peak, peak_memory
+from nrt_cli.checks import environment, trial
+from nrt_cli.checks.doctor import diagnose
+from nrt_cli.checks.estimate import PAPER_LENGTHS, plan, refined
+from nrt_cli.checks.findings import Checks, Finding, of_error, ok, warning
+from nrt_cli.checks.trial import Pass, Trial, peak_memory
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
+from nrt_cli.errors import NrtError
 from nrt_cli.objective.layout import Layout
 from nrt_cli.objective.rows import trace_prompt
+from nrt_cli.records import Gpu, ModelShape
 
 SAMPLED = ["accuracy", "how traces end", "right traces", "answer's habit", "signal"]
 ON_ROWS = [
@@ -41,7 +44,7 @@ def elsewhere(tmp_path, monkeypatch):
     """In a folder of its own, in which nothing may appear; what the machine has installed is not what is tested."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(doctor, "environment", lambda config: iter(()))
+    monkeypatch.setattr(environment.ENVIRONMENT, "looks", {})
     yield
     assert list((tmp_path / "cwd").iterdir()) == []
 
@@ -78,7 +81,7 @@ def test_sft_has_the_checks_that_need_no_trace(found):
         "time",
         "disk",
     ]
-    assert summary(list(findings.values()))["problem"] == 0
+    assert [f for f in findings.values() if f.verdict == "problem"] == []
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference"])
@@ -231,23 +234,62 @@ def test_cross_entropy_that_drowns_the_trace_is_named(found):
 
 
 def test_too_little_memory_is_foreseen(found, monkeypatch):
-    monkeypatch.setattr(prediction, "available_memory", lambda device: -1e12)
+    monkeypatch.setattr(trial.psutil, "virtual_memory", lambda: SimpleNamespace(available=-1e12, total=1e12))
     finding = found("method=am")["memory"]
     assert finding.verdict == "warning"
     assert "train.micro_batch_tokens" in finding.do
 
 
+def measured(config, passes, groups=(), **metrics):
+    """A trial whose steps are made up: of 100 examples of at most 30 tokens, one of two questions was tried."""
+    inputs = SimpleNamespace(train=SimpleNamespace(longest=30, longest_with=lambda cap: 30 + cap(10)))
+    weights = [torch.zeros(1000)]
+    backend = SimpleNamespace(
+        policy=SimpleNamespace(device=torch.device("cpu"), model=SimpleNamespace(parameters=lambda: weights)),
+        optimiser=SimpleNamespace(
+            state=lambda: {"weight": weights[0], "exp_avg": weights[0], "exp_avg_sq": weights[0]}
+        ),
+    )
+    return Trial(
+        config, SimpleNamespace(backend=backend), inputs, [None, None], passes, groups, SimpleNamespace(metrics=metrics)
+    )
+
+
 def test_memory_is_foreseen_by_a_line_through_two_steps(tiny_config, monkeypatch):
     """1.0 GB at 100 tokens and 1.5 GB at 200 make 2.5 GB at 400, which wants a ninth more of room."""
-    peaks = [SimpleNamespace(tokens=n, memory=Peak(most, 0.0)) for n, most in ((100, 1.0e9), (200, 1.5e9))]
-    trial = SimpleNamespace(
-        passes=peaks, engine=SimpleNamespace(backend=SimpleNamespace(policy=SimpleNamespace(device=None)))
-    )
-    monkeypatch.setattr(prediction, "_longest_rows", lambda config, inputs: 10**6)
+    passes = [Pass(100, 1.0e9, 0.0), Pass(200, 1.5e9, 0.0)]
+    made = measured(tiny_config("train.micro_batch_tokens=400", "train.batch_size=100"), passes, seconds_update=1.0)
+    made.plan = refined(planned(made.config), made.config, made)
     for room, verdict in ((2.9e9, "ok"), (2.7e9, "warning")):
-        monkeypatch.setattr(prediction, "available_memory", lambda device, room=room: room)
-        finding = prediction._memory(tiny_config("train.micro_batch_tokens=400"), None, trial)
-        assert (finding.details["predicted"], finding.verdict) == (2.5e9, verdict)
+        monkeypatch.setattr(trial.psutil, "virtual_memory", lambda room=room: SimpleNamespace(available=room))
+        finding = trial.memory(made)
+        assert (finding.details["predicted"], finding.details["at_tokens"]) == (2.5e9, 400)
+        assert finding.verdict == verdict
+
+
+def test_a_measured_step_takes_the_place_of_arithmetic(tiny_config):
+    """Two questions with two traces of 3 tokens took 1 s to sample and 2 s to update, at 10 ms a token."""
+    config = tiny_config("method=am", "train.steps=5", "train.keep_checkpoints=1", "train.batch_size=4")
+    groups = [SimpleNamespace(rollouts=[None, None])] * 2
+    metrics = {"seconds_update": 2.0, "seconds_rollout": 1.0, "tokens": 200.0, "trace_length": 3.0}
+    made = measured(config, [Pass(100, 1e9, 0.0)], groups, **metrics)
+    # At most 4096 tokens a pass; 4 questions of 5 rows (4 traces, one null) of 30 + 6 tokens.
+    assert made.largest_pass == 4 * 5 * 36
+    found = refined(planned(config), config, made)
+    assert found.seconds == 2 * 2 * (2.0 + 1.0)  # twice the questions, twice the traces
+    # Three more tokens for each of 16 traces, and sampling that takes twice as long.
+    assert found.gpu_hours_most == pytest.approx(5 * (12 + 16 * 3 * 0.01 + 4.0) / 3600)
+    assert found.memory_peak == 1e9  # one step tells nothing of what more tokens cost
+    # Weights and two moments in float32; one is kept, one more is being written, and the model is the last one's.
+    assert (found.disk, found.disk_kept) == (2 * 12_000, 12_000)
+    assert found.assumptions == ("from 2 questions with 2 traces of 3 tokens", "without held-out scores")
+    assert (found.steps, found.model) == (5, planned(config).model)
+
+
+def planned(config):
+    return plan(
+        config, ModelShape("small", 1000, 2, 8, 16, 2, 1, 4, 10, tied=True), 40, PAPER_LENGTHS, Gpu("none", 1e9)
+    )
 
 
 def test_peak_memory_sees_what_is_gone_again():
@@ -318,36 +360,66 @@ def test_every_finding_that_is_not_well_says_what_to_do():
     assert of_error("x", RuntimeError("boom")).do.startswith("this is not foreseen")
 
 
+def test_a_check_is_a_function_of_its_subject():
+    """Named where it is registered; one that fails never stops the next, and one that does not apply is not asked."""
+    numbers = Checks()
+
+    @numbers.check("halves")
+    def halves(number):
+        return [ok(f"{number} is even")] if number % 2 == 0 else [warning(f"{number} is odd", "double it.")]
+
+    @numbers.check("inverse")
+    def inverse(number):
+        return ok(f"{1 / number}")
+
+    @numbers.check("root", when=lambda number: number >= 0)
+    def root(number):
+        return ok(f"{number**0.5}")
+
+    assert [(f.check, f.verdict, f.text) for f in numbers.findings(0)] == [
+        ("halves", "ok", "0 is even"),
+        ("inverse", "problem", f"ZeroDivisionError: division by zero; {of_error('', ValueError()).do}"),
+        ("root", "ok", "0.0"),
+    ]
+    assert [(f.check, f.text) for f in numbers.findings(-1)] == [
+        ("halves", "-1 is odd; double it."),
+        ("inverse", "-1.0"),
+    ]
+    (failed,) = numbers.of("a number", lambda: int("none"))
+    assert (failed.check, failed.verdict) == ("a number", "problem")
+    assert Finding("x", "skipped", "not there", "make it.").text == "not there"
+    assert of_error("x", NrtError("it is full; free some.")).text == "it is full; free some."
+    assert of_error("x", NrtError("it is full.")).text == "it is full."
+
+
 # --- the environment -------------------------------------------------------------------------------------------------
 
 
 def test_a_package_out_of_range_and_a_needed_extra_are_found(tiny_config, monkeypatch):
-    right = doctor_environment.version
-    monkeypatch.setattr(
-        doctor_environment, "version", lambda name: {"numpy": "1.0", "peft": None}.get(name, right(name))
-    )
+    right = environment.version
+    monkeypatch.setattr(environment, "version", lambda name: {"numpy": "1.0", "peft": None}.get(name, right(name)))
     needs = {"": [Requirement("numpy>=1.26")], "lora": [Requirement("peft>=0.18"), Requirement("bitsandbytes>=0.1")]}
-    monkeypatch.setattr(doctor_environment, "_requirements", lambda: needs)
-    config = tiny_config("model.lora.rank=4")
-    findings = [f for f in doctor_environment.environment(config) if f.verdict == "problem"]
-    assert any(f.check == "packages" and "numpy 1.0 is not >=1.26" in f.found for f in findings)
-    (extra,) = [f for f in findings if f.check == "extras"]
+    monkeypatch.setattr(environment, "required", lambda extra="": needs.get(extra, []))
+    findings = [environment.packages(None), *environment.extras(tiny_config("model.lora.rank=4"))]
+    package, extra = findings
+    assert (package.verdict, extra.verdict) == ("problem", "problem")
+    assert "numpy 1.0 is not >=1.26" in package.found
     assert "peft is missing" in extra.found
     assert "'nrt-cli[lora]'" in extra.do
 
 
 def test_an_emulated_type_is_advised_against(tiny_config, monkeypatch):
-    monkeypatch.setattr(doctor_environment, "native_bfloat16", lambda device: False)
-    monkeypatch.setattr(doctor_environment, "matmul_ceiling", lambda *_: 1e9)
-    (finding,) = [f for f in doctor_environment.environment(tiny_config("model.dtype=bfloat16")) if f.check == "device"]
+    monkeypatch.setattr(environment, "native_bfloat16", lambda device: False)
+    monkeypatch.setattr(environment, "matmul_ceiling", lambda *_: 1e9)
+    finding = environment.device(tiny_config("model.dtype=bfloat16"))
     assert finding.verdict == "warning"
     assert "model.dtype=float32" in finding.do
 
 
 def test_a_companion_that_does_not_import_is_found(monkeypatch):
-    monkeypatch.setattr(doctor_environment, "COMPANIONS", ("json", "no_such_companion"))
-    monkeypatch.setattr(doctor_environment, "version", lambda name: "1.0")
-    (finding,) = doctor_environment._companions()
+    monkeypatch.setattr(environment, "COMPANIONS", ("json", "no_such_companion"))
+    monkeypatch.setattr(environment, "version", lambda name: "1.0")
+    (finding,) = environment.companions(None)
     assert finding.found.startswith("no_such_companion:")
     assert "pip uninstall no_such_companion" in finding.do
 

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from nrt_cli.checks.doctor import _held_out
-from nrt_cli.checks.overlap import overlap
+from nrt_cli.checks.preflight import Candidate, held_out, overlap
 from nrt_cli.cli import app
 from nrt_cli.config import to_yaml
 from nrt_cli.config.suite import NAMES, benchmark
@@ -100,11 +99,11 @@ def test_documents_that_are_nowhere_here_are_not_looked_for(tmp_path: Path) -> N
 
 def test_doctor_and_dry_run_say_it(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     config = tiny_config("method=sft")
-    finding = _held_out(config, load_inputs(config))
+    finding = held_out(Candidate(config))
     assert finding.verdict == "ok"
     assert finding.found.startswith("In the training data too: 0 of 8 held-out questions; documents of benchmarks: ")
     config = config.model_copy(update={"data": config.data.model_copy(update={"validation": config.data.train})})
-    finding = _held_out(config, load_inputs(config))
+    finding = held_out(Candidate(config))
     assert finding.verdict == "warning"
     assert "nrt data prepare" in finding.do
     (tmp_path / "config.yaml").write_text(to_yaml(config))

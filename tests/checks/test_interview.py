@@ -1,6 +1,5 @@
 """`nrt doctor` before its step, in words and numbers; `--forecast` against rollouts sampled and scored one by one."""
 
-import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -9,10 +8,9 @@ import pytest
 import torch
 
 from nrt_cli import methods
-from nrt_cli.checks import doctor_sample
-from nrt_cli.checks.doctor_forecast import forecast
-from nrt_cli.checks.doctor_sample import Interview, interview_of, sample
-from nrt_cli.checks.prospects import SampledGroup, SampledTrace, prospects
+from nrt_cli.checks import interview
+from nrt_cli.checks.forecast import forecast
+from nrt_cli.checks.interview import SAMPLE, Interview, SampledGroup, SampledTrace, interview_of, prospects
 from nrt_cli.data.choose import Settings
 from nrt_cli.data.prepare import prepare
 from nrt_cli.grading.grading import Grade, Pair
@@ -21,15 +19,15 @@ from nrt_cli.training import start
 from nrt_cli.training.local import LocalTrainer
 
 
-def seen(config, **changes) -> dict:
-    interview = interview_of(config, LocalTrainer(config, 1), start.load_inputs(config))
-    return {finding.check: finding for finding in sample(dataclasses.replace(interview, **changes))}
+def seen(config) -> dict:
+    made = interview_of(config, LocalTrainer(config, 1), start.load_inputs(config))
+    return {finding.check: finding for finding in SAMPLE.findings(made.sampled())}
 
 
 @pytest.fixture
 def odd_is_right(monkeypatch):
     """An untrained model is never right, so a reply of an odd number of letters is."""
-    monkeypatch.setattr(doctor_sample, "grade", lambda pair, reply: Grade((reply,), {"odd": float(len(reply) % 2)}))
+    monkeypatch.setattr(interview, "grade", lambda pair, reply: Grade((reply,), {"odd": float(len(reply) % 2)}))
 
 
 def test_what_is_sampled_is_what_a_first_step_would_sample(tiny_config, odd_is_right):
@@ -87,7 +85,7 @@ def test_answers_without_a_grader_are_left_out(tiny_config, tmp_path, answer):
 
 def test_a_grader_that_is_not_there_is_a_reason(tiny_config):
     pairs = [Pair("1?", "1", "nowhere:grader")]
-    assert "nowhere" in doctor_sample._ungraded(pairs)
+    assert "nowhere" in interview.why_ungraded(pairs)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -95,18 +93,13 @@ def test_a_grader_that_is_not_there_is_a_reason(tiny_config):
 
 def in_words(config, groups) -> dict:
     """The findings on groups that are made up."""
-    interview = Interview(
+    made = Interview(
         config, SimpleNamespace(), [], SimpleNamespace(train=SimpleNamespace(longest_with=lambda _: 100)),
         [Pair("?", "1", "number")] * len(groups), "questions", None, "", 8,
     )  # fmt: skip
-    found = prospects(groups, doctor_sample_scheme(), config.objective)
-    findings = (doctor_sample._ends, doctor_sample._right, doctor_sample._signal)
-    return {finding.check: finding for finding in (look(found, interview) for look in findings)}
-
-
-def doctor_sample_scheme():
-
-    return methods.get("logp")
+    made.groups, made.prospects = groups, prospects(groups, methods.get("logp"), config.objective)
+    checks = ("how traces end", "right traces", "signal")
+    return {finding.check: finding for check in checks for finding in SAMPLE.looks[check](made)}
 
 
 def made_up(*traces, stop="end", null=-10.0):
@@ -156,7 +149,7 @@ def test_a_cell_is_what_a_plain_rollout_gives(tiny_config, odd_is_right, cap, si
         "rollout.max_trace_tokens": cap, "rollout.group_size": size}]  # fmt: skip
     engine = LocalTrainer(tiny_config("method=ws-neg-log-p", f"rollout.max_trace_tokens={cap}"), 1)
     examples = interview_of(config, engine, start.load_inputs(config), 5).examples
-    longest = doctor_sample.answer_cap(max(len(e.answer_ids) for e in examples), config.longest_answer)
+    longest = interview.answer_cap(max(len(e.answer_ids) for e in examples), config.longest_answer)
     groups = engine.backend.sampler.sample_groups(examples, 8, (config.seed, 0, 1))
     stops, gains, scores, live, pairs = [], [], [], 0, []
     for group in groups:
