@@ -38,14 +38,6 @@ class Unit:
     loss: Callable[[Tensor, Tensor], tuple[Tensor, Any]]
 
 
-@dataclass(frozen=True)
-class ReferenceScore:
-    """A reference row's share of the loss, and the sum of its answer's log-probs."""
-
-    loss: float
-    answer_logprob: float
-
-
 class Objective:
     """The method, the constants and the layout that a run's units are made with."""
 
@@ -88,12 +80,15 @@ class Objective:
         """Cross-entropy on what follows x, per such token of the minibatch: y*, and before it z* where there is one."""
         rows = [self.layout.reference_row(example) for example in examples]
         tokens = sum(row.scored for row in rows)
-        return [Unit((row,), partial(_reference, example, tokens)) for row, example in zip(rows, examples, strict=True)]
+        return [
+            Unit((row,), partial(_reference, len(example.answer_ids), tokens))
+            for row, example in zip(rows, examples, strict=True)
+        ]
 
 
-def _reference(example: Example, tokens: int, logprobs_N: Tensor, entropies_N: Tensor) -> tuple[Tensor, ReferenceScore]:
-    """A row's share of the mean over the minibatch's `tokens`. Raises TrainingError where it is not finite."""
+def _reference(
+    answer_tokens: int, tokens: int, logprobs_N: Tensor, entropies_N: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A row's share of the mean over the minibatch's `tokens`; besides it, the sum of its answer's log-probs."""
     loss = -logprobs_N.sum() / tokens
-    if not math.isfinite(float(loss.detach())):
-        raise TrainingError(f"the loss is {float(loss.detach())} on example {example.index}")
-    return loss, ReferenceScore(float(loss.detach()), float(logprobs_N[-len(example.answer_ids) :].detach().sum()))
+    return loss, (loss.detach(), logprobs_N[-answer_tokens:].detach().sum())

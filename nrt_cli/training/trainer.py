@@ -191,18 +191,19 @@ class Trainer:
                 self.backend.forward_backward(units)
             with self.clock("optimiser"):
                 norm, said = self.backend.step(rate)
+            report = {"grad_norm": norm, "lr": rate}
+            if examples:
+                loss, answers = (float(torch.stack(column).sum()) for column in zip(*said, strict=True))
+                if not math.isfinite(loss):
+                    raise TrainingError(f"the loss is {loss} on examples {[e.index for e in examples[part]]}")
+                tokens = sum(len(example.answer_ids) for example in examples[part])
+                report |= {"loss": loss, "answer_logprob_per_token": answers / tokens}
+            else:
+                scores += said
             if not math.isfinite(norm):
                 raise TrainingError(f"the gradient's norm is {norm}")
             self.updated += 1
-            reports.append({"grad_norm": norm, "lr": rate})
-            if examples:
-                answers = sum(len(example.answer_ids) for example in examples[part])
-                reports[-1] |= {
-                    "loss": sum(score.loss for score in said),
-                    "answer_logprob_per_token": sum(score.answer_logprob for score in said) / answers,
-                }
-            else:
-                scores += said
+            reports.append(report)
         # Means over minibatches, a minibatch's loss being the sum over its units.
         metrics = step_metrics(scores, len(reports)) if scores else {}
         metrics |= {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}

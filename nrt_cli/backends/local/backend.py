@@ -127,7 +127,8 @@ class LocalBackend:
         said = []
         for together in self._together(units):
             rows = [row for unit in together for row in unit.rows]
-            parts = list(self.policy.micro_batches(rows, self.budget.tokens))
+            # Several units are together because they fit.
+            parts = [rows] if len(together) > 1 else list(self.policy.micro_batches(rows, self.budget.tokens))
             if len(parts) == 1:
                 graph = self.policy.score(rows)
             else:
