@@ -71,9 +71,9 @@ def parquet(incomplete: str) -> list[str]:
 
 
 def methods(incomplete: str) -> list[str]:
-    from nrt_cli.methods import SCHEMES
+    from nrt_cli.methods import METHODS
 
-    return _begun(("sft", *SCHEMES), incomplete)
+    return _begun(METHODS, incomplete)
 
 
 def statuses(incomplete: str) -> list[str]:
@@ -81,7 +81,9 @@ def statuses(incomplete: str) -> list[str]:
 
 
 def engines(incomplete: str) -> list[str]:
-    return _begun(("local", "verl"), incomplete)
+    from nrt_cli.backends import BACKENDS
+
+    return _begun(BACKENDS, incomplete)
 
 
 def benchmarks(incomplete: str) -> list[str]:

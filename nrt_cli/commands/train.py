@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nrt_cli import console
+from nrt_cli.backends import BACKENDS
 from nrt_cli.commandline import nrt
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import HeldOutData, Overrides, TrainData, flags, section
 from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import METHODS
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
+
+METHODS_HELP = (
+    "What is learned. "
+    + " ".join(f"{name}: {method.summary}." for name, method in METHODS.items())
+    + " Or a paper's name of one, module:function or module:Class (`nrt help methods`)."
+)
+BACKENDS_HELP = " ".join(f"{name}: {facts.SUMMARY}." for name, facts in BACKENDS.items())
 
 EXAMPLE = "Example: nrt train gsm8k-smollm2 --method am --run runs/gsm8k-am"
 
@@ -30,7 +39,7 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(autocompletion=completion.methods, help="sft, a scheme, a paper name, or module:function."),
+        typer.Option(autocompletion=completion.methods, help=METHODS_HELP),
     ] = None,
     model: Annotated[
         str | None,
@@ -44,7 +53,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
     engine: Annotated[
         str | None,
-        typer.Option(autocompletion=completion.engines, help="local, or verl: Ray, FSDP2, vLLM, from one GPU on."),
+        typer.Option(autocompletion=completion.engines, help=BACKENDS_HELP),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
