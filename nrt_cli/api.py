@@ -21,8 +21,8 @@ from nrt_cli.methods import Group, Method, Rowwise, Signals, reward
 from nrt_cli.methods.hooks import grader
 
 if TYPE_CHECKING:
-    from nrt_analysis.opened import OpenRun
-    from nrt_analysis.tables import Report
+    from nrt_analysis.document import Analysis
+    from nrt_analysis.frames import OpenRun
 
     from nrt_cli.checks.findings import Finding
     from nrt_cli.config import RunConfig
@@ -126,7 +126,7 @@ def train(config: "RunConfig | None", run: PathLike, resume: bool = False) -> "O
 
 def open_run(run: PathLike) -> "OpenRun":
     """A run's metrics, traces and evaluations as data frames. Raises StoreError for what is no run."""
-    from nrt_analysis.opened import OpenRun
+    from nrt_analysis.frames import OpenRun
 
     return OpenRun(run)
 
@@ -200,7 +200,7 @@ def evaluate(
         return run_evaluation(Job(str(model), names, limit), load_config(None, *overrides), display)
 
 
-def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **settings: Any) -> "Report":
+def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **settings: Any) -> "Analysis":
     """What runs left behind, as a report: `.tables` of data frames and `.figures` of matplotlib figures, by name.
 
     Args:
@@ -210,7 +210,8 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
     Raises:
         StoreError: a run has not what it takes.
     """
-    from nrt_analysis import cases, dynamics, frames, vocabulary
+    from nrt_analysis import case_report, dynamics_report, frames, vocabulary_report
+    from nrt_analysis.document import Analysis
 
     from nrt_cli.errors import ConfigError
     from nrt_cli.store.reference import Reference
@@ -219,11 +220,11 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
     if not runs or (name == "vocab" and len(runs) > 1):
         raise ConfigError(f"analyze({name!r}): name {'one run' if name == 'vocab' else 'one run or more'}.")
     if name == "dynamics":
-        return dynamics.dynamics(frames.open_runs([Path(run) for run in runs]), **settings)
+        return Analysis.of(dynamics_report.dynamics(frames.open_runs([Path(run) for run in runs]), **settings))
     if name == "vocab":
-        return vocabulary.vocabulary(references[0], **settings)
+        return Analysis.of(vocabulary_report.vocabulary(references[0], **settings))
     if name == "cases":
-        return cases.stored_cases(references, **{"kind": frames.HELD_OUT, "n": 3, **settings})
+        return Analysis.of(case_report.stored_cases(references, **{"kind": frames.HELD_OUT, "n": 3, **settings}))
     raise ConfigError(f"analyze({name!r}): unknown; choose dynamics, vocab or cases.")
 
 

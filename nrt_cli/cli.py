@@ -18,7 +18,6 @@ from nrt_cli import __version__, console
 from nrt_cli.__main__ import stopped
 from nrt_cli.commands import (
     analyze,
-    analyze_scored,
     chat,
     config,
     data,
@@ -49,9 +48,6 @@ app = typer.Typer(
 )
 app.command(name="quickstart", epilog=quickstart.EXAMPLE)(quickstart.quickstart)
 app.add_typer(analyze.app, name="analyze")
-analyze.app.command(name="tokens", epilog=analyze_scored.TOKENS)(analyze_scored.tokens)
-analyze.app.command(name="leakage", epilog=analyze_scored.LEAKAGE)(analyze_scored.leakage)
-analyze.app.command(name="schemes", epilog=analyze_scored.SCHEMES)(analyze_scored.schemes)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.command(name="doctor", epilog=doctor.EXAMPLE)(doctor.doctor)

@@ -131,13 +131,13 @@ def test_every_name_is_typed_and_documented(name):
     assert signature.return_annotation is not inspect.Signature.empty
     assert [p.name for p in signature.parameters.values() if p.annotation is inspect.Parameter.empty] == []
     # Every annotation means something.
-    from nrt_analysis.opened import OpenRun
-    from nrt_analysis.tables import Report
+    from nrt_analysis.document import Analysis
+    from nrt_analysis.frames import OpenRun
 
     from nrt_cli.checks.findings import Finding
     from nrt_cli.config import RunConfig
 
-    known = {"OpenRun": OpenRun, "Report": Report, "RunConfig": RunConfig, "Finding": Finding}
+    known = {"OpenRun": OpenRun, "Analysis": Analysis, "RunConfig": RunConfig, "Finding": Finding}
     typing.get_type_hints(function, globalns=vars(api) | known)
 
 

@@ -20,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from nrt_cli.config.titles import CONTROL, TITLES
 
@@ -194,6 +196,93 @@ def span(lines: Mapping[str, pd.Series]) -> tuple[float, float, dict[str, float]
     return float(np.nanmin(kept)), float(np.nanmax(kept)), beyond
 
 
+@dataclass(frozen=True)
+class StepLine:
+    """One series by training step: thick what is usual of it, and whatever else of it there is."""
+
+    steps: Any
+    mean: pd.Series
+    single: pd.Series | None = None
+    """The steps themselves: thin and faint."""
+    part: pd.Series | None = None
+    """A part of it, such as the traces that ran into the cap of all that were forced: thin."""
+    bars: np.ndarray | None = None
+    """Half of each mean's interval."""
+    falls: tuple[tuple[int, float], ...] = ()
+    """Steps at which the collapse sentinel warns, and the mean there."""
+
+
+@dataclass(frozen=True)
+class StepPanel:
+    """What is drawn by training step in one panel, by name."""
+
+    title: str
+    unit: str
+    lines: Mapping[str, StepLine]
+    share: bool = False
+    zero: bool = True
+    level: bool = False
+    """A line at 0."""
+    log: bool = False
+    points: bool = False
+    """Single points with markers and bars in place of lines."""
+
+
+FELL: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markeredgecolor": "black"}
+"""How a step is marked at which the sentinel warns."""
+
+
+def draw_steps(
+    rows: Sequence[Sequence[StepPanel]], width: float, height: float, **grid: Any
+) -> tuple[Figure, list[str]]:
+    """A figure of rows of panels, one series alike in all of them; and what is not seen in it."""
+    figure, axes = new_figure(len(rows), len(rows[0]), width, height, **grid)
+    panels = [one for row in rows for one in row]
+    numbers = numbered(name for one in panels for name in one.lines)
+    handles: dict[str, Any] = {}
+    said = []
+    for i, (axis, one) in enumerate(zip(axes.flat, panels, strict=True)):
+        letter = chr(ord("a") + i) if len(panels) > 1 else ""
+        if one.points:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if not one.lines:
+            place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axis.transAxes}
+            axis.text(0.5, 0.5, "not judged", color="0.4", fontsize=7, **place)
+            axis.set_xticks([])
+        for name, line in one.lines.items():
+            style = line_style(numbers[name])
+            if one.points:
+                bars = {"capsize": 1.5, "elinewidth": 0.6, "markersize": 3}
+                handle: Any = axis.errorbar(line.steps, line.mean, line.bars, **bars, **style)
+            else:
+                del style["marker"]
+                if line.part is not None:
+                    axis.plot(line.steps, line.part, **style | {"linewidth": 0.6})
+                if line.single is not None:
+                    axis.plot(line.steps, line.single, color=style["color"], linewidth=0.4, alpha=0.45)
+                (handle,) = axis.plot(line.steps, line.mean, **style)
+                for step, at in line.falls:
+                    axis.plot([step], [at], color=style["color"], **FELL)
+            handles.setdefault(name, handle)
+        panel(axis, letter, one.title)
+        axis.set_ylabel(one.unit)
+        if one.log:
+            axis.set_yscale("log")
+            continue
+        if one.level:
+            axis.axhline(0, color="0.5", linewidth=0.6, zorder=0)
+        shown = {name: line.mean if line.single is None else line.single for name, line in one.lines.items()}
+        if beyond := limits(axis, shown, zero=one.zero, share=one.share):
+            said.append(f"({letter}) leaves out what is far off: {beyond}")
+    for axis in axes[-1]:
+        axis.set_xlabel("training step")
+    figure.align_ylabels(axes)
+    if any(line.falls for one in panels for line in one.lines.values()):
+        handles["sentinel warns"] = Line2D([], [], color="0.6", linestyle="", **FELL)
+    legend_above(figure, list(handles.values()), list(handles))
+    return figure, said
+
+
 def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
     """What lies below and above, as matplotlib takes it. Of equal values, a mean may be a rounding outside of its
     interval, which matplotlib refuses; where nothing was measured, NaN draws nothing."""
@@ -260,7 +349,7 @@ def _renderer(figure: Figure) -> Any:
     return figure.canvas.get_renderer()  # type: ignore[attr-defined]
 
 
-def render(figure: Figure, suffixes: Sequence[str] = ("png", "pdf")) -> dict[str, bytes]:
+def render(figure: Figure, suffixes: Sequence[str] = ("png", "pdf", "svg")) -> dict[str, bytes]:
     """The figure's files by suffix. No date or version is in them, so the same numbers give the same bytes."""
     unmarked: dict[str, dict[str, None]] = {
         "png": {"Software": None},

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import distinct_ngrams
 from nrt_cli.records import TRACE_COLUMNS
 from nrt_cli.store import Run
+from nrt_cli.store.evals import find_evaluations
 
 STEP, HELD_OUT = "step", "held-out"
 """Kinds of stored traces: sampled for training, and for held-out scores."""
@@ -152,6 +154,57 @@ def traces_frame(
     """`trace_frames` as one frame, for small selections."""
     found = trace_frames(run, kind, steps, columns, first=first)
     return stacked(found, list(TRACE_COLUMNS) if columns is None else columns)
+
+
+# --- for notebooks ----------------------------------------------------------------------------------------------------
+
+
+class OpenRun:
+    """A run directory to look into, also while it is in training. Columns are explained in the store's README.
+
+    Attributes:
+        path: the run directory.
+        manifest: versions, device, fingerprints, command, status.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._run = Run.open(Path(path))
+        self.path = self._run.path
+
+    def __repr__(self) -> str:
+        return f"OpenRun({str(self.path)!r}: {self.manifest['method']}, {self.manifest['status']})"
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return self._run.manifest()
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per training step: its metrics, as they are now. NaN is "not measured"."""
+        return frame_of(self._run.metrics(), ("step", "kind")).drop(columns="kind")
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """One row per held-out score, in nats per answer; no row where there was no held-out data."""
+        return frame_of(self._run.metrics("held_out"), (*HELD_OUT_METRICS, "kind")).drop(columns="kind")
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """One row per finished benchmark: which model of the run (`of`), `benchmark`, `score`, `error`, `n`, ..."""
+        rows = [
+            {"of": folder.name, **(found.scores() or {})}
+            for folder in sorted(self.path.glob("evals/*"))
+            for found in find_evaluations(folder)
+        ]
+        frame = frame_of(rows, ("of", "benchmark", "score", "error", "n", "metrics", "subsets"))
+        return frame.drop(columns=["metrics", "subsets"])
+
+    def traces(self, step: int | None = None, held_out: bool = False) -> pd.DataFrame:
+        """One row per stored trace of a step, or of all steps; with its text, token ids, log-probs, reward, advantage.
+
+        Held-out traces have no scores (None). Raises StoreError where none are stored.
+        """
+        return traces_frame(self._run, HELD_OUT if held_out else STEP, None if step is None else [step])
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""`nrt analyze`: what happened in runs, as a table, its figure and their files."""
+"""`nrt analyze`: what happened in runs, as a table, its figure and their files: a report of one section."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -12,7 +11,7 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nrt_analysis.tables import Report
+    from nrt_analysis.document import Document
 
 app = typer.Typer(help="Tables and figures of what runs left behind.", no_args_is_help=True)
 
@@ -24,9 +23,7 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run.", show_default=False),
 ]
-
-ROWS = 40
-"""Rows of a table that the terminal shows; the files have all."""
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice of examples and of sampling.")]
 
 
 @app.callback()
@@ -34,31 +31,17 @@ def analyze() -> None:
     """Tables and figures of what runs left behind."""
 
 
-def deliver(report: "Report", out: Path | None, first: Path, as_json: bool) -> None:
-    """Store a report and print it: its first table and its notes, or all of it as JSON."""
-    from nrt_cli.store.files import write_report
+def deliver(document: "Document", out: Path | None, first: Path, as_json: bool) -> None:
+    """Store a section and print it: its table and its notes, or all of it as JSON."""
+    from nrt_analysis.formats import write
 
-    written = write_report(out or first / "analysis" / report.name, report.files())
-    record = report.record() | {"files": [str(path) for path in written]}
-    console.result(record, as_json, lambda _: _show(report, written))
+    from nrt_cli.commands.report import show_document
 
-
-def _show(report: "Report", written: list[Path]) -> None:
-    from nrt_analysis.tables import shown
-
-    name, frame = next(iter(report.tables.items()))
-    table = Table(title=report.name if name == report.name else f"{report.name}: {name}", title_justify="left")
-    for column in frame.columns:
-        numbers = frame[column].dtype.kind in "fi"
-        table.add_column(console.plain(str(column)), justify="right" if numbers else "left", overflow="fold")
-    for row in frame.head(ROWS).itertuples(index=False):
-        table.add_row(*(console.plain(shown(value)) for value in row))
-    console.stdout.print(table)
-    for note in report.notes:
-        console.stdout.print(console.plain(f"- {note}"))
-    folder = written[0].parent
+    written = write(document, out or first / "analysis" / document.section, ("csv", "md"))
+    record = document.record() | {"files": [str(path) for path in written]}
     files = ", ".join(path.name for path in written)
-    console.stdout.print(console.plain(f"Written to {folder}: {files}"), soft_wrap=True)
+    said = f"Written to {written[0].parent}: {files}"
+    console.result(record, as_json, lambda _: show_document(document, document.tables, said))
 
 
 @app.command(epilog="Example: nrt analyze dynamics runs/am runs/ws-neg-log-p")
@@ -69,10 +52,10 @@ def dynamics(
     as_json: AsJson = False,
 ) -> None:
     """Trace entropy, length, repetition, forced ends, gain and dead groups by step (Fig. 2a-d); where they collapse."""
-    from nrt_analysis import dynamics as room
+    from nrt_analysis.dynamics_report import dynamics as find
     from nrt_analysis.frames import open_runs
 
-    deliver(room.dynamics(open_runs(runs), window), out, runs[0], as_json)
+    deliver(find(open_runs(runs), window), out, runs[0], as_json)
 
 
 @app.command(epilog="Example: nrt analyze vocab runs/ws-neg-log-p@400-500")
@@ -92,22 +75,20 @@ def vocab(
     as_json: AsJson = False,
 ) -> None:
     """Words that traces use more and less than the reference answers, and two word clouds (Fig. 4)."""
-    from nrt_analysis import vocabulary as room
+    from nrt_analysis import vocabulary_report as room
     from nrt_analysis.frames import HELD_OUT, STEP
 
     from nrt_cli.store.reference import Reference
 
     reference = Reference.parse(run)
-    stop = _words_in(stop_words) if stop_words else room.STOPWORDS
-    report = room.vocabulary(reference, HELD_OUT if held_out else STEP, stop, top)
-    deliver(report, out, reference.path, as_json)
-
-
-def _words_in(file: Path) -> frozenset[str]:
-    try:
-        return frozenset(file.read_text(encoding="utf-8").lower().split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no stop words can be read there ({error}).") from None
+    stop = room.STOPWORDS
+    if stop_words:
+        try:
+            stop = set(stop_words.read_text(encoding="utf-8").lower().split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{stop_words}: no stop words can be read there ({error}).") from None
+    found = room.vocabulary(reference, HELD_OUT if held_out else STEP, stop, top)
+    deliver(found, out, reference.path, as_json)
 
 
 @app.command(epilog="Example: nrt analyze cases runs/sft runs/am runs/ws-neg-log-p --generate --n 2")
@@ -131,7 +112,7 @@ def cases(
     as_json: AsJson = False,
 ) -> None:
     """The same questions across runs, side by side (Table 10): stored traces, or traces and answers made now."""
-    from nrt_analysis import cases as room
+    from nrt_analysis import case_report as room
     from nrt_analysis.frames import HELD_OUT, STEP
 
     from nrt_cli.store.reference import Reference
@@ -145,7 +126,7 @@ def cases(
             raise ConfigError("--max-tokens has no effect on stored traces; add --generate.")
         deliver(room.stored_cases(references, kind, n or 3), out, references[0].path, as_json)
         return
-    from nrt_cli.workflows.cases import generate_cases
+    from nrt_cli.workflows.generate_cases import generate_cases
 
     asked = question or room.stored_questions(references, n or 3, kind)
     models = dict(zip(room.case_labels(references), runs, strict=True))
@@ -153,3 +134,90 @@ def cases(
     rows = generate_cases(models, asked, cap, cap, console.note)
     how = f"generated greedily, at most {cap} tokens of trace and of answer"
     deliver(room.generated_cases(rows, how), out, references[0].path, as_json)
+
+
+# --- analyses that score answers -------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: nrt analyze tokens --baseline runs/sft --runs runs/am runs/ws-neg-log-p")
+def tokens(
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=completion.runs, help="More of --runs.")
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="An SFT run: RUN, RUN@STEP or a model folder.")] = "",
+    runs: Annotated[list[str] | None, typer.Option(help="Runs to compare with it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Pairs to score; default: held-out ones of the baseline.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Examples scored, at random.")] = 200,
+    max_trace_tokens: Annotated[int | None, typer.Option(min=1, help="Cap on traces; default: each run's own.")] = None,
+    width: Annotated[float, typer.Option(min=0.01, help="Width of a bin of H_SFT, in nats.")] = 0.5,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Probability of ground-truth tokens against the SFT model's entropy (Fig. 3, Sec. 4.4)."""
+    if not baseline:
+        raise ConfigError("name the SFT run that the others are compared with: --baseline RUN.")
+    from nrt_analysis.token_report import token_report
+
+    from nrt_cli.progress import counted
+    from nrt_cli.workflows.score_tokens import score_tokens
+    from nrt_cli.workflows.scoring import default_folder
+
+    folder = out or default_folder(baseline, "tokens")
+    with counted("examples") as report:
+        scored = score_tokens(baseline, [*(runs or []), *(more or [])], folder, report, data, n, seed, max_trace_tokens)
+    sft, *others = scored
+    tables = {model.label: model.table for model in others}
+    deliver(token_report(sft.table, tables, sft.parts, width), folder, folder, as_json)
+
+
+@app.command(epilog="Example: nrt analyze leakage runs/am")
+def leakage(
+    run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run, or RUN@STEP.")],
+    traces: Annotated[str | None, typer.Option(help="Trace table; default: the held-out traces of the step.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Traces scored.")] = 200,
+    span: Annotated[int, typer.Option(min=1, help="Words in a row that count as copied where they are masked.")] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does a trace reason, or smuggle the answer in? Copied n-grams, and the reward of traces tampered with."""
+    from nrt_analysis.leakage_report import leakage_report
+
+    from nrt_cli.progress import counted
+    from nrt_cli.workflows.score_controls import score_controls
+    from nrt_cli.workflows.scoring import default_folder
+
+    folder = out or default_folder(run, "leakage")
+    with counted("traces") as report:
+        found = score_controls(run, folder, report, traces, n, span, seed)
+    deliver(leakage_report(found.table, found.parts, found.method, found.traces, found.span), folder, folder, as_json)
+
+
+@app.command(epilog="Example: nrt analyze schemes runs/am --scheme gm --scheme my_rewards:median")
+def schemes(
+    bank: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|BANK", autocompletion=completion.runs, help="A run, a trace table or a folder of them."
+        ),
+    ],
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="Schemes beside each other, module:function too; default: all built in.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Groups used, evenly spaced.")] = 500,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every scheme on one stored bank of rollouts: what each would reward, before paying for training."""
+    from nrt_analysis.scheme_report import scheme_report
+
+    from nrt_cli.methods import SCHEMES as BUILT_IN
+    from nrt_cli.progress import counted
+    from nrt_cli.workflows.score_bank import open_bank, score_schemes
+
+    opened = open_bank(bank)
+    with counted("tables") as report:
+        rows = list(score_schemes(opened, report, scheme or BUILT_IN, n))
+    home = bank if bank.is_dir() else bank.parent
+    deliver(scheme_report(rows, str(bank), opened.method), out, home, as_json)

@@ -76,7 +76,7 @@ def ask_judges(plan: "Plan", max_cost: float | None) -> "Outcome":
 
 def _report(plan: "Plan") -> Any:
     from nrt_analysis.frames import open_runs
-    from nrt_analysis.judged import judged
+    from nrt_analysis.judge_report import judged
 
     labelled = open_runs([run.path for run in plan.runs])
     steps = dict(zip(labelled, (steps for _, steps in plan.steps), strict=True))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -15,13 +15,16 @@ from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nrt_analysis.report.contents import Cell, Contents, Table
+    from nrt_analysis.document import Document, Table
 
 EXAMPLE = "Example: nrt report runs/sft runs/am runs/ws-neg-log-p --format html,md --out report"
 
 DEFAULT = "html,md,csv"
 MAIN = ("table-3", "table-3-own", "table-3-gain")
 """What the terminal shows of a report, where there is something in it."""
+
+ROWS = 40
+"""Rows of a table that the terminal shows; the files have all."""
 
 
 def report(
@@ -51,9 +54,9 @@ def report(
     """
     paths = places or [Path("runs")]
     folder = out or (paths[0] / "report" if len(paths) == 1 and places else Path("report"))
-    contents, written = make_report(paths, folder, formats.split(","))
-    record = contents.record() | {"files": [str(path) for path in written]}
-    console.result(record, as_json, lambda _: show_report(contents, written))
+    document, written = make_report(paths, folder, formats.split(","))
+    record = document.record() | {"files": [str(path) for path in written]}
+    console.result(record, as_json, lambda _: show_report(document, written))
 
 
 def require_packages() -> None:
@@ -62,43 +65,50 @@ def require_packages() -> None:
         raise ConfigError(f"the report needs {missing[0]}; run `pip install 'nrt-cli[analysis,eval]'`.")
 
 
-def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tuple["Contents", list[Path]]:
+def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tuple["Document", list[Path]]:
     """Gather and write a report; its contents and the files, the first of which is what to open.
 
     Raises ConfigError for a format that does not exist, StoreError where no runs are found.
     """
-    from nrt_analysis.report.gather import gather
-    from nrt_analysis.report.write import FORMATS, write
+    from nrt_analysis.formats import FORMATS, write
+    from nrt_analysis.report.paper_report import gather
 
     from nrt_cli.config.schema import nearest
     from nrt_cli.models.token_text import token_text
 
+    known = list(FORMATS)
     wanted = list(dict.fromkeys(name for name in map(str.strip, formats) if name))
     for name in wanted:
         if name not in FORMATS:
-            raise ConfigError(f"format {name!r} is unknown{nearest(name, FORMATS)}; choose from {', '.join(FORMATS)}.")
+            raise ConfigError(f"format {name!r} is unknown{nearest(name, known)}; choose from {', '.join(known)}.")
     if not wanted:
-        raise ConfigError(f"no format is named; choose from {', '.join(FORMATS)}.")
+        raise ConfigError(f"no format is named; choose from {', '.join(known)}.")
     console.note(f"report: reading {', '.join(map(str, paths))} and drawing")
-    contents = gather(paths)
-    return contents, write(contents, out, wanted, token_text)
+    document = gather(paths)
+    return document, write(document, out, wanted, token_text)
 
 
-def show_report(contents: "Contents", written: Sequence[Path]) -> None:
+def show_report(document: "Document", written: Sequence[Path]) -> None:
     """The results, what to know about them, and where the files are."""
-    for key in MAIN:
-        table = contents.table(key)
-        if table and _has_numbers(table):
-            console.stdout.print(console.plain(f"{table.title}: {table.caption}"))
-            console.stdout.print(_table(table))
-    for note in contents.notes:
+    tables = {table.key: table for table in document.tables}
+    show_document(
+        document,
+        [tables[key] for key in MAIN if key in tables and _has_numbers(tables[key])],
+        f"Written: {written[0]} and {len(written) - 1} other files",
+    )
+
+
+def show_document(document: "Document", tables: Sequence["Table"], written: str) -> None:
+    """Some of a document's tables, what to know about them, what is empty, and where the files are."""
+    for table in tables:
+        console.stdout.print(console.plain(": ".join(filter(None, (table.title, table.caption)))))
+        console.stdout.print(_grid(table))
+    for note in document.notes:
         console.stdout.print(console.plain(f"- {note}"))
-    empty = [(table.title, table.reason) for table in contents.tables]
-    empty += [(figure.title, figure.reason) for figure in contents.figures]
-    for title, reason in empty:
-        if reason:
-            console.stdout.print(console.plain(f"- {title} is empty: {reason}"))
-    console.stdout.print(console.plain(f"Written: {written[0]} and {len(written) - 1} other files"), soft_wrap=True)
+    for part in document.parts:
+        if part.reason:
+            console.stdout.print(console.plain(f"- {part.title} is empty: {part.reason}"))
+    console.stdout.print(console.plain(written), soft_wrap=True)
 
 
 def _has_numbers(table: "Table") -> bool:
@@ -107,10 +117,10 @@ def _has_numbers(table: "Table") -> bool:
     return any(row.cells[i].text for row in table.rows for i in ours)
 
 
-def _table(table: "Table") -> RichTable:
-    """Rows and columns that have something of ours to say."""
+def _grid(table: "Table") -> RichTable:
+    """Rows and columns that have something of ours to say, as many as a terminal has room for."""
     ours = [i for i, column in enumerate(table.columns) if column.group != "Paper"]
-    rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])]
+    rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])][:ROWS]
     shown = [i for i in ours if any(row.cells[i].text for row in rows)]
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in (table.columns[i] for i in shown):
@@ -123,11 +133,8 @@ def _table(table: "Table") -> RichTable:
         if row.section != section:
             section = row.section
             grid.add_row(console.plain(section), style="italic")
-        grid.add_row(*(_cell(row.cells[i]) for i in shown))
+        texts = [console.plain(row.cells[i].text or "-") for i in shown]
+        for text, i in zip(texts, shown, strict=True):
+            text.stylize({0: "", 1: "bold", 2: "underline"}[row.cells[i].place])
+        grid.add_row(*texts)
     return grid
-
-
-def _cell(cell: "Cell") -> Any:
-    text = console.plain(cell.text or "-")
-    text.stylize({0: "", 1: "bold", 2: "underline"}[cell.place])
-    return text

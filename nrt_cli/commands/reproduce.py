@@ -81,10 +81,10 @@ def reproduce(
 
 def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
     """Figure 3."""
-    from nrt_analysis.tokens import token_report
+    from nrt_analysis.formats import write
+    from nrt_analysis.token_report import token_report
 
     from nrt_cli.progress import counted
-    from nrt_cli.store.files import write_report
     from nrt_cli.workflows.study import score_pairs
 
     with counted("pairs") as report:
@@ -92,15 +92,15 @@ def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
     if scored:
         sft, *others = scored
         found = token_report(sft.table, {model.label: model.table for model in others}, sft.parts)
-        write_report(folder / "analysis" / "tokens", found.files())
+        write(found, folder / "analysis" / "tokens", ("csv", "md"))
 
 
 def _ask(asked: "StudyConfig", folder: Path) -> None:
     """Tables 9 and 10."""
-    from nrt_analysis.cases import generated_cases
+    from nrt_analysis.case_report import generated_cases
+    from nrt_analysis.formats import write
 
     from nrt_cli.progress import counted
-    from nrt_cli.store.files import write_report
     from nrt_cli.workflows.study import answer_questions, score_questions
 
     with counted("runs") as report:
@@ -108,7 +108,7 @@ def _ask(asked: "StudyConfig", folder: Path) -> None:
         rows = answer_questions(folder, asked, report)
     if rows:
         found = generated_cases(rows, "generated greedily, up to the caps of training")
-        write_report(folder / "analysis" / "cases", found.files())
+        write(found, folder / "analysis" / "cases", ("csv", "md"))
 
 
 def _judge(asked: "StudyConfig", folder: Path) -> None:

@@ -19,7 +19,7 @@ from nrt_cli.models.publish import without_paths, write_for_others
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.training.locate import Located, locate_model
-from nrt_cli.workflows.card import CONFIG, Facts, render_card
+from nrt_cli.workflows.model_card import CONFIG, Facts, render_card
 
 OTHER_SECTIONS = ("eval", "judge", "track")
 """Sections that training does not read, and that may name what is only here."""

@@ -1,7 +1,7 @@
 """The same questions across runs."""
 
 import pytest
-from nrt_analysis.cases import SHOWN, case_labels, generated_cases, stored_cases, stored_questions
+from nrt_analysis.case_report import SHOWN, case_labels, generated_cases, stored_cases, stored_questions
 from nrt_analysis.frames import HELD_OUT, STEP
 
 from nrt_cli.errors import StoreError
@@ -26,7 +26,7 @@ def two_runs(make_run, row):
 
 def test_the_latest_traces_on_common_questions(two_runs):
     am, gm = two_runs
-    table = stored_cases(refer(am.path, gm.path), HELD_OUT, 5).tables["cases"]
+    table = stored_cases(refer(am.path, gm.path), HELD_OUT, 5).frames["cases"]
     assert table[["example", "run", "step", "trace"]].values.tolist() == [
         [1, "am", 30, "am ends 1"],
         [1, "gm", 20, "gm 1"],
@@ -40,7 +40,7 @@ def test_the_latest_traces_on_common_questions(two_runs):
 
 def test_one_run_at_two_steps_and_the_number_of_questions(two_runs):
     am, _ = two_runs
-    table = stored_cases(refer(f"{am.path}@0", f"{am.path}@30"), HELD_OUT, 1).tables["cases"]
+    table = stored_cases(refer(f"{am.path}@0", f"{am.path}@30"), HELD_OUT, 1).frames["cases"]
     assert table[["example", "run", "trace"]].values.tolist() == [
         [0, "am@0", "am starts 0"],
         [0, "am@30", "am ends 0"],
@@ -50,14 +50,14 @@ def test_one_run_at_two_steps_and_the_number_of_questions(two_runs):
 def test_training_traces_have_their_gain(two_runs):
     am, _ = two_runs
     report = stored_cases(refer(am.path), STEP, 1)
-    assert report.tables["cases"][["trace", "gain"]].values.tolist() == [["am trains 0", 0.5]]
-    assert report.tables["side-by-side"]["what"].tolist() == ["question", "reference", "am (gain +0.50 nats)"]
+    assert report.frames["cases"][["trace", "gain"]].values.tolist() == [["am trains 0", 0.5]]
+    assert report.frames["side-by-side"]["what"].tolist() == ["question", "reference", "am (gain +0.50 nats)"]
 
 
 def test_side_by_side_is_a_row_per_text(two_runs, make_run, row):
     long = make_run("c", "p", traces={"held-out-000001": [row(1, 1, 0, "x" * (SHOWN + 50)), row(1, 2, 0, "")]})
     report = stored_cases(refer(two_runs[1].path, long.path), HELD_OUT, 2)
-    rows = report.tables["side-by-side"].values.tolist()
+    rows = report.frames["side-by-side"].values.tolist()
     assert rows[:4] == [
         [1, "question", "Question 1?"],
         [1, "reference", "answer 1"],
@@ -101,7 +101,7 @@ def test_generated_cases_show_trace_and_answer():
     ]
     report = generated_cases(rows, "greedy")
     assert report.notes == ("greedy",)
-    assert report.tables["side-by-side"].values.tolist() == [
+    assert report.frames["side-by-side"].values.tolist() == [
         [1, "question", "q"],
         [1, "sft: trace", "(does not think)"],
         [1, "sft: answer", "4"],

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nrt_analysis.clusters import DRAWS, clustered_means
 from nrt_analysis.figures import error_bars
+from nrt_analysis.intervals import DRAWS, clustered_means
 
 FRAME = pd.DataFrame(
     {

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from nrt_analysis.dynamics import COLUMNS, PANELS, collapses, dynamics
+from nrt_analysis.dynamics_report import COLUMNS, PANELS, collapses, dynamics
 from nrt_analysis.frames import steps_frame
 
 from nrt_cli.errors import StoreError
@@ -13,18 +13,18 @@ def test_smoothing_is_the_mean_of_the_last_steps(make_run):
     lengths = [10.0, 20.0, 60.0, 0.0]
     run = make_run(steps=[{"trace_length": n, "distinct_ngrams": 1.0, "truncated_share": 0.0} for n in lengths])
     report = dynamics({"am": run}, window=2)
-    table = report.tables["dynamics"]
+    table = report.frames["dynamics"]
     assert table["trace_length"].tolist() == lengths
     assert table["trace_length_smoothed"].tolist() == [10.0, 15.0, 40.0, 30.0]
     assert "mean of the last 2 steps" in " ".join(report.notes)
-    summary = report.tables["summary"].set_index("metric").loc["trace_length"]
+    summary = report.frames["summary"].set_index("metric").loc["trace_length"]
     assert (summary["first"], summary["last"]) == (15.0, 30.0)
 
 
 def test_not_measured_is_passed_over_and_stays_where_nothing_is(make_run):
     shares = [0.5, math.nan, math.nan, 0.7]
     run = make_run(steps=[{"distinct_ngrams": s, "truncated_share": 0.0} for s in shares])
-    smooth = dynamics({"am": run}, window=2).tables["dynamics"]["distinct_ngrams_smoothed"].tolist()
+    smooth = dynamics({"am": run}, window=2).frames["dynamics"]["distinct_ngrams_smoothed"].tolist()
     assert smooth[:2] == [0.5, 0.5]
     assert math.isnan(smooth[2])
     assert smooth[3] == 0.7
@@ -37,8 +37,8 @@ def test_the_sentinel_marks_what_it_would_have_warned_of(make_run):
     (fall,) = collapses(steps_frame(run), run)
     assert (fall.sign, fall.step, fall.now) == ("entropy", 19, pytest.approx(0.95))
     report = dynamics({"am": run})
-    assert report.tables["collapse"].to_dict("records")[0]["step"] == 19
-    summary = report.tables["summary"].set_index("metric")
+    assert report.frames["collapse"].to_dict("records")[0]["step"] == 19
+    summary = report.frames["summary"].set_index("metric")
     assert summary.loc["entropy", "fell at"] == "19"
     assert summary.loc["trace_length", "fell at"] == ""
     # Held-out accuracy outweighs it.
@@ -53,8 +53,8 @@ def test_several_runs_share_a_figure(make_run):
         name: make_run(name, steps=[{**health, "entropy": e} for e in (2.0, 1.0)]) for name, e in (("x", 1), ("y", 2))
     }
     report = dynamics(runs)
-    assert report.tables["dynamics"]["run"].tolist() == ["x", "x", "y", "y"]
-    (figure,) = report.figures.values()
+    assert report.frames["dynamics"]["run"].tolist() == ["x", "x", "y", "y"]
+    (figure,) = [figure.drawing for figure in report.figures]
     axes = figure.axes
     assert len(axes) == len(PANELS)
     assert all(axis.get_ylabel() for axis in axes)  # every panel has its unit
@@ -67,7 +67,7 @@ def test_several_runs_share_a_figure(make_run):
 def test_every_number_of_the_figure_is_in_the_table(make_run):
     run = make_run(steps=[{"distinct_ngrams": 0.9, "truncated_share": 0.1}])
     report = dynamics({"am": run})
-    table = report.tables["dynamics"]
+    table = report.frames["dynamics"]
     for metric in (*PANELS, "truncated_share"):
         assert {metric, f"{metric}_smoothed"} <= set(table.columns)
         assert metric in report.units

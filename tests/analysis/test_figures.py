@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
-from nrt_analysis.dynamics import dynamics
+from nrt_analysis.dynamics_report import dynamics
 from nrt_analysis.figures import LINES, fitted, legend_above, line_style, new_figure, numbered, panel, render, span
 from nrt_analysis.frames import open_runs
 
@@ -78,7 +78,7 @@ def test_the_dynamics_of_eight_runs_with_an_outlier_keep_all_text_inside_and_say
         steps = [{"reward": 0.5 + gain * t, "truncated_share": 0.0, "distinct_ngrams": 0.9} for t in range(12)]
         runs.append(make_run(f"{LONG}-{i}", "am", steps).path)
     found = dynamics(open_runs(runs))
-    figure = fitted(found.figures["dynamics"])
+    figure = fitted(found.figures[0].drawing)
     assert outside(figure) == {}
     said = [note for note in found.notes if note.startswith("(f) leaves out what is far off")]
     assert len(said) == 1

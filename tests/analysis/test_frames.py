@@ -171,7 +171,7 @@ def test_stacked_frames_keep_their_rows_and_none_has_the_columns_all_the_same(si
 
 @pytest.mark.parametrize("missing", [*STEP_METRICS, "distinct_ngrams"])
 def test_a_metric_that_a_run_lacks_is_an_empty_column(make_run, missing):
-    from nrt_analysis.dynamics import COLUMNS, dynamics
+    from nrt_analysis.dynamics_report import COLUMNS, dynamics
 
     run = make_run(steps=[{"distinct_ngrams": 0.5, "truncated_share": 0.0}] * 2)
     lines = [{key: value for key, value in r.items() if key != missing or key == "trace_length"} for r in run.metrics()]
@@ -180,14 +180,14 @@ def test_a_metric_that_a_run_lacks_is_an_empty_column(make_run, missing):
         run.append_metrics(line)
     frame = steps_frame(run)
     assert set(COLUMNS) <= set(frame)
-    summary = dynamics({"run": run}).tables["summary"].set_index("metric")
+    summary = dynamics({"run": run}).frames["summary"].set_index("metric")
     empty = {"reward": ["reward_gain"], "reward_base": ["reward_gain"], "trace_length": []}.get(missing, [missing])
     assert summary.index[summary["last"].isna()].tolist() == empty
 
 
 def test_tables_without_rows_are_no_error_of_pandas(make_run):
-    from nrt_analysis.cases import stored_cases
-    from nrt_analysis.opened import OpenRun
+    from nrt_analysis.case_report import stored_cases
+    from nrt_analysis.frames import OpenRun
 
     run = make_run(steps=[{}], traces={"step-000001": [], "held-out-000001": []})
     assert traces_frame(run, STEP, None, ("trace", "gain")).columns.tolist() == ["trace", "gain"]

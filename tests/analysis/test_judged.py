@@ -8,7 +8,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from nrt_analysis.judged import agreement_table, change_table, judged, judged_frame, krippendorff_alpha, quality_table
+from nrt_analysis.formats import render
+from nrt_analysis.judge_report import (
+    agreement_table,
+    change_table,
+    judged,
+    judged_frame,
+    krippendorff_alpha,
+    quality_table,
+)
 
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
@@ -157,10 +165,10 @@ def test_the_report_counts_the_steps_and_judgements_asked_for(make_run: Callable
 
     report = judged(runs, {"a": [5], "b": [5]}, {"j 5 0"})
 
-    table = report.tables["judged"]
+    table = report.frames["judged"]
     assert table[["run", "step", "quality"]].values.tolist() == [["a", 5, 0.3], ["b", 5, 0.5]]
-    assert "agreement" not in report.tables  # one judge
-    assert {"judged.csv", "judged.png", "judged.pdf"} <= set(report.files())
+    assert "agreement" not in report.frames  # one judge
+    assert {"judged.csv", "judged.png", "judged.pdf"} <= set(render(report, ("csv", "md")))
 
 
 def test_reasons_of_what_was_not_scored_are_told(make_run: Callable[..., Run]) -> None:
@@ -180,9 +188,9 @@ def test_the_figure_has_a_line_per_run_and_judge_within_the_scale(make_run: Call
     rows: list[Any] = [(judge, step, e, 0.1 * e) for judge in "jk" for step in (0, 5) for e in range(3)]
     report = judged({"a": make_run("a", *rows), "b": make_run("b", *rows)}, {"a": [0, 5], "b": [0, 5]})
 
-    (axis,) = report.figures["judged"].axes
+    (axis,) = report.figures[0].drawing.axes
     assert axis.get_xlabel() == "training step"
     assert axis.get_ylabel() == "judged trace quality (0 to 1)"
-    assert axis.get_ylim() == pytest.approx((-0.03, 1.03))
-    (legend,) = report.figures["judged"].legends
+    assert axis.get_ylim() == pytest.approx((-0.04, 1.04))
+    (legend,) = report.figures[0].drawing.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a, j", "a, k", "b, j", "b, k"]

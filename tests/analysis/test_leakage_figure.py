@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from nrt_analysis.leakage import by_control, by_length, leakage_report
+from nrt_analysis.formats import render
+from nrt_analysis.leakage_report import by_control, by_length, leakage_report
 
 from nrt_cli.store.tables import PartTable
-from nrt_cli.workflows.leakage import COLUMNS
+from nrt_cli.workflows.score_controls import COLUMNS
 
 
 def row(example: int, control: str, gain: float, copied: float) -> dict[str, Any]:
@@ -52,16 +53,16 @@ def test_the_report(tmp_path: Path) -> None:
     table.write(1, ROWS[3:])
     report = leakage_report(table, 2, "am", "held-out-000003", 1)
     assert any("1-grams" in note and "30.0% are in the trace, 20.0% in another" in note for note in report.notes)
-    assert report.tables["gains"]["gain (nats)"].tolist()[0] == "+1.0 [-2.0, +4.0]"
-    assert {"leakage.csv", "leakage-copied.csv", "leakage.png"} <= report.files().keys()
+    assert report.frames["gains"]["gain (nats)"].tolist()[0] == "+1.0 [-2.0, +4.0]"
+    assert {"leakage.csv", "leakage-copied.csv", "leakage.png"} <= render(report, ("csv", "md")).keys()
 
 
 def test_what_was_not_measured_is_a_dash_and_no_share_of_0(tmp_path: Path) -> None:
     table = PartTable(tmp_path / "rows", COLUMNS)
     table.write(0, [row(0, "sampled", np.nan, 0.5), row(0, "empty", np.nan, np.nan), row(1, "sampled", np.nan, np.nan)])
     report = leakage_report(table, 1, "am", "held-out-000003", 1)
-    assert report.tables["gains"][["gain (nats)", "lost (nats)"]].to_numpy().tolist() == [["-", "-"]] * 2
-    assert report.tables["leakage"]["helpful_share"].isna().all()
+    assert report.frames["gains"][["gain (nats)", "lost (nats)"]].to_numpy().tolist() == [["-", "-"]] * 2
+    assert report.frames["leakage"]["helpful_share"].isna().all()
     # A single example has no other's trace.
     assert any("50.0% are in the trace, - in another" in note for note in report.notes)
-    assert report.files()
+    assert render(report, ("csv", "md"))

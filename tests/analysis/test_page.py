@@ -6,21 +6,23 @@ import json
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nrt_analysis.report.cards import cards
-from nrt_analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
-from nrt_analysis.report.gather import gather
-from nrt_analysis.report.page import headline, render, samples, setup, write
-from nrt_analysis.report.page.cases import cases
-from nrt_analysis.report.page.samples import sample_traces, spread
-from nrt_analysis.report.page.scored import scored_sets
-from nrt_analysis.report.page.series import HELD_OUT, series
+from nrt_analysis.document import Cell, Column, Document, Figure, Made, Row, Table
+from nrt_analysis.figures import new_figure
+from nrt_analysis.formats import page as html
+from nrt_analysis.formats import write
+from nrt_analysis.formats.page import headline, run_setup, trace_samples
+from nrt_analysis.formats.page.chart_series import HELD_OUT, series
+from nrt_analysis.formats.page.shared_questions import cases
+from nrt_analysis.formats.page.trace_samples import sample_traces, scored_sets, spread
+from nrt_analysis.report.paper_report import gather
+from nrt_analysis.report.run_cards import find_cards
 
-from nrt_cli.records import Document, Reply
+from nrt_cli.records import Document as Answered
+from nrt_cli.records import Reply
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation
 
@@ -28,6 +30,10 @@ HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'><style>*{display:none}</style>"
     '<!-- {{ 7*7 }} ]]> \u202egnp.exe \x1b[31m \x00 & "quoted"'
 )
+
+
+def render(document, pieces=None):
+    return html.render(document, pieces)["index.html"].decode()
 
 
 def letters(folder):
@@ -90,8 +96,8 @@ def contents(make_run, scored_row):
             run = make_run(name, method, [{"distinct_ngrams": 0.5, "truncated_share": 0.1}] * 2, traces)
             run.append_metrics({"kind": "held_out", "step": 0, "examples": 4, "answer_logprob": -20.0})
             run.append_metrics({"kind": "held_out", "step": 2, "examples": 4, "answer_logprob": -10.0 - len(method)})
-        found = cards([run.path.parent])
-        return Contents(
+        found = find_cards([run.path.parent])
+        return Document(
             "A title", Made("0.0", "2026-01-01T00:00:00Z"), tuple(found), tables, (), ("mind this",), **more
         )
 
@@ -100,8 +106,8 @@ def contents(make_run, scored_row):
 
 def test_the_same_contents_give_the_same_bytes(contents, tmp_path):
     made = contents()
-    first = write(made, tmp_path / "one", letters).read_bytes()
-    assert write(made, tmp_path / "two", letters).read_bytes() == first
+    first, second = (write(made, tmp_path / name, ["html"], letters)[0].read_bytes() for name in ("one", "two"))
+    assert first == second
     assert str(tmp_path / "one").encode() not in first
 
 
@@ -138,7 +144,7 @@ def test_hostile_text_is_text(contents, tmp_path):
             title=HOSTILE,
             model=HOSTILE,
             manifest=card.run.manifest(),
-            config={HOSTILE: HOSTILE},
+            settings={HOSTILE: HOSTILE},
         )
         for i, card in enumerate(made.runs)
     ]
@@ -188,18 +194,18 @@ def test_without_a_tokenizer_texts_are_whole_and_nothing_is_known_of_tokens(cont
 
 def test_the_budget_is_shared_and_every_step_comes_before_second_groups(contents, monkeypatch):
     """A group is 2 traces of 2 + 3 tokens = 10; runs' last steps come first, so 25 tokens are three groups."""
-    monkeypatch.setattr(samples, "BUDGET", 25)
+    monkeypatch.setattr(trace_samples, "BUDGET", 25)
     found = sample_traces(contents().runs, letters)
     assert [(one["run"], one["step"], len(one["groups"])) for one in found["sets"]] == [(0, 2, 1), (0, 1, 1), (1, 2, 1)]
     assert (found["shown"], found["stored"]) == (6, 16)
 
 
 def test_long_traces_are_cut_and_say_how_long_they_were(make_run, scored_row):
-    long = "x" * (samples.LONGEST + 7)
+    long = "x" * (trace_samples.LONGEST + 7)
     row = scored_row(1, 0, 0, long, trace_entropies=[0.5] * (len(long) + 1))
     run = make_run("a", traces={"step-000001": [row]})
-    (trace,) = sample_traces(cards([run.path]), letters)["sets"][0]["groups"][0]["traces"]
-    assert (len(trace["tokens"]), trace["length"]) == (samples.LONGEST, samples.LONGEST + 7)
+    (trace,) = sample_traces(find_cards([run.path]), letters)["sets"][0]["groups"][0]["traces"]
+    assert (len(trace["tokens"]), trace["length"]) == (trace_samples.LONGEST, trace_samples.LONGEST + 7)
 
 
 @given(st.integers(0, 200), st.integers(2, 9))
@@ -322,7 +328,7 @@ def test_series_have_every_run_and_what_was_not_measured_is_null(make_run):
     run = make_run("a", steps=[{"gain": 1.0}, {"gain": math.nan}, {"gain": 3.0}])
     run.append_metrics({"kind": "held_out", "step": 0, "answer_logprob": -1.23456789})
     sft = make_run("s", "sft", steps=[{"answer_logprob_per_token": -2.0}])
-    found = series(cards([run.path, sft.path]))
+    found = series(find_cards([run.path, sft.path]))
     assert [panel["key"] for panel in found["panels"]][:2] == [HELD_OUT, "gain"]
     direct, thinking = (one["values"] for one in found["runs"])
     assert thinking["gain"] == {"step": [1, 2, 3], "raw": [1.0, None, 3.0], "mean": [1.0, 1.0, 2.0]}
@@ -333,8 +339,8 @@ def test_series_have_every_run_and_what_was_not_measured_is_null(make_run):
 
 def test_settings_that_differ_are_marked(contents):
     first, second = contents().runs
-    found = setup.settings(
-        [replace(first, config={"a": {"b": 1, "c": None}}), replace(second, config={"a": {"b": 2, "c": None}})]
+    found = run_setup.settings(
+        [replace(first, settings={"a.b": 1, "a.c": None}), replace(second, settings={"a.b": 2, "a.c": None})]
     )
     assert [(s.key, s.values, s.differs) for s in found] == [
         ("a.b", ("1", "2"), True),
@@ -345,7 +351,7 @@ def test_settings_that_differ_are_marked(contents):
 def test_runs_of_one_machine_are_named_together(contents):
     first, second = contents().runs
     other = replace(second, label="other", manifest={"device": {"name": "cuda"}})
-    kinds = setup.environments([first, second, other])
+    kinds = run_setup.environments([first, second, other])
     assert [kind.runs for kind in kinds] == [(first.label, second.label), ("other",)]
     assert ("device: name", "cuda") in kinds[1].facts
 
@@ -355,17 +361,17 @@ def test_commands_are_of_the_studies_the_report_and_each_run(contents, tmp_path)
     studied = replace(
         first, study=tmp_path / "laptop", manifest={"command": "nrt train x", "summary": {"seconds": 90.0}}
     )
-    assert setup.whole_commands([studied, second]) == [
+    assert run_setup.whole_commands([studied, second]) == [
         ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
         ("this report", "nrt report laptop b"),
     ]
     odd = replace(second, run=Run(tmp_path / "more" / "-it's here"))
-    assert setup.whole_commands([studied, odd]) == [
+    assert run_setup.whole_commands([studied, odd]) == [
         ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
         ("this report", """nrt report laptop 'more/-it'"'"'s here'"""),
     ]
-    assert setup.whole_commands([odd]) == [("this report", """nrt report './-it'"'"'s here'""")]
-    assert setup.commands([studied]) == [(f"{first.label}, took 1.5 min", "nrt train x")]
+    assert run_setup.whole_commands([odd]) == [("this report", """nrt report './-it'"'"'s here'""")]
+    assert run_setup.commands([studied]) == [(f"{first.label}, took 1.5 min", "nrt train x")]
 
 
 def test_held_out_traces_side_by_side(make_run, row):
@@ -377,7 +383,7 @@ def test_held_out_traces_side_by_side(make_run, row):
         make_run("a", "am", traces=am),
         make_run("b", "gm", traces={"held-out-000020": [row(20, 2, 0, "gm<|im_end|>")]}),
     ]
-    (case,) = cases(cards([run.path for run in runs]))
+    (case,) = cases(find_cards([run.path for run in runs]))
     assert (case["name"], case["question"], case["reference"]) == ("held-out example 2", "Question 2?", "answer 2")
     assert [(s["step"], s["trace"], s["before"]) for s in case["said"]] == [(30, "am 2", "before"), (20, "gm", None)]
 
@@ -389,9 +395,9 @@ def test_documents_that_all_runs_answered(make_run):
         for key in ids:
             reply = Reply("thought", f"answer of {run.path.name}", 1, 3, "end")
             turns = ({"role": "user", "content": f"question {key}"},)
-            evaluation.append(Document("gsm8k", "", key, turns, "42", (reply,), ("41",), {"exact_match": 0.0}))
+            evaluation.append(Answered("gsm8k", "", key, turns, "42", (reply,), ("41",), {"exact_match": 0.0}))
         evaluation.write_scores({"score": 0.0})
-    (case,) = cases(cards([run.path for run in runs]))
+    (case,) = cases(find_cards([run.path for run in runs]))
     assert (case["name"], case["question"], case["reference"]) == ("gsm8k 2", "question 2", "42")
     assert [(s["answer"], s["score"], s["trace"]) for s in case["said"]] == [
         ("answer of a", 0.0, "thought"),
@@ -400,17 +406,17 @@ def test_documents_that_all_runs_answered(make_run):
 
 
 def test_a_run_that_has_nothing_yet_is_a_page(make_run, tmp_path):
-    found = tuple(cards([make_run("a").path]))
-    text = render(Contents("t", Made("0", "-"), found, (), (), ()), letters)
+    found = tuple(find_cards([make_run("a").path]))
+    text = render(Document("t", Made("0", "-"), found, (), (), ()), letters)
     assert "Nothing was measured yet" in text
-    assert write(Contents("t", Made("0", "-"), found, (), (), ()), Path(tmp_path / "r")).is_file()
+    assert write(Document("t", Made("0", "-"), found, (), (), ()), tmp_path / "r", ["html"])[0].is_file()
 
 
 def test_the_page_has_every_table_and_figure_of_a_report_whatever_it_is_called(contents):
     row = Row((Cell("a"), Cell("1.0", 1.0)))
     columns = (Column("Method"), Column("Score", kind="number"))
     tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in (11, 90, "x")]
-    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", files={"png": b"p"}) for i in (5, 22, "mine")]
+    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", drawing=new_figure()[0]) for i in (5, 22, "mine")]
     figures.append(Figure("figure-7", "My empty figure", "c", reason="`nrt nothing` draws it"))
     page = render(replace(contents(*tables), figures=tuple(figures)))
     for part in (*tables, *figures):
@@ -442,7 +448,7 @@ def test_held_out_pairs_are_shown_with_paired_intervals_where_rows_are_stored(ma
     assert [dot.section for dot in accuracy.dots] == ["thinking", "null trace", "direct", "other row's trace"]
     assert [dot.after for dot in accuracy.dots] == [(100.0,), (0.0,), (0.0,), (0.0,)]
     assert "thinking − null trace +100.0 [" in accuracy.verdicts[1]
-    table = made.table("held-out")
+    table = next(table for table in made.tables if table.key == "held-out")
     assert {row.cells[0].text: row.cells[3].value for row in table.rows}["gain of thinking"] == 2.0
     text = render(made)
     assert "0.0 → 2.0 [2.0, 2.0]" in text

@@ -7,9 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from nrt_analysis.report.cards import cards
-from nrt_analysis.report.contents import Cell, Column, Contents, Made, Row, Table
-from nrt_analysis.report.page import write
+from nrt_analysis.document import Cell, Column, Document, Made, Row, Table
+from nrt_analysis.formats import write
+from nrt_analysis.report.run_cards import find_cards
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's driver is the package selenium")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -63,11 +63,10 @@ def address(tmp_path_factory, make_run_in, row):
         }
         run = make(name, method, [{"gain": float(i)} for i in range(3)], traces)
         run.update_manifest(command=HOSTILE, versions={HOSTILE: HOSTILE})
-    found = cards([root])
-    found = [found[0], replace(found[1], label=HOSTILE, title=HOSTILE, config={"a": {HOSTILE: HOSTILE}})]
-    path = write(
-        Contents("A title", Made("0", "-"), tuple(found), (_table(),), (), (HOSTILE,)), root / "report", letters
-    )
+    found = find_cards([root])
+    found = [found[0], replace(found[1], label=HOSTILE, title=HOSTILE, settings={f"a.{HOSTILE}": HOSTILE})]
+    document = Document("A title", Made("0", "-"), tuple(found), (_table(),), (), (HOSTILE,))
+    path = write(document, root / "report", ["html"], letters)[0]
     return f"file://{path}"
 
 
@@ -322,9 +321,8 @@ def test_one_run_far_off_does_not_flatten_the_others(driver, tmp_path, make_run_
     make = make_run_in(tmp_path)
     for i in range(4):
         make(f"r{i}", ("am", "gm", "p", "logp")[i], [{"gain": (1000.0 if i == 3 else 1.0 + i / 2) * t} for t in (0, 1)])
-    path = write(
-        Contents("A title", Made("0", "-"), tuple(cards([tmp_path])), (), (), ()), tmp_path / "report", letters
-    )
+    document = Document("A title", Made("0", "-"), tuple(find_cards([tmp_path])), (), (), ())
+    path = write(document, tmp_path / "report", ["html"], letters)[0]
     driver.get(f"file://{path}")
     (gain,) = [c for c in driver.find_elements(By.CSS_SELECTOR, ".chart") if c.text.startswith("gain over")]
     assert "JLB, seed 0 goes to 1e+03" in gain.text

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nrt_analysis.report import markdown
-from nrt_analysis.report.cards import cards
-from nrt_analysis.report.contents import Contents, Row, Table
-from nrt_analysis.report.drawn import dynamics_figure
-from nrt_analysis.report.gather import gather, tables
-from nrt_analysis.report.page.headline import panels
+from nrt_analysis.document import Document, Row, Table
+from nrt_analysis.formats import markdown
+from nrt_analysis.formats.page.headline import panels
 from nrt_analysis.report.paper import paper
+from nrt_analysis.report.paper_figures import dynamics_figure
+from nrt_analysis.report.paper_report import gather, tables
+from nrt_analysis.report.run_cards import find_cards
 
 from nrt_cli.config import resolve, to_yaml
 from nrt_cli.config.study import parse_study, planned_runs
@@ -70,9 +70,13 @@ def cells_of(table: Table, title: str, *columns: str) -> list[Any]:
     return [row.cells[names.index(column)] for column in columns]
 
 
+def named(document: Document) -> dict[str, Table]:
+    return {table.key: table for table in document.tables}
+
+
 def report(tmp_path: Path) -> dict[str, Table]:
     """The tables alone: figures take seconds to draw."""
-    return {table.key: table for table in tables(cards([tmp_path / "runs"]))}
+    return {table.key: table for table in tables(find_cards([tmp_path / "runs"]))}
 
 
 # --- Table 3 ----------------------------------------------------------------------------------------------------------
@@ -169,10 +173,10 @@ def test_a_run_without_policy_gradient_is_not_called_by_the_papers_name(trained,
     trained("ws-neg-log-p", name="control", settings=off)
     trained("gm")
     trained("gm", name="hot", settings={"rollout": {"temperature": 0.5}})
-    titles = [card.title for card in cards([tmp_path / "runs"])]
+    titles = [card.title for card in find_cards([tmp_path / "runs"])]
     assert titles == ["NRT-GM", "NRT-GM [rollout.temperature=0.5]", "Control: no policy gradient"]
     trained("am", name="other control", settings=off)
-    titles = [card.title for card in cards([tmp_path / "runs"])]
+    titles = [card.title for card in find_cards([tmp_path / "runs"])]
     assert titles[2:] == ["Control: no policy gradient [method=am]", "Control: no policy gradient"]
 
 
@@ -205,7 +209,7 @@ def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
     base = Evaluation.create(study / "evals" / "base", "sums", {}, {})
     base.write_scores({"score": 0.1, "error": 0.01, "n": 400, "title": "Sums"})
 
-    found = cards([study])
+    found = find_cards([study])
     by_key = {table.key: table for table in tables(found)}
     table = by_key["table-3-own"]
 
@@ -452,7 +456,7 @@ def test_figure_2_has_the_steps_of_every_run_that_thinks(trained, tmp_path):
     run = trained("gm")
     with Judgements(run).writing():
         Judgements(run).append({"key": "k", "judge": "j", "template": "t", "step": 2, "example": 0, "score": 0.5})
-    figure = dynamics_figure(cards([tmp_path / "runs"]))
+    figure = dynamics_figure(find_cards([tmp_path / "runs"]))
     assert "quality: j asked with t" in figure.notes
     frame = figure.numbers["steps"]
     assert list(frame["seed"]) == [0, 0, 1, 1, 0, 0]
@@ -468,7 +472,7 @@ def test_quality_asked_with_two_templates_is_two_panels_that_name_them(trained, 
         Judgements(run).append(record | {"template": "abc", "template_name": "judge/trace-quality", "score": 0.2})
         Judgements(run).append(record | {"template": "def", "template_name": "$ta_ble$ 8.txt", "score": 0.9})
         Judgements(run).append(record | {"template": "def", "template_name": "$ta_ble$ 8.txt", "score": 0.7})
-    figure = dynamics_figure(cards([tmp_path / "runs"]))
+    figure = dynamics_figure(find_cards([tmp_path / "runs"]))
     quality = figure.numbers["quality"].set_index("asked")["quality"].to_dict()
     # Not their mean; judged again with the same template, the last counts.
     ours, theirs = "j asked with judge/trace-quality (abc)", "j asked with $ta_ble$ 8.txt (def)"
@@ -491,7 +495,7 @@ def test_models_of_one_name_are_two_groups(trained, tmp_path):
     trained("am", name="one", model="same")
     run = trained("am", name="two", model="same")
     run.update_manifest(fingerprints={"model": "0123456789", "train": "data"})
-    assert {card.model for card in cards([tmp_path / "runs"])} == {"same (same)", "same (01234567)"}
+    assert {card.model for card in find_cards([tmp_path / "runs"])} == {"same (same)", "same (01234567)"}
 
 
 def test_a_report_of_nothing_is_an_error(tmp_path):
@@ -504,7 +508,7 @@ def test_a_report_of_nothing_is_an_error(tmp_path):
 
 def test_a_run_named_twice_counts_once(trained, tmp_path):
     run = trained("am", gsm8k=0.5)
-    assert len(cards([run.path, tmp_path / "runs"])) == 1
+    assert len(find_cards([run.path, tmp_path / "runs"])) == 1
 
 
 def test_a_store_that_was_moved_gives_the_same_report(trained, tmp_path):
@@ -512,7 +516,7 @@ def test_a_store_that_was_moved_gives_the_same_report(trained, tmp_path):
     trained("gm", gsm8k=0.25)
     before = report(tmp_path)
     shutil.move(tmp_path / "runs", tmp_path / "moved")
-    after = {table.key: table for table in tables(cards([tmp_path / "moved"]))}
+    after = {table.key: table for table in tables(find_cards([tmp_path / "moved"]))}
     assert repr(after) == repr(before)  # NaN is not equal to itself
 
 
@@ -529,7 +533,7 @@ def test_what_training_data_asks_too_stands_beside_every_held_out_figure(
     runs = [trained("sft", gsm8k=0.4), trained("am", gsm8k=0.5)]
     for run in runs:
         run.append_metrics({"kind": "held_out", "step": 2, "examples": 32, "answer_logprob": -3.0})
-    for table in tables(cards([tmp_path])):  # runs of an earlier version did not compare
+    for table in tables(find_cards([tmp_path])):  # runs of an earlier version did not compare
         assert not any("In the training data too" in note for note in table.notes)
 
     runs[0].update_manifest(data=asked)
@@ -543,10 +547,10 @@ def test_what_training_data_asks_too_stands_beside_every_held_out_figure(
     assert any(note.startswith("2 of 64 held-out questions are in the training data") for note in contents.notes)
     (panel,) = [panel for panel in panels(contents) if panel.title == "Held-out log P(y*)"]
     assert sentence in panel.verdicts
-    assert sentence in markdown.render(contents).decode()
+    assert sentence in markdown.render(contents)["report.md"].decode()
 
 
-def _notes(contents: Contents, key: str) -> tuple[str, ...]:
+def _notes(contents: Document, key: str) -> tuple[str, ...]:
     return next(table.notes for table in contents.tables if table.key == key)
 
 
@@ -569,8 +573,8 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, ro
         return run.path
 
     one = made("am", 0, (1, 1, 1, 0))
-    assert gather([one]).table("held-out-models") is None  # its own table says all
-    table = gather([one, made("am", 1, (1, 1, 1, 1)), made("sft", 0, (0, 0, 0, 0))]).table("held-out-models")
+    assert "held-out-models" not in named(gather([one]))  # its own table says all
+    table = named(gather([one, made("am", 1, (1, 1, 1, 1)), made("sft", 0, (0, 0, 0, 0))]))["held-out-models"]
     columns = [f"{column.group} {column.title}".strip() for column in table.columns]
     found = {(r.cells[0].text, r.cells[1].text): dict(zip(columns, r.cells, strict=True)) for r in table.rows}
     assert list(found) == [("untrained", ""), ("SFT", "0"), ("RLPR", "0"), ("RLPR", "1"), ("RLPR", "mean")]

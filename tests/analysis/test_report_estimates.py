@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nrt_analysis.report.estimates import Estimate, difference, over_seeds, trusted
+from nrt_analysis.intervals import Estimate, difference, over_seeds, trusted
 from nrt_analysis.report.paper import (
     documents,
     grid,

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from nrt_analysis.report import latex, markdown, spreadsheets
-from nrt_analysis.report.contents import Cell, Column, Contents, Figure, Made, Row, Table
-from nrt_analysis.report.plain import marks, visible
+from nrt_analysis.document import Cell, Column, Document, Figure, Made, Row, Table, visible
+from nrt_analysis.formats import latex, markdown, pdf, spreadsheets
 from typer.testing import CliRunner
 
 from nrt_cli.cli import app
@@ -39,7 +38,7 @@ HOSTILE = [
 
 
 @pytest.fixture
-def contents() -> Contents:
+def contents() -> Document:
     """Every place that text can come to, filled with all of it."""
     rows = tuple(
         Row((Cell(text), Cell("1.5", 1.5, 1.0, 2.0, place=1), Cell(reason=text), Cell(text, note=text)), section=text)
@@ -65,13 +64,13 @@ def contents() -> Contents:
         Figure("figure-2", "Figure 2", HOSTILE[0], reason=HOSTILE[1]),
         Figure("figure-4", "Figure 4", "x", numbers=numbers),
     )
-    return Contents(
+    return Document(
         HOSTILE[0], Made("0", "2026-01-01T00:00:00Z"), (), (short, wide, empty, long), figures, tuple(HOSTILE)
     )
 
 
 def test_markdown_has_no_markup_but_ours(contents):
-    text = markdown.render(contents).decode()
+    text = markdown.render(contents)["report.md"].decode()
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     inner = [child for token in tokens for child in token.children or []]
     assert {token.type for token in inner} <= {
@@ -90,8 +89,8 @@ def test_markdown_has_no_markup_but_ours(contents):
 @given(st.text(max_size=60))
 def test_any_text_is_shown_as_it_is_in_a_markdown_cell(text):
     table = Table("table-1", "T", "c", (Column("a"), Column("b")), (Row((Cell(f"x{text}x"), Cell("end"))),))
-    made = Contents("t", Made("0", ""), (), (table,), (), ())
-    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(markdown.render(made).decode())
+    made = Document("t", Made("0", ""), (), (table,), (), ())
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(markdown.render(made)["report.md"].decode())
     cells = [tokens[i + 1] for i, token in enumerate(tokens) if token.type == "td_open"]
     assert len(cells) == 2
     said = "".join("\n" if child.content == "<br>" else child.content for child in cells[0].children)
@@ -113,7 +112,7 @@ def test_no_cell_of_a_spreadsheet_is_a_formula(contents):
 
 def test_marks_go_on_after_z():
     rows = tuple(Row((Cell(reason=str(i)),)) for i in range(54))
-    letters = list(marks(Table("t", "t", "t", (Column("c"),), rows)).values())
+    letters = list(Table("t", "t", "t", (Column("c"),), rows).marks.values())
     assert (letters[0], letters[25], letters[26], letters[52]) == ("a", "z", "aa", "ba")
 
 
@@ -154,15 +153,13 @@ def test_latex_compiles_whatever_the_text(contents, tmp_path):
 
 def test_a_pdf_takes_texts_that_are_higher_than_a_page(contents):
     pytest.importorskip("fpdf")
-    from nrt_analysis.report import document
-
     tall = "\n".join("line") * 300
     rows = (Row((Cell(tall), Cell("1", 1.0), Cell("x" * 5000), Cell(tall)), section=tall), *contents.tables[-1].rows)
     made = replace(contents, tables=(replace(contents.tables[-1], rows=rows),), figures=())
-    pdf = document.render(made)
-    assert pdf == document.render(made)
-    assert pdf.startswith(b"%PDF-")
-    assert pdf.count(b"/Type /Page\n") > 1
+    text = pdf.render(made)["report.pdf"]
+    assert text == pdf.render(made)["report.pdf"]
+    assert text.startswith(b"%PDF-")
+    assert text.count(b"/Type /Page\n") > 1
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nrt_analysis.schemes import disagreements, rank_correlations, scheme_report, signal_to_noise
+from nrt_analysis.formats import render
+from nrt_analysis.scheme_report import disagreements, rank_correlations, scheme_report, signal_to_noise
 from scipy.stats import spearmanr
 
 
@@ -43,7 +44,7 @@ def test_rank_correlation_is_spearmans_within_groups() -> None:
 
 def test_a_summary_by_hand() -> None:
     report = scheme_report(rows({"a": A, "b": B}), "bank", "am")
-    found = report.tables["schemes"].set_index("scheme")
+    found = report.frames["schemes"].set_index("scheme")
     assert found["dead_share"].to_dict() == pytest.approx({"a": 1 / 3, "b": 0.0})
     # std / mean of each group: sqrt(1.25) / 2.5, sqrt(3.1875) / 3.25 and 0; the middle one is the first.
     assert found.loc["a", "spread"] == pytest.approx(np.sqrt(1.25) / 2.5)
@@ -72,7 +73,7 @@ def test_a_bank_without_groups_says_so() -> None:
 
 
 def test_the_files_of_a_figure() -> None:
-    files = scheme_report(rows({"a": A, "b": B}), "bank", None).files()
+    files = render(scheme_report(rows({"a": A, "b": B}), "bank", None), ("csv", "md"))
     assert {"schemes.png", "schemes-correlation.csv", "schemes-disagreements.csv", "schemes.json"} <= files.keys()
 
 
@@ -81,29 +82,29 @@ DEAD = [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
 
 def test_dead_groups_alone_leave_cells_empty() -> None:
     report = scheme_report(rows({"a": DEAD, "b": DEAD}), "bank", "am")
-    found = report.tables["schemes"].set_index("scheme")
+    found = report.frames["schemes"].set_index("scheme")
     assert found["dead_share"].to_dict() == {"a": 1.0, "b": 1.0}
     assert found[["agreement", "agreement_low", "agreement_high", "snr"]].isna().all(axis=None)
-    assert report.tables["overview"]["agreement"].tolist() == ["-", "-"]
-    assert report.tables["correlation"][["a", "b"]].isna().all(axis=None)
+    assert report.frames["overview"]["agreement"].tolist() == ["-", "-"]
+    assert report.frames["correlation"][["a", "b"]].isna().all(axis=None)
     assert "rank correlation: no group has rewards that differ under two schemes" in report.notes
-    assert "| - |" in report.files()["schemes.md"].decode()
+    assert "| - |" in render(report, ("csv", "md"))["schemes.md"].decode()
 
 
 def test_a_scheme_that_rewards_nothing_measurable_has_empty_cells_and_the_others_theirs() -> None:
     nothing = [[np.nan] * 4] * 3
     report = scheme_report(rows({"a": A, "b": nothing}), "bank", "am")
-    found = report.tables["schemes"].set_index("scheme")
+    found = report.frames["schemes"].set_index("scheme")
     assert found.loc["a", "best_gain"] == pytest.approx((30 + 0 + 0) / 3 - 15)
     assert np.isnan(found.loc["b", "best_gain"])
-    assert report.tables["overview"].set_index("scheme").loc["b", "gain"] == "-"
-    assert report.files()
+    assert report.frames["overview"].set_index("scheme").loc["b", "gain"] == "-"
+    assert render(report, ("csv", "md"))
 
 
 def test_no_preference_at_all_is_no_percentage() -> None:
     report = scheme_report(rows({"a": [[np.nan] * 2], "b": [[np.nan] * 2]}), "bank", None)
     assert "all 2 schemes prefer the same trace in - of the groups" in report.notes
-    assert "nan" not in report.files()["schemes.md"].decode()
+    assert "nan" not in render(report, ("csv", "md"))["schemes.md"].decode()
 
 
 numbers = st.one_of(st.just(np.nan), st.sampled_from([0.1, 0.3, 1.0, -2.0]))
@@ -114,7 +115,7 @@ numbers = st.one_of(st.just(np.nan), st.sampled_from([0.1, 0.3, 1.0, -2.0]))
 def test_any_rewards_give_a_report_and_order_of_groups_does_not_matter(groups: list[list[float]]) -> None:
     def summary(of: list[list[float]]) -> pd.DataFrame:
         report = scheme_report(rows({"a": of, "b": of[::-1]}), "bank", None)
-        assert report.tables["schemes"]["scheme"].tolist() == ["a", "b"]
-        return report.tables["schemes"].set_index("scheme").drop(columns=["agreement_low", "agreement_high"])
+        assert report.frames["schemes"]["scheme"].tolist() == ["a", "b"]
+        return report.frames["schemes"].set_index("scheme").drop(columns=["agreement_low", "agreement_high"])
 
     pd.testing.assert_frame_equal(summary(groups), summary(groups[::-1]))

@@ -8,43 +8,58 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import pytest
+from nrt_analysis import formats
+from nrt_analysis.document import section, shown
 from nrt_analysis.figures import COLUMN, DPI, draws, font_for, line_style, new_figure, render
-from nrt_analysis.tables import Report, shown, to_csv, to_markdown
+from nrt_analysis.formats.spreadsheets import to_csv
 
+from nrt_cli.errors import ConfigError
 from nrt_cli.store.files import write_report
 
 FRAME = pd.DataFrame({"run": ["a|b", "<i>\n"], "value": [1 / 3, math.nan], "n": [2, 3]})
 
 
 def test_csv_keeps_every_digit_and_says_nan():
-    rows = list(csv.DictReader(io.StringIO(to_csv(FRAME))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(FRAME).decode())))
     assert float(rows[0]["value"]) == 1 / 3
     assert rows[1]["value"] == "NaN"
     assert rows[1]["run"] == "<i>\n"
-
-
-def test_markdown_cannot_be_broken_by_text():
-    lines = to_markdown(FRAME).splitlines()
-    assert lines[0] == "| run | value | n |"
-    assert lines[2] == "| a\\|b | 0.3333 | 2 |"
-    assert lines[3] == "| &lt;i&gt;<br> | - | 3 |"
 
 
 def test_shown():
     assert [shown(v) for v in (0.5, math.nan, None, 12345.678, 7, "x")] == ["0.5", "-", "-", "1.235e+04", "7", "x"]
 
 
-def test_a_report_as_files_and_json(tmp_path):
-    report = Report("things", {"summary": FRAME, "things": FRAME}, notes=("said",), units={"value": "nats"})
-    files = report.files()
+def test_a_section_as_files_and_json(tmp_path):
+    report = section("things", {"summary": FRAME, "things": FRAME}, {}, ["said"], {"value": "nats"})
+    files = formats.render(report, ("csv", "md"))
     assert set(files) == {"things-summary.csv", "things.csv", "things.json", "things.md"}
     record = json.loads(files["things.json"])
     assert record == report.record()
     assert record["tables"]["summary"][1] == {"run": "<i>\n", "value": None, "n": 3}
-    assert b"- said" in files["things.md"]
-    paths = write_report(tmp_path / "deep" / "er", files)
+    lines = files["things.md"].decode().splitlines()
+    assert {"# things", "- said", "## things: summary", "| run | value | n |"} <= set(lines)
+    assert "| a\\|b | 0.3333 | 2 |" in lines
+    assert "| &lt;i&gt;<br> | - | 3 |" in lines  # text cannot break the table
+    paths = formats.write(report, tmp_path / "deep" / "er", ("csv", "md"))
     assert sorted(p.name for p in (tmp_path / "deep" / "er").iterdir()) == sorted(p.name for p in paths)
     assert paths[0].read_bytes() == files[paths[0].name]
+
+
+def test_a_section_is_written_in_every_format_whatever_it_holds():
+    """What `nrt analyze` finds is a document as the report is: any number of tables and figures, in all formats."""
+    figures = {name: new_figure()[0] for name in ("things", "more")}
+    report = section("things", {"summary": FRAME}, figures, ["said"], {})
+    for name in formats.FORMATS:
+        if name == "html":
+            continue  # the page is one of runs
+        try:
+            files = formats.render(report, [name])
+        except ConfigError:
+            pytest.skip(f"{name} needs a package")
+        assert {"things.png", "things-more.svg"} <= set(files)
+    assert formats.render(report, ["md"])["things.md"].count(b"![") == 2
 
 
 def test_reports_leave_other_files_alone(tmp_path):

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from nrt_analysis import tokens
-from nrt_analysis.tokens import bin_edges, by_entropy, token_report
+from nrt_analysis import token_report as tokens
+from nrt_analysis.formats import render
+from nrt_analysis.token_report import bin_edges, by_entropy, token_report
 
 from nrt_cli.errors import StoreError
 from nrt_cli.store.tables import PartTable
-from nrt_cli.workflows.tokens import COLUMNS
+from nrt_cli.workflows.score_tokens import COLUMNS
 
 # (example, position, P_SFT, H_SFT, P)
 TOKENS = [
@@ -40,7 +41,7 @@ def token(row: Any, probability: float) -> dict[str, Any]:
 def test_ratios_by_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "FEWEST", 1)
     report = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4)}, 2, width=1.0)
-    found = report.tables["tokens"].set_index("h_low")
+    found = report.frames["tokens"].set_index("h_low")
     assert found.index.tolist() == [0.0, 1.0, 3.0]  # no token between 2 and 3 nats
     assert found["h_high"].tolist() == [1.0, 2.0, np.inf]
     # P / P_SFT: 0.5 and 1; 4 and 0.5; 2.
@@ -56,8 +57,8 @@ def test_ratios_by_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.loc[0.0, ["low", "high"]].tolist() == pytest.approx([0.5, 1.0])
     assert found.loc[1.0, ["typical_low", "typical_high"]].tolist() == pytest.approx([0.5, 4.0])
     assert "median H_SFT 1.200 nats" in report.notes[0]
-    assert report.tables["entropy"]["tokens"].sum() == 5
-    assert report.tables["ratios"]["am"].tolist()[0] == "0.750 [0.500, 1.000]"
+    assert report.frames["entropy"]["tokens"].sum() == 5
+    assert report.frames["ratios"]["am"].tolist()[0] == "0.750 [0.500, 1.000]"
 
 
 def test_the_last_bins_are_joined_until_they_have_enough_tokens() -> None:
@@ -82,7 +83,7 @@ def test_other_tokens_than_the_baselines_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_files_of_a_figure(tmp_path: Path) -> None:
-    files = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4)}, 2).files()
+    files = render(token_report(table(tmp_path, 2), {"am": table(tmp_path, 4)}, 2), ("csv", "md"))
     assert {"tokens.png", "tokens.pdf", "tokens.csv", "tokens-entropy.csv", "tokens.md", "tokens.json"} <= files.keys()
     assert files["tokens.png"].startswith(b"\x89PNG")
 
@@ -90,10 +91,10 @@ def test_the_files_of_a_figure(tmp_path: Path) -> None:
 def test_a_model_without_finite_numbers_leaves_its_cells_empty(tmp_path: Path) -> None:
     nothing = [(*row[:4], np.nan) for row in TOKENS]
     report = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4, nothing)}, 2, width=1.0)
-    assert report.files()
-    assert report.tables["ratios"]["am"].tolist() == ["-"]
-    assert report.tables["tokens"][["ratio", "typical", "improved", "p"]].isna().all(axis=None)
-    assert report.tables["summary"][["p", "ratio", "typical", "improved"]].isna().all(axis=None)
+    assert render(report, ("csv", "md"))
+    assert report.frames["ratios"]["am"].tolist() == ["-"]
+    assert report.frames["tokens"][["ratio", "typical", "improved", "p"]].isna().all(axis=None)
+    assert report.frames["summary"][["p", "ratio", "typical", "improved"]].isna().all(axis=None)
 
 
 def test_a_baseline_without_finite_numbers_is_no_baseline(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nrt_analysis.formats import render
 from nrt_analysis.frames import HELD_OUT
-from nrt_analysis.vocabulary import PRIOR, compare, ranked, vocabulary
-from nrt_analysis.words import words
+from nrt_analysis.vocabulary_report import PRIOR, compare, ranked, vocabulary, words
 
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
@@ -123,7 +123,7 @@ def run_with_words(make_run, row):
 def test_the_vocabulary_of_a_run(make_run, row):
     run = run_with_words(make_run, row)
     report = vocabulary(Reference.parse(f"{run.path}@2"))
-    table = report.tables["vocab"].set_index("word")
+    table = report.frames["vocab"].set_index("word")
     assert table.loc["let", ["in_traces", "in_answers"]].tolist() == [3, 0]
     assert table.loc["[number]", "in_traces"] == 2
     # Two traces have the answer of example 1: it counts once.
@@ -133,7 +133,7 @@ def test_the_vocabulary_of_a_run(make_run, row):
     notes = " ".join(report.notes)
     assert "3 traces (12 words) and 2 answers (4 words) of step 2" in notes
     assert "192 stop words" in notes
-    figure = report.figures["vocab"]
+    figure = report.figures[0].drawing
     assert figure.axes[0].get_xlabel() == "rate in traces / in answers"
     assert figure.axes[0].get_yticklabels()[0].get_text() == "let"
     assert all(label.get_parse_math() is False for label in figure.axes[0].get_yticklabels())
@@ -141,22 +141,22 @@ def test_the_vocabulary_of_a_run(make_run, row):
 
 def test_steps_and_kinds_are_chosen(make_run, row):
     run = run_with_words(make_run, row)
-    assert "old" in set(vocabulary(Reference.parse(str(run.path))).tables["vocab"]["word"])  # the last ten steps
-    held_out = vocabulary(Reference.parse(str(run.path)), HELD_OUT).tables["vocab"]
+    assert "old" in set(vocabulary(Reference.parse(str(run.path))).frames["vocab"]["word"])  # the last ten steps
+    held_out = vocabulary(Reference.parse(str(run.path)), HELD_OUT).frames["vocab"]
     assert set(held_out["word"]) == {"held", "words", "out"}
 
 
 def test_the_same_counts_give_the_same_files(make_run, row):
     run = run_with_words(make_run, row)
     reference = Reference.parse(str(run.path))
-    assert vocabulary(reference).files() == vocabulary(reference).files()
+    assert render(vocabulary(reference), ("csv", "md")) == render(vocabulary(reference), ("csv", "md"))
 
 
 def test_words_that_no_font_draws_are_in_the_table_and_named(make_run, row):
     odd = "\U00010f30\U00010f31"  # Old Sogdian
     run = make_run(traces={"step-000001": [row(1, 0, 0, f"{odd} plain words", answer="some more")]})
     report = vocabulary(Reference.parse(str(run.path)))
-    assert odd in set(report.tables["vocab"]["word"])
+    assert odd in set(report.frames["vocab"]["word"])
     assert any("no font" in note and odd in note for note in report.notes)
 
 

@@ -122,7 +122,7 @@ def test_a_run_without_scored_rows_says_why_it_has_none(tmp_path):
 
 
 def test_the_report_says_which_is_best_where_there_is_a_choice(run):
-    card = SimpleNamespace(run=run, label="RLPR", method="am", config={})
+    card = SimpleNamespace(run=run, label="RLPR", thinks=True)
     assert best_of_run(card) == (
         "RLPR: the best step that is stored is 2 (a@best), by accuracy, thinking: 0.0 % over 1 held-out pairs; "
         "the 1 pairs of every other question, 100.0 %, chose it."

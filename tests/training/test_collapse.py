@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from nrt_analysis.dynamics import collapses
+from nrt_analysis.dynamics_report import collapses
 from nrt_analysis.frames import STEP, steps_frame, traces_frame
 from rich.console import Console
 

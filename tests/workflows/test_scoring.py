@@ -22,11 +22,11 @@ from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.workflows import tokens as tokens_module
 from nrt_cli.workflows.generate import open_generator
-from nrt_cli.workflows.leakage import _Controls, score_controls
-from nrt_cli.workflows.schemes import open_bank, score_schemes
 from nrt_cli.workflows.score import Question, score_answer
+from nrt_cli.workflows.score_bank import open_bank, score_schemes
+from nrt_cli.workflows.score_controls import _Controls, score_controls
+from nrt_cli.workflows.score_tokens import score_tokens, tokenizer_difference
 from nrt_cli.workflows.scoring import SCORING_STREAM, subject
-from nrt_cli.workflows.tokens import score_tokens, tokenizer_difference
 
 QUESTION, ANSWER = "What is 3 plus 4?", "The answer is 7."
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from nrt_analysis.cases import clipped, cut_mark, stored_cases
+from nrt_analysis.case_report import clipped, cut_mark, stored_cases
+from nrt_analysis.document import Cell, Column, Row, Table
 from nrt_analysis.frames import HELD_OUT, plain_text
-from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
-from nrt_analysis.report.left import in_words, left_by, title_of
 from nrt_analysis.report.paper import paper
-from nrt_cli.config.titles import method_title, thinks
+from nrt_analysis.report.run_cards import RunCard, in_words, stored_analyses, title_of
+from nrt_cli.config.titles import method_title
 from nrt_cli.errors import StoreError
 from nrt_cli.store.reference import Reference
 
@@ -29,7 +29,7 @@ SEEN = 200
 def confidence_table(cards: Sequence[RunCard]) -> Table:
     """Table 9 from what `nrt score ... --json` printed."""
     rows: list[Row] = []
-    for path, records in left_by(cards, "score"):
+    for path, records in stored_analyses(cards, "score"):
         for record in records if isinstance(records, list) else ():
             if isinstance(record, dict) and {"question", "answer", "model"} <= record.keys():
                 rows += _scored(record, cards, path)
@@ -108,7 +108,7 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
 
 def _kept_cases(cards: Sequence[RunCard]) -> list[Row]:
     rows: list[Row] = []
-    for path, record in left_by(cards, "cases"):
+    for path, record in stored_analyses(cards, "cases"):
         tables = record.get("tables") if isinstance(record, dict) else None
         cases = tables.get("cases") if isinstance(tables, dict) else None
         rows += _case_rows([case for case in cases or () if isinstance(case, dict)], cards, path)
@@ -119,7 +119,7 @@ def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]
     """From the stored traces of the first seed of each method; and why there are none."""
     thinking: dict[str, RunCard] = {}
     for card in cards:
-        if card.model == model and thinks(card.method, card.config):
+        if card.model == model and card.thinks:
             thinking.setdefault(card.title, card)
     if not thinking:
         return [], []
@@ -127,7 +127,7 @@ def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]
         report = stored_cases([Reference(card.run.path, None) for card in thinking.values()], HELD_OUT, CASES, SEEN)
     except StoreError as error:
         return [], [f"{model}: {in_words(error, cards)}"]
-    frame = report.tables["cases"]
+    frame = report.frames["cases"]
     labels = dict(zip(dict.fromkeys(frame["run"]), thinking, strict=True))
     frame = frame.assign(run=frame["run"].map(labels), question=frame["question"].map(lambda q: f"{model}: {q}"))
     for column in ("question", "reference", "trace"):

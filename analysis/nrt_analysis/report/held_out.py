@@ -1,13 +1,16 @@
 """The held-out pairs of every run as tables: log P(y*), the gain of thinking and accuracies, before and after."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 
-from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
-from nrt_analysis.report.estimates import over_seeds, trusted
-from nrt_cli.config.titles import thinks
+from nrt_analysis.document import Cell, Column, Row, Table
+from nrt_analysis.intervals import over_seeds, trusted
+from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.measures.held_out import DIRECT, THINKING, Found, Measure, before_and_after, measures, shown
+from nrt_cli.measures.overlap import described, warnings
 from nrt_cli.measures.statistics import Difference, Mean, mean
+from nrt_cli.records import Overlap
 
 NOT_STORED = "not stored, the run is of an older version"
 NOT_GRADED = "not measured: the answers have no grader, or the engine is verl"
@@ -84,7 +87,7 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
 
 def _began(card: RunCard) -> tuple[str, str]:
     """Runs that began from one model and are scored on the same pairs stand under one heading."""
-    return card.model, str(card.manifest.get("fingerprints", {}).get("validation"))
+    return card.model, str(card.fingerprint("validation"))
 
 
 def _short(measure: Measure) -> str:
@@ -122,7 +125,7 @@ def _mean(title: str, columns: Sequence[Measure], seeds: Sequence[Mapping[str, D
 def of_run(card: RunCard) -> list[Found]:
     """A run's measures from its first and its last held-out score."""
     first, last = (card.run.held_out_rows(int(card.held_out[i]["step"])) for i in (0, -1))
-    return before_and_after(thinks(card.method, card.config), first, last)
+    return before_and_after(card.thinks, first, last)
 
 
 def best_of_run(card: RunCard) -> str | None:
@@ -130,7 +133,7 @@ def best_of_run(card: RunCard) -> str | None:
     best = card.run.best()
     if best is None or len(best.steps) == 1:
         return None
-    measure = next(m for m in measures(thinks(card.method, card.config)) if m.key == best.measure)
+    measure = next(m for m in measures(card.thinks) if m.key == best.measure)
     said, chose = (
         f"{100 * value:.1f} %" if measure.share else f"{value:.2f} nats" for value in (best.reported, best.chosen)
     )
@@ -160,3 +163,27 @@ def _cell(found: Difference, measure: Measure, signed: bool, reason: str) -> Cel
     if not found.n:
         return Cell(reason=reason)
     return Cell(shown(found, measure, signed), scale * found.value, scale * found.low, scale * found.high)
+
+
+# --- questions of the training data that are asked again: said beside every figure on held-out questions --------------
+
+
+def asked_twice(cards: Sequence[RunCard]) -> list[str]:
+    """Both numbers, in a sentence for each data set of the runs; none of runs that did not compare."""
+    return _by_data(cards, described)
+
+
+def doubts(cards: Sequence[RunCard]) -> list[str]:
+    """What is wrong with held-out figures, if anything is."""
+    return _by_data(cards, lambda overlap: " ".join(warnings(overlap)))
+
+
+def _by_data(cards: Sequence[RunCard], say: Callable[[Overlap], str]) -> list[str]:
+    names = [field.name for field in fields(Overlap)]
+    said: dict[str, list[str]] = {}
+    for card in cards:
+        data = card.pairs
+        if all(name in data for name in names) and (text := say(Overlap(**{name: data[name] for name in names}))):
+            said.setdefault(text, []).append(card.label)
+    alike = len(said) == 1 and len(cards) == sum(map(len, said.values()))
+    return list(said) if alike else [f"{'; '.join(labels)}: {text}" for text, labels in said.items()]

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nrt_analysis.document import Cell, Column, Row, Table
 from nrt_analysis.frames import STEP, trace_steps
-from nrt_analysis.judged import template_label
-from nrt_analysis.report.contents import Cell, Column, Row, RunCard, Table
-from nrt_analysis.report.estimates import Estimate, difference, over_seeds
+from nrt_analysis.intervals import Estimate, difference, over_seeds
+from nrt_analysis.judge_report import template_label
 from nrt_analysis.report.paper import paper, printed_source
-from nrt_cli.config import flatten
+from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.measures.statistics import Mean
@@ -63,9 +63,9 @@ def _signals(cards: Sequence[RunCard]) -> list[str]:
     }
     said: dict[str, list[str]] = {}
     for card in cards:
-        if card.method != "sft" and card.config:
-            signal = trained[card.config["objective"]["token_signal"]]
-            said.setdefault(f"preset {card.config.get('preset', 'unknown')}: {signal}.", []).append(card.label)
+        if card.method != "sft" and card.settings:
+            signal = trained[card.settings["objective.token_signal"]]
+            said.setdefault(f"preset {card.settings.get('preset', 'unknown')}: {signal}.", []).append(card.label)
     return [f"{', '.join(labels)}: {text}" if len(said) > 1 else text.capitalize() for text, labels in said.items()]
 
 
@@ -75,11 +75,10 @@ def weights_table(cards: Sequence[RunCard]) -> Table:
     rows = [Row((Cell(s.name), *map(_formula, _weighted_cells(s)))) for s in weighted]
     notes = ["c_base is the probability given the null trace, under the policy that sampled."]
     for card in cards:
-        objective = card.config.get("objective", {})
         changed = [
-            f"{key}={objective[key]}"
+            f"{key}={card.settings[f'objective.{key}']}"
             for key, usual in (("weighted_sum", "sum"), ("weight_cap", None))
-            if card.method.startswith("ws-") and objective.get(key, usual) != usual
+            if card.method.startswith("ws-") and card.settings.get(f"objective.{key}", usual) != usual
         ]
         notes += [f"{card.label}: {', '.join(changed)}"] if changed else []
     return Table(
@@ -107,11 +106,11 @@ def _weighted_cells(scheme: Formulas) -> tuple[Formula, Formula, Formula]:
 
 def data_table(cards: Sequence[RunCard]) -> Table:
     """Table 4: training examples by source; the paper's counts beside those of sources that it has too."""
-    datasets = {str(_train_digest(card)): card for card in cards if card.data}
+    datasets = {card.fingerprint("train") or "unknown": card for card in cards if card.sources}
     whole = sum(paper()["composition"].values())
     rows: list[Row] = []
     for digest, card in datasets.items():
-        counts = {part["source"]: part["train"] for part in card.data["composition"]}
+        counts = {source.name: source.train for source in card.sources}
         theirs = {printed_source(source, counts): count for source, count in paper()["composition"].items()}
         if 2 * len(theirs.keys() & counts.keys()) > len(theirs):
             counts = dict.fromkeys(theirs, 0) | counts  # the same mixture: what it lacks differs too
@@ -120,7 +119,7 @@ def data_table(cards: Sequence[RunCard]) -> Table:
         for source, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             rows.append(_source_row(source, count, total, theirs.get(source), whole, section))
         rows.append(_source_row("TOTAL", total, total, whole, whole, section))
-    lost = [card.label for card in cards if not card.data]
+    lost = [card.label for card in cards if not card.sources]
     return Table(
         "table-4",
         "Table 4",
@@ -140,10 +139,6 @@ def data_table(cards: Sequence[RunCard]) -> Table:
         reason="" if rows else "what `nrt data prepare` wrote beside the training data is no longer there, or the data "
         "changed since",
     )  # fmt: skip
-
-
-def _train_digest(card: RunCard) -> Any:
-    return card.manifest.get("fingerprints", {}).get("train", "unknown")
 
 
 def _source_row(source: str, count: int, total: int, theirs: int | None, whole: int, section: str) -> Row:
@@ -173,10 +168,9 @@ def _dropped(cards: Sequence[RunCard]) -> list[str]:
     """How many examples runs used, and why not all."""
     notes: dict[str, list[str]] = {}
     for card in cards:
-        data = card.manifest.get("data") or {}
-        dropped = ", ".join(f"{count} {reason}" for reason, count in (data.get("dropped") or {}).items() if count)
-        if "examples" in data:
-            said = f"{data['examples']:,} examples trained on; dropped: {dropped or 'none'}"
+        dropped = ", ".join(f"{count} {reason}" for reason, count in (card.pairs.get("dropped") or {}).items() if count)
+        if "examples" in card.pairs:
+            said = f"{card.pairs['examples']:,} examples trained on; dropped: {dropped or 'none'}"
             notes.setdefault(said, []).append(card.label)
     return [f"{', '.join(labels)}: {said}" if len(notes) > 1 else said for said, labels in notes.items()]
 
@@ -222,15 +216,14 @@ def _row_name(card: RunCard) -> str:
 
 def _normalisation(card: RunCard) -> str:
     """Eq. 9 and 10 as this run had them."""
-    objective = card.config.get("objective", {})
-    clipped = "max(0, R - R_base)" if objective.get("baseline") == "clip" else "R"
+    clipped = "max(0, R - R_base)" if card.settings.get("objective.baseline") == "clip" else "R"
     return {
         "std": f"{clipped}, minus its group's mean, by the population std",
         "unbiased-std": f"{clipped}, minus its group's mean, by the sample std",
         "rloo": f"{clipped}, minus the mean of the others",
         "mean": f"{clipped}, minus its group's mean",
         "raw": clipped,
-    }.get(str(objective.get("advantage")), "unknown")
+    }.get(str(card.settings.get("objective.advantage")), "unknown")
 
 
 def _lengths(card: RunCard) -> tuple[Cell, Cell]:
@@ -256,9 +249,7 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
     rows = []
     for section, parameters in paper()["hyperparameters"].items():
         for parameter in parameters:
-            concerned = [
-                card for card in cards if card.config and not (parameter.get("thinks") and card.method == "sft")
-            ]
+            concerned = [c for c in cards if c.settings and not (parameter.get("thinks") and c.method == "sft")]
             ours = Cell(parameter["ours"]) if parameter["key"] is None else _setting(parameter, concerned)
             cells = (Cell(parameter["name"]), ours, Cell(_shown(parameter["value"])), Cell(parameter["key"] or "-"))
             rows.append(Row(cells, section=section))
@@ -273,7 +264,7 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
             "The paper's values are those of RL; for SFT it prints none.",
             *_steps(cards),
         ),
-        reason="" if any(card.config for card in cards) else "no run's config can be read",
+        reason="" if any(card.settings for card in cards) else "no run's config can be read",
     )
 
 
@@ -282,7 +273,7 @@ def _setting(parameter: Mapping[str, Any], cards: Sequence[RunCard]) -> Cell:
     values: dict[str, list[str]] = {}
     of_rl = set()
     for card in cards:
-        value = _shown(flatten(card.config).get(parameter["key"]))
+        value = _shown(card.settings.get(parameter["key"]))
         values.setdefault(value, []).append(card.label)
         of_rl |= {value} if card.method != "sft" else set()
     if not values:
@@ -302,7 +293,7 @@ def _steps(cards: Sequence[RunCard]) -> list[str]:
     """Steps stand for epochs where they were set."""
     steps: dict[int, list[str]] = {}
     for card in cards:
-        if (number := card.config.get("train", {}).get("steps")) is not None:
+        if (number := card.settings.get("train.steps")) is not None:
             steps.setdefault(number, []).append(card.label)
     return [f"train.steps={number} in place of epochs: {', '.join(labels)}" for number, labels in steps.items()]
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nrt_analysis.report.contents import Cell, Column, Place, Row, Table
-from nrt_analysis.report.estimates import Estimate, difference, over_seeds
+from nrt_analysis.document import Cell, Column, Place, Row, Table
+from nrt_analysis.intervals import Estimate, difference, over_seeds
 from nrt_analysis.report.paper import (
     documents,
     grid,

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nrt_analysis.report.contents import RunCard
-from nrt_analysis.report.estimates import Estimate, over_seeds, trusted
-from nrt_analysis.report.studies import planned_title, unfinished
+from nrt_analysis.intervals import Estimate, over_seeds, trusted
+from nrt_analysis.report.run_cards import RunCard, planned_title, unfinished
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.statistics import Mean, overall
 from nrt_cli.store.evals import Evaluation, find_evaluations

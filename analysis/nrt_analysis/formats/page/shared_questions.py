@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nrt_analysis.cases import clipped
+from nrt_analysis.case_report import clipped
 from nrt_analysis.frames import HELD_OUT, plain_text, questions, trace_steps
-from nrt_analysis.report.contents import RunCard
+from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.records import Document
 from nrt_cli.store.evals import find_evaluations
 
@@ -83,7 +83,7 @@ def _rows(card: RunCard, step: int) -> list[dict[str, Any]]:
 
 def _same_examples(cards: Sequence[RunCard]) -> bool:
     """Whether an example's index means the same in all runs; a run that does not say is taken to agree."""
-    return len({card.manifest.get("fingerprints", {}).get("validation") for card in cards} - {None}) < 2
+    return len({card.fingerprint("validation") for card in cards} - {None}) < 2
 
 
 # --- benchmarks ------------------------------------------------------------------------------------------------------

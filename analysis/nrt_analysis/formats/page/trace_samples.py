@@ -1,14 +1,15 @@
 """The traces that the page can hold: whole groups of some steps, the first stored ones, not chosen by what they say."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from nrt_analysis.formats import Pieces
 from nrt_analysis.frames import STEP, questions, trace_steps
-from nrt_analysis.report.contents import RunCard
-from nrt_analysis.report.write import Pieces
+from nrt_analysis.report.run_cards import RunCard, stored_analyses
 from nrt_cli.store import Run
 
 Cutter = Callable[[Sequence[int]], list[str]]
@@ -20,6 +21,9 @@ LONGEST = 400
 """Tokens of a trace or an answer that are shown."""
 BUDGET = 250_000
 """Tokens on the page, an answer's once per trace: at about 15 bytes each, well below the page's 15 MB."""
+
+SCORED = 40
+"""Records of `nrt score` on the page."""
 
 COLUMNS = (
     "example", "source", "k", "prompt", "trace", "answer", "stop", "trace_ids", "answer_ids", "trace_entropies",
@@ -61,7 +65,7 @@ def spread(values: Sequence[int], count: int) -> list[int]:
 def _sets(number: int, card: RunCard) -> Iterator[dict[str, Any]]:
     """The steps of a run that are shown, each with the rows of its first groups."""
     steps = spread(trace_steps(card.run, STEP), STEPS)
-    size = int(card.config.get("rollout", {}).get("group_size", 8))
+    size = int(card.settings.get("rollout.group_size", 8))
     for rank, step in enumerate(reversed(steps)):
         rows = card.run.traces(f"{STEP}-{step:06d}", COLUMNS, first=GROUPS * size)
         texts = dict(zip((row["prompt"] for row in rows), questions([row["prompt"] for row in rows]), strict=True))
@@ -76,7 +80,7 @@ def _cutters(cards: Sequence[RunCard], pieces: Pieces | None) -> Callable[[int],
 
     def of(number: int) -> Cutter | None:
         card = cards[number]
-        places = [card.run.export_path, Path(str(card.config.get("model", {}).get("path", "")))]
+        places = [card.run.export_path, Path(str(card.settings.get("model.path", "")))]
         for folder in places if pieces else ():
             if folder not in known:
                 known[folder] = pieces(folder) if pieces else None
@@ -136,3 +140,46 @@ def four_digits(value: float | None) -> float | None:
 
 def _size(group: dict[str, Any]) -> int:
     return sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])
+
+
+# --- what `nrt score --json` said, kept beside the runs ---------------------------------------------------------------
+
+
+def scored_sets(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
+    """Groups that users scored, in the form of `sample_traces`; not a run but `name` says by which model."""
+    records = [record for _, found in stored_analyses(cards, "score") if isinstance(found, list) for record in found]
+    sets = []
+    for record in records[:SCORED]:
+        # A model that answers directly has no traces; what is no record at all has nothing of one.
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            sets.append({"name": f"nrt score: {record['model']}", "groups": [_scored_group(record)]})
+    return sets
+
+
+def _scored_group(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "question": str(record["question"]),
+        "answer": [str(token) for token in record["tokens"]],
+        "base": thousandths(record["null"]["logprobs"]),
+        "traces": [_scored_trace(k, trace) for k, trace in enumerate(record["traces"])],
+    }
+
+
+def _scored_trace(k: int, trace: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "k": k,
+        "stop": str(trace["stop"]),
+        "length": int(trace["trace_tokens"]),
+        "tokens": [str(trace["trace"])],
+        "entropy": [],
+        "logp": thousandths(trace["logprobs"]),
+        "gain": four_digits(trace["gain"]),
+        "schemes": {
+            str(name): {
+                **{key: four_digits(scheme[key]) for key in ("reward", "reward_base", "advantage")},
+                "dead": scheme["dead_group"],
+                "signal": [four_digits(value) for value in scheme["token_signals"]],
+            }
+            for name, scheme in trace["schemes"].items()
+        },
+    }

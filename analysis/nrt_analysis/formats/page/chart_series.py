@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from nrt_analysis.dynamics import PANELS, SHARES, UNITS, collapses
+from nrt_analysis.dynamics_report import PANELS, SHARES, UNITS, collapses
 from nrt_analysis.figures import span
+from nrt_analysis.formats.page.trace_samples import four_digits, spread
 from nrt_analysis.frames import steps_frame
-from nrt_analysis.report.contents import RunCard
-from nrt_analysis.report.page.samples import four_digits, spread
+from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.measures.collapse import WINDOW
 
 POINTS = 300

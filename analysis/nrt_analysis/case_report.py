@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nrt_analysis.document import Document, section
 from nrt_analysis.frames import STEP, label_of, plain_text, questions, trace_steps, traces_frame
-from nrt_analysis.tables import Report
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Run
 from nrt_cli.store.reference import Reference
@@ -25,7 +25,7 @@ UNITS = {
 }
 
 
-def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int | None = None) -> Report:
+def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int | None = None) -> Document:
     """The first trace of each run on the first `n` examples that all of them have stored.
 
     Args:
@@ -53,7 +53,7 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
     return _report(table[["example", "question", "reference", "run", "step", "trace", "stop", "gain"]], ())
 
 
-def generated_cases(rows: Sequence[Mapping[str, Any]], how: str) -> Report:
+def generated_cases(rows: Sequence[Mapping[str, Any]], how: str) -> Document:
     """What models say now: rows of `question`, `run`, `trace` (None where it does not think), `answer` and `cut`."""
     return _report(pd.DataFrame(rows, columns=["question", "run", "trace", "answer", "cut"]), (how,))
 
@@ -108,8 +108,8 @@ def _first_traces(run: Run, reference: Reference, kind: str, first: int | None) 
     return frame.assign(trace=frame["trace"].map(plain_text), gain=frame["gain"].astype(float))
 
 
-def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Report:
-    return Report(name="cases", tables={"side-by-side": _side_by_side(table), "cases": table}, notes=notes, units=UNITS)
+def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Document:
+    return section("cases", {"side-by-side": _side_by_side(table), "cases": table}, {}, notes, UNITS)
 
 
 def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:

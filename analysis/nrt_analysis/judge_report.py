@@ -6,18 +6,15 @@ from itertools import combinations
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from nrt_analysis.figures import COLUMN, legend_above, line_style, new_figure, numbered, panel
-from nrt_analysis.tables import Report
+from nrt_analysis.document import Document, number, section
+from nrt_analysis.figures import COLUMN, StepLine, StepPanel, draw_steps
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.measures.statistics import mean_of, paired_difference
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements
 
 KEY = ["run", "step", "example", "judge", "template"]
-BARS: Any = {"capsize": 1.5, "elinewidth": 0.6, "linewidth": 1.2, "markersize": 3.5}
 Z95 = 1.959964
 """Standard errors to either side of a mean that hold 95 % of a normal distribution."""
 
@@ -37,7 +34,9 @@ UNITS = {
 }
 
 
-def judged(runs: Mapping[str, Run], steps: Mapping[str, Sequence[int]], keys: Collection[str] | None = None) -> Report:
+def judged(
+    runs: Mapping[str, Run], steps: Mapping[str, Sequence[int]], keys: Collection[str] | None = None
+) -> Document:
     """Mean score by run, judge and step; first against last step on the same examples; agreement of judges.
 
     Args:
@@ -56,13 +55,19 @@ def judged(runs: Mapping[str, Run], steps: Mapping[str, Sequence[int]], keys: Co
     tables = {"judged": quality, "change": change_table(frame), "traces": frame.drop(columns=["key", "replies"])}
     if frame["judge"].nunique() > 1:
         tables |= {"agreement": agreement_table(frame)}
-    return Report(
-        name="judged",
-        tables=tables,
-        figures={"judged": _figure(quality, asked_with(frame))} if quality["quality"].notna().any() else {},
-        notes=tuple(_notes(frame, tables)),
-        units=UNITS,
-    )
+    figures = {}
+    if quality["quality"].notna().any():
+        several, width = quality["judge"].nunique() > 1, max(1, quality["step"].max() - quality["step"].min())
+        series, lines = list(quality.groupby(["run", "judge"], sort=False)), {}
+        for i, ((run, judge), of) in enumerate(series):
+            # Side by side, so that bars at one step do not hide each other.
+            steps = of["step"] + 0.012 * width * (i - (len(series) - 1) / 2)
+            bars = (of["high"] - of["quality"]).to_numpy()
+            lines[f"{run}, {judge}" if several else str(run)] = StepLine(steps, of["quality"], bars=bars)
+        title = f"asked with {asked_with(frame)}".replace("$", r"\$")  # in a file's name it begins no formula
+        one = StepPanel(title, "judged trace quality (0 to 1)", lines, share=True, points=True)
+        figures["judged"], _ = draw_steps([[one]], COLUMN, 2.3)
+    return section("judged", tables, figures, _notes(frame, tables), UNITS)
 
 
 def judged_frame(runs: Mapping[str, Run], keys: Collection[str] | None = None) -> pd.DataFrame:
@@ -73,19 +78,8 @@ def judged_frame(runs: Mapping[str, Run], keys: Collection[str] | None = None) -
         for record in Judgements(run).records()
         if keys is None or record["key"] in keys
     ]
-    columns = [
-        *KEY,
-        "score",
-        "reason",
-        "justification",
-        "flags",
-        "template_name",
-        "temperature",
-        "cost",
-        "key",
-        "replies",
-    ]
-    frame = pd.DataFrame(rows, columns=columns)
+    about = ("score", "reason", "justification", "flags", "template_name", "temperature", "cost", "key", "replies")
+    frame = pd.DataFrame(rows, columns=[*KEY, *about])
     frame = frame.drop_duplicates(KEY, keep="last").sort_values(["judge", "step", "example"])
     # Runs stay in the order given.
     return frame.sort_values("run", key=lambda run: run.map(list(runs).index), kind="stable", ignore_index=True)
@@ -184,38 +178,8 @@ def _notes(frame: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> list[str]
                 f"{row.change:+.3f} (95 % interval {row.low:+.3f} to {row.high:+.3f})"
             )
     for row in tables["agreement"].itertuples() if "agreement" in tables else ():
-        notes.append(
-            f"{row.judges}: alpha {_number(row.alpha)}, Spearman {_number(row.spearman)}; {row.n} traces all scored"
-        )
+        alpha, spearman = (number(value, ".3f", "not defined") for value in (row.alpha, row.spearman))
+        notes.append(f"{row.judges}: alpha {alpha}, Spearman {spearman}; {row.n} traces all scored")
     for reason, count in frame.loc[frame["score"].isna(), "reason"].value_counts().items():
         notes.append(f"{count} unscored: {reason}")
     return notes
-
-
-def _number(value: float) -> str:
-    return "not defined" if math.isnan(value) else f"{value:.3f}"
-
-
-def _figure(quality: pd.DataFrame, asked: str) -> Figure:
-    figure, axes = new_figure(1, 1, COLUMN, 2.3)
-    axis = axes[0, 0]
-    several = quality["judge"].nunique() > 1
-    handles: list[Any] = []
-    labels: list[str] = []
-    lines = list(quality.groupby(["run", "judge"], sort=False))
-    numbers = numbered(f"{run}, {judge}" if several else str(run) for (run, judge), _ in lines)
-    span = max(1, quality["step"].max() - quality["step"].min())
-    for i, ((run, judge), line) in enumerate(lines):
-        margin = (line["high"] - line["quality"]).to_numpy()
-        # Side by side, so that bars at one step do not hide each other.
-        steps = line["step"] + 0.012 * span * (i - (len(lines) - 1) / 2)
-        labels.append(f"{run}, {judge}" if several else str(run))
-        style = line_style(numbers[labels[-1]])
-        handles.append(axis.errorbar(steps, line["quality"], yerr=margin, **BARS, **style))
-    axis.set_xlabel("training step")
-    panel(axis, "", f"asked with {asked}".replace("$", r"\$"))  # in a file's name it begins no formula
-    axis.set_ylabel("judged trace quality (0 to 1)")
-    axis.set_ylim(-0.03, 1.03)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_above(figure, handles, labels)
-    return figure

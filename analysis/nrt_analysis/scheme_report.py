@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nrt_analysis.clusters import DRAWS, clustered_means
+from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, error_bars, new_figure, panel
-from nrt_analysis.tables import Report, interval, number
+from nrt_analysis.intervals import DRAWS, clustered_means
 from nrt_cli.errors import StoreError
 
 FEATURES = ("gain", "hardest_gain", "trace_length", "entropy")
@@ -32,11 +32,11 @@ UNITS = {
 }
 
 
-def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str | None) -> Report:
+def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str | None) -> Document:
     """How schemes agree, how much of their reward is signal, and which traces each would have preferred.
 
     Args:
-        rows: of traces and of groups, from `nrt_cli/workflows/schemes.py`.
+        rows: of traces and of groups, from `nrt_cli/workflows/score_bank.py`.
         source, method: where the rollouts are, and the method that sampled them, for the notes.
     """
     frame = pd.DataFrame(rows)
@@ -49,18 +49,18 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     schemes = list(dict.fromkeys(frame["scheme"]))
     correlation = rank_correlations(traces, schemes)
     summary = _summary(groups, traces, schemes)
-    return Report(
-        name="schemes",
-        tables={
+    return section(
+        "schemes",
+        {
             "overview": _overview(summary),
             "schemes": summary,
             "correlation": correlation.rename_axis("scheme").reset_index(),
             "disagreements": disagreements(traces),
             "advantages": _advantages(traces),
         },
-        figures={"schemes": _figure(correlation, summary)},
-        notes=_notes(groups, traces, correlation, source, method),
-        units=UNITS,
+        {"schemes": _figure(correlation, summary)},
+        _notes(groups, traces, correlation, source, method),
+        UNITS,
     )
 
 

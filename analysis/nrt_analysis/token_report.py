@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nrt_analysis.clusters import DRAWS, clustered_means, share_above_0
+from nrt_analysis.document import Document, interval, section
 from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, numbered, panel
 from nrt_analysis.frames import stacked
-from nrt_analysis.tables import Report, interval
+from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
 from nrt_cli.errors import StoreError
 from nrt_cli.store.tables import PartTable
 
@@ -40,7 +40,7 @@ UNITS = {
 
 def token_report(
     baseline: PartTable, models: Mapping[str, PartTable], parts: int, width: float = 0.5, notes: Sequence[str] = ()
-) -> Report:
+) -> Document:
     """Figure 3 and its numbers.
 
     Args:
@@ -55,16 +55,16 @@ def token_report(
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
     table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
     median, histogram = float(sft["entropy"].median()), _histogram(sft["entropy"], width / 5)
-    return Report(
-        name="tokens",
-        tables={
+    return section(
+        "tokens",
+        {
             "ratios": _ratios(table),
             "tokens": table,
             "summary": _summary(sft, joined),
             "entropy": histogram,
         },
-        figures={"tokens": token_figure(histogram, table, median)},
-        notes=(
+        {"tokens": token_figure(histogram, table, median)},
+        (
             f"{len(sft):,} ground-truth tokens of {sft['example'].nunique()} examples, eos included; median H_SFT "
             f"{median:.3f} nats",
             f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples; bins of {width:g} nats, the "
@@ -74,7 +74,7 @@ def token_report(
             "is the geometric mean",
             *notes,
         ),
-        units=UNITS,
+        UNITS,
     )
 
 

@@ -1,19 +1,21 @@
 """Which words traces use more, and which less, than reference answers (Fig. 4 and App. I.1 of the paper)."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import regex
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from wordcloud import STOPWORDS, WordCloud
 
+from nrt_analysis.document import Document, section
 from nrt_analysis.figures import COLUMN, DPI, draws, font_for, new_figure, panel
-from nrt_analysis.frames import STEP, trace_frames, trace_steps
-from nrt_analysis.tables import Report
-from nrt_analysis.words import words
+from nrt_analysis.frames import STEP, plain_text, trace_frames, trace_steps
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.store import Run
@@ -55,7 +57,7 @@ def vocabulary(
     stop_words: Collection[str] = STOPWORDS,
     top: int = 12,
     first: int | None = None,
-) -> Report:
+) -> Document:
     """Word frequencies of a run's stored traces against their reference answers.
 
     Args:
@@ -76,12 +78,12 @@ def vocabulary(
     table = compare(texts.traces, texts.answers, stop_words)
     changes = ranked(table, top)
     figure, left_out = _figure(changes, table)
-    return Report(
-        name="vocab",
-        tables={"changes": changes, "vocab": table},
-        figures={"vocab": figure},
-        notes=_notes(texts, kind, steps, stop_words, left_out),
-        units=UNITS,
+    return section(
+        "vocab",
+        {"changes": changes, "vocab": table},
+        {"vocab": figure},
+        _notes(texts, kind, steps, stop_words, left_out),
+        UNITS,
     )
 
 
@@ -97,6 +99,53 @@ def count(run: Run, kind: str, steps: list[int], first: int | None = None) -> Te
         texts.n_traces += len(frame)
         texts.n_answers += len(answers)
     return texts
+
+
+# --- text as countable words, in any language -------------------------------------------------------------------------
+
+# Scripts written without spaces. Their runs are counted as overlapping pairs of characters, as search engines index
+# them: finding words would take a dictionary for each language.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_LETTER = rf"[[\p{{L}}]--{_UNSPACED}]"
+_MORE = rf"[[\p{{L}}\p{{M}}\u200c\u200d]--{_UNSPACED}]"  # joiners are part of Persian and Indic words
+
+_PIECE = regex.compile(
+    rf"""
+    (?P<code>    ```.*?(?:```|\Z) | `[^`\n]+` )             # a fence may be cut by the cap
+    |(?P<url>    \bhttps?://\S+ )
+    |(?P<latex>  \\[A-Za-z]{{2,}} )                         # \n and \t are escapes, not commands
+    |(?P<number> \p{{Nd}}(?:[\p{{Nd}}.,]*\p{{Nd}})?(?:(?:st|nd|rd|th)(?!\p{{L}}))? )
+    |(?P<run>    {_UNSPACED}(?:{_UNSPACED}|\p{{M}})* )
+    |(?P<word>   {_LETTER}{_MORE}*(?:['’]{_MORE}+)* )
+    """,
+    regex.VERBOSE | regex.DOTALL | regex.V1,
+)
+
+
+def words(text: str) -> Iterator[str]:
+    r"""The words of decoded text, lower-cased in Unicode's NFKC form, special tokens left out.
+
+    English possessives lose their 's. Single letters are left out: they are variables, choices, or stop words. Scripts
+    without spaces give pairs of characters.
+    """
+    for match in _PIECE.finditer(unicodedata.normalize("NFKC", plain_text(text))):
+        kind, piece = match.lastgroup, match.group()
+        if kind == "latex":
+            yield piece
+        elif kind == "run":
+            yield from _pairs(piece)
+        elif kind == "word":
+            word = piece.lower().replace("’", "'").removesuffix("'s")
+            if len(word) > 1:
+                yield word
+        else:
+            yield f"[{kind}]"
+
+
+def _pairs(run: str) -> list[str]:
+    """Overlapping pairs of characters with their marks; a single one is itself."""
+    characters = regex.findall(r"\X", run)
+    return [a + b for a, b in pairwise(characters)] or characters
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------

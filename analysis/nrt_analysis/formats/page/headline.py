@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nrt_analysis.report.contents import Cell, Contents, RunCard, Table
-from nrt_analysis.report.held_out import of_run
-from nrt_analysis.report.overlap import asked_twice
+from nrt_analysis.document import Cell, Document, Table
+from nrt_analysis.report.held_out import asked_twice, of_run
+from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.measures.held_out import Found, Measure, shown
 from nrt_cli.measures.statistics import Difference
 from nrt_cli.records import ACCURACIES
@@ -73,31 +73,31 @@ class Panel:
         return found
 
 
-def panels(contents: Contents) -> list[Panel]:
+def panels(document: Document) -> list[Panel]:
     """Benchmarks first, our own before the paper's; then held-out pairs."""
-    tables = {table.key: table for table in contents.tables}
+    tables = {table.key: table for table in document.tables}
     found = [panel for key in ("table-3-own", "table-3") if key in tables for panel in _scores(tables[key])]
-    return [*found[:MOST], *_held_out(contents.runs)]
+    return [*found[:MOST], *_held_out(document.runs)]
 
 
-def trained(contents: Contents) -> str:
+def trained(document: Document) -> str:
     """One sentence on what the report is about."""
-    runs = contents.runs
+    runs = document.runs
     titles, seeds = list(dict.fromkeys(card.title for card in runs)), {card.seed for card in runs}
     steps = sorted({card.step for card in runs})
     span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     if len(runs) == 1:
         return f"One run of {runs[0].model}: {titles[0]}, {span} training steps{_pairs(runs)}."
     return (
-        f"{_number(len(runs), 'run')} of {', '.join(contents.models)}: {_number(len(titles), 'method')} "
+        f"{_number(len(runs), 'run')} of {', '.join(document.models)}: {_number(len(titles), 'method')} "
         f"({', '.join(titles)}), {_number(len(seeds), 'seed')}, {span} training steps each{_pairs(runs)}."
     )
 
 
 def _pairs(runs: Sequence[RunCard]) -> str:
     """On how many pairs, and of which sources, where the runs agree."""
-    counts = {card.manifest.get("data", {}).get("examples") for card in runs}
-    sources = {tuple(str(part.get("source")) for part in card.data.get("composition", ())) for card in runs}
+    counts = {card.pairs.get("examples") for card in runs}
+    sources = {tuple(source.name for source in card.sources) for card in runs}
     if len(counts) > 1 or counts == {None}:
         return ""
     of = f" of {', '.join(next(iter(sources))[:3])}" if len(sources) == 1 and next(iter(sources)) else ""

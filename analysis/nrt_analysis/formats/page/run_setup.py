@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nrt_analysis.report.contents import RunCard
+from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.commandline import nrt
-from nrt_cli.config import flatten
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,8 @@ class Kind:
 
 def settings(cards: Sequence[RunCard]) -> list[Setting]:
     """Every key of some runs' configs, in their order."""
-    flat = [flatten(card.config) for card in cards]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    return [Setting(key, tuple(_shown(config[key]) if key in config else "" for config in flat)) for key in keys]
+    keys = dict.fromkeys(key for card in cards for key in card.settings)
+    return [Setting(key, tuple(_shown(c.settings[key]) if key in c.settings else "" for c in cards)) for key in keys]
 
 
 def columns(cards: Sequence[RunCard]) -> list[RunCard]:
@@ -71,14 +69,13 @@ def data(cards: Sequence[RunCard]) -> list[Kind]:
 
 
 def _data(card: RunCard) -> Iterator[tuple[str, str]]:
-    counts, prints = card.manifest.get("data", {}), card.manifest.get("fingerprints", {})
-    if "examples" in counts:
-        yield "trained on", f"{counts['examples']:,} examples"
-    for reason, count in counts.get("dropped", {}).items():
+    if "examples" in card.pairs:
+        yield "trained on", f"{card.pairs['examples']:,} examples"
+    for reason, count in card.pairs.get("dropped", {}).items():
         yield f"dropped: {reason}", f"{count:,}"
-    for part in card.data.get("composition", ()):
-        yield f"source {part.get('source')}", f"{part.get('count'):,} examples ({part.get('percentage'):.1f} %)"
-    for key, value in prints.items():
+    for source in card.sources:
+        yield f"source {source.name}", f"{source.count:,} examples ({source.percentage:.1f} %)"
+    for key, value in card.manifest.get("fingerprints", {}).items():
         yield f"SHA-256 of {key}", str(value)
 
 

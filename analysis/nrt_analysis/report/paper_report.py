@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nrt_analysis.report.cards import cards as find_cards
+from nrt_analysis.document import Document, Made, Table
 from nrt_analysis.report.case_tables import cases_table, confidence_table
-from nrt_analysis.report.contents import Contents, Made, RunCard, Table
-from nrt_analysis.report.drawn import figures
-from nrt_analysis.report.held_out import compared_table, held_out_table
+from nrt_analysis.report.held_out import asked_twice, compared_table, doubts, held_out_table
 from nrt_analysis.report.method_tables import (
     benchmarks_table,
     data_table,
@@ -18,7 +16,7 @@ from nrt_analysis.report.method_tables import (
     settings_table,
     weights_table,
 )
-from nrt_analysis.report.overlap import asked_twice, doubts
+from nrt_analysis.report.paper_figures import figures
 from nrt_analysis.report.result_tables import (
     documents_table,
     gain_table,
@@ -27,13 +25,13 @@ from nrt_analysis.report.result_tables import (
     paper_table,
     results_table,
 )
+from nrt_analysis.report.run_cards import RunCard, find_cards, study_config, unfinished
 from nrt_analysis.report.scores import results
-from nrt_analysis.report.studies import study_title, unfinished
 from nrt_cli import __version__
 from nrt_cli.store.evals import find_evaluations
 
 
-def gather(paths: Sequence[Path]) -> Contents:
+def gather(paths: Sequence[Path]) -> Document:
     """A report over studies, runs, and folders of them.
 
     Nothing is computed with a model: what was not run, evaluated or scored is an empty cell with the reason.
@@ -41,7 +39,7 @@ def gather(paths: Sequence[Path]) -> Contents:
     Raises StoreError where a path does not exist or no run is found.
     """
     cards = find_cards(paths)
-    return Contents(
+    return Document(
         title=_title(cards),
         made=Made(program=__version__, newest=_newest(cards)),
         runs=tuple(cards),
@@ -77,7 +75,8 @@ def _title(cards: Sequence[RunCard]) -> str:
     """The title of the one study that all runs are of; else what the runs began from."""
     studies = {card.study for card in cards}
     if len(studies) == 1 and (study := studies.pop()):
-        return study_title(study)
+        asked = study_config(study)
+        return asked.title if asked else study.name
     return f"Native Reasoning Training: {', '.join(dict.fromkeys(card.model for card in cards))}"
 
 
@@ -105,7 +104,7 @@ def _notes(cards: Sequence[RunCard]) -> list[str]:
         if card.status != "finished":
             notes.append(f"{card.label} is {card.status} after step {card.step} of {card.manifest.get('steps', '?')}.")
     notes += doubts(cards)
-    data = {card.manifest.get("fingerprints", {}).get("train") for card in cards}
+    data = {card.fingerprint("train") for card in cards}
     if len(data) > 1:
         notes.append(f"The runs were trained on {len(data)} different data files.")
     return notes

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nrt_analysis.clusters import DRAWS, clustered_means, share_above_0
+from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, error_bars, line_style, new_figure, panel
 from nrt_analysis.frames import stacked
-from nrt_analysis.tables import Report, interval, number
+from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
 from nrt_cli.store.tables import PartTable
 
 CONTROLS = {
@@ -45,7 +45,7 @@ UNITS = {
 }
 
 
-def leakage_report(table: PartTable, parts: int, method: str, traces: str, span: int) -> Report:
+def leakage_report(table: PartTable, parts: int, method: str, traces: str, span: int) -> Document:
     """Gains under controls, and the share of answer n-grams that are copied into traces.
 
     Args:
@@ -56,18 +56,18 @@ def leakage_report(table: PartTable, parts: int, method: str, traces: str, span:
     controls, copies = by_control(frame), by_length(frame)
     sampled = frame[frame["control"] == "sampled"]
     spans = "words" if span == 1 else f"runs of {span} or more words"
-    return Report(
-        name="leakage",
-        tables={"gains": _gains(controls), "leakage": controls, "copied": copies, "traces": frame},
-        figures={"leakage": _figure(controls, copies)},
-        notes=(
+    return section(
+        "leakage",
+        {"gains": _gains(controls), "leakage": controls, "copied": copies, "traces": frame},
+        {"leakage": _figure(controls, copies)},
+        (
             f"{len(sampled)} traces ({traces}) of {sampled['example'].nunique()} examples; rewards: {method}",
             f"masked: {spans} that the answer has and the question has not, one mask for each of their tokens; "
             "shuffled: the trace's own tokens in random order",
             *_copied_notes(copies, sampled),
             f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples",
         ),
-        units=UNITS,
+        UNITS,
     )
 
 

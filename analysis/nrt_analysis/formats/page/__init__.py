@@ -9,26 +9,22 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
+from nrt_analysis.document import Document, Figure, Table, visible
 from nrt_analysis.figures import LINES, numbered
-from nrt_analysis.report.contents import Contents, Figure, RunCard, Table
-from nrt_analysis.report.page import headline, setup
-from nrt_analysis.report.page.cases import cases
-from nrt_analysis.report.page.samples import sample_traces
-from nrt_analysis.report.page.scored import scored_sets
-from nrt_analysis.report.page.series import series
-from nrt_analysis.report.plain import marks, sections, shown, spans, visible
-from nrt_analysis.report.write import Pieces
-from nrt_cli.store.files import write_report
+from nrt_analysis.formats import Pieces
+from nrt_analysis.formats.page import headline, run_setup
+from nrt_analysis.formats.page.chart_series import series
+from nrt_analysis.formats.page.shared_questions import cases
+from nrt_analysis.formats.page.trace_samples import sample_traces, scored_sets
+from nrt_analysis.report.run_cards import RunCard
 
 Part = TypeVar("Part", Table, Figure)
 
-FILE = "index.html"
 SCRIPTS = ("common.js", "tables.js", "charts.js", "traces.js", "cases.js", "page.js")
 
 LONG = 40
@@ -36,80 +32,75 @@ LONG = 40
 
 PLACES = {
     "results": (
-        "held-out-models",
-        "held-out",
-        "table-3-own",
-        "table-3",
-        "table-3-paper",
-        "table-3-gain",
-        "table-3-overall",
+        "held-out-models", "held-out", "table-3-own", "table-3", "table-3-paper", "table-3-gain", "table-3-overall",
         "table-3-documents",
     ),
     "tokens": ("table-9",),
     "cases": ("table-10",),
     "method": ("table-1", "table-2", "table-5"),
     "setup": ("table-4", "table-6", "table-7", "table-8"),
-}
+}  # fmt: skip
 """Section of the page -> the tables in it, by key, with what is called like one of them; all else is in results."""
 
 FIGURES = {"dynamics": ("figure-2",), "words": ("figure-3", "figure-4")}
 """The same for figures."""
 
 
-def write(contents: Contents, folder: Path, pieces: Pieces | None = None) -> Path:
-    """Write `index.html` into a folder; the same contents give the same bytes.
+def render(document: Document, pieces: Pieces | None = None) -> dict[str, bytes]:
+    """`index.html`; the same document gives the same bytes.
 
     Args:
         pieces: cuts stored token ids into texts, so that single tokens can be shaded; without it, traces are whole.
     """
-    (path,) = write_report(folder, {FILE: render(contents, pieces).encode("utf-8", errors="replace")})
-    return path
-
-
-def render(contents: Contents, pieces: Pieces | None = None) -> str:
-    """The page's text."""
-    colours = numbered(card.title for card in contents.runs)
-    style, script = _asset("page.css") + _colours(colours.values()), "\n".join(_asset(name) for name in SCRIPTS)
-    traces = sample_traces(contents.runs, pieces)
-    traces["sets"] += scored_sets(contents.runs)
-    traces["start"] = _shown_first(contents.runs)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            contents=contents,
-            colours=colours,
-            style=Markup(style),
-            script=Markup(script),
-            policy=_policy(style, script),
-            tables=_by_section(contents.tables, PLACES),
-            figures=_by_section(contents.figures, FIGURES),
-            trained=headline.trained(contents),
-            panels=headline.panels(contents),
-            settings=setup.settings(setup.columns(contents.runs)),
-            columns=setup.columns(contents.runs),
-            environments=setup.environments(contents.runs),
-            data=setup.data(contents.runs),
-            commands=setup.commands(contents.runs),
-            whole_commands=setup.whole_commands(contents.runs),
-            traces=traces,
-            payload={
-                "runs": [_run(card, colours) for card in contents.runs],
-                "series": series(contents.runs),
-                "traces": traces,
-                "cases": cases(contents.runs),
-            },
-        )
+    runs = document.runs
+    colours = numbered(card.title for card in runs)
+    style, script = _asset("page.css") + _colours(colours.values()), "\n".join(map(_asset, SCRIPTS))
+    traces = sample_traces(runs, pieces)
+    traces["sets"] += scored_sets(runs)
+    traces["start"] = _shown_first(runs)
+    labels = [{"label": c.label, "model": c.model, "title": c.title, "colour": colours[c.title]} for c in runs]
+    environment = Environment(
+        loader=PackageLoader("nrt_analysis.formats.page", "assets"),
+        autoescape=True,
+        # Every text that the template prints has what would hide or reorder it written out; our own markup is as it is.
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def _run(card: RunCard, colours: Mapping[str, int]) -> dict[str, Any]:
-    return {"label": card.label, "model": card.model, "title": card.title, "colour": colours[card.title]}
+    # tojson escapes <, > and &, so that no text in the data can end its element.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    environment.globals.update(aside=_aside, image=image)
+    environment.filters["prose"] = prose
+    # Nothing is loaded, and only this style and this script are the page's.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    text = environment.get_template("page.html").render(
+        contents=document,
+        colours=colours,
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy,
+        tables=_by_section(document.tables, PLACES),
+        figures=_by_section(document.figures, FIGURES),
+        trained=headline.trained(document),
+        panels=headline.panels(document),
+        settings=run_setup.settings(run_setup.columns(runs)),
+        columns=run_setup.columns(runs),
+        environments=run_setup.environments(runs),
+        data=run_setup.data(runs),
+        commands=run_setup.commands(runs),
+        whole_commands=run_setup.whole_commands(runs),
+        traces=traces,
+        payload={"runs": labels, "series": series(runs), "traces": traces, "cases": cases(runs)},
+    )
+    return {"index.html": text.encode("utf-8", errors="replace")}
 
 
 def _shown_first(cards: Sequence[RunCard]) -> int:
     """The run whose traces are shown first: the last method in the paper's order that trains them, so no control."""
-    trained = [card for card in cards if card.config.get("objective", {}).get("weights", {}).get("trace", 1)]
+    trained = [card for card in cards if card.settings.get("objective.weights.trace", 1)]
     last = [card.title for card in trained if card.method != "sft"][-1:]
     return next((i for i, card in enumerate(cards) if card.title in last), 0)
 
@@ -139,8 +130,8 @@ def _by_section(parts: Sequence[Part], places: Mapping[str, tuple[str, ...]]) ->
 def _aside(part: Table | Figure) -> str:
     """What to say of a part that is folded away: what fills an empty one, what details and long tables have."""
     if isinstance(part, Figure):
-        return "" if part.files else f"empty: {part.reason}"
-    if not part.rows:
+        return "" if part.whole else f"empty: {part.reason}"
+    if not part.whole:
         return f"empty: {part.reason or 'nothing was recorded for it'}"
     ours = [i for i, column in enumerate(part.columns) if column.group != "Paper" and column.kind == "number"]
     empty = [math.isnan(row.cells[i].value) for row in part.rows for i in ours]
@@ -163,31 +154,7 @@ def _colours(numbers: Iterable[int]) -> str:
 
 def image(figure: Figure) -> str:
     """A figure's drawing as a data URI. An image runs no scripts, whatever is in it."""
-    kind, suffix = ("svg+xml", "svg") if "svg" in figure.files else ("png", "png")
-    return f"data:image/{kind};base64,{base64.b64encode(figure.files[suffix]).decode()}"
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("nrt_analysis.report.page", "assets"),
-        autoescape=True,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # tojson escapes <, > and &, so that no text in the data can end its element.
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    environment.globals.update(aside=_aside, image=image, marks=marks, spans=spans, sections=sections, shown=shown)
-    environment.filters["prose"] = prose
-    return environment
-
-
-def _shown(value: Any) -> Any:
-    """Every text that the template prints, with what would hide or reorder it written out; our own markup as it is."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return f"data:image/svg+xml;base64,{base64.b64encode(figure.files['svg']).decode()}"
 
 
 def prose(text: str) -> Markup:
@@ -198,14 +165,6 @@ def prose(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(visible(part)) if i % 2 else escape(visible(part))
         for i, part in enumerate(parts)
-    )
-
-
-def _policy(style: str, script: str) -> str:
-    """Content-Security-Policy: nothing is loaded, and only this style and this script are the page's."""
-    return (
-        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
     )
 
 

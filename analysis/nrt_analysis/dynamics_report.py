@@ -1,0 +1,116 @@
+"""How traces change while a model trains (Fig. 2a-d of the paper), and where they collapse."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from nrt_analysis.document import Document, section
+from nrt_analysis.figures import COLUMN, StepLine, StepPanel, draw_steps
+from nrt_analysis.frames import steps_frame
+from nrt_cli.measures.collapse import NGRAM, SIGNS, WINDOW, Fall, Sentinel, watched
+from nrt_cli.store import Run
+
+PANELS = {
+    "entropy": ("trace entropy", "nats per token"),
+    "trace_length": ("trace length", "tokens"),
+    "distinct_ngrams": (f"distinct {NGRAM}-grams", "share of all"),
+    "forced_share": ("forced (thin: by cap)", "share of traces"),
+    "gain": ("gain over null trace", "nats per answer"),
+    "reward_gain": ("reward gain $R - R_{base}$", "unit of the scheme"),
+    "dead_groups": ("dead groups", "share of groups"),
+    "token_signal": ("token signal", "mean size"),
+}
+"""Metrics drawn: panel title and unit."""
+
+SHARES = ("distinct_ngrams", "forced_share", "dead_groups")
+COLUMNS = ("entropy", "trace_length", "distinct_ngrams", "forced_share", "truncated_share", *list(PANELS)[4:])
+
+UNITS = {
+    "step": "training step, from 1",
+    "entropy": "nats, exact, mean over sampled trace tokens",
+    "trace_length": "tokens, mean over traces",
+    "distinct_ngrams": f"distinct / all {NGRAM}-grams of a group's traces, mean over groups",
+    "forced_share": "share of traces whose end was appended (cap or eos)",
+    "truncated_share": "share of traces that ran into the cap",
+    "gain": "nats: log P(y*) given the trace - given the null trace, mean over traces",
+    "reward_gain": "R - R_base in the scheme's unit: not comparable between schemes",
+    "dead_groups": "share of groups whose advantages are all 0",
+    "token_signal": "mean factor of the answer tokens' loss; its scale differs between schemes",
+}
+
+
+def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
+    """Each metric by step and run, and its mean over the last `window` steps; what the collapse sentinel sees in them.
+
+    Raises StoreError for a run that has no steps or samples no traces.
+    """
+    frames = {label: steps_frame(run) for label, run in runs.items()}
+    falls = {label: collapses(frames[label], run) for label, run in runs.items()}
+    # NaN is passed over, and stays only where all of a window is.
+    smooth = {label: frame[list(COLUMNS)].rolling(window, min_periods=1).mean() for label, frame in frames.items()}
+    summary, by_step = [], []
+    for label, frame in frames.items():
+        by_step.append(frame[["step", *COLUMNS]].join(smooth[label].add_suffix("_smoothed")))
+        by_step[-1].insert(0, "run", label)
+        fell = {fall.sign: str(fall.step) for fall in falls[label]}
+        for metric in COLUMNS:
+            first, last = frame[metric].iloc[:window].mean(), frame[metric].iloc[-window:].mean()
+            found = {"run": label, "metric": metric, "first": first, "last": last}
+            summary.append(found | {"fell at": fell.get(metric, "")})
+    collapse = [{"run": label, **vars(fall)} for label, found in falls.items() for fall in found]
+    panels = [_panel(metric, frames, smooth, falls) for metric in PANELS]
+    rows = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    figure, said = draw_steps(rows, COLUMN, 5.2, sharex=True)
+    return section(
+        "dynamics",
+        {
+            "summary": pd.DataFrame(summary),
+            "dynamics": pd.concat(by_step, ignore_index=True),
+            "collapse": pd.DataFrame(collapse, columns=["run", "sign", "step", "start", "now", "limit", "seen"]),
+        },
+        {"dynamics": figure},
+        (
+            f"first, last: means over a run's first and last {window} steps",
+            f"smoothed: mean of the last {window} steps, fewer at the start; thin lines are the steps themselves",
+            f"the sentinel compares means of {WINDOW} steps with the run's first {WINDOW}; it marks the step where a "
+            "sign falls while nothing speaks for learning: no gain, no better held-out accuracy",
+            *said,
+            *(f"{label}: step {fall.step}: {fall}" for label in runs for fall in falls[label]),
+        ),
+        UNITS,
+    )
+
+
+def _panel(
+    metric: str,
+    frames: Mapping[str, pd.DataFrame],
+    smooth: Mapping[str, pd.DataFrame],
+    falls: Mapping[str, list[Fall]],
+) -> StepPanel:
+    """Each run's steps thin, or where all are shares of traces those that ran into the cap; smoothed thick."""
+    forced, lines = metric == "forced_share", {}
+    for label, frame in frames.items():
+        mean = smooth[label][metric]
+        at = tuple((f.step, float(mean[frame["step"] == f.step].iloc[0])) for f in falls[label] if f.sign == metric)
+        single, part = (None, smooth[label]["truncated_share"]) if forced else (frame[metric], None)
+        lines[label] = StepLine(frame["step"], mean, single, part, falls=at)
+    return StepPanel(
+        *PANELS[metric],
+        lines,
+        share=metric in SHARES,
+        zero=metric != "token_signal",
+        level=metric not in (*SHARES, "entropy", "trace_length"),
+        # Token signals of schemes differ by orders of magnitude.
+        log=metric == "token_signal" and all((frame[metric] > 0).all() for frame in frames.values()),
+    )
+
+
+def collapses(frame: pd.DataFrame, run: Run) -> list[Fall]:
+    """What the sentinel reports over a whole run, in order.
+
+    Args:
+        frame: of the run's steps, which may know more than its metrics do (`steps_frame`).
+    """
+    sentinel = Sentinel(run.manifest().get("steps"))
+    steps = frame[["step", *SIGNS.keys() & set(frame)]].to_dict(orient="records")
+    return [fall for record in watched(steps, run.metrics("held_out")) for fall in sentinel.add(record)]

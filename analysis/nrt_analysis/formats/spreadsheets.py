@@ -1,0 +1,53 @@
+"""A document's tables as CSV, and a section's as JSON: full precision, ends of intervals, and why cells are empty."""
+
+import json
+import math
+
+import pandas as pd
+
+from nrt_analysis.document import Cell, Document, Table, visible
+
+
+def render(document: Document) -> dict[str, bytes]:
+    """Tables and the numbers behind figures as CSV, by name; of a section all that it found, as CSV and as JSON."""
+    if document.section:
+        files = {f"{document.place('tables', name)}.csv": to_csv(frame) for name, frame in document.frames.items()}
+        text = json.dumps(document.record(), indent=2, ensure_ascii=False) + "\n"
+        return files | {f"{document.section}.json": text.encode()}
+    files = {f"{document.place('tables', table.key)}.csv": to_csv(_safe(_frame(table))) for table in document.tables}
+    for figure in document.figures:
+        for name, frame in figure.numbers.items():
+            files[f"{document.place('figures', figure.key)}-{name}.csv"] = to_csv(_safe(frame))
+    return files
+
+
+def to_csv(frame: pd.DataFrame) -> bytes:
+    """Full precision; what was not measured is `NaN`."""
+    return frame.to_csv(index=False, na_rep="NaN", lineterminator="\n").encode()
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    """A column for each of the table's; for numbers with an interval, two more; and one for remarks."""
+    names, records = table.names(), []
+    for row in table.rows:
+        record: dict[str, object] = {"section": row.section} if any(row.section for row in table.rows) else {}
+        remarks = []
+        for name, column, cell in zip(names, table.columns, row.cells, strict=True):
+            record |= _numbers(name, cell) if column.kind == "number" else {name: cell.text}
+            remarks += [f"{name}: {remark}" for remark in (cell.reason, cell.note) if remark]
+        records.append(record | {"remarks": "; ".join(remarks)})
+    return pd.DataFrame(records, columns=None if records else [*names, "remarks"])
+
+
+def _numbers(name: str, cell: Cell) -> dict[str, object]:
+    value: object = cell.text if cell.text and math.isnan(cell.value) else cell.value
+    return {name: value} | ({} if math.isnan(cell.low) else {f"{name} low": cell.low, f"{name} high": cell.high})
+
+
+def _safe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text that no spreadsheet takes for a formula."""
+
+    def text(value: str) -> str:
+        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)
+
+    return frame.map(lambda value: text(value) if isinstance(value, str) else value)

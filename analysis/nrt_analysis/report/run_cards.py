@@ -1,0 +1,331 @@
+"""Which runs a report is about, what each of them is called, and what studies and other commands left beside them."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from nrt_analysis.report.paper import paper, paper_model
+from nrt_cli.config import RunConfig, flatten, read_yaml, recorded
+from nrt_cli.config.study import Planned, StudyConfig, Variant, parse_study, planned_runs
+from nrt_cli.config.titles import TITLES, method_title, run_title, thinks
+from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.store import Run, find_runs
+from nrt_cli.store.files import read_json
+from nrt_cli.store.study import STUDY, Study
+
+DECIDES = ("objective.", "optimiser.", "tokens.", "model.lora.", "data.max_")
+"""Sections whose settings decide what is learned, and with `DECIDES_TOO`, single ones."""
+
+DECIDES_TOO = (
+    "rollout.group_size", "rollout.temperature", "rollout.max_trace_tokens",
+    "train.epochs", "train.steps", "train.batch_size", "train.minibatch_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that training data was made from: its examples in all, and those that are trained on."""
+
+    name: str
+    count: int
+    percentage: float
+    train: int
+
+
+@dataclass(frozen=True)
+class RunCard:
+    """One run, with what a page says of it. Traces and the rest are read from `run` where they are needed."""
+
+    label: str
+    """Unique in the report: model, method, seed."""
+    run: Run
+    study: Path | None
+    """The study's folder, where it belongs to one."""
+    model: str
+    """Group: the starting model's name."""
+    method: str
+    """As configured: `sft`, `am`, ..., `module:function`."""
+    title: str
+    """As the paper calls it: `SFT`, `RLPR`, `NRT-WS (-log p)`; with the settings in which it differs from another run
+    of its model and method."""
+    thinks: bool
+    """Whether its model learned to think before it answers."""
+    seed: int
+    status: str
+    """`finished`, `running`, `stopped`, `failed`, ..."""
+    manifest: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """The resolved config by dotted key; empty where it cannot be read."""
+    sources: tuple[Source, ...]
+    """What `nrt data prepare` wrote beside the training data; empty where that is not there any more."""
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """Metrics of the training steps, read once: many parts of a report ask, and the run may still go on."""
+        return self.run.metrics()
+
+    @cached_property
+    def held_out(self) -> list[dict[str, Any]]:
+        """Held-out scores, read once."""
+        return self.run.metrics("held_out")
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def pairs(self) -> Mapping[str, Any]:
+        """What became of the training data: `examples`, `dropped`, and what of it is asked elsewhere too."""
+        return self.manifest.get("data") or {}
+
+    def fingerprint(self, of: str) -> str | None:
+        """The digest of `train`, `validation` or `model`; None where the run does not say."""
+        digest: str | None = self.manifest.get("fingerprints", {}).get(of)
+        return digest
+
+
+def find_cards(paths: Sequence[Path]) -> list[RunCard]:
+    """The runs of studies and folders, and single runs, each once: by model, method (the paper's order) and seed.
+
+    Raises StoreError where a path does not exist or nothing is found.
+    """
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise StoreError(f"{path}: no such study or run folder; `nrt runs` lists the runs there are.")
+        runs |= {run.path.resolve(): run for run in find_runs(path)}
+    if not runs:
+        places = ", ".join(map(str, paths))
+        raise StoreError(f"{places}: no runs are there; `nrt reproduce laptop` or `nrt train` makes some.")
+    return _labelled(sorted(_titled(_named_models([_card(run) for run in runs.values()])), key=_order))
+
+
+def _order(card: RunCard) -> tuple[Any, ...]:
+    """Models and methods as in the paper, its own first; then seeds."""
+    models, methods = [model["title"] for model in paper()["models"]], list(paper()["methods"])
+    model, plain = paper_model(card.model), method_title(card.method)
+    # 0 for the method as it is, 1 for one with other settings, 2 for a variant of a study, such as a control.
+    unlike = 0 if card.title == plain else 1 if card.title.startswith(plain) else 2
+    return (
+        (0, models.index(model)) if model else (1, 0),
+        card.model,
+        unlike == 2,
+        (0, methods.index(card.method)) if card.method in methods else (1, 0),
+        (unlike, card.title),
+        card.seed,
+        str(card.run.path),
+    )
+
+
+def _card(run: Run) -> RunCard:
+    manifest, method = run.manifest(), str(run.manifest()["method"])
+    config: dict[str, Any] = {}
+    try:
+        config = read_yaml(run.config_path)
+        # With the defaults of keys that did not exist when it was written.
+        config = recorded(config, origin=str(run.config_path)).model_dump(mode="json")
+    except ConfigError:  # not there, or of another version
+        pass
+    settings, above = flatten(config), run.path.resolve().parent.parent
+    study = above if (above / STUDY).is_file() else None
+    # What the run's study calls it, or where it is no study's, what any run like it is called.
+    planned = planned_title(study, run.path.resolve().name) if study else None
+    return RunCard(
+        label="",
+        run=run,
+        study=study,
+        model=_model_name(run, str(settings.get("model.path", "")), study),
+        method=method,
+        title=planned or run_title(method, config),
+        thinks=thinks(method, config),
+        seed=int(settings.get("seed", 0)),
+        status=run.status(),
+        manifest=manifest,
+        settings=settings,
+        sources=_sources(Path(str(settings.get("data.train", ""))), manifest, study),
+    )
+
+
+def _model_name(run: Run, folder: str, study: Path | None) -> str:
+    """The starting model's name: the study's, what `nrt model prepare` was given, or its folder's name."""
+    if study and (asked := study_config(study)):
+        return asked.model.name
+    for prepared in (run.export_path / "nrt.json", Path(folder) / "nrt.json"):
+        try:
+            return Path(str(read_json(prepared)["source"]).removeprefix("builtin:")).name
+        except (OSError, ValueError, KeyError):
+            continue
+    return Path(folder).name or "unknown"
+
+
+def _sources(train: Path, manifest: Mapping[str, Any], study: Path | None) -> tuple[Source, ...]:
+    """What `nrt data prepare` wrote beside the training data, if it still describes the file that was trained on."""
+    # A study that was moved has its data still, though not where the run says.
+    for folder in (*([study / "data"] if study else []), train.parent):
+        try:
+            found = read_json(folder / "manifest.json")
+            if found["outputs"][train.name] == manifest.get("fingerprints", {}).get("train"):
+                parts = found["composition"]
+                return tuple(
+                    Source(p["source"], p.get("count", 0), p.get("percentage", 0.0), p["train"]) for p in parts
+                )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ()
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def _named_models(found: list[RunCard]) -> list[RunCard]:
+    """Groups are models, so two models of one name are told apart by their digests."""
+    digests = defaultdict(set)
+    for card in found:
+        digests[card.model].add(card.fingerprint("model") or "unknown")
+    return [
+        replace(card, model=f"{card.model} ({(card.fingerprint('model') or 'unknown')[:8]})")
+        if len(digests[card.model]) > 1
+        else card
+        for card in found
+    ]
+
+
+def deciding(card: RunCard) -> dict[str, Any]:
+    """The settings that decide what a run learns, its seed aside."""
+    own = {key: value for key, value in card.settings.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
+    return {"method": card.method, **own}
+
+
+def _titled(found: list[RunCard]) -> list[RunCard]:
+    """Runs of one model and title that differ in more than the seed get those settings into their titles.
+
+    The runs nearest to the paper's objective, then to its other settings, keep the plain title.
+    """
+    groups = defaultdict(list)
+    for card in found:
+        groups[card.model, card.title].append(card)
+    plain = {key: deciding(_plainest(group)) for key, group in groups.items()}
+    titled = []
+    for card in found:
+        own, settings = deciding(card), plain[card.model, card.title]
+        differing = [f"{key}={own.get(key)}" for key in own | settings if own.get(key) != settings.get(key)]
+        titled.append(replace(card, title=f"{card.title} [{', '.join(differing)}]") if differing else card)
+    return titled
+
+
+def _plainest(group: Sequence[RunCard]) -> RunCard:
+    usual = flatten(RunConfig().model_dump(mode="json"))
+    counts = Counter(json.dumps(deciding(card), sort_keys=True) for card in group)
+
+    def distance(card: RunCard) -> tuple[int, int, int]:
+        own = deciding(card)
+        differing = [key for key, value in own.items() if usual.get(key) != value]
+        objective = sum(key.startswith("objective.") for key in differing)
+        return objective, len(differing), -counts[json.dumps(own, sort_keys=True)]
+
+    return min(group, key=distance)
+
+
+def _labelled(found: list[RunCard]) -> list[RunCard]:
+    """Labels: title and seed, with the model where there are several; runs that share all of it get their path."""
+    several = len({card.model for card in found}) > 1
+    names = [f"{card.title}, seed {card.seed}" for card in found]
+    if several:
+        names = [f"{card.model}, {name}" for name, card in zip(names, found, strict=True)]
+    counts = Counter(names)
+    return [
+        replace(card, label=f"{name} ({card.run.path})" if counts[name] > 1 else name)
+        for name, card in zip(names, found, strict=True)
+    ]
+
+
+# --- studies ---------------------------------------------------------------------------------------------------------
+
+
+def study_config(folder: Path) -> StudyConfig | None:
+    """What a study asked for; None where that cannot be read."""
+    return _study(folder)[0]
+
+
+def _study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
+    try:
+        written = Study(folder).config_path.stat().st_mtime_ns
+    except OSError:
+        written = 0
+    return _read_study(folder, written)
+
+
+@cache
+def _read_study(folder: Path, _: int) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
+    """A study's config and its runs, read once for as long as its file is not written again."""
+    try:
+        study = parse_study(read_yaml(Study(folder).config_path), str(folder))
+        return study, tuple(planned_runs(study, folder))
+    except ConfigError:  # damaged, or of another version
+        return None, ()
+
+
+def planned_title(folder: Path, run: str) -> str | None:
+    """What a study calls one of its runs; None for a run that it did not plan."""
+    study, runs = _study(folder)
+    planned = next((one for one in runs if one.name == run), None)
+    if study is None or planned is None:
+        return None
+    variant = study.variants.get(planned.method, Variant())
+    # Only a variant that names a method is another one than it is called.
+    named = planned.method if "method" in variant.settings else ""
+    return variant.title or run_title(planned.config.method, planned.config.model_dump(), named)
+
+
+def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:
+    """Planned runs of the studies that are not finished, and why."""
+    for folder in dict.fromkeys(card.study for card in cards if card.study):
+        outcomes = Study(folder).outcomes()
+        for planned in _study(folder)[1]:
+            outcome = outcomes.get(planned.name)
+            if outcome is None:
+                yield folder, planned, "not run yet"
+            elif outcome.status != "finished":
+                yield folder, planned, f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+
+
+# --- what other commands left in the folders of runs and studies ------------------------------------------------------
+
+
+def stored_analyses(cards: Sequence[RunCard], name: str) -> Iterator[tuple[Path, Any]]:
+    """The readable JSON files of `analysis/NAME`, of studies and then of runs, in order of their paths."""
+    studies = {card.study for card in cards if card.study}
+    for folder in (*sorted(studies), *sorted({card.run.path.resolve() for card in cards} - studies)):
+        for path in sorted((folder / "analysis" / name).glob("*.json")):
+            try:
+                yield path, json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+
+
+def in_words(error: Exception, cards: Sequence[RunCard]) -> str:
+    """What an error says, with the names that a report gives runs in place of where they are."""
+    text = str(error)
+    for card in cards:
+        text = text.replace(str(card.run.path), card.label)
+    return text
+
+
+def title_of(label: str, cards: Sequence[RunCard], found: Path | None = None) -> str:
+    """What a report calls the run that another analysis called by its method, its folder or its path.
+
+    Args:
+        found: the file of that analysis: of several runs with one name, it is about the one that it lies beside.
+    """
+    path, _, _ = label.partition("@")
+    beside = [card for card in cards if found and {card.study, card.run.path.resolve()} & set(found.parents)]
+    for card in (*beside, *cards):
+        if path in (str(card.run.path), card.run.path.resolve().name):
+            several = sum(other.title == card.title and other.model == card.model for other in cards) > 1
+            return f"{card.title}, seed {card.seed}" if several else card.title
+    return TITLES.get(path, label)
