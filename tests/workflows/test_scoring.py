@@ -20,7 +20,7 @@ from nrt_cli.methods import SCHEMES
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example
 from nrt_cli.store import Run
-from nrt_cli.workflows import tokens as tokens_module
+from nrt_cli.workflows import score_tokens as tokens_module
 from nrt_cli.workflows.generate import open_generator
 from nrt_cli.workflows.score import Question, score_answer
 from nrt_cli.workflows.score_bank import open_bank, score_schemes
