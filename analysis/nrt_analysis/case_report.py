@@ -35,7 +35,12 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
     Raises StoreError where the runs have no example in common or were trained on other data.
     """
     runs = [Run.open(reference.path) for reference in references]
-    _same_data(runs, "train" if kind == STEP else "validation")
+    part = "train" if kind == STEP else "validation"
+    if len({run.manifest().get("fingerprints", {}).get(part) for run in runs} - {None}) > 1:
+        paths = ", ".join(str(run.path) for run in runs)
+        raise StoreError(
+            f"{paths}: their {part} data differ, so they share no examples; give questions with --question."
+        )
     labels = case_labels(references)
     frames = [_first_traces(run, ref, kind, first) for run, ref in zip(runs, references, strict=True)]
     common = sorted(set.intersection(*(set(frame["example"]) for frame in frames)))[:n]
@@ -71,31 +76,18 @@ def stored_questions(references: Sequence[Reference], n: int, kind: str) -> list
 def case_labels(references: Sequence[Reference]) -> list[str]:
     """A name for each run: its method, its folder where two share one, its steps where two share a folder."""
     methods = [label_of(Run.open(reference.path)) for reference in references]
-    spans = [_spans(reference) for reference in references]
-    names = [reference.path.resolve().name for reference in references]
-    for labels in (
-        methods,
-        [f"{method}{span}" for method, span in zip(methods, spans, strict=True)],
-        [f"{name}{span}" for name, span in zip(names, spans, strict=True)],
-        [f"{reference.path}{span}" for reference, span in zip(references, spans, strict=True)],
-    ):
+    folders = [reference.path.resolve().name for reference in references]
+    spans = []
+    for reference in references:
+        steps = [str(a) if a == b else f"{a}-{b}" for a, b in reference.spans or ()]
+        spans.append("@" + ",".join(steps) if steps else "")
+    for names, ends in (
+        (methods, [""] * len(spans)), (methods, spans), (folders, spans), ([str(r.path) for r in references], spans),
+    ):  # fmt: skip
+        labels = [f"{name}{end}" for name, end in zip(names, ends, strict=True)]
         if len(set(labels)) == len(labels):
             return labels
     raise StoreError("the same run is named twice with the same steps.")
-
-
-def _spans(reference: Reference) -> str:
-    spans = [str(a) if a == b else f"{a}-{b}" for a, b in reference.spans or ()]
-    return "@" + ",".join(spans) if spans else ""
-
-
-def _same_data(runs: Sequence[Run], part: str) -> None:
-    prints = {run.manifest().get("fingerprints", {}).get(part) for run in runs}
-    if len(prints - {None}) > 1:
-        paths = ", ".join(str(run.path) for run in runs)
-        raise StoreError(
-            f"{paths}: their {part} data differ, so they share no examples; give questions with --question."
-        )
 
 
 def _first_traces(run: Run, reference: Reference, kind: str, first: int | None) -> pd.DataFrame:
@@ -109,30 +101,22 @@ def _first_traces(run: Run, reference: Reference, kind: str, first: int | None) 
 
 
 def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Document:
-    return section("cases", {"side-by-side": _side_by_side(table), "cases": table}, {}, notes, UNITS)
-
-
-def _side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per text, as Table 10 has them: the question, the reference answer, then what each run said."""
+    """With a row per text, as Table 10 has them: the question, the reference answer, then what each run said."""
     rows = []
     for number, (question, cases) in enumerate(table.groupby("question", sort=False), 1):
         texts = [("question", question)]
         if "reference" in cases:
             texts.append(("reference", cases["reference"].iloc[0]))
         for case in cases.to_dict(orient="records"):
-            texts += _said(case)
+            if "answer" in case:
+                thought = "(does not think)" if pd.isna(case["trace"]) else case["trace"] or "(empty)"
+                said = {"trace": thought, "answer": case["answer"] or "(empty)"}
+                texts += [(f"{case['run']}: {part}{cut_mark(case, part)}", text) for part, text in said.items()]
+            else:
+                gain = "" if np.isnan(case["gain"]) else f" (gain {case['gain']:+.2f} nats)"
+                texts.append((f"{case['run']}{gain}", case["trace"] or "(empty)"))
         rows += [{"case": number, "what": what, "text": clipped(str(text))} for what, text in texts]
-    return pd.DataFrame(rows)
-
-
-def _said(case: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A run's texts, each with what it is."""
-    if "answer" in case:
-        thought = "(does not think)" if pd.isna(case["trace"]) else case["trace"] or "(empty)"
-        said = {"trace": thought, "answer": case["answer"] or "(empty)"}
-        return [(f"{case['run']}: {part}{cut_mark(case, part)}", text) for part, text in said.items()]
-    gain = "" if np.isnan(case["gain"]) else f" (gain {case['gain']:+.2f} nats)"
-    return [(f"{case['run']}{gain}", case["trace"] or "(empty)")]
+    return section("cases", {"side-by-side": pd.DataFrame(rows), "cases": table}, {}, notes, UNITS)
 
 
 def cut_mark(case: Mapping[Any, Any], part: str) -> str:

@@ -66,6 +66,11 @@ class Column:
         return f"{cell.text} ({cell.note})" if cell.note and self.kind != "number" else cell.text
 
 
+def numbers(*titles: str, group: str = "") -> tuple[Column, ...]:
+    """Columns of numbers."""
+    return tuple(Column(title, group, "number") for title in titles)
+
+
 @dataclass(frozen=True)
 class Row:
     """Cells, one per column; neighbours with the same `section` stand under one heading, such as a model's name."""

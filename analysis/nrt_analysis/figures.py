@@ -23,7 +23,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nrt_cli.config.titles import CONTROL, TITLES
+from nrt_cli.config.titles import TITLES
 
 COLUMN, TEXT = 3.35, 6.9
 """Widths in inches: one column of a paper, and the whole page."""
@@ -85,7 +85,7 @@ LINES = (
 def numbered(names: Iterable[str]) -> dict[str, int]:
     """The number in `LINES` of each series. A method has the same one in every figure, by its title or its setting."""
     names = list(dict.fromkeys(names))
-    fixed = {name: i for i, pair in enumerate([*TITLES.items(), (CONTROL, CONTROL)]) for name in pair}
+    fixed = {name: i for i, pair in enumerate(TITLES.items()) for name in pair}
     found: dict[str, int] = {}
     for name in names:
         number = fixed.get(name.partition(", seed ")[0])
@@ -287,6 +287,16 @@ def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Se
     """What lies below and above, as matplotlib takes it. Of equal values, a mean may be a rounding outside of its
     interval, which matplotlib refuses; where nothing was measured, NaN draws nothing."""
     return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
+
+
+def intervals_beside(axis: Axes, middle: pd.Series, low: pd.Series, high: pd.Series, names: Iterable[Any]) -> None:
+    """A row for each name, from the top: its value with its interval, beside a line at 0."""
+    at = np.arange(len(middle))[::-1]
+    axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
+    bars = error_bars(middle, low, high)
+    axis.errorbar(middle, at, xerr=bars, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
+    axis.set_yticks(at, list(names))
+    axis.set_ylim(-0.6, len(middle) - 0.4)
 
 
 def font_for(texts: Iterable[str]) -> FontProperties:

@@ -77,27 +77,14 @@ def steps_frame(run: Run) -> pd.DataFrame:
     frame = frame_of(records, STEP_METRICS).drop(columns="kind")
     frame["reward_gain"] = frame["reward"] - frame["reward_base"]
     if "distinct_ngrams" not in frame:
-        health = _health(run)
+        rows = []
+        for traces in trace_frames(run, STEP, columns=("step", "example", "stop", "trace_ids"), required=False):
+            groups = traces.groupby("example")["trace_ids"].apply(list)
+            truncated = float((traces["stop"] == "cap").mean())
+            rows.append((int(traces["step"].iloc[0]), truncated, distinct_ngrams(groups)))
+        health = pd.DataFrame(rows, columns=["step", "truncated_share", "distinct_ngrams"])
         frame = frame.merge(health[["step", *(name for name in health if name not in frame)]], on="step", how="left")
     return frame
-
-
-def _health(run: Run) -> pd.DataFrame:
-    """`truncated_share` and `distinct_ngrams` by step, of the traces that were stored."""
-    rows = []
-    for traces in trace_frames(run, STEP, columns=("step", "example", "stop", "trace_ids"), required=False):
-        groups = traces.groupby("example")["trace_ids"].apply(list)
-        step, truncated = int(traces["step"].iloc[0]), float((traces["stop"] == "cap").mean())
-        rows.append((step, truncated, distinct_ngrams(groups)))
-    return pd.DataFrame(rows, columns=["step", "truncated_share", "distinct_ngrams"])
-
-
-def held_out_frame(run: Run) -> pd.DataFrame:
-    """One row per held-out score. Raises StoreError where there is none."""
-    records = run.metrics("held_out")
-    if not records:
-        raise StoreError(f"{run.path}: no held-out scores; train with `--validation FILE`.")
-    return frame_of(records, HELD_OUT_METRICS).drop(columns="kind")
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------

@@ -137,18 +137,12 @@ def agreement_table(frame: pd.DataFrame) -> pd.DataFrame:
         groups.append(list(scores.columns))
     rows = []
     for group in groups:
-        pair = scores[group]
+        pair, alone = scores[group], len(group) == 2
         both = pair.dropna()
-        alone = len(group) == 2
-        rows.append(
-            {
-                "judges": " / ".join(group),
-                "n": len(both),
-                "spearman": float(ranks.loc[group[0], group[1]]) if alone else math.nan,
-                "alpha": krippendorff_alpha(pair),
-                "difference": float((both[group[1]] - both[group[0]]).mean()) if alone else math.nan,
-            }
-        )
+        found = {"judges": " / ".join(group), "n": len(both)}
+        found["spearman"] = float(ranks.loc[group[0], group[1]]) if alone else math.nan
+        found["alpha"] = krippendorff_alpha(pair)
+        rows.append(found | {"difference": float((both[group[1]] - both[group[0]]).mean()) if alone else math.nan})
     return pd.DataFrame(rows)
 
 

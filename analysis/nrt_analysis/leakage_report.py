@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nrt_analysis.document import Document, interval, number, section
-from nrt_analysis.figures import COLUMN, error_bars, line_style, new_figure, panel
+from nrt_analysis.figures import COLUMN, error_bars, intervals_beside, line_style, new_figure, panel
 from nrt_analysis.frames import stacked
 from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
 from nrt_cli.store.tables import PartTable
@@ -21,8 +20,6 @@ CONTROLS = {
     "empty": "empty",
 }
 """Controls in the order of what is left of the trace, with the words a figure has for them."""
-
-SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
 
 UNITS = {
     "control": "what was done to the trace before the answer was scored",
@@ -79,22 +76,12 @@ def by_control(frame: pd.DataFrame) -> pd.DataFrame:
     order = [control for control in CONTROLS if (frame["control"] == control).any()]
     gains, losses = (clustered_means(frame[c], frame["example"], frame["control"]) for c in ("gain", "lost"))
     means = frame.groupby("control")[["trace_tokens", "changed_tokens", "reward", "reward_gain"]].mean()
-    table = pd.DataFrame(
-        {
-            "traces": frame.groupby("control").size(),
-            "trace_tokens": means["trace_tokens"],
-            "changed_tokens": means["changed_tokens"],
-            "gain": gains["mean"],
-            "low": gains["low"],
-            "high": gains["high"],
-            "lost": losses["mean"],
-            "lost_low": losses["low"],
-            "lost_high": losses["high"],
-            "helpful_share": frame.groupby("control")["gain"].agg(share_above_0),
-            "reward": means["reward"],
-            "reward_gain": means["reward_gain"],
-        }
-    )
+    table = pd.DataFrame({"traces": frame.groupby("control").size()})
+    table[["trace_tokens", "changed_tokens"]] = means[["trace_tokens", "changed_tokens"]]
+    table[["gain", "low", "high"]] = gains[["mean", "low", "high"]]
+    table[["lost", "lost_low", "lost_high"]] = losses[["mean", "low", "high"]]
+    table["helpful_share"] = frame.groupby("control")["gain"].agg(share_above_0)
+    table[["reward", "reward_gain"]] = means[["reward", "reward_gain"]]
     return table.loc[order].rename_axis("control").reset_index()
 
 
@@ -140,36 +127,19 @@ def _copied_notes(copies: pd.DataFrame, sampled: pd.DataFrame) -> list[str]:
 
 def _figure(controls: pd.DataFrame, copies: pd.DataFrame) -> Figure:
     figure, axes = new_figure(2, 1, COLUMN, 3.4)
-    _draw_gains(axes[0, 0], controls)
-    _draw_copies(axes[1, 0], copies)
-    panel(axes[0, 0], "a", "gain of a trace, and of what is left of it")
-    panel(axes[1, 0], "b", "answer words in the trace")
+    gains, shares = axes[:, 0]
+    intervals_beside(gains, controls["gain"], controls["low"], controls["high"], map(CONTROLS.get, controls["control"]))
+    gains.set_xlabel("gain over the null trace (nats per answer)")
+    small: dict[str, Any] = {"markersize": 3, "linewidth": 1}
+    bars = error_bars(copies["copied"], copies["low"], copies["high"])
+    style = small | line_style(0)
+    shares.errorbar(copies["n"], copies["copied"], bars, label="own trace", elinewidth=0.8, capsize=2, **style)
+    shares.plot(copies["n"], copies["by_chance"], label="another example's", **small | line_style(1))
+    shares.set_xticks(copies["n"])
+    shares.set_ylim(bottom=0)
+    shares.set_xlabel("$n$ (words)")
+    shares.set_ylabel("share of $n$-grams copied")
+    shares.legend(frameon=False, fontsize=6)
+    panel(gains, "a", "gain of a trace, and of what is left of it")
+    panel(shares, "b", "answer words in the trace")
     return figure
-
-
-def _draw_gains(axis: Axes, controls: pd.DataFrame) -> None:
-    at = np.arange(len(controls))[::-1]
-    axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
-    bars = error_bars(controls["gain"], controls["low"], controls["high"])
-    axis.errorbar(controls["gain"], at, xerr=bars, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
-    axis.set_yticks(at, [CONTROLS[control] for control in controls["control"]])
-    axis.set_ylim(-0.6, len(controls) - 0.4)
-    axis.set_xlabel("gain over the null trace (nats per answer)")
-
-
-def _draw_copies(axis: Axes, copies: pd.DataFrame) -> None:
-    axis.errorbar(
-        copies["n"],
-        copies["copied"],
-        error_bars(copies["copied"], copies["low"], copies["high"]),
-        label="own trace",
-        elinewidth=0.8,
-        capsize=2,
-        **SMALL | line_style(0),
-    )
-    axis.plot(copies["n"], copies["by_chance"], label="another example's", **SMALL | line_style(1))
-    axis.set_xticks(copies["n"])
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("$n$ (words)")
-    axis.set_ylabel("share of $n$-grams copied")
-    axis.legend(frameon=False, fontsize=6)

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nrt_analysis.document import Document, interval, number, section
-from nrt_analysis.figures import COLUMN, error_bars, new_figure, panel
+from nrt_analysis.figures import COLUMN, intervals_beside, new_figure, panel
 from nrt_analysis.intervals import DRAWS, clustered_means
 from nrt_cli.errors import StoreError
 
@@ -49,6 +48,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     schemes = list(dict.fromkeys(frame["scheme"]))
     correlation = rank_correlations(traces, schemes)
     summary = _summary(groups, traces, schemes)
+    columns = ["step", "example", "k", "scheme", "reward", "reward_base", "clipped", "advantage"]
     return section(
         "schemes",
         {
@@ -56,7 +56,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
             "schemes": summary,
             "correlation": correlation.rename_axis("scheme").reset_index(),
             "disagreements": disagreements(traces),
-            "advantages": _advantages(traces),
+            "advantages": traces[columns].reset_index(drop=True),
         },
         {"schemes": _figure(correlation, summary)},
         _notes(groups, traces, correlation, source, method),
@@ -84,6 +84,9 @@ def _summary(groups: pd.DataFrame, traces: pd.DataFrame, schemes: Sequence[str])
     agreement = clustered_means(groups["agreement"], groups["group"], groups["scheme"]).reindex(schemes)
     within = traces.groupby(["scheme", "group"])["scaled"]
     spread = within.std(ddof=0) / within.agg(lambda values: values.abs().mean())
+    # How the trace with the highest reward differs from its group's mean, by (scheme, group).
+    best, keys = _preferred(traces).set_index(["scheme", "group"]), ["scheme", "group"]
+    gaps = {feature: best[feature] - traces.groupby(keys)[feature].mean() for feature in FEATURES}
     clipped = (traces["clipped"] == 0).astype(float).where(traces["clipped"].notna())
     table = pd.DataFrame(
         {
@@ -95,7 +98,7 @@ def _summary(groups: pd.DataFrame, traces: pd.DataFrame, schemes: Sequence[str])
             "agreement_high": agreement["high"],
             "snr": signal_to_noise(agreement["mean"]),
             "hardest_signal": traces.groupby("scheme")["hardest_signal"].mean(),
-            **{f"best_{feature}": best.groupby("scheme").mean() for feature, best in _best(traces).items()},
+            **{f"best_{feature}": gap.groupby("scheme").mean() for feature, gap in gaps.items()},
         }
     )
     return table.astype(float).loc[list(schemes)].rename_axis("scheme").reset_index()
@@ -103,33 +106,21 @@ def _summary(groups: pd.DataFrame, traces: pd.DataFrame, schemes: Sequence[str])
 
 def _overview(summary: pd.DataFrame) -> pd.DataFrame:
     """What a terminal has room for."""
-    return pd.DataFrame(
-        {
-            "scheme": summary["scheme"],
-            "dead": [number(value, ".0%") for value in summary["dead_share"]],
-            "clipped": [number(value, ".0%") for value in summary["clipped_share"]],
-            "agreement": [
-                interval(row, ".2f")
-                for row in summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
-            ],
-            "snr": summary["snr"].round(2),
-            "gain": [number(value, "+.1f") for value in summary["best_gain"]],
-            "length": [number(value, "+.0f") for value in summary["best_trace_length"]],
-        }
-    )
+    forms = {
+        "dead": ("dead_share", ".0%"), "clipped": ("clipped_share", ".0%"), "gain": ("best_gain", "+.1f"),
+        "length": ("best_trace_length", "+.0f"),
+    }  # fmt: skip
+    agreement = summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
+    texts = {name: [number(value, form) for value in summary[column]] for name, (column, form) in forms.items()}
+    texts |= {"agreement": [interval(row, ".2f") for row in agreement]}
+    table = pd.DataFrame({"scheme": summary["scheme"], **texts, "snr": summary["snr"].round(2)})
+    return table[["scheme", "dead", "clipped", "agreement", "snr", "gain", "length"]]
 
 
 def signal_to_noise(agreement: pd.Series) -> pd.Series:
     """2 r / (1 - r): Spearman and Brown's reliability R = 2 r / (1 + r) of the whole answer, as R / (1 - R)."""
     found = agreement.astype(float).where(agreement > 0)
     return 2 * found / (1 - found)
-
-
-def _best(traces: pd.DataFrame) -> dict[str, pd.Series]:
-    """By (scheme, group): how the trace with the highest reward differs from its group's mean."""
-    keys = ["scheme", "group"]
-    best = _preferred(traces).set_index(keys)
-    return {feature: best[feature] - traces.groupby(keys)[feature].mean() for feature in FEATURES}
 
 
 def _preferred(traces: pd.DataFrame) -> pd.DataFrame:
@@ -144,11 +135,6 @@ def disagreements(traces: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     chosen = best.groupby("group")["k"].nunique().sort_values(ascending=False, kind="stable")
     rows = best[best["group"].isin(chosen[chosen > 1].index[:most])]
     return rows[["step", "example", "scheme", "k", "advantage", "gain", "trace_length", "trace"]].reset_index(drop=True)
-
-
-def _advantages(traces: pd.DataFrame) -> pd.DataFrame:
-    columns = ["step", "example", "k", "scheme", "reward", "reward_base", "clipped", "advantage"]
-    return traces[columns].reset_index(drop=True)
 
 
 def _notes(
@@ -189,46 +175,26 @@ def _extremes(correlation: pd.DataFrame) -> str:
 
 def _figure(correlation: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     figure, axes = new_figure(3, 1, COLUMN, 5.2, gridspec_kw={"height_ratios": (1.5, 1, 1)})
-    _draw_correlation(axes[0, 0], correlation)
-    _draw_agreement(axes[1, 0], summary)
-    _draw_dead(axes[2, 0], summary)
-    for axis, letter, title in zip(
-        axes.flat,
-        "abc",
-        ("rank correlation of rewards within groups", "signal within groups", "no signal"),
-        strict=True,
-    ):
-        panel(axis, letter, title)
-    return figure
-
-
-def _draw_correlation(axis: Axes, table: pd.DataFrame) -> None:
-    values = table.to_numpy()
-    axis.grid(False)
-    axis.imshow(values, cmap="Greys", vmin=-0.2, vmax=1.4, aspect="auto")
+    ranks, agreement, dead = axes[:, 0]
+    values = correlation.to_numpy()
+    ranks.grid(False)
+    ranks.imshow(values, cmap="Greys", vmin=-0.2, vmax=1.4, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         shown = "-" if np.isnan(value) else f"{value:.2f}"
-        axis.text(j, i, shown, ha="center", va="center", fontsize=6, color="white" if value > 0.8 else "black")
-    axis.set_xticks(range(len(table)), list(table.columns), rotation=40, ha="right")
-    axis.set_yticks(range(len(table)), list(table.index))
-
-
-def _draw_agreement(axis: Axes, summary: pd.DataFrame) -> None:
+        ranks.text(j, i, shown, ha="center", va="center", fontsize=6, color="white" if value > 0.8 else "black")
+    ranks.set_xticks(range(len(correlation)), list(correlation.columns), rotation=40, ha="right")
+    ranks.set_yticks(range(len(correlation)), list(correlation.index))
+    middle, low, high = (summary[name] for name in ("agreement", "agreement_low", "agreement_high"))
+    intervals_beside(agreement, middle, low, high, summary["scheme"])
+    agreement.set_xlabel("agreement of answer halves ($r$)")
     at = np.arange(len(summary))[::-1]
-    middle = summary["agreement"]
-    errors = error_bars(middle, summary["agreement_low"], summary["agreement_high"])
-    axis.axvline(0, color="0.4", linewidth=0.7, zorder=0)
-    axis.errorbar(middle, at, xerr=errors, fmt="o", color="black", markersize=3, elinewidth=0.8, capsize=2)
-    axis.set_yticks(at, list(summary["scheme"]))
-    axis.set_ylim(-0.6, len(summary) - 0.4)
-    axis.set_xlabel("agreement of answer halves ($r$)")
-
-
-def _draw_dead(axis: Axes, summary: pd.DataFrame) -> None:
-    at = np.arange(len(summary))[::-1]
-    axis.barh(at + 0.2, summary["dead_share"], 0.36, color="0.25", label="dead groups")
-    axis.barh(at - 0.2, summary["clipped_share"], 0.36, color="0.75", label="clipped traces")
-    axis.set_yticks(at, list(summary["scheme"]))
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("share")
-    axis.legend(frameon=False, fontsize=6, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    dead.barh(at + 0.2, summary["dead_share"], 0.36, color="0.25", label="dead groups")
+    dead.barh(at - 0.2, summary["clipped_share"], 0.36, color="0.75", label="clipped traces")
+    dead.set_yticks(at, list(summary["scheme"]))
+    dead.set_xlim(0, 1)
+    dead.set_xlabel("share")
+    dead.legend(frameon=False, fontsize=6, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    titles = ("rank correlation of rewards within groups", "signal within groups", "no signal")
+    for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
+        panel(axis, letter, title)
+    return figure

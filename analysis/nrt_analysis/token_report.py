@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nrt_analysis.document import Document, interval, section
 from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, numbered, panel
@@ -47,14 +49,21 @@ def token_report(
         parts: of each table; all hold the same examples.
         width: of a bin of H_SFT, in nats.
     """
-    sft = _frame(baseline, parts)
+
+    def read(table: PartTable) -> pd.DataFrame:
+        return stacked((part.to_pandas() for part in table.read(parts, COLUMNS)), COLUMNS)
+
+    sft = read(baseline)
     if sft["entropy"].isna().all():
         raise StoreError("the baseline gives no finite probabilities to compare with; name another with --baseline.")
-    joined = {label: _joined(sft, _frame(table, parts), label) for label, table in models.items()}
+    joined = {label: _joined(sft, read(table), label) for label, table in models.items()}
     edges = bin_edges(sft["entropy"], width)
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
     table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
-    median, histogram = float(sft["entropy"].median()), _histogram(sft["entropy"], width / 5)
+    median, narrow = float(sft["entropy"].median()), width / 5
+    fine = np.arange(int(sft["entropy"].max() // narrow) + 2) * narrow
+    counts, _ = np.histogram(sft["entropy"], fine)
+    histogram = pd.DataFrame({"h_low": fine[:-1], "h_high": fine[1:], "tokens": counts})
     return section(
         "tokens",
         {
@@ -76,10 +85,6 @@ def token_report(
         ),
         UNITS,
     )
-
-
-def _frame(table: PartTable, parts: int) -> pd.DataFrame:
-    return stacked((part.to_pandas() for part in table.read(parts, COLUMNS)), COLUMNS)
 
 
 def _joined(sft: pd.DataFrame, model: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -108,38 +113,23 @@ def by_entropy(frame: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
     ratio = clustered_means(frame["ratio"], frame["example"], bins)
     typical = np.exp(clustered_means(frame["log_ratio"], frame["example"], bins)[["mean", "low", "high"]])
     found = ratio.index.to_numpy().astype(int)
-    return pd.DataFrame(
-        {
-            "h_low": edges[found],
-            "h_high": edges[found + 1],
-            "h_mean": grouped["entropy_sft"].mean(),
-            "tokens": ratio["n"],
-            "examples": ratio["clusters"],
-            "ratio": ratio["mean"],
-            "low": ratio["low"],
-            "high": ratio["high"],
-            "typical": typical["mean"],
-            "typical_low": typical["low"],
-            "typical_high": typical["high"],
-            "improved": grouped["log_ratio"].agg(share_above_0),
-            "p_sft": grouped["p_sft"].mean(),
-            "p": grouped["p"].mean(),
-        }
-    )
+    table = pd.DataFrame({"h_low": edges[found], "h_high": edges[found + 1], "h_mean": grouped["entropy_sft"].mean()})
+    table[["tokens", "examples"]] = ratio[["n", "clusters"]]
+    table[["ratio", "low", "high"]] = ratio[["mean", "low", "high"]]
+    table[["typical", "typical_low", "typical_high"]] = typical
+    table["improved"] = grouped["log_ratio"].agg(share_above_0)
+    return table.assign(p_sft=grouped["p_sft"].mean(), p=grouped["p"].mean())
 
 
 def _ratios(table: pd.DataFrame) -> pd.DataFrame:
     """One row per bin, a column per run: the ratio with its interval."""
+    bins = table[["h_low", "h_high"]].itertuples(index=False, name=None)
     shown = table.assign(
-        H_SFT=[f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more" for low, high in _pairs(table)],
+        H_SFT=[f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more" for low, high in bins],
         text=[interval(row, ".3f") for row in table[["ratio", "low", "high"]].itertuples(index=False)],
     )
     wide = shown.pivot_table(index=["H_SFT", "tokens"], columns="run", values="text", aggfunc="first", sort=False)
     return wide.reset_index().rename_axis(columns=None)[["H_SFT", "tokens", *dict.fromkeys(table["run"])]]
-
-
-def _pairs(table: pd.DataFrame) -> list[tuple[float, float]]:
-    return list(table[["h_low", "h_high"]].itertuples(index=False, name=None))
 
 
 def _summary(sft: pd.DataFrame, joined: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -155,46 +145,33 @@ def _summary(sft: pd.DataFrame, joined: Mapping[str, pd.DataFrame]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def _histogram(entropies: pd.Series, width: float) -> pd.DataFrame:
-    edges = np.arange(int(entropies.max() // width) + 2) * width
-    counts, _ = np.histogram(entropies, edges)
-    return pd.DataFrame({"h_low": edges[:-1], "h_high": edges[1:], "tokens": counts})
-
-
 # --- figure ----------------------------------------------------------------------------------------------------------
 
 
 def token_figure(histogram: pd.DataFrame, table: pd.DataFrame, median: float = math.nan) -> Figure:
     """Figure 3 of a report's tables `entropy` and `tokens`; with the median H_SFT, where it is known."""
     figure, axes = new_figure(3, 1, COLUMN, 4.5, sharex=True)
-    _draw_histogram(axes[0, 0], histogram, median)
-    handles = _draw_ratios(axes[1, 0], table, "ratio", "low", "high")
-    _draw_ratios(axes[2, 0], table, "typical", "typical_low", "typical_high")
+    above, ratios, typical = axes[:, 0]
+    style: dict[str, Any] = {"align": "edge", "color": "0.6", "edgecolor": "white", "linewidth": 0.3}
+    above.bar(histogram["h_low"], histogram["tokens"], histogram["h_high"] - histogram["h_low"], **style)
+    if not math.isnan(median):
+        above.axvline(median, color="black", linewidth=1, linestyle="--")
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+        above.annotate(f"median {median:.3f}", (median, 0.97), xytext=(4, 0), fontsize=6, **place)
+    above.set_axisbelow(True)
+    above.set_yscale("log")
+    above.set_ylabel("ground-truth tokens")
+    handles = _draw_ratios(ratios, table, "ratio", "low", "high")
+    _draw_ratios(typical, table, "typical", "typical_low", "typical_high")
     titles = ("how unsure the SFT model is", "change in probability", "the same for a typical token")
     for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
         panel(axis, letter, title)
-    axes[1, 0].set_ylabel("mean $P / P_{SFT}$")
-    axes[2, 0].set_ylabel("geom. mean $P / P_{SFT}$")
-    axes[2, 0].set_xlabel("token entropy $H_{SFT}$ (nats)")
+    ratios.set_ylabel("mean $P / P_{SFT}$")
+    typical.set_ylabel("geom. mean $P / P_{SFT}$")
+    typical.set_xlabel("token entropy $H_{SFT}$ (nats)")
     figure.align_ylabels(axes)
     legend_above(figure, handles, list(dict.fromkeys(table["run"])))
     return figure
-
-
-def _draw_histogram(axis: Axes, histogram: pd.DataFrame, median: float) -> None:
-    width = histogram["h_high"] - histogram["h_low"]
-    axis.bar(
-        histogram["h_low"], histogram["tokens"], width, align="edge", color="0.6", edgecolor="white", linewidth=0.3
-    )
-    if not math.isnan(median):
-        axis.axvline(median, color="black", linewidth=1, linestyle="--")
-        axis.annotate(
-            f"median {median:.3f}", (median, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
-            textcoords="offset points", va="top", fontsize=6,
-        )  # fmt: skip
-    axis.set_axisbelow(True)
-    axis.set_yscale("log")
-    axis.set_ylabel("ground-truth tokens")
 
 
 def _draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
@@ -209,14 +186,8 @@ def _draw_ratios(axis: Axes, table: pd.DataFrame, value: str, low: str, high: st
         bars = axis.errorbar(at, frame[value], lengths, elinewidth=0.7, capsize=1.5, linewidth=1, markersize=3, **style)
         handles.append(bars)
     axis.set_yscale("log")
-    _plain_ticks(axis)
-    return handles
-
-
-def _plain_ticks(axis: Axes) -> None:
-    """Numbers and not powers of ten on a short logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+    # Numbers and not powers of ten on a short axis.
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
+    return handles

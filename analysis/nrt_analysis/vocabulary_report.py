@@ -3,7 +3,6 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -41,16 +40,6 @@ UNITS = {
 }
 
 
-@dataclass
-class Texts:
-    """Word counts of traces and of the answers they belong to."""
-
-    traces: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    n_traces: int = 0
-    n_answers: int = 0
-
-
 def vocabulary(
     reference: Reference,
     kind: str = STEP,
@@ -72,33 +61,35 @@ def vocabulary(
     run = Run.open(reference.path)
     there = trace_steps(run, kind)
     steps = reference.choose(there) if reference.spans else there[-(WINDOW if kind == STEP else 1) :]
-    texts = count(run, kind, steps, first)
-    if not texts.traces or not texts.answers:
+    of_traces: Counter[str] = Counter()
+    of_answers: Counter[str] = Counter()
+    traces = answers = 0
+    for frame in trace_frames(run, kind, steps, ("example", "trace", "answer"), first=first):  # one step at a time
+        asked = frame.drop_duplicates("example")["answer"]
+        for counts, texts in ((of_traces, frame["trace"]), (of_answers, asked)):
+            for text in texts:
+                counts.update(words(text))
+        traces, answers = traces + len(frame), answers + len(asked)
+    if not of_traces or not of_answers:
         raise StoreError(f"{run.path}: the stored traces hold no words to count; name other steps, as in RUN@1-10.")
-    table = compare(texts.traces, texts.answers, stop_words)
+    table = compare(of_traces, of_answers, stop_words)
     changes = ranked(table, top)
-    figure, left_out = _figure(changes, table)
-    return section(
-        "vocab",
-        {"changes": changes, "vocab": table},
-        {"vocab": figure},
-        _notes(texts, kind, steps, stop_words, left_out),
-        UNITS,
-    )
-
-
-def count(run: Run, kind: str, steps: list[int], first: int | None = None) -> Texts:
-    """Count words, one stored step at a time."""
-    texts = Texts()
-    for frame in trace_frames(run, kind, steps, ("example", "trace", "answer"), first=first):
-        answers = frame.drop_duplicates("example")["answer"]
-        for trace in frame["trace"]:
-            texts.traces.update(words(trace))
-        for answer in answers:
-            texts.answers.update(words(answer))
-        texts.n_traces += len(frame)
-        texts.n_answers += len(answers)
-    return texts
+    figure, missing = _figure(changes, table)
+    span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    notes = [
+        f"{traces} traces ({of_traces.total()} words) and {answers} answers ({of_answers.total()} words) of {span}, "
+        f"{'sampled in training' if kind == STEP else 'held out'}",
+        f"prior: {PRIOR:g} more occurrences of each word, at the same rate in both",
+        f"left out of ranking and clouds: {len(stop_words)} stop words",
+        "numbers, code and addresses are counted as [number], [code], [url]; LaTeX commands are words; single letters "
+        "are left out; scripts without spaces are counted in pairs of characters",
+    ]
+    if missing:
+        notes.append(
+            f"no font on this machine draws {len(missing)} words of the figure, such as {missing[0]}; the table has "
+            "all words"
+        )
+    return section("vocab", {"changes": changes, "vocab": table}, {"vocab": figure}, notes, UNITS)
 
 
 # --- text as countable words, in any language -------------------------------------------------------------------------
@@ -133,19 +124,14 @@ def words(text: str) -> Iterator[str]:
         if kind == "latex":
             yield piece
         elif kind == "run":
-            yield from _pairs(piece)
+            characters = regex.findall(r"\X", piece)  # with their marks; a single one is itself
+            yield from [a + b for a, b in pairwise(characters)] or characters
         elif kind == "word":
             word = piece.lower().replace("’", "'").removesuffix("'s")
             if len(word) > 1:
                 yield word
         else:
             yield f"[{kind}]"
-
-
-def _pairs(run: str) -> list[str]:
-    """Overlapping pairs of characters with their marks; a single one is itself."""
-    characters = regex.findall(r"\X", run)
-    return [a + b for a, b in pairwise(characters)] or characters
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -193,26 +179,6 @@ def ranked(table: pd.DataFrame, top: int) -> pd.DataFrame:
     more, less = table[table["ratio"] > 1], table[table["ratio"] < 1]
     less = less.sort_values(["ratio", "word"])
     return pd.concat([more.head(top), less.head(top)], ignore_index=True)
-
-
-def _notes(
-    texts: Texts, kind: str, steps: list[int], stop_words: Collection[str], left_out: list[str]
-) -> tuple[str, ...]:
-    span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-    notes = [
-        f"{texts.n_traces} traces ({texts.traces.total()} words) and {texts.n_answers} answers "
-        f"({texts.answers.total()} words) of {span}, {'sampled in training' if kind == STEP else 'held out'}",
-        f"prior: {PRIOR:g} more occurrences of each word, at the same rate in both",
-        f"left out of ranking and clouds: {len(stop_words)} stop words",
-        "numbers, code and addresses are counted as [number], [code], [url]; LaTeX commands are words; single letters "
-        "are left out; scripts without spaces are counted in pairs of characters",
-    ]
-    if left_out:
-        notes.append(
-            f"no font on this machine draws {len(left_out)} words of the figure, such as {left_out[0]}; the table has "
-            "all words"
-        )
-    return tuple(notes)
 
 
 # --- figure ----------------------------------------------------------------------------------------------------------

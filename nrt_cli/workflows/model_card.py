@@ -21,16 +21,8 @@ CONFIG = "nrt-config.yaml"
 """A run's config beside its model, without places of the machine."""
 
 NOT_SHOWN = (
-    "method",
-    "seed",
-    "model.path",
-    "data.train",
-    "data.validation",
-    "train.threads",
-    "track.",
-    "eval.",
-    "judge.",
-)
+    "method", "seed", "model.path", "data.train", "data.validation", "train.threads", "track.", "eval.", "judge.",
+)  # fmt: skip
 """Settings that the card states elsewhere, or that change no result."""
 
 

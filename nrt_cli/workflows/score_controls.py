@@ -3,8 +3,6 @@
 Shapes: C controls of one trace, T answer tokens, eos included.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +13,16 @@ import torch
 
 from nrt_cli import methods
 from nrt_cli.backends.local.scoring import Scorer
+from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.methods import Group
-from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.store.tables import PartTable
 from nrt_cli.text.copying import copied_share, copied_words
 from nrt_cli.text.pieces import pieces, words
-from nrt_cli.workflows.scoring import Report, Subject, in_parts, subject
+from nrt_cli.workflows.score_tokens import fill, table_for
+from nrt_cli.workflows.scoring import Report, subject
 
 CONTROLS = ("sampled", "empty", "shuffled", "swapped", "masked")
 NGRAMS = (1, 2, 3, 4)
@@ -34,17 +33,9 @@ PART = 8
 """Traces scored and stored together."""
 
 COLUMNS = {
-    "example": "int64",
-    "k": "int64",
-    "control": "string",
-    "trace_tokens": "int64",
-    "changed_tokens": "int64",
-    "logprob": "double",
-    "gain": "double",
-    "reward": "double",
-    "reward_base": "double",
-    **{f"copied_{n}": "double" for n in NGRAMS},
-}
+    "example": "int64", "k": "int64", "control": "string", "trace_tokens": "int64", "changed_tokens": "int64",
+    **dict.fromkeys(("logprob", "gain", "reward", "reward_base", *(f"copied_{n}" for n in NGRAMS)), "double"),
+}  # fmt: skip
 """One row per trace and control. `copied_N` is the share of the answer's N-grams that are in the controlled trace."""
 
 TRACE_COLUMNS = ("step", "example", "source", "k", "prompt", "answer", "prompt_ids", "trace_ids", "answer_ids")
@@ -56,7 +47,6 @@ class ScoredControls:
 
     table: PartTable
     parts: int
-    run: Path
     method: str
     traces: str
     span: int
@@ -78,41 +68,33 @@ def score_controls(
         raise ConfigError(f"{ref}: leakage is looked for in the traces of a run; name one whose method samples traces.")
     run = Run.open(of.located.run)
     name = traces or f"held-out-{of.located.step or 0:06d}"
-    rows = _stored(run, name)
-    rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-    settings = {"model": model_fingerprint(of.located.folder), "traces": name, "rows": len(rows), "seed": seed}
-    settings |= {"dtype": of.section.dtype}
-    digest = hashlib.sha256(json.dumps(settings | {"span": span}, sort_keys=True).encode()).hexdigest()
-    table = PartTable(folder / "scored" / f"{name}-{digest[:12]}", COLUMNS)
-    parts = list(in_parts(len(rows), PART))
-    controls: _Controls | None = None
-    for number, part in parts:
-        if not table.has(number):
-            controls = controls or _Controls(of, rows, span, seed)
-            table.write(number, [row for i in range(part.start, part.stop) for row in controls.score(i)])
-        report(f"traces of {name}", part.stop, len(rows))
-    return ScoredControls(table, len(parts), run.path, of.config.method, name, span)
-
-
-def _stored(run: Run, name: str) -> list[dict[str, Any]]:
     if name not in run.trace_names():
         raise StoreError(
             f"{run.path}: no traces {name} are stored (there are {', '.join(run.trace_names()) or 'none'}); name "
             "others with --traces, or train with --validation FILE, which stores held-out traces."
         )
-    if not (rows := run.traces(name, TRACE_COLUMNS)):
+    if not (stored := run.traces(name, TRACE_COLUMNS)):
         raise StoreError(f"{run.path}: the table {name} holds no traces; name another with --traces.")
-    return rows
+    rows = [stored[i] for i in np.linspace(0, len(stored) - 1, min(count, len(stored))).astype(int)]
+    settings = {"traces": name, "rows": len(rows), "seed": seed, "span": span}
+    table = table_for(of, folder, name, settings, COLUMNS)
+
+    def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
+        controls = _Controls(scorer, of.config, rows, span, seed)
+        return [row for i in range(part.start, part.stop) for row in controls.score(i)]
+
+    parts = fill(table, of, f"traces of {name}", len(rows), PART, score, report)
+    return ScoredControls(table, parts, of.config.method, name, span)
 
 
 class _Controls:
     """The scorer and what it needs to tamper with traces."""
 
-    def __init__(self, of: Subject, rows: Sequence[Mapping[str, Any]], span: int, seed: int) -> None:
-        self.rows, self.span, self.seed = rows, span, seed
-        self.scorer: Scorer = of.open()
-        self.objective = of.config.objective
-        self.method = methods.get(of.config.method)
+    def __init__(
+        self, scorer: Scorer, config: RunConfig, rows: Sequence[Mapping[str, Any]], span: int, seed: int
+    ) -> None:
+        self.scorer, self.rows, self.span, self.seed = scorer, rows, span, seed
+        self.objective, self.method = config.objective, methods.get(config.method)
         self.mask = self.scorer.tokenizer.encode(MASK, add_special_tokens=False)[-1]
 
     def score(self, i: int) -> list[dict[str, Any]]:
@@ -126,18 +108,22 @@ class _Controls:
         null_T, *given = (scores.logprobs_T.double() for scores in scored)
         # Rewards of one group are made together, constants of the group's own among them.
         reward = self.method.signals(Group.of(torch.stack(given), null_T, self.objective))
+        answer, question = (_plain(row[column]) for column in ("answer", "prompt"))
+        trace_words = {name: _plain("".join(pieces(self.scorer.tokenizer, ids))) for name, ids in traces.items()}
         return [
             {
                 "example": example.index,
                 "k": row["k"],
                 "control": control,
                 "trace_tokens": len(ids),
-                "changed_tokens": _changed(traces["sampled"], ids),
+                # Places where they differ; what one has more counts too.
+                "changed_tokens": sum(a != b for a, b in zip(traces["sampled"], ids, strict=False))
+                + abs(len(traces["sampled"]) - len(ids)),
                 "logprob": float(logprobs_T.sum()),
                 "gain": float(logprobs_T.sum() - null_T.sum()),
                 "reward": float(reward.reward_K[c]),
                 "reward_base": float(reward.base),
-                **self._copied(row, ids),
+                **{f"copied_{n}": copied_share(answer, trace_words[control], question, n) for n in NGRAMS},
             }
             for c, ((control, ids), logprobs_T) in enumerate(zip(traces.items(), given, strict=True))
         ]
@@ -169,16 +155,6 @@ class _Controls:
                 ids[j] = self.mask
         return ids
 
-    def _copied(self, row: Mapping[str, Any], ids: Sequence[int]) -> dict[str, float]:
-        answer, question = (_plain(row[column]) for column in ("answer", "prompt"))
-        trace = _plain("".join(pieces(self.scorer.tokenizer, ids)))
-        return {f"copied_{n}": copied_share(answer, trace, question, n) for n in NGRAMS}
-
 
 def _plain(text: str) -> list[str]:
     return [word for word, _, _ in words(text)]
-
-
-def _changed(before: Sequence[int], after: Sequence[int]) -> int:
-    """Places where two traces differ; what one has more counts too."""
-    return sum(a != b for a, b in zip(before, after, strict=False)) + abs(len(before) - len(after))

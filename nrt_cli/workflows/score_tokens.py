@@ -7,7 +7,7 @@ examples there are, and what an interruption left is not done again.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,9 @@ PART = 16
 """Examples sampled, scored and stored together."""
 
 COLUMNS = {
-    "example": "int64",
-    "position": "int64",
-    "token_id": "int64",
-    "token": "string",
-    "logprob": "double",
-    "entropy": "double",
-    "trace_tokens": "int64",
-    "stop": "string",
-}
+    **dict.fromkeys(("example", "position", "token_id"), "int64"),
+    "token": "string", "logprob": "double", "entropy": "double", "trace_tokens": "int64", "stop": "string",
+}  # fmt: skip
 """One row per token of y*, its eos included; the last two are null where the model answered directly."""
 
 
@@ -73,27 +67,6 @@ def score_tokens(
         ModelError: the models' tokenizers differ, so that they have no ground-truth tokens in common.
     """
     subjects = [subject(ref) for ref in (baseline, *models)]
-    _check(subjects)
-    file = data_file(subjects[0], data)
-    tokenizer = load_tokenizer(subjects[0].located.folder)
-    for other in subjects[1:]:
-        if reason := tokenizer_difference(tokenizer, load_tokenizer(other.located.folder)):
-            raise ModelError(
-                f"{other.located.ref} and {subjects[0].located.ref} have different tokenizers ({reason}), so that they "
-                "give no probabilities to the same tokens; compare models that began from the same one."
-            )
-    limits = subjects[0].config.data
-    examples = pick_examples(file, count, seed, limits, tokenizer)
-    asked = {"data": file_sha256(file), "count": count, "seed": seed}
-    asked |= {"limits": [limits.max_prompt_tokens, limits.max_answer_tokens]}
-    jobs = [
-        _Job(label, one, one.rollout(max_trace_tokens), asked, folder)
-        for label, one in zip(labels(subjects), subjects, strict=True)
-    ]
-    return [job.run(examples, report) for job in jobs]
-
-
-def _check(subjects: Sequence[Subject]) -> None:
     first, *others = subjects
     if not others:
         raise ConfigError("name at least one model to compare with the baseline: --runs RUN.")
@@ -102,6 +75,59 @@ def _check(subjects: Sequence[Subject]) -> None:
             f"{first.located.ref}: the baseline is to answer directly, but this model thinks; name a run of "
             "`nrt train --method sft` (P_SFT and H_SFT are an SFT model's)."
         )
+    file, tokenizer = data_file(first, data), load_tokenizer(first.located.folder)
+    for other in others:
+        if reason := tokenizer_difference(tokenizer, load_tokenizer(other.located.folder)):
+            raise ModelError(
+                f"{other.located.ref} and {first.located.ref} have different tokenizers ({reason}), so that they "
+                "give no probabilities to the same tokens; compare models that began from the same one."
+            )
+    limits = first.config.data
+    examples = pick_examples(file, count, seed, limits, tokenizer)
+    asked = {"data": file_sha256(file), "count": count, "seed": seed}
+    asked |= {"limits": [limits.max_prompt_tokens, limits.max_answer_tokens]}
+    scored = []
+    for label, of in zip(labels(subjects), subjects, strict=True):
+        rollout = of.rollout(max_trace_tokens) if of.thinks else None
+        settings = asked | {"thinks": of.thinks}
+        settings |= {"cap": rollout.max_trace_tokens, "temperature": rollout.temperature} if rollout else {}
+        table = table_for(of, folder, re.sub(r"[^\w.@-]", "-", label), settings, COLUMNS)
+
+        def rows(scorer: Scorer, part: slice, rollout: RolloutSection | None = rollout) -> list[dict[str, Any]]:
+            return _rows(scorer, examples[part], rollout, (seed, SCORING_STREAM))
+
+        parts = fill(table, of, label, len(examples), PART, rows, report)
+        scored.append(ScoredModel(label, of.thinks, table, parts))
+    return scored
+
+
+def table_for(
+    of: Subject, folder: Path, name: str, settings: Mapping[str, Any], columns: Mapping[str, str]
+) -> PartTable:
+    """Where a model's rows go: a folder named by all that they depend on."""
+    whole = {**settings, "model": model_fingerprint(of.located.folder), "dtype": of.section.dtype}
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return PartTable(folder / "scored" / f"{name}-{digest[:12]}", columns)
+
+
+def fill(
+    table: PartTable,
+    of: Subject,
+    what: str,
+    total: int,
+    size: int,
+    rows: Callable[[Scorer, slice], list[dict[str, Any]]],
+    report: Report,
+) -> int:
+    """Make the parts of a table that are not there, the model opened where there are any; returns how many it has."""
+    scorer: Scorer | None = None
+    parts = list(in_parts(total, size))
+    for number, part in parts:
+        if not table.has(number):
+            scorer = scorer or of.open()
+            table.write(number, rows(scorer, part))
+        report(what, part.stop, total)
+    return len(parts)
 
 
 def labels(subjects: Sequence[Subject]) -> list[str]:
@@ -125,40 +151,6 @@ def tokenizer_difference(first: Any, second: Any) -> str | None:
     if first.chat_template != second.chat_template:
         return "the same tokens, but other chat templates, so that prompts differ"
     return None
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One model's share of the work."""
-
-    label: str
-    of: Subject
-    rollout: RolloutSection
-    asked: dict[str, Any]
-    folder: Path
-
-    def run(self, examples: Sequence[Example], report: Report) -> ScoredModel:
-        """Make the parts that are not there."""
-        parts = list(in_parts(len(examples), PART))
-        table = self._table()
-        scorer: Scorer | None = None
-        for number, part in parts:
-            if not table.has(number):
-                scorer = scorer or self.of.open()
-                key = (self.asked["seed"], SCORING_STREAM)
-                table.write(number, _rows(scorer, examples[part], self.rollout if self.of.thinks else None, key))
-            report(self.label, part.stop, len(examples))
-        return ScoredModel(self.label, self.of.thinks, table, len(parts))
-
-    def _table(self) -> PartTable:
-        """In a folder named by all that the rows depend on."""
-        settings = self.asked | {"model": model_fingerprint(self.of.located.folder), "thinks": self.of.thinks}
-        settings |= {"dtype": self.of.section.dtype}
-        if self.of.thinks:
-            settings |= {"cap": self.rollout.max_trace_tokens, "temperature": self.rollout.temperature}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        name = re.sub(r"[^\w.@-]", "-", self.label)
-        return PartTable(self.folder / "scored" / f"{name}-{digest[:12]}", COLUMNS)
 
 
 def _rows(

@@ -10,8 +10,8 @@ from nrt_analysis.frames import (
     HELD_OUT,
     STEP,
     STEP_METRICS,
+    OpenRun,
     frame_of,
-    held_out_frame,
     open_runs,
     plain_text,
     questions,
@@ -65,14 +65,12 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(make_run):
         next(trace_frames(bare, HELD_OUT))
     with pytest.raises(StoreError, match=r"--set train\.trace_groups"):
         next(trace_frames(bare, STEP))
-    with pytest.raises(StoreError, match="--validation"):
-        held_out_frame(bare)
 
 
 def test_held_out_scores(make_run):
     run = make_run(steps=[{}])
     run.append_metrics({"kind": "held_out", "step": 1, "gain": 0.5})
-    (row,) = held_out_frame(run).to_dict("records")
+    (row,) = OpenRun(run.path).held_out.to_dict("records")
     assert (row["step"], row["gain"]) == (1, 0.5)
     assert math.isnan(row["null_logprob"])  # as it is after SFT
 

@@ -20,7 +20,7 @@ from nrt_analysis.report.run_cards import find_cards
 from nrt_cli.config import resolve, to_yaml
 from nrt_cli.config.study import parse_study, planned_runs
 from nrt_cli.config.suite import ORDER
-from nrt_cli.config.titles import TITLES
+from nrt_cli.config.titles import CONTROL, TITLES
 from nrt_cli.errors import StoreError
 from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
@@ -90,7 +90,7 @@ def test_table_3_has_the_papers_layout_and_marks_the_best_two_of_each_model(trai
 
     table = report(tmp_path)["table-3"]
 
-    assert {k: v.rstrip("*") for k, v in paper()["methods"].items()} == TITLES
+    assert {**{k: v.rstrip("*") for k, v in paper()["methods"].items()}, "control": CONTROL} == TITLES
     names = ["Method", "BBH", "MMLU", "DROP", "PopQA", "TQA", "GSM8K", "MATH", "HEval", "IFEval", "Overall"]
     assert [column.title for column in table.columns] == names
     assert [column.group for column in table.columns[1:3]] == ["General Reasoning"] * 2

@@ -346,7 +346,8 @@ def test_what_is_masked_and_shuffled(am: Run, tmp_path: Path) -> None:
 
     row = {"example": 1, "k": 0, "source": "", "prompt": "How many apples?", "answer": "He has 42 apples<eos>"}
     row |= {"prompt_ids": [5], "answer_ids": [6], "trace_ids": encode("apples: 42, 420 has")}
-    controls = _Controls(subject(am.path), [row], 1, 0)
+    of = subject(am.path)
+    controls = _Controls(of.open(), of.config, [row], 1, 0)
     traces = controls.traces(0)
     assert "swapped" not in traces  # there is no other example
     assert sorted(traces["shuffled"]) == sorted(row["trace_ids"])

@@ -89,12 +89,33 @@ def _probability(logprob: Any) -> Cell:
 
 def cases_table(cards: Sequence[RunCard]) -> Table:
     """Table 10: what `nrt analyze cases` kept, else the first held-out traces that all runs of a model have stored."""
-    rows, notes = _kept_cases(cards), ["as `nrt analyze cases` or the study kept them, uncut"]
+    rows: list[Row] = []
+    for path, record in stored_analyses(cards, "cases"):
+        tables = record.get("tables") if isinstance(record, dict) else None
+        kept = tables.get("cases") if isinstance(tables, dict) else None
+        rows += _case_rows([case for case in kept or () if isinstance(case, dict)], cards, path)
+    notes = ["as `nrt analyze cases` or the study kept them, uncut"]
     if not rows:
         notes = ["first held-out examples of the last stored step, long ones cut; a run's first seed"]
         for model in dict.fromkeys(card.model for card in cards):
-            found, said = _stored(cards, model)
-            rows, notes = rows + found, notes + said
+            # The first seed of each method that thinks.
+            thinking: dict[str, RunCard] = {}
+            for card in cards:
+                if card.model == model and card.thinks:
+                    thinking.setdefault(card.title, card)
+            references = [Reference(card.run.path, None) for card in thinking.values()]
+            try:
+                found = stored_cases(references, HELD_OUT, CASES, SEEN).frames["cases"] if references else None
+            except StoreError as error:
+                notes.append(f"{model}: {in_words(error, cards)}")
+                continue
+            if found is None:
+                continue
+            labels = dict(zip(dict.fromkeys(found["run"]), thinking, strict=True))
+            found = found.assign(run=found["run"].map(labels), question=[f"{model}: {q}" for q in found["question"]])
+            for column in ("question", "reference", "trace"):
+                found[column] = found[column].map(clipped)
+            rows += _case_rows(found.to_dict(orient="records"), cards)
     return Table(
         "table-10",
         "Table 10",
@@ -104,35 +125,6 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
         notes=(*notes, "Special tokens are left out."),
         reason="" if rows else "no two runs have stored traces of the same held-out example",
     )
-
-
-def _kept_cases(cards: Sequence[RunCard]) -> list[Row]:
-    rows: list[Row] = []
-    for path, record in stored_analyses(cards, "cases"):
-        tables = record.get("tables") if isinstance(record, dict) else None
-        cases = tables.get("cases") if isinstance(tables, dict) else None
-        rows += _case_rows([case for case in cases or () if isinstance(case, dict)], cards, path)
-    return rows
-
-
-def _stored(cards: Sequence[RunCard], model: str) -> tuple[list[Row], list[str]]:
-    """From the stored traces of the first seed of each method; and why there are none."""
-    thinking: dict[str, RunCard] = {}
-    for card in cards:
-        if card.model == model and card.thinks:
-            thinking.setdefault(card.title, card)
-    if not thinking:
-        return [], []
-    try:
-        report = stored_cases([Reference(card.run.path, None) for card in thinking.values()], HELD_OUT, CASES, SEEN)
-    except StoreError as error:
-        return [], [f"{model}: {in_words(error, cards)}"]
-    frame = report.frames["cases"]
-    labels = dict(zip(dict.fromkeys(frame["run"]), thinking, strict=True))
-    frame = frame.assign(run=frame["run"].map(labels), question=frame["question"].map(lambda q: f"{model}: {q}"))
-    for column in ("question", "reference", "trace"):
-        frame[column] = frame[column].map(clipped)
-    return _case_rows(frame.to_dict(orient="records"), cards), []
 
 
 def _case_rows(cases: Sequence[Mapping[Any, Any]], cards: Sequence[RunCard], found: Path | None = None) -> list[Row]:

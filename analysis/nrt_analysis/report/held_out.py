@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
-from nrt_analysis.document import Cell, Column, Row, Table
+from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.intervals import over_seeds, trusted
 from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.measures.held_out import DIRECT, THINKING, Found, Measure, before_and_after, measures, shown
@@ -26,10 +26,7 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
         "Held-out pairs",
         "log P(y*) in nats per answer and accuracy in percent, before and after training, with 95 % intervals over the "
         "held-out pairs. Changes are within pairs.",
-        (
-            Column("Measure"),
-            *(Column(title, "", "number") for title in ("Before", "After", "After minus before", "Pairs")),
-        ),
+        (Column("Measure"), *numbers("Before", "After", "After minus before", "Pairs")),
         tuple(row for card in cards for row in _rows(card)),
         notes=(
             "After minus before alone flatters: training makes answers likelier after any trace, another row's too. "
@@ -78,7 +75,7 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
         (
             Column("Model"),
             Column("Seed"),
-            *(Column(_short(measure), "Accuracy" if measure.share else "log P(y*)", "number") for measure in columns),
+            *(Column(m.title.partition(", ")[2], "Accuracy" if m.share else "log P(y*)", "number") for m in columns),
         ),
         tuple(rows),
         notes=("A seed's intervals are over pairs; those of a mean are over pairs and seeds.",),
@@ -88,10 +85,6 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
 def _began(card: RunCard) -> tuple[str, str]:
     """Runs that began from one model and are scored on the same pairs stand under one heading."""
     return card.model, str(card.fingerprint("validation"))
-
-
-def _short(measure: Measure) -> str:
-    return measure.title.partition(", ")[2]
 
 
 def _compared(title: str, seed: str, columns: Sequence[Measure], found: Mapping[str, Difference], section: str) -> Row:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nrt_analysis.document import Cell, Column, Row, Table
+from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.frames import STEP, trace_steps
 from nrt_analysis.intervals import Estimate, difference, over_seeds
 from nrt_analysis.judge_report import template_label
@@ -13,7 +13,7 @@ from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.measures.statistics import Mean
-from nrt_cli.methods import FORMULAS, SCHEMES, Formula, Formulas
+from nrt_cli.methods import FORMULAS, SCHEMES, Formula
 from nrt_cli.methods.weighted_sum import WEIGHTED
 from nrt_cli.store.judgements import Judgements, templates
 
@@ -35,6 +35,18 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
     own = [method for method in dict.fromkeys(card.method for card in cards) if method not in ("sft", *SCHEMES)]
     code = Cell("its code")
     rows += [Row((Cell(method), code, code, Cell("by automatic differentiation"))) for method in own]
+    trained = {
+        "shared": "the reference answer is trained with c_i over its mean among the traces of a question",
+        "derived": "the reference answer is trained with the last column's signals",
+        "fixed": "the reference answer is trained with the signal 1 for every token, whatever the scheme",
+    }
+    said: dict[str, list[str]] = {}  # which preset runs had, and with which signals they trained the reference answer
+    for card in cards:
+        if card.method != "sft" and card.settings:
+            signal = trained[card.settings["objective.token_signal"]]
+            said.setdefault(f"preset {card.settings.get('preset', 'unknown')}: {signal}.", []).append(card.label)
+    signals = [f"{', '.join(labels)}: {t}" if len(said) > 1 else t.capitalize() for t, labels in said.items()]
+    given = "c_i is the probability of answer token i given the question, the trace and the answer before it."
     return Table(
         "table-1",
         "Table 1",
@@ -47,32 +59,17 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
             Column("Token signal (∂f/∂cᵢ) cᵢ", math=r"\text{Token signal } \frac{\partial f}{\partial c_i} c_i"),
         ),
         tuple(rows),
-        notes=(
-            "c_i is the probability of answer token i given the question, the trace and the answer before it.",
-            *_signals(cards),
-        ),
+        (given, *signals),
     )
-
-
-def _signals(cards: Sequence[RunCard]) -> list[str]:
-    """Which preset runs had, and with which signals they trained the reference answer."""
-    trained = {
-        "shared": "the reference answer is trained with c_i over its mean among the traces of a question",
-        "derived": "the reference answer is trained with the last column's signals",
-        "fixed": "the reference answer is trained with the signal 1 for every token, whatever the scheme",
-    }
-    said: dict[str, list[str]] = {}
-    for card in cards:
-        if card.method != "sft" and card.settings:
-            signal = trained[card.settings["objective.token_signal"]]
-            said.setdefault(f"preset {card.settings.get('preset', 'unknown')}: {signal}.", []).append(card.label)
-    return [f"{', '.join(labels)}: {text}" if len(said) > 1 else text.capitalize() for text, labels in said.items()]
 
 
 def weights_table(cards: Sequence[RunCard]) -> Table:
     """Table 2: the two weightings, and with which settings runs departed from them."""
-    weighted = [scheme for scheme in FORMULAS.values() if scheme.weight]
-    rows = [Row((Cell(s.name), *map(_formula, _weighted_cells(s)))) for s in weighted]
+    rows = [
+        Row((Cell(scheme.name), *map(_formula, (scheme.weight, scheme.reward, scheme.signal))))
+        for scheme in FORMULAS.values()
+        if scheme.weight
+    ]
     notes = ["c_base is the probability given the null trace, under the policy that sampled."]
     for card in cards:
         changed = [
@@ -92,13 +89,8 @@ def weights_table(cards: Sequence[RunCard]) -> Table:
             Column("Token signal αᵢcᵢ", math=r"\text{Token signal } \alpha_i c_i"),
         ),
         tuple(rows),
-        notes=tuple(notes),
+        tuple(notes),
     )
-
-
-def _weighted_cells(scheme: Formulas) -> tuple[Formula, Formula, Formula]:
-    assert scheme.weight is not None
-    return scheme.weight, scheme.reward, scheme.signal
 
 
 # --- Table 4: data ----------------------------------------------------------------------------------------------------
@@ -125,9 +117,9 @@ def data_table(cards: Sequence[RunCard]) -> Table:
         "Table 4",
         "Composition of the training data.",
         (
-            Column("Source"), Column("Count", "", "number"), Column("Percentage", "", "number"),
-            Column("Count in the paper", "", "number"), Column("Percentage in the paper", "", "number"),
-            Column("Difference in points [95 %]", "", "number"),
+            Column("Source"),
+            *numbers("Count", "Percentage", "Count in the paper", "Percentage in the paper"),
+            *numbers("Difference in points [95 %]"),
         ),
         tuple(rows),
         notes=(
@@ -136,32 +128,29 @@ def data_table(cards: Sequence[RunCard]) -> Table:
             *([f"Not known for {', '.join(lost)}: the manifest beside the data is gone or newer."] if lost else []),
             f"The paper took a random 200K subset of tulu-3-sft-mixture, in print {whole:,} examples.",
         ),
-        reason="" if rows else "what `nrt data prepare` wrote beside the training data is no longer there, or the data "
-        "changed since",
-    )  # fmt: skip
+        reason=""
+        if rows
+        else "what `nrt data prepare` wrote beside the training data is no longer there, or the data changed since",
+    )
 
 
 def _source_row(source: str, count: int, total: int, theirs: int | None, whole: int, section: str) -> Row:
-    ours = [Cell(f"{count:,}", count), _share(count, total)]
+    def cells(count: int, total: int) -> tuple[Cell, Cell]:
+        share = 100 * count / total if total else math.nan
+        return Cell(f"{count:,}", count), Cell(f"{share:.2f}%", share)
+
+    def estimate(count: int, total: int) -> Estimate:
+        """A share of so many rows, drawn at random."""
+        share = count / total if total else math.nan
+        return over_seeds([Mean(share, math.sqrt(share * (1 - share) / total) if total else math.nan, total)])
+
     beside = [Cell(reason="not in the paper")] * 3
     if theirs is not None:
-        apart = difference(_of(count, total), _of(theirs, whole))
+        apart = difference(estimate(count, total), estimate(theirs, whole))
         value, low, high = (100 * number for number in (apart.value, apart.low, apart.high))
         gap = Cell(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]", value, low, high)
-        gap = Cell(reason="100 % of either") if theirs == whole else gap
-        beside = [Cell(f"{theirs:,}", theirs), _share(theirs, whole), gap]
-    return Row((Cell(source), *ours, *beside), section=section)
-
-
-def _share(count: int, total: int) -> Cell:
-    share = 100 * count / total if total else math.nan
-    return Cell(f"{share:.2f}%", share)
-
-
-def _of(count: int, total: int) -> Estimate:
-    """A share of so many rows, drawn at random."""
-    share = count / total if total else math.nan
-    return over_seeds([Mean(share, math.sqrt(share * (1 - share) / total) if total else math.nan, total)])
+        beside = [*cells(theirs, whole), Cell(reason="100 % of either") if theirs == whole else gap]
+    return Row((Cell(source), *cells(count, total), *beside), section=section)
 
 
 def _dropped(cards: Sequence[RunCard]) -> list[str]:
@@ -180,65 +169,57 @@ def _dropped(cards: Sequence[RunCard]) -> list[str]:
 
 def methods_table(cards: Sequence[RunCard]) -> Table:
     """Table 5: aggregation, normalisation as configured, and the lengths that were measured."""
-    thinking = [card for card in cards if card.method != "sft"]
     rows = []
-    for card in thinking:
-        scheme = FORMULAS.get(card.method)
-        aggregation = _formula(scheme.aggregation) if scheme else Cell("its code")
+    for card in cards:
+        if card.method == "sft":
+            continue
+        aggregation = _formula(FORMULAS[card.method].aggregation) if card.method in FORMULAS else Cell("its code")
+        # Eq. 9 and 10 as this run had them.
+        clipped = "max(0, R - R_base)" if card.settings.get("objective.baseline") == "clip" else "R"
+        normalised = {
+            "std": f"{clipped}, minus its group's mean, by the population std",
+            "unbiased-std": f"{clipped}, minus its group's mean, by the sample std",
+            "rloo": f"{clipped}, minus the mean of the others",
+            "mean": f"{clipped}, minus its group's mean",
+            "raw": clipped,
+        }.get(str(card.settings.get("objective.advantage")), "unknown")
+        steps = trace_steps(card.run, STEP)
+        stored = card.run.traces(f"{STEP}-{steps[-1]:06d}", ("answer_ids",), LENGTH_ROWS) if steps else []
+        answers = [len(row["answer_ids"]) for row in stored if row["answer_ids"] is not None]
+        lengths = (
+            _mean_length([record.get("trace_length", math.nan) for record in card.steps[-WINDOW:]], "no step taken"),
+            _mean_length(answers, "no traces are stored"),
+        )
         printed = paper()["responses"].get(card.method)
         theirs = Cell(printed) if printed else Cell(reason="not in the paper")
-        cells = (Cell(_row_name(card)), aggregation, Cell(_normalisation(card)), *_lengths(card), theirs)
-        rows.append(Row(cells, section=card.model))
+        named = Cell(f"{card.title}, seed {card.seed}")
+        rows.append(Row((named, aggregation, Cell(normalised), *lengths, theirs), section=card.model))
     return Table(
         "table-5",
         "Table 5",
         "Each run's aggregation function, how its rewards were normalised, and how long its responses were.",
         (
-            Column("Method"), Column("Aggregation f(c)", math=r"\text{Aggregation } f(\mathbf{c})"),
+            Column("Method"),
+            Column("Aggregation f(c)", math=r"\text{Aggregation } f(\mathbf{c})"),
             Column("Reward normalisation", kind="long"),
-            Column("Trace", "Mean tokens", "number"), Column("Answer y*", "Mean tokens", "number"),
+            *numbers("Trace", "Answer y*", group="Mean tokens"),
             Column("In the paper", "Average response length"),
         ),
         tuple(rows),
-        notes=(
+        (
             f"Trace: mean of the last {WINDOW} steps, without its end token. Answer: reference answers of the last "
             f"stored step, of at most {LENGTH_ROWS:,} traces.",
             "The paper's lengths of JLB, Verifree and RLPR are those of the works that first had these methods; its "
             "own 415.97 tokens are taken for reference answers, which by its Appendix D average over 400.",
         ),
         reason="" if rows else "no run here samples traces",
-    )  # fmt: skip
+    )
 
 
-def _row_name(card: RunCard) -> str:
-    return f"{card.title}, seed {card.seed}"
-
-
-def _normalisation(card: RunCard) -> str:
-    """Eq. 9 and 10 as this run had them."""
-    clipped = "max(0, R - R_base)" if card.settings.get("objective.baseline") == "clip" else "R"
-    return {
-        "std": f"{clipped}, minus its group's mean, by the population std",
-        "unbiased-std": f"{clipped}, minus its group's mean, by the sample std",
-        "rloo": f"{clipped}, minus the mean of the others",
-        "mean": f"{clipped}, minus its group's mean",
-        "raw": clipped,
-    }.get(str(card.settings.get("objective.advantage")), "unknown")
-
-
-def _lengths(card: RunCard) -> tuple[Cell, Cell]:
-    lengths = [record.get("trace_length", math.nan) for record in card.steps[-WINDOW:]]
+def _mean_length(lengths: Sequence[float], why: str) -> Cell:
     known = [length for length in lengths if not math.isnan(length)]
-    trace = sum(known) / len(known) if known else math.nan
-    steps = trace_steps(card.run, STEP)
-    rows = card.run.traces(f"{STEP}-{steps[-1]:06d}", ("answer_ids",), LENGTH_ROWS) if steps else []
-    answers = [len(row["answer_ids"]) for row in rows if row["answer_ids"] is not None]
-    answer = sum(answers) / len(answers) if answers else math.nan
-    return _tokens(trace, "no step taken"), _tokens(answer, "no traces are stored")
-
-
-def _tokens(mean: float, why: str) -> Cell:
-    return Cell(reason=why) if math.isnan(mean) else Cell(f"{mean:.1f}", mean)
+    mean = sum(known) / len(known) if known else math.nan
+    return Cell(f"{mean:.1f}", mean) if known else Cell(reason=why)
 
 
 # --- Table 6: hyperparameters -----------------------------------------------------------------------------------------
@@ -246,6 +227,10 @@ def _tokens(mean: float, why: str) -> Cell:
 
 def settings_table(cards: Sequence[RunCard]) -> Table:
     """Table 6 from the resolved configs, beside what the paper had."""
+    steps: dict[int, list[str]] = {}
+    for card in cards:
+        if (number := card.settings.get("train.steps")) is not None:
+            steps.setdefault(number, []).append(card.label)
     rows = []
     for section, parameters in paper()["hyperparameters"].items():
         for parameter in parameters:
@@ -262,7 +247,8 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
         notes=(
             "`GRPO` is objective.advantage=std on clipped rewards; Dr.GRPO is any constant objective.length_divisor.",
             "The paper's values are those of RL; for SFT it prints none.",
-            *_steps(cards),
+            # Steps stand for epochs where they were set.
+            *(f"train.steps={number} in place of epochs: {', '.join(labels)}" for number, labels in steps.items()),
         ),
         reason="" if any(card.settings for card in cards) else "no run's config can be read",
     )
@@ -287,15 +273,6 @@ def _setting(parameter: Mapping[str, Any], cards: Sequence[RunCard]) -> Cell:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _steps(cards: Sequence[RunCard]) -> list[str]:
-    """Steps stand for epochs where they were set."""
-    steps: dict[int, list[str]] = {}
-    for card in cards:
-        if (number := card.settings.get("train.steps")) is not None:
-            steps.setdefault(number, []).append(card.label)
-    return [f"train.steps={number} in place of epochs: {', '.join(labels)}" for number, labels in steps.items()]
 
 
 # --- Tables 7 and 8: measurements -------------------------------------------------------------------------------------

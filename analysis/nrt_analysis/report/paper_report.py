@@ -39,14 +39,13 @@ def gather(paths: Sequence[Path]) -> Document:
     Raises StoreError where a path does not exist or no run is found.
     """
     cards = find_cards(paths)
-    return Document(
-        title=_title(cards),
-        made=Made(program=__version__, newest=_newest(cards)),
-        runs=tuple(cards),
-        tables=tables(cards),
-        figures=figures(cards),
-        notes=tuple(_notes(cards)),
-    )
+    # The one study that all runs are of; else what the runs began from.
+    study = cards[0].study if len({card.study for card in cards}) == 1 else None
+    asked = study_config(study) if study else None
+    models = ", ".join(dict.fromkeys(card.model for card in cards))
+    title = f"Native Reasoning Training: {models}" if study is None else asked.title if asked else study.name
+    made = Made(program=__version__, newest=_newest(cards))
+    return Document(title, made, tuple(cards), tables(cards), figures(cards), tuple(_notes(cards)))
 
 
 def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
@@ -71,15 +70,6 @@ def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
     )
 
 
-def _title(cards: Sequence[RunCard]) -> str:
-    """The title of the one study that all runs are of; else what the runs began from."""
-    studies = {card.study for card in cards}
-    if len(studies) == 1 and (study := studies.pop()):
-        asked = study_config(study)
-        return asked.title if asked else study.name
-    return f"Native Reasoning Training: {', '.join(dict.fromkeys(card.model for card in cards))}"
-
-
 def _newest(cards: Sequence[RunCard]) -> str:
     """The newest time that the store recorded: it changes when the store does, and only then."""
     times = [str(card.manifest.get("created", "")) for card in cards]
@@ -93,10 +83,7 @@ def _newest(cards: Sequence[RunCard]) -> str:
 def _notes(cards: Sequence[RunCard]) -> list[str]:
     """What a reader must know before the numbers."""
     notes = []
-    seeds = {(card.model, card.title): 0 for card in cards}
-    for card in cards:
-        seeds[card.model, card.title] += 1
-    if max(seeds.values()) == 1:
+    if len({(card.model, card.title) for card in cards}) == len(cards):
         notes.append("Every row is one seed: differences between methods are not told from differences between seeds.")
     for folder, planned, reason in unfinished(cards):
         notes.append(f"{folder.name}: {planned.name} is missing ({reason}).")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nrt_analysis.document import Cell, Column, Place, Row, Table
+from nrt_analysis.document import Cell, Column, Place, Row, Table, numbers
 from nrt_analysis.intervals import Estimate, difference, over_seeds
 from nrt_analysis.report.paper import (
     documents,
@@ -33,17 +33,13 @@ INTERVALS = (
 def results_table(results: Results) -> Table:
     """Table 3: the nine benchmarks and their mean, percent. The paper's seven methods always have a row."""
     layout = paper()["benchmarks"]
-    columns = [Column("Method"), *(Column(at["title"], at["group"], "number") for at in layout.values())]
-    names = [*layout, OVERALL]
-    rows = [
-        Row((_name(results, row, names), *(_score_cell(results, row, name) for name in names)), section=row[0])
-        for row in _all_rows(results)
-    ]
+    columns = (Column("Method"), *(Column(at["title"], at["group"], "number") for at in layout.values()))
+    rows = [_row(results, row, [*layout, OVERALL], False) for row in _all_rows(results)]
     return Table(
         "table-3",
         "Table 3",
         "Scores on the nine benchmarks of the paper, in percent. Bold and underlined are the best two of each model.",
-        (*columns, Column("Overall", "", "number")),
+        (*columns, *numbers("Overall")),
         _placed(rows),
         notes=(
             "Overall is the mean of all nine, and empty where one is missing.",
@@ -60,21 +56,14 @@ def own_table(results: Results) -> Table | None:
     if not names:
         return None
     titles = {name: next(found[name].title for found in results.scores.values() if name in found) for name in names}
-    rows = [
-        Row(
-            (_name(results, row, names), *(_score_cell(results, row, name, interval=True) for name in names)),
-            section=row[0],
-        )
-        for row in _all_rows(results)
-        if row in results.rows or row in results.absent
-    ]
+    known = [row for row in _all_rows(results) if row in results.rows or row in results.absent]
     return Table(
         "table-3-own",
         "Own benchmarks",
         "Scores on benchmarks that the paper does not have, in percent, with 95 % intervals. Bold and underlined are "
         "the best two of each model.",
-        (Column("Method"), *(Column(titles[name], "", "number") for name in names)),
-        _placed(rows),
+        (Column("Method"), *numbers(*(titles[name] for name in names))),
+        _placed([_row(results, row, names, True) for row in known]),
         notes=(INTERVALS, *_remarks(results, names)),
     )
 
@@ -90,28 +79,31 @@ def _all_rows(results: Results) -> list[RowName]:
     return rows
 
 
-def _name(results: Results, row: RowName, names: Sequence[str]) -> Cell:
-    """The row's title, with the seeds that some of its numbers are of, where it has several runs."""
+def _row(results: Results, row: RowName, names: Sequence[str], interval: bool) -> Row:
+    """A row's title, with the seeds that some of its numbers are of where it has several runs, and its scores."""
     members = results.rows.get(row, ())
     seeds = [m.seed for m in members if m.seed is not None and any(name in results.scores[m.label] for name in names)]
-    if len(members) < 2 or not seeds:
-        return Cell(row[1])
-    return Cell(row[1], note=f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}")
+    note = _seeds(sorted(seeds)) if len(members) > 1 and seeds else ""
+    scores = (_score_cell(results, row, name, interval) for name in names)
+    return Row((Cell(row[1], note=note), *scores), section=row[0])
+
+
+def _seeds(seeds: Sequence[int | None]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _score_cell(results: Results, row: RowName, name: str, interval: bool = False) -> Cell:
     if row not in results.rows:
         return Cell(reason=results.absent.get(row, "not run"))
-    found = results.estimate(row, name)
+    found, members = results.estimate(row, name), results.rows[row]
     if math.isnan(found.value):
         return Cell(reason=_why_empty(results, row, name))
-    remarks = dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks)
-    cell = percent(found, interval)
-    members = results.rows[row]
-    if name != OVERALL and len(having := [m.seed for m in members if name in results.scores[m.label]]) < len(members):
-        remarks |= dict.fromkeys([f"seed{'s' * (len(having) > 1)} {', '.join(map(str, having))} only"])
+    remarks = list(dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks))
+    having = [member.seed for member in members if name in results.scores[member.label]]
+    if name != OVERALL and len(having) < len(members):
+        remarks.append(f"{_seeds(having)} only")
     each = tuple(100 * mean.value for mean in results.means(row, name) if not math.isnan(mean.value))
-    return replace(cell, note="; ".join(remarks), seeds=each if len(each) > 1 else ())
+    return replace(percent(found, interval), note="; ".join(remarks), seeds=each if len(each) > 1 else ())
 
 
 def _why_empty(results: Results, row: RowName, name: str) -> str:
@@ -183,15 +175,14 @@ def paper_table(results: Results) -> Table:
         "table-3-paper",
         "Table 3, ours and theirs",
         "Each score, the number that the paper prints, and the difference, in percent with 95 % intervals.",
-        (
-            Column("Method"), Column("Benchmark"), Column("Ours [95 %]", "", "number"),
-            Column("Paper [95 %]", "", "number"), Column("Difference [95 %]", "", "number"),
-        ),
+        (Column("Method"), Column("Benchmark"), *numbers("Ours [95 %]", "Paper [95 %]", "Difference [95 %]")),
         tuple(rows),
         notes=(_their_errors(), INTERVALS),
-        reason="" if rows else f"the paper trained {known}, and these runs began from {models}: nothing to set beside "
+        reason=""
+        if rows
+        else f"the paper trained {known}, and these runs began from {models}: nothing to set beside "
         "each other; the gains over SFT do compare",
-    )  # fmt: skip
+    )
 
 
 def _beside(results: Results, row: RowName, name: str, theirs: float, model: str, method: str) -> list[Row]:
@@ -254,11 +245,8 @@ def documents_table() -> Table:
         "What the last digits of the paper's scores tell: a share of n documents is a multiple of 1/n.",
         (
             Column("Benchmark"),
-            Column("Multiples of 1/300", "", "number"),
-            Column("Coarsest grid they lie on", "", "number"),
-            Column("Chance of one so coarse", "", "number"),
-            Column("Documents taken", "", "number"),
-            Column("95 % at a score of 50", "", "number"),
+            *numbers("Multiples of 1/300", "Coarsest grid they lie on", "Chance of one so coarse", "Documents taken"),
+            *numbers("95 % at a score of 50"),
         ),
         tuple(rows),
         notes=(
@@ -279,10 +267,10 @@ def overall_table() -> Table:
             stated, mean = scores(model, method), recomputed_overall(model, method)
             apart = stated["overall"] - mean if overall_differs(model, method) else 0.0
             differ += apart != 0
-            numbers = [*(stated[name] for name in layout), stated["overall"], mean]
+            values = [*(stated[name] for name in layout), stated["overall"], mean]
             gap = Cell(f"{apart:+.1f}" if apart else "none", note="" if apart else "no more than rounding explains")
             errors = [uncertain(model, method, name) for name in (*layout, OVERALL, OVERALL)]
-            printed = [over_seeds([replace(e, value=x / 100)]) for e, x in zip(errors, numbers, strict=True)]
+            printed = [over_seeds([replace(e, value=x / 100)]) for e, x in zip(errors, values, strict=True)]
             cells = (Cell(paper()["methods"][method]), *map(percent, printed), gap)
             rows.append(Row(cells, section=model))
     return Table(
@@ -293,7 +281,7 @@ def overall_table() -> Table:
         (
             Column("Method"),
             *(Column(at["title"], at["group"], "number") for at in layout.values()),
-            *(Column(title, "Overall", "number") for title in ("Printed", "Mean of nine", "Differ by")),
+            *numbers("Printed", "Mean of nine", "Differ by", group="Overall"),
         ),
         _placed(rows),
         notes=(
@@ -307,18 +295,29 @@ def overall_table() -> Table:
 
 def gain_table(results: Results) -> Table:
     """What each method adds to SFT: ours per model, beside the paper's three models."""
-    ours = list(dict.fromkeys(model for model, _ in results.rows))
-    sft = method_title("sft")
-    names = {model: _common(results, model) for model in ours}
-    theirs = list(paper()["scores"])
-    rows = []
+    sft, theirs = method_title("sft"), list(paper()["scores"])
+    # The benchmarks that all evaluated rows of a model have: of the nine if all share some, else of the others.
+    names: dict[str, list[str]] = {}
+    for model in dict.fromkeys(model for model, _ in results.rows):
+        rows = [row for row in results.rows if row[0] == model]
+        evaluated = [row for row in rows if any(results.seeds(row, name) for name in results.benchmarks())]
+        shared = [n for n in results.benchmarks() if evaluated and all(results.seeds(row, n) for row in evaluated)]
+        names[model] = [name for name in shared if name in ORDER] or shared
+    titles = {name: score.title for scores in results.scores.values() for name, score in scores.items()}
+    titles |= {name: benchmark(name).title for name in ORDER}
+    notes = [
+        f"{model}: over {'all nine benchmarks' if found == [*ORDER] else ', '.join(titles[n] for n in found)}."
+        for model, found in names.items()
+        if found
+    ]
     known = [BASE, *map(method_title, paper()["methods"])]
-    others = [title for _, title in results.rows if title not in known]
-    methods = [method for method in paper()["methods"] if method != "sft"]
-    for method, title in [*((m, method_title(m)) for m in methods), *(("", title) for title in dict.fromkeys(others))]:
-        cells = [_gain(results, (model, title), (model, sft), names[model]) for model in ours]
-        cells += [_paper_gain(model, method) for model in theirs]
-        rows.append(Row((Cell(title), *cells)))
+    others = dict.fromkeys(title for _, title in results.rows if title not in known)
+    methods = {method_title(method): method for method in paper()["methods"] if method != "sft"}
+    gains = []
+    for title in (*methods, *others):
+        cells = [_gain(results, (model, title), (model, sft), found) for model, found in names.items()]
+        cells += [_paper_gain(model, methods.get(title, "")) for model in theirs]
+        gains.append(Row((Cell(title), *cells)))
     return Table(
         "table-3-gain",
         "Gain over SFT",
@@ -326,30 +325,16 @@ def gain_table(results: Results) -> Table:
         "not of its printed Overall.",
         (
             Column("Method"),
-            *(Column(model, "Ours", "number") for model in ours),
+            *(Column(model, "Ours", "number") for model in names),
             *(Column(model, "Paper", "number") for model in theirs),
         ),
-        tuple(rows),
+        tuple(gains),
         notes=(
-            *(f"{model}: over {', '.join(_titles(results, found))}." for model, found in names.items() if found),
+            *notes,
             "Both are taken as independent although the documents are the same, so the intervals are wide; `nrt eval "
             "compare` pairs documents.",
         ),
     )
-
-
-def _common(results: Results, model: str) -> list[str]:
-    """The benchmarks that all evaluated rows of a model have: of the nine if all share some, else of the others."""
-    rows = [row for row in results.rows if row[0] == model and any(results.seeds(row, n) for n in results.benchmarks())]
-    shared = [name for name in results.benchmarks() if rows and all(results.seeds(row, name) for row in rows)]
-    return [name for name in shared if name in ORDER] or shared
-
-
-def _titles(results: Results, names: Sequence[str]) -> list[str]:
-    if list(names) == list(ORDER):
-        return ["all nine benchmarks"]
-    titles = {name: score.title for scores in results.scores.values() for name, score in scores.items()}
-    return [benchmark(name).title if name in ORDER else titles[name] for name in names]
 
 
 def _gain(results: Results, row: RowName, sft: RowName, names: Sequence[str]) -> Cell:

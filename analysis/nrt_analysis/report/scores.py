@@ -12,7 +12,7 @@ from nrt_analysis.intervals import Estimate, over_seeds, trusted
 from nrt_analysis.report.run_cards import RunCard, planned_title, unfinished
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.statistics import Mean, overall
-from nrt_cli.store.evals import Evaluation, find_evaluations
+from nrt_cli.store.evals import find_evaluations
 
 OVERALL = "overall"
 
@@ -102,9 +102,10 @@ def results(cards: Sequence[RunCard]) -> Results:
     """
     found = {card.label: _evaluations(card) for card in cards}
     rows: dict[Row, list[Member]] = {}
-    for model, scores in _bases(cards).items():
-        base = Member(f"{model}, {BASE}", "", None, "finished")
-        rows[model, BASE], found[base.label] = [base], scores
+    for model, folder in {card.model: card.study / "evals" / "base" for card in cards if card.study}.items():
+        if scores := _scores(folder, ()):  # what a study asked its starting model
+            base = Member(f"{model}, {BASE}", "", None, "finished")
+            rows[model, BASE], found[base.label] = [base], scores
     for card in cards:
         member = Member(card.label, card.method, card.seed, card.status)
         rows.setdefault((card.model, card.title), []).append(member)
@@ -120,13 +121,6 @@ def results(cards: Sequence[RunCard]) -> Results:
 
     chosen = {label: {name: best(name, several) for name, several in scores.items()} for label, scores in found.items()}
     return Results(rows, chosen, _absent(cards, rows))
-
-
-def _bases(cards: Sequence[RunCard]) -> dict[str, dict[str, list[Score]]]:
-    """What studies asked their starting models, by model."""
-    folders = {card.model: card.study / "evals" / "base" for card in cards if card.study}
-    found = {model: _scores(folder, ()) for model, folder in folders.items()}
-    return {model: scores for model, scores in found.items() if scores}
 
 
 def _absent(cards: Sequence[RunCard], rows: Mapping[Row, Sequence[Member]]) -> dict[Row, str]:
@@ -149,33 +143,26 @@ def _evaluations(card: RunCard) -> dict[str, list[Score]]:
     return {}
 
 
-def _scores(folder: Path, remarks: tuple[str, ...]) -> dict[str, list[Score]]:
+def _scores(folder: Path, at: tuple[str, ...]) -> dict[str, list[Score]]:
     """By benchmark, the oldest first; failed ones have no score and are left out."""
     found = defaultdict(list)
     for evaluation in find_evaluations(folder):
-        name, score = _score(evaluation, remarks)
-        if not math.isnan(score.mean.value):
-            found[name].append(score)
+        about, scores = evaluation.about(), evaluation.scores() or {}
+        mean = trusted(Mean(float(scores["score"]), float(scores["error"]), int(scores["n"])))
+        if math.isnan(mean.value):
+            continue
+        name, settings = str(about["benchmark"]), about.get("settings", {})
+        suite = (settings.get("benchmark") or {}).get("suite") or {}
+        # Imported results do not say; of the nine we know.
+        of = int(suite.get("instances") or (benchmark(name).instances if name in ORDER else mean.n))
+        remarks = [*at, *([f"{mean.n} of {of} documents"] if mean.n < of else [])]
+        if (cut := scores.get("truncated_share", 0.0)) > 0:
+            remarks.append(f"{100 * cut:.0f} % of answers were cut at their cap")
+        if scores.get("backend") not in (None, "lm-eval"):
+            remarks.append(f"by {scores['backend']}")
+        shared = json.dumps({key: settings.get(key) for key in SHARED}, sort_keys=True, default=str)
+        found[name].append(Score(mean, of, str(scores.get("title") or name), shared, tuple(remarks)))
     return dict(found)
-
-
-def _score(evaluation: Evaluation, at: tuple[str, ...]) -> tuple[str, Score]:
-    about, scores = evaluation.about(), evaluation.scores() or {}
-    settings = about.get("settings", {})
-    suite = (settings.get("benchmark") or {}).get("suite") or {}
-    name = str(about["benchmark"])
-    # Imported results do not say; of the nine we know.
-    of = int(suite.get("instances") or (benchmark(name).instances if name in ORDER else scores["n"]))
-    remarks = [*at]
-    if scores["n"] < of:
-        remarks.append(f"{scores['n']} of {of} documents")
-    if (cut := scores.get("truncated_share", 0.0)) > 0:
-        remarks.append(f"{100 * cut:.0f} % of answers were cut at their cap")
-    if scores.get("backend") not in (None, "lm-eval"):
-        remarks.append(f"by {scores['backend']}")
-    shared = json.dumps({key: settings.get(key) for key in SHARED}, sort_keys=True, default=str)
-    mean = Mean(float(scores["score"]), float(scores["error"]), int(scores["n"]))
-    return name, Score(trusted(mean), of, str(scores.get("title") or name), shared, tuple(remarks))
 
 
 def differing_settings(scores: Sequence[Score]) -> list[str]:

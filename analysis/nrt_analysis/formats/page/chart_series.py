@@ -21,50 +21,42 @@ ANSWER = "answer_logprob_per_token"
 
 def series(cards: Sequence[RunCard]) -> dict[str, Any]:
     """Panels and every run's numbers in them, ready for JSON; a run has only the metrics that its method has."""
-    runs, panels = [_run(card) for card in cards], _panels()
-    seen = {}
+    runs, panels, seen = [_run(card) for card in cards], _panels(), {}
     for model in dict.fromkeys(card.model for card in cards):
-        its = {card.label: run for card, run in zip(cards, runs, strict=True) if card.model == model}
+        its = {card.label: run["values"] for card, run in zip(cards, runs, strict=True) if card.model == model}
         seen[model] = {p["key"]: {line: _seen(its, p["key"], line) for line in ("mean", "raw")} for p in panels}
     return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
 
 
 def _seen(runs: Mapping[str, dict[str, Any]], key: str, line: str) -> dict[str, Any]:
     """The heights that a panel shows of a model's runs, and which of them leave it; `raw`: with single steps."""
-    found = {label: run["values"][key] for label, run in runs.items() if key in run["values"]}
-    lines = {label: values.get(line, values["mean"]) for label, values in found.items()}
-    low, high, beyond = span({label: pd.Series(line, dtype=float) for label, line in lines.items()})
+    found = {label: values[key] for label, values in runs.items() if key in values}
+    lines = {label: pd.Series(one.get(line, one["mean"]), dtype=float) for label, one in found.items()}
+    low, high, beyond = span(lines)
     said = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
     return {"low": four_digits(low), "high": four_digits(high), "beyond": said}
 
 
 def _panels() -> list[dict[str, Any]]:
     """What is drawn, in order: what matters first."""
+    # Figures have titles in TeX, and one that names a thin line.
+    titles = {key: title.replace("$R - R_{base}$", "R − R_base") for key, (title, _) in PANELS.items()}
     about = {
         HELD_OUT: ("held-out log P(y*)", "nats per answer", "mean over the held-out examples, after a step"),
         ANSWER: ("training log P(y*)", "nats per answer token", "mean over the step's answer tokens"),
-        **{key: (_plain(title), unit, UNITS[key]) for key, (title, unit) in PANELS.items()},
+        **{key: (titles[key], unit, UNITS[key]) for key, (_, unit) in PANELS.items()},
         "forced_share": ("forced ends", "share of traces", UNITS["forced_share"]),
     }
     order = (HELD_OUT, "gain", "trace_length", "entropy")
-    keys = [*order, *(key for key in about if key not in order)]
     return [
         {
-            "key": key,
-            "title": about[key][0],
-            "unit": about[key][1],
-            "about": about[key][2],
+            **dict(zip(("key", "title", "unit", "about"), (key, *about[key]), strict=True)),
             "share": key in SHARES,
             "zero": key in ("entropy", "trace_length", "gain", "reward_gain"),
             "log": key == "token_signal",
         }
-        for key in keys
+        for key in dict.fromkeys((*order, *about))
     ]
-
-
-def _plain(title: str) -> str:
-    """A panel's title as text: figures have one in TeX, and one that names a thin line."""
-    return title.replace("$R - R_{base}$", "R − R_base").split(" (thin")[0]
 
 
 def _run(card: RunCard) -> dict[str, Any]:
@@ -75,17 +67,14 @@ def _run(card: RunCard) -> dict[str, Any]:
     train = pd.DataFrame(card.steps)
     if train.empty:
         return {"values": found, "falls": []}
-    thinks = "trace_length" in train
-    frame = steps_frame(card.run) if thinks else train
+    sampled = "trace_length" in train
+    frame = steps_frame(card.run) if sampled else train
     keep = spread(range(len(frame)), POINTS)
     keys = [key for key in (ANSWER, *PANELS) if key in frame]
     means = frame[keys].rolling(WINDOW, min_periods=1).mean()
     step = [int(value) for value in frame["step"].iloc[keep]]
     for key in keys:
-        found[key] = {"step": step, "raw": _values(frame[key], keep), "mean": _values(means[key], keep)}
-    falls = collapses(frame, card.run) if thinks else []
+        raw, mean = ([four_digits(float(x)) for x in of[key].iloc[keep]] for of in (frame, means))
+        found[key] = {"step": step, "raw": raw, "mean": mean}
+    falls = collapses(frame, card.run) if sampled else []
     return {"values": found, "falls": [{"sign": f.sign, "step": f.step, "text": str(f)} for f in falls]}
-
-
-def _values(column: pd.Series, keep: Sequence[int]) -> list[float | None]:
-    return [four_digits(float(value)) for value in column.iloc[keep]]

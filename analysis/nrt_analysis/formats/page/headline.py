@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nrt_analysis.document import Cell, Document, Table
+from nrt_analysis.document import Document, Table
 from nrt_analysis.report.held_out import asked_twice, of_run
 from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.measures.held_out import Found, Measure, shown
@@ -86,26 +86,23 @@ def trained(document: Document) -> str:
     titles, seeds = list(dict.fromkeys(card.title for card in runs)), {card.seed for card in runs}
     steps = sorted({card.step for card in runs})
     span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    if len(runs) == 1:
-        return f"One run of {runs[0].model}: {titles[0]}, {span} training steps{_pairs(runs)}."
-    return (
-        f"{_number(len(runs), 'run')} of {', '.join(document.models)}: {_number(len(titles), 'method')} "
-        f"({', '.join(titles)}), {_number(len(seeds), 'seed')}, {span} training steps each{_pairs(runs)}."
-    )
-
-
-def _pairs(runs: Sequence[RunCard]) -> str:
-    """On how many pairs, and of which sources, where the runs agree."""
+    # On how many pairs, and of which sources, where the runs agree.
     counts = {card.pairs.get("examples") for card in runs}
     sources = {tuple(source.name for source in card.sources) for card in runs}
-    if len(counts) > 1 or counts == {None}:
-        return ""
-    of = f" of {', '.join(next(iter(sources))[:3])}" if len(sources) == 1 and next(iter(sources)) else ""
-    return f" on {counts.pop():,} question–answer pairs{of}"
+    pairs = ""
+    if len(counts) == 1 and counts != {None}:
+        names = next(iter(sources))[:3] if len(sources) == 1 else ()
+        pairs = f" on {counts.pop():,} question–answer pairs" + (f" of {', '.join(names)}" if names else "")
+    if len(runs) == 1:
+        return f"One run of {runs[0].model}: {titles[0]}, {span} training steps{pairs}."
 
+    def number(count: int, noun: str) -> str:
+        return f"{count} {noun}{'' if count == 1 else 's'}"
 
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return (
+        f"{number(len(runs), 'run')} of {', '.join(document.models)}: {number(len(titles), 'method')} "
+        f"({', '.join(titles)}), {number(len(seeds), 'seed')}, {span} training steps each{pairs}."
+    )
 
 
 # --- benchmarks ------------------------------------------------------------------------------------------------------
@@ -113,23 +110,18 @@ def _number(count: int, noun: str) -> str:
 
 def _scores(table: Table) -> Iterator[Panel]:
     """A table's overall score; where it has none, its first benchmarks."""
-    numbers = [i for i, column in enumerate(table.columns) if column.kind == "number" and _measured(table, i)]
-    overall = [i for i in numbers if table.columns[i].title == OVERALL]
-    for i in overall or numbers:
-        dots = tuple(
-            Dot(row.section, row.cells[0].text, cell.value, cell.low, cell.high, after=cell.seeds)
-            for row in table.rows
-            if math.isfinite((cell := row.cells[i]).value)
-        )
-        title = f"{table.title}: {table.columns[i].title}" if i in overall else table.columns[i].title
-        unit = "percent with 95 % intervals, higher is better" + (
-            "; dots are seeds" if any(d.after for d in dots) else ""
-        )
-        yield Panel(title, unit, dots, tuple(_verdicts(dots)))
-
-
-def _measured(table: Table, column: int) -> list[Cell]:
-    return [row.cells[column] for row in table.rows if math.isfinite(row.cells[column].value)]
+    found: dict[int, tuple[Dot, ...]] = {}
+    for i, column in enumerate(table.columns):
+        measured = [row for row in table.rows if math.isfinite(row.cells[i].value)] if column.kind == "number" else []
+        if measured:
+            cells = ((row.section, row.cells[0].text, row.cells[i]) for row in measured)
+            found[i] = tuple(Dot(at, name, c.value, c.low, c.high, after=c.seeds) for at, name, c in cells)
+    overall = [i for i in found if table.columns[i].title == OVERALL]
+    for i in overall or found:
+        title = f"{table.title}: {OVERALL}" if overall else table.columns[i].title
+        seeds = "; dots are seeds" if any(dot.after for dot in found[i]) else ""
+        unit = f"percent with 95 % intervals, higher is better{seeds}"
+        yield Panel(title, unit, found[i], tuple(_verdicts(found[i])))
 
 
 def _verdicts(dots: Sequence[Dot]) -> Iterator[str]:
@@ -171,24 +163,32 @@ def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
     cards = [card for card in cards if card.held_out]
     of_card = [(card, {found.measure.key: found for found in of_run(card)}) for card in cards]
     if dots := _dots(of_card, "answer_logprob", "") or _dots_of_records(cards):
-        verdicts = [_how(cards, dots)]
+        how = _how(cards, dots)
         if {"sft"} < {card.method for card in cards}:
-            verdicts[0] += " Methods that think are scored given one sampled trace, SFT without any."
-        verdicts.append("After minus before flatters: answers become likelier after any trace, another row's too.")
-        verdicts += asked_twice(cards)
-        yield Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, tuple(verdicts))
+            how += " Methods that think are scored given one sampled trace, SFT without any."
+        flatters = "After minus before flatters: answers become likelier after any trace, another row's too."
+        verdicts = (how, flatters, *asked_twice(cards))
+        yield Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, verdicts)
     if dots := _dots(of_card, "gain", ""):
-        verdicts = [
-            "log P(y*) given a sampled trace minus that given the null trace, of the same answers.",
-            *_changes(of_card),
-        ]
-        yield Panel("Gain of thinking", "nats per answer, higher is better", dots, tuple(verdicts))
+        said = ["log P(y*) given a sampled trace minus that given the null trace, of the same answers."]
+        for card, measured in of_card:
+            if "gain" in measured and (found := measured["gain"]).change.n:
+                said.append(f"{card.label}: {_said(found.change, found.measure)} nats by training, in pairs.")
+        yield Panel("Gain of thinking", "nats per answer, higher is better", dots, tuple(said))
     if dots := tuple(dot for kind, title in ACCURACIES.items() for dot in _dots(of_card, f"accuracy_{kind}", title)):
-        verdicts = [
-            "Greedy answers that are right. Null trace and direct may use as many tokens as trace and answer together.",
-            *_differences(of_card),
+        said = [
+            "Greedy answers that are right. Null trace and direct may use as many tokens as trace and answer together."
         ]
-        yield Panel("Held-out accuracy", "percent, higher is better", dots, tuple(verdicts))
+        for card, measured in of_card:
+            keys = [f"thinking_minus_{kind}" for kind in ACCURACIES]
+            differences = [measured[key] for key in keys if key in measured and measured[key].after.n]
+            parts = [f"{f.measure.title.replace(' - ', ' − ')} {_said(f.after, f.measure)}" for f in differences]
+            said += [f"{card.label}, points with paired intervals: {'; '.join(parts)}."] if parts else []
+        yield Panel("Held-out accuracy", "percent, higher is better", dots, tuple(said))
+
+
+def _said(found: Difference, measure: Measure) -> str:
+    return shown(found, measure, True).replace("-", "−")
 
 
 OfCards = Sequence[tuple[RunCard, dict[str, Found]]]
@@ -240,24 +240,3 @@ def _how(cards: Sequence[RunCard], dots: Sequence[Dot]) -> str:
     if all(dot.bounded for dot in dots):
         return f"{text}, with its 95 % interval over the answers; another seed would add to it."
     return f"{text}. Single answers are not stored, so there is no interval: a difference may be chance."
-
-
-def _changes(of_card: OfCards) -> Iterator[str]:
-    """How much the gain rose, paired."""
-    for card, measured in of_card:
-        if "gain" in measured and (found := measured["gain"]).change.n:
-            yield f"{card.label}: {_said(found.change, found.measure)} nats by training, in pairs."
-
-
-def _differences(of_card: OfCards) -> Iterator[str]:
-    """What thinking has over answers without it, paired."""
-    for card, measured in of_card:
-        keys = [f"thinking_minus_{kind}" for kind in ACCURACIES]
-        found = [measured[key] for key in keys if key in measured and measured[key].after.n]
-        if found:
-            parts = [f"{one.measure.title.replace(' - ', ' − ')} {_said(one.after, one.measure)}" for one in found]
-            yield f"{card.label}, points with paired intervals: {'; '.join(parts)}."
-
-
-def _said(found: Difference, measure: Measure) -> str:
-    return shown(found, measure, True).replace("-", "−")

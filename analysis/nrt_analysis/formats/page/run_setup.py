@@ -31,9 +31,15 @@ class Kind:
 
 
 def settings(cards: Sequence[RunCard]) -> list[Setting]:
-    """Every key of some runs' configs, in their order."""
+    """Every key of some runs' configs, in their order, its values as YAML has them."""
+    spelled = {None: "null", True: "true", False: "false"}
+
+    def shown(card: RunCard, key: str) -> str:
+        value = card.settings.get(key, "")
+        return spelled[value] if value is None or isinstance(value, bool) else str(value)
+
     keys = dict.fromkeys(key for card in cards for key in card.settings)
-    return [Setting(key, tuple(_shown(c.settings[key]) if key in c.settings else "" for c in cards)) for key in keys]
+    return [Setting(key, tuple(shown(card, key) for card in cards)) for key in keys]
 
 
 def columns(cards: Sequence[RunCard]) -> list[RunCard]:
@@ -44,49 +50,38 @@ def columns(cards: Sequence[RunCard]) -> list[RunCard]:
     return list(first.values())
 
 
-def _shown(value: Any) -> str:
-    """As YAML has it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
-
-
 def environments(cards: Sequence[RunCard]) -> list[Kind]:
     """Machines and versions; runs that had the same are named together."""
-    return _kinds((card.label, _environment(card.manifest)) for card in cards)
 
+    def facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        yield "engine", manifest.get("engine")
+        yield from ((f"device: {key}", value) for key, value in manifest.get("device", {}).items())
+        yield from sorted(manifest.get("versions", {}).items())
 
-def _environment(manifest: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    device = manifest.get("device", {})
-    facts = [("engine", manifest.get("engine")), *((f"device: {key}", value) for key, value in device.items())]
-    facts += sorted(manifest.get("versions", {}).items())
-    return tuple((str(key), str(value)) for key, value in facts if value is not None)
+    return _kinds((card.label, [pair for pair in facts(card.manifest) if pair[1] is not None]) for card in cards)
 
 
 def data(cards: Sequence[RunCard]) -> list[Kind]:
     """What was trained on: examples, what was dropped and why, fingerprints, and where the examples came from."""
-    return _kinds((card.label, tuple(_data(card))) for card in cards)
+
+    def facts(card: RunCard) -> Iterator[tuple[str, Any]]:
+        if "examples" in card.pairs:
+            yield "trained on", f"{card.pairs['examples']:,} examples"
+        for reason, count in card.pairs.get("dropped", {}).items():
+            yield f"dropped: {reason}", f"{count:,}"
+        for source in card.sources:
+            yield f"source {source.name}", f"{source.count:,} examples ({source.percentage:.1f} %)"
+        for key, value in card.manifest.get("fingerprints", {}).items():
+            yield f"SHA-256 of {key}", value
+
+    return _kinds((card.label, facts(card)) for card in cards)
 
 
-def _data(card: RunCard) -> Iterator[tuple[str, str]]:
-    if "examples" in card.pairs:
-        yield "trained on", f"{card.pairs['examples']:,} examples"
-    for reason, count in card.pairs.get("dropped", {}).items():
-        yield f"dropped: {reason}", f"{count:,}"
-    for source in card.sources:
-        yield f"source {source.name}", f"{source.count:,} examples ({source.percentage:.1f} %)"
-    for key, value in card.manifest.get("fingerprints", {}).items():
-        yield f"SHA-256 of {key}", str(value)
-
-
-Facts = tuple[tuple[str, str], ...]
-
-
-def _kinds(pairs: Iterable[tuple[str, Facts]]) -> list[Kind]:
+def _kinds(pairs: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> list[Kind]:
     """Runs with the same facts, together."""
-    by_facts: dict[Facts, list[str]] = {}
+    by_facts: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for label, facts in pairs:
-        by_facts.setdefault(facts, []).append(label)
+        by_facts.setdefault(tuple((str(key), str(value)) for key, value in facts), []).append(label)
     return [Kind(tuple(labels), facts) for facts, labels in by_facts.items()]
 
 
@@ -94,13 +89,11 @@ def commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
     """(the runs and how long they took, the command that made them)."""
     made: dict[str, list[str]] = {}
     for card in cards:
-        made.setdefault(str(card.manifest.get("command", "")), []).append(card.label + _took(card))
+        took = ""
+        if (seconds := card.manifest.get("summary", {}).get("seconds")) is not None:
+            took = f", took {seconds / 60:.1f} min" if seconds >= 60 else f", took {seconds:.0f} s"
+        made.setdefault(str(card.manifest.get("command", "")), []).append(card.label + took)
     return [("; ".join(labels), command) for command, labels in made.items()]
-
-
-def _took(card: RunCard) -> str:
-    seconds = card.manifest.get("summary", {}).get("seconds")
-    return "" if seconds is None else f", took {seconds / 60:.1f} min" if seconds >= 60 else f", took {seconds:.0f} s"
 
 
 def whole_commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:

@@ -35,62 +35,41 @@ def cases(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
     return found
 
 
-# --- held-out traces -------------------------------------------------------------------------------------------------
-
-
 def _held_out(model: str, cards: Mapping[int, RunCard]) -> Iterator[dict[str, Any]]:
     """Held-out examples that all runs with traces have: each run's first and last trace of it."""
     tables = {number: table for number, card in cards.items() if (table := _traces(card))}
-    if not tables or not _same_examples([cards[number] for number in tables]):
+    # An example's index means the same in runs that were trained on the same; one that does not say is taken to agree.
+    if not tables or len({cards[number].fingerprint("validation") for number in tables} - {None}) > 1:
         return
-    common = set.intersection(*(set(table) for table in tables.values()))
-    for example in sorted(common)[:CASES]:
+    for example in sorted(set.intersection(*(set(table) for table in tables.values())))[:CASES]:
         first = next(iter(tables.values()))[example]
-        said = [
-            {
-                "run": number,
-                "step": row["step"],
-                "trace": clipped(row["trace"], LONGEST),
-                "stop": row["stop"],
-                "before": row["before"],
-            }
-            for number, row in ((number, table[example]) for number, table in tables.items())
-        ]
+        said = []
+        for number, table in tables.items():
+            row = table[example]
+            about = {"trace": clipped(row["trace"], LONGEST), "stop": row["stop"], "before": row["before"]}
+            said.append({"run": number, "step": row["step"], **about})
         yield _case(model, f"held-out example {example}", first["question"], first["answer"], said)
 
 
 def _traces(card: RunCard) -> dict[int, dict[str, Any]]:
     """The last stored held-out trace of each example; `before` is the one before training."""
+
+    def read(step: int) -> list[dict[str, Any]]:
+        columns = ("step", "example", "k", "prompt", "trace", "answer", "stop")
+        rows = card.run.traces(f"{HELD_OUT}-{step:06d}", columns, first=LINES)
+        return [r | {key: plain_text(r[key]) for key in ("trace", "answer")} for r in rows if r["k"] == 0]
+
     steps = trace_steps(card.run, HELD_OUT)
-    if not steps:
-        return {}
-    before = {row["example"]: clipped(row["trace"], LONGEST) for row in _rows(card, steps[0])} if len(steps) > 1 else {}
-    rows = _rows(card, steps[-1])
-    asked = questions([row["prompt"] for row in rows])
+    rows = read(steps[-1]) if steps else []
+    before = {row["example"]: clipped(row["trace"], LONGEST) for row in (read(steps[0]) if len(steps) > 1 else ())}
     return {
         row["example"]: row | {"question": question, "before": before.get(row["example"])}
-        for row, question in zip(rows, asked, strict=True)
+        for row, question in zip(rows, questions([row["prompt"] for row in rows]), strict=True)
     }
 
 
-def _rows(card: RunCard, step: int) -> list[dict[str, Any]]:
-    columns = ("step", "example", "k", "prompt", "trace", "answer", "stop")
-    rows = card.run.traces(f"{HELD_OUT}-{step:06d}", columns, first=LINES)
-    texts = {key: [plain_text(row[key]) for row in rows] for key in ("trace", "answer")}
-    rows = [row | {key: texts[key][i] for key in texts} for i, row in enumerate(rows)]
-    return [row for row in rows if row["k"] == 0]
-
-
-def _same_examples(cards: Sequence[RunCard]) -> bool:
-    """Whether an example's index means the same in all runs; a run that does not say is taken to agree."""
-    return len({card.fingerprint("validation") for card in cards} - {None}) < 2
-
-
-# --- benchmarks ------------------------------------------------------------------------------------------------------
-
-
 def _documents(model: str, cards: Mapping[int, RunCard]) -> Iterator[dict[str, Any]]:
-    """Documents that all runs which met a benchmark have answered."""
+    """Documents that all runs which met a benchmark have answered: each run's first reply, and how it was graded."""
     answered: dict[str, dict[int, dict[str, Document]]] = {}
     for number, card in cards.items():
         for evaluation in find_evaluations(card.run.path / "evals" / "export"):
@@ -100,31 +79,26 @@ def _documents(model: str, cards: Mapping[int, RunCard]) -> Iterator[dict[str, A
         first = next(iter(by_run.values()))
         common = [key for key in first if all(key in documents for documents in by_run.values())]
         for key in common[:BENCHMARK_CASES]:
-            said = [_answer(number, documents[key]) for number, documents in by_run.items()]
+            said = []
+            for number, documents in by_run.items():
+                document = documents[key]
+                reply = document.replies[0] if document.replies else None
+                said.append(
+                    {
+                        "run": number,
+                        "trace": clipped(reply.trace, LONGEST) if reply and reply.stop else None,
+                        "stop": reply.stop if reply else None,
+                        "answer": clipped(reply.answer, LONGEST) if reply else "",
+                        "extracted": document.extracted[0] if document.extracted else None,
+                        "score": next((score for score in document.scores.values() if score == score), None),
+                    }
+                )
             question = str(first[key].messages[-1].get("content", "")) if first[key].messages else ""
             gold = first[key].gold
             reference = gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False)
             yield _case(model, f"{benchmark} {first[key].id}", question, reference, said)
 
 
-def _answer(number: int, document: Document) -> dict[str, Any]:
-    """A document's first reply and how it was graded."""
-    reply = document.replies[0] if document.replies else None
-    return {
-        "run": number,
-        "trace": clipped(reply.trace, LONGEST) if reply and reply.stop else None,
-        "stop": reply.stop if reply else None,
-        "answer": clipped(reply.answer, LONGEST) if reply else "",
-        "extracted": document.extracted[0] if document.extracted else None,
-        "score": next((score for score in document.scores.values() if score == score), None),
-    }
-
-
 def _case(model: str, name: str, question: str, reference: str, said: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "model": model,
-        "name": name,
-        "question": clipped(question, LONGEST),
-        "reference": clipped(reference, LONGEST),
-        "said": said,
-    }
+    texts = {"question": clipped(question, LONGEST), "reference": clipped(reference, LONGEST)}
+    return {"model": model, "name": name, **texts, "said": said}

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from nrt_analysis.formats import Pieces
 from nrt_analysis.frames import STEP, questions, trace_steps
 from nrt_analysis.report.run_cards import RunCard, stored_analyses
-from nrt_cli.store import Run
 
 Cutter = Callable[[Sequence[int]], list[str]]
 """Token ids -> the text of each."""
@@ -37,21 +36,27 @@ def sample_traces(cards: Sequence[RunCard], pieces: Pieces | None) -> dict[str, 
     One group of every run's last step comes first, then of its other steps, then the second groups, until the page
     holds `BUDGET` tokens: with many runs each has fewer, and none is missing before all have one.
     """
-    sets = [one for number, card in enumerate(cards) for one in _sets(number, card)]
-    cut = _cutters(cards, pieces)
-    room = BUDGET
+    waiting: list[tuple[int, dict[str, Any], list[list[dict[str, Any]]]]] = []
+    for number, card in enumerate(cards):
+        size = int(card.settings.get("rollout.group_size", 8))
+        for rank, step in enumerate(reversed(spread(trace_steps(card.run, STEP), STEPS))):
+            rows = card.run.traces(f"{STEP}-{step:06d}", COLUMNS, first=GROUPS * size)
+            rows = [row | {"question": q} for row, q in zip(rows, questions([r["prompt"] for r in rows]), strict=True)]
+            groups = [list(group) for _, group in groupby(rows, key=lambda row: row["example"])]
+            waiting.append((rank, {"run": number, "step": step, "groups": []}, groups))
+    cut, room = _cutters(cards, pieces), BUDGET
     for turn in range(GROUPS):
-        for one in sorted(sets, key=lambda one: one["rank"]):
-            if turn < len(one["rows"]) and room > 0:
-                group = _group(one["rows"][turn], cut(one["run"]))
+        for _, one, groups in sorted(waiting, key=lambda entry: entry[0]):
+            if turn < len(groups) and room > 0:
+                group = _group(groups[turn], cut(one["run"]))
                 one["groups"].append(group)
-                room -= _size(group)
-    for one in sets:
-        del one["rows"], one["rank"]
+                room -= sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])
+    sets = [one for _, one, _ in waiting if one["groups"]]
+    stored = [card.run.count_traces(f"{STEP}-{step:06d}") for card in cards for step in trace_steps(card.run, STEP)]
     return {
-        "sets": [one for one in sets if one["groups"]],
+        "sets": sets,
         "shown": sum(len(group["traces"]) for one in sets for group in one["groups"]),
-        "stored": sum(_stored(card.run) for card in cards),
+        "stored": sum(stored),
     }
 
 
@@ -62,26 +67,13 @@ def spread(values: Sequence[int], count: int) -> list[int]:
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
-def _sets(number: int, card: RunCard) -> Iterator[dict[str, Any]]:
-    """The steps of a run that are shown, each with the rows of its first groups."""
-    steps = spread(trace_steps(card.run, STEP), STEPS)
-    size = int(card.settings.get("rollout.group_size", 8))
-    for rank, step in enumerate(reversed(steps)):
-        rows = card.run.traces(f"{STEP}-{step:06d}", COLUMNS, first=GROUPS * size)
-        texts = dict(zip((row["prompt"] for row in rows), questions([row["prompt"] for row in rows]), strict=True))
-        rows = [row | {"question": texts[row["prompt"]]} for row in rows]
-        groups = [list(group) for _, group in groupby(rows, key=lambda row: row["example"])]
-        yield {"run": number, "step": step, "rank": rank, "rows": groups, "groups": []}
-
-
 def _cutters(cards: Sequence[RunCard], pieces: Pieces | None) -> Callable[[int], Cutter | None]:
     """A run's number -> its tokenizer; a tokenizer is read once."""
     known: dict[Path, Cutter | None] = {}
 
     def of(number: int) -> Cutter | None:
         card = cards[number]
-        places = [card.run.export_path, Path(str(card.settings.get("model.path", "")))]
-        for folder in places if pieces else ():
+        for folder in (card.run.export_path, Path(str(card.settings.get("model.path", "")))) if pieces else ():
             if folder not in known:
                 known[folder] = pieces(folder) if pieces else None
             if known[folder]:
@@ -91,41 +83,34 @@ def _cutters(cards: Sequence[RunCard], pieces: Pieces | None) -> Callable[[int],
     return of
 
 
-def _stored(run: Run) -> int:
-    return sum(run.count_traces(f"{STEP}-{step:06d}") for step in trace_steps(run, STEP))
-
-
 def _group(rows: Sequence[dict[str, Any]], cut: Cutter | None) -> dict[str, Any]:
     """One question's traces. Without a tokenizer, texts are one piece each and nothing is known of single tokens."""
+
+    def texts(ids: Sequence[int], text: str) -> list[str]:
+        # The first `LONGEST` tokens, or as many characters as those might have.
+        return cut(ids[:LONGEST]) if cut else [text[: 4 * LONGEST]]
+
     first = rows[0]
+    about = {key: first[key] for key in ("example", "source", "question")}
     return {
-        "example": first["example"],
-        "source": first["source"],
-        "question": first["question"],
-        "answer": _texts(cut, first["answer_ids"], first["answer"]),
+        **about,
+        "answer": texts(first["answer_ids"], first["answer"]),
         "base": thousandths(first["null_logprobs"]) if cut else [],
-        "traces": [_trace(row, cut) for row in rows],
+        "traces": [
+            {
+                "k": row["k"],
+                "stop": row["stop"],
+                "length": len(row["trace_ids"]),
+                "tokens": texts(row["trace_ids"], row["trace"]),
+                "entropy": thousandths(row["trace_entropies"]) if cut else [],
+                "logp": thousandths(row["answer_logprobs"]) if cut else [],
+                "signal": [four_digits(value) for value in (row["token_signals"] or [])[:LONGEST]] if cut else [],
+                "dead": row["dead_group"],
+                **{key: four_digits(row[key]) for key in ("gain", "reward", "reward_base", "advantage")},
+            }
+            for row in rows
+        ],
     }
-
-
-def _trace(row: dict[str, Any], cut: Cutter | None) -> dict[str, Any]:
-    scores = ("gain", "reward", "reward_base", "advantage")
-    return {
-        "k": row["k"],
-        "stop": row["stop"],
-        "length": len(row["trace_ids"]),
-        "tokens": _texts(cut, row["trace_ids"], row["trace"]),
-        "entropy": thousandths(row["trace_entropies"]) if cut else [],
-        "logp": thousandths(row["answer_logprobs"]) if cut else [],
-        "signal": [four_digits(value) for value in (row["token_signals"] or [])[:LONGEST]] if cut else [],
-        "dead": row["dead_group"],
-        **{key: four_digits(row[key]) for key in scores},
-    }
-
-
-def _texts(cut: Cutter | None, ids: Sequence[int], text: str) -> list[str]:
-    """Pieces of the first `LONGEST` tokens, or as many characters as those might have."""
-    return cut(ids[:LONGEST]) if cut else [text[: 4 * LONGEST]]
 
 
 def thousandths(values: Sequence[float] | None) -> list[float | None]:
@@ -138,34 +123,25 @@ def four_digits(value: float | None) -> float | None:
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
-def _size(group: dict[str, Any]) -> int:
-    return sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])
-
-
-# --- what `nrt score --json` said, kept beside the runs ---------------------------------------------------------------
-
-
 def scored_sets(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
-    """Groups that users scored, in the form of `sample_traces`; not a run but `name` says by which model."""
+    """What `nrt score --json` said, kept beside the runs, in the form of `sample_traces` and under every scheme; not a
+    run but `name` says by which model."""
     records = [record for _, found in stored_analyses(cards, "score") if isinstance(found, list) for record in found]
     sets = []
     for record in records[:SCORED]:
         # A model that answers directly has no traces; what is no record at all has nothing of one.
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-            sets.append({"name": f"nrt score: {record['model']}", "groups": [_scored_group(record)]})
+            group = {
+                "question": str(record["question"]),
+                "answer": [str(token) for token in record["tokens"]],
+                "base": thousandths(record["null"]["logprobs"]),
+                "traces": [_scored(k, trace) for k, trace in enumerate(record["traces"])],
+            }
+            sets.append({"name": f"nrt score: {record['model']}", "groups": [group]})
     return sets
 
 
-def _scored_group(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "question": str(record["question"]),
-        "answer": [str(token) for token in record["tokens"]],
-        "base": thousandths(record["null"]["logprobs"]),
-        "traces": [_scored_trace(k, trace) for k, trace in enumerate(record["traces"])],
-    }
-
-
-def _scored_trace(k: int, trace: dict[str, Any]) -> dict[str, Any]:
+def _scored(k: int, trace: dict[str, Any]) -> dict[str, Any]:
     return {
         "k": k,
         "stop": str(trace["stop"]),
