@@ -61,8 +61,8 @@ from nrt_cli.store.study import Outcome, Study
 from nrt_cli.training.pretraining import pretrain
 from nrt_cli.workflows.generate_cases import generate_cases
 from nrt_cli.workflows.score import Question, score_answer
-from nrt_cli.workflows.scoring import Report
 from nrt_cli.workflows.score_tokens import ScoredModel, score_tokens
+from nrt_cli.workflows.scoring import Report
 from nrt_cli.workflows.train import train
 
 INPUTS, BASE = "inputs", "base"
