@@ -6,14 +6,17 @@ import json
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.util import find_spec
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nrt_analysis.document import Cell, Column, Document, Figure, Made, Row, Table
 from nrt_analysis.figures import new_figure
+from nrt_analysis.formats import FORMATS, write
 from nrt_analysis.formats import page as html
-from nrt_analysis.formats import write
+from nrt_analysis.formats import render as formats_of
 from nrt_analysis.formats.page import headline, run_setup, trace_samples
 from nrt_analysis.formats.page.chart_series import HELD_OUT, series
 from nrt_analysis.formats.page.shared_questions import cases
@@ -422,6 +425,29 @@ def test_the_page_has_every_table_and_figure_of_a_report_whatever_it_is_called(c
     for part in (*tables, *figures):
         assert page.count(f'id="{part.key}"') == 1
     assert "<summary>My empty figure: empty: <code>nrt nothing</code> draws it</summary>" in page
+
+
+def test_every_format_shows_any_number_of_tables_and_figures(contents):
+    """What a contributor adds to a report reaches all of its formats, without a line in any of them."""
+    columns, row = (Column("Method"), Column("Score", kind="number")), Row((Cell("a"), Cell("1.0", 1.0)))
+    tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in range(11, 25)]
+    numbers = {"behind": pd.DataFrame({"n": [1]})}
+    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", new_figure()[0], numbers) for i in range(5, 12)]
+    made = replace(contents(*tables), figures=tuple(figures))
+    packages = {"latex": "pylatexenc", "pdf": "fpdf"}
+    formats = [name for name in FORMATS if name not in packages or find_spec(packages[name])]
+    files = formats_of(made, formats)
+    assert {f"tables/{table.key}.csv" for table in tables} <= files.keys()
+    assert {f"figures/{figure.key}{end}" for figure in figures for end in (".svg", "-behind.csv")} <= files.keys()
+    text = {name: files[name].decode() for name in ("index.html", "report.md", "paper.tex") if name in files}
+    for part in (*tables, *figures):
+        assert f'id="{part.key}"' in text["index.html"]
+        assert f"## {part.title}\n" in text["report.md"]
+        assert part.key in text.get("paper.tex", part.key)
+    assert text["index.html"].count("data:image/svg") == text["report.md"].count(".png)") == len(figures)
+    if "report.pdf" in files:
+        assert files["report.pdf"].count(b"/Subtype /Image") == 1  # seven drawings that look alike are stored once
+        assert files["report.pdf"].count(b"/Type /Page\n") > len(figures)
 
 
 def test_what_is_empty_is_folded_into_a_line_that_says_what_fills_it(contents):
