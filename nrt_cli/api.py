@@ -1,4 +1,4 @@
-"""nrt in a notebook or a script: the functions that the commands call, by a dozen names.
+"""nrt in a notebook or a script: the functions that the commands call, and what methods are made of.
 
     import nrt_cli as nrt
 
@@ -56,7 +56,7 @@ def load_config(name: str | None = None, *overrides: str, **sections: Any) -> "R
     """A run's config, validated: preset, then a YAML file or shipped config, then overrides, then whole sections.
 
     Args:
-        name: such as "laptop", or a file; None is the paper preset.
+        name: such as "laptop", or a file; None is the preset nrt alone.
         overrides: as `--set` takes them: "rollout.group_size=4".
         sections: top-level keys: `method="am"`, `model={"path": "models/smollm2"}`.
 

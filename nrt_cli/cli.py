@@ -9,10 +9,12 @@ import os
 import re
 import signal
 import sys
+from operator import attrgetter
+from types import ModuleType
 from typing import Any
 
 import typer
-from typer.core import TyperOption
+from typer.core import TyperGroup, TyperOption
 
 from nrt_cli import __version__, console
 from nrt_cli.__main__ import stopped
@@ -38,32 +40,44 @@ from nrt_cli.commands import (
 )
 from nrt_cli.errors import ConfigError, NrtError
 
+RENAMED: dict[str, str] = {}
+"""Command that there was -> the words that do the same now."""
+
+
+class _Commands(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if now := RENAMED.get(args[0]):
+            raise ConfigError(f"`nrt {args[0]}` is `nrt {now}` now.")
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name.rpartition(".")[2] for panel in PANELS.values() for name in map(attrgetter("__name__"), panel)]
+
+
 app = typer.Typer(
     name="nrt",
+    cls=_Commands,
     help="Teach a language model to reason from plain question-answer pairs.",
     epilog="Example: nrt quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command(name="quickstart", epilog=quickstart.EXAMPLE)(quickstart.quickstart)
-app.add_typer(analyze.app, name="analyze")
-app.add_typer(config.app, name="config")
-app.add_typer(data.app, name="data")
-app.command(name="doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
-app.add_typer(eval.app, name="eval")
-app.add_typer(model.app, name="model")
-app.command(name="train", epilog=train.EXAMPLE)(train.train)
-app.command(name="generate", epilog=generate.EXAMPLE)(generate.generate)
-app.command(name="chat", epilog=chat.EXAMPLE)(chat.chat)
-app.command(name="help", epilog=help.EXAMPLE)(help.help)
-app.command(name="judge", epilog=judge.EXAMPLE)(judge.judge)
-app.command(name="report", epilog=report.EXAMPLE)(report.report)
-app.command(name="reproduce", epilog=reproduce.EXAMPLE)(reproduce.reproduce)
-app.command(name="push", epilog=push.EXAMPLE)(push.push)
-app.add_typer(runs.app, name="runs")
-app.command(name="score", epilog=score.EXAMPLE)(score.score)
-app.command(name="speedrun", epilog=speedrun.EXAMPLE)(speedrun.speedrun)
+PANELS: dict[str, tuple[ModuleType, ...]] = {
+    "Begin": (quickstart, help),
+    "Prepare": (data, model, config, doctor),
+    "Train": (train, reproduce, speedrun, runs),
+    "Look": (generate, chat, score, eval, judge, analyze, report),
+    "Share": (push,),
+}
+"""What a person is doing -> the commands for it: a module of commands has an `app`, one of a command its `EXAMPLE`."""
+for _panel, _modules in PANELS.items():
+    for _module in _modules:
+        _name = _module.__name__.rpartition(".")[2]
+        if _group := getattr(_module, "app", None):
+            app.add_typer(_group, name=_name, rich_help_panel=_panel)
+        else:
+            app.command(_name, epilog=_module.EXAMPLE, rich_help_panel=_panel)(getattr(_module, _name))
 
 
 def _unwrap(group: typer.Typer) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
@@ -74,6 +74,11 @@ def warn(message: str) -> None:
     stderr.print(Text("warning: ", style="yellow").append_text(plain(message)), soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """Print untrusted text that is what was asked for (stdout); the terminal folds its lines."""
+    stdout.print(plain(text), soft_wrap=True)
+
+
 def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
     """Print a command's outcome: JSON on stdout for scripts, or `render(data)` for people."""
     if as_json:
@@ -110,6 +115,24 @@ def page(text: str) -> None:
     # A link within the project is its text: the files are not where a reader of an installed package could follow it.
     text = re.sub(r"\[([^]]+)]\((?!https?:)[^)]*\)", r"\1", text)
     stdout.print(Page(text), width=min(stdout.width, PAGE_WIDTH), crop=False)
+
+
+def number(value: Any, form: str = ".4g") -> str:
+    """A float as people read it, `-` where there is none; anything else as it is."""
+    if value is None:
+        return "-"
+    return format(value, form) if isinstance(value, float) else str(value)
+
+
+def table(*columns: str, rows: Iterable[Iterable[Any]] = (), **style: Any) -> Table:
+    """A table of untrusted texts. A column whose title begins with > has numbers, which stand on the right."""
+    made = Table(**style)
+    for title in columns:
+        right = title.startswith(">")
+        made.add_column(plain(title.removeprefix(">")), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else plain(str(cell)) for cell in row))
+    return made
 
 
 def show(table: Table, least: Sequence[str] = ()) -> None:

@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from rich.console import Group
 from rich.live import Live
@@ -54,18 +54,36 @@ WINDOW = 10
 SAMPLE_LINES = 3
 
 
-class Progress:
+class Display:
+    """What a person sees of some work, while the `with` block lasts."""
+
+    screen: Live | Bars | None = None
+    """What redraws in place, on a terminal."""
+
+    def __enter__(self) -> Self:
+        if self.screen:
+            self.screen.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.screen:
+            self.screen.stop()
+
+    def note(self, message: str) -> None:
+        """Anything else worth saying; one line, however long, so that a log has one line per event."""
+        console.note(message)
+
+    def warn(self, message: str) -> None:
+        """Something a person should look at."""
+        console.warn(message)
+
+
+class Progress(Display):
     """Plain lines on stderr: for logs, pipes and CI. The other displays override what they show differently."""
 
     def __init__(self, steps: int, done: int = 0) -> None:
         self.steps, self.done = steps, done
         self.started, self.start_step = time.monotonic(), done
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         """A finished step and one of its traces (prompt, trace, answer), if there is one."""
@@ -75,16 +93,13 @@ class Progress:
 
     def held_out(self, record: dict[str, Any]) -> None:
         """A held-out score."""
-        self._restart_clock()
-        self.note("held-out " + describe_held_out(record))
+        # Scoring before the first step says nothing about the pace.
+        if self.done == self.start_step:
+            self.started = time.monotonic()
+        self.show_score("held-out " + describe_held_out(record))
 
-    def note(self, message: str) -> None:
-        """Anything else worth saying; one line, however long, so that a log has one line per event."""
-        console.stderr.print(console.plain(message), soft_wrap=True)
-
-    def warn(self, message: str) -> None:
-        """Something a person should look at."""
-        console.warn(message)
+    def show_score(self, text: str) -> None:
+        self.note(text)
 
     def eta(self) -> str:
         """Time left at this process's pace so far, as h:mm:ss."""
@@ -92,11 +107,6 @@ class Progress:
         if not taken:
             return "-"
         return hours((time.monotonic() - self.started) / taken * (self.steps - self.done))
-
-    def _restart_clock(self) -> None:
-        """Scoring before the first step says nothing about the pace."""
-        if self.done == self.start_step:
-            self.started = time.monotonic()
 
 
 class JsonProgress(Progress):
@@ -122,21 +132,13 @@ class LiveProgress(Progress):
         self.message = "scoring held-out examples, then step 1" if not done else f"going on after step {done}"
         # What others print is shown above the panel, unless it has a file to go to.
         shown = not console.is_quiet()
-        self.live = Live(
-            self._panel(),
+        self.screen = Live(
             console=console.stderr,
             refresh_per_second=4,
             get_renderable=self._panel,
             redirect_stdout=shown,
             redirect_stderr=shown,
         )
-
-    def __enter__(self) -> "LiveProgress":
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
 
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         self.done, self.sample = record["step"], sample
@@ -145,10 +147,9 @@ class LiveProgress(Progress):
         if self.message.startswith(("scoring", "going on")):
             self.message = ""
 
-    def held_out(self, record: dict[str, Any]) -> None:
-        self._restart_clock()
+    def show_score(self, text: str) -> None:
         # The first stays for comparison.
-        self.scores = [*self.scores[:1], "held-out " + describe_held_out(record)]
+        self.scores = [*self.scores[:1], text]
 
     def note(self, message: str) -> None:
         self.message = message
@@ -165,7 +166,14 @@ class LiveProgress(Progress):
         )
         parts: list[Any] = [bar]
         if recent := list(self.recent):
-            parts += [Text(), self._numbers(recent)]
+            rows = []
+            for key, column in COLUMNS.items():
+                if key in self.first:
+                    mean = sum(record[key] for record in recent) / len(recent)
+                    values = (self.first[key], mean, recent[-1][key])
+                    rows.append((column.title, *(column.form.format(value) for value in values)))
+            titles = ("", ">first", f">mean of {len(recent)}", ">now")
+            parts += [Text(), console.table(*titles, rows=rows, box=None, padding=(0, 3, 0, 0))]
         if self.scores:
             parts += [Text(), *(console.plain(score) for score in self.scores)]
         if self.warnings:
@@ -177,17 +185,6 @@ class LiveProgress(Progress):
             for name, style in (("prompt", "dim"), ("trace", "cyan"), ("answer", "green")):
                 parts.append(_Clipped(name, self.sample[name], style))
         return Panel(Group(*parts), title="nrt train")
-
-    def _numbers(self, recent: list[dict[str, Any]]) -> Table:
-        table = Table("", box=None, padding=(0, 3, 0, 0))
-        for title in ("first", f"mean of {len(recent)}", "now"):
-            table.add_column(title, justify="right")
-        for key, column in COLUMNS.items():
-            if key in self.first:
-                mean = sum(record[key] for record in recent) / len(recent)
-                values = (self.first[key], mean, recent[-1][key])
-                table.add_row(column.title, *(column.form.format(value) for value in values))
-        return table
 
 
 class _Clipped:
@@ -231,51 +228,53 @@ def choose(as_json: bool, steps: int, done: int) -> Progress:
     return kind(steps, done)
 
 
-class Race(contextlib.AbstractContextManager["Race"]):
-    """What a person sees of several runs that are compared, one after another: plain lines, one for each score.
+class Race(Display):
+    """What a person sees of several runs that are compared, one after another: JSON lines with the name of the run for
+    scripts; on a terminal a panel with a line for each run's accuracy against time, and a trace of the newest step;
+    elsewhere plain lines, one for each score.
 
     Time is that of a run's own training steps, scoring excluded.
     """
 
-    def __init__(self, titles: Mapping[str, str], chance: float | None) -> None:
-        self.titles, self.chance = titles, chance
+    def __init__(self, as_json: bool, titles: Mapping[str, str], chance: float | None) -> None:
+        self.as_json, self.titles, self.chance = as_json, titles, chance
         self.curves: dict[str, list[tuple[float, float]]] = {name: [] for name in titles}
         """By run: seconds of training and held-out accuracy."""
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        self.sample: dict[str, str] | None = None
+        self.now, self.pace, self.warnings = "", "", dict[str, None]()
+        if console.stderr.is_terminal and not as_json:
+            self.screen = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
 
     def displays(self, name: str) -> Callable[[int, int], Progress]:
         """What `train` asks for the display of one of the runs."""
         return lambda steps, done: _RaceProgress(self, name, steps, done)
 
-    def step(self, name: str, record: dict[str, Any], sample: dict[str, str] | None) -> None:
-        """A finished step of a run."""
-
-    def held_out(self, name: str, record: dict[str, Any]) -> None:
-        """A held-out score of a run, whose curve has it."""
-        seconds, accuracy = self.curves[name][-1]
-        chance = "" if self.chance is None else f" (chance {self.chance:.0%})"
-        console.note(
-            f"{self.titles[name]:<8} {seconds:5.1f} s of training, step {record['step']:>3}: {accuracy:4.0%} of the "
-            f"held-out questions right{chance}"
-        )
-
-    def pace(self, message: str) -> None:
-        """How long a run is going to take, once that is measured."""
-        console.note(message)
-
     def note(self, message: str) -> None:
-        console.note(message)
+        if self.screen:
+            self.now = message
+        else:
+            console.note(message)
 
     def warn(self, message: str) -> None:
-        console.warn(message)
+        if self.screen:
+            self.warnings[message] = None
+        else:
+            console.warn(message)
+
+    def _panel(self) -> Panel:
+        parts: list[Any] = [*map(Text, plot(self.curves, self.chance)), Text()]
+        for name, title in self.titles.items():
+            curve = self.curves[name]
+            parts.append(Text(f"{MARKS[name]} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
+        parts += [Text(), console.plain(self.now), *([console.plain(self.pace)] if self.pace else [])]
+        parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
+        if self.sample:
+            parts += [_Clipped("prompt", self.sample["prompt"], "dim"), _Clipped("trace", self.sample["trace"], "cyan")]
+        return Panel(Group(*parts), title="nrt quickstart: held-out questions right, by seconds of training")
 
 
-MEASURED = 2
-"""Steps after which a run's pace is said."""
-WORTH_SAYING = 60.0
-"""Seconds from which on it is."""
+MEASURED, WORTH_SAYING = 2, 60.0
+"""Steps after which a run's pace is said, and seconds from which on it is."""
 
 
 class _RaceProgress(Progress):
@@ -283,20 +282,23 @@ class _RaceProgress(Progress):
 
     def __init__(self, race: Race, name: str, steps: int, done: int) -> None:
         super().__init__(steps, done)
-        self.race, self.name, self.seconds, self.scored = race, name, 0.0, 0.0
+        self.race, self.name, self.title, self.seconds, self.scored = race, name, race.titles[name], 0.0, 0.0
 
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         self.done = record["step"]
         self.seconds += record["seconds"]
-        self.race.step(self.name, record, sample)
+        self.race.sample = sample
+        self._tell(record)
         left, taken = self.steps - self.done, self.done - self.start_step
         if taken == MEASURED and left * self.seconds / taken >= WORTH_SAYING:
             score = f" (the first took {self.scored / 60:.0f})" if self.scored else ""
-            self.race.pace(
-                f"{self.race.titles[self.name]}: {self.seconds / taken:.0f} s a step as measured, about "
+            self.race.pace = (
+                f"{self.title}: {self.seconds / taken:.0f} s a step as measured, about "
                 f"{left * self.seconds / taken / 60:.0f} minutes for the other {left} steps; held-out scores are "
                 f"besides{score}"
             )
+            if not self.race.screen:
+                console.note(self.race.pace)
 
     def held_out(self, record: dict[str, Any]) -> None:
         if self.done == self.start_step:
@@ -305,68 +307,26 @@ class _RaceProgress(Progress):
         accuracy = record.get("accuracy_thinking", record.get("accuracy_direct"))
         if accuracy is not None:
             self.race.curves[self.name].append((self.seconds, accuracy))
-            self.race.held_out(self.name, record)
+            chance = "" if self.race.chance is None else f" (chance {self.race.chance:.0%})"
+            self._tell(
+                record,
+                f"{self.title:<8} {self.seconds:5.1f} s of training, step {record['step']:>3}: {accuracy:4.0%} of the "
+                f"held-out questions right{chance}",
+            )
+
+    def _tell(self, record: dict[str, Any], line: str = "") -> None:
+        if self.race.as_json:
+            print_json_line({"arm": self.name, **record})
+        elif self.race.screen:
+            self.race.now = f"{self.title}, step {record['step']}"
+        elif line:
+            console.note(line)
 
     def note(self, message: str) -> None:
         self.race.note(message)
 
     def warn(self, message: str) -> None:
-        self.race.warn(f"{self.race.titles[self.name]}: {message}")
-
-
-class JsonRace(Race):
-    """One JSON object per line on stdout, with the name of its run."""
-
-    def step(self, name: str, record: dict[str, Any], sample: dict[str, str] | None) -> None:
-        print_json_line({"arm": name, **record})
-
-    def held_out(self, name: str, record: dict[str, Any]) -> None:
-        print_json_line({"arm": name, **record})
-
-
-class LiveRace(Race):
-    """A panel that redraws in place: a line for each run's accuracy against time, and a trace of the newest step."""
-
-    def __init__(self, titles: Mapping[str, str], chance: float | None) -> None:
-        super().__init__(titles, chance)
-        self.sample: dict[str, str] | None = None
-        self.now, self.measured, self.warnings = "", "", dict[str, None]()
-        self.live = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
-
-    def __enter__(self) -> "LiveRace":
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def step(self, name: str, record: dict[str, Any], sample: dict[str, str] | None) -> None:
-        self.sample, self.now = sample, f"{self.titles[name]}, step {record['step']}"
-
-    def held_out(self, name: str, record: dict[str, Any]) -> None:
-        self.now = f"{self.titles[name]}, step {record['step']}"
-
-    def pace(self, message: str) -> None:
-        self.measured = message
-
-    def note(self, message: str) -> None:
-        self.now = message
-
-    def warn(self, message: str) -> None:
-        self.warnings[message] = None
-
-    def _panel(self) -> Panel:
-        parts: list[Any] = [*map(Text, plot(self.curves, self.chance)), Text()]
-        for name, title in self.titles.items():
-            curve = self.curves[name]
-            parts.append(Text(f"{MARKS[name]} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
-        parts += [Text(), console.plain(self.now), *([console.plain(self.measured)] if self.measured else [])]
-        parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
-        if self.sample:
-            parts += [
-                _Clipped(name, self.sample[name], "cyan" if name == "trace" else "dim") for name in ("prompt", "trace")
-            ]
-        return Panel(Group(*parts), title="nrt quickstart: held-out questions right, by seconds of training")
+        self.race.warn(f"{self.title}: {message}")
 
 
 MARKS = {"sft": "s", "control": "c", "nrt": "*"}
@@ -400,24 +360,12 @@ def plot(
     return [*lines, f"{'':>5} +{'-' * width}", f"{'':>5}  0{seconds:>{width - 1}}"]
 
 
-def choose_race(as_json: bool, titles: Mapping[str, str], chance: float | None) -> Race:
-    """JSON for scripts, a live panel on a terminal, plain lines elsewhere."""
-    kind = JsonRace if as_json else LiveRace if console.stderr.is_terminal else Race
-    return kind(titles, chance)
-
-
-class EvalProgress:
+class EvalProgress(Display):
     """What a person sees while benchmarks are evaluated: plain lines, a few for each."""
-
-    def __enter__(self) -> "EvalProgress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def begin(self, benchmark: str, total: int, done: int) -> None:
         """A benchmark of `total` documents, of which `done` are in the store."""
-        self.benchmark, self.total, self.done, self.stored = benchmark, total, done, done
+        self.benchmark, self.total, self.done = benchmark, total, done
         if done == total:
             self.note(f"{benchmark}: all {total} documents are in the store")
         else:
@@ -434,26 +382,15 @@ class EvalProgress:
         """The benchmark is scored."""
         self.note(f"{row['benchmark']}: {row['metric']} {100 * row['score']:.1f} of {row['n']} documents")
 
-    def note(self, message: str) -> None:
-        console.note(message)
-
-    def warn(self, message: str) -> None:
-        console.warn(message)
-
 
 class LiveEvalProgress(EvalProgress):
     """A bar for each benchmark, on a terminal."""
 
     def __init__(self) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "eta", TimeRemainingColumn())
-        self.bars = Bars("{task.description:<12}", *columns, "{task.fields[score]}", console=console.stderr)
-
-    def __enter__(self) -> "LiveEvalProgress":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        self.screen = self.bars = Bars(
+            "{task.description:<12}", *columns, "{task.fields[score]}", console=console.stderr
+        )
 
     def begin(self, benchmark: str, total: int, done: int) -> None:
         self.bar = self.bars.add_task(benchmark, total=total, completed=done, score="")
@@ -471,19 +408,19 @@ def choose_for_eval() -> EvalProgress:
 
 
 @contextlib.contextmanager
-def counted(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """For work that is counted: call what this gives with what is done, how much of it, and how much there is.
+def counted(unit: str) -> Iterator[Callable[..., None]]:
+    """For work that is counted: call what this gives with what is done, how much of it and, if known, of how much.
 
-    A bar on a terminal, on stderr; elsewhere a line for each tenth.
+    A bar on a terminal, on stderr; elsewhere a line for each tenth, or every ten seconds.
     """
     if not console.stderr.is_terminal:
-        shown: dict[str, int] = {}
+        shown, started = dict[str, int](), time.monotonic()
 
-        def line(what: str, done: int, total: int) -> None:
-            tenth = done * 10 // max(1, total)
-            if shown.get(what) != tenth:
+        def line(what: str, done: int, total: int | None = None) -> None:
+            tenth = int(time.monotonic() - started) // 10 if total is None else done * 10 // max(1, total)
+            if shown.get(what, 0 if total is None else -1) != tenth:
                 shown[what] = tenth
-                console.note(f"{what}: {done:,} of {total:,} {unit}")
+                console.note(f"{what}: {done:,} {unit}" if total is None else f"{what}: {done:,} of {total:,} {unit}")
 
         yield line
         return
@@ -491,7 +428,7 @@ def counted(unit: str) -> Iterator[Callable[[str, int, int], None]]:
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, TimeRemainingColumn(), console=console.stderr, transient=True) as bars:
 
-        def bar(what: str, done: int, total: int) -> None:
+        def bar(what: str, done: int, total: int | None = None) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(what), total=total)
             bars.update(tasks[what], completed=done)
@@ -499,11 +436,8 @@ def counted(unit: str) -> Iterator[Callable[[str, int, int], None]]:
         yield bar
 
 
-class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
+class StudyProgress(Display):
     """What a person sees of a study, whose tasks run side by side: a line where one ends, and for each tenth of all."""
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def begin(self, work: Mapping[str, float]) -> None:
         """These tasks come next, each with how much work it is beside the others."""
@@ -515,12 +449,12 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
         self.shares[name] = share
         if (tenths := int(10 * self._done())) > self.tenths:
             self.tenths = tenths
-            console.note(f"{tenths}0 % done, eta {self.eta()}; {name}: {what}")
+            self.note(f"{tenths}0 % done, eta {self.eta()}; {name}: {what}")
 
     def ended(self, name: str, status: str, text: str) -> None:
         """A task is over."""
         self.shares[name] = 1.0
-        (console.note if status == "finished" else console.warn)(f"{name}: {status}{': ' if text else ''}{text}")
+        (self.note if status == "finished" else self.warn)(f"{name}: {status}{': ' if text else ''}{text}")
 
     def eta(self) -> str:
         """Time left at the pace so far."""
@@ -534,18 +468,10 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 class LiveStudyProgress(StudyProgress):
     """A bar for each task that runs and one for all of them, on a terminal."""
 
-    def __enter__(self) -> "LiveStudyProgress":
-        columns = (
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[what]}", markup=False),
-        )
-        self.bars = Bars(TextColumn("{task.description:<15}", markup=False), *columns, console=console.stderr)
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+    def __init__(self) -> None:
+        name, what = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description:<15", "fields[what]"))
+        columns = (name, BarColumn(), TextColumn("{task.percentage:>3.0f} %"), what)
+        self.screen = self.bars = Bars(*columns, console=console.stderr)
 
     def begin(self, work: Mapping[str, float]) -> None:
         super().begin(work)

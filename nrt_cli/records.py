@@ -23,6 +23,12 @@ Stop = Literal["end", "eos", "cap"]
 `eos` is any token that may not stand in a trace: one that ends the model's answers, or t_start.
 """
 
+Ended = Literal["finished", "failed", "interrupted"]
+"""How work that was begun came to its end."""
+
+Status = Literal["created", "running", "stopped", Ended]
+"""Of a run; one that was killed is `stopped`, since it could not say so itself."""
+
 
 @dataclass(frozen=True)
 class Example:

@@ -1,5 +1,6 @@
 """The config: merge order, refusals and what each refusal says."""
 
+import ast
 import json
 import os
 import re
@@ -17,11 +18,15 @@ from typer.testing import CliRunner
 
 from nrt_cli import config, methods
 from nrt_cli.commands.config import app
+from nrt_cli.config import explain as config_explain
+from nrt_cli.config import validation
+from nrt_cli.config.explain import commented, explain
 from nrt_cli.config.study import StudyConfig, StudyQuestion, Variant
 from nrt_cli.errors import ConfigError
 from nrt_cli.workflows.speedrun import Entry, Score
 
 ROOT = Path(__file__).parent.parent
+PRESETS = ("as-run", "nrt", "paper", "reference")
 NRT, PAPER, REFERENCE = (config.resolve({"preset": name}) for name in ("nrt", "paper", "reference"))
 
 
@@ -129,7 +134,8 @@ def test_merge_changes_neither_side() -> None:
 def test_saved_yaml_reads_back_as_the_same_config(preset: str, lr: float, group_size: int, path: str | None) -> None:
     asked = {"preset": preset, "optimiser": {"lr": lr}, "rollout": {"group_size": group_size}}
     resolved = config.resolve(asked, {"data": {"validation": path}})
-    assert config.resolve(yaml.safe_load(config.to_yaml(resolved))) == resolved
+    for text in (config.to_yaml(resolved), commented(resolved)):
+        assert config.resolve(yaml.safe_load(text)) == resolved
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
@@ -384,9 +390,78 @@ def test_a_missing_file_is_named() -> None:
         config.load("no/such.yaml")
 
 
+def test_a_key_that_was_renamed_or_is_gone_is_refused_with_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = {"optimizer": "optimiser", "train.device": "name the device under model"}
+    monkeypatch.setattr(validation, "RENAMED", renamed)
+    assert refusal("optimizer.lr=1") == "--set: there is no optimizer any more: it is called optimiser."
+    assert refusal("train.device=cpu") == "--set: there is no train.device any more: name the device under model."
+
+
 # --- the command -------------------------------------------------------------------------------------------------
 
 RUN = CliRunner()
+
+
+def test_explain_says_what_a_key_is_and_who_reads_it() -> None:
+    shown = RUN.invoke(app, ["explain", "optimiser.betas", "--json"])
+    assert json.loads(shown.stdout) == {
+        "key": "optimiser.betas",
+        "sentence": "Decay of the mean gradient and of its square (row 17).",
+        "value": "list of 2, each number at least 0 and below 1",
+        "defaults": {name: [0.9, 0.95 if name == "reference" else 0.999] for name in PRESETS},
+        "read_by": ["nrt_cli.backends.local.optimiser", "nrt_cli.backends.verl.settings"],
+    }
+    told = RUN.invoke(app, ["explain", "optimiser.betas"]).stdout
+    assert re.search(r"default +\[0.9, 0.999\] \(as-run, nrt, paper\) *\n *default +\[0.9, 0.95\] \(reference\)", told)
+
+
+def test_explain_lists_the_keys_of_a_section() -> None:
+    shown = json.loads(RUN.invoke(app, ["explain", "model.lora", "--json"]).stdout)
+    assert shown["sentence"].startswith("A trained update of low rank")
+    assert list(shown["keys"]) == ["model.lora.rank", "model.lora.alpha"]
+    assert "nrt_cli.models.lora" in shown["read_by"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rollout.cache_share", "number above 0 and below 1 or null"),
+        ("objective.length_divisor", "cap or whole number at least 1"),
+        ("data.strict", "true or false"),
+        ("verl", "mapping"),
+        ("model.device", "auto | cpu | cuda"),
+        ("judge.models", "list of text"),
+    ],
+)
+def test_explain_says_what_a_key_may_be(key: str, value: str) -> None:
+    assert explain(key)["value"] == value
+
+
+def test_a_key_that_is_none_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"there is no key 'bettas' \(did you mean 'optimiser.betas'\?\)"):
+        explain("bettas")
+
+
+def test_every_key_is_read() -> None:
+    """A setting without effect would be a lie."""
+    assert [key for key in config.sentences(config.RunConfig) if not explain(key)["read_by"]] == []
+
+
+def test_what_reads_a_key_is_found_by_the_classes_of_expressions() -> None:
+    source = config_explain.Source()
+    source.learn(ast.parse("class Job:\n    given: RunConfig | None\ndef made() -> 'ObjectiveSection': ..."))
+    source.learn(ast.parse("class ParallelSection:\n    def ranks(self): return self.nodes * self.gpus_per_node"))
+
+    def reads(*lines: str) -> set[str]:
+        return source.reads(ast.parse("\n".join(lines)))
+
+    assert reads("def f(config: RunConfig):", "    a, b = config.train, 1", "    return a.steps") == {"train.steps"}
+    assert reads("def f(job: Job): return job.given.model.lora.rank") == {"model.lora.rank"}
+    assert reads("made().tis_cap") == {"objective.tis_cap"}
+    # A model of something else, and a config whose section is handed on whole.
+    assert reads("def f(model: Model, config: RunConfig): return model.path, g(config.model)") == set()
+    # What a method of a section reads, its callers do.
+    assert reads("def f(given: ParallelSection): return given.ranks") == {"parallel.nodes", "parallel.gpus_per_node"}
 
 
 def test_show_prints_yaml_that_reads_back() -> None:

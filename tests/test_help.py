@@ -1,11 +1,18 @@
 """`nrt help`: pages from the installed package."""
 
+import ast
+import inspect
 import json
+import re
+import textwrap
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from nrt_cli import console
@@ -14,6 +21,33 @@ from nrt_cli.errors import ConfigError
 
 HELP = Path(__file__).parent.parent / "nrt_cli" / "help"
 PAGES = sorted(HELP.glob("*.md"))
+
+
+def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Every command that has none below it, with its words."""
+    inner = getattr(command, "commands", {})
+    for name, one in inner.items():
+        yield from leaves(one, (*words, name))
+    if not inner:
+        yield pytest.param(words, command, id=" ".join(words))
+
+
+LEAVES = list(leaves(get_command(app)))
+
+
+@pytest.mark.parametrize(("words", "command"), LEAVES)
+def test_every_command_has_an_example_of_itself_and_json(words, command):
+    examples = [line.split() for line in re.findall(r"\bnrt .*", command.epilog)]
+    named = ("runs",) if words == ("runs", "list") else words
+    assert any(tuple(example[1 : 1 + len(named)]) == named for example in examples)
+    assert any("--json" in option.opts for option in command.params)
+
+
+@pytest.mark.parametrize(("words", "command"), LEAVES)
+def test_every_command_reads_every_option_it_shows(words, command):
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(command.callback)))).body
+    read = {node.id for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    assert {option.name for option in command.params} - {"help"} <= read
 
 
 def say(*words: str) -> str:

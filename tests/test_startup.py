@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,41 @@ def test_what_a_user_says_of_waiting_is_kept(name: str) -> None:
 def test_torchs_openmp_reads_it(given: dict[str, str], count: str) -> None:
     told = read_in_a_new_process("import nrt_cli, torch", OMP_DISPLAY_ENV="verbose", **given)
     assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told) == [count]
+
+
+# --- packages --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_is_installed_is_called_as_a_strangers_package_may_be() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert [Path(package).name for package in build["packages"]] == ["nrt_cli", "nrt_analysis"]
+    assert all((ROOT / package / "__init__.py").is_file() for package in build["packages"])
+    # What an editable install puts on the path holds the same packages, and no others.
+    found = {file.parent.name for folder in build["dev-mode-dirs"] for file in (ROOT / folder).glob("*/__init__.py")}
+    assert found == {"nrt_cli", "nrt_analysis"}
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_package_called_analysis_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "__init__.py").write_text("WHOSE = 'a stranger'\n")
+    script = """
+import analysis, nrt_cli
+from nrt_cli.errors import StoreError
+assert analysis.WHOSE == "a stranger"
+try:
+    nrt_cli.analyze("dynamics", "nothing")
+except StoreError:
+    print("analysed", end="")
+"""
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "analysis"), os.environ.get("PYTHONPATH", "")])
+    for words, shown in ((["-c", script], "analysed"), (["-m", "nrt_cli", "analyze", "dynamics", "nothing"], "")):
+        done = subprocess.run(
+            [sys.executable, *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": folders},
+        )
+        assert done.stdout == shown, done.stderr
+        assert shown or done.stderr.startswith("nrt: nothing"), done.stderr

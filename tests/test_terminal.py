@@ -3,18 +3,23 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from rich.table import Table
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from nrt_cli import console, network
+from nrt_cli import cli, console, network
 from nrt_cli.commands import completion
+from nrt_cli.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +116,44 @@ def test_a_table_drops_columns_before_it_breaks_names(width, left, monkeypatch):
     console.show(table, ("step", "gain"))
     assert out.getvalue().split("\n")[0].split() == left.split()
     assert "a-long-name" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("model prepare m --out o --think-start null --init-start x", "--init-start has no effect where a trace"),
+        ("push m --out o --private", "--private has no effect on a folder; drop it."),
+        ("push m --repo a/b --overwrite", "--overwrite has no effect on a repository"),
+        ("generate m q --no-think --max-trace-tokens 9", "--max-trace-tokens has no effect with --no-think; drop it."),
+        ("chat m --no-think --max-trace-tokens 9", "--max-trace-tokens has no effect with --no-think; drop it."),
+        ("speedrun --table --model m", "--model has no effect beside --table; drop it."),
+        ("train digits --dry-run --profile", "--profile has no effect on a plan"),
+        ("train digits --dry-run --resume", "--resume has no effect on a plan"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(words, told):
+    error = CliRunner().invoke(cli.app, words.split()).exception
+    assert isinstance(error, ConfigError)
+    assert told in str(error)
+
+
+def test_a_command_that_was_renamed_is_refused_with_its_new_name(monkeypatch):
+    monkeypatch.setattr(cli, "RENAMED", {"estimate": "train --dry-run"})
+    error = CliRunner().invoke(cli.app, ["estimate", "digits"]).exception
+    assert isinstance(error, ConfigError)
+    assert str(error) == "`nrt estimate` is `nrt train --dry-run` now."
+
+
+def test_help_lists_every_command_by_what_a_person_is_doing():
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "100", "TERM": "dumb"}).stdout
+    found = re.findall(r"^╭─ (\w+) |^│ (\w+)  ", shown, re.MULTILINE)
+    panel, listed = "", {}
+    for title, command in found:
+        panel = title or panel
+        listed.setdefault(panel, []).extend([command] if command else [])
+    names = {panel: [module.__name__.rpartition(".")[2] for module in modules] for panel, modules in cli.PANELS.items()}
+    assert listed == {"Options": [], **names}
+    assert sorted(chain.from_iterable(names.values())) == sorted(get_command(cli.app).commands)
 
 
 def test_values_complete(tmp_path, monkeypatch):

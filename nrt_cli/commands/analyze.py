@@ -17,11 +17,11 @@ app = typer.Typer(help="Tables and figures of what runs left behind.", no_args_i
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.", show_default=False),
+    typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories."),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run.", show_default=False),
+    typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice of examples and of sampling.")]
 
@@ -68,7 +68,7 @@ def vocab(
     ],
     held_out: Annotated[bool, typer.Option("--held-out", help="Held-out traces instead of training's.")] = False,
     stop_words: Annotated[
-        Path | None, typer.Option(help="File of stop words, one a line; default: English ones.", show_default=False)
+        Path | None, typer.Option(help="File of stop words, one a line; default: English ones.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=30, help="Words ranked in each direction.")] = 12,
     out: Out = None,
@@ -95,18 +95,16 @@ def vocab(
 def cases(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare.", show_default=False
-        ),
+        typer.Argument(metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare."),
     ],
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Questions; default: 3.", show_default=False)] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Questions; default: 3.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Training's traces instead of held-out ones.")] = False,
     generate: Annotated[
         bool, typer.Option("--generate", help="Let the models think and answer now, greedily.")
     ] = False,
     question: Annotated[list[str] | None, typer.Option(help="Ask this instead; implies --generate.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cap on a generated trace and answer; default: 256.", show_default=False)
+        int | None, typer.Option(min=1, help="Cap on a generated trace and answer; default: 256.")
     ] = None,
     out: Out = None,
     as_json: AsJson = False,

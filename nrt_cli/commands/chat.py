@@ -5,7 +5,6 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from nrt_cli import console
 from nrt_cli.commands.config import AsJson
@@ -21,9 +20,6 @@ from nrt_cli.commands.generate import (
     think_mode,
 )
 from nrt_cli.errors import NrtError
-
-if TYPE_CHECKING:
-    from nrt_cli.workflows.generate import Conversation
 
 EXAMPLE = "Example: nrt chat runs/first\n\nOr: nrt chat runs/first --json < questions.txt"
 
@@ -45,9 +41,10 @@ def chat(
     """
     from nrt_cli.workflows.generate import Conversation, open_generator
 
+    mode = think_mode(think, max_trace_tokens)
     talk = Conversation(
         open_generator(model, suffix),
-        think_mode(think),
+        mode,
         seed,
         max_trace_tokens=max_trace_tokens,
         max_answer_tokens=max_answer_tokens,
@@ -59,9 +56,14 @@ def chat(
     if typed:
         console.note("One question a line. Ctrl-C stops a reply, Ctrl-D ends the talk.")
         talk.generator.load()  # now, and not while the first question waits
-    for question in _typed(as_json) if typed else _piped():
+    for question in _typed(as_json) if typed else filter(None, map(str.strip, sys.stdin)):
         try:
-            _reply(talk, question, as_json)
+            with contextlib.closing(talk.ask(question)) as pieces:
+                if as_json:
+                    console.write(json.dumps(talk.generator.record(question, talk.mode, pieces)) + "\n")
+                else:
+                    show(pieces)
+            console.stdout.file.flush()
         except KeyboardInterrupt:
             if not typed:
                 raise
@@ -70,18 +72,11 @@ def chat(
             if not typed:
                 raise
             console.warn(str(error))
-
-
-def _reply(talk: "Conversation", question: str, as_json: bool) -> None:
-    with contextlib.closing(talk.ask(question)) as pieces:
-        if as_json:
-            console.write(json.dumps(talk.generator.record(question, talk.mode, pieces)) + "\n")
         else:
-            show(pieces)
-    console.stdout.file.flush()
-    if talk.forgotten:
-        what = "earliest question" if talk.forgotten == 1 else f"{talk.forgotten} earliest questions"
-        console.note(f"The model's {talk.generator.reasoner.positions} positions had no room for the {what} any more.")
+            if talk.forgotten:
+                what = "earliest question" if talk.forgotten == 1 else f"{talk.forgotten} earliest questions"
+                positions = talk.generator.reasoner.positions
+                console.note(f"The model's {positions} positions had no room for the {what} any more.")
 
 
 def _typed(as_json: bool) -> Iterator[str]:
@@ -100,7 +95,3 @@ def _typed(as_json: bool) -> Iterator[str]:
             return
         if question:
             yield question
-
-
-def _piped() -> Iterator[str]:
-    yield from filter(None, (line.strip() for line in sys.stdin))

@@ -2,42 +2,55 @@
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.resources import files
+from typing import get_args
+
+Completer = Callable[[str], list[str]]
 
 
-def configs(incomplete: str) -> list[str]:
-    """Shipped training configs, and YAML files."""
-    from nrt_cli.config import configs_dir
+def _one_of(names: Callable[[], Iterable[str]], pattern: str | None = None) -> Completer:
+    """Completes one of the names, or a file of this pattern; what has to be imported for them is so when asked."""
 
-    shipped = (path.stem for path in configs_dir().glob("train/*.yaml"))
-    return [*_begun(shipped, incomplete), *_files(incomplete, "*.yaml")]
+    def complete(incomplete: str) -> list[str]:
+        begun = [name for name in names() if name.startswith(incomplete)]
+        return begun + (sorted(glob.glob(f"{glob.escape(incomplete)}{pattern}")) if pattern else [])
 
-
-def presets_and_configs(incomplete: str) -> list[str]:
-    from nrt_cli.config import configs_dir
-
-    return [*_begun((path.stem for path in configs_dir().glob("presets/*.yaml")), incomplete), *configs(incomplete)]
+    return complete
 
 
-def studies(incomplete: str) -> list[str]:
-    from nrt_cli.config import configs_dir
-
-    shipped = (path.stem for path in configs_dir().glob("study/*.yaml"))
-    return [*_begun(shipped, incomplete), *_files(incomplete, "*.yaml")]
-
-
-def speedruns(incomplete: str) -> list[str]:
-    from nrt_cli.workflows.speedrun import TRACKS
-
-    return _begun(TRACKS, incomplete)
+def _shipped(*folders: str) -> list[str]:
+    """Names of the YAML files in folders of `configs`."""
+    root = import_module("nrt_cli.config").configs_dir()
+    return [path.stem for folder in folders for path in sorted(root.glob(f"{folder}/*.yaml"))]
 
 
-def entries(incomplete: str) -> list[str]:
-    """Shipped entries of speedruns, and YAML files."""
-    from nrt_cli.workflows.speedrun import entry_files
+def _keys() -> list[str]:
+    config = import_module("nrt_cli.config")
+    return list(config.schema_keys(config.RunConfig))
 
-    return [*_begun((path.stem for path in entry_files()), incomplete), *_files(incomplete, "*.yaml")]
+
+configs = _one_of(lambda: _shipped("train"), "*.yaml")
+presets_and_configs = _one_of(lambda: _shipped("presets", "train"), "*.yaml")
+studies = _one_of(lambda: _shipped("study"), "*.yaml")
+entries = _one_of(lambda: _shipped("speedrun"), "*.yaml")
+speedruns = _one_of(lambda: import_module("nrt_cli.workflows.speedrun").TRACKS)
+methods = _one_of(lambda: import_module("nrt_cli.methods").METHODS)
+engines = _one_of(lambda: import_module("nrt_cli.backends").BACKENDS)
+statuses = _one_of(lambda: get_args(import_module("nrt_cli.records").Status))
+keys = _one_of(_keys)
+settings = _one_of(lambda: (f"{key}=" for key in _keys()))
+topics = _one_of(lambda: sorted(file.name[:-3] for file in (files("nrt_cli") / "help").iterdir()))
+
+
+def benchmarks(incomplete: str) -> list[str]:
+    """Benchmarks and categories; what is typed before the last comma stays."""
+    from nrt_cli.config.suite import NAMES, categories
+
+    before, comma, last = incomplete.rpartition(",")
+    known = ("all", *NAMES, *(f"category:{category}" for category in categories()))
+    return [f"{before}{comma}{name}" for name in known if name.startswith(last)]
 
 
 def runs(incomplete: str) -> list[str]:
@@ -47,70 +60,22 @@ def runs(incomplete: str) -> list[str]:
         steps = (os.path.basename(folder) for folder in glob.glob(f"{glob.escape(path)}/checkpoints/step-*"))
         numbers = sorted(int(name.removeprefix("step-")) for name in steps if name.removeprefix("step-").isdigit())
         return [f"{path}@{number}" for number in numbers if str(number).startswith(step)]
-    found = {
-        os.path.dirname(file)
-        for depth in ("*", "*/*", "*/*/*")
-        for file in glob.glob(f"{glob.escape(incomplete)}{depth}/manifest.json")
-    }
-    return sorted(found)
+    return sorted(map(os.path.dirname, _below(incomplete, 3, "/manifest.json")))
 
 
 def models(incomplete: str) -> list[str]:
     """Runs, and folders of models."""
-    folders = {
-        os.path.dirname(file)
-        for depth in ("*", "*/*")
-        for file in glob.glob(f"{glob.escape(incomplete)}{depth}/nrt.json")
-        if os.path.basename(os.path.dirname(file)) != "export"  # the run's name stands for it
-    }
-    return sorted({*runs(incomplete), *folders, *_begun(("builtin:smollm2-135m", "builtin:tiny"), incomplete)})
+    folders = map(os.path.dirname, _below(incomplete, 2, "/nrt.json"))
+    own = (folder for folder in folders if os.path.basename(folder) != "export")  # of a run, whose name stands for it
+    builtin = (name for name in ("builtin:smollm2-135m", "builtin:tiny") if name.startswith(incomplete))
+    return sorted({*runs(incomplete), *own, *builtin})
 
 
 def parquet(incomplete: str) -> list[str]:
-    return [file for depth in ("*", "*/*", "*/*/*") for file in _files(incomplete, f"{depth}.parquet")]
+    return _below(incomplete, 3, ".parquet")
 
 
-def methods(incomplete: str) -> list[str]:
-    from nrt_cli.methods import METHODS
-
-    return _begun(METHODS, incomplete)
-
-
-def statuses(incomplete: str) -> list[str]:
-    return _begun(("finished", "running", "stopped", "interrupted", "failed", "created"), incomplete)
-
-
-def engines(incomplete: str) -> list[str]:
-    from nrt_cli.backends import BACKENDS
-
-    return _begun(BACKENDS, incomplete)
-
-
-def benchmarks(incomplete: str) -> list[str]:
-    """Benchmarks and categories; what is typed before the last comma stays."""
-    from nrt_cli.config.suite import NAMES, categories
-
-    before, comma, last = incomplete.rpartition(",")
-    known = ("all", *NAMES, *(f"category:{category}" for category in categories()))
-    return [f"{before}{comma}{name}" for name in _begun(known, last)]
-
-
-def topics(incomplete: str) -> list[str]:
-    """Pages that `nrt help` prints."""
-    pages = (file.name for file in (files("nrt_cli") / "help").iterdir())
-    return sorted(_begun((name.removesuffix(".md") for name in pages if name.endswith(".md")), incomplete))
-
-
-def settings(incomplete: str) -> list[str]:
-    """Keys of `--set`, each with its equals sign."""
-    from nrt_cli.config import RunConfig, schema_keys
-
-    return _begun((f"{key}=" for key in schema_keys(RunConfig)), incomplete)
-
-
-def _begun(names: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def _files(incomplete: str, pattern: str) -> list[str]:
-    return sorted(glob.glob(f"{glob.escape(incomplete)}{pattern}"))
+def _below(incomplete: str, deep: int, end: str) -> list[str]:
+    """Files that are called so, in the folder that is typed and at most so deep below it."""
+    depths = ("*", "*/*", "*/*/*")[:deep]
+    return [file for depth in depths for file in sorted(glob.glob(f"{glob.escape(incomplete)}{depth}{end}"))]

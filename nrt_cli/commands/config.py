@@ -1,22 +1,23 @@
-"""`nrt config`: show, check and compare configurations."""
+"""`nrt config`: show, check, compare and explain configurations."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commands import completion
+from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
 
-app = typer.Typer(help="Show, check and compare configurations.", no_args_is_help=True)
+app = typer.Typer(help="Show, check, compare and explain configurations.", no_args_is_help=True)
 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", autocompletion=completion.settings, help="Override a key: --set rollout.group_size=4."),
 ]
+CONFIG = typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 TrainData = Annotated[
     str | None, typer.Option("--data", autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
@@ -37,27 +38,62 @@ def section(name: str, /, **given: Any) -> dict[str, Any]:
     return {name: found} if found else {}
 
 
+def no_effect(why: str, **given: Any) -> None:
+    """Refuse options that nothing would read: those that were given. `why` follows their name."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect {why}; drop it.")
+
+
 @app.command(epilog="Example: nrt config show train/quickstart --set rollout.group_size=4")
 def show(
-    name: Annotated[
-        str | None,
-        typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset."),
-    ] = None,
+    name: Annotated[str | None, CONFIG] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration: preset, file and overrides put together."""
-    from nrt_cli import config  # pydantic: a third of the time that `nrt --help` may take
+    """Print the resolved configuration, preset, file and overrides put together, with a comment for every key."""
+    from nrt_cli.config.explain import commented  # pydantic: a third of the time that `nrt --help` may take
 
     resolved = _load(name, overrides)
-    console.result(resolved.model_dump(mode="json"), as_json, lambda _: console.write(config.to_yaml(resolved)))
+    console.result(resolved.model_dump(mode="json"), as_json, lambda _: console.write(commented(resolved)))
+
+
+@app.command(epilog="Example: nrt config explain objective.token_signal")
+def explain(
+    key: Annotated[
+        str, typer.Argument(autocompletion=completion.keys, help="A key, such as train.steps, or a section.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a key is: what it does, what it may be, its default under each preset, and which modules read it."""
+    from nrt_cli.config.explain import explain
+
+    console.result(explain(key), as_json, _explain)
+
+
+def _explain(found: dict[str, Any]) -> None:
+    from nrt_cli.config.validation import written
+
+    console.stdout.print(console.plain(f"{found['key']}\n{found['sentence']}"), style="bold", soft_wrap=True)
+    rows = list(found.get("keys", {}).items())
+    if "value" in found:
+        presets: dict[str, list[str]] = {}
+        for preset, value in found["defaults"].items():
+            presets.setdefault(written(value), []).append(preset)
+        rows += [("value", found["value"])]
+        rows += [
+            ("default", text if len(presets) == 1 else f"{text} ({', '.join(names)})")
+            for text, names in presets.items()
+        ]
+    rows += [("read by", ", ".join(found["read_by"]) or "no module")]
+    table = console.table("", "", rows=rows, box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    console.stdout.print(table)
 
 
 @app.command(epilog="Example: nrt config check my-run.yaml")
 def check(
-    name: Annotated[
-        str, typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
-    ],
+    name: Annotated[str, CONFIG],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -68,9 +104,7 @@ def check(
 
 @app.command(epilog="Example: nrt config diff paper reference")
 def diff(
-    left: Annotated[
-        str, typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
-    ],
+    left: Annotated[str, CONFIG],
     right: Annotated[
         str, typer.Argument(autocompletion=completion.presets_and_configs, help="What to compare it with.")
     ],
@@ -81,13 +115,9 @@ def diff(
 
     rows = config.diff(_load(left), _load(right))
 
-    def render(_: object) -> None:
-        table = Table("key", left, right)
-        for key, a, b in rows:
-            table.add_row(key, console.plain(str(a)), console.plain(str(b)))
-        console.stdout.print(table if rows else "no differences")
-
-    console.result([{"key": key, "left": a, "right": b} for key, a, b in rows], as_json, render)
+    record = [{"key": key, "left": a, "right": b} for key, a, b in rows]
+    table = console.table("key", left, right, rows=rows)
+    console.result(record, as_json, lambda _: console.stdout.print(table if rows else "no differences"))
 
 
 def _load(name: str | None, overrides: list[str] | None = None) -> "RunConfig":

@@ -39,7 +39,6 @@ def doctor(
             metavar="[CONFIG]",
             autocompletion=completion.configs,
             help="YAML file, shipped config, or a run.",
-            show_default=False,
         ),
     ] = None,
     method: Annotated[

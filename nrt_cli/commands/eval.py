@@ -25,7 +25,6 @@ Out = Annotated[
     Path | None,
     typer.Option(
         help="Folder for the results. Default: evals/ in the run; evals/NAME here for a model that is no run's.",
-        show_default=False,
     ),
 ]
 Unsafe = Annotated[
@@ -59,7 +58,6 @@ def evaluate(
             metavar="MODEL",
             autocompletion=completion.models,
             help="DIR, RUN, RUN@STEP, RUN@best or builtin:smollm2-135m.",
-            show_default=False,
         ),
     ] = None,
     benchmarks: Annotated[
@@ -83,14 +81,12 @@ def evaluate(
         typer.Option(
             help="Your own pairs instead of benchmarks, as nrt data prepare writes them: how often the answer is right "
             "with thinking, with the null trace, directly, and with another row's trace.",
-            show_default=False,
         ),
     ] = None,
     grader: Annotated[
         str | None,
         typer.Option(
             help="With --data: number, math, choice, exact or module:function. Default: as the file says.",
-            show_default=False,
         ),
     ] = None,
     out: Out = None,
@@ -167,7 +163,7 @@ def compare(
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What OLMES or lm-eval wrote.")],
     model: Annotated[
-        str | None, typer.Option(help="The model it is of, as for nrt eval; the results go there.", show_default=False)
+        str | None, typer.Option(help="The model it is of, as for nrt eval; the results go there.")
     ] = None,
     out: Out = None,
     as_json: AsJson = False,

@@ -8,7 +8,7 @@ import typer
 
 from nrt_cli import console
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import AsJson
+from nrt_cli.commands.config import AsJson, no_effect
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,16 +58,21 @@ def generate(
 
     from nrt_cli.workflows.generate import open_generator
 
+    mode = think_mode(think, max_trace_tokens)
     generator = open_generator(model, suffix)
-    asked = (question, think_mode(think), max_trace_tokens, max_answer_tokens, temperature, seed)
+    asked = (question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
     if as_json:
         console.result(generator.answer(*asked), True, lambda _: None)
     else:
         show(generator.stream(*asked))
 
 
-def think_mode(think: bool | None) -> "ThinkMode":
-    return "on" if think is None else "forced" if think else "off"
+def think_mode(think: bool | None, max_trace_tokens: int | None) -> "ThinkMode":
+    """Raises ConfigError for a cap on the trace of a model that is not to think."""
+    if think is False:
+        no_effect("with --no-think", max_trace_tokens=max_trace_tokens)
+        return "off"
+    return "on" if think is None else "forced"
 
 
 def show(pieces: "Iterable[tuple[Part, str]]") -> None:

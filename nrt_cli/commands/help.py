@@ -5,7 +5,6 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -23,35 +22,22 @@ def help(
     as_json: AsJson = False,
 ) -> None:
     """Print a page of the documentation; without a topic, list them."""
-    pages = files("nrt_cli") / "help"
+    pages = {page.name[:-3]: page.read_text(encoding="utf-8") for page in (files("nrt_cli") / "help").iterdir()}
+    listed = [
+        {"topic": name, "title": text.partition("\n")[0].removeprefix("# ")} for name, text in sorted(pages.items())
+    ]
     if topic is None:
-        titles = {name: (pages / f"{name}.md").read_text(encoding="utf-8") for name in completion.topics("")}
-        listed = [{"topic": name, "title": _title(text)} for name, text in titles.items()]
-        console.result(listed, as_json, _list)
+        rows = ((f"nrt help {row['topic']}", row["title"]) for row in listed)
+        style: dict[str, Any] = {"box": None, "show_header": False, "pad_edge": False, "padding": (0, 2, 0, 0)}
+        console.result(listed, as_json, lambda _: console.stdout.print(console.table("", "", rows=rows, **style)))
         return
     name = topic.lower()
-    if name not in completion.topics(""):
-        raise ConfigError(f"there is no page {topic!r}. {_nearest(name, context)}")
-    text = (pages / f"{name}.md").read_text(encoding="utf-8")
-    console.result({"topic": name, "title": _title(text), "text": text}, as_json, lambda _: console.page(text))
-
-
-def _title(text: str) -> str:
-    return text.partition("\n")[0].removeprefix("# ")
-
-
-def _list(listed: list[dict[str, Any]]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for row in listed:
-        table.add_row(f"nrt help {row['topic']}", row["title"])
-    console.stdout.print(table)
-
-
-def _nearest(name: str, context: typer.Context) -> str:
-    """What a person may have meant who asked for a page that is not there."""
-    root: Any = context.find_root().command
-    if name in root.commands:
-        return f"`nrt {name} --help` explains the command; `nrt help` lists the pages."
-    topics = completion.topics("")
-    close = difflib.get_close_matches(name, topics, n=1, cutoff=0.5)
-    return f"Did you mean `nrt help {close[0]}`?" if close else f"Pages: {', '.join(topics)}."
+    if name not in pages:
+        close = difflib.get_close_matches(name, pages, n=1, cutoff=0.5)
+        meant = f"Did you mean `nrt help {close[0]}`?" if close else f"Pages: {', '.join(sorted(pages))}."
+        root: Any = context.find_root().command
+        if name in root.commands:
+            meant = f"`nrt {name} --help` explains the command; `nrt help` lists the pages."
+        raise ConfigError(f"there is no page {topic!r}. {meant}")
+    (found,) = (row for row in listed if row["topic"] == name)
+    console.result(found | {"text": pages[name]}, as_json, lambda _: console.page(pages[name]))

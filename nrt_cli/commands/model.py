@@ -7,6 +7,7 @@ import typer
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt, settings
+from nrt_cli.commands.config import no_effect
 
 USUAL = {"think_start": "<|think_start|>", "think_end": "<|think_end|>"}
 
@@ -47,18 +48,22 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Add think tokens, a pad token and a chat template to a model, check it, and write it as safetensors."""
+    if think_start == "null":
+        no_effect("where a trace follows the prompt directly", init_start=init_start != "\n\n")
     # torch and transformers take seconds to import: only when there is work for them.
     from nrt_cli.models.prepare import prepare_model
 
     if not as_json:
         console.note(f"Preparing {source} ...")
+    # As shells pass them on.
+    unescaped = [text.replace("\\n", "\n").replace("\\t", "\t") for text in (init_start, init_end)]
     prepared = prepare_model(
         source,
         out,
         think_start=None if think_start == "null" else think_start,
         think_end=think_end,
-        init_start=_unescape(init_start),
-        init_end=_unescape(init_end),
+        init_start=unescaped[0],
+        init_end=unescaped[1],
         noise=init_noise,
         dtype=dtype,
         seed=seed,
@@ -68,13 +73,10 @@ def prepare(
     console.result(data, as_json, _render)
 
 
-def _unescape(text: str) -> str:
-    r"""`\n` and `\t` as shells pass them on, as the characters they mean."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
 def _render(data: dict[str, Any]) -> None:
     """The summary for people."""
+    from nrt_cli.models.vocabulary import HALFWAY, MEAN, same_start, start_text
+
     tokens = data["tokens"]
     # A config expects the usual think tokens unless it says otherwise.
     words = settings(
@@ -83,32 +85,26 @@ def _render(data: dict[str, Any]) -> None:
     named = [f"{role} {t['token']} = {t['id']}" for role, t in tokens.items() if t["id"] is not None]
     # A folder that was prepared before these were recorded has none.
     named += [f"stop {t['token']} = {t['id']}" for t in data.get("stop_tokens", [])[1:]]
-    lines = [
-        f"{data['folder']}: {'already prepared, nothing to do' if data['unchanged'] else 'written and verified'}",
-        f"  parameters   {data['parameters']:,} ({data['dtype']}), head {'tied' if data['tied_head'] else 'not tied'}",
-        f"  vocabulary   {data['vocabulary']:,} tokens in {data['embedding_rows']:,} rows",
-        f"  tokens       {', '.join(named)}",
-        f"  new rows     {_new_rows(data)}",
-        f"  template     {data['chat_template']}",
-        f"Next: {nrt('train', 'laptop', '--model', Path(data['folder']), '--data', 'DATA.parquet', *words)}",
-    ]
-    console.stdout.print(console.plain("\n".join(lines)), soft_wrap=True)
-
-
-def _new_rows(data: dict[str, Any]) -> str:
-    from nrt_cli.models.vocabulary import HALFWAY, MEAN, same_start, start_text
-
-    if not data["new_ids"]:
-        return "none: the model had every token"
-    settings, tokens = data["settings"], data["tokens"]
-    starts = {"think_start": settings["init_start"], "think_end": settings["init_end"], "pad": MEAN}
-    # A folder that was prepared before these were recorded has the one token that was asked for.
-    rows = {role: data.get("new_rows", {}).get(tokens[role]["token"], [asked]) for role, asked in starts.items()}
-    new = [
-        f"{role} from {start_text(starts[role], rows[role])}"
-        for role in starts
-        if tokens[role]["id"] in data["new_ids"]
-    ]
-    if same_start(list(data.get("new_rows", {}).values())):
-        new[0] += HALFWAY
-    return f"{', '.join(new)}; noise {settings['noise']:g}"
+    new = ["none: the model had every token"]
+    if data["new_ids"]:
+        asked = data["settings"]
+        starts = {"think_start": asked["init_start"], "think_end": asked["init_end"], "pad": MEAN}
+        recorded = data.get("new_rows", {})
+        # A folder that was prepared before these were recorded has the one token that was asked for.
+        rows = {role: recorded.get(tokens[role]["token"], [text]) for role, text in starts.items()}
+        new = [
+            f"{role} from {start_text(text, rows[role])}"
+            for role, text in starts.items()
+            if tokens[role]["id"] in data["new_ids"]
+        ]
+        new[0] += HALFWAY if same_start(list(recorded.values())) else ""
+        new[-1] += f"; noise {asked['noise']:g}"
+    console.say(
+        f"{data['folder']}: {'already prepared, nothing to do' if data['unchanged'] else 'written and verified'}\n"
+        f"  parameters   {data['parameters']:,} ({data['dtype']}), head {'tied' if data['tied_head'] else 'not tied'}\n"
+        f"  vocabulary   {data['vocabulary']:,} tokens in {data['embedding_rows']:,} rows\n"
+        f"  tokens       {', '.join(named)}\n"
+        f"  new rows     {', '.join(new)}\n"
+        f"  template     {data['chat_template']}\n"
+        f"Next: {nrt('train', 'laptop', '--model', Path(data['folder']), '--data', 'DATA.parquet', *words)}"
+    )

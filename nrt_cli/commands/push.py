@@ -7,7 +7,7 @@ import typer
 
 from nrt_cli import console
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import AsJson
+from nrt_cli.commands.config import AsJson, no_effect
 
 EXAMPLE = "Example: nrt push runs/mine --repo me/smollm2-nrt --private\n\nOr: nrt push runs/mine@20 --out shared/model"
 
@@ -19,23 +19,15 @@ def push(
             metavar="MODEL", autocompletion=completion.models, help="RUN, RUN@STEP, RUN@best, folder or builtin:NAME."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)] = None,
-    repo: Annotated[
-        str | None, typer.Option(help="Repository on the Hugging Face hub, OWNER/NAME.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Repository on the Hugging Face hub, OWNER/NAME.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    license: Annotated[
-        str | None, typer.Option(help="The licence you give it, such as apache-2.0.", show_default=False)
-    ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id of the starting model, for the card.", show_default=False)
-    ] = None,
+    license: Annotated[str | None, typer.Option(help="The licence you give it, such as apache-2.0.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the starting model, for the card.")] = None,
     gguf: Annotated[
         bool, typer.Option("--gguf", help="Add a GGUF file for llama.cpp, made by its convert_hf_to_gguf.py.")
     ] = False,
-    converter: Annotated[
-        Path | None, typer.Option(help="That converter, where it is not on the PATH.", show_default=False)
-    ] = None,
+    converter: Annotated[Path | None, typer.Option(help="That converter, where it is not on the PATH.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that stands at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,6 +35,11 @@ def push(
 
     It loads with transformers 4.57 and 5, vLLM and llama.cpp's converter; its card has the lines that serve it.
     """
+    if out is not None:
+        no_effect("on a folder", private=private)
+    if repo is not None:
+        no_effect("on a repository, to which a commit is added", overwrite=overwrite)
+
     from nrt_cli.workflows.push import Parcel
     from nrt_cli.workflows.push import push as run_push
 

@@ -4,11 +4,11 @@ import os
 import sys
 import webbrowser
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
@@ -17,7 +17,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.records import measured
 
 if TYPE_CHECKING:
-    from nrt_cli.workflows.quickstart import Expected, Outcome, Start
+    from nrt_cli.workflows.quickstart import Expected, Outcome
 
 EXAMPLE = "Example: nrt quickstart"
 
@@ -51,17 +51,13 @@ def quickstart(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="With --real: a hub id, folder, GGUF file or built-in model in place of Qwen2.5-Coder-0.5B-Instruct.",
-            show_default=False,
+            help="With --real: a hub id, folder, GGUF file or built-in model in place of Qwen2.5-Coder-0.5B-Instruct."
         ),
     ] = None,
     real: Annotated[bool, typer.Option("--real", help="A real language model, on word problems.")] = False,
-    arms: Annotated[
-        str | None, typer.Option(help="Some of sft,control,nrt; default: all, with --real nrt.", show_default=False)
-    ] = None,
+    arms: Annotated[str | None, typer.Option(help="Some of sft,control,nrt; default: all, with --real nrt.")] = None,
     folder: Annotated[
-        Path | None,
-        typer.Option(help="Where runs and page go; default: quickstart, or quickstart-real.", show_default=False),
+        Path | None, typer.Option(help="Where runs and page go; default: quickstart, or quickstart-real.")
     ] = None,
     overrides: Overrides = None,
     show: Annotated[
@@ -76,7 +72,7 @@ def quickstart(
     model works word problems out.
     """
     from nrt_cli.commands.report import make_report, require_packages
-    from nrt_cli.progress import choose_race, print_json_line
+    from nrt_cli.progress import Race, print_json_line
     from nrt_cli.workflows import quickstart as workflow
 
     if model is not None and not real:
@@ -91,34 +87,38 @@ def quickstart(
             print_json_line({"kind": "expected", **measured(asdict(expected))})
         else:
             _tell(expected)
-    outcome = workflow.quickstart(start, lambda arms, chance: choose_race(as_json, arms, chance))
+    outcome = workflow.quickstart(start, partial(Race, as_json))
     page = make_report(outcome.runs, folder / "report", ["html"])[1][0]
     if as_json:
         runs = [str(run) for run in outcome.runs]
         print_json_line({"kind": "summary", **asdict(outcome), "runs": runs, "report": str(page)})
         return
     _show(outcome, recipe.chance)
-    _print(f"\nAll of it as a page: {page}")
+    console.say(f"\nAll of it as a page: {page}")
     if show and _has_screen():
         webbrowser.open(page.resolve().as_uri())
-    _print("\n" + (_next_real(start, outcome) if real else _next(folder, outcome)))
-
-
-def _next(folder: Path, outcome: "Outcome") -> str:
-    another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
-    return NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another)
-
-
-def _next_real(start: "Start", outcome: "Outcome") -> str:
-    last, others = start.arms[-1], [name for name in start.recipe.arms if name not in {arm.name for arm in start.arms}]
-    missing = nrt("quickstart", "--real", "--folder", start.folder, "--arms", ",".join(start.recipe.arms))
+    last = start.arms[-1]
+    if not real:
+        another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
+        console.say("\n" + NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another))
+        return
+    missing = nrt("quickstart", "--real", "--folder", folder, "--arms", ",".join(recipe.arms))
     mine = {"--data": Path("data/mine/train.parquet"), "--validation": Path("data/mine/validation.parquet")}
     options = [part for pair in mine.items() for part in pair]
-    return NEXT_REAL.format(
+    following = NEXT_REAL.format(
         generate=nrt("generate", last.path, QUESTION_REAL),
         chat=nrt("chat", last.path),
-        more=f"  {missing}\n" if others else "",
+        more="" if {arm.name for arm in start.arms} >= set(recipe.arms) else f"  {missing}\n",
         train=nrt("train", "real", "--model", Path(last.config.model.path), *options, "--run", Path("runs/mine")),
+    )
+    console.say(f"\n{following}")
+
+
+def _has_screen() -> bool:
+    """Whether a person sits before a desktop: not in a pipe, over a plain SSH connection, or in CI."""
+    windows = sys.platform in ("win32", "darwin") and not os.environ.get("SSH_CONNECTION")
+    return console.stdout.is_terminal and (
+        windows or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     )
 
 
@@ -149,31 +149,17 @@ def _tell(expected: "Expected") -> None:
         )
 
 
-def _has_screen() -> bool:
-    """Whether a person sits before a desktop: not in a pipe, over a plain SSH connection, or in CI."""
-    windows = sys.platform in ("win32", "darwin") and not os.environ.get("SSH_CONNECTION")
-    return console.stdout.is_terminal and (
-        windows or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    )
-
-
-def _print(text: str) -> None:
-    console.stdout.print(console.plain(text), soft_wrap=True)
-
-
 def _show(outcome: "Outcome", chance: float | None) -> None:
     """The table, in pairs what thinking adds, and one question's traces."""
     from nrt_cli.workflows.quickstart import KINDS, MORE
 
-    table = Table("", title="Held-out questions answered right, in percent [95 % intervals]", box=None)
-    table.title_justify, table.title_style, table.padding, table.pad_edge = "left", "bold", (0, 2, 0, 0), False
-    for measure in KINDS:
-        table.add_column(measure.title.removeprefix("accuracy, "), justify="right")
-    for row in outcome.rows:
-        table.add_row(row.title, *map(_percent, row.accuracies))
-    console.stdout.print(table)
+    rows = [(row.title, *map(_percent, row.accuracies)) for row in outcome.rows]
+    style: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "pad_edge": False, "title_style": "bold"}
+    title = "Held-out questions answered right, in percent [95 % intervals]"
+    columns = [f">{measure.title.removeprefix('accuracy, ')}" for measure in KINDS]
+    console.stdout.print(console.table("", *columns, rows=rows, title=title, title_justify="left", **style))
     guessed = "" if chance is None else f"; chance is {100 * chance:.0f}"
-    _print(
+    console.say(
         f"n = {outcome.questions} held-out questions, greedy answers, one seed{guessed}.\n"
         "Without a trace an answer may be longer by a trace, so what learned to work may do so there; another row's "
         "trace leaves it no room."
@@ -185,15 +171,15 @@ def _show(outcome: "Outcome", chance: float | None) -> None:
     ]
     title = outcome.rows[-1].title
     if added:
-        _print(
+        console.say(
             f"{title}, thinking less than the same model with another or no trace, question by question: "
             f"{'; '.join(added)}."
         )
-    _print(f"Training took {outcome.seconds / 60:.1f} minutes, scoring aside.")
+    console.say(f"Training took {outcome.seconds / 60:.1f} minutes, scoring aside.")
     if not outcome.traces:
         return
     console.stdout.print(f"\n[bold]What {title} thinks of the first held-out question[/bold] (not chosen)")
-    _print(f"  {outcome.question.strip()}   reference: {outcome.reference.strip()}")
+    console.say(f"  {outcome.question.strip()}   reference: {outcome.reference.strip()}")
     for said in outcome.traces:
         line = console.plain(f"  step {said.step:>3}  {' '.join(said.trace.split()) or '(nothing)'}")
         line.stylize("cyan" if said.right else "dim")

@@ -42,9 +42,7 @@ def report(
     ] = DEFAULT,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the files; by default report in the one study or run, else here.", show_default=False
-        ),
+        typer.Option(help="Folder for the files; by default report in the one study or run, else here."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -138,10 +137,8 @@ def _render_plan(plan: "StudyPlan") -> None:
 
     console.stdout.print(console.plain(f"{plan.title}: {len(plan.steps)} runs in {plan.study}"))
     if total := plan.total:
-        table = Table("one run", "", title="The longest run", title_justify="left")
-        for row in plan.longest:
-            table.add_row(*map(console.plain, row))
-        console.stdout.print(table)
+        title = {"title": "The longest run", "title_justify": "left"}
+        console.stdout.print(console.table("one run", "", rows=plan.longest, **title))
         expected, scoring = total["gpu_hours"], total["scoring"] / 3600
         if math.isnan(expected):
             hours = "no time is predicted"
@@ -159,4 +156,4 @@ def _render_plan(plan: "StudyPlan") -> None:
         console.stdout.print(console.plain(_judging(judge.judge, judge.requests, judge.dollars_most)))
     console.stdout.print("commands:")
     for command in plan.commands:
-        console.stdout.print(console.plain(f"  {command}"), soft_wrap=True)
+        console.say(f"  {command}")

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -12,6 +12,7 @@ from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
+from nrt_cli.records import Status
 
 EXAMPLE = "Example: nrt runs runs/ --method am --status finished"
 
@@ -32,12 +33,9 @@ app = typer.Typer(
 )
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Run directory.", show_default=False)
-]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Run directory.")]
 RunPaths = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.", show_default=False),
+    list[Path], typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.")
 ]
 
 
@@ -50,16 +48,15 @@ def list_(
     ] = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(
-            autocompletion=completion.statuses,
-            help="Only finished, running, stopped, interrupted, failed or created ones.",
-        ),
+        typer.Option(autocompletion=completion.statuses, help=f"Only {', '.join(get_args(Status))} ones."),
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; several: with all.")] = None,
     where: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only runs with this setting.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs: method, status, steps, held-out log P(y*) and gain over the null trace, tags."""
+    if unknown := set(status or ()) - set(get_args(Status)):
+        raise ConfigError(f"--status {min(unknown)}: there is none; choose from {', '.join(get_args(Status))}.")
     from nrt_cli.workflows.runs import list_runs
 
     records = list_runs(root, method or (), status or (), tag or (), where or ())
@@ -70,24 +67,19 @@ def _list(records: list[dict[str, Any]], filtered: bool) -> None:
     if not records:
         console.note("no run matches." if filtered else "no runs here; start one with `nrt train`.")
         return
-    table = Table(box=None, padding=(0, 1), caption="log P(y*), gain over the null trace: held-out, in nats")
-    table.add_column("run", overflow="fold")
-    for column in ("method", "status", "step", "log P(y*)", "gain"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("tags", overflow="fold")
-    table.add_column("created", no_wrap=True)
-    for r in records:
-        scores = (_number(r["held_out"], ".2f"), _number(r["gain"], "+.2f"))
-        ends = (", ".join(r["tags"]), r["created"][:10])
-        cells = (r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", *scores, *ends)
-        table.add_row(*map(console.plain, cells))
+    columns = ("run", "method", "status", "step", "log P(y*)", "gain", "tags", "created")
+    rows = (
+        (
+            r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", console.number(r["held_out"], ".2f"),
+            console.number(r["gain"], "+.2f"), ", ".join(r["tags"]), r["created"][:10],
+        )
+        for r in records
+    )  # fmt: skip
+    caption = "log P(y*), gain over the null trace: held-out, in nats"
+    table = console.table(*columns, rows=rows, box=None, padding=(0, 1), caption=caption)
+    for column in table.columns:
+        column.no_wrap = str(column.header) not in ("run", "tags")
     console.show(table, ("created", "tags", "log P(y*)", "step", "method", "gain", "status"))
-
-
-def _number(value: Any, form: str = ".4g") -> str:
-    if value is None:
-        return "-"
-    return format(value, form) if isinstance(value, float) else str(value)
 
 
 @app.command(epilog="Example: nrt runs show runs/am")
@@ -100,8 +92,20 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
 
 
 def _show(record: dict[str, Any]) -> None:
-    out = console.stdout
-    out.rule(console.plain(f"{record['run']}: {record['title']}, {record['status']}"), style="bold")
+    console.stdout.rule(console.plain(f"{record['run']}: {record['title']}, {record['status']}"), style="bold")
+    chosen, last = "-", "-"
+    if best := record["best"]:
+        others = ", ".join(map(str, best["steps"][:-1]))
+        among = f"of {others} and {best['steps'][-1]}" if others else "the only stored one that was scored"
+        chosen = (
+            f"step {best['step']} by {best['measure']}, {among}: {console.number(best['reported'])} on "
+            f"{best['reported_rows']} held-out rows; {console.number(best['chosen'])} on the {best['chosen_rows']} "
+            "others, which chose it (train.validate_every says how often to score)"
+        )
+    if record["events"]:
+        event = record["events"][-1]
+        rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "kind"))
+        last = f"{event.get('time')} {event.get('kind')}" + (f" ({rest})" if rest else "")
     facts = {
         "steps": f"{record['step']} of {record['steps']}",
         "created": record["created"],
@@ -110,68 +114,49 @@ def _show(record: dict[str, Any]) -> None:
         "device": ", ".join(f"{key} {value}" for key, value in (record["device"] or {}).items()),
         "versions": ", ".join(f"{key} {value}" for key, value in (record["versions"] or {}).items() if value),
         "checkpoints": ", ".join(map(str, record["checkpoints"])) or "-",
-        "best": _best(record["best"]),
+        "best": chosen,
         "analyses": ", ".join(record["analyses"]) or "-",
         "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record["sizes"].items()),
-        "last event": _event(record["events"]),
+        "last event": last,
         "next": record["next"],
     }
     _pairs(None, facts)
-    _pairs("settings unlike the preset", {key: str(value) for key, value in record["settings"].items()})
+    _pairs("settings unlike the preset", record["settings"])
     for scores in record["held_out_scores"]:
-        shown = {key: _number(value) for key, value in scores.items() if key not in ("kind", "step")}
+        shown = {key: console.number(value) for key, value in scores.items() if key not in ("kind", "step")}
         _pairs(f"held-out scores after step {scores['step']}", shown)
     if record["held_out_measures"]:
         console.stdout.print(measures_table(record["held_out_measures"], "held-out pairs, before and after training"))
-    evaluations = {f"{e['benchmark']} ({e['of']}, {e['backend']})": e for e in record["evaluations"]}
-    _pairs(
-        "evaluations",
-        {n: f"{_number(e['score'], '.3f')} ± {_number(e['error'], '.3f')}, n {e['n']}" for n, e in evaluations.items()},
-    )
-    _pairs("training, mean of the last 10 steps", {key: _number(value) for key, value in record["metrics"].items()})
+    evaluations = {
+        f"{e['benchmark']} ({e['of']}, {e['backend']})": f"{console.number(e['score'], '.3f')} ± "
+        f"{console.number(e['error'], '.3f')}, n {e['n']}"
+        for e in record["evaluations"]
+    }
+    _pairs("evaluations", evaluations)
+    metrics = {key: console.number(value) for key, value in record["metrics"].items()}
+    _pairs("training, mean of the last 10 steps", metrics)
 
 
 def measures_table(measures: list[dict[str, Any]], title: str) -> Table:
     """Held-out measures before and after training, with their intervals."""
     pairs = "/".join(dict.fromkeys(str(one["after"]["n"]) for one in measures))
-    caption = f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent"
-    table = Table("", title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
-    table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False  # fits 80 columns
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right")
-    for one in measures:
-        text = one["text"]
-        table.add_row(one["title"], text["before"].partition(" ")[0], text["after"], text["change"])
-    return table
+    return console.table(
+        "", ">before", ">after", ">change",
+        rows=(
+            (one["title"], one["text"]["before"].partition(" ")[0], one["text"]["after"], one["text"]["change"])
+            for one in measures
+        ),
+        title=title, title_justify="left", title_style="bold", caption_justify="left",
+        caption=f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent",
+        box=None, padding=(0, 1, 0, 0), pad_edge=False,  # fits 80 columns
+    )  # fmt: skip
 
 
-def _best(best: dict[str, Any] | None) -> str:
-    if best is None:
-        return "-"
-    others = ", ".join(map(str, best["steps"][:-1]))
-    among = f"of {others} and {best['steps'][-1]}" if others else "the only stored one that was scored"
-    return (
-        f"step {best['step']} by {best['measure']}, {among}: {_number(best['reported'])} on {best['reported_rows']} "
-        f"held-out rows; {_number(best['chosen'])} on the {best['chosen_rows']} others, which chose it "
-        "(train.validate_every says how often to score)"
-    )
-
-
-def _event(events: list[dict[str, Any]]) -> str:
-    if not events:
-        return "-"
-    rest = ", ".join(f"{key} {value}" for key, value in events[-1].items() if key not in ("time", "kind"))
-    return f"{events[-1].get('time')} {events[-1].get('kind')}" + (f" ({rest})" if rest else "")
-
-
-def _pairs(title: str | None, pairs: dict[str, str]) -> None:
+def _pairs(title: str | None, pairs: dict[str, Any]) -> None:
     """Names and values in two columns; nothing where there are none."""
-    if not pairs:
-        return
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2))
-    for name, value in pairs.items():
-        table.add_row(console.plain(name), console.plain(value))
-    console.stdout.print(table)
+    if pairs:
+        style: dict[str, Any] = {"box": None, "show_header": False, "padding": (0, 2), "title_justify": "left"}
+        console.stdout.print(console.table("", "", rows=pairs.items(), title=title, title_style="bold", **style))
 
 
 def _bytes(size: float) -> str:
@@ -203,11 +188,10 @@ def _diff(record: dict[str, Any]) -> None:
             console.stdout.print(f"{title}: no differences")
             continue
         with_difference = part == "metrics" and len(record["runs"]) == 2
-        table = Table(title=title, title_justify="left")
-        for column in ("", *record["runs"], *(["difference"] if with_difference else [])):
-            table.add_column(console.plain(column), overflow="fold")
+        columns = ("", *record["runs"], *(["difference"] if with_difference else []))
+        table = console.table(*columns, title=title, title_justify="left")
         for row in rows:
-            cells = [row["key"], *(_number(value)[:40] for value in row["values"])]
+            cells = [row["key"], *(console.number(value)[:40] for value in row["values"])]
             if with_difference:
                 a, b = row["values"]
                 cells.append("-" if a is None or b is None else f"{b - a:+.4g}")
@@ -296,10 +280,7 @@ def gc(
 )
 def export(
     runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...", autocompletion=completion.runs, help="Runs, or folders of runs.", show_default=False
-        ),
+        list[Path], typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Runs, or folders of runs.")
     ],
     out: Annotated[
         Path, typer.Option(help=".tar.gz: an archive that unpacks to runs, without weights; .csv: all metrics.")

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from nrt_cli import console
@@ -20,6 +19,7 @@ FULL_SHADE = 3.0
 
 GAIN, LOSS = (46, 139, 87), (200, 60, 50)
 TOKEN_ROWS = 40
+STOPS = {"end": "ended by itself", "eos": "ended by eos or t_start", "cap": "cut at the cap", "given": "given"}
 
 
 def score(
@@ -62,49 +62,86 @@ def score(
 
 
 def _show(records: list[dict[str, Any]], tokens: bool) -> None:
-    for record in records:
-        _show_model(record, tokens)
-    if sum(len(record.get("traces", [0])) for record in records) > 1:
-        _show_summary(records)
-
-
-def _show_model(record: dict[str, Any], tokens: bool) -> None:
     out = console.stdout
-    out.rule(console.plain(_name(record)), style="bold")
-    if "direct" in record:
-        out.print(_headline("answered directly", record["direct"]))
-    if "null" not in record:
-        return
-    out.print(_headline("null trace", record["null"]))
-    out.print(_legend())
-    for k, trace in enumerate(record["traces"], 1):
+    bare: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "dim"}
+    legend = Text("gain of each answer token in nats: ", style="dim")
+    for gain in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0):
+        legend.append(f" {gain:+.0f} ", style=_shade(gain))
+    named = [record["model"] + (f" ({record['title']})" if record["title"] else "") for record in records]
+    summary: list[tuple[str, ...]] = []
+    for name, record in zip(named, records, strict=True):
+        out.rule(console.plain(name), style="bold")
+        if "direct" in record:
+            out.print(_headline("answered directly", record["direct"]))
+            summary.append((name, "none", _probability(record["direct"]["logprob"]), "-"))
+        if "null" not in record:
+            continue
+        out.print(_headline("null trace", record["null"]))
+        out.print(legend)
+        for k, trace in enumerate(record["traces"], 1):
+            schemes, gains, text = trace["schemes"], trace["gains"], trace["trace"]
+            found = (_probability(trace["logprob"]), console.number(trace["gain"], "+.3f"))
+            summary.append((name, " ".join(text.split()), *found))
+            out.print()
+            title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {STOPS[trace['stop']]})"
+            out.print(_headline(title, trace, trace["gain"]))
+            out.print(Padding(console.plain(text.strip() or "(empty)"), (0, 2)), style="cyan")
+            shaded = Text()  # the answer; line ends are shown, since they are tokens too
+            for token, gain in zip(record["tokens"], gains, strict=True):
+                shown = console.plain(token.replace("\n", "⏎\n"))
+                # A line's end has no ground of its own: shade what is visible of it.
+                shown.stylize(_shade(gain), 0, len(shown.plain.rstrip("\n")))
+                shaded.append_text(shown)
+            out.print(Padding(shaded, (0, 2)))
+            rows: list[Any] = []
+            for scheme, of in schemes.items():
+                advantage = "dead" if of["dead_group"] else console.number(of["advantage"], "+.3f")
+                rewards = (console.number(of[key]) for key in ("reward", "reward_base", "clipped"))
+                rows.append((scheme, *rewards, advantage))
+            columns = ["scheme", ">R", ">R_base", ">R' clipped", ">advantage"]
+            out.print(Padding(console.table(*columns, rows=rows, **bare), (1, 2)))
+            if tokens:
+                rest = len(gains) - TOKEN_ROWS
+                which = f"; the {TOKEN_ROWS} with the largest gains or losses, --json has all" if rest > 0 else ""
+                heading = f"  c, c_base, gain (nats) and token signal (df/dc) c of each answer token{which}"
+                out.print(heading, style="bold")
+                largest = sorted(range(len(gains)), key=lambda i: -abs(gains[i] or 0.0))[:TOKEN_ROWS]
+                rows = [
+                    (
+                        record["tokens"][i].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"),
+                        *(console.number(of["c"][i], ".4f") for of in (trace, record["null"])),
+                        console.number(gains[i], "+.2f"),
+                        *(console.number(of["token_signals"][i], ".3g") for of in schemes.values()),
+                    )
+                    for i in sorted(largest)
+                ]
+                columns = ["token", ">c", ">c_base", ">gain", *(f">{scheme}" for scheme in schemes)]
+                out.print(Padding(console.table(*columns, rows=rows, **bare), (0, 2, 1, 2)))
+            if "sentences" in trace:
+                out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
+                rows = [
+                    (
+                        Text(console.number(of["gain"], "+.3f"), style=_shade(of["gain"])),
+                        " ".join(of["sentence"].split()),
+                    )
+                    for of in trace["sentences"]
+                ]
+                table = console.table(">gain", "sentence", rows=rows, **bare | {"padding": (0, 2, 0, 0)})
+                table.columns[0].no_wrap = True
+                out.print(Padding(table, (0, 2, 1, 2)))
+    if sum(len(record.get("traces", [0])) for record in records) > 1:
+        # Table 9: model, trace, P(y* | x, z).
+        columns = ["model", "trace z", ">P(y*)", ">gain"]
+        table = console.table(*columns, rows=summary, title="P(y* | x, z)", title_justify="left")
+        for column in table.columns[2:]:
+            column.no_wrap = True
         out.print()
-        title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {_stop(trace['stop'])})"
-        out.print(_headline(title, trace, trace["gain"]))
-        out.print(Padding(console.plain(trace["trace"].strip() or "(empty)"), (0, 2)), style="cyan")
-        out.print(Padding(_shaded(record["tokens"], trace["gains"]), (0, 2)))
-        out.print(_schemes_table(trace["schemes"]))
-        if tokens:
-            rest = len(trace["gains"]) - TOKEN_ROWS
-            which = f"; the {TOKEN_ROWS} with the largest gains or losses, --json has all" if rest > 0 else ""
-            out.print(f"  c, c_base, gain (nats) and token signal (df/dc) c of each answer token{which}", style="bold")
-            out.print(_tokens_table(record, trace))
-        if "sentences" in trace:
-            out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
-            out.print(_sentences_table(trace["sentences"]))
-
-
-def _name(record: dict[str, Any]) -> str:
-    return record["model"] + (f" ({record['title']})" if record["title"] else "")
-
-
-def _stop(stop: str) -> str:
-    return {"end": "ended by itself", "eos": "ended by eos or t_start", "cap": "cut at the cap", "given": "given"}[stop]
+        out.print(table)
 
 
 def _headline(title: str, answer: dict[str, Any], gain: float | None = None) -> Text:
     text = Text(title, style="bold")
-    probability, logprob = _probability(answer["logprob"]), _number(answer["logprob"], ".3f")
+    probability, logprob = _probability(answer["logprob"]), console.number(answer["logprob"], ".3f")
     text.append(f"  P(y*) = {probability}, log P(y*) = {logprob} nats", style="not bold")
     if gain is not None:
         text.append(f", gain {gain:+.3f}", style="not bold")
@@ -121,9 +158,6 @@ def _probability(logprob: float | None) -> str:
     return f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}"
 
 
-# --- shades ----------------------------------------------------------------------------------------------------------
-
-
 def _shade(gain: float | None) -> str:
     """Green for a gain, red for a loss, white for neither; text stays dark on all of them."""
     gain = gain or 0.0
@@ -131,89 +165,3 @@ def _shade(gain: float | None) -> str:
     target = GAIN if gain > 0 else LOSS
     red, green, blue = (round(255 + (channel - 255) * share) for channel in target)
     return f"rgb(0,0,0) on rgb({red},{green},{blue})"
-
-
-def _shaded(tokens: list[str], gains: list[float | None]) -> Text:
-    """The answer, each token on its shade. Line ends are shown, since they are tokens too."""
-    text = Text()
-    for token, gain in zip(tokens, gains, strict=True):
-        shown = console.plain(token.replace("\n", "⏎\n"))
-        # A line's end has no ground of its own: shade what is visible of it.
-        shown.stylize(_shade(gain), 0, len(shown.plain.rstrip("\n")))
-        text.append_text(shown)
-    return text
-
-
-def _legend() -> Text:
-    text = Text("gain of each answer token in nats: ", style="dim")
-    for gain in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0):
-        text.append(f" {gain:+.0f} ", style=_shade(gain))
-    return text
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _table(first: str, *numbers: str) -> Table:
-    """A bare table: words, then numbers."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column(first, overflow="fold")
-    for column in numbers:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _number(value: float | None, form: str = ".4g") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _schemes_table(schemes: dict[str, dict[str, Any]]) -> Padding:
-    table = _table("scheme", "R", "R_base", "R' clipped", "advantage")
-    for name, found in schemes.items():
-        advantage = "dead" if found["dead_group"] else _number(found["advantage"], "+.3f")
-        numbers = [_number(found[key]) for key in ("reward", "reward_base", "clipped")]
-        table.add_row(console.plain(name), *numbers, advantage)
-    return Padding(table, (1, 2))
-
-
-def _tokens_table(record: dict[str, Any], trace: dict[str, Any]) -> Padding:
-    """c, c_base, gain and the token signal under each scheme; of a long answer, the tokens with the largest gains."""
-    schemes, gains = trace["schemes"], trace["gains"]
-    table = _table("token", "c", "c_base", "gain", *schemes)
-    largest = sorted(range(len(gains)), key=lambda i: -abs(gains[i] or 0.0))[:TOKEN_ROWS]
-    for i in sorted(largest):
-        c, c_base = (_number(of["c"][i], ".4f") for of in (trace, record["null"]))
-        cells = [c, c_base, _number(gains[i], "+.2f")]
-        signals = [_number(found["token_signals"][i], ".3g") for found in schemes.values()]
-        table.add_row(_token(record["tokens"][i]), *cells, *signals)
-    return Padding(table, (0, 2, 1, 2))
-
-
-def _token(token: str) -> Text:
-    """A token with its white space made visible."""
-    return console.plain(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
-
-
-def _sentences_table(sentences: list[dict[str, Any]]) -> Padding:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("gain", justify="right", no_wrap=True)
-    table.add_column("sentence")
-    for found in sentences:
-        shown = console.plain(" ".join(found["sentence"].split()))
-        table.add_row(Text(_number(found["gain"], "+.3f"), style=_shade(found["gain"])), shown)
-    return Padding(table, (0, 2, 1, 2))
-
-
-def _show_summary(records: list[dict[str, Any]]) -> None:
-    """Table 9: model, trace, P(y* | x, z)."""
-    console.stdout.print()
-    table = Table("model", "trace z", title="P(y* | x, z)", title_justify="left")
-    table.add_column("P(y*)", justify="right", no_wrap=True)
-    table.add_column("gain", justify="right", no_wrap=True)
-    for record in records:
-        if "direct" in record:
-            table.add_row(console.plain(_name(record)), "none", _probability(record["direct"]["logprob"]), "-")
-        for trace in record.get("traces", []):
-            cells = (_probability(trace["logprob"]), _number(trace["gain"], "+.3f"))
-            table.add_row(console.plain(_name(record)), console.plain(" ".join(trace["trace"].split())), *cells)
-    console.stdout.print(table)

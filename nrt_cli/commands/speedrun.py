@@ -2,15 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import AsJson, Overrides
+from nrt_cli.commands.config import AsJson, Overrides, no_effect
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +19,7 @@ EXAMPLE = "Example: nrt speedrun digits --set optimiser.lr=1e-3"
 
 
 def speedrun(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[digits|real]", autocompletion=completion.speedruns, show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[digits|real]", autocompletion=completion.speedruns)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
     overrides: Overrides = None,
     model: Annotated[
@@ -48,6 +45,7 @@ def speedrun(
     from nrt_cli.workflows import speedrun as work
 
     if table:
+        no_effect("beside --table", model=model)
         rows = work.standings([work.read_entry(str(file)) for file in work.entry_files()])
         record = [
             {"track": row.track, "machine": row.machine, "entries": [entry.model_dump() for entry in row.entries]}
@@ -90,10 +88,10 @@ def _show(entry: "Entry", file: Path) -> None:
             f"{entry.track}: {track.threshold:.0%} of {track.questions} held-out questions twice in a row after "
             f"{entry.steps} steps, {entry.minutes:.2f} minutes of training."
         )
-    _print(f"{told}\n{entry.machine.name}, {entry.machine.setup}; load {entry.machine.load:.1f}.")
+    console.say(f"{told}\n{entry.machine.name}, {entry.machine.setup}; load {entry.machine.load:.1f}.")
     if entry.commit is None or not entry.clean:
-        _print("What ran is in no commit; commit it and run again before you send the entry in.")
-    _print(f"entry: {file}\nagain: {nrt('speedrun', '--verify', file)}")
+        console.say("What ran is in no commit; commit it and run again before you send the entry in.")
+    console.say(f"entry: {file}\nagain: {nrt('speedrun', '--verify', file)}")
 
 
 def _compare(found: "Verified") -> None:
@@ -101,22 +99,18 @@ def _compare(found: "Verified") -> None:
     from nrt_cli.commands.doctor import show_finding
 
     sides = (found.entry, found.here)
-    table = Table("step", box=None, padding=(0, 3, 0, 0))
-    for title in ("entry", "here", "entry, s", "here, s"):
-        table.add_column(title, justify="right")
+    rows: list[tuple[Any, ...]] = []
     by_step = [{score.step: score for score in side.scores} for side in sides]
     for step in sorted({*by_step[0], *by_step[1]}):
         scores = [side.get(step) for side in by_step]
         accuracies = ["-" if score is None else f"{score.accuracy:.1%}" for score in scores]
         seconds = ["-" if score is None else f"{score.seconds:.1f}" for score in scores]
-        table.add_row(str(step), *accuracies, *seconds)
-    console.stdout.print(table)
+        rows.append((step, *accuracies, *seconds))
+    columns = ("step", ">entry", ">here", ">entry, s", ">here, s")
+    console.stdout.print(console.table(*columns, rows=rows, box=None, padding=(0, 3, 0, 0)))
     minutes = ["never" if side.minutes is None else f"{side.minutes:.2f}" for side in sides]
-    _print(f"minutes: {minutes[0]} on {found.entry.machine.name}, load {found.entry.machine.load:.1f}")
-    _print(f"         {minutes[1]} here, {found.here.machine.name}, load {found.here.machine.load:.1f} ({found.run})")
+    there, here = (side.machine for side in sides)
+    console.say(f"minutes: {minutes[0]} on {there.name}, load {there.load:.1f}")
+    console.say(f"         {minutes[1]} here, {here.name}, load {here.load:.1f} ({found.run})")
     for finding in found.findings:
         show_finding(finding)
-
-
-def _print(text: str) -> None:
-    console.stdout.print(console.plain(text), soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,13 +10,10 @@ from nrt_cli import console
 from nrt_cli.backends import BACKENDS
 from nrt_cli.commandline import nrt
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import HeldOutData, Overrides, TrainData, flags, section
+from nrt_cli.commands.config import HeldOutData, Overrides, TrainData, flags, no_effect, section
 from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import METHODS
-
-if TYPE_CHECKING:
-    from nrt_cli.config import RunConfig
 
 METHODS_HELP = (
     "What is learned. "
@@ -73,7 +70,7 @@ def train(
 ) -> None:
     """Train a model to reason. Ctrl-C finishes the step, saves and exits; --resume goes on exactly there."""
     from nrt_cli import config
-    from nrt_cli.progress import choose, print_json_line
+    from nrt_cli.progress import choose, describe_held_out, print_json_line
     from nrt_cli.workflows.train import train as run_training
 
     given = flags(method=method, seed=seed)
@@ -81,8 +78,14 @@ def train(
     given |= section("train", steps=steps) | section("engine", name=engine)
     set_here = [config.parse_override(text) for text in overrides or []]
     resolved = config.load(name, overrides or [], **given) if name or not resume else None
-    path = _run_path(run, name, resolved)
+    if run:
+        path = run
+    elif resolved:
+        path = Path("runs") / f"{Path(name or 'run').stem}-{resolved.method.replace(':', '.')}-{resolved.seed}"
+    else:
+        raise ConfigError("--resume needs --run RUN, the directory to go on with.")
     if dry:
+        no_effect("on a plan, which is of a new run", resume=resume and resolved is not None, profile=profile)
         return dry_run(resolved, path, as_json)
 
     if resume and name:
@@ -97,37 +100,16 @@ def train(
     )
     if as_json:
         print_json_line({"kind": "summary", **summary})
-    else:
-        _report(summary)
-
-
-def _run_path(run: Path | None, name: str | None, resolved: "RunConfig | None") -> Path:
-    if run:
-        return run
-    if not resolved:
-        raise ConfigError("--resume needs --run RUN, the directory to go on with.")
-    method = resolved.method.replace(":", ".")
-    return Path("runs") / f"{Path(name or 'run').stem}-{method}-{resolved.seed}"
-
-
-def _speed(rates: dict[str, float]) -> str:
-    """Where the time went and how fast it was, in one line."""
-    rollout = rates.get("seconds_rollout", 0.0)
+        return
+    console.note(f"trained {summary['steps']} steps of {summary['method']} in {summary['seconds']:.0f} s")
+    rates = summary["throughput"]
     share = "" if math.isnan(rates["mfu"]) else f" at {rates['mfu']:.0%} of this machine's matmul rate"
     parts = [f"update {rates['seconds_update']:.0f} s{share}"]
-    if rollout:
+    if rollout := rates.get("seconds_rollout", 0.0):
         parts.insert(0, f"rollouts {rollout:.0f} s at {rates['rollout_tokens_per_second']:.0f} tokens/s")
-    return f"{rates['tokens_per_second']:.0f} tokens/s: {', '.join(parts)}"
-
-
-def _report(summary: dict[str, Any]) -> None:
-    from nrt_cli.progress import describe_held_out
-
-    console.note(f"trained {summary['steps']} steps of {summary['method']} in {summary['seconds']:.0f} s")
-    console.note(_speed(summary["throughput"]))
+    console.note(f"{rates['tokens_per_second']:.0f} tokens/s: {', '.join(parts)}")
     for when in ("held_out_before", "held_out_after"):
         if summary[when]:
             console.note("held-out " + describe_held_out(summary[when]))
     following = nrt("generate", Path(summary["run"]), "your question")
-    lines = f"run:   {summary['run']}\nmodel: {summary['export']}\nnext:  {following}"
-    console.stdout.print(console.plain(lines), soft_wrap=True)
+    console.say(f"run:   {summary['run']}\nmodel: {summary['export']}\nnext:  {following}")

@@ -10,61 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nrt_cli.config.base import Section
 from nrt_cli.config.schema import (
     DataSection,
-    EngineSection,
     LoraSection,
     ModelSection,
     ObjectiveSection,
     OptimiserSection,
-    ParallelSection,
     RolloutSection,
     RunConfig,
     RunSettings,
     TokensSection,
-    TrainSection,
     Weights,
 )
-from nrt_cli.config.validation import schema_keys, sentences, validated
+from nrt_cli.config.validation import Section, schema_keys, sentences, validated
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import own_name
-
-__all__ = [
-    "DataSection",
-    "EngineSection",
-    "LoraSection",
-    "ModelSection",
-    "ObjectiveSection",
-    "OptimiserSection",
-    "ParallelSection",
-    "RolloutSection",
-    "RunConfig",
-    "RunSettings",
-    "TokensSection",
-    "TrainSection",
-    "Weights",
-    "absolute",
-    "absolute_path",
-    "as_old",
-    "configs_dir",
-    "diff",
-    "dump_yaml",
-    "find_config",
-    "flatten",
-    "load_yaml",
-    "map_paths",
-    "parse_override",
-    "read_yaml",
-    "recorded",
-    "resolve",
-    "schema_keys",
-    "sentences",
-    "to_yaml",
-    "validated",
-]
-
 
 S = TypeVar("S", bound=Section)
 
@@ -89,10 +50,10 @@ def find_config(name: str) -> Path:
     raise ConfigError(f"{name}: no such config file; shipped ones are {', '.join(shipped)}.")
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top, section by section."""
-    merged = dict(base)
-    for key, value in over.items():
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers one upon the other, section by section."""
+    merged: dict[str, Any] = {}
+    for key, value in (pair for layer in layers for pair in layer.items()):
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
@@ -103,44 +64,35 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
 
     `origin` is where the layers come from, but for the keys `told` by `--set`.
     """
-    asked, variants = _of_method(layers, lambda key: _said(key, told, origin))
-    preset = asked.get("preset", "nrt")
-    presets = sorted(p.stem for p in (configs_dir() / "presets").glob("*.yaml"))
-    if preset not in presets:
-        said = _said("preset", told, origin)
-        raise ConfigError(f"{said}: preset {preset!r} is unknown; choose one of {', '.join(presets)}.")
-    for name in (preset, "paper"):
-        asked = merge(read_yaml(configs_dir() / "presets" / f"{name}.yaml"), asked)
-    # What is wrong for another method is not to be found only when that is used.
-    for method, settings in variants.items():
-        recorded(asked, settings, {"method": method}, origin=f"{origin}: variants.{method}")
-    return validated(RunConfig, asked, lambda key: _said(key, told, origin))
 
+    def said(at: str) -> str:
+        """Who gave the key at fault; a problem of no single key (`at` is empty) is the config's."""
+        by_set = any(f"{at}.".startswith(f"{key}.") or key.startswith(f"{at}.") for key in told if at)
+        return "--set" if by_set else origin
 
-def _of_method(
-    layers: Sequence[Mapping[str, Any]], said: Callable[[str], str]
-) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
-    """The layers one upon the other, each with what it says of their method under `variants`; and all of these."""
-    asked: dict[str, Any] = {}
-    for layer in layers:
-        asked = merge(asked, layer)
-    method, variants = str(asked.get("method", RunConfig().method)), asked.get("variants", {})
+    together = merge(*layers)
+    method, variants = own_name(str(together.get("method", RunConfig().method))), together.get("variants", {})
     if not (isinstance(variants, Mapping) and all(isinstance(settings, Mapping) for settings in variants.values())):
         raise ConfigError(f"{said('variants')}: variants: methods are needed, each with a mapping of keys to values.")
-    asked = {}
+    asked: dict[str, Any] = {}
     for layer in layers:
-        own = {own_name(str(name)): settings for name, settings in layer.get("variants", {}).items()}
-        rest = {key: value for key, value in layer.items() if key != "variants"}
-        asked = merge(merge(asked, rest), own.get(own_name(method), {}))
-    return asked, dict(variants)
+        rest, own = dict(layer), {own_name(str(name)): its for name, its in layer.get("variants", {}).items()}
+        rest.pop("variants", None)
+        asked = merge(asked, rest, own.get(method, {}))
+    preset, presets = asked.get("preset", "nrt"), configs_dir() / "presets"
+    if preset not in (known := sorted(path.stem for path in presets.glob("*.yaml"))):
+        raise ConfigError(f"{said('preset')}: preset {preset!r} is unknown; choose one of {', '.join(known)}.")
+    asked = merge(*(read_yaml(presets / f"{name}.yaml") for name in ("paper", preset)), asked)
+    # What is wrong for another method is not to be found only when that is used.
+    for name, settings in variants.items():
+        recorded(asked, settings, {"method": name}, origin=f"{origin}: variants.{name}")
+    return validated(RunConfig, asked, said)
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:
     """The config that a run has kept, with changes on top. What it is older than is as it was then: no preset adds to
     it."""
-    for change in changes:
-        values = merge(values, change)
-    return validated(RunConfig, values, lambda _: origin)
+    return validated(RunConfig, merge(values, *changes), lambda _: origin)
 
 
 def as_old(given: S, old: S) -> S:
@@ -155,12 +107,6 @@ def as_old(given: S, old: S) -> S:
     return given.model_copy(update=kept)
 
 
-def _said(at: str, told: Sequence[str], origin: str) -> str:
-    """Who gave the key at fault; a problem of no single key (`at` is empty) is the config's."""
-    by_set = any(f"{at}.".startswith(f"{key}.") or key.startswith(f"{at}.") for key in told if at)
-    return "--set" if by_set else origin
-
-
 def load(name: str | None = None, overrides: Sequence[str] = (), **flags: Any) -> RunConfig:
     """The config of a YAML file (or none), then `--set` overrides, then command flags that are not None."""
     layers: list[Mapping[str, Any]] = [read_yaml(find_config(name))] if name else []
@@ -169,14 +115,7 @@ def load(name: str | None = None, overrides: Sequence[str] = (), **flags: Any) -
     return resolve(*layers, origin=name or "config", told=[text.partition("=")[0].strip() for text in overrides])
 
 
-PATHS = (
-    "model.path",
-    "data.train",
-    "data.validation",
-    "eval.data_dir",
-    "eval.olmes.python",
-    "judge.template",
-)
+PATHS = ("model.path", "data.train", "data.validation", "eval.data_dir", "eval.olmes.python", "judge.template")
 """Keys that name a file or folder, or something else that is neither."""
 
 

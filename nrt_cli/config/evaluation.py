@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from nrt_cli.config.base import Section, Seed
+from nrt_cli.config.validation import Section, Seed
 
 
 class OlmesSection(Section):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from nrt_cli.config.base import Section, Seed
+from nrt_cli.config.validation import Section, Seed
 
 Price = Annotated[float, Field(ge=0)]
 

@@ -12,11 +12,9 @@ from pydantic import AfterValidator, Field, model_validator
 from nrt_cli import methods
 from nrt_cli.backends import BACKENDS
 from nrt_cli.backends.facts import Facts
-from nrt_cli.config.base import Section, Seed
 from nrt_cli.config.evaluation import EvalSection
 from nrt_cli.config.judging import JudgeSection
-from nrt_cli.config.parallel import ParallelSection
-from nrt_cli.config.validation import nearest
+from nrt_cli.config.validation import Section, Seed, nearest
 from nrt_cli.methods import METHODS, own_name
 
 
@@ -196,7 +194,9 @@ class TrainSection(Section):
     """How long training goes, in what batches, and what it leaves behind."""
 
     epochs: int = Field(1, ge=1, description="Times that all pairs are trained on.")
-    steps: int | None = Field(None, ge=1, description="Overrides epochs.")
+    steps: int | None = Field(
+        None, ge=1, description="Training steps, whatever epochs says; null: as many as these take."
+    )
     batch_size: int = Field(256, ge=1, description="Prompts per step.")
     minibatch_size: int | None = Field(64, ge=1, description="Prompts per optimiser step; null: the whole batch.")
     micro_batch_tokens: int = Field(16384, ge=1, description="Tokens per forward pass; results do not depend on it.")
@@ -228,6 +228,21 @@ class EngineSection(Section):
         "auto", description="Compute what a group's rows share once, where the architecture allows it exactly."
     )
     patience: float = Field(3600.0, gt=0, description="verl: seconds that anything waited for may take.")
+
+
+class ParallelSection(Section):
+    """Settings of the verl engine alone; none changes what a step computes, up to rounding."""
+
+    nodes: int = Field(1, ge=1, description="Machines of the Ray cluster that train.")
+    gpus_per_node: int = Field(1, ge=1, description="One rank each; without a GPU, that many ranks on the CPU.")
+    tensor: int = Field(1, ge=1, description="GPUs that share one copy of the sampler's weights (vLLM).")
+    sequence: int = Field(1, ge=1, description="GPUs that share one row of the update (Ulysses).")
+    offload: bool = Field(False, description="Weights and moments wait in the CPU's memory between phases.")
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, over all nodes."""
+        return self.nodes * self.gpus_per_node
 
 
 class TrackSection(Section):

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr
 
 from nrt_cli.config import configs_dir, read_yaml, validated
-from nrt_cli.config.base import Section
-from nrt_cli.config.validation import nearest
+from nrt_cli.config.validation import Section, nearest
 from nrt_cli.errors import ConfigError
 
 ORDER = ("mmlu", "bbh", "drop", "popqa", "truthfulqa", "gsm8k", "math", "humaneval", "ifeval")

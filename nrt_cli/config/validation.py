@@ -7,14 +7,24 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from nrt_cli.errors import ConfigError
 
 S = TypeVar("S", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of the config. Unknown keys, inf and nan are errors; values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""torch takes no larger one."""
 
 _NEEDED = {
     "int": "a whole number",
@@ -26,6 +36,9 @@ _NEEDED = {
     "model": "a mapping of keys to values",
 }
 """What pydantic's error types begin with -> what the key needs."""
+
+RENAMED: dict[str, str] = {}
+"""Key that there was -> what it is called now, or a sentence that says what to write in its place."""
 
 
 def validated(section: type[S], values: Mapping[str, Any], origin: Callable[[str], str]) -> S:
@@ -64,7 +77,9 @@ def _sentence(error: ValidationError, section: type[BaseModel], origin: Callable
     at = ".".join(map(str, first["loc"]))
     said = origin(at)
     if first["type"] == "extra_forbidden":
-        return f"{said}: unknown key {at!r}{_nearest_key(at, keys)}."
+        if now := RENAMED.get(at):
+            return f"{said}: there is no {at} any more: {f'it is called {now}' if now in keys else now}."
+        return f"{said}: unknown key {at!r}{nearest_key(at, keys)}."
     key = _known_prefix(first["loc"], keys)
     if first["type"] == "missing":
         return f"{said}: {at} is missing."
@@ -122,7 +137,7 @@ def _known_prefix(location: Sequence[int | str], keys: Sequence[str]) -> str:
     return next((prefix for prefix in prefixes if prefix in keys), "")
 
 
-def _nearest_key(unknown: str, keys: Sequence[str]) -> str:
+def nearest_key(unknown: str, keys: Sequence[str]) -> str:
     """The nearest full key, by whole name or, where its section was left out or wrong, by last part."""
     leaf = unknown.rpartition(".")[2]
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from nrt_cli.errors import Interrupted, NrtError
+from nrt_cli.records import Ended
 
 Tell = Callable[[float, str], None]
 """Called by the work with the share of it that is done and what it does now."""
-
-Status = Literal["finished", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,11 @@ class Watcher(Protocol):
 
     def progress(self, name: str, share: float, what: str) -> None: ...
 
-    def ended(self, name: str, status: Status, text: str) -> None: ...
+    def ended(self, name: str, status: Ended, text: str) -> None: ...
 
 
 class _Message(NamedTuple):
-    status: Status | Literal["running"]
+    status: Ended | Literal["running"]
     share: float
     text: str
 
@@ -64,7 +63,7 @@ class _Child:
         self.process.start()
         sender.close()  # so that the end of the process is the end of the messages
 
-    def end(self, stopping: bool) -> tuple[Status, str]:
+    def end(self, stopping: bool) -> tuple[Ended, str]:
         """How it ended, once there are no more messages."""
         self.process.join()
         if self.last.status != "running":
@@ -158,7 +157,7 @@ def _child(task: Task, connection: Connection) -> None:
         connection.send(_Message(status, 1.0, text))
 
 
-def _outcome(task: Task, connection: Connection) -> tuple[Status, str]:
+def _outcome(task: Task, connection: Connection) -> tuple[Ended, str]:
     def tell(share: float, what: str) -> None:
         connection.send(_Message("running", share, what))
 

@@ -22,7 +22,7 @@ from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.files import draft, sha256
 from nrt_cli.measures.best import Best, best_step
 from nrt_cli.measures.held_out import COLUMNS
-from nrt_cli.records import TRACE_COLUMNS, TraceRow
+from nrt_cli.records import TRACE_COLUMNS, Status, TraceRow
 from nrt_cli.store.files import (
     append_line,
     is_locked,
@@ -108,10 +108,9 @@ class Run:
         """Whether some process holds `writing()` now."""
         return is_locked(self.path)
 
-    def status(self) -> str:
-        """`created`, `running`, `interrupted`, `failed`, `finished`, or `stopped` for a run that was killed."""
-        status = str(self.manifest()["status"])
-        # A run that was killed could not say so itself.
+    def status(self) -> Status:
+        """What became of it."""
+        status: Status = self.manifest()["status"]
         return "stopped" if status in ("created", "running") and not self.being_written else status
 
     def _sweep(self) -> None:

@@ -16,9 +16,9 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from nrt_cli.errors import StoreError
+from nrt_cli.records import Ended
 from nrt_cli.store.files import pretty_json, read_json, sole_writer, write, writes_to
 
 STUDY, OUTCOMES = "study.yaml", "outcomes.json"
@@ -28,7 +28,7 @@ STUDY, OUTCOMES = "study.yaml", "outcomes.json"
 class Outcome:
     """How a run ended; `digest` is of everything that decided it."""
 
-    status: Literal["finished", "failed", "interrupted"]
+    status: Ended
     reason: str = ""
     digest: str = ""
 

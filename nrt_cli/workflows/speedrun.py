@@ -22,7 +22,7 @@ import nrt_cli
 from nrt_cli import config as configs
 from nrt_cli.checks.findings import Finding
 from nrt_cli.commandline import pasted, settings
-from nrt_cli.config.base import Section, Seed
+from nrt_cli.config.validation import Section, Seed
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
 from nrt_cli.store import Run
 from nrt_cli.store.files import write_report

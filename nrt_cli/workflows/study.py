@@ -45,7 +45,7 @@ from nrt_cli.errors import ConfigError, EvalError, ModelError, NrtError
 from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.evaluation.evaluate import evaluate
 from nrt_cli.evaluation.session import Job
-from nrt_cli.evaluation.tasks import Status, Task, Tell, run_tasks
+from nrt_cli.evaluation.tasks import Task, Tell, run_tasks
 from nrt_cli.judging.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.judging.plan import Plan as JudgePlan
 from nrt_cli.judging.plan import make_plan, read_template
@@ -54,7 +54,7 @@ from nrt_cli.models.prepare import planned_rows, prepare_model
 from nrt_cli.models.shapes import model_shape, source_shape
 from nrt_cli.models.sources import tokenizer_here
 from nrt_cli.progress import EvalProgress, Progress, StudyProgress
-from nrt_cli.records import ModelShape, Plan, json_line
+from nrt_cli.records import Ended, ModelShape, Plan, json_line
 from nrt_cli.store.evals import settings_hash
 from nrt_cli.store.files import write_report
 from nrt_cli.store.study import Outcome, Study
@@ -394,7 +394,7 @@ class _Recorder:
         self.store, self.display, self.progress = store, display, display.progress
         self.digests: dict[str, str] = {}
 
-    def ended(self, name: str, status: Status, text: str) -> None:
+    def ended(self, name: str, status: Ended, text: str) -> None:
         self.store.record(name, Outcome(status, "" if status == "finished" else text, self.digests.get(name, "")))
         self.display.ended(name, status, text)
 
