@@ -16,9 +16,12 @@ from nrt_cli.errors import ConfigError
 EPILOG = (
     "Example: nrt eval --model runs/first --benchmarks gsm8k,bbh --limit 8 --set eval.max_trace_tokens=128"
     "\n\nYour own pairs: nrt eval --model runs/first --data data/qa/validation.parquet"
+    "\n\nYour own benchmark (nrt help evaluation): nrt eval --model runs/first --benchmarks gsm8k,capitals.yaml"
     "\n\nThen: nrt eval compare runs/first runs/second"
 )
-app = typer.Typer(help="Score models on the paper's nine benchmarks.", invoke_without_command=True, epilog=EPILOG)
+app = typer.Typer(
+    help="Score models on benchmarks, the paper's nine or your own.", invoke_without_command=True, epilog=EPILOG
+)
 
 
 Out = Annotated[
@@ -63,7 +66,8 @@ def evaluate(
     benchmarks: Annotated[
         str,
         typer.Option(
-            autocompletion=completion.benchmarks, help="all, names (gsm8k,bbh) or category:NAME (category:math)."
+            autocompletion=completion.benchmarks,
+            help="all, names (gsm8k,bbh), category:NAME (category:math) or a YAML of your own (mine.yaml).",
         ),
     ] = "all",
     limit: Annotated[
@@ -95,7 +99,7 @@ def evaluate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on the paper's nine benchmarks. What is answered already comes from the store."""
+    """Score a model on benchmarks, the paper's nine or your own. What is answered already comes from the store."""
     if context.invoked_subcommand:
         return
     if model is None:
@@ -113,8 +117,7 @@ def evaluate(
     resolved = config.load(None, overrides or [])
 
     from nrt_cli.evaluation.evaluate import evaluate as run_evaluation
-    from nrt_cli.evaluation.olmes_run import olmes_commands
-    from nrt_cli.evaluation.scores import failures
+    from nrt_cli.evaluation.olmes import olmes_commands
     from nrt_cli.evaluation.session import Job, Session
     from nrt_cli.progress import choose_for_eval
 
@@ -133,7 +136,7 @@ def evaluate(
     with choose_for_eval() as display:
         outcome = run_evaluation(job, resolved, display)
     show(outcome, as_json, _render)
-    if failures(outcome):
+    if any(row["failed"] for row in outcome["benchmarks"]):
         raise typer.Exit(1)
 
 
@@ -188,13 +191,33 @@ def _render(outcome: dict[str, Any]) -> None:
     table.add_column("benchmark")
     for name in ("score", "n", "trace", "forced", "cut", "also"):
         table.add_column(name, justify="left" if name == "also" else "right")
-    for row in outcome["benchmarks"]:
-        table.add_row(*map(console.plain, _cells(row)))
-    mean = outcome["overall"]
+    rows, mean = outcome["benchmarks"], outcome["overall"]
+    for row in rows:
+        other = "micro" if row["aggregation"] == "macro" else "macro"
+        cells = (
+            row["title"],
+            _score(row["score"], row["error"]) + ("*" if row["truncated_share"] > 0 else ""),
+            str(row["n"]),
+            _number(row["trace_tokens"], "{:.0f}"),
+            _number(row["forced_share"], "{:.0%}"),
+            _number(row["truncated_share"], "{:.0%}"),
+            "" if math.isnan(row[other]) else f"{other} {100 * row[other]:.1f}",
+        )
+        table.add_row(*map(console.plain, cells))
     table.add_section()
     table.add_row("Overall", _score(mean["score"], mean["error"]), str(mean["n"]), "", "", "", "")
     console.show(table, ("also", "cut", "forced", "trace", "n"))
-    for note in _notes(outcome):
+    notes = ["score ± standard error, in percent; trace: mean tokens; forced: traces whose end was appended"]
+    if any(row["truncated_share"] > 0 for row in rows):
+        notes.append("* answers were cut at their cap (share: cut), which may cost points; raise the cap to know")
+    notes += [f"{row['title']} has no score: {row['failed']}" for row in rows if row["failed"]]
+    if mean["missing"]:
+        notes.append(f"Overall is the mean of all nine; missing: {', '.join(mean['missing'])}")
+    stored = sum(row.get("cached", 0) for row in rows)
+    notes.append(
+        f"results: {outcome['results']} ({stored} of {sum(r['n'] for r in rows)} documents were there already)"
+    )
+    for note in notes:
         console.stdout.print(console.plain(note), soft_wrap=True)
 
 
@@ -216,68 +239,30 @@ def _render_pairs(found: dict[str, Any]) -> None:
     )
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    mark = "*" if row["truncated_share"] > 0 else ""
-    other = "micro" if row["aggregation"] == "macro" else "macro"
-    return (
-        row["title"],
-        _score(row["score"], row["error"]) + mark,
-        str(row["n"]),
-        _number(row["trace_tokens"], "{:.0f}"),
-        _number(row["forced_share"], "{:.0%}"),
-        _number(row["truncated_share"], "{:.0%}"),
-        "" if math.isnan(row[other]) else f"{other} {100 * row[other]:.1f}",
-    )
-
-
 def _score(value: float, error: float) -> str:
     """A score in percent with its standard error."""
-    if math.isnan(value):
-        return "-"
-    return f"{100 * value:.1f} ± " + ("?" if math.isnan(error) else f"{100 * error:.1f}")
+    return "-" if math.isnan(value) else f"{100 * value:.1f} ± {_number(100 * error, '{:.1f}', '?')}"
 
 
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
-
-
-def _notes(outcome: dict[str, Any]) -> list[str]:
-    """What the table leaves open, a sentence each."""
-    rows = outcome["benchmarks"]
-    notes = ["score ± standard error, in percent; trace: mean tokens; forced: traces whose end was appended"]
-    if any(row["truncated_share"] > 0 for row in rows):
-        notes.append("* answers were cut at their cap (share: cut), which may cost points; raise the cap to know")
-    notes += [f"{row['title']} has no score: {row['failed']}" for row in rows if row["failed"]]
-    if missing := outcome["overall"]["missing"]:
-        notes.append(f"Overall is the mean of all nine; missing: {', '.join(missing)}")
-    stored = sum(row.get("cached", 0) for row in rows)
-    notes.append(
-        f"results: {outcome['results']} ({stored} of {sum(r['n'] for r in rows)} documents were there already)"
-    )
-    return notes
+def _number(value: float, form: str, unknown: str = "-") -> str:
+    return unknown if math.isnan(value) else form.format(value)
 
 
 def _render_comparison(data: dict[str, Any]) -> None:
     table = Table("benchmark", title=console.plain(f"A: {data['a']}\nB: {data['b']}"), title_justify="left")
     for name in ("A", "B", "B - A", "95 % interval", "n"):
         table.add_column(name, justify="right")
-    for row in data["benchmarks"]:
-        table.add_row(console.plain(row["title"]), *_comparison_cells(row), str(row["n"]))
     mean = data["mean"]
-    table.add_section()
-    table.add_row("Overall" if not mean["missing"] else "mean of these", *_comparison_cells(mean), "")
+    last = mean | {"title": "mean of these" if mean["missing"] else "Overall", "n": ""}
+    for row in (*data["benchmarks"], last):
+        if row is last:
+            table.add_section()
+        a, b = (_number(100 * row[key], "{:.1f}") for key in ("a", "b"))
+        difference, low, high = (_number(100 * row[key], "{:+.1f}") for key in ("difference", "low", "high"))
+        table.add_row(console.plain(row["title"]), a, b, difference, f"{low} to {high}", str(row["n"]))
     console.show(table, ("n", "A", "B"))
     for row in data["benchmarks"]:
         if row["differing"]:
             console.warn(f"{row['benchmark']}: the two differ also in {', '.join(row['differing'])}")
         if row["unpaired"]:
             console.warn(f"{row['benchmark']}: {row['unpaired']} documents that only one has are left out")
-
-
-def _comparison_cells(row: dict[str, Any]) -> list[str]:
-    low, high = (_number(100 * row[key], "{:+.1f}") for key in ("low", "high"))
-    return [
-        *(_number(100 * row[key], "{:.1f}") for key in ("a", "b")),
-        _number(100 * row["difference"], "{:+.1f}"),
-        f"{low} to {high}",
-    ]

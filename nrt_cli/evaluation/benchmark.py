@@ -16,13 +16,13 @@ import jinja2
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nrt_cli.backends.machine import version
 from nrt_cli.config.suite import BenchmarkSpec, Shots, select
 from nrt_cli.errors import ConfigError, DataError, EvalError
 from nrt_cli.evaluation.benchmark_graders import grader_of, sentence_data
 from nrt_cli.evaluation.rows import Row, read_rows
 from nrt_cli.records import Document, Reply, Request
 from nrt_cli.text.prompts import encode_within, render_prompt
-from nrt_cli.training import start
 
 NO_PART = {"files", "notes", "title", "question", "rows", "reference", "version"}
 """Keys of a benchmark that decide neither prompts nor grades, or are told otherwise: by its documents or `grading`."""
@@ -49,7 +49,7 @@ class Benchmark:
         settings = {
             "suite": self.spec.model_dump(mode="json", exclude=NO_PART),
             "grading": self.spec.version,
-            "versions": {name: start.version(name) for name in packages},
+            "versions": {name: version(name) for name in packages},
         }
         return settings | ({"sentences": sentence_data()} if self.spec.grader == "instructions" else {})
 
@@ -91,15 +91,20 @@ class Benchmark:
         return []
 
     def _check_own(self, rows: Mapping[str, Sequence[Row]]) -> None:
-        """That every prompt can be written, and every reference answer is one that the grader takes for right."""
+        """That every row can be asked, and that the grader takes every reference answer for right."""
+        file = self.spec.file
         for subset, found in rows.items():
             for number, row in enumerate(found, 1):
                 try:
                     messages(self.spec, subset, row)
-                except (jinja2.TemplateError, KeyError) as error:
-                    raise ConfigError(f"{self.spec.file}: prompt: row {number} cannot be asked ({error}).") from None
-                if (reason := self.grader.refuses(row)) and (":" not in self.spec.grader or number == 1):
-                    raise DataError(f"{self.spec.file}: grader {self.spec.grader}: row {number}: {reason}.")
+                except (jinja2.TemplateError, TypeError, KeyError) as error:
+                    raise ConfigError(f"{file}: prompt: row {number} cannot be put into it ({error}).") from None
+                try:
+                    reason = self.grader.refuses(row) if number == 1 or ":" not in self.spec.grader else ""
+                except (KeyError, TypeError, ValueError, IndexError) as error:
+                    reason = f"its columns are not those of a benchmark with this grader ({error!r})"
+                if reason:
+                    raise DataError(f"{file}: grader={self.spec.grader}: row {number}: {reason}.")
 
     def documents(self, data_dir: Path | None, limit: int | None = None, seed: int = 0) -> list[Document]:
         """The documents to ask, unanswered: the same for every model, and those of a smaller limit among them.
@@ -176,7 +181,7 @@ class Benchmark:
 
 def messages(spec: BenchmarkSpec, subset: str, row: Row) -> list[dict[str, str]]:
     """The turns of a row's prompt: description and worked examples, then the question."""
-    shots = spec.examples or Shots(multiturn=False)
+    shots = spec.examples or Shots()
     examples: Sequence[Row] = shots.examples
     description = spec.description
     if shots.lm_eval_task:

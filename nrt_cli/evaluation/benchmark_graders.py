@@ -4,6 +4,7 @@ DROP's F1 and IFEval's checkers are lm-eval's own; MATH is compared by lm-eval's
 HumanEval runs in the sandbox. A user's own benchmark is graded as pairs are. No grader sees a trace.
 """
 
+import atexit
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,13 +31,24 @@ class BenchmarkGrader:
     """A row's reference answer, as JSON, and the grade of the replies to it.
 
     `grade` is given the row, its reference answer, the replies and the patterns of the subset's answers; `packages` is
-    what it imports; `refuses` says why a user's row cannot be graded, "" for one that can.
+    what it imports.
     """
 
     gold: Callable[[Row], Any]
     grade: Callable[[Row, Any, Answers, tuple[str, ...]], Grade]
     packages: tuple[str, ...] = ()
-    refuses: Callable[[Row], str] = lambda row: ""
+    as_pairs: str = ""
+    """The name of a grader of question-answer pairs that this is, "" for others."""
+
+    def refuses(self, row: Row) -> str:
+        """Why a user's row cannot be graded; "" for one that can."""
+        answer = self.gold(row)
+        if not self.as_pairs:
+            return ""
+        right = self.grade(row, answer, [answer], ()).score == 1
+        if ":" in self.as_pairs or (right and (self.as_pairs != "choice" or guess([answer]) == "choice")):
+            return ""
+        return f"{answer!r} is no reference answer that it can compare with"
 
 
 class GradedRow(dict[str, Any]):
@@ -53,7 +65,7 @@ def grader_of(spec: BenchmarkSpec) -> BenchmarkGrader:
         if spec.grader not in GRADERS:
             names = ", ".join(dict.fromkeys((*AS_PAIRS, *GRADERS)))
             raise ConfigError(
-                f"{spec.file}: grader={spec.grader!r} is unknown; choose one of {names} or module:function."
+                f"{spec.file}: grader={spec.grader!r} is unknown; choose one of {names}, or module:function."
             )
         return GRADERS[spec.grader]
     try:
@@ -70,14 +82,7 @@ def grader_of(spec: BenchmarkSpec) -> BenchmarkGrader:
         means = {name: sum(each.scores.get(name, 0.0) for each in grades) / len(grades) for name in names}
         return Grade(tuple(each.extracted[0] for each in grades), means)
 
-    def refuses(row: Row) -> str:
-        answer = gold(row)
-        right = grade(row, answer, [answer], ()).score == 1
-        if ":" in spec.grader or (right and (spec.grader != "choice" or guess([answer]) == "choice")):
-            return ""
-        return f"{spec.reference}={answer!r} is no answer that it reads"
-
-    return BenchmarkGrader(gold, grade, (), refuses)
+    return BenchmarkGrader(gold, grade, as_pairs=spec.grader)
 
 
 def _exact_match(read: Callable[[Any], str | None], same: Callable[[Any, Any], bool]) -> Any:
@@ -192,32 +197,25 @@ def sentence_data() -> str:
     """
     import nltk
 
+    def there() -> bool:
+        try:
+            nltk.data.find("tokenizers/punkt_tab/english")
+        except LookupError:
+            return False
+        return True
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if _has_punkt(nltk):
-        return "punkt_tab"
-    if (package := find_spec("llama_index")) is not None and package.submodule_search_locations:
+    package = find_spec("llama_index")
+    if not there() and package is not None and package.submodule_search_locations:
         for location in package.submodule_search_locations:
             nltk.data.path.append(str(Path(location) / "core" / "_static" / "nltk_cache"))
-        if _has_punkt(nltk):
-            return "punkt_tab"
-    folder = Path(_scratch().name)
-    english = folder / "tokenizers" / "punkt_tab" / "english"
+    if there():
+        return "punkt_tab"
+    scratch = tempfile.TemporaryDirectory(prefix="nrt-nltk-")
+    atexit.register(scratch.cleanup)
+    english = Path(scratch.name) / "tokenizers" / "punkt_tab" / "english"
     english.mkdir(parents=True)
     for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
         (english / name).touch()
-    nltk.data.path.append(str(folder))
+    nltk.data.path.append(scratch.name)
     return "untrained"
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as this process."""
-    return tempfile.TemporaryDirectory(prefix="nrt-nltk-")
-
-
-def _has_punkt(nltk: Any) -> bool:
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english")
-    except LookupError:
-        return False
-    return True

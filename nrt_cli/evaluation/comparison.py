@@ -8,11 +8,10 @@ import numpy as np
 
 from nrt_cli.commandline import nrt
 from nrt_cli.config import flatten
-from nrt_cli.config.suite import NAMES, ORDER, benchmark
+from nrt_cli.config.suite import NAMES, ORDER
 from nrt_cli.errors import StoreError
-from nrt_cli.evaluation.pairs import DATA, Pairs
-from nrt_cli.evaluation.scores import Scored
-from nrt_cli.measures.statistics import interval, mean_of, paired_difference
+from nrt_cli.evaluation.pairs import DATA
+from nrt_cli.measures.statistics import Aggregation, interval, mean_of, paired_difference
 from nrt_cli.records import ACCURACIES
 from nrt_cli.store.evals import Evaluation, find_evaluations
 from nrt_cli.store.reference import Reference
@@ -44,17 +43,16 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
     """
     found = {ref: _by_benchmark(ref) for ref in (a, b)}
     rows, draws = [], []
-    for name in NAMES:
-        left, right = (found[ref].get(name, []) for ref in (a, b))
-        if left and right:
-            row, draws_R = _compare_one(benchmark(name), *_closest(left, right), seed)
-            rows.append(row)
-            draws.append(draws_R)
-    for name in [name for name in found[a] if name.startswith(DATA) and name in found[b]]:
+    for name in [name for name in dict.fromkeys((*NAMES, *found[a])) if name in found[a] and name in found[b]]:
         pair = _closest(found[a][name], found[b][name])
-        for kind in [kind for kind in ACCURACIES if all(kind in (e.scores() or {})["metrics"] for e in pair)]:
-            spec = Pairs(name, f"{name.removeprefix(DATA)}: {ACCURACIES[kind]}", kind)
-            row, draws_R = _compare_one(spec, *pair, seed)
+        left, right = (evaluation.scores() or {} for evaluation in pair)
+        if name.startswith(DATA):
+            kinds = [kind for kind in ACCURACIES if kind in left["metrics"] and kind in right["metrics"]]
+            titles = {kind: f"{name.removeprefix(DATA)}: {ACCURACIES[kind]}" for kind in kinds}
+        else:
+            titles = {right["metric"]: right["title"]}
+        for metric, title in titles.items():
+            row, draws_R = _compare_one(name, title, metric, right["aggregation"], *pair, seed)
             rows.append(row)
             draws.append(draws_R)
     if not rows:
@@ -97,17 +95,19 @@ def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in shared if one[key] != other[key])
 
 
-def _compare_one(benchmark: Scored, left: Evaluation, right: Evaluation, seed: int) -> tuple[dict[str, Any], Any]:
+def _compare_one(
+    name: str, title: str, metric: str, aggregation: Aggregation, left: Evaluation, right: Evaluation, seed: int
+) -> tuple[dict[str, Any], Any]:
     one, other = ({(d.subset, d.id): d for d in e.documents().values()} for e in (left, right))
     both = [key for key in one if key in other]
-    a, b = ([side[key].scores[benchmark.metric] for key in both] for side in (one, other))
+    a, b = ([side[key].scores[metric] for key in both] for side in (one, other))
     subsets = [subset for subset, _ in both]
-    difference, draws_R = paired_difference(a, b, subsets, benchmark.aggregation, seed)
+    difference, draws_R = paired_difference(a, b, subsets, aggregation, seed)
     return {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
-        "a": mean_of(a, subsets, benchmark.aggregation).value,
-        "b": mean_of(b, subsets, benchmark.aggregation).value,
+        "benchmark": name,
+        "title": title,
+        "a": mean_of(a, subsets, aggregation).value,
+        "b": mean_of(b, subsets, aggregation).value,
         "difference": difference.value,
         "low": difference.low,
         "high": difference.high,

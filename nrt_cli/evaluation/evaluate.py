@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from nrt_cli.backends.machine import use_threads
@@ -11,11 +11,11 @@ from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import Interrupted, NrtError
 from nrt_cli.evaluation.benchmark import Benchmark
-from nrt_cli.evaluation.olmes_run import evaluate_with_olmes
-from nrt_cli.evaluation.scores import failed_row, outcome, score_row
+from nrt_cli.evaluation.olmes import evaluate_with_olmes
+from nrt_cli.evaluation.scores import failed_row, head, outcome, score_row
 from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.progress import EvalProgress
-from nrt_cli.records import Document, Reply, Request
+from nrt_cli.records import Document, Reply
 from nrt_cli.store.evals import Evaluation, document_hash
 
 
@@ -50,51 +50,49 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
 
 def _evaluate_here(session: Session, suite: Sequence[Benchmark]) -> list[dict[str, Any]]:
     session.reasoner.tokenizer  # noqa: B018  a model that cannot be asked is said before anything else is done
-    problems = {benchmark.name: _check(session, benchmark) for benchmark in suite}
-    if all(problems.values()):
-        raise next(error for error in problems.values() if error)
-    for name, error in problems.items():
-        if error:
-            session.display.warn(f"{name} cannot run: {str(error).removeprefix(f'{name}: ')}")
-    return [
-        failed_row(benchmark.spec, problem) if (problem := problems[benchmark.name]) else _guarded(session, benchmark)
-        for benchmark in suite
-    ]
-
-
-def _check(session: Session, benchmark: Benchmark) -> NrtError | None:
-    """What keeps a benchmark from running, found before the model is loaded."""
-    try:
-        for sentence in benchmark.check(session.data_dir, session.job.allow_unsafe_code):
-            session.display.warn(sentence)
-    except NrtError as error:
-        return error
-    return None
-
-
-def _guarded(session: Session, benchmark: Benchmark) -> dict[str, Any]:
-    """A benchmark's row; whatever goes wrong in it is its own matter."""
-    try:
-        return _evaluate(session, benchmark)
-    except Exception as error:
-        row = failed_row(benchmark.spec, error)
-        session.display.warn(f"{benchmark.name} failed: {row['failed']}")
-        return row
+    problems: dict[str, NrtError] = {}
+    for benchmark in suite:  # what keeps one from running is found before the model is loaded
+        try:
+            for sentence in benchmark.check(session.data_dir, session.job.allow_unsafe_code):
+                session.display.warn(sentence)
+        except NrtError as error:
+            problems[benchmark.name] = error
+    if len(problems) == len(suite):
+        raise next(iter(problems.values()))
+    for name, reason in problems.items():
+        session.display.warn(f"{name} cannot run: {str(reason).removeprefix(f'{name}: ')}")
+    rows = []
+    for benchmark in suite:
+        if problem := problems.get(benchmark.name):
+            rows.append(failed_row(benchmark.spec, problem))
+            continue
+        try:
+            rows.append(_evaluate(session, benchmark))
+        except Exception as error:  # whatever goes wrong in a benchmark is its own matter
+            rows.append(failed_row(benchmark.spec, error))
+            session.display.warn(f"{benchmark.name} failed: {rows[-1]['failed']}")
+    return rows
 
 
 def _evaluate(session: Session, benchmark: Benchmark) -> dict[str, Any]:
     documents = benchmark.documents(session.data_dir, session.job.limit, session.config.eval.seed)
-    evaluation = Evaluation.create(session.root, benchmark.name, session.settings(benchmark), session.described())
+    about = session.described() | ({"file": str(Path(benchmark.spec.file).resolve())} if benchmark.spec.own else {})
+    evaluation = Evaluation.create(session.root, benchmark.name, session.settings(benchmark), about)
     with evaluation.writing():
         known = evaluation.documents()
         keys = [document_hash(document) for document in documents]
         todo = [document for key, document in zip(keys, documents, strict=True) if key not in known]
         session.display.begin(benchmark.name, len(documents), len(documents) - len(todo))
+        if ":" in benchmark.spec.grader:  # a user's function may have changed since
+            for key in filter(known.__contains__, keys):
+                if (again := benchmark.grade(known[key], known[key].replies)) != known[key]:
+                    evaluation.append(again)
+                    known[key] = again
         for answered in _answers(session, benchmark, todo):
             evaluation.append(answered)
             known[document_hash(answered)] = answered
             session.display.advance()
-        row = score_row(benchmark.spec, [known[key] for key in keys])
+        row = score_row(head(benchmark.spec), [known[key] for key in keys])
         row |= {"backend": session.job.backend, "cached": len(documents) - len(todo), "folder": str(evaluation.path)}
         evaluation.write_scores(row)
     session.display.end(row)
@@ -105,22 +103,15 @@ def _answers(session: Session, benchmark: Benchmark, documents: Sequence[Documen
     """Each document, answered and graded, as soon as its last reply is there."""
     if not documents:
         return
-    asked = {document.id: _requests(session, benchmark, document) for document in documents}
-    of_key = {request.key: document for document in documents for request in asked[document.id]}
+    section, tokenizer = session.config.eval, session.reasoner.tokenizer
+    caps = (section.max_trace_tokens, section.seed, section.max_answer_tokens, session.min_trace_tokens)
+    think = session.think and benchmark.thinks
+    asked = [(document, benchmark.requests(document, tokenizer, think, *caps)) for document in documents]
+    of_key = {request.key: (document, requests) for document, requests in asked for request in requests}
     replies: dict[str, Reply] = {}
-    everything = [request for requests in asked.values() for request in requests]
-    with contextlib.closing(session.reasoner.run(everything)) as stream:
+    with contextlib.closing(session.reasoner.run([each for _, requests in asked for each in requests])) as stream:
         for request, reply in stream:
             replies[request.key] = reply
-            document = of_key[request.key]
-            keys = [each.key for each in asked[document.id]]
-            if all(key in replies for key in keys):
-                yield benchmark.grade(document, [replies.pop(key) for key in keys])
-
-
-def _requests(session: Session, benchmark: Benchmark, document: Document) -> list[Request]:
-    section, tokenizer = session.config.eval, session.reasoner.tokenizer
-    think = session.think and benchmark.thinks
-    caps = (section.max_trace_tokens, section.seed, section.max_answer_tokens)
-    found = benchmark.requests(document, tokenizer, think, *caps)
-    return [replace(request, min_trace_tokens=session.min_trace_tokens) if think else request for request in found]
+            document, requests = of_key[request.key]
+            if all(each.key in replies for each in requests):
+                yield benchmark.grade(document, [replies.pop(each.key) for each in requests])

@@ -1,18 +1,147 @@
 """`nrt eval import`: an output folder of OLMES or lm-eval into the store."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nrt_cli.commandline import this_command
 from nrt_cli.config.suite import BenchmarkSpec, select
 from nrt_cli.errors import EvalError
-from nrt_cli.evaluation import lm_eval_output, olmes
-from nrt_cli.evaluation.olmes_run import keep
-from nrt_cli.evaluation.outputs import Output
+from nrt_cli.evaluation import olmes
+from nrt_cli.evaluation.outputs import Output, combined, differences, json_lines, keep, numbers
 from nrt_cli.evaluation.scores import outcome
 from nrt_cli.evaluation.session import results_folder
-from nrt_cli.training.locate import locate_model
+from nrt_cli.records import Document, Reply
+from nrt_cli.training.located import locate_model
+
+RESULTS = "results_*.json"
+TASKS = {
+    "mmlu": ("mmlu",),
+    "bbh": ("bbh_cot_fewshot", "bbh_cot_zeroshot", "bbh_fewshot", "bbh_zeroshot", "bbh"),
+    "drop": ("drop",),
+    "popqa": ("popqa",),
+    "truthfulqa": ("truthfulqa_mc2",),
+    "gsm8k": ("gsm8k_cot_zeroshot", "gsm8k_cot", "gsm8k"),
+    "math": ("minerva_math", "hendrycks_math"),
+    "humaneval": ("humaneval",),
+    "ifeval": ("ifeval",),
+}
+"""lm-eval's names of a benchmark's tasks; those of subsets begin so."""
+METRICS = {
+    "drop": ("f1",),
+    "truthfulqa": ("acc", "mc2"),
+    "math": ("math_verify", "exact_match"),
+    "humaneval": ("pass_at_10", "pass@10"),
+    "ifeval": ("prompt_level_loose_acc",),
+}
+"""lm-eval's names of a benchmark's metric, the best first."""
+OTHER_METRICS = ("exact_match", "acc")
+FILTERS = ("flexible-extract", "get-answer", "none")
+"""Of several ways to extract an answer, the most lenient, as the suite's own is."""
+
+
+def results_file(folder: Path) -> Path | None:
+    """The newest results of a folder; lm-eval puts them one level down, in a folder named after the model."""
+    found = [*folder.glob(RESULTS), *folder.glob(f"*/{RESULTS}")]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
+    """One benchmark of a results file; None where no task is of it. Raises EvalError where its samples are missing."""
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        tasks = {task: subset for task in results["configs"] if (subset := _subset_of(task, spec)) is not None}
+        config = {key: results.get(key) for key in ("lm_eval_version", "transformers_version", "git_hash")}
+        model = str(results.get("model_name") or results.get("config", {}).get("model"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvalError(f"{file}: is not what lm-eval writes ({type(error).__name__}: {error}).") from None
+    if not tasks:
+        return None
+    documents, scores, counts = [], [], []
+    for task, subset in tasks.items():
+        found = list(_documents(file, task, subset, spec))
+        documents += found
+        counts.append(len(found))
+        scores.append(_own_score(file, results["results"][task], spec))
+    score = combined(spec.aggregation, scores, counts)
+    configs = [results["configs"][task] for task in tasks]
+    return Output(
+        documents,
+        score,
+        sorted({text for of_task in configs for text in differences(of_task, spec, "num_fewshot", "repeats")}),
+        model,
+        config,
+        False,
+    )
+
+
+def _subset_of(task: str, spec: BenchmarkSpec) -> str | None:
+    """Which subset of a benchmark a task is, "" for a benchmark without; None for a task of another benchmark."""
+    for head in TASKS[spec.name]:
+        if not spec.subsets and task == head:
+            return ""
+        if task.removeprefix(f"{head}_") in spec.subsets and task.startswith(f"{head}_"):
+            return task.removeprefix(f"{head}_")
+    # lm-eval calls this one subject by another name.
+    return "counting_and_probability" if task.endswith("math_counting_and_prob") and spec.name == "math" else None
+
+
+def _own_score(file: Path, result: Mapping[str, Any], spec: BenchmarkSpec) -> float:
+    """What lm-eval says of a task; its keys are `metric,filter`."""
+    for metric in METRICS.get(spec.name, OTHER_METRICS):
+        by_filter = {key.partition(",")[2]: key for key in result if key.partition(",")[0] == metric}
+        for name in (*FILTERS, *by_filter):
+            if name in by_filter:
+                return float(result[by_filter[name]])
+    raise EvalError(f"{file}: has no {' or '.join(METRICS.get(spec.name, OTHER_METRICS))} of {spec.name}.")
+
+
+def _documents(file: Path, task: str, subset: str, spec: BenchmarkSpec) -> Iterator[Document]:
+    date = file.stem.removeprefix("results_")
+    path = file.with_name(f"samples_{task}_{date}.jsonl")
+    if not path.is_file():
+        raise EvalError(f"{path}: no such file; run lm-eval with --log_samples.")
+    rows = json_lines(path)
+    filters = {row["filter"] for row in rows}
+    chosen = next((name for name in FILTERS if name in filters), min(filters, default=None))
+    for row in rows:
+        if row["filter"] == chosen:
+            yield _document(row, subset, spec)
+
+
+def _document(row: dict[str, Any], subset: str, spec: BenchmarkSpec) -> Document:
+    scores = numbers({name: row.get(name) for name in row.get("metrics", [])})
+    for metric in METRICS.get(spec.name, OTHER_METRICS):
+        if metric in scores:
+            scores[spec.metric] = scores[metric]
+            break
+    return Document(
+        benchmark=spec.name,
+        subset=subset,
+        id=str(row["doc_id"]),
+        messages=_prompt(row.get("arguments")),
+        gold=row.get("target"),
+        replies=tuple(_replies(row, spec)),
+        extracted=tuple(str(found) for found in row.get("filtered_resps", [])) if spec.mode == "generate" else (),
+        scores=scores,
+    )
+
+
+def _prompt(arguments: Any) -> tuple[Mapping[str, str], ...]:
+    """The prompt of a document's first request, which is a list or, sanitised, a dict of `gen_args_0.arg_0`."""
+    while isinstance(arguments, list | dict) and arguments:
+        arguments = arguments[0] if isinstance(arguments, list) else next(iter(arguments.values()))
+    return ({"role": "user", "content": arguments},) if isinstance(arguments, str) else ()
+
+
+def _replies(row: Mapping[str, Any], spec: BenchmarkSpec) -> Iterator[Reply]:
+    for responses in row.get("resps", []):
+        for response in responses:
+            if spec.mode == "generate":
+                yield Reply(answer=str(response))
+            else:
+                yield Reply(logprob=float(response[0]))
 
 
 def import_results(folder: Path, model: str | None, out: Path | None, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -38,7 +167,15 @@ def import_results(folder: Path, model: str | None, out: Path | None, warn: Call
     }
     rows = []
     for spec, output in found:
-        rows.append(keep(root, spec, output, _settings(spec, output, backend), about | {"versions": output.versions}))
+        settings = {  # what is known of how these answers came to be
+            "benchmark": {"name": spec.name},
+            "model": output.model,
+            "backend": backend,
+            "imported": True,
+            "differences": output.differences,
+            "versions": output.versions,
+        }
+        rows.append(keep(root, spec, output, settings, about | {"versions": output.versions}))
         for difference in rows[-1]["differences"]:
             warn(f"{spec.name}: {difference}")
     return outcome(about | {"limit": None, "results": str(root)}, rows)
@@ -48,21 +185,9 @@ def _reader(folder: Path) -> tuple[str, Callable[[BenchmarkSpec], Output | None]
     """Whose folder it is, and how one benchmark of it is read."""
     if (folder / olmes.METRICS).is_file():
         return "olmes", lambda spec: olmes.read_output(folder, spec, None)
-    if file := lm_eval_output.results_file(folder):
-        return "lm-eval", lambda spec: lm_eval_output.read_output(file, spec)
+    if file := results_file(folder):
+        return "lm-eval", lambda spec: read_output(file, spec)
     raise EvalError(
-        f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({lm_eval_output.RESULTS}) there; "
+        f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({RESULTS}) there; "
         "name the folder that was its --output-dir or --output_path."
     )
-
-
-def _settings(spec: BenchmarkSpec, output: Output, backend: str) -> dict[str, Any]:
-    """What is known of how these answers came to be."""
-    return {
-        "benchmark": {"name": spec.name},
-        "model": output.model,
-        "backend": backend,
-        "imported": True,
-        "differences": output.differences,
-        "versions": output.versions,
-    }

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.evaluation import OlmesSection
-from nrt_cli.config.suite import BenchmarkSpec
-from nrt_cli.errors import EvalError
-from nrt_cli.evaluation.outputs import Output, combined, json_lines, numbers
+from nrt_cli.config.suite import BenchmarkSpec, select
+from nrt_cli.errors import EvalError, NrtError
+from nrt_cli.evaluation.outputs import Output, combined, differences, json_lines, keep, numbers
+from nrt_cli.evaluation.scores import failed_row
+from nrt_cli.evaluation.session import Session
 from nrt_cli.models.metadata import Metadata
 from nrt_cli.records import Document, Reply, Stop
+from nrt_cli.store.evals import settings_hash
 
 WRAPPER = Path(__file__).with_name("olmes_wrapper.py")
 METRICS = "metrics-all.jsonl"
@@ -147,10 +150,6 @@ def _last_line(text: str) -> str:
 # --- what it left behind
 
 
-def finished(folder: Path) -> bool:
-    return (folder / DONE).is_file()
-
-
 def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Output | None:
     """One benchmark of an output folder; None where OLMES ran no task of it.
 
@@ -160,7 +159,12 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
     Raises:
         EvalError: a file is missing or damaged, or documents are missing: OLMES can exit well without having asked any.
     """
-    records = [(subset, record) for record in _records(folder) if (subset := _subset_of(record, spec)) is not None]
+    path = folder / METRICS
+    if not path.is_file():
+        raise EvalError(f"{folder}: no {METRICS} there, so OLMES has not finished; see its log.")
+    # The records of single tasks; suites have no index of their own.
+    tasks = [record for record in json_lines(path) if isinstance(record.get("task_idx"), int)]
+    records = [(subset, record) for record in tasks if (subset := _subset_of(record, spec)) is not None]
     if not records:
         return None
     counts = [record.get("num_instances", 0) for _, record in records]
@@ -174,14 +178,6 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
     score = combined(spec.aggregation, [record["metrics"]["primary_score"] for _, record in records], counts)
     differences = list(dict.fromkeys(text for _, record in records for text in _differences(record, spec)))
     return Output(documents, score, differences, str(records[0][1].get("model_config", {}).get("model")), {}, True)
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    """The records of single tasks; suites have no index of their own."""
-    path = folder / METRICS
-    if not path.is_file():
-        raise EvalError(f"{folder}: no {METRICS} there, so OLMES has not finished; see its log.")
-    return [record for record in json_lines(path) if isinstance(record.get("task_idx"), int)]
 
 
 def alias_of(record: Mapping[str, Any]) -> str:
@@ -205,29 +201,24 @@ def _subset_of(record: Mapping[str, Any], spec: BenchmarkSpec) -> str | None:
 
 def _differences(record: Mapping[str, Any], spec: BenchmarkSpec) -> Iterator[str]:
     """In what a task's settings are not the suite's."""
-    config, generation = record.get("task_config", {}), record.get("task_config", {}).get("generation_kwargs") or {}
-    subset = _subset_of(record, spec)
+    config, subset = record.get("task_config", {}), _subset_of(record, spec)
+    generation = config.get("generation_kwargs") or {}
     if alias_of(record) not in (subtask(spec, subset or ""), spec.olmes):
         yield f"task {alias_of(record)}, in the suite {subtask(spec, subset or '')}"
-    asked = spec.generation
-    pairs: list[tuple[str, Any, Any]] = [("num_shots", config.get("num_shots"), spec.shots)]
-    if spec.mode == "generate":
-        pairs += [
-            ("max_gen_toks", generation.get("max_gen_toks"), asked.max_tokens),
-            ("temperature", generation.get("temperature"), asked.temperature),
-            ("repeats", generation.get("repeats"), asked.samples),
-        ]
-    if asked.temperature:
-        pairs.append(("top_p", generation.get("top_p"), asked.top_p))
-    for name, found, wanted in pairs:
-        if found is not None and found != wanted:
-            yield f"{name} {found}, in the suite {wanted}"
+    yield from differences(config, spec, "num_shots", "repeats")
+    if spec.generation.temperature and generation.get("top_p") not in (None, spec.generation.top_p):
+        yield f"top_p {generation['top_p']}, in the suite {spec.generation.top_p}"
 
 
 def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: BenchmarkSpec) -> Iterator[Document]:
     name = record["task_name"]
     start = f"task-{record['task_idx']:03d}-"
-    prompts = _prompts(folder, start)
+    prompts: dict[Any, tuple[Mapping[str, str], ...]] = {}  # where OLMES kept its requests
+    for path in folder.glob(f"{start}*-requests.jsonl"):
+        for row in json_lines(path):
+            context = row.get("request", {}).get("context", "")
+            turns = context["messages"] if isinstance(context, dict) else [{"role": "user", "content": context}]
+            prompts[row["doc_id"]] = tuple(turns)
     files = sorted(folder.glob(f"{start}*-predictions.jsonl"))
     if len(files) != 1:
         raise EvalError(f"{folder}: {len(files)} files of predictions for task {name}, expected one.")
@@ -246,20 +237,11 @@ def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: Bench
             messages=prompts.get(prediction["doc_id"], ()),
             gold=prediction.get("label"),
             replies=tuple(_reply(output, cap) for output in outputs),
-            extracted=tuple(_text(output.get("model_answer")) for output in outputs),
+            extracted=tuple(
+                None if (found := output.get("model_answer")) is None else str(found) for output in outputs
+            ),
             scores=scores,
         )
-
-
-def _prompts(folder: Path, start: str) -> dict[Any, tuple[Mapping[str, str], ...]]:
-    """The turns of each document's prompt, where OLMES kept its requests."""
-    found = {}
-    for path in folder.glob(f"{start}*-requests.jsonl"):
-        for row in json_lines(path):
-            context = row.get("request", {}).get("context", "")
-            turns = context["messages"] if isinstance(context, dict) else [{"role": "user", "content": context}]
-            found[row["doc_id"]] = tuple(turns)
-    return found
 
 
 def _reply(output: Mapping[str, Any], cap: int | None) -> Reply:
@@ -280,5 +262,80 @@ def _reply(output: Mapping[str, Any], cap: int | None) -> Reply:
     )
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+# --- into the store
+
+
+def olmes_commands(session: Session) -> dict[str, str]:
+    """The shell command of each benchmark, by name; run by hand, its output is found and read all the same."""
+    found = versions(session.config.eval.olmes) if session.config.eval.olmes.python else {}
+    return {
+        spec.name: shlex.join(command(_call(session, spec, found), session.config.eval.olmes))
+        for spec in select(session.job.benchmarks)
+        if spec.olmes
+    }
+
+
+def evaluate_with_olmes(session: Session, suite: Sequence[BenchmarkSpec]) -> list[dict[str, Any]]:
+    """A row per benchmark, one process of OLMES for each that has no output yet."""
+    found = versions(session.config.eval.olmes)
+    rows = []
+    for spec in suite:
+        try:
+            rows.append(_evaluate(session, spec, found))
+        except NrtError as error:
+            rows.append(failed_row(spec, error))
+            session.display.warn(f"{spec.name} failed: {rows[-1]['failed']}")
+    return rows
+
+
+def _evaluate(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> dict[str, Any]:
+    if not spec.olmes:
+        raise EvalError(f"{spec.name}: is not in OLMES; evaluate it with --backend lm-eval.")
+    call = _call(session, spec, found)
+    served = (call.output / DONE).is_file()
+    if not served:
+        session.display.note(f"{spec.name}: running OLMES, its log is {call.output / LOG}")
+        run(command(call, session.config.eval.olmes), call.output)
+    expected = min(session.job.limit or spec.instances, spec.instances)
+    output = read_output(call.output, spec, expected)
+    if output is None:
+        raise EvalError(f"{call.output}: OLMES wrote no results of {spec.name}; see {LOG} there.")
+    about = session.described() | {"versions": dict(found)}
+    row = keep(session.root, spec, output, _settings(session, spec, found), about)
+    row["cached"] = row["n"] if served else 0
+    for difference in output.differences:
+        session.display.warn(f"{spec.name}: {difference}")
+    return row
+
+
+def _settings(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides what OLMES answers and how it grades."""
+    section = session.config.eval.olmes
+    return {
+        "benchmark": {"name": spec.name, "olmes": spec.olmes},
+        "model": session.fingerprint,
+        "backend": "olmes",
+        "engine": session.job.engine,
+        "think": session.think and spec.mode == "generate",
+        "tokens": [session.about.think_start, session.about.think_end] if session.think else [],
+        "max_length": section.max_length,
+        "limit": session.job.limit,
+        "seed": session.config.eval.seed,
+        "versions": dict(found),
+    }
+
+
+def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> Call:
+    """A fresh folder for every set of settings: OLMES itself takes up whatever it finds in its folder."""
+    if session.job.think == "forced":
+        raise EvalError("--think forced: OLMES cannot keep a model from an empty trace; use --think on or off.")
+    digest = settings_hash(_settings(session, spec, found))
+    return Call(
+        spec=spec,
+        model=session.located.folder,
+        about=session.about if session.think else None,
+        engine=session.job.engine,
+        limit=session.job.limit,
+        seed=session.config.eval.seed,
+        output=session.root / "olmes" / f"{spec.name}-{digest[:12]}",
+    )

@@ -1,12 +1,17 @@
-"""What other harnesses leave behind, in one form."""
+"""What other harnesses leave behind, in one form, and into the store."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.errors import EvalError
+from nrt_cli.evaluation.scores import LENGTHS, head, score_row
 from nrt_cli.records import Document
+from nrt_cli.store.evals import Evaluation, document_hash
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,45 @@ def combined(aggregation: str, scores: list[float], counts: list[int]) -> float:
     """The score over tasks: of all alike (macro), or of all documents alike (micro)."""
     weights = [1] * len(scores) if aggregation == "macro" else counts
     return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / max(1, sum(weights))
+
+
+def differences(config: Mapping[str, Any], spec: BenchmarkSpec, shots: str, repeats: str) -> list[str]:
+    """In what a task's settings are not the benchmark's.
+
+    Args:
+        shots: what the harness calls the number of worked examples; `repeats` that of answers.
+    """
+    generation, asked = config.get("generation_kwargs") or {}, spec.generation
+    pairs: list[tuple[str, Any, Any]] = [(shots, config.get(shots), spec.shots)]
+    if spec.mode == "generate":
+        pairs += [
+            ("max_gen_toks", generation.get("max_gen_toks"), asked.max_tokens),
+            ("temperature", generation.get("temperature"), asked.temperature),
+            ("repeats", {**config, **generation}.get(repeats), asked.samples),
+        ]
+    return [f"{name} {found}, in the suite {wanted}" for name, found, wanted in pairs if found not in (None, wanted)]
+
+
+def keep(
+    root: Path, spec: BenchmarkSpec, output: Output, settings: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put another harness's results into the store. The score is the harness's own; its error comes from ours."""
+    row = score_row(head(spec), output.documents) | {"backend": about["backend"]}
+    ours = row["score"]
+    row |= {"score": output.score, "recomputed": ours, "differences": output.differences}
+    if not math.isnan(ours) and abs(ours - output.score) > 1e-4:
+        row["differences"] = [
+            *output.differences,
+            f"score {output.score:.4f}, recomputed from its documents {ours:.4f}",
+        ]
+    if not output.lengths:
+        row |= dict.fromkeys(LENGTHS, math.nan)
+    evaluation = Evaluation.create(root, spec.name, settings, about)
+    with evaluation.writing():
+        known = evaluation.documents()
+        for document in output.documents:
+            if document_hash(document) not in known:
+                evaluation.append(document)
+        row["folder"] = str(evaluation.path)
+        evaluation.write_scores(row)
+    return row

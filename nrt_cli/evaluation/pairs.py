@@ -1,7 +1,6 @@
 """`nrt eval --data`: a model's accuracies on a user's own question-answer pairs, with thinking and without."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.grading.accuracies import Graded, Question, answer_all, answer_cap
 from nrt_cli.grading.grading import find, grade
 from nrt_cli.measures.held_out import ACCURACY_MEASURES, over_rows, shown
-from nrt_cli.measures.statistics import Aggregation
 from nrt_cli.progress import EvalProgress
 from nrt_cli.records import ACCURACIES, Document
 from nrt_cli.store import Run
@@ -27,17 +25,6 @@ DATA = "data-"
 
 ANY = 1 << 30
 """No limit on tokens: what is evaluated must not depend on the model's tokenizer."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A file of pairs as benchmarks are described."""
-
-    name: str
-    title: str
-    metric: str
-    domain: str = "question-answer pairs"
-    aggregation: Aggregation = "micro"
 
 
 def evaluate_pairs(
@@ -55,7 +42,9 @@ def evaluate_pairs(
     use_threads(config)
     kinds = tuple(ACCURACIES) if session.think else ("direct",)
     questions, documents, longest, fingerprint = _read(session, file, grader)
-    trace_cap = _trace_cap(session)
+    trace_cap, run = config.eval.max_trace_tokens, session.located.run
+    if run is not None:  # no more than it was trained with
+        trace_cap = min(trace_cap, Run.open(run).config().rollout.max_trace_tokens)
     cap = answer_cap(longest, config.eval.max_answer_tokens or ANY)
     graders = sorted({question.pair.grader for question in questions})
     settings = session.settings_of({"data": fingerprint, "graders": graders, "kinds": kinds}, session.think)
@@ -69,8 +58,12 @@ def evaluate_pairs(
         display.begin(file.name, len(kinds) * len(documents), len(kinds) * len(documents) if stored else 0)
         if stored:
             kept = [known[document_hash(document)] for document in documents]
-            documents = [_regraded(document, question) for document, question in zip(kept, questions, strict=True)]
             # A grader, above all one of the user's own, may have changed since.
+            documents = [
+                _graded(old, {kind: Graded(reply, grade(question.pair, reply.answer)) for kind, reply in replies})
+                for old, question in zip(kept, questions, strict=True)
+                for replies in [zip(old.scores, old.replies, strict=True)]
+            ]
             for document in (new for new, old in zip(documents, kept, strict=True) if new != old):
                 evaluation.append(document)
         else:
@@ -80,8 +73,16 @@ def evaluate_pairs(
             documents = [_graded(document, found) for document, found in zip(documents, answered, strict=True)]
             for document in documents:
                 evaluation.append(document)
-        row = score_row(Pairs(f"{DATA}{file.stem}", file.name, kinds[0]), documents)
-        measures = _measures(documents)
+        head = {"benchmark": f"{DATA}{file.stem}", "title": file.name, "domain": "question-answer pairs"}
+        row = score_row({**head, "metric": kinds[0], "aggregation": "micro"}, documents)
+        # Accuracies that were measured, and what thinking has over the others in pairs, with 95 % intervals.
+        scores = [{f"{kind}_score": score for kind, score in document.scores.items()} for document in documents]
+        means = [(measure, over_rows(measure, scores)) for measure in ACCURACY_MEASURES]
+        measures = [
+            {"key": m.key, "title": m.title, **asdict(mean), "text": shown(mean, m, m.difference)}
+            for m, mean in means
+            if mean.n
+        ]
         evaluation.write_scores(row | {"measures": measures, "backend": "pairs"})
     display.end(row)
     return {
@@ -139,39 +140,10 @@ def _read(session: Session, file: Path, grader: str | None) -> tuple[list[Questi
     return questions, documents, max(len(row.answer_ids) for row, _ in asked), examples.fingerprint
 
 
-def _trace_cap(session: Session) -> int:
-    """The think budget: that of `nrt eval`, and for a run no more than it was trained with."""
-    cap, run = session.config.eval.max_trace_tokens, session.located.run
-    if run is None:
-        return cap
-    return min(cap, Run.open(run).config().rollout.max_trace_tokens)
-
-
 def _graded(document: Document, answered: dict[str, Graded]) -> Document:
-    return Document(
-        benchmark=document.benchmark,
-        subset=document.subset,
-        id=document.id,
-        messages=document.messages,
-        gold=document.gold,
+    return replace(
+        document,
         replies=tuple(each.reply for each in answered.values()),
         extracted=tuple(each.grade.extracted[0] for each in answered.values()),
         scores={kind: each.grade.score for kind, each in answered.items()},
     )
-
-
-def _regraded(document: Document, question: Question) -> Document:
-    """A stored document with its replies graded anew."""
-    replies = zip(document.scores, document.replies, strict=True)
-    return _graded(document, {kind: Graded(reply, grade(question.pair, reply.answer)) for kind, reply in replies})
-
-
-def _measures(documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """Accuracies that were measured, and what thinking has over the others in pairs, with 95 % intervals."""
-    rows = [{f"{kind}_score": score for kind, score in document.scores.items()} for document in documents]
-    found = [(measure, over_rows(measure, rows)) for measure in ACCURACY_MEASURES]
-    return [
-        {"key": measure.key, "title": measure.title, **asdict(mean), "text": shown(mean, measure, measure.difference)}
-        for measure, mean in found
-        if mean.n
-    ]

@@ -48,7 +48,17 @@ def _run(program: str, wall_seconds: float) -> tuple[bool, list[str]]:
     ours, theirs = os.pipe()
     with tempfile.TemporaryDirectory(prefix="nrt-sandbox-", ignore_cleanup_errors=True) as folder:
         try:
-            process = _start(folder, theirs)
+            # The launcher, in a session of its own and with nothing of our environment.
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandboxed.py")), str(theirs)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env={},
+                pass_fds=(theirs,),
+                start_new_session=True,
+            )
         finally:
             os.close(theirs)
         question = json.dumps({"program": program, "word": word, "folder": folder, "limits": limits})
@@ -57,39 +67,17 @@ def _run(program: str, wall_seconds: float) -> tuple[bool, list[str]]:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            _end(process)
-            told = _read(ours)
+            # Kill the launcher and its session; what it started dies with it.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                process.kill()
+            if process.stdin:
+                process.stdin.close()
+            process.wait()
+            # A survivor that holds the pipe open is not waited for.
+            os.set_blocking(ours, False)
+            with os.fdopen(ours, "rb") as file:
+                told = (file.read(1 << 16) or b"").decode(errors="replace").split("\n")
     holes = json.loads(told[0]) if len(told) > 1 else []
     return word in told[1:], holes
-
-
-def _start(folder: str, report: int) -> "subprocess.Popen[bytes]":
-    """The launcher, in a session of its own and with nothing of our environment."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandboxed.py")), str(report)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        env={},
-        pass_fds=(report,),
-        start_new_session=True,
-    )
-
-
-def _read(pipe: int) -> list[str]:
-    """The lines that were written; a survivor that holds the pipe open is not waited for."""
-    os.set_blocking(pipe, False)
-    with os.fdopen(pipe, "rb") as file:
-        return (file.read(1 << 16) or b"").decode(errors="replace").split("\n")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the launcher and its session; what it started dies with it."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
-    if process.stdin:
-        process.stdin.close()
-    process.wait()

@@ -3,43 +3,41 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from nrt_cli.config.suite import ORDER, BenchmarkSpec
 from nrt_cli.errors import NrtError
-from nrt_cli.measures.statistics import Aggregation, Mean, mean_of, overall
+from nrt_cli.measures.statistics import Mean, mean_of, overall
 from nrt_cli.records import Document
 
 LENGTHS = ("trace_tokens", "answer_tokens", "forced_share", "truncated_share")
 """How long traces and answers are, and how they ended."""
 
 
-class Scored(Protocol):
-    """What a row says of what was scored."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def domain(self) -> str: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def aggregation(self) -> Aggregation: ...
+def head(spec: BenchmarkSpec) -> dict[str, Any]:
+    """What a row says of the benchmark that it is of."""
+    return {
+        "benchmark": spec.name,
+        "title": spec.title,
+        "domain": spec.domain,
+        "metric": spec.metric,
+        "aggregation": spec.aggregation,
+    }
 
 
-def score_row(spec: Scored, documents: Sequence[Document]) -> dict[str, Any]:
-    """A benchmark's score with its error, its other metrics and means, and how its traces and answers ended.
+def score_row(of: Mapping[str, Any], documents: Sequence[Document]) -> dict[str, Any]:
+    """The row of what `head` describes: its score with its error, its other metrics and means, and how its traces and
+    answers ended.
 
     `trace_tokens` is a mean over the replies that have a trace, `forced_share` those of them whose t_end was appended,
     `truncated_share` the replies whose answer ran into its cap.
     """
     subsets = [document.subset for document in documents]
-    scores = [document.scores.get(spec.metric, math.nan) for document in documents]
-    mean = mean_of(scores, subsets, spec.aggregation)
+    scores = [document.scores.get(of["metric"], math.nan) for document in documents]
+    mean = mean_of(scores, subsets, of["aggregation"])
     names = sorted({name for document in documents for name in document.scores})
-    return _head(spec) | {
+    return {
+        **of,
         "score": mean.value,
         "error": mean.error,
         "n": mean.n,
@@ -57,18 +55,8 @@ def failed_row(spec: BenchmarkSpec, error: Exception) -> dict[str, Any]:
     reason = str(error) if isinstance(error, NrtError) else f"{type(error).__name__}: {error}"
     nothing = dict.fromkeys(("score", "error", "macro", "micro", *LENGTHS), math.nan)
     return (
-        _head(spec) | nothing | {"n": 0, "metrics": {}, "subsets": {}, "failed": reason.removeprefix(f"{spec.name}: ")}
+        head(spec) | nothing | {"n": 0, "metrics": {}, "subsets": {}, "failed": reason.removeprefix(f"{spec.name}: ")}
     )
-
-
-def _head(spec: Scored) -> dict[str, Any]:
-    return {
-        "benchmark": spec.name,
-        "title": spec.title,
-        "domain": spec.domain,
-        "metric": spec.metric,
-        "aggregation": spec.aggregation,
-    }
 
 
 def _by_subset(subsets: Sequence[str], scores: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -100,8 +88,3 @@ def outcome(head: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str
     mean, missing = overall(means, ORDER)
     total = {"score": mean.value, "error": mean.error, "n": mean.n, "missing": missing}
     return {**head, "benchmarks": list(rows), "overall": total}
-
-
-def failures(outcome: Mapping[str, Any]) -> list[str]:
-    """Names of the benchmarks that have no score because something went wrong."""
-    return [row["benchmark"] for row in outcome["benchmarks"] if row["failed"]]

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,14 @@ class Endpoint:
     """
 
     def __init__(self, timeout: float, retries: int) -> None:
-        url, key = _environment()
+        # Neither has a default: traces and money go only where somebody said.
+        url, key = (os.environ.get(name, "").strip() for name in (BASE_URL, KEY))
+        if not url:
+            raise ConfigError(f"set {BASE_URL} to the judge's endpoint, such as https://api.x.ai/v1.")
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{BASE_URL} must begin with http:// or https://.")
+        if not key:
+            raise ConfigError(f"set {KEY} to the key of the judge's endpoint; a local server takes any.")
         try:
             import openai
         except ImportError:
@@ -88,31 +95,31 @@ class Endpoint:
         if temperature is not None and "temperature" not in refused:
             asked["temperature"] = temperature
         try:
-            return self._read(await self._client.chat.completions.create(**asked), asked.get("temperature"))
+            completion = await self._client.chat.completions.create(**asked)
+            choice, usage = completion.choices[0], getattr(completion, "usage", None)
+            return ModelReply(
+                text=self._clean(choice.message.content or ""),
+                input_tokens=_count(usage, "prompt_tokens"),
+                output_tokens=_count(usage, "completion_tokens"),
+                cut=choice.finish_reason == "length",
+                temperature=asked.get("temperature"),
+            )
         except openai.APITimeoutError:
             raise EndpointError(f"no reply within {self._timeout:g} s") from None
         except openai.APIConnectionError:
             raise EndpointError(f"{BASE_URL} cannot be reached, or breaks off its replies") from None
         except openai.APIStatusError as error:
-            # Others may have been refused it meanwhile; each has two to lose, so this ends.
-            if name := _refused_parameter(error, asked):
-                refused.add(name)
-                return await self.ask(model, messages, temperature, max_tokens)
+            said = str(error.message)
+            if error.status_code in (400, 422) and _REFUSED.search(said):
+                named = f"{getattr(error, 'param', None)} {said}".replace("max_completion_tokens", "max_tokens")
+                for name in ("max_tokens", "temperature"):  # what can be done without, or said otherwise
+                    if name in asked and re.search(rf"\b{name}\b", named):
+                        # Others may have been refused it meanwhile; each has two to lose, so this ends.
+                        refused.add(name)
+                        return await self.ask(model, messages, temperature, max_tokens)
             raise self._refusal(error, model) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EndpointError("the reply is not one of an OpenAI-compatible endpoint") from None
-
-    def _read(self, completion: Any, temperature: float | None) -> ModelReply:
-        """A completion as ours; raises what Python does where it is of another shape."""
-        choice, usage = completion.choices[0], getattr(completion, "usage", None)
-        text = choice.message.content or ""
-        return ModelReply(
-            text=self._clean(text),
-            input_tokens=_count(usage, "prompt_tokens"),
-            output_tokens=_count(usage, "completion_tokens"),
-            cut=choice.finish_reason == "length",
-            temperature=temperature,
-        )
 
     def _refusal(self, error: Any, model: str) -> EndpointError:
         status = error.status_code
@@ -138,38 +145,13 @@ class Endpoint:
             with contextlib.suppress(KeyError, ValueError):
                 seconds = float(response.headers["retry-after"])
                 if 0 < seconds <= LONGEST_WAIT:
-                    self._resume_at = max(self._resume_at, _clock() + seconds)
+                    self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + seconds)
 
     async def _hold(self, _: Any) -> None:
-        while (left := self._resume_at - _clock()) > 0:
+        while (left := self._resume_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(left)
-
-
-def _refused_parameter(error: Any, asked: Mapping[str, Any]) -> str | None:
-    """Which of the parameters that can be done without or said otherwise an endpoint does not take."""
-    said = str(error.message)
-    if error.status_code not in (400, 422) or not _REFUSED.search(said):
-        return None
-    named = f"{getattr(error, 'param', None)} {said}".replace("max_completion_tokens", "max_tokens")
-    return next((n for n in ("max_tokens", "temperature") if n in asked and re.search(rf"\b{n}\b", named)), None)
-
-
-def _clock() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _count(usage: Any, name: str) -> int | None:
     value = getattr(usage, name, None)
     return value if isinstance(value, int) and value >= 0 else None
-
-
-def _environment() -> tuple[str, str]:
-    """Address and key. Neither has a default: traces and money go only where somebody said."""
-    url, key = (os.environ.get(name, "").strip() for name in (BASE_URL, KEY))
-    if not url:
-        raise ConfigError(f"set {BASE_URL} to the judge's endpoint, such as https://api.x.ai/v1.")
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{BASE_URL} must begin with http:// or https://.")
-    if not key:
-        raise ConfigError(f"set {KEY} to the key of the judge's endpoint; a local server takes any.")
-    return url, key

@@ -9,7 +9,7 @@ import contextlib
 import math
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ BYTES_PER_TOKEN = 4
 """For the estimate of what is sent; the bound counts a token for each byte, which none has less of."""
 FRAMING = 64
 """Tokens that a chat format may add around a turn."""
+FREE = {"cost": 0.0, "input_tokens": 0, "output_tokens": 0}
+"""What a judgement costs that was paid for elsewhere."""
 
 Report = Callable[[str, int, int], None]
 """Called with what is done, how many requests of it, and of how many."""
@@ -116,7 +118,13 @@ def judge(plan: Plan, max_cost: float | None, report: Report) -> Outcome:
         endpoint = Endpoint(plan.settings.timeout, plan.settings.retries) if pending else None
         for run in plan.runs:
             Judgements(run).keep_template(plan.template.digest[:12], plan.template_file.text, plan.template_file.suffix)
-        outcome = Outcome(reused=_copy(plan, before))
+        outcome = Outcome(reused=sum(question.key in before for question in plan.questions))
+        # A checkpoint gets the judgements that its very traces have elsewhere.
+        records = [(run.path, record) for run in plan.runs for record in Judgements(run).records()]
+        there = {(path, record["step"], record["example"], record["key"]) for path, record in records}
+        for q in plan.questions:
+            if q.key in before and (q.run.path, q.step, q.example, q.key) not in there:
+                _store([q], before[q.key] | FREE)
         if endpoint:
             work = _Work(plan, endpoint, Budget(plan.settings, max_cost), outcome, report)
             try:
@@ -130,27 +138,10 @@ def judge(plan: Plan, max_cost: float | None, report: Report) -> Outcome:
         return outcome
 
 
-def _copy(plan: Plan, before: Mapping[str, dict[str, Any]]) -> int:
-    """Give checkpoints the judgements that their very traces have elsewhere; how many are there already or now."""
-    there = {(r.path, record["step"], record["example"], record["key"]) for r in plan.runs for record in _of(r)}
-    reused = 0
-    for q in plan.questions:
-        if q.key in before:
-            reused += 1
-            if (q.run.path, q.step, q.example, q.key) not in there:
-                _store([q], before[q.key] | {"cost": 0.0, "input_tokens": 0, "output_tokens": 0})
-    return reused
-
-
-def _of(run: Any) -> list[dict[str, Any]]:
-    return Judgements(run).records()
-
-
 def _store(questions: Sequence[Question], record: Mapping[str, Any]) -> None:
     """One record per checkpoint that holds the trace; the first of them has what it cost."""
     for i, q in enumerate(questions):
-        free = {"cost": 0.0, "input_tokens": 0, "output_tokens": 0} if i else {}
-        Judgements(q.run).append({**record, "step": q.step, "example": q.example, **free})
+        Judgements(q.run).append({**record, "step": q.step, "example": q.example, **(FREE if i else {})})
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -164,16 +155,16 @@ class _Work:
         self.in_a_row = self.total = 0
 
     async def all(self, pending: Mapping[str, list[Question]]) -> None:
-        settings, self.total = self.plan.settings, len(pending)
-        queue = iter(pending.values())
-        async with self.endpoint:
-            await asyncio.gather(*(self._worker(queue) for _ in range(settings.concurrency)))
+        self.total, queue = len(pending), iter(pending.values())
 
-    async def _worker(self, queue: Iterator[list[Question]]) -> None:
-        for questions in queue:
-            # Requests under way end in peace: they are paid for.
-            if not self.outcome.stopped:
-                await self._one(questions)
+        async def worker() -> None:
+            for questions in queue:
+                # Requests under way end in peace: they are paid for.
+                if not self.outcome.stopped:
+                    await self._one(questions)
+
+        async with self.endpoint:
+            await asyncio.gather(*(worker() for _ in range(self.plan.settings.concurrency)))
 
     async def _one(self, questions: list[Question]) -> None:
         outcome, bound = self.outcome, self.budget.bound(questions[0], self.plan.template.repair(""))
@@ -189,20 +180,18 @@ class _Work:
             outcome.judged += 1
             self.in_a_row = 0
         except EndpointError as error:
-            self._failed(error)
+            outcome.failed[str(error)] += 1
+            self.in_a_row += 1
+            if error.fatal or self.in_a_row >= GIVE_UP:
+                outcome.stopped = outcome.stopped or EndpointError(
+                    f"the judge's endpoint gives no replies: {error}. What was judged is kept; the same command goes "
+                    "on."
+                )
         except NrtError as error:  # the disk takes no more: so do the other workers not go on
             outcome.stopped = outcome.stopped or error
         finally:
             outcome.cost += await self.budget.settle(bound, questions[0].judge, replies)
         self.report("judging", outcome.judged + outcome.failed.total(), self.total)
-
-    def _failed(self, error: EndpointError) -> None:
-        self.outcome.failed[str(error)] += 1
-        self.in_a_row += 1
-        if error.fatal or self.in_a_row >= GIVE_UP:
-            self.outcome.stopped = self.outcome.stopped or EndpointError(
-                f"the judge's endpoint gives no replies: {error}. What was judged is kept; the same command goes on."
-            )
 
     async def _judgement(self, question: Question, replies: list[ModelReply]) -> dict[str, Any]:
         """The record of a trace: asked for once, once more where the reply is not what was asked for, then unscored.
@@ -272,15 +261,17 @@ class Budget:
 
     async def reserve(self, bound: float) -> bool:
         """Set the bound aside, waiting for requests under way to give back; False where it will never fit."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self._fits(bound) or not self.under_way)
-            if fits := self._fits(bound):
-                self.reserved += bound
-                self.under_way += 1
-            return fits
 
-    def _fits(self, bound: float) -> bool:
-        return self.limit is None or self.spent + self.reserved + bound <= self.limit
+        def fits() -> bool:
+            return self.limit is None or self.spent + self.reserved + bound <= self.limit
+
+        async with self.changed:
+            await self.changed.wait_for(lambda: fits() or not self.under_way)
+            if not fits():
+                return False
+            self.reserved += bound
+            self.under_way += 1
+            return True
 
     async def settle(self, bound: float, judge: str, replies: Sequence[ModelReply]) -> float:
         """Replace the bound by what the replies cost, where the endpoint counts that; returns the cost, or NaN."""

@@ -69,87 +69,80 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
     for all of them, and that of a larger n contains that of a smaller one. Raises StoreError for what is not stored,
     with the command that stores it, and ConfigError for settings that cannot be meant.
     """
-    found = [_checkpoints(Reference.parse(text)) for text in references]
-    runs = [run for run, _ in found]
-    _each_once(runs)
-    settings = _settings(runs, changes)
+    steps: list[tuple[Run, tuple[int, ...]]] = []
+    for reference in map(Reference.parse, references):
+        run = Run.open(reference.path)
+        if run.path.resolve() in [other.path.resolve() for other, _ in steps]:
+            raise ConfigError(f"{run.path} is named twice; give all its steps at once, such as RUN@0,30.")
+        try:
+            steps.append((run, tuple(reference.choose(held_out_steps(run)))))
+        except StoreError as error:
+            raise StoreError(
+                f"{error} Held-out traces are stored before the first and after the last step, and every N steps with "
+                "`nrt train ... --set train.validate_every=N`."
+            ) from None
+
+    runs = [run for run, _ in steps]
+    first = runs[0]
+    settings = first.config(*changes).judge
+    for run in runs:
+        for key, value in run.config(*changes).judge:
+            if value != getattr(settings, key):
+                raise ConfigError(
+                    f"{run.path} has judge.{key}={value} and {first.path} has {getattr(settings, key)}; judge them "
+                    f"alike: --set judge.{key}=..."
+                )
     template, template_file = read_template(settings.template)
-    traces = [(run, step, held_out_traces(run, step)) for run, steps in found for step in steps]
+
+    traces = [(run, step, held_out_traces(run, step)) for run, of_run in steps for step in of_run]
     common = set.intersection(*(set(rows) for _, _, rows in traces))
-    _comparable(traces, common)
+    # Example numbers of other data mean other questions: known by its digest, and by what is stored of it.
+    data = {run.path: run.manifest().get("fingerprints", {}).get("validation") for run in runs}
+    for run, _, rows in traces:
+        pairs = [[(stored[i]["prompt"], stored[i]["answer"]) for i in common] for stored in (rows, traces[0][2])]
+        if data[run.path] != data[first.path] and (not common or pairs[0] != pairs[1]):
+            raise StoreError(
+                f"{run.path} and {first.path} have held out different data, so their traces answer different "
+                "questions; judge them one at a time."
+            )
     sample = draw(common, settings.n, settings.seed)
-    texts, notes = _texts(runs, sample)
+
+    notes: list[str] = []
+    texts: dict[int, tuple[str, str]] = {}  # question and answer as they were written
+    for run in runs:
+        path = Path(run.config().data.validation or "")
+        with contextlib.suppress(DataError, OSError):
+            if path.is_file() and file_sha256(path) == data[run.path]:
+                texts = read_texts(path, set(sample))
+                break
+    else:
+        notes.append(
+            "the validation data of the run is gone or changed, so judges see problem and answer as they "
+            "are stored, with the marks of the model's chat template."
+        )
     if len(sample) < settings.n:
         notes.append(
             f"{len(sample)} held-out examples have a trace in every checkpoint, fewer than judge.n={settings.n}; "
             "train.validation_size decides how many are stored."
         )
-    questions = [
-        _question(run, step, rows[example], texts.get(example), judge, settings, template)
-        # Examples in the outer loop: what a limit cuts off is cut off everywhere.
-        for example in sample
-        for run, step, rows in traces
-        for judge in settings.models
-    ]
-    return Plan(settings, template, template_file, tuple(found), tuple(questions), tuple(notes))
+
+    questions = []
+    for example in sample:  # the outer loop: what a limit cuts off is cut off everywhere
+        for run, step, rows in traces:
+            row = rows[example]
+            problem, answer = texts.get(example) or (row["prompt"], row["answer"])
+            shown = (problem, row["trace"], answer)
+            prompt = template.prompt(*shown)
+            for judge in settings.models:
+                asked = [judge, settings.temperature, settings.max_output_tokens, template.digest, prompt]
+                key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+                questions.append(Question(run, step, row["example"], judge, shown, prompt, key))
+    return Plan(settings, template, template_file, tuple(steps), tuple(questions), tuple(notes))
 
 
 def draw(examples: Iterable[int], n: int, seed: int) -> list[int]:
     """At most n examples in an order that depends on seed and example number alone."""
     return sorted(examples, key=lambda example: (np.random.default_rng((seed, example)).random(), example))[:n]
-
-
-def _checkpoints(reference: Reference) -> tuple[Run, tuple[int, ...]]:
-    run = Run.open(reference.path)
-    stored = held_out_steps(run)
-    try:
-        return run, tuple(reference.choose(stored))
-    except StoreError as error:
-        raise StoreError(
-            f"{error} Held-out traces are stored before the first and after the last step, and every N steps with "
-            "`nrt train ... --set train.validate_every=N`."
-        ) from None
-
-
-def _each_once(runs: Sequence[Run]) -> None:
-    places = [run.path.resolve() for run in runs]
-    for i, place in enumerate(places):
-        if place in places[:i]:
-            raise ConfigError(f"{runs[i].path} is named twice; give all its steps at once, such as RUN@0,30.")
-
-
-def _comparable(checkpoints: Sequence[tuple[Run, int, dict[int, dict[str, Any]]]], common: set[int]) -> None:
-    """Refuse runs whose example numbers mean other questions: other data, by its digest and by what is stored of it."""
-    first, _, rows = checkpoints[0]
-    for run, _, others in checkpoints:
-        if _fingerprint(run) == _fingerprint(first):
-            continue
-        if not common or any(_pair(rows[example]) != _pair(others[example]) for example in common):
-            raise StoreError(
-                f"{run.path} and {first.path} have held out different data, so their traces answer different "
-                "questions; judge them one at a time."
-            )
-
-
-def _fingerprint(run: Run) -> str | None:
-    found: str | None = run.manifest().get("fingerprints", {}).get("validation")
-    return found
-
-
-def _pair(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["prompt"], row["answer"]
-
-
-def _settings(runs: Sequence[Run], changes: Sequence[Mapping[str, Any]]) -> JudgeSection:
-    each = [run.config(*changes).judge for run in runs]
-    for run, settings in zip(runs, each, strict=True):
-        for key, value in settings:
-            if value != (first := getattr(each[0], key)):
-                raise ConfigError(
-                    f"{run.path} has judge.{key}={value} and {runs[0].path} has {first}; judge them alike: "
-                    f"--set judge.{key}=..."
-                )
-    return each[0]
 
 
 def read_template(name: str) -> tuple[JudgePrompt, TemplateFile]:
@@ -158,7 +151,13 @@ def read_template(name: str) -> tuple[JudgePrompt, TemplateFile]:
         path = configs.find_config(name)
     except ConfigError:
         raise ConfigError(f"judge.template={name!r}: no such file; the shipped template is {SHIPPED}.") from None
-    text = _text_of(path)
+    try:
+        # With the line ends of Unix, and without a byte order mark.
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8.") from None
     shipped = configs.configs_dir() in path.parents
     file = TemplateFile(name if shipped else path.name, ".yaml" if path.suffix in YAML else ".txt", text)
     if file.suffix == ".txt":
@@ -166,44 +165,3 @@ def read_template(name: str) -> tuple[JudgePrompt, TemplateFile]:
         return JudgePrompt({"prompt": text, "repair": ours["repair"]}, str(path), plain=True), file
     texts = configs.load_yaml(text, str(path))
     return JudgePrompt(texts if isinstance(texts, dict) else {}, str(path)), file
-
-
-def _text_of(path: Path) -> str:
-    """A text file's text, with the line ends of Unix and without a byte order mark."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8.") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _texts(runs: Sequence[Run], sample: Sequence[int]) -> tuple[dict[int, tuple[str, str]], list[str]]:
-    """Question and answer by example as they were written, where a run's validation data is still what it was."""
-    for run in runs:
-        path = Path(run.config().data.validation or "")
-        with contextlib.suppress(DataError, OSError):
-            if path.is_file() and file_sha256(path) == _fingerprint(run):
-                return read_texts(path, set(sample)), []
-    return {}, [
-        "the validation data of the run is gone or changed, so judges see problem and answer as they "
-        "are stored, with the marks of the model's chat template."
-    ]
-
-
-def _question(
-    run: Run,
-    step: int,
-    row: Mapping[str, Any],
-    texts: tuple[str, str] | None,
-    judge: str,
-    settings: JudgeSection,
-    template: JudgePrompt,
-) -> Question:
-    problem, answer = texts or (row["prompt"], row["answer"])
-    shown = (problem, row["trace"], answer)
-    prompt = template.prompt(*shown)
-    asked = [judge, settings.temperature, settings.max_output_tokens, template.digest, prompt]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    return Question(run, step, row["example"], judge, shown, prompt, key)

@@ -71,7 +71,17 @@ class JudgePrompt:
             )
         self._plain = texts["prompt"] if plain else None
         if plain:
-            _check_places(texts["prompt"], origin)
+            found = {_input(place) for place in _PLACE.finditer(texts["prompt"])}
+            if others := list(dict.fromkeys(_OTHER.findall(_PLACE.sub("", texts["prompt"])))):
+                raise ConfigError(
+                    f"{origin}: nothing is known to put in place of {', '.join(others[:3])}; a judge's prompt has "
+                    f"{_PLACES}, and other words in braces are text only with a space within the braces."
+                )
+            if missing := [name for name in INPUTS["prompt"] if name not in found]:
+                raise ConfigError(
+                    f"{origin}: the prompt leaves out {', '.join(f'{{{name}}}' for name in missing)}; it must have "
+                    f"{_PLACES}, where problem, trace and reference answer are to stand."
+                )
         jinja = [name for name in INPUTS if name != "prompt" or not plain]
         self._templates = {name: _compile(texts[name], INPUTS[name], f"{origin}: {name}") for name in jinja}
         written = [texts["prompt"]] if plain else [texts[name] for name in INPUTS]
@@ -95,21 +105,6 @@ class JudgePrompt:
 def _input(place: re.Match[str]) -> str:
     """Which input a placeholder stands for."""
     return re.sub(r"[^a-z]+", "_", place["input"])
-
-
-def _check_places(text: str, origin: str) -> None:
-    """Refuse a text that does not show the judge everything, or has a name in braces that nothing fills."""
-    found = {_input(place) for place in _PLACE.finditer(text)}
-    if others := list(dict.fromkeys(_OTHER.findall(_PLACE.sub("", text)))):
-        raise ConfigError(
-            f"{origin}: nothing is known to put in place of {', '.join(others[:3])}; a judge's prompt has {_PLACES}, "
-            "and other words in braces are text only with a space within the braces."
-        )
-    if missing := [name for name in INPUTS["prompt"] if name not in found]:
-        raise ConfigError(
-            f"{origin}: the prompt leaves out {', '.join(f'{{{name}}}' for name in missing)}; it must have {_PLACES}, "
-            "where problem, trace and reference answer are to stand."
-        )
 
 
 def _compile(text: str, wanted: Sequence[str], origin: str) -> jinja2.Template:

@@ -16,7 +16,7 @@ from nrt_cli.errors import EvalError
 from nrt_cli.evaluation import olmes
 from nrt_cli.evaluation.evaluate import evaluate
 from nrt_cli.evaluation.importing import import_results
-from nrt_cli.evaluation.olmes_run import olmes_commands
+from nrt_cli.evaluation.olmes import olmes_commands
 from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.progress import EvalProgress
 from nrt_cli.store.evals import Evaluation

@@ -6,8 +6,8 @@ import pytest
 
 from nrt_cli.config.suite import ORDER, select
 from nrt_cli.errors import EvalError
-from nrt_cli.evaluation import lm_eval_output
-from nrt_cli.evaluation.lm_eval_output import read_output, results_file
+from nrt_cli.evaluation import importing
+from nrt_cli.evaluation.importing import read_output, results_file
 
 (GSM8K, TRUTHFULQA, IFEVAL, MATH) = (select([name])[0] for name in ("gsm8k", "truthfulqa", "ifeval", "math"))
 
@@ -130,4 +130,4 @@ def test_what_lm_eval_did_not_write_is_refused(tmp_path):
 
 
 def test_every_benchmark_has_a_name_there():
-    assert set(lm_eval_output.TASKS) == set(ORDER)
+    assert set(importing.TASKS) == set(ORDER)
