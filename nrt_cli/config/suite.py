@@ -128,6 +128,8 @@ def own_benchmark(path: Path) -> BenchmarkSpec:
     values = read_yaml(path)
     if not values:
         raise ConfigError(f"{path}: is empty; a benchmark has at least {NEEDED}.")
+    if unknown := [key for key in values if key not in BenchmarkSpec.model_fields]:
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], [*BenchmarkSpec.model_fields])}.")
     read = []
     if isinstance(prompt := values.get("prompt"), str):
         import jinja2

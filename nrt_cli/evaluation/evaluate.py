@@ -77,7 +77,8 @@ def _evaluate_here(session: Session, suite: Sequence[Benchmark]) -> list[dict[st
 def _evaluate(session: Session, benchmark: Benchmark) -> dict[str, Any]:
     documents = benchmark.documents(session.data_dir, session.job.limit, session.config.eval.seed)
     about = session.described() | ({"file": str(Path(benchmark.spec.file).resolve())} if benchmark.spec.own else {})
-    evaluation = Evaluation.create(session.root, benchmark.name, session.settings(benchmark), about)
+    settings = session.settings(benchmark.settings, session.think and benchmark.thinks)
+    evaluation = Evaluation.create(session.root, benchmark.name, settings, about)
     with evaluation.writing():
         known = evaluation.documents()
         keys = [document_hash(document) for document in documents]

@@ -13,7 +13,7 @@ from nrt_cli.evaluation.outputs import Output, combined, differences, json_lines
 from nrt_cli.evaluation.scores import outcome
 from nrt_cli.evaluation.session import results_folder
 from nrt_cli.records import Document, Reply
-from nrt_cli.training.located import locate_model
+from nrt_cli.training.locate import locate_model
 
 RESULTS = "results_*.json"
 TASKS = {
@@ -98,50 +98,32 @@ def _own_score(file: Path, result: Mapping[str, Any], spec: BenchmarkSpec) -> fl
 
 
 def _documents(file: Path, task: str, subset: str, spec: BenchmarkSpec) -> Iterator[Document]:
-    date = file.stem.removeprefix("results_")
-    path = file.with_name(f"samples_{task}_{date}.jsonl")
+    path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
     if not path.is_file():
         raise EvalError(f"{path}: no such file; run lm-eval with --log_samples.")
-    rows = json_lines(path)
+    rows, generates = json_lines(path), spec.mode == "generate"
     filters = {row["filter"] for row in rows}
     chosen = next((name for name in FILTERS if name in filters), min(filters, default=None))
     for row in rows:
-        if row["filter"] == chosen:
-            yield _document(row, subset, spec)
-
-
-def _document(row: dict[str, Any], subset: str, spec: BenchmarkSpec) -> Document:
-    scores = numbers({name: row.get(name) for name in row.get("metrics", [])})
-    for metric in METRICS.get(spec.name, OTHER_METRICS):
-        if metric in scores:
+        if row["filter"] != chosen:
+            continue
+        scores = numbers({name: row.get(name) for name in row.get("metrics", [])})
+        if metric := next((name for name in METRICS.get(spec.name, OTHER_METRICS) if name in scores), None):
             scores[spec.metric] = scores[metric]
-            break
-    return Document(
-        benchmark=spec.name,
-        subset=subset,
-        id=str(row["doc_id"]),
-        messages=_prompt(row.get("arguments")),
-        gold=row.get("target"),
-        replies=tuple(_replies(row, spec)),
-        extracted=tuple(str(found) for found in row.get("filtered_resps", [])) if spec.mode == "generate" else (),
-        scores=scores,
-    )
-
-
-def _prompt(arguments: Any) -> tuple[Mapping[str, str], ...]:
-    """The prompt of a document's first request, which is a list or, sanitised, a dict of `gen_args_0.arg_0`."""
-    while isinstance(arguments, list | dict) and arguments:
-        arguments = arguments[0] if isinstance(arguments, list) else next(iter(arguments.values()))
-    return ({"role": "user", "content": arguments},) if isinstance(arguments, str) else ()
-
-
-def _replies(row: Mapping[str, Any], spec: BenchmarkSpec) -> Iterator[Reply]:
-    for responses in row.get("resps", []):
-        for response in responses:
-            if spec.mode == "generate":
-                yield Reply(answer=str(response))
-            else:
-                yield Reply(logprob=float(response[0]))
+        prompt = row.get("arguments")  # of the first request: a list or, sanitised, a dict of `gen_args_0.arg_0`
+        while isinstance(prompt, list | dict) and prompt:
+            prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
+        said = [response for responses in row.get("resps", []) for response in responses]
+        yield Document(
+            benchmark=spec.name,
+            subset=subset,
+            id=str(row["doc_id"]),
+            messages=({"role": "user", "content": prompt},) if isinstance(prompt, str) else (),
+            gold=row.get("target"),
+            replies=tuple(Reply(answer=str(r)) if generates else Reply(logprob=float(r[0])) for r in said),
+            extracted=tuple(str(found) for found in row.get("filtered_resps", [])) if generates else (),
+            scores=scores,
+        )
 
 
 def import_results(folder: Path, model: str | None, out: Path | None, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -153,8 +135,16 @@ def import_results(folder: Path, model: str | None, out: Path | None, warn: Call
     Raises:
         EvalError: the folder is of neither harness, has none of the benchmarks, or is damaged.
     """
-    backend, read = _reader(folder)
-    found = [(spec, output) for spec in select(["all"]) if (output := read(spec)) is not None]
+    if (folder / olmes.METRICS).is_file():
+        backend, outputs = "olmes", [olmes.read_output(folder, spec, None) for spec in select(["all"])]
+    elif file := results_file(folder):
+        backend, outputs = "lm-eval", [read_output(file, spec) for spec in select(["all"])]
+    else:
+        raise EvalError(
+            f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({RESULTS}) there; name the folder that was "
+            "its --output-dir or --output_path."
+        )
+    found = [(spec, output) for spec, output in zip(select(["all"]), outputs, strict=True) if output is not None]
     if not found:
         raise EvalError(f"{folder}: has results of none of the nine benchmarks.")
     located = locate_model(model) if model else None
@@ -179,15 +169,3 @@ def import_results(folder: Path, model: str | None, out: Path | None, warn: Call
         for difference in rows[-1]["differences"]:
             warn(f"{spec.name}: {difference}")
     return outcome(about | {"limit": None, "results": str(root)}, rows)
-
-
-def _reader(folder: Path) -> tuple[str, Callable[[BenchmarkSpec], Output | None]]:
-    """Whose folder it is, and how one benchmark of it is read."""
-    if (folder / olmes.METRICS).is_file():
-        return "olmes", lambda spec: olmes.read_output(folder, spec, None)
-    if file := results_file(folder):
-        return "lm-eval", lambda spec: read_output(file, spec)
-    raise EvalError(
-        f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({RESULTS}) there; "
-        "name the folder that was its --output-dir or --output_path."
-    )

@@ -47,7 +47,7 @@ def evaluate_pairs(
         trace_cap = min(trace_cap, Run.open(run).config().rollout.max_trace_tokens)
     cap = answer_cap(longest, config.eval.max_answer_tokens or ANY)
     graders = sorted({question.pair.grader for question in questions})
-    settings = session.settings_of({"data": fingerprint, "graders": graders, "kinds": kinds}, session.think)
+    settings = session.settings({"data": fingerprint, "graders": graders, "kinds": kinds}, session.think)
     settings |= {"max_trace_tokens": trace_cap, "max_answer_tokens": cap}
     evaluation = Evaluation.create(
         session.root, f"{DATA}{file.stem}", settings, session.described() | {"data": str(file)}

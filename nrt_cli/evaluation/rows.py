@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files as package_files
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +41,7 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> Mapping[str, Sequen
         for number, row in enumerate(rows, 1):
             if missing := [column for column in spec.columns if row.get(column) is None]:
                 where = f"{spec.name}/{subset}" if subset else spec.name
-                like = f"has {', '.join(row)}" if spec.rows else f"documents have the columns of {_model_of(spec)}"
+                like = f"it has {', '.join(row)}" if spec.rows else f"documents have the columns of {_model_of(spec)}"
                 place = f"{spec.rows}: row" if spec.rows else f"{where}: document"
                 on_hub = " on the hub" if spec.hub and not spec.rows else ""
                 raise DataError(f"{place} {number} has no {missing[0]!r}; {like}{on_hub}.")
@@ -116,7 +116,16 @@ def _model_of(spec: BenchmarkSpec) -> str:
 def _read(path: Path) -> Iterator[Row]:
     read = 0
     try:
-        for row in _values(path):
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            values: Iterable[Any] = pq.read_table(path).to_pylist()
+        elif path.suffix == ".json":
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+            values = (json.loads(line) for line in text.split("\n") if line.strip())
+        for row in values:
             if not isinstance(row, dict):
                 raise ValueError(f"a row is an object of columns, found {type(row).__name__}")
             yield row
@@ -125,18 +134,6 @@ def _read(path: Path) -> Iterator[Row]:
         reason = first_line(error).rstrip(".")
         after = f" after row {read}" if read else ""
         raise DataError(f"{path}: cannot be read as rows of a benchmark{after} ({reason}).") from None
-
-
-def _values(path: Path) -> Iterator[Any]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from pq.read_table(path).to_pylist()
-    elif path.suffix == ".json":
-        yield from json.loads(path.read_text(encoding="utf-8-sig"))
-    else:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from (json.loads(line) for line in file if line.strip())
 
 
 def _from_hub(spec: BenchmarkSpec, subset: str) -> list[Row]:

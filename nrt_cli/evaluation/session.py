@@ -11,7 +11,6 @@ from nrt_cli.backends.machine import version
 from nrt_cli.backends.reasoners import open_reasoner
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
-from nrt_cli.evaluation.benchmark import Benchmark
 from nrt_cli.models.loading import pick_device
 from nrt_cli.models.metadata import Metadata, read_metadata
 from nrt_cli.models.sources import model_fingerprint
@@ -61,12 +60,8 @@ class Session:
     def fingerprint(self) -> str:
         return model_fingerprint(self.located.folder)
 
-    def settings(self, benchmark: Benchmark) -> dict[str, Any]:
-        """Everything that decides a benchmark's answers and grades. What is not here changes neither."""
-        return self.settings_of(dict(benchmark.settings), self.think and benchmark.thinks)
-
-    def settings_of(self, asked: Mapping[str, Any], thinks: bool) -> dict[str, Any]:
-        """The same of anything that is asked."""
+    def settings(self, asked: Mapping[str, Any], thinks: bool) -> dict[str, Any]:
+        """Everything that decides answers and grades of what is asked. What is not here changes neither."""
         section = self.config.eval
         packages = PACKAGES + (("vllm",) if self.job.engine == "vllm" else ())
         return {

@@ -150,19 +150,14 @@ def code(answer: str, entry_point: str, prompt: str) -> str | None:
     if not text.strip():
         return None
     if not defining:
-        return prompt + _indented(text)
+        lines = text.strip("\n").split("\n")
+        if not next(line for line in lines if line.strip())[:1].isspace():
+            # A function's body that was written without its indentation gets it.
+            lines = ["    " + line for line in lines]
+        return prompt + "\n".join(lines)
     # What stands before the function in the prompt: imports and helpers it may take for granted.
     head = prompt[: prompt.rfind(f"def {entry_point}")]
     return head + "\n" + text
-
-
-def _indented(text: str) -> str:
-    """A function's body that was written without its indentation gets it."""
-    lines = text.strip("\n").split("\n")
-    first = next(line for line in lines if line.strip())
-    if first[:1].isspace():
-        return "\n".join(lines)
-    return "\n".join("    " + line for line in lines)
 
 
 def mc2(logprobs: Sequence[float], labels: Sequence[int]) -> float:

@@ -62,13 +62,32 @@ def grade(row: Row, reply: str) -> Grade:
 
 def find(name: str) -> Callable[[Row, str], Grade]:
     """The grader of a name. Raises ConfigError where there is none, or where it lacks a package."""
-    if ":" in name:
-        return _own(name)
-    if name not in GRADERS:
-        raise ConfigError(f"grader {name!r} is unknown; choose one of {', '.join(GRADERS)} or module:function.")
-    if name == "math" and find_spec("math_verify") is None:
-        raise ConfigError("grader 'math' needs the package math-verify: pip install 'nrt-cli[eval]'.")
-    return GRADERS[name]
+    if ":" not in name:
+        if name not in GRADERS:
+            raise ConfigError(f"grader {name!r} is unknown; choose one of {', '.join(GRADERS)} or module:function.")
+        if name == "math" and find_spec("math_verify") is None:
+            raise ConfigError("grader 'math' needs the package math-verify: pip install 'nrt-cli[eval]'.")
+        return GRADERS[name]
+
+    # A user's function of (row, reply): a score in [0, 1], True or False, or a `Grade`.
+    function = load_hook(name, "grader", ("grader",))
+    if not callable(function):
+        raise ConfigError(f"grader {name!r} is no function of (row, reply).")
+
+    def graded(row: Row, reply: str) -> Grade:
+        found: Any = None
+        try:
+            found = function(row, reply)
+            score = found.score if isinstance(found, Grade) else float(found)
+        except Exception as error:
+            raise ConfigError(f"grader {name!r} fails on a reply ({type(error).__name__}: {error}).") from None
+        if not 0 <= score <= 1:
+            raise ConfigError(f"grader {name!r} must return a score in [0, 1]; it returned {found!r}.")
+        if isinstance(found, Grade):
+            return found if found.extracted else replace(found, extracted=(reply,))
+        return Grade((reply,), {"accuracy": score})
+
+    return graded
 
 
 def guess(answers: Sequence[str]) -> str:
@@ -339,37 +358,11 @@ def _latex(text: str) -> str:
     return text.replace("\u221e", r"\infty").replace("\u2212", "-").replace("\u00b7", r"\cdot ")
 
 
-def _none(row: Row, reply: str) -> Grade:
-    return Grade()
-
-
 GRADERS: dict[str, Callable[[Row, str], Grade]] = {
     "number": _number,
     "math": _math,
     "choice": _choice,
     "exact": _exact,
-    "none": _none,
+    "none": lambda row, reply: Grade(),
 }
 """Final number; mathematics in LaTeX; letter of an option (or yes, no, true, false); whole answer; nothing."""
-
-
-def _own(name: str) -> Callable[[Row, str], Grade]:
-    """A user's function of (row, reply): a score in [0, 1], True or False, or a `Grade`."""
-    function = load_hook(name, "grader", ("grader",))
-    if not callable(function):
-        raise ConfigError(f"grader {name!r} is no function of (row, reply).")
-
-    def graded(row: Row, reply: str) -> Grade:
-        found: Any = None
-        try:
-            found = function(row, reply)
-            score = found.score if isinstance(found, Grade) else float(found)
-        except Exception as error:
-            raise ConfigError(f"grader {name!r} fails on a reply ({type(error).__name__}: {error}).") from None
-        if not 0 <= score <= 1:
-            raise ConfigError(f"grader {name!r} must return a score in [0, 1]; it returned {found!r}.")
-        if isinstance(found, Grade):
-            return found if found.extracted else replace(found, extracted=(reply,))
-        return Grade((reply,), {"accuracy": score})
-
-    return graded

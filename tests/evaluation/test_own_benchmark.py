@@ -203,7 +203,7 @@ def test_what_is_not_there_and_what_is_there_twice(tmp_path: Path, nrt: Any, tin
     with pytest.raises(DataError, match="has no rows"):
         scores(written(tmp_path / "c", rows=[]))
     ended = nrt("eval", "--model", tiny_model_dir, "--benchmarks", "nowhere.yaml")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "nowhere.yaml: cannot be read" in ended.err
 
 

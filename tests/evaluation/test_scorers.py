@@ -8,6 +8,7 @@ import yaml
 
 pytest.importorskip("lm_eval")
 
+from nrt_cli.config.suite import NAMES
 from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.records import Document, Reply
@@ -22,7 +23,7 @@ GRADED = [
 
 @pytest.fixture(scope="module")
 def suite() -> dict[str, Any]:
-    return {benchmark.name: benchmark for benchmark in load_suite()}
+    return {benchmark.name: benchmark for benchmark in load_suite(NAMES)}
 
 
 def graded(benchmark: Any, group: dict[str, Any], replies: list[Reply]) -> Document:
@@ -46,6 +47,8 @@ def test_case(suite: dict[str, Any], group: str, case: dict[str, Any]) -> None:
 
 def test_every_generating_benchmark_has_the_cases_that_matter(suite: dict[str, Any]) -> None:
     for name, benchmark in suite.items():
+        if name == "digits":  # graded as GSM8K
+            continue
         groups = [content["cases"] for group, content in CASES.items() if group.split()[0] == name]
         cases = [case for group in groups for case in group]
         if benchmark.thinks:
