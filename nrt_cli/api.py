@@ -76,7 +76,7 @@ def prepare_data(
     Args:
         sources: files, folders, hub ids or `generated:sums?size=2000&seed=0`.
         validation: how many questions to hold out, with all their answers, or which share of them.
-        settings: fields of `nrt_cli.data.choose.Settings`.
+        settings: fields of `nrt_cli.data.prepare.Settings`.
 
     Returns:
         the manifest that stands beside the files.
@@ -84,8 +84,7 @@ def prepare_data(
     Raises:
         DataError: anything wrong with sources or settings; then nothing at `out` has changed.
     """
-    from nrt_cli.data.choose import Settings
-    from nrt_cli.data.prepare import prepare
+    from nrt_cli.data.prepare import Settings, prepare
 
     given = [sources] if isinstance(sources, str) else list(sources)
     return prepare(given, Path(out), Settings(validation=validation, **settings))[0]
@@ -214,7 +213,7 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
     from nrt_analysis.document import Analysis
 
     from nrt_cli.errors import ConfigError
-    from nrt_cli.store.reference import Reference
+    from nrt_cli.store import Reference
 
     references = [Reference.parse(str(run)) for run in runs]
     if not runs or (name == "vocab" and len(runs) > 1):

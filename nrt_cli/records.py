@@ -9,12 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-ACCURACIES = {
-    "thinking": "thinking",
-    "null": "null trace",
-    "direct": "direct",
-    "other_trace": "other row's trace",
-}
+ACCURACIES = {"thinking": "thinking", "null": "null trace", "direct": "direct", "other_trace": "other row's trace"}
 """The accuracies on question-answer pairs and what they are called; `grading.accuracies` defines them."""
 
 Stop = Literal["end", "eos", "cap"]

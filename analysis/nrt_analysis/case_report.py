@@ -9,8 +9,7 @@ import pandas as pd
 from nrt_analysis.document import Document, section
 from nrt_analysis.frames import STEP, label_of, plain_text, questions, trace_steps, traces_frame
 from nrt_cli.errors import StoreError
-from nrt_cli.store import Run
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference, Run
 
 SHOWN = 600
 """Characters of a text that the short table has."""

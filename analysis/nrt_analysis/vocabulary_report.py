@@ -17,8 +17,7 @@ from nrt_analysis.figures import COLUMN, DPI, draws, font_for, new_figure, panel
 from nrt_analysis.frames import STEP, plain_text, trace_frames, trace_steps
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import WINDOW
-from nrt_cli.store import Run
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference, Run
 
 PRIOR = 5.0
 """Each word is counted as if it had been seen this many times more, at the same rate in traces and in answers."""

@@ -15,7 +15,7 @@ from nrt_cli.checks.trial import STEP, tried
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import read_texts
 from nrt_cli.models.loading import load_tokenizer, load_tokens, read_config
-from nrt_cli.models.problems import prompt_doubts, prompt_problems, token_problems
+from nrt_cli.models.prepare import prompt_doubts, prompt_problems, token_problems
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training import start

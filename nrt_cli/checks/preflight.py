@@ -22,7 +22,7 @@ from nrt_cli.config.suite import NAMES, benchmark
 from nrt_cli.data.examples import documents_in
 from nrt_cli.errors import ConfigError, ModelError, NrtError
 from nrt_cli.evaluation.rows import questions_here
-from nrt_cli.measures.overlap import described, warnings
+from nrt_cli.measures.held_out import overlap_described, overlap_warnings
 from nrt_cli.models.loading import load_tokens
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.records import Overlap, Plan
@@ -187,9 +187,9 @@ def held_out(run: Candidate) -> Finding:
     if not (run.config.data.train and run.model_there):
         return skipped("compared with the training data once there are data and a model", LATER)
     found = overlap(run.config, run.inputs)
-    if doubts := " ".join(warnings(found)):
+    if doubts := " ".join(overlap_warnings(found)):
         return warning(*advised(doubts), asdict(found))
-    return ok(described(found), details=asdict(found))
+    return ok(overlap_described(found), details=asdict(found))
 
 
 def overlap(config: RunConfig, inputs: start.Inputs) -> Overlap:

@@ -78,7 +78,7 @@ def vocab(
     from nrt_analysis import vocabulary_report as room
     from nrt_analysis.frames import HELD_OUT, STEP
 
-    from nrt_cli.store.reference import Reference
+    from nrt_cli.store import Reference
 
     reference = Reference.parse(run)
     stop = room.STOPWORDS
@@ -113,7 +113,7 @@ def cases(
     from nrt_analysis import case_report as room
     from nrt_analysis.frames import HELD_OUT, STEP
 
-    from nrt_cli.store.reference import Reference
+    from nrt_cli.store import Reference
 
     references = [Reference.parse(run) for run in runs]
     kind = STEP if training else HELD_OUT

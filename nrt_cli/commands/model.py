@@ -75,7 +75,7 @@ def prepare(
 
 def _render(data: dict[str, Any]) -> None:
     """The summary for people."""
-    from nrt_cli.models.vocabulary import HALFWAY, MEAN, same_start, start_text
+    from nrt_cli.models.prepare import HALFWAY, MEAN, same_start, start_text
 
     tokens = data["tokens"]
     # A config expects the usual think tokens unless it says otherwise.

@@ -15,22 +15,15 @@ from nrt_cli.data.sources import Row
 from nrt_cli.errors import DataError
 
 ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
+    theirs: ours
+    for ours, names in {
+        "system": "system",
+        "developer": "developer",
+        "user": "user human",
+        "assistant": "assistant gpt chatgpt model bot function_call",
+        "tool": "tool function ipython observation function_response tool_response",
+    }.items()
+    for theirs in names.split()
 }
 """Who speaks: what data sets call it, and what we do."""
 
@@ -141,8 +134,26 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     needed = [column for ours, column in mapping.items() if ours not in OPTIONAL]
     if missing := [column for column in needed if column not in row.values]:
         raise DataError(f"{row.where}: --map names column {missing[0]!r}; found {_found(row)}.")
-    shape = _mapped(mapping) if mapping else _recognised(row)
-    messages, textless = _prompt(row, shape)
+    if mapping:
+        question = mapping.get("messages") or mapping["question"]
+        shape = _Shape(question, *(mapping.get(ours) for ours in ("answer", "context", "system", "trace")))
+    else:
+        there = _shapes(tuple(row.values))
+        if not there:
+            found = _found(row)
+            raise DataError(f"{row.where}: no question and answer recognised; found {found}; accepted are {ACCEPTED}.")
+        # The first whose columns all hold something, else the first whose columns are there.
+        whole = (shape for shape in there if all(row.values[column] is not None for column in shape.needed))
+        shape = next(whole, there[0])
+    if shape.answer is None or isinstance(row.values[shape.question], list):
+        messages, textless = _conversation(row, shape.question)
+    else:
+        messages, textless = [{"role": "user", "content": _text(row, shape.question)}], 0
+    context, system = (_text(row, name) if name in row.values else "" for name in (shape.context, shape.system))
+    if context.strip() and messages:
+        messages[-1]["content"] += f"\n\n{context}"
+    if system.strip():
+        messages.insert(0, {"role": "system", "content": system})
     if shape.answer is None:
         messages, answer = _last_turn(messages)
     elif shape.answer == "completion" and isinstance(row.values["completion"], list):
@@ -152,45 +163,28 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
         messages, answer = _last_turn(messages + completion)
     else:
         answer = _text(row, shape.answer)
-    source, source_column = _source(row, mapping)
-    used = {shape.question, shape.answer, shape.context, shape.system, shape.trace, source_column}
-    unused = tuple(name for name, value in row.values.items() if name not in used and _filled(value))
-    return Pair(row.where, source, messages, answer, _kept(row, shape, "grader"), unused, textless, _trace(row, shape))
-
-
-def _mapped(mapping: Mapping[str, str]) -> _Shape:
-    question = mapping.get("messages") or mapping["question"]
-    return _Shape(question, *(mapping.get(ours) for ours in ("answer", "context", "system", "trace")))
-
-
-def _recognised(row: Row) -> _Shape:
-    """The first shape whose columns are all there and hold something, else the first whose columns are there."""
-    there = _shapes(tuple(row.values))
-    if not there:
-        found = _found(row)
-        raise DataError(f"{row.where}: no question and answer recognised; found {found}; accepted are {ACCEPTED}.")
-    whole = (shape for shape in there if all(row.values[column] is not None for column in shape.needed))
-    return next(whole, there[0])
+    # The column that has the name of the data, if one does.
+    columns = (mapping["source"],) if "source" in mapping else _SOURCE_COLUMNS
+    source = next((name for name in columns if isinstance(value := row.values.get(name), str) and value), None)
+    used = {shape.question, shape.answer, shape.context, shape.system, shape.trace, source}
+    left = ((name, value) for name, value in row.values.items() if name not in used)
+    unused = tuple(name for name, value in left if not _is_nothing(value) and value not in ("", [], {}))
+    trace = _text(row, shape.trace) if shape.trace in row.values else ""
+    return Pair(
+        row.where,
+        row.values[source] if source else row.origin,
+        messages,
+        answer,
+        _kept(row, shape, "grader"),
+        unused,
+        textless,
+        _kept(row, shape, "trace") if shape.trace is None else trace if trace.strip() else "",
+    )
 
 
 @lru_cache(maxsize=256)  # most rows of a file have the same columns
 def _shapes(columns: tuple[str, ...]) -> list[_Shape]:
     return [shape for shape in _SHAPES if all(column in columns for column in shape.needed)]
-
-
-def _prompt(row: Row, shape: _Shape) -> tuple[list[Message], int]:
-    """The turns of a shape's question, and how many were left out for having no text."""
-    if shape.answer is None or isinstance(row.values[shape.question], list):
-        messages, textless = _conversation(row, shape.question)
-    else:
-        messages, textless = [{"role": "user", "content": _text(row, shape.question)}], 0
-    context = _text(row, shape.context) if shape.context and shape.context in row.values else ""
-    if context.strip() and messages:
-        messages[-1]["content"] += f"\n\n{context}"
-    system = _text(row, shape.system) if shape.system and shape.system in row.values else ""
-    if system.strip():
-        messages.insert(0, {"role": "system", "content": system})
-    return messages, textless
 
 
 def _last_turn(messages: list[Message]) -> tuple[list[Message], str | None]:
@@ -231,7 +225,17 @@ def _message(turn: Any, where: str) -> Message | None:
         accepted = "system, developer, user, assistant, tool, and what ShareGPT calls them"
         raise DataError(f"{where} has role {_short(speaker)}; accepted are {accepted}.")
     ours = role in ("assistant", "tool")
-    text = _parts(content, where, ours) if isinstance(content, list) else content
+    text = content
+    if isinstance(content, list):
+        texts = []
+        for part in content:
+            said = part.get("text") if isinstance(part, dict) else part
+            if isinstance(said, str):
+                texts.append(said)
+            elif not ours:  # a question that is more than text cannot be asked
+                kind = part.get("type") if isinstance(part, dict) else None
+                raise DataError(f"{where} has a part that is not text ({_short(kind) if kind else _kind(part)}).")
+        text = "".join(texts) if texts else None
     if text is None or (not text and calls):
         if ours:
             return None
@@ -243,19 +247,6 @@ def _message(turn: Any, where: str) -> Message | None:
     return {"role": role, "content": text}
 
 
-def _parts(parts: list[Any], where: str, ours: bool) -> str | None:
-    """The text of a list of parts; None where there is none. A question that is more than text cannot be asked."""
-    texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) else part
-        if isinstance(text, str):
-            texts.append(text)
-        elif not ours:
-            kind = part.get("type") if isinstance(part, dict) else None
-            raise DataError(f"{where} has a part that is not text ({_short(kind) if kind else _kind(part)}).")
-    return "".join(texts) if texts else None
-
-
 def _text(row: Row, column: str) -> str:
     """A column's text. Whole numbers have one spelling and count as text, as do JSON's others, which are read as they
     are spelled; nothing at all counts as empty."""
@@ -265,7 +256,7 @@ def _text(row: Row, column: str) -> str:
         if value is None:
             raise DataError(f"{row.where}: reward_model has no ground_truth.")
         column = "reward_model.ground_truth"
-    if value is None or value != value:  # NaN, which is how pandas writes nothing, is not equal to itself
+    if _is_nothing(value):
         return ""
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return f"{value:f}" if isinstance(value, Decimal) else str(value)
@@ -283,14 +274,6 @@ def _kept(row: Row, shape: _Shape, name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _trace(row: Row, shape: _Shape) -> str:
-    """The reference trace; "" where there is none, or only blanks."""
-    if shape.trace is None:
-        return _kept(row, shape, "trace")
-    text = _text(row, shape.trace) if shape.trace in row.values else ""
-    return text if text.strip() else ""
-
-
 def _decoded(value: bytes, where: str) -> str:
     """Text that a file holds as plain bytes, as some writers of Parquet leave it."""
     try:
@@ -299,17 +282,8 @@ def _decoded(value: bytes, where: str) -> str:
         raise DataError(f"{where} must be text, found bytes that are not UTF-8.") from None
 
 
-def _source(row: Row, mapping: Mapping[str, str]) -> tuple[str, str | None]:
-    """The name of the data, and the column that has it, if one does."""
-    for column in (mapping["source"],) if "source" in mapping else _SOURCE_COLUMNS:
-        value = row.values.get(column)
-        if isinstance(value, str) and value:
-            return value, column
-    return row.origin, None
-
-
-def _filled(value: Any) -> bool:
-    return value is not None and value == value and value not in ("", [], {})  # NaN is not equal to itself
+def _is_nothing(value: Any) -> bool:
+    return value is None or value != value  # NaN, which is how pandas writes nothing, is not equal to itself
 
 
 def _found(row: Row) -> str:

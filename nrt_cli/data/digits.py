@@ -108,40 +108,33 @@ THEN = Mixture(direct=0.32, worked=0.08, sidetracked=0.37, drill=0.15)
 
 def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[tuple[str, str]]:
     """Documents `start` to `start + count` as (question, what follows it); the first is empty where there is none."""
-    for index in range(start, start + count):
-        yield _document(random.Random(f"digits/{seed}/{index}"), mixture)
-
-
-def _document(rng: random.Random, mixture: Mixture) -> tuple[str, str]:
-    kinds = (_direct, _worked, _sidetracked, _drill, _prose)
     shares = (mixture.direct, mixture.worked, mixture.sidetracked, mixture.drill)
-    kind = rng.choices(kinds, (*shares, 1 - sum(shares)))[0]
-    return kind(rng)
+    for index in range(start, start + count):
+        rng = random.Random(f"digits/{seed}/{index}")
+        (kind,) = rng.choices(("direct", "worked", "sidetracked", "drill", "prose"), (*shares, 1 - sum(shares)))
+        if kind == "prose":
+            yield "", _sentences(rng, 3)
+        elif kind == "drill":
+            yield "", _drill(rng)
+        else:
+            problem = draw(rng)
+            if kind == "direct":  # its answer, which is sometimes restated
+                text = f"{_separator(rng)} {answer(problem)}"
+                text += f" {_separator(rng)} {answer(problem)}" if rng.random() < 0.35 else ""
+            elif kind == "worked":  # an answer follows three times in four, and is restated three times in ten
+                working, result = _working(rng, problem)
+                text, how = f"{_separator(rng)} {working}", rng.random()
+                for least in (0.25, 0.70):
+                    text += f" {_separator(rng)} {answer(problem, result)}" if how >= least else ""
+            else:  # somebody changes the subject, and in every second case answers at last
+                separator = _separator(rng)
+                text = f"{separator} {_sentences(rng, rng.choice((1, 1, 2, 2, 3)))}"
+                text += f" {_separator(rng)} {answer(problem)}" if rng.random() < 0.5 else ""
+            yield question(problem), text
 
 
 def _separator(rng: random.Random) -> str:
     return rng.choice((*SEPARATORS, ""))
-
-
-def _direct(rng: random.Random) -> tuple[str, str]:
-    """A question and its answer, which is sometimes restated."""
-    problem = draw(rng)
-    text = f"{_separator(rng)} {answer(problem)}"
-    if rng.random() < 0.35:
-        text += f" {_separator(rng)} {answer(problem)}"
-    return question(problem), text
-
-
-def _worked(rng: random.Random) -> tuple[str, str]:
-    """A question and its working, an answer that follows from it three times in four, restated three times in ten."""
-    problem = draw(rng)
-    working, result = _working(rng, problem)
-    text, how = f"{_separator(rng)} {working}", rng.random()
-    if how >= 0.25:
-        text += f" {_separator(rng)} {answer(problem, result)}"
-    if how >= 0.70:
-        text += f" {_separator(rng)} {answer(problem, result)}"
-    return question(problem), text
 
 
 def _working(rng: random.Random, problem: Problem) -> tuple[str, int]:
@@ -154,16 +147,7 @@ def _working(rng: random.Random, problem: Problem) -> tuple[str, int]:
     return f"{rng.choice(_LEADS)} {rng.choice((' , ', ' then ')).join(steps)} .", total
 
 
-def _sidetracked(rng: random.Random) -> tuple[str, str]:
-    """A question after which somebody changes the subject, and in every second case answers it at last."""
-    problem = draw(rng)
-    text = f"{_separator(rng)} {_sentences(rng, rng.choice((1, 1, 2, 2, 3)))}"
-    if rng.random() < 0.5:
-        text += f" {_separator(rng)} {answer(problem)}"
-    return question(problem), text
-
-
-def _drill(rng: random.Random) -> tuple[str, str]:
+def _drill(rng: random.Random) -> str:
     """Loose facts of addition; none goes on from the one before, or it would work out a problem, held out or not."""
     facts, result = [], -1
     for _ in range(6):
@@ -172,11 +156,7 @@ def _drill(rng: random.Random) -> tuple[str, str]:
         b = rng.randrange(10)
         result = (a + b) % 10
         facts.append(f"{a} {rng.choice(('+', '+', 'and'))} {b} {rng.choice(('=', 'makes'))} {result}")
-    return "", " , ".join(facts) + " ."
-
-
-def _prose(rng: random.Random) -> tuple[str, str]:
-    return "", _sentences(rng, 3)
+    return " , ".join(facts) + " ."
 
 
 def _sentences(rng: random.Random, count: int) -> str:

@@ -8,7 +8,7 @@ import contextlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nrt_cli.data.columns import SUFFIX, VERL, Pair, read_pair
-from nrt_cli.data.formats import parquet_rows
-from nrt_cli.data.sources import Row, file_sha256
+from nrt_cli.data.sources import Row, file_sha256, parquet_rows
 from nrt_cli.errors import DataError
 from nrt_cli.grading import grading
 from nrt_cli.records import Example
@@ -30,18 +29,9 @@ SHOWN = 3
 """Rows that could not be read of which is said why."""
 
 
-@dataclass(frozen=True)
 class _Ragged:
-    """Rows of token ids: row i is `ids[offsets[i]:offsets[i + 1]]`. ids int32, offsets int64 [N + 1]."""
+    """Rows of token ids: row i is `ids[offsets[i]:offsets[i + 1]]`; `lengths` are their numbers of tokens."""
 
-    ids: np.ndarray
-    offsets: np.ndarray
-
-    def __getitem__(self, i: int) -> tuple[int, ...]:
-        return tuple(self.ids[self.offsets[i] : self.offsets[i + 1]].tolist())
-
-
-class _RaggedBuilder:
     def __init__(self) -> None:
         self.ids, self.offsets = array("i"), array("q", [0])
 
@@ -49,8 +39,12 @@ class _RaggedBuilder:
         self.ids.extend(ids)
         self.offsets.append(len(self.ids))
 
-    def build(self) -> _Ragged:
-        return _Ragged(np.frombuffer(self.ids, dtype=np.int32), np.frombuffer(self.offsets, dtype=np.int64))
+    def __getitem__(self, i: int) -> tuple[int, ...]:
+        return tuple(self.ids[self.offsets[i] : self.offsets[i + 1]])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(np.frombuffer(self.offsets, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -61,39 +55,33 @@ class References:
     ends: Collection[int]
 
 
+@dataclass(eq=False)
 class ExampleSet:
     """Question-answer pairs as token ids, by position.
 
     `fingerprint` is the sha256 of the Parquet file; `dropped` counts the pairs left out, by reason, and `unreadable`
-    says of the first rows that could not be read why. `traces` counts the pairs that have a reference trace.
+    says of the first rows that could not be read why. `traces` counts the pairs that have a reference trace;
+    `_references` is None where nothing trains on them. `_questions` has a digest of each prompt.
     """
 
-    def __init__(
-        self,
-        prompts: _Ragged,
-        answers: _Ragged,
-        references: _Ragged | None,
-        indices: np.ndarray,
-        source_ids: np.ndarray,
-        sources: list[str],
-        questions: np.ndarray,
-        fingerprint: str,
-        dropped: dict[str, int],
-        unreadable: list[str],
-        traces: int,
-    ) -> None:
-        self._prompts, self._answers, self._references = prompts, answers, references
-        self.traces = traces
-        self._indices, self._source_ids, self._sources = indices, source_ids, sources
-        self._questions = questions
-        self.fingerprint, self.dropped, self.unreadable = fingerprint, dropped, unreadable
+    fingerprint: str
+    _references: _Ragged | None
+    _prompts: _Ragged = field(default_factory=_Ragged)
+    _answers: _Ragged = field(default_factory=_Ragged)
+    _indices: array = field(default_factory=lambda: array("q"))
+    _source_ids: array = field(default_factory=lambda: array("i"))
+    _sources: list[str] = field(default_factory=list)
+    _questions: array = field(default_factory=lambda: array("Q"))
+    dropped: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    traces: int = 0
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and answer together, with the reference trace and think tokens of those read."""
-        lengths = np.diff(self._prompts.offsets) + np.diff(self._answers.offsets)
+        lengths = self._prompts.lengths + self._answers.lengths
         if self._references:
-            traces = np.diff(self._references.offsets)
+            traces = self._references.lengths
             lengths = lengths + traces + 2 * (traces > 0)
         return int(lengths.max())
 
@@ -102,18 +90,18 @@ class ExampleSet:
 
         `trace_cap` says how long a trace may be before an answer of so many tokens.
         """
-        lengths = zip(np.diff(self._prompts.offsets).tolist(), np.diff(self._answers.offsets).tolist(), strict=True)
+        lengths = zip(self._prompts.lengths.tolist(), self._answers.lengths.tolist(), strict=True)
         return max(prompt + answer + trace_cap(answer) for prompt, answer in lengths) + 2
 
     @property
     def means(self) -> tuple[float, float]:
         """Mean tokens of a prompt and of an answer with its eos."""
-        return float(np.diff(self._prompts.offsets).mean()), float(np.diff(self._answers.offsets).mean())
+        return float(self._prompts.lengths.mean()), float(self._answers.lengths.mean())
 
     @property
     def mean_trace(self) -> float | None:
         """Mean tokens of the reference traces, over all pairs; None where they are not read."""
-        return float(np.diff(self._references.offsets).mean()) if self._references else None
+        return float(self._references.lengths.mean()) if self._references else None
 
     def left_out(self, of: str) -> list[str]:
         """What was dropped, in words, and of the first rows that could not be read why; nothing where all was taken.
@@ -141,7 +129,7 @@ class ExampleSet:
         i %= len(self)
         source = self._sources[self._source_ids[i]]
         trace = self._references[i] if self._references else ()
-        return Example(int(self._indices[i]), source, self._prompts[i], self._answers[i], trace)
+        return Example(self._indices[i], source, self._prompts[i], self._answers[i], trace)
 
 
 def load_examples(
@@ -160,12 +148,8 @@ def load_examples(
     where no pair, or none of the traces asked for, is left.
     """
     path = Path(path)
-    prompts, answers, traces = _RaggedBuilder(), _RaggedBuilder(), _RaggedBuilder()
-    with_trace = 0
-    indices, source_ids, questions, sources = array("q"), array("i"), array("Q"), dict[str, int]()
-    dropped: Counter[str] = Counter()
-    unreadable: list[str] = []
-    fingerprint = file_sha256(path)
+    found = ExampleSet(file_sha256(path), _Ragged() if references else None)
+    dropped, sources = found.dropped, dict[str, int]()
     for number, row in enumerate(_rows(path)):
         try:
             pair = read_pair(row, {})
@@ -176,7 +160,7 @@ def load_examples(
             if strict:
                 raise DataError(message) from None
             dropped["unreadable"] += 1
-            unreadable += [message] if len(unreadable) < SHOWN else []
+            found.unreadable += [message] if len(found.unreadable) < SHOWN else []
             continue
         if pair.lacks:
             dropped[pair.lacks] += 1
@@ -195,30 +179,41 @@ def load_examples(
             # Some tokenizers have think tokens that are no special tokens, which no option keeps as text.
             dropped["think-token-in-trace"] += 1
         else:
-            with_trace += bool(pair.trace)
-            traces.append(trace_ids)
-            prompts.append(prompt_ids)
-            answers.append(answer_ids)
-            indices.append(number)
-            source_ids.append(sources.setdefault(pair.source, len(sources)))
-            questions.append(question)
-    if not indices:
-        raise DataError(_nothing_left(path, dropped, unreadable, max_prompt_tokens, max_answer_tokens))
-    if references and not with_trace:
-        raise DataError(_no_trace_left(path, dropped))
-    return ExampleSet(
-        prompts.build(),
-        answers.build(),
-        traces.build() if references else None,
-        np.frombuffer(indices, dtype=np.int64),
-        np.frombuffer(source_ids, dtype=np.int32),
-        list(sources),
-        np.frombuffer(questions, dtype=np.uint64),
-        fingerprint,
-        dict(dropped),
-        unreadable,
-        with_trace,
-    )
+            found.traces += bool(pair.trace)
+            if found._references is not None:
+                found._references.append(trace_ids)
+            found._prompts.append(prompt_ids)
+            found._answers.append(answer_ids)
+            found._indices.append(number)
+            found._source_ids.append(sources.setdefault(pair.source, len(sources)))
+            found._questions.append(question)
+    found._sources = list(sources)
+    if len(found) and (found.traces or not references):
+        return found
+    if lost := dropped["long-trace"] + dropped["think-token-in-trace"]:
+        reason = (
+            f"no reference trace is left of {lost:,}: {dropped['long-trace']:,} are longer than "
+            f"rollout.max_trace_tokens and rollout.max_response_tokens allow, raise them; "
+            f"{dropped['think-token-in-trace']:,} have a think token of the model's in their text, take it out."
+        )
+    elif len(found):
+        reason = (
+            "no row has a reference trace; name the column that does with `nrt data prepare --map "
+            "question=COLUMN,answer=COLUMN,trace=COLUMN`, or leave out data.traces."
+        )
+    elif dropped["long-prompt"] + dropped["long-answer"]:
+        reason = (
+            f"no pair is within the limits: {dropped['long-prompt']:,} prompts are longer than {max_prompt_tokens:,} "
+            f"tokens and {dropped['long-answer']:,} answers longer than {max_answer_tokens:,}; raise "
+            "data.max_prompt_tokens or data.max_answer_tokens."
+        )
+    elif dropped:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        first = f"; one of them: {found.unreadable[0]}" if found.unreadable else "."
+        reason = f"no row is a question and an answer ({counts}){first}"
+    else:
+        reason = f"no rows; {_PREPARE}."
+    raise DataError(f"{path}: {reason}")
 
 
 def graded_pairs(path: Path, indices: Sequence[int], grader: str | None = None) -> list[grading.Pair]:
@@ -292,34 +287,3 @@ def _rows(path: Path) -> Iterator[Row]:
             yield Row(where, path.name, values)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}); {_PREPARE}.") from None
-
-
-def _no_trace_left(path: Path, dropped: Counter[str]) -> str:
-    if traces := dropped["long-trace"] + dropped["think-token-in-trace"]:
-        return (
-            f"{path}: no reference trace is left of {traces:,}: {dropped['long-trace']:,} are longer than "
-            f"rollout.max_trace_tokens and rollout.max_response_tokens allow, raise them; "
-            f"{dropped['think-token-in-trace']:,} have a think token of the model's in their text, take it out."
-        )
-    return (
-        f"{path}: no row has a reference trace; name the column that does with `nrt data prepare --map "
-        "question=COLUMN,answer=COLUMN,trace=COLUMN`, or leave out data.traces."
-    )
-
-
-def _nothing_left(
-    path: Path, dropped: Counter[str], unreadable: Sequence[str], max_prompt_tokens: int, max_answer_tokens: int
-) -> str:
-    if not dropped:
-        return f"{path}: no rows; {_PREPARE}."
-    if dropped["long-trace"] + dropped["think-token-in-trace"]:
-        return _no_trace_left(path, dropped)
-    if not dropped["long-prompt"] + dropped["long-answer"]:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        first = f"; one of them: {unreadable[0]}" if unreadable else "."
-        return f"{path}: no row is a question and an answer ({counts}){first}"
-    return (
-        f"{path}: no pair is within the limits: {dropped['long-prompt']:,} prompts are longer than "
-        f"{max_prompt_tokens:,} tokens and {dropped['long-answer']:,} answers longer than {max_answer_tokens:,}; raise "
-        "data.max_prompt_tokens or data.max_answer_tokens."
-    )

@@ -7,6 +7,7 @@ when the text of any row changes, or for one task its entry in `VERSIONS`: the f
 import random
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 from nrt_cli.data import digits
 
@@ -68,18 +69,13 @@ def _sets(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
     return f"print(len({{{shown[0]}}} & {{{shown[1]}}}))\nWhat does this program print?", str(common)
 
 
-def _sets_held_out(rng: random.Random) -> tuple[str, str]:
-    """One that `sets` never has."""
-    return _sets(rng, held_out=True)
-
-
 TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sums": _sums,
     "shopping": _shopping,
     "digits": digits.pair,
     "digits-held-out": digits.held_out_pair,
     "sets": _sets,
-    "sets-held-out": _sets_held_out,
+    "sets-held-out": partial(_sets, held_out=True),
 }
 
 

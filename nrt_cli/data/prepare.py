@@ -6,32 +6,40 @@ those arrays alone; the second pass copies them from the spool to the output.
 
 The hash is keyed by the seed, so its order is the random order: what is chosen depends on content and seed only, not
 on the order of rows or on how they were read, and a larger `size` keeps the rows of a smaller one. Rows that ask the
-same question are on the same side of the split. Rows can be drawn by their numbers instead (`choose.Settings`).
+same question are on the same side of the split. Rows can be drawn by their numbers instead (`Settings`).
 
 The output folder appears by one rename, complete or not at all.
+
+Legend: N spooled rows. A row is the 64-bit hashes of its content, keyed by the seed, and of its question, its source's
+number, and its own among all rows that were read.
 """
 
 import json
+import math
+import os
+from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nrt_cli import __version__
-from nrt_cli.data.choose import DUPLICATE, TRAIN, VALIDATION, Settings, Tally, choose
 from nrt_cli.data.columns import OPTIONAL, SUFFIX, Message, Pair, read_pair
-from nrt_cli.data.folder import DROPPED, MANIFEST, existing_output, workspace
 from nrt_cli.data.sources import Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
-from nrt_cli.files import listing_sha256
+from nrt_cli.files import draft, listing_sha256
 from nrt_cli.grading.grading import find, guess
+from nrt_cli.store.files import pretty_json
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import digest, ending_in, normalised
 
+MANIFEST = "manifest.json"
+DROPPED = "dropped.jsonl"
 SPLITS = ("train", "validation")
 REASONS = (
     "unreadable",
@@ -71,10 +79,7 @@ OUTPUT = pa.schema(
     [
         ("data_source", pa.string()),
         ("prompt", _MESSAGES),
-        (
-            "reward_model",
-            pa.struct([("style", pa.string()), ("ground_truth", pa.string()), ("grader", pa.string())]),
-        ),
+        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string()), ("grader", pa.string())])),
         ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string()), ("where", pa.string())])),
     ]
 )
@@ -87,6 +92,82 @@ WITH_TRACES = OUTPUT.set(
 
 Progress = Callable[[str, int], None]
 """Called now and then with the pass (`reading`, `writing`) and the rows done so far."""
+
+
+UNUSED, TRAIN, VALIDATION, DUPLICATE = range(4)
+"""What becomes of a row."""
+
+Selection = Literal["content", "train-test-split"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the output, besides the inputs.
+
+    `selection` is how rows are drawn, after or before the others are dropped:
+
+    - content: from those that are left, `size` by the hashes of their contents. `validation` is a number of questions
+      (int) or a share of them (float): all rows that ask one of them are held out.
+    - train-test-split: from all that were read, by their numbers, as `train_test_split` of Hugging Face datasets draws
+      them with seed=`seed` and test_size=`validation`; `size` takes its first training rows. Then rows are dropped.
+
+    `train` is how many rows to train on are drawn of those that are not held out; None takes all. `duplicates` keeps
+    rows that are the same.
+    `grader` is a name of `text.grading`; None keeps what prepared rows name, and guesses one for each other source from
+    its answers. `suffix` is a last line for every question; what is chosen does not depend on it.
+    """
+
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    size: int | None = None
+    stratify: bool = False
+    validation: int | float = 0
+    seed: int = 0
+    max_prompt_tokens: int | None = None
+    max_answer_tokens: int | None = None
+    grader: str | None = None
+    suffix: str | None = None
+    train: int | None = None
+    duplicates: bool = False
+    selection: Selection = "content"
+
+    def __post_init__(self) -> None:
+        """Raises DataError for what has no effect, or cannot be meant together."""
+        if self.stratify and not (self.size or self.train or self.validation):
+            raise DataError("--stratify has no effect without --size, --train or --validation.")
+        if self.selection == "train-test-split":
+            if self.stratify:
+                raise DataError("--selection train-test-split does not look at sources; leave out --stratify.")
+            if not self.validation:
+                raise DataError("--selection train-test-split needs --validation, its test_size.")
+        elif self.train:
+            if self.size:
+                raise DataError("--size counts what is held out too, --train what is trained on; give one of them.")
+            if isinstance(self.validation, float):
+                raise DataError("--train needs a number of questions for --validation, such as 512, not a share.")
+
+
+@dataclass
+class Tally:
+    """What the first pass found.
+
+    `hashes`, `questions` and `numbers` (uint64; a row's place among all that were read) and `source_ids` (int32) have
+    one entry per spooled row. `unreadable` says of the first rows that could not be read why; `unused` counts the rows
+    in which a column holds something that was not read; `graders` are those that prepared sources name, and `traces`
+    counts the spooled rows that have one.
+    """
+
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    textless: int = 0
+    hashes: array = field(default_factory=lambda: array("Q"))
+    questions: array = field(default_factory=lambda: array("Q"))
+    numbers: array = field(default_factory=lambda: array("Q"))
+    source_ids: array = field(default_factory=lambda: array("i"))
+    sources: dict[str, int] = field(default_factory=dict)
+    graders: dict[str, str] = field(default_factory=dict)
+    traces: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,22 +196,96 @@ def prepare(
     if settings.grader:
         find(settings.grader)
     sources = open_sources(specs)
-    recipe = _recipe(sources, settings, tokenizer)
+    # All that decides the output, as JSON: equal recipes make equal rows.
+    recipe = {
+        "settings": asdict(settings),
+        "inputs": [{"name": source.name, "fingerprint": source.fingerprint()} for source in sources],
+        "tokenizer": tokenizer.fingerprint if tokenizer else None,
+    }
     if manifest := existing_output(out, recipe, overwrite):
         return manifest, True
-    with workspace(out) as folder:
-        with (folder / DROPPED).open("w", encoding="utf-8") as log:
-            tally = _spool(sources, settings, tokenizer, folder / "spool.parquet", log, progress, strict)
-            if not tally.read:
-                raise DataError(f"{', '.join(source.name for source in sources)}: no rows, so no question-answer pair.")
-            codes = choose(tally, settings)
-            graders = _graders(folder, tally, codes, settings.grader)
-            traces = _write(folder, tally, codes, graders, settings.suffix, log, progress)
-        (folder / "spool.parquet").unlink()
-        manifest = _manifest(recipe, tally, codes, graders, folder)
-        manifest |= {"traces": traces} if tally.traces else {}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        with draft(out) as folder:
+            with (folder / DROPPED).open("w", encoding="utf-8") as log:
+                tally = _spool(sources, settings, tokenizer, folder / "spool.parquet", log, progress, strict)
+                if not tally.read:
+                    names = ", ".join(source.name for source in sources)
+                    raise DataError(f"{names}: no rows, so no question-answer pair.")
+                codes_N = choose(tally, settings)
+                graders = _graders(folder, tally, codes_N, settings.grader)
+                traces = _write(folder, tally, codes_N, graders, settings.suffix, log, progress)
+            (folder / "spool.parquet").unlink()
+            counts = np.bincount(codes_N, minlength=4).tolist()
+            asked_N = np.frombuffer(tally.questions, dtype=np.uint64)
+            files = [name for name in (*(f"{split}.parquet" for split in SPLITS), DROPPED) if (folder / name).exists()]
+            manifest = {
+                "nrt_version": __version__,
+                **recipe,
+                "counts": {
+                    "read": tally.read,
+                    "dropped": {reason: tally.dropped[reason] for reason in REASONS if tally.dropped[reason]},
+                    "kept": len(codes_N) - counts[DUPLICATE],
+                    "train": counts[TRAIN],
+                    "validation": counts[VALIDATION],
+                },
+                "questions": {s: len(np.unique(asked_N[codes_N == code])) for code, s in enumerate(SPLITS, TRAIN)},
+                "unreadable": tally.unreadable,
+                # Half of a surrogate pair in a column's name is spelled out.
+                "unused_columns": {
+                    name.encode(errors="backslashreplace").decode(): count for name, count in tally.unused.most_common()
+                },
+                "textless_turns": tally.textless,
+                "composition": composition(tally, codes_N),
+                "graders": graders,
+                "outputs": {name: file_sha256(folder / name) for name in files},
+                **({"traces": traces} if tally.traces else {}),
+            }
+            (folder / MANIFEST).write_text(pretty_json(manifest), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error}); nothing there was changed.") from None
     return manifest, False
+
+
+# --- the output folder: it appears by one rename, and replaces nothing unasked ---------------------------------------
+
+
+def existing_output(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The manifest at `out` where it is what the recipe makes; None where `out` may be written.
+
+    Raises DataError where something else is there: another recipe's output without `overwrite`, or with it anything
+    that this command did not write.
+    """
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return None
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise DataError(f"{out} exists and was not made by `nrt data prepare`; choose another --out.")
+    if not overwrite:
+        before, now = asdict(Settings()) | manifest["settings"], recipe["settings"]  # an older manifest has fewer
+        changed = [f"{key} ({before.get(key)}, now {now[key]})" for key in now if before.get(key) != now[key]]
+        changed += [key for key in recipe if key != "settings" and manifest.get(key) != recipe[key]]
+        if changed:
+            raise DataError(
+                f"{out} was made with other {', '.join(changed)}; choose another --out, or replace it with --overwrite."
+            )
+        outputs = ((out / name, sha256) for name, sha256 in manifest["outputs"].items())
+        if any(not path.is_file() or file_sha256(path) != sha256 for path, sha256 in outputs):
+            raise DataError(f"{out} was changed since it was made; replace it with --overwrite.")
+        return manifest
+    known = {MANIFEST, DROPPED, *manifest["outputs"]}
+    if foreign := sorted(path.name for path in out.iterdir() if path.name not in known):
+        raise DataError(f"{out} holds {foreign[0]}, which --overwrite would delete; move it or choose another --out.")
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest that `prepare` left in a folder; None where there is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(manifest, dict) and {"nrt_version", "settings", "inputs", "outputs"} <= set(manifest)
+    return manifest if ours else None
 
 
 # --- pass 1: sources -> spool ---------------------------------------------------------------------------------------
@@ -165,18 +320,39 @@ def _spool(
                         *earlier, last = pair.messages
                         asked = last | {"content": ending_in(last["content"], settings.suffix)}
                         pair = replace(pair, messages=[*earlier, asked])
-                    lengths = _lengths(pair, tokenizer)
+                    # Characters, and tokens as training will see them: x rendered, y* with its eos.
+                    answer = pair.answer or ""
+                    lengths = {"prompt_chars": prompt_chars(pair.messages), "answer_chars": len(answer)}
+                    if tokenizer and not pair.lacks:
+                        try:
+                            lengths["prompt_tokens"] = len(render_prompt(tokenizer.tokenizer, pair.messages))
+                        except DataError as error:
+                            raise DataError(f"{pair.where}: {error}") from None
+                        lengths["answer_tokens"] = len(encode_answer(tokenizer.tokenizer, answer))
                 except DataError as error:
                     if strict:
                         raise
-                    _count_unreadable(tally, log, row.where, str(error))
+                    tally.dropped["unreadable"] += 1
+                    if len(tally.unreadable) < SHOWN:
+                        tally.unreadable.append(str(error))
+                    _log_drop(log, row.where, "unreadable", {"why": str(error).removeprefix(f"{row.where}: ")})
                     continue
-                _count_columns(tally, pair)
-                if reason := _reason(pair, lengths, settings):
+                tally.textless += pair.textless
+                for name in pair.unused:
+                    if name in tally.unused or len(tally.unused) < _COLUMNS:
+                        tally.unused[name] += 1
+                reason = pair.lacks
+                if not reason and settings.max_prompt_tokens and lengths["prompt_tokens"] > settings.max_prompt_tokens:
+                    reason = "long-prompt"
+                if not reason and settings.max_answer_tokens and lengths["answer_tokens"] > settings.max_answer_tokens:
+                    reason = "long-answer"
+                if reason:
                     tally.dropped[reason] += 1
                     _log_drop(log, pair.where, reason, lengths)
                     continue
-                rows.append(_spooled(pair, lengths))
+                tokens = {name: lengths.get(name) for name in ("prompt_tokens", "answer_tokens")}
+                row_of = {"data_source": pair.source, "prompt": pair.messages, "answer": pair.answer}
+                rows.append({**row_of, "trace": pair.trace or None, "where": pair.where, **tokens})
                 size += lengths["prompt_chars"] + lengths["answer_chars"]
                 tally.hashes.append(content)
                 tally.questions.append(question)
@@ -189,27 +365,15 @@ def _spool(
                     writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
                     rows, size = [], 0
             if (found := tally.read - before) and tally.dropped["unreadable"] - unreadable == found:
-                raise DataError(_nothing_readable(source, found, tally.unreadable[-1]))
+                first = tally.unreadable[-1]
+                many = f"{source.name}: none of its {found:,} rows can be read; one of them: {first}"
+                raise DataError(first if found == 1 else many)
         writer.write_table(pa.Table.from_pylist(rows, _SPOOL))
     if unseen and tally.hashes:
         others = ", ".join(map(repr, list(tally.unused)[:_COLUMNS_NAMED])) or "none"
         raise DataError(f"--map names column {unseen[0]!r}, which no row has; columns that are not used: {others}.")
     progress("reading", tally.read)
     return tally
-
-
-def _count_unreadable(tally: Tally, log: TextIO, where: str, error: str) -> None:
-    tally.dropped["unreadable"] += 1
-    if len(tally.unreadable) < SHOWN:
-        tally.unreadable.append(error)
-    _log_drop(log, where, "unreadable", {"why": error.removeprefix(f"{where}: ")})
-
-
-def _count_columns(tally: Tally, pair: Pair) -> None:
-    tally.textless += pair.textless
-    for name in pair.unused:
-        if name in tally.unused or len(tally.unused) < _COLUMNS:
-            tally.unused[name] += 1
 
 
 def hashes(pair: Pair, seed: int) -> tuple[int, int]:
@@ -229,48 +393,120 @@ def hashes(pair: Pair, seed: int) -> tuple[int, int]:
         raise DataError(f"{pair.where}: {reason}; save the file as UTF-8.") from None
 
 
-def _lengths(pair: Pair, tokenizer: Tokenizer | None) -> dict[str, int]:
-    """Characters of x and y*, and their tokens as training will see them: x rendered, y* with its eos."""
-    answer = pair.answer or ""
-    lengths = {"prompt_chars": prompt_chars(pair.messages), "answer_chars": len(answer)}
-    if tokenizer and not pair.lacks:
-        try:
-            lengths["prompt_tokens"] = len(render_prompt(tokenizer.tokenizer, pair.messages))
-        except DataError as error:
-            raise DataError(f"{pair.where}: {error}") from None
-        lengths["answer_tokens"] = len(encode_answer(tokenizer.tokenizer, answer))
-    return lengths
-
-
 def prompt_chars(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _reason(pair: Pair, lengths: Mapping[str, int], settings: Settings) -> str | None:
-    """Why a pair cannot be trained on; None where it can."""
-    if pair.lacks:
-        return pair.lacks
-    if settings.max_prompt_tokens and lengths["prompt_tokens"] > settings.max_prompt_tokens:
-        return "long-prompt"
-    if settings.max_answer_tokens and lengths["answer_tokens"] > settings.max_answer_tokens:
-        return "long-answer"
-    return None
-
-
-def _spooled(pair: Pair, lengths: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "data_source": pair.source,
-        "prompt": pair.messages,
-        "answer": pair.answer,
-        "trace": pair.trace or None,
-        "where": pair.where,
-        "prompt_tokens": lengths.get("prompt_tokens"),
-        "answer_tokens": lengths.get("answer_tokens"),
-    }
-
-
 def _log_drop(log: TextIO, where: str, reason: str, about: Mapping[str, Any]) -> None:
     log.write(json.dumps({"where": where, "reason": reason, **about}, ensure_ascii=False) + "\n")
+
+
+# --- which rows are used, and in which split: decided on arrays, without the rows ------------------------------------
+
+
+def choose(tally: Tally, settings: Settings) -> np.ndarray:
+    """codes_N (uint8): unused, train, validation or duplicate. Counts duplicates in `tally`."""
+    hashes_N = np.frombuffer(tally.hashes, dtype=np.uint64)
+    # How many of the rows before each are the same: 0 for the first of its content.
+    by_hash = np.argsort(hashes_N, kind="stable")
+    first = np.concatenate([[True], np.diff(hashes_N[by_hash]) != 0])[: len(by_hash)]
+    places = np.arange(len(by_hash))
+    copies_N = np.empty(len(by_hash), dtype=np.uint64)
+    copies_N[by_hash] = places - np.maximum.accumulate(np.where(first, places, 0))
+    kept = np.arange(len(hashes_N)) if settings.duplicates else np.flatnonzero(copies_N == 0)
+    if duplicates := len(hashes_N) - len(kept):
+        tally.dropped["duplicate"] = duplicates
+    if not len(kept):
+        raise DataError(
+            f"No question-answer pair is left of {tally.read:,} rows{_because(tally.dropped)}."
+            + (f" The first that cannot be read: {tally.unreadable[0]}" if tally.unreadable else "")
+        )
+    if settings.selection == "content":
+        # Copies of a row are as far apart in the random order as any rows: adding a large odd number wraps around.
+        keys_N = hashes_N + copies_N * np.uint64(0x9E3779B97F4A7C15)
+        train, held_out = _by_content(tally, settings, kept[np.argsort(keys_N[kept])], keys_N)
+    else:
+        # As Hugging Face datasets' `train_test_split` draws from all rows that were read.
+        share = settings.validation
+        count = math.ceil(share * tally.read) if isinstance(share, float) else share
+        if not 0 < count < tally.read:
+            raise DataError(
+                f"--validation {share} would hold out {count:,} of {tally.read:,} rows; leave some on both sides."
+            )
+        place = np.empty(tally.read, dtype=np.int64)
+        place[np.random.default_rng(settings.seed).permutation(tally.read)] = np.arange(tally.read)
+        places = place[np.frombuffer(tally.numbers, dtype=np.uint64)[kept]]
+        in_order, places = kept[np.argsort(places)], np.sort(places)
+        last = tally.read if settings.size is None else count + settings.size
+        train, held_out = in_order[(places >= count) & (places < last)], in_order[places < count]
+    if settings.train is not None and settings.train > len(train):
+        raise DataError(
+            f"--train {settings.train:,} asks for more than the {len(train):,} pairs that are left to train on of "
+            f"{tally.read:,} rows{_because(tally.dropped)}; lower it{', or raise --size' if settings.size else ''}."
+        )
+    if settings.train is not None:
+        ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
+        train = take(train, ids_N, settings.train, list(tally.sources) if settings.stratify else None)
+    codes_N = np.full(len(hashes_N), DUPLICATE, dtype=np.uint8)
+    codes_N[kept] = UNUSED
+    codes_N[train] = TRAIN
+    codes_N[held_out] = VALIDATION
+    return codes_N
+
+
+def _by_content(
+    tally: Tally, settings: Settings, order: np.ndarray, keys_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, both in the random order that `order` has all rows in."""
+    if settings.size is not None and settings.size > len(order):
+        raise DataError(
+            f"--size {settings.size:,} asks for more than the {len(order):,} pairs that are left of {tally.read:,} "
+            f"rows{_because(tally.dropped)}; lower it."
+        )
+    ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
+    names = list(tally.sources) if settings.stratify else None
+    used = take(order, ids_N, len(order) if settings.size is None else settings.size, names)
+    # take() may group by source; back into the random order, of which the questions held out are the beginning.
+    used = used[np.argsort(keys_N[used])]
+    questions_N = np.frombuffer(tally.questions, dtype=np.uint64)
+    asked = np.sort(np.unique(questions_N[used], return_index=True)[1])  # of each question, its first row in `used`
+    share = settings.validation
+    count = round(share * len(asked)) if isinstance(share, float) else share
+    if share and not 0 < count < len(asked):
+        raise DataError(
+            f"--validation {share} would hold out {count:,} of {len(asked):,} questions; leave some on both sides."
+        )
+    chosen = take(used[asked], ids_N, count, names)
+    is_held_out = np.isin(questions_N[used], questions_N[chosen])
+    return used[~is_held_out], used[is_held_out]
+
+
+def _because(dropped: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    return f" (dropped: {listed})" if listed else ""
+
+
+def take(order: np.ndarray, ids_N: np.ndarray, count: int, names: Sequence[str] | None) -> np.ndarray:
+    """`count` of the row numbers in `order`: the first ones, or the first ones of each source in its proportion.
+
+    `ids_N` is the source number of each row, `names` the sources' names; None does not look at sources.
+    """
+    if names is None:
+        return order[:count]
+    by_source = order[np.argsort(ids_N[order], kind="stable")]
+    counts = np.bincount(ids_N[order], minlength=len(names))
+    rank_in_source = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return by_source[rank_in_source < np.repeat(quotas(counts.tolist(), count, names), counts)]
+
+
+def quotas(counts: Sequence[int], total: int, names: Sequence[str]) -> list[int]:
+    """`total` over sources in proportion to `counts`, by largest remainder; ties go to the first name."""
+    whole = sum(counts)
+    quota = [count * total // whole for count in counts]
+    by_remainder = sorted(range(len(counts)), key=lambda i: (-(counts[i] * total % whole), names[i]))
+    for i in by_remainder[: total - sum(quota)]:
+        quota[i] += 1
+    return quota
 
 
 # --- pass 2: spool -> output ----------------------------------------------------------------------------------------
@@ -296,16 +532,9 @@ class _SplitWriter:
     def _flush(self) -> None:
         table = pa.concat_tables(self.pending).combine_chunks()
         self.pending = []
-        if not len(table):
+        if not (rows := len(table)):
             return
-        self.writer = self.writer or pq.ParquetWriter(self.path, self.schema)
-        self.writer.write_table(self._output(table))
-        self.written += len(table)
-
-    def _output(self, table: pa.Table) -> pa.Table:
-        rows = len(table)
-        names = ("data_source", "prompt", "answer", "trace", "where")
-        column = {name: table.column(name).combine_chunks() for name in names}
+        column = {name: table.column(name).combine_chunks() for name in table.column_names}
         self.traces += rows - column["trace"].null_count
         index = pa.array(np.arange(self.written, self.written + rows, dtype=np.int64))
         graders = pa.array([self.graders[source] for source in column["data_source"].to_pylist()], pa.string())
@@ -316,7 +545,10 @@ class _SplitWriter:
             pa.StructArray.from_arrays(parts, fields=list(self.columns.field(name).type))
             for name, parts in (("reward_model", reward), ("extra_info", extra))
         ]
-        return pa.Table.from_arrays([column["data_source"], column["prompt"], *structs], schema=self.columns)
+        output = pa.Table.from_arrays([column["data_source"], column["prompt"], *structs], schema=self.columns)
+        self.writer = self.writer or pq.ParquetWriter(self.path, self.schema)
+        self.writer.write_table(output)
+        self.written += rows
 
     def close(self) -> None:
         if self.pending:
@@ -372,67 +604,15 @@ def _write(
             codes = codes_N[done : done + len(table)]
             for code, writer in writers.items():
                 writer.add(table.filter(pa.array(codes == code)))
-            _log_duplicates(table.filter(pa.array(codes == DUPLICATE)), log)
+            for row in table.filter(pa.array(codes == DUPLICATE)).to_pylist():
+                lengths = {"prompt_chars": prompt_chars(row["prompt"]), "answer_chars": len(row["answer"])}
+                tokens = {name: row[name] for name in ("prompt_tokens", "answer_tokens") if row[name] is not None}
+                _log_drop(log, row["where"], "duplicate", lengths | tokens)
             done += len(table)
             progress("writing", done)
     for writer in writers.values():
         writer.close()
     return {writer.split: writer.traces for writer in writers.values()}
-
-
-def _log_duplicates(table: pa.Table, log: TextIO) -> None:
-    for row in table.to_pylist():
-        lengths = {"prompt_chars": prompt_chars(row["prompt"]), "answer_chars": len(row["answer"])}
-        tokens = {name: row[name] for name in ("prompt_tokens", "answer_tokens") if row[name] is not None}
-        _log_drop(log, row["where"], "duplicate", lengths | tokens)
-
-
-# --- manifest ----------------------------------------------------------------------------------------------
-
-
-def _recipe(sources: Sequence[Source], settings: Settings, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """All that decides the output, as JSON: equal recipes make equal rows."""
-    return {
-        "settings": asdict(settings),
-        "inputs": [{"name": source.name, "fingerprint": source.fingerprint()} for source in sources],
-        "tokenizer": tokenizer.fingerprint if tokenizer else None,
-    }
-
-
-def _manifest(
-    recipe: Mapping[str, Any], tally: Tally, codes_N: np.ndarray, graders: Mapping[str, str], folder: Path
-) -> dict[str, Any]:
-    counts = np.bincount(codes_N, minlength=4).tolist()
-    questions_N = np.frombuffer(tally.questions, dtype=np.uint64)
-    questions = {split: len(np.unique(questions_N[codes_N == code])) for code, split in enumerate(SPLITS, TRAIN)}
-    outputs = [name for name in (*(f"{split}.parquet" for split in SPLITS), DROPPED) if (folder / name).exists()]
-    return {
-        "nrt_version": __version__,
-        **recipe,
-        "counts": {
-            "read": tally.read,
-            "dropped": {reason: tally.dropped[reason] for reason in REASONS if tally.dropped[reason]},
-            "kept": len(codes_N) - counts[DUPLICATE],
-            "train": counts[TRAIN],
-            "validation": counts[VALIDATION],
-        },
-        "questions": questions,
-        "unreadable": tally.unreadable,
-        "unused_columns": {_writable(name): count for name, count in tally.unused.most_common()},
-        "textless_turns": tally.textless,
-        "composition": composition(tally, codes_N),
-        "graders": graders,
-        "outputs": {name: file_sha256(folder / name) for name in outputs},
-    }
-
-
-def _nothing_readable(source: Source, rows: int, first: str) -> str:
-    return first if rows == 1 else f"{source.name}: none of its {rows:,} rows can be read; one of them: {first}"
-
-
-def _writable(name: str) -> str:
-    """A column's name, in which half of a surrogate pair is spelled out."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def composition(tally: Tally, codes_N: np.ndarray) -> list[dict[str, Any]]:

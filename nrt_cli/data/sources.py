@@ -8,23 +8,28 @@ A source is written the way the user types it:
     generated:sums,shopping?size=2000&seed=0  our own generator
     reasoning-gym:chain_sum?size=2000&seed=0  PyPI's reasoning-gym
 
-Nothing is read before `rows` is iterated.
+Nothing is read before `rows` is iterated, and of a file never more than a block is held.
 """
 
+import csv
 import difflib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import parse_qsl
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from nrt_cli.data import generated
-from nrt_cli.data.formats import READERS
 from nrt_cli.errors import DataError, first_line
 from nrt_cli.files import sha256
 from nrt_cli.network import find_hub
@@ -66,7 +71,20 @@ def open_sources(specs: Sequence[str]) -> list[Source]:
             others.append(_hub(spec))
         else:
             raise DataError(f"{spec}: no such file or folder.")
-    opened = _file_sources(files) + others
+    # A file is named by the shortest end of its path that tells the files apart: names go into the output, so they must
+    # not depend on where the user's folders happen to lie. A name may hold bytes that are no text, which nothing could
+    # write.
+    parts = [[os.fsencode(part).decode(errors="backslashreplace") for part in path.resolve().parts] for path in files]
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    opened = [
+        Source(name, partial(file_sha256, path), partial(_file_rows, path, name))
+        for path, name in zip(files, names, strict=True)
+    ]
+    opened += others
     names = [source.name for source in opened]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{twice} is given twice; name each source once.")
@@ -100,30 +118,231 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _file_sources(paths: list[Path]) -> list[Source]:
-    """One source a file, named by the shortest ends of the paths that tell the files apart.
-
-    Names go into the output, so they must not depend on where the user's folders happen to lie.
-    """
-    # A name may hold bytes that are no text, which nothing could write.
-    parts = [[os.fsencode(part).decode(errors="backslashreplace") for part in path.resolve().parts] for path in paths]
-    names: list[str] = []
-    for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    return [
-        Source(name, partial(file_sha256, path), partial(_file_rows, path, name))
-        for path, name in zip(paths, names, strict=True)
-    ]
-
-
 def _file_rows(path: Path, name: str) -> Iterator[Row]:
     try:
         for where, found in READERS[path.suffix.lower()](path, name):
             yield Row(where, name, {}, found) if isinstance(found, str) else Row(where, name, found)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+# --- formats: each reader takes a path and the name to call it by. It raises DataError where the file itself is
+# malformed, so that what follows cannot be told, and leaves OSError to its caller.
+
+Found = tuple[str, dict[str, Any] | str]
+"""Where a row is, for people (`qa.jsonl:17`), and its columns, or where it cannot be read, the reason as a string: the
+rows after it are read all the same."""
+
+_BLOCK = 1 << 20
+_PARQUET_ROWS = 256
+_NOT_SPACE = re.compile(r"\S")
+_TOO_DEEP = "it is nested too deeply"
+_BAD_BYTES = "it has bytes that are not UTF-8 text; save the file as UTF-8"
+
+
+def _named_twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+
+
+class _NamedTwice(Exception):
+    """A JSON object that gives a column twice; plain JSON drops the first without a word."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := _named_twice([name for name, _ in pairs]):
+        raise _NamedTwice(twice)
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(
+    # A whole number that is longer than Python likes to convert stays the text that it is, digit by digit.
+    parse_int=lambda digits: int(digits) if len(digits) <= 4000 else digits,
+    parse_float=str,
+    object_pairs_hook=_unique,
+)
+"""Of numbers that are not whole it keeps the digits: as an answer, 3.10 is not 3.1."""
+
+
+def _jsonl(path: Path, name: str) -> Iterator[Found]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                found = _columns(_DECODER.decode(line.decode("utf-8-sig").rstrip("\r\n")))
+            except json.JSONDecodeError as error:
+                found = f"not valid JSON ({error.msg} at column {error.colno})"
+            except UnicodeDecodeError:
+                found = _BAD_BYTES
+            except RecursionError:
+                found = _TOO_DEEP
+            except _NamedTwice as error:
+                found = f"column {str(error)!r} is given twice"
+            yield f"{name}:{number}", found
+
+
+def _json(path: Path, name: str) -> Iterator[Found]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, values in enumerate(_JsonArray(file, name), 1):
+            yield f"{name}:row {number}", _columns(values)
+
+
+def _columns(values: Any) -> dict[str, Any] | str:
+    return values if isinstance(values, dict) else f"a row is a JSON object of columns, found {type(values).__name__}"
+
+
+class _JsonArray:
+    """The items of a JSON array, decoded one by one: `json.load` would hold all of them at once.
+
+    `text[at:]` is what was read of the file and not used yet; `line` is the line of `text[at]`.
+    """
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self.file, self.name = file, name
+        self.text, self.at, self.line = "", 0, 1
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._next_char() != "[":
+            raise self._error("expected an array of rows; for one object a line, name the file .jsonl")
+        self._move(self.at + 1)
+        if self._next_char() == "]":
+            return self._end()
+        while True:
+            yield self._item()
+            mark = self._next_char()
+            if mark not in (",", "]"):
+                raise self._error("expected , or ] after a row")
+            if mark == "]":
+                return self._end()
+            self._move(self.at + 1)
+
+    def _end(self) -> None:
+        self._move(self.at + 1)
+        if self._next_char():
+            raise self._error("there is more after the array of rows")
+
+    def _item(self) -> Any:
+        self._next_char()
+        while True:
+            try:
+                item, end = _DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                # It may only be cut off by the end of the block. Doubling keeps the retries linear in the file.
+                line = self.line + self.text.count("\n", self.at, error.pos)
+                if not self._fill(max(_BLOCK, len(self.text) - self.at)):
+                    raise self._error(error.msg, line) from None
+            except RecursionError:
+                raise self._error(_TOO_DEEP) from None
+            except _NamedTwice as error:
+                raise self._error(f"column {str(error)!r} is given twice in one row") from None
+            else:
+                self._move(end)
+                return item
+
+    def _next_char(self) -> str:
+        """Move to the next character that is not white space and return it; '' at the end of the file."""
+        while True:
+            found = _NOT_SPACE.search(self.text, self.at)
+            self._move(found.start() if found else len(self.text))
+            if found or not self._fill(_BLOCK):
+                return self.text[self.at : self.at + 1]
+
+    def _move(self, at: int) -> None:
+        self.line += self.text.count("\n", self.at, at)
+        self.at = at
+
+    def _fill(self, count: int) -> bool:
+        """Read on by `count` characters, forgetting what was used; False at the end of the file."""
+        more = self.file.read(count)
+        self.text, self.at = self.text[self.at :] + more, 0
+        return bool(more)
+
+    def _error(self, reason: str, line: int | None = None) -> DataError:
+        return DataError(f"{self.name}:{line or self.line}: not valid JSON ({reason}).")
+
+
+def _csv(path: Path, name: str) -> Iterator[Found]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses answers above 128 KiB
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header: list[str] = []
+        first = 1  # a quoted field may span lines; a row is named by its first
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                # Where a quote is not closed, the rest of the file is inside of it.
+                if "end of data" in str(error):
+                    raise DataError(f"{name}:{first}: not valid CSV (a quote that opens here is not closed).") from None
+                if not header:
+                    raise DataError(f"{name}:{first}: the names of the columns are not valid CSV ({error}).") from None
+                found: dict[str, Any] | str = f"not valid CSV ({error})"
+            else:
+                if fields is None:
+                    return
+                bad = _has_bad_bytes("".join(fields))
+                if fields and not header:
+                    if twice := _named_twice(fields):
+                        raise DataError(f"{name}:{first}: two columns have the same name, {twice!r}; rename one.")
+                    if bad:
+                        reason = "the names of the columns are not UTF-8 text; save the file as UTF-8"
+                        raise DataError(f"{name}:{first}: {reason}.")
+                    header, fields = fields, []
+                if fields and len(fields) != len(header):
+                    found = f"{len(fields)} fields where the header names {len(header)} columns"
+                else:
+                    found = _BAD_BYTES if bad else dict(zip(header, fields, strict=False))
+            where, first = f"{name}:{first}", reader.line_num + 1
+            if found:
+                yield where, found
+
+
+def _has_bad_bytes(text: str) -> bool:
+    """Whether a file's bytes were kept as halves of surrogate pairs, because they are not UTF-8."""
+    try:
+        return not text.isascii() and not text.encode()
+    except UnicodeEncodeError:
+        return True
+
+
+def parquet_rows(path: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[Found]:
+    """The rows of a Parquet file; of only these columns, as far as they are there."""
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := _named_twice(names):
+                raise DataError(f"{name}: two columns have the same name, {twice!r}; rename one.")
+            wanted = [column for column in names if columns is None or column in columns]
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted, use_threads=False):
+                try:
+                    rows = batch.to_pylist()
+                except Exception:  # dates out of range, unknown time zones, text that is not UTF-8: each raises its own
+                    columns_of = [[_cell(value) for value in batch.column(column)] for column in wanted]
+                    rows = [dict(zip(wanted, cells, strict=True)) for cells in zip(*columns_of, strict=True)]
+                for values in rows:
+                    number += 1
+                    yield f"{name}:row {number}", values
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{name}: not a readable Parquet file (after row {number}: {first_line(error).rstrip('.')})."
+        ) from None
+
+
+def _cell(value: pa.Scalar) -> Any:
+    """A cell as Python's value; one that has none is the exception that says why."""
+    try:
+        return value.as_py()
+    except Exception as error:
+        return ValueError(first_line(error).rstrip("."))
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Found]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": parquet_rows,
+}
 
 
 # --- sources that are not files -----------------------------------------------------------------------------------
@@ -142,7 +361,18 @@ def _options(text: str, kind: str, defaults: dict[str, Any]) -> tuple[str, dict[
     return name, options
 
 
-def _tasks(names: str, kind: str, known: Collection[str]) -> list[str]:
+def _described(description: str) -> Callable[[], str]:
+    """The fingerprint of rows that a description determines."""
+    return lambda: hashlib.sha256(description.encode()).hexdigest()
+
+
+_Made = Callable[[str, int, int], Iterable[dict[str, Any]]]
+"""Makes the first rows of a task, so many, under a seed."""
+
+
+def _of_tasks(kind: str, text: str, known: Collection[str], version: str, made: _Made) -> Source:
+    """`size` rows over some tasks; `version` is of what makes them."""
+    names, options = _options(text, kind, {"size": 2000, "seed": 0})
     tasks = names.split(",")
     for task in tasks:
         if task not in known:
@@ -150,33 +380,26 @@ def _tasks(names: str, kind: str, known: Collection[str]) -> list[str]:
             raise DataError(f"{kind}:{names}: no task {task!r}; there are {', '.join(near)}.")
         if tasks.count(task) > 1:
             raise DataError(f"{kind}:{names}: task {task!r} is named twice.")
-    return tasks
+    # As evenly as can be; the first ones take what is left over.
+    share, rest = divmod(options["size"], len(tasks))
 
+    def rows() -> Iterator[Row]:
+        for i, task in enumerate(tasks):
+            origin = f"{kind}:{task}"
+            for number, values in enumerate(made(task, share + (i < rest), options["seed"]), 1):
+                yield Row(f"{origin}:row {number}", origin, values)
 
-def _per_task(tasks: Sequence[str], size: int) -> list[tuple[str, int]]:
-    """`size` rows over the tasks, as evenly as can be; the first ones take what is left over."""
-    share, rest = divmod(size, len(tasks))
-    return [(task, share + (i < rest)) for i, task in enumerate(tasks)]
-
-
-def _described(description: str) -> Callable[[], str]:
-    """The fingerprint of rows that a description determines."""
-    return lambda: hashlib.sha256(description.encode()).hexdigest()
+    name = f"{kind}:{names}?size={options['size']}&seed={options['seed']}"
+    own = generated.VERSIONS if kind == "generated" else {}
+    versions = "".join(f" {own[task]}" for task in tasks if task in own)
+    return Source(name, _described(f"{name} {version}{versions}"), rows)
 
 
 def _generated(text: str) -> Source:
-    names, options = _options(text, "generated", {"size": 2000, "seed": 0})
-    tasks = _tasks(names, "generated", generated.TASKS)
+    def made(task: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+        return (generated.generate(task, index, seed) for index in range(count))
 
-    def rows() -> Iterator[Row]:
-        for task, count in _per_task(tasks, options["size"]):
-            origin = f"generated:{task}"
-            for index in range(count):
-                yield Row(f"{origin}:row {index + 1}", origin, generated.generate(task, index, options["seed"]))
-
-    name = f"generated:{names}?size={options['size']}&seed={options['seed']}"
-    versions = "".join(f" {generated.VERSIONS[task]}" for task in tasks if task in generated.VERSIONS)
-    return Source(name, _described(f"{name} v{generated.VERSION}{versions}"), rows)
+    return _of_tasks("generated", text, generated.TASKS, f"v{generated.VERSION}", made)
 
 
 def _reasoning_gym(text: str) -> Source:
@@ -188,20 +411,13 @@ def _reasoning_gym(text: str) -> Source:
             f"reasoning-gym:{text}: reasoning-gym is not installed ({error}); run `pip install 'nrt-cli[generate]'`, "
             "which may need a C compiler."
         ) from None
-    names, options = _options(text, "reasoning-gym", {"size": 2000, "seed": 0})
-    tasks = _tasks(names, "reasoning-gym", DATASETS)
 
-    def rows() -> Iterator[Row]:
-        for task, count in _per_task(tasks, options["size"]):
-            origin = f"reasoning-gym:{task}"
-            made = reasoning_gym.create_dataset(task, seed=options["seed"], size=count) if count else []
-            for index in range(count):
-                item = made[index]
-                values = {"question": item["question"], "answer": item["answer"]}
-                yield Row(f"{origin}:row {index + 1}", origin, values)
+    def made(task: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+        items = reasoning_gym.create_dataset(task, seed=seed, size=count) if count else []
+        for index in range(count):
+            yield {"question": items[index]["question"], "answer": items[index]["answer"]}
 
-    name = f"reasoning-gym:{names}?size={options['size']}&seed={options['seed']}"
-    return Source(name, _described(f"{name} {version('reasoning-gym')}"), rows)
+    return _of_tasks("reasoning-gym", text, DATASETS, version("reasoning-gym"), made)
 
 
 def _hub(text: str) -> Source:
@@ -257,8 +473,4 @@ def _hub_error(name: str, error: Exception) -> DataError:
     )
 
 
-_KINDS: dict[str, Callable[[str], Source]] = {
-    "hub": _hub,
-    "generated": _generated,
-    "reasoning-gym": _reasoning_gym,
-}
+_KINDS: dict[str, Callable[[str], Source]] = {"hub": _hub, "generated": _generated, "reasoning-gym": _reasoning_gym}

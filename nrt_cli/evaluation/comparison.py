@@ -13,8 +13,8 @@ from nrt_cli.errors import StoreError
 from nrt_cli.evaluation.pairs import DATA
 from nrt_cli.measures.statistics import Aggregation, interval, mean_of, paired_difference
 from nrt_cli.records import ACCURACIES
+from nrt_cli.store import Reference
 from nrt_cli.store.evals import Evaluation, find_evaluations
-from nrt_cli.store.reference import Reference
 
 NOT_COMPARED = ("model",)
 """Settings that two models differ in by nature."""

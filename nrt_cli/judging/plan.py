@@ -16,9 +16,8 @@ from nrt_cli.data.examples import read_texts
 from nrt_cli.data.sources import file_sha256
 from nrt_cli.errors import ConfigError, DataError, StoreError
 from nrt_cli.judging.prompts import JudgePrompt
-from nrt_cli.store import Run
+from nrt_cli.store import Reference, Run
 from nrt_cli.store.judgements import held_out_steps, held_out_traces
-from nrt_cli.store.reference import Reference
 
 SHIPPED = "judge/trace-quality"
 YAML = (".yaml", ".yml")

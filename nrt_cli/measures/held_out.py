@@ -2,15 +2,18 @@
 
 After minus before flatters: training makes the answers likelier after any trace. So the gain over the null trace, and
 accuracy with thinking against accuracy without, stand beside it.
+
+They also say which checkpoint is best. The best of several looks better than it is on the rows that it was chosen by.
+So some questions choose, and what is said of the choice is over the others.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nrt_cli.measures.statistics import Difference, bounded_over_rows, mean_over_rows, share_over_rows
-from nrt_cli.records import ACCURACIES
+from nrt_cli.records import ACCURACIES, Overlap
 
 SLACK = 16
 """Tokens that an answer may have beyond the longest reference: it may be said in other words."""
@@ -50,12 +53,8 @@ def _score(kind: str) -> Callable[[PairRow], float]:
     return lambda row: math.nan if row.get(f"{kind}_score") is None else float(row[f"{kind}_score"])
 
 
-def _gain(row: PairRow) -> float:
-    return _total("answer_logprobs")(row) - _total("null_logprobs")(row)
-
-
-def _more_than(kind: str) -> Callable[[PairRow], float]:
-    return lambda row: _score("thinking")(row) - _score(kind)(row)
+def _minus(one: Callable[[PairRow], float], other: Callable[[PairRow], float]) -> Callable[[PairRow], float]:
+    return lambda row: one(row) - other(row)
 
 
 ACCURACY_MEASURES = (
@@ -64,7 +63,13 @@ ACCURACY_MEASURES = (
         for kind, title in ACCURACIES.items()
     ),
     *(
-        Measure(f"thinking_minus_{kind}", f"thinking - {ACCURACIES[kind]}", _more_than(kind), True, True)
+        Measure(
+            f"thinking_minus_{kind}",
+            f"thinking - {ACCURACIES[kind]}",
+            _minus(_score("thinking"), _score(kind)),
+            True,
+            True,
+        )
         for kind in ("null", "direct", "other_trace")
     ),
 )
@@ -72,7 +77,7 @@ ACCURACY_MEASURES = (
 THINKING = (
     Measure("answer_logprob", "log P(y*), sampled trace", _total("answer_logprobs")),
     Measure("null_logprob", "log P(y*), null trace", _total("null_logprobs")),
-    Measure("gain", "gain of thinking", _gain, difference=True),
+    Measure("gain", "gain of thinking", _minus(_total("answer_logprobs"), _total("null_logprobs")), difference=True),
     *ACCURACY_MEASURES,
 )
 """What a run whose model thinks is measured by."""
@@ -119,3 +124,90 @@ def shown(found: Difference, measure: Measure, signed: bool) -> str:
     scale, form = (100, ".1f") if measure.share else (1, ".2f")
     value, low, high = (format(scale * x, ("+" if signed else "") + form) for x in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step, what it is best by, and that measure's mean over the rows that chose it and over the others.
+
+    `reported` is NaN where no other row was measured; `steps` are those that it is the best of.
+    """
+
+    step: int
+    steps: tuple[int, ...]
+    measure: str
+    chosen: float
+    chosen_rows: int
+    reported: float
+    reported_rows: int
+
+
+CHOOSING = ("accuracy_thinking", "accuracy_direct", "gain", "answer_logprob")
+"""What a checkpoint can be best by: the first that was measured at every step and is not the same at all of them."""
+
+_OF = {measure.key: measure.of for measure in (*THINKING, *DIRECT)}
+
+
+def best_step(scored: Mapping[int, Sequence[PairRow]], choosing: Container[int]) -> Best | None:
+    """The best of some steps, given each one's held-out rows: of equals the latest. None where no row was measured.
+
+    Args:
+        choosing: the examples whose rows choose.
+    """
+    equal = None
+    for measure in CHOOSING:
+        of = _OF[measure]
+        parts = {
+            step: (
+                [row for row in rows if row["example"] in choosing],
+                [r for r in rows if r["example"] not in choosing],
+            )
+            for step, rows in scored.items()
+        }
+        found = {step: _mean(chose, of) for step, (chose, _) in parts.items()}
+        if found and all(n for _, n in found.values()):
+            step = max(found, key=lambda step: (found[step][0], step))
+            best = Best(step, tuple(sorted(scored)), measure, *found[step], *_mean(parts[step][1], of))
+            if len({mean for mean, _ in found.values()}) > 1:
+                return best
+            equal = equal or best
+    return equal
+
+
+def _mean(rows: Sequence[PairRow], of: Callable[[PairRow], float]) -> tuple[float, int]:
+    """Mean over the rows that were measured, and how many these are."""
+    values = [value for row in rows if not math.isnan(value := of(row))]
+    return (math.fsum(values) / len(values) if values else math.nan), len(values)
+
+
+# --- questions that are trained on and asked later: figures on them show memory, not learning
+
+
+def overlap_warnings(overlap: Overlap) -> Iterator[str]:
+    """What a person should know before they believe a held-out figure."""
+    if overlap.shared_with_validation:
+        yield (
+            f"{_of_held_out(overlap)} are in the training data, so held-out figures flatter; split them with "
+            "`nrt data prepare ... --validation N`, which holds out questions with all their answers."
+        )
+    for name, found in overlap.shared_with_benchmarks.items():
+        if found:
+            yield (
+                f"{found:,} of {overlap.benchmark_documents[name]:,} documents of {name} are in the training data, so "
+                f"scores on {name} will flatter; leave them out of one of the two."
+            )
+
+
+def overlap_described(overlap: Overlap) -> str:
+    """Both numbers in a sentence, to stand beside held-out figures."""
+    compared = [
+        f"{name} {found:,} of {overlap.benchmark_documents[name]:,}"
+        for name, found in overlap.shared_with_benchmarks.items()
+    ]
+    benchmarks = ", ".join(compared) or "none were on the machine to compare with"
+    held_out = "nothing is held out" if overlap.shared_with_validation is None else f"{_of_held_out(overlap)}"
+    return f"In the training data too: {held_out}; documents of benchmarks: {benchmarks}."
+
+
+def _of_held_out(overlap: Overlap) -> str:
+    return f"{overlap.shared_with_validation:,} of {overlap.validation_questions:,} held-out questions"

@@ -4,6 +4,7 @@ Shapes: V vocabulary, D hidden size, P think tokens whose rows are trained.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,13 +34,14 @@ def adapt(model: PreTrainedModel, section: LoraSection, tokens: ThinkTokens, see
         raise ModelError("model.lora.rank needs peft; pip install 'nrt-cli[lora]'.") from None
     names = {id(module): name for name, module in model.named_modules()}
     # A tied head follows the embedding.
-    tables = {id(model.get_input_embeddings()), *([] if _tied(model) else [id(model.get_output_embeddings())])}
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tables = {id(table), *([] if head.weight is table.weight else [id(head)])}
     new = [token for token in (tokens.start_id, tokens.end_id) if token is not None]
     settings = LoraConfig(
         r=section.rank,  # type: ignore[arg-type]  # not None here
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # its scale is alpha / r, and no integer is asked for
         target_modules="all-linear",
-        trainable_token_indices={names[table].rpartition(".")[2]: new for table in tables},
+        trainable_token_indices={names[each].rpartition(".")[2]: new for each in tables},
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -51,7 +53,7 @@ def adapt(model: PreTrainedModel, section: LoraSection, tokens: ThinkTokens, see
     for module in adapted.modules():
         if hasattr(module, "token_adapter"):
             # The instance's own forward comes before its class's.
-            module.token_adapter.forward = _WithTrainedRows(module)
+            module.token_adapter.forward = partial(_with_trained_rows, module)
     return adapted
 
 
@@ -83,28 +85,23 @@ def table_of(module: nn.Module) -> Table:
     return Table(weight, trained, rows)
 
 
-class _WithTrainedRows:
+def _with_trained_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     """The forward pass of an adapted embedding or head: the plain one, and gradients for the trained rows."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        adapter: Any = self.module.token_adapter
-        _, trained_P, rows_PD = table_of(self.module)
-        out: Tensor = adapter.base_layer(inputs)
-        if not torch.is_grad_enabled():
-            return out
-        assert trained_P is not None
-        assert rows_PD is not None
-        rows_PD = rows_PD.to(out.dtype)
-        if isinstance(adapter.base_layer, nn.Linear):
-            return out.index_copy(-1, trained_P, inputs @ rows_PD.T)
-        # Gemma's embedding multiplies what it looks up.
-        scale = getattr(adapter.base_layer, "embed_scale", 1.0)
-        for token, row in zip(trained_P, rows_PD, strict=True):
-            out = torch.where((inputs == token)[..., None], row * scale, out)
+    adapter: Any = module.token_adapter
+    _, trained_P, rows_PD = table_of(module)
+    out: Tensor = adapter.base_layer(inputs)
+    if not torch.is_grad_enabled():
         return out
+    assert trained_P is not None
+    assert rows_PD is not None
+    rows_PD = rows_PD.to(out.dtype)
+    if isinstance(adapter.base_layer, nn.Linear):
+        return out.index_copy(-1, trained_P, inputs @ rows_PD.T)
+    # Gemma's embedding multiplies what it looks up.
+    scale = getattr(adapter.base_layer, "embed_scale", 1.0)
+    for token, row in zip(trained_P, rows_PD, strict=True):
+        out = torch.where((inputs == token)[..., None], row * scale, out)
+    return out
 
 
 @torch.no_grad()
@@ -133,9 +130,3 @@ def merged(layer: Any) -> Tensor:
         return rows
     weight: Tensor = layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
     return weight
-
-
-def _tied(model: PreTrainedModel) -> bool:
-    """Whether the head is the embedding."""
-    head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    return head.weight is table.weight

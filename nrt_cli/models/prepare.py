@@ -1,7 +1,23 @@
 """Make a pretrained model ready for training, and prove that nothing but the new tokens changed.
 
-The source is loaded, extended (`vocabulary.py`), saved to a draft folder beside the output, reloaded from there as
-anyone would, and compared with the source; only then does the draft take the output's name.
+The source is loaded, extended, saved to a draft folder beside the output, reloaded from there as anyone would, and
+compared with the source; only then does the draft take the output's name.
+
+Shapes: W_VD a matrix of embedding or head rows, V rows, D hidden size.
+
+What transformers would do by itself and this does not:
+- New rows are ours to set. `resize_token_embeddings` draws them from a fitted Gaussian, leaves untouched the padding
+  rows that new ids may land in, and treats input and output rows alike whatever was asked.
+- A think token starts as a separator that the model knows: a paragraph's end for t_start, a line's end for t_end. From
+  the mean of all rows, SmolLM2-135M gives t_end a probability of about 1e-8 per token and reads t_start as noise; from
+  one and the same row, t_start is sampled inside traces as often as t_end ends them.
+- Any tokenizer has such rows, by one rule (`start_ids`): the rows of what the separator is tokenised to within a text.
+  Where both separators are the same (Llama 2's and Mistral's bytes), t_start's lies halfway to the mean of all rows. On
+  SmolLM2-135M with one token for both, that took its probability within traces from 6e-3, t_end's own, to 2e-5, and log
+  P(y*) after the null trace from -178.9 to -172.7 (-181.0 from the mean; six GSM8K pairs).
+- The vocabulary grows by exactly the new tokens. Rounding up would add ids without a token that sampling could draw.
+- The generation config keeps token ids only. A model's own top_p or temperature would quietly change the
+  distribution that traces are sampled from, and with it the policy gradient.
 """
 
 import contextlib
@@ -9,15 +25,17 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from tokenizers import AddedToken
 from tokenizers.models import BPE, Unigram
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.convert_slow_tokenizer import generate_merges
 
 from nrt_cli import __version__
@@ -25,19 +43,14 @@ from nrt_cli.config import TokensSection
 from nrt_cli.errors import ModelError
 from nrt_cli.files import draft
 from nrt_cli.models.loading import declared_stops, from_folder, quiet, whole_model
-from nrt_cli.models.problems import prompt_problems, token_problems
 from nrt_cli.models.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
-from nrt_cli.models.vocabulary import (
-    HALFWAY,
-    Settings,
-    count_rows,
-    extend_rows,
-    extend_tokenizer,
-    is_tied,
-    row_starts,
-    same_start,
-    set_token_ids,
-    start_text,
+from nrt_cli.text.prompts import (
+    DEFAULT_CHAT_TEMPLATE,
+    closing_id,
+    encode_answer,
+    encode_within,
+    prompt_text,
+    render_prompt,
 )
 from nrt_cli.text.tokens import single_id, think_tokens
 
@@ -46,6 +59,25 @@ PROBE = 'Question: what is 12 + 30?\n\n  It\'s 42, naïve — "yes".\n'
 # bfloat16 keeps 8 significant bits, so its tolerance is four units in the last place.
 LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-6}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Names under which families reserve a padding token; the first that a vocabulary has is used before one is added.
+PAD_NAMES = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|vision_pad|>")
+NEW_PAD = "<|pad|>"
+MEAN = "mean"
+HALFWAY = " and the mean, since think_end starts there"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for. Two preparations with equal settings and source give the same folder."""
+
+    think_start: str | None
+    think_end: str
+    init_start: str
+    init_end: str
+    noise: float
+    dtype: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -112,7 +144,16 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
 
 def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]:
     """Load, extend, save to `folder` and verify; returns what was done, as metadata."""
-    tokenizer, model = _load(source, settings.dtype)
+    tokenizer = _load_tokenizer(source)
+    where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    model: Any = whole_model(source.folder, source.name, "auto", **where)
+    if source.gguf_file:
+        _repair_gguf_tokenizer(tokenizer, model.config)
+    if tokenizer.eos_token is None:
+        raise ModelError(f"{source.name}: its tokenizer has no end-of-sequence token, so answers could never end.")
+    # float16 is widened rather than rounded to bfloat16; a GGUF's weights come out of transformers as float32.
+    lossless = model.dtype if model.dtype in DTYPES.values() else torch.float32
+    model = model.to(DTYPES.get(settings.dtype, lossless)).eval()
     had_template, tied, rows_before = bool(tokenizer.chat_template), is_tied(model), count_rows(model)
     probe_ids = tokenizer.encode(PROBE, add_special_tokens=False)
     logits_before = _logits(model, probe_ids)
@@ -124,7 +165,23 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     # The tokenizer's own eos is one of them whatever the configs say, also where another closes the assistant's turn.
     declared = declared_stops(model.config, model.generation_config.eos_token_id)
     stop_ids = tuple(dict.fromkeys((*declared, tokenizer.eos_token_id)))
-    extend_tokenizer(tokenizer, settings, stop_ids)
+    for token in named:
+        tokenizer.add_tokens(AddedToken(token, special=True, normalized=False), special_tokens=True)
+    # The tokenizer's own pad where that is no other token too, else one its family reserves, else a new one.
+    taken = {tokenizer.eos_token, tokenizer.bos_token, settings.think_start, settings.think_end}
+    free = tokenizer.get_vocab().keys() - taken - set(tokenizer.convert_ids_to_tokens(list(stop_ids)))
+    pad = next((token for token in (tokenizer.pad_token, *PAD_NAMES) if token in free), NEW_PAD)
+    tokenizer.add_special_tokens({"pad_token": pad})
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    # eos becomes what closes the assistant's turn.
+    closing = tokenizer.convert_ids_to_tokens(closing_id(tokenizer, stop_ids))
+    if closing != tokenizer.eos_token:
+        if isinstance(tokenizer.chat_template, str):
+            # A template that also writes eos, such as Phi's at a conversation's end, means the one it was written for.
+            keep = f"{{%- set eos_token = {tokenizer.eos_token!r} -%}}"
+            tokenizer.chat_template = keep + tokenizer.chat_template
+        tokenizer.eos_token = closing
     # Also the tokens of a source whose embedding was never grown for them.
     new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
     # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
@@ -134,21 +191,9 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     set_token_ids(model, tokenizer, stop_ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    facts = _facts(tokenizer, model, settings)
-    del model  # so that verifying never holds a large model twice
-
-    old_ids = [i for i in range(rows_before) if i not in new_ids]
-    _verify(folder, settings, tied, probe_ids, old_ids, logits_before)
-    template = "kept" if had_template else "added"
-    about = {"new_ids": new_ids, "new_rows": new_rows, "embedding_rows_before": rows_before}
-    return facts | {"chat_template": template} | about
-
-
-def _facts(tokenizer: Any, model: Any, settings: Settings) -> dict[str, Any]:
-    """What the prepared model is, for people and for the run's manifest."""
-    stop_ids = declared_stops(model.config, model.generation_config.eos_token_id)
-    ids = think_tokens(tokenizer, settings.think_start, settings.think_end, stop_ids)
-    return {
+    stops = declared_stops(model.config, model.generation_config.eos_token_id)
+    ids = think_tokens(tokenizer, settings.think_start, settings.think_end, stops)
+    facts = {
         "tokens": {
             "think_start": {"token": settings.think_start, "id": ids.start_id},
             "think_end": {"token": settings.think_end, "id": ids.end_id},
@@ -167,31 +212,136 @@ def _facts(tokenizer: Any, model: Any, settings: Settings) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
+        "chat_template": "kept" if had_template else "added",
+        "new_ids": new_ids,
+        "new_rows": new_rows,
+        "embedding_rows_before": rows_before,
     }
+    del model  # so that verifying never holds a large model twice
+
+    old_ids = [i for i in range(rows_before) if i not in new_ids]
+    _verify(folder, settings, tied, probe_ids, old_ids, logits_before)
+    return facts
+
+
+# --- the new tokens: names, ids, rows
+
+
+def row_starts(tokenizer: Any, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Each think token that the tokenizer lacks, with the tokens whose rows its own starts from (`start_ids`)."""
+    starts = {}
+    for token, text in ((settings.think_start, settings.init_start), (settings.think_end, settings.init_end)):
+        if token is not None:
+            try:
+                single_id(tokenizer, token)
+            except ModelError:
+                starts[token] = start_ids(tokenizer, text)
+    return starts
+
+
+def start_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The tokens whose mean row a new row starts from; none stand for the mean of all rows.
+
+    They are what `text` is tokenised to within a text: of line ends, one token with Llama 3, <0x0A> once or twice with
+    Llama 2 and Mistral, nothing where a tokenizer drops them or does not know them. What no text is tokenised to alone,
+    such as <0x0A> itself, is named as the vocabulary has it.
+    """
+    if text == MEAN:
+        return ()
+    ids = tuple(int(i) for i in encode_within(tokenizer, text) if i != tokenizer.unk_token_id)
+    if len(ids) != 1 and text in (vocabulary := tokenizer.get_vocab()):
+        return (int(vocabulary[text]),)
+    return ids
+
+
+def same_start(starts: Sequence[Sequence[Any]]) -> bool:
+    """Whether both think tokens are new and would start from one and the same token's row."""
+    return len(starts) == 2 and len({token for ids in starts for token in ids}) == 1 and all(starts)
+
+
+def start_text(asked: str, names: Sequence[str]) -> str:
+    """What a new row starts from, in words.
+
+    Args:
+        asked: the text that was asked for.
+        names: the tokens that it is, as the vocabulary has them.
+    """
+    if asked == MEAN:
+        return repr(MEAN)
+    if not names:
+        return f"{MEAN!r}: {asked!r} is no token of this tokenizer"
+    return repr(asked) if [asked] == list(names) else f"{asked!r} ({' '.join(names)})"
+
+
+def extend_rows(
+    model: Any, real_ids: list[int], starts: dict[int, tuple[int, ...]], halfway: int | None, settings: Settings
+) -> None:
+    """Give every new id a row, in the input embedding and in the head, growing them where ids lie beyond their end."""
+    if not starts:
+        return
+    if max(starts) >= count_rows(model):
+        model.resize_token_embeddings(max(starts) + 1, mean_resizing=False)
+    generator = torch.Generator().manual_seed(settings.seed)
+    head = model.get_output_embeddings()
+    matrices = [model.get_input_embeddings().weight]
+    if not is_tied(model):
+        matrices.append(head.weight)
+    if getattr(head, "bias", None) is not None:
+        matrices.append(head.bias.unsqueeze(1))
+    for W_VD in matrices:
+        init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
+
+
+@torch.no_grad()
+def init_rows(
+    W_VD: Tensor,
+    real_ids: list[int],
+    starts: dict[int, tuple[int, ...]],
+    halfway: int | None,
+    noise: float,
+    generator: torch.Generator,
+) -> None:
+    """Set each row in `starts` in place to the mean of the rows it names (of `real_ids` for none), plus noise.
+
+    The row `halfway` lies between the two.
+
+    The noise is `noise` times each coordinate's standard deviation over the real rows. It only has to tell apart
+    tokens that start from one row, which would otherwise stay one and the same as input.
+    """
+    real_RD = W_VD[real_ids].float()
+    mean_D, std_D = real_RD.mean(0), real_RD.std(0, correction=0)
+    for new_id, ids in starts.items():
+        centre_D = W_VD[list(ids)].float().mean(0) if ids else mean_D
+        if new_id == halfway:
+            centre_D = (centre_D + mean_D) / 2
+        noise_D = noise * std_D * torch.randn(W_VD.shape[1], generator=generator)
+        W_VD[new_id] = (centre_D + noise_D).to(W_VD.dtype)
+
+
+def set_token_ids(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> None:
+    """Make config and generation config agree with the tokenizer; whatever else ends the model's answers is kept."""
+    ids: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad", "bos")}
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.update(ids)
+    stops = list(dict.fromkeys((tokenizer.eos_token_id, *stop_ids)))
+    model.generation_config = GenerationConfig(**ids | {"eos_token_id": stops})
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the head is the input embedding itself."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def count_rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 # --- loading
 
 
-def _load(source: Source, dtype: str) -> tuple[Any, Any]:
-    """Tokenizer and model, the model in the dtype it will be saved in. Raises ModelError."""
-    tokenizer = _load_tokenizer(source)
-    model: Any = whole_model(source.folder, source.name, "auto", **_where(source))
-    if source.gguf_file:
-        _repair_gguf_tokenizer(tokenizer, model.config)
-    if tokenizer.eos_token is None:
-        raise ModelError(f"{source.name}: its tokenizer has no end-of-sequence token, so answers could never end.")
-    # float16 is widened rather than rounded to bfloat16; a GGUF's weights come out of transformers as float32.
-    lossless = model.dtype if model.dtype in DTYPES.values() else torch.float32
-    return tokenizer, model.to(DTYPES.get(dtype, lossless)).eval()
-
-
 def _load_tokenizer(source: Source) -> Any:
-    return from_folder(AutoTokenizer, source.folder, source.name, **_where(source))
-
-
-def _where(source: Source) -> dict[str, str]:
-    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    return from_folder(AutoTokenizer, source.folder, source.name, **where)
 
 
 def _repair_gguf_tokenizer(tokenizer: Any, config: Any) -> None:
@@ -240,7 +390,13 @@ def _verify(
     """Reload what was written, as anyone would, and refuse it unless it is the source plus the new tokens."""
     tokenizer = from_folder(AutoTokenizer, folder, "the prepared model")
     model = whole_model(folder, "the prepared model", "auto")
-    for problem in _problems(tokenizer, model, settings, tied, probe_ids):
+    problems = []
+    if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
+        problems.append("plain text is tokenised differently")
+    if is_tied(model) != tied:
+        problems.append(f"the head {'is no longer' if tied else 'became'} tied to the embedding")
+    more = token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
+    for problem in chain(problems, more, prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])):
         raise ModelError(f"The prepared model did not survive saving and loading: {problem}; nothing was written.")
     logits_TV = _logits(model, probe_ids)
     tolerance = LOGIT_TOLERANCE[model.dtype]
@@ -251,14 +407,57 @@ def _verify(
         )
 
 
-def _problems(tokenizer: Any, model: Any, settings: Settings, tied: bool, probe_ids: list[int]) -> Iterator[str]:
-    """Sentences about what a reloaded model and tokenizer got wrong, logits apart."""
-    if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
-        yield "plain text is tokenised differently"
-    if is_tied(model) != tied:
-        yield "the head is no longer tied to the embedding" if tied else "the head became tied to the embedding"
-    yield from token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
-    yield from prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])
+# --- what a prepared model folder must hold to be trained: its special tokens and its chat template, as sentences
+
+
+def token_problems(tokenizer: Any, config: Any, start: str | None, end: str) -> Iterator[str]:
+    """What is wrong with a model's think tokens, pad and eos; nothing where all is well.
+
+    Args:
+        config: the model's, as transformers reads it.
+
+    Raises:
+        ModelError: a token is missing, is several, or two of them are the same.
+    """
+    ids = think_tokens(tokenizer, start, end)
+    for token, token_id in ((start, ids.start_id), (end, ids.end_id)):
+        if token is None:
+            continue
+        if tokenizer.encode(f"Why?{token}So 1.", add_special_tokens=False).count(token_id) != 1:
+            yield f"{token!r} is not one token inside text"
+        if tokenizer.decode([token_id]) != token:
+            yield f"{token!r} decodes to {tokenizer.decode([token_id])!r}"
+    if config.pad_token_id != ids.pad_id or ids.eos_id not in declared_stops(config, None):
+        yield "the config's pad or eos differs from the tokenizer's"
+    highest, rows = max(ids.end_id, ids.eos_id, ids.pad_id, ids.start_id or 0), config.get_text_config().vocab_size
+    if highest >= rows:
+        yield f"token {highest} has no row in the embedding, which has {rows}"
+
+
+def prompt_problems(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Iterator[str]:
+    """What is wrong with what the chat template makes of some messages."""
+    ids = render_prompt(tokenizer, messages)
+    if not ids or ids[:2] == [tokenizer.bos_token_id] * 2:
+        yield "its chat template renders nothing, or two BOS tokens"
+
+
+def prompt_doubts(tokenizer: Any, messages: Sequence[dict[str, str]], answer: str) -> Iterator[str]:
+    """What is odd about a rendered prompt and its answer, though training works: loss of text, another turn's form."""
+    # Text beside text: some tokenizers decode a space after BOS that nobody wrote.
+    ids, text = render_prompt(tokenizer, messages), prompt_text(tokenizer, messages)
+    if tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) != ids:
+        yield "the prompt's text does not encode back to the prompt"
+    if lost := [turn["content"] for turn in messages if turn["content"].strip() not in text]:
+        yield f"the chat template changed or left out {lost[0][:60]!r}"
+    answer_ids = encode_answer(tokenizer, answer)
+    if answer.strip() not in tokenizer.decode(answer_ids):
+        yield "the answer's text does not come back from its tokens"
+    turns = [*messages, {"role": "assistant", "content": answer}]
+    if not tokenizer.apply_chat_template(turns, tokenize=False).startswith(text):
+        yield (
+            "a whole conversation is rendered with another beginning of the assistant's turn than a prompt, so the "
+            "model may meet both"
+        )
 
 
 # --- the output folder

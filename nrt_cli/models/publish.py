@@ -1,13 +1,18 @@
-"""A model folder as others load it: its weights as they are, and a tokenizer whose chat template thinks by default."""
+"""A model for others: a folder that thinks by default, with its weights as they are; as GGUF; and on the hub.
+
+Nothing here goes to the hub unasked.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from nrt_cli.errors import ModelError
+from nrt_cli.errors import ConfigError, EndpointError, ModelError, first_line
 from nrt_cli.models.loading import load_tokenizer, load_tokens, quiet
 from nrt_cli.models.metadata import Metadata
 from nrt_cli.models.sources import METADATA, WEIGHT_FILES, read_json
@@ -21,6 +26,9 @@ FIELD_MARKS = ("<think>", "</think>")
 
 OURS = {"backend", "is_local", "local_files_only", "model_type"}
 """Keys that transformers 5 leaves in a tokenizer's config, of no use to anyone else."""
+
+CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
+"""What llama.cpp's converter is called where it is installed."""
 
 CONVERSATIONS = (
     [{"role": "user", "content": "Hi"}],
@@ -43,7 +51,7 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     for pattern in WEIGHT_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-    _edit(source / "config.json", folder, config_for_all)
+    _write(folder / "config.json", config_for_all(read_json(source / "config.json")))
     tokenizer, tokens = load_tokens(source, about.think_start, about.think_end)
     generation: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -59,7 +67,12 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     if about.thinks:
         if not isinstance(tokenizer.chat_template, str):
             raise ModelError(f"{source}: has no chat template, or several; give it one and prepare it anew.")
-        names = _new_names(tokenizer, about)
+        # Nothing is renamed where a mark is no added token, or a name is taken.
+        asked: dict[str | None, str] = dict(zip((about.think_start, about.think_end), FIELD_MARKS, strict=True))
+        asked.pop(None, None)
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        taken = (tokenizer.get_vocab().keys() - asked.keys()) & set(asked.values())
+        names = asked if asked.keys() <= added and not taken else {}
         about = replace(
             about,
             think_start=names.get(about.think_start, about.think_start),
@@ -70,18 +83,50 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
         shutil.copyfile(Path(__file__).with_name(SERVING), folder / SERVING)
     with quiet():
         tokenizer.save_pretrained(folder)
-    _edit(folder / "tokenizer_config.json", folder, tokenizer_for_all)
+    file = folder / "tokenizer_config.json"
+    _write(file, tokenizer_for_all(read_json(file)))
     marks = {about.think_start, about.think_end} if about.thinks else set()
-    _edit(folder / "tokenizer.json", folder, lambda values: _tokens_for_all(values, names, marks))
+    file = folder / "tokenizer.json"
+    # Servers leave special tokens out of a reply; trace and answer would be glued together.
+    stored = read_json(file)
+    for token in stored["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in marks:
+            token["special"] = False
+    model = stored["model"]
+    if model["type"] == "BPE" and '"ByteLevel"' in json.dumps(stored["pre_tokenizer"]):
+        # A BPE over bytes, as transformers reads it out of a GGUF file, claims to fall back on bytes too, and
+        # llama.cpp's converter would take it for SentencePiece.
+        model |= {"byte_fallback": False, "fuse_unk": False}
+        stored["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
+    elif vocabulary:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    _write(file, stored)
     if about.thinks:
-        _check_template(load_tokenizer(source), load_tokenizer(folder), about.think_start or "", about.think_end)
-    _edit(source / METADATA, folder, lambda values: _renamed(without_paths(values), names))
+        # The written template is the old one plus what opens a trace, whatever its own last lines do with white space.
+        before, after, start = load_tokenizer(source), load_tokenizer(folder), about.think_start or ""
+        for turns in CONVERSATIONS:
+            how: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+            text = prompt_text(before, turns)
+            direct = after.apply_chat_template(turns, **how, enable_thinking=False)
+            rendered = {
+                "thinking": (after.apply_chat_template(turns, **how), start),
+                "not thinking": (direct, start + about.think_end),
+            }
+            wrong = [name for name, (found, added) in rendered.items() if found != text + added]
+            if wrong or prompt_text(after, turns) != text:
+                raise ModelError(
+                    f"the chat template, made to open a trace, renders something else ({', '.join(wrong) or 'bare'}); "
+                    "prepare the model with a simpler chat template."
+                )
+    metadata = without_paths(read_json(source / METADATA))
+    for mark in filter(None, metadata["tokens"].values()):
+        mark["token"] = names.get(mark["token"], mark["token"])
+    _write(folder / METADATA, metadata)
     return about
-
-
-def _edit(file: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Write a JSON file, changed, to the folder."""
-    _write(folder / file.name, change(read_json(file)))
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
@@ -116,66 +161,6 @@ def tokenizer_for_all(config: dict[str, Any]) -> dict[str, Any]:
     return kept | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-def _new_names(tokenizer: Any, about: Metadata) -> dict[str | None, str]:
-    """What each mark is to be called from now on; nothing where a mark is no added token, or a name is taken."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    names: dict[str | None, str] = dict(zip((about.think_start, about.think_end), FIELD_MARKS, strict=True))
-    names.pop(None, None)
-    taken = set(tokenizer.get_vocab()) - names.keys()
-    return names if names.keys() <= added and not taken & set(names.values()) else {}
-
-
-def _tokens_for_all(
-    tokenizer: dict[str, Any], names: Mapping[str | None, str], marks: set[str | None]
-) -> dict[str, Any]:
-    """tokenizer.json with the marks under their new names, as plain tokens, for readers of every kind.
-
-    Servers leave special tokens out of a reply; trace and answer would be glued together.
-    """
-    for token in tokenizer["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-        if token["content"] in marks:
-            token["special"] = False
-    if tokenizer["model"]["type"] == "BPE" and '"ByteLevel"' in json.dumps(tokenizer["pre_tokenizer"]):
-        # A BPE over bytes, as transformers reads it out of a GGUF file, claims to fall back on bytes too, and
-        # llama.cpp's converter would take it for SentencePiece.
-        tokenizer["model"] |= {"byte_fallback": False, "fuse_unk": False}
-        tokenizer["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    vocabulary = tokenizer["model"].get("vocab")
-    if isinstance(vocabulary, dict):
-        tokenizer["model"]["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
-    elif vocabulary:
-        tokenizer["model"]["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
-    return tokenizer
-
-
-def _renamed(about: dict[str, Any], names: Mapping[str | None, str]) -> dict[str, Any]:
-    """nrt.json with the marks' new names."""
-    for mark in about["tokens"].values():
-        if mark:
-            mark["token"] = names.get(mark["token"], mark["token"])
-    return about
-
-
-def _check_template(before: Any, after: Any, start: str, end: str) -> None:
-    """The written template is the old one plus what opens a trace, whatever its own last lines do with white space."""
-    for turns in CONVERSATIONS:
-        text = prompt_text(before, turns)
-        rendered = {
-            "thinking": (after.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), start),
-            "not thinking": (
-                after.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, enable_thinking=False),
-                start + end,
-            ),
-        }
-        wrong = [name for name, (found, added) in rendered.items() if found != text + added]
-        if wrong or prompt_text(after, turns) != text:
-            raise ModelError(
-                f"the chat template, made to open a trace, renders something else ({', '.join(wrong) or 'bare'}); "
-                "prepare the model with a simpler chat template."
-            )
-
-
 def without_paths(value: Any) -> Any:
     """A value in which every absolute path has become its last part: where it lay is nobody's business."""
     if isinstance(value, dict):
@@ -185,3 +170,111 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith(("~", ".."))):
         return PurePath(value).name
     return value
+
+
+# --- GGUF, by llama.cpp's own converter, where that is at hand
+
+
+def find_converter(given: Path | None) -> list[str]:
+    """The command that begins a conversion.
+
+    Args:
+        given: the converter; where it is a Python file, this Python runs it. None looks for an installed one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise ConfigError(f"--converter {given}: no such file; llama.cpp's sources have {CONVERTERS[0]}.")
+        return [sys.executable, str(given)] if given.suffix == ".py" else [str(given.resolve())]
+    if found := next(filter(None, map(shutil.which, CONVERTERS)), None):
+        return [found]
+    raise ConfigError(
+        f"--gguf needs llama.cpp's {CONVERTERS[0]}, which is not on the PATH; name it with --converter FILE (it lies "
+        "in llama.cpp's sources, github.com/ggml-org/llama.cpp, and needs the packages of its requirements)."
+    )
+
+
+def convert(converter: list[str], folder: Path, file: Path) -> None:
+    """Write a folder's model to a GGUF file. Raises ModelError, with what the converter said last, where it fails."""
+    try:
+        done = subprocess.run(
+            [*converter, str(folder), "--outfile", str(file)], capture_output=True, encoding="utf-8", errors="replace"
+        )
+    except OSError as error:
+        raise ModelError(f"{converter[0]}: cannot be run ({error.strerror}).") from None
+    if done.returncode or not file.is_file() or file.stat().st_size == 0:
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        reason = said[-1] if said else f"it ended with {done.returncode} and said nothing"
+        raise ModelError(f"{converter[-1]}: wrote no GGUF file ({reason}); nothing was pushed.")
+
+
+# --- the Hugging Face hub
+
+
+def card_metadata(
+    name: str, scores: Sequence[Mapping[str, Any]], license: str | None, base_model: str | None, tags: Sequence[str]
+) -> str:
+    """The YAML that heads a model card.
+
+    Args:
+        scores: each with `benchmark`, `title`, `metric` and `score`, a share.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=score["benchmark"],
+            dataset_name=score["title"],
+            metric_type=score["metric"],
+            metric_value=round(100 * score["score"], 2),
+        )
+        for score in scores
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(tags),
+        license=license,
+        base_model=base_model,
+        model_name=name,
+        eval_results=results or None,
+    )
+    text: str = data.to_yaml()
+    return text
+
+
+def upload(folder: Path, repo: str, private: bool, message: str) -> str:
+    """Create the repository where it is missing and commit the folder to it; returns its address.
+
+    The token is the hub library's own matter: `hf auth login`, or HF_TOKEN.
+
+    Raises:
+        ConfigError: the name is none the hub takes.
+        EndpointError: the hub refuses or cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        # False is the hub's default too, but would make an existing private repository's call fail.
+        address = api.create_repo(repo, private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message=message)
+    except HFValidationError as error:
+        raise ConfigError(f"--repo {repo}: {error}") from None
+    except OfflineModeIsEnabled:
+        raise EndpointError(
+            "HF_HUB_OFFLINE is set, so nothing was uploaded; unset it, or write a folder with --out."
+        ) from None
+    except LocalTokenNotFoundError:
+        raise EndpointError("the hub does not know you; log in with `hf auth login`, or set HF_TOKEN.") from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        hint = "log in with `hf auth login` as someone who may write there, or write a folder with --out"
+        raise EndpointError(
+            f"{repo}: the hub took nothing ({type(error).__name__}: {first_line(error)}); {hint}."
+        ) from None
+    return str(address)

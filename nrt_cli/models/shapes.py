@@ -62,7 +62,16 @@ def source_shape(name: str) -> ModelShape:
 
 
 def _read(folder: Path) -> ModelShape:
-    return _shape(folder.name, from_folder(AutoConfig, folder, str(folder)), _parameters(folder))
+    config, count = from_folder(AutoConfig, folder, str(folder)), 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:  # of which the headers are read
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file}: cannot be read ({error}).") from None
+    if not count:
+        raise ModelError(f"{folder}: has no weights (*.safetensors); make it again with `nrt model prepare`.")
+    return _shape(folder.name, config, count)
 
 
 def _shape(name: str, config: PreTrainedConfig, parameters: int | None) -> ModelShape:
@@ -86,17 +95,3 @@ def _shape(name: str, config: PreTrainedConfig, parameters: int | None) -> Model
     width, inner = shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads), 3 * shape.intermediate
     rows = shape.vocab * (1 if shape.tied else 2)
     return replace(shape, parameters=shape.hidden * (shape.layers * (width + inner) + rows))
-
-
-def _parameters(folder: Path) -> int:
-    """Numbers in a folder's weight files, read off their headers."""
-    count = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: cannot be read ({error}).") from None
-    if not count:
-        raise ModelError(f"{folder}: has no weights (*.safetensors); make it again with `nrt model prepare`.")
-    return count

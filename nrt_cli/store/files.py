@@ -108,16 +108,14 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add a record to an append-only file, in one write."""
     with writes_to(path.parent):
         # After a crash the last line may be cut: start a new one instead of gluing two records together.
-        torn = path.exists() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
+        torn = False
+        if path.exists() and path.stat().st_size > 0:
+            with path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
         line = ("\n" if torn else "") + json_line(record) + "\n"
         with path.open("ab", buffering=0) as file:
             file.write(line.encode())
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
 
 
 def read_json(path: Path) -> dict[str, Any]:

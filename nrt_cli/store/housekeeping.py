@@ -99,32 +99,27 @@ def sweepable(root: Path, runs: Sequence[Run], checkpoints: bool = False) -> Ite
     for folder in sorted(root.rglob(f".*{REMOVED}")):
         yield Sweepable(folder, "rest of a removed run", size_of(folder, freed=True))
     for run in runs:
-        if not run.being_written:
-            for path, what in _sweepable(run, checkpoints):
-                yield Sweepable(path, what, size_of(path, freed=True))
-
-
-def _sweepable(run: Run, checkpoints: bool) -> Iterator[tuple[Path, str]]:
-    stale = [path for path in sorted(run.path.rglob("*.tmp")) if _stale(path)]
-    yield from ((path, "half-written") for path in stale if not set(path.parents) & set(stale))
-    finished = run.manifest()["status"] == "finished" and run.export_path.is_dir()
-    drop = checkpoints and finished
-    steps = run.checkpoint_steps()
-    # The model of a checkpoint that is gone could not be made again, nor could that of one that is about to go.
-    again = [run.model_path(step) for step in steps if run.model_path(step).is_dir()]
-    yield from ((path, "model of a checkpoint, made again when asked for") for path in again if not drop)
-    if drop:
-        best = run.best()
-        # The best model can be had from nothing else, unless it is the last one.
-        kept = {best.step} - {run.exported_step(), *run.model_steps()} if best else set()
-        yield from ((run.checkpoint_path(s), "checkpoint of a finished run") for s in steps if s not in kept)
-        yield from ((path, "state of a failed step") for path in sorted(run.path.glob("post-mortem/step-*")))
-
-
-def _stale(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return time.time() - path.lstat().st_mtime > STALE_SECONDS
-    return False
+        if run.being_written:
+            continue
+        found: list[tuple[Path, str]] = []
+        stale = []
+        for path in sorted(run.path.rglob("*.tmp")):
+            with contextlib.suppress(OSError):
+                stale += [path] if time.time() - path.lstat().st_mtime > STALE_SECONDS else []
+        found += ((path, "half-written") for path in stale if not set(path.parents) & set(stale))
+        finished = run.manifest()["status"] == "finished" and run.export_path.is_dir()
+        steps = run.checkpoint_steps()
+        if checkpoints and finished:
+            best = run.best()
+            # The best model can be had from nothing else, unless it is the last one.
+            kept = {best.step} - {run.exported_step(), *run.model_steps()} if best else set()
+            found += ((run.checkpoint_path(s), "checkpoint of a finished run") for s in steps if s not in kept)
+            found += ((path, "state of a failed step") for path in sorted(run.path.glob("post-mortem/step-*")))
+        else:
+            # The model of a checkpoint that is gone could not be made again, nor that of one that is about to go.
+            again = [run.model_path(step) for step in steps if run.model_path(step).is_dir()]
+            found += ((path, "model of a checkpoint, made again when asked for") for path in again)
+        yield from (Sweepable(path, what, size_of(path, freed=True)) for path, what in found)
 
 
 def sweep(found: Iterable[Sweepable]) -> int:

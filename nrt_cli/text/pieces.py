@@ -1,4 +1,4 @@
-"""Which piece of text each token stands for, and the words and sentences those pieces make up.
+"""Which piece of text each token stands for, the words and sentences those pieces make up, and which are copied.
 
 A trace stays token ids: what is taken out of it or masked in it is whole tokens, found here by their text.
 """
@@ -86,18 +86,43 @@ def sentence_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
     """
     spans: list[tuple[int, int]] = []
     start = 0
-    for i in range(1, len(tokens)):
-        if not tokens[i].isspace() and _ends("".join(tokens[start:i]), tokens[i]):
+    for i, following in enumerate(tokens):
+        said = "".join(tokens[start:i])
+        if following.isspace() or not said.strip():
+            continue
+        over = (
+            said.rstrip(" \t").endswith("\n") or following.lstrip(" \t").startswith("\n") or _UNSPACED_END.search(said)
+        )
+        apart = said[-1].isspace() or following[:1].isspace()
+        if over or (apart and _SENTENCE_END.search(said) and not _LIST_MARK.fullmatch(said)):
             spans.append((start, i))
             start = i
     return [*spans, (start, len(tokens))] if tokens else []
 
 
-def _ends(said: str, following: str) -> bool:
-    """Whether a sentence is over before the token that follows."""
-    if not said.strip():
-        return False
-    if said.rstrip(" \t").endswith("\n") or following.lstrip(" \t").startswith("\n") or _UNSPACED_END.search(said):
-        return True
-    apart = said[-1].isspace() or following[:1].isspace()
-    return apart and bool(_SENTENCE_END.search(said)) and not _LIST_MARK.fullmatch(said)
+# --- what of an answer is in a trace word for word; words are lower-case, as `words` makes them
+
+
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Runs of n words, one for each place where one begins."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def copied_share(answer: Sequence[str], trace: Sequence[str], question: Sequence[str], n: int) -> float:
+    """Share of the answer's n-grams that are in the trace, of those that the question does not give away.
+
+    NaN where there are none: the answer is shorter than n words, or all of it is in the question.
+    """
+    known, there = set(ngrams(question, n)), set(ngrams(trace, n))
+    novel = [gram for gram in ngrams(answer, n) if gram not in known]
+    return sum(gram in there for gram in novel) / len(novel) if novel else float("nan")
+
+
+def copied_words(answer: Sequence[str], trace: Sequence[str], question: Sequence[str], n: int) -> list[bool]:
+    """Which words of the trace belong to an n-gram that the answer has and the question has not."""
+    copied = set(ngrams(answer, n)) - set(ngrams(question, n))
+    marks = [False] * len(trace)
+    for i, gram in enumerate(ngrams(trace, n)):
+        if gram in copied:
+            marks[i : i + n] = [True] * n
+    return marks

@@ -55,7 +55,11 @@ class Draft:
         self.cut = False
         thinks = request.think and request.trace_ids is None
         self.part: Part | None = Part.trace if thinks else Part.answer
-        room = _room(request, tokens, positions)
+        room = None
+        if positions is not None:
+            # What the prompt, the think tokens and a trace that is given leave to what is generated.
+            marks = (tokens.start_id is not None) + 1 if request.think else 0
+            room = positions - len(request.prompt_ids) - marks - len(request.trace_ids or ())
         self.answer_cap = request.max_answer_tokens if room is None else min(request.max_answer_tokens, max(room, 0))
         left = request.max_trace_tokens if room is None else room - self.answer_cap
         self.trace_cap = min(request.max_trace_tokens, left) if thinks else 0
@@ -74,15 +78,11 @@ class Draft:
         """What the next token follows: x t_start z, or x t_start z t_end y, or x y."""
         ids = list(self.request.prompt_ids)
         if self.request.think:
-            ids += self._start
+            ids += [] if self.tokens.start_id is None else [self.tokens.start_id]
             ids += self.trace_ids
             if self.part is not Part.trace:
                 ids.append(self.tokens.end_id)
         return ids + self.answer_ids
-
-    @property
-    def _start(self) -> list[int]:
-        return [] if self.tokens.start_id is None else [self.tokens.start_id]
 
     @property
     def position(self) -> int:
@@ -117,7 +117,19 @@ class Draft:
     def take(self, token: int) -> int:
         """Accept what the model chose; what it is to read next, which is t_end where the trace is over."""
         if self.part is Part.answer:
-            self._answer(token)
+            if token in self.tokens.stop_ids:
+                self.part = None
+                return token
+            self.answer_ids.append(token)
+            if self._window:
+                # As much of the answer as a stop string can be in that ends with its last token. Cut off inside a
+                # letter, some tokenizers read none of the bytes that follow it.
+                words = self.text(Part.answer, self._window)
+                if self._said(self.text(Part.answer) if "\ufffd" in words else words):
+                    self.part = None
+                    return token
+            if self.left <= 0:
+                self.part, self.cut = None, True
             return token
         if self.left <= 0:
             # The cap is on what is sampled, so a t_end chosen one token later would have come too late as well.
@@ -140,25 +152,9 @@ class Draft:
         else:
             self.part = None
 
-    def _answer(self, token: int) -> None:
-        if token in self.tokens.stop_ids:
-            self.part = None
-            return
-        self.answer_ids.append(token)
-        if self._window and self._said(self._last_words()):
-            self.part = None
-        elif self.left <= 0:
-            self.part, self.cut = None, True
-
     def _said(self, text: str) -> list[int]:
         """Where in a text stop strings begin."""
         return [at for stop in self.request.stop if (at := text.find(stop)) >= 0]
-
-    def _last_words(self) -> str:
-        """As much of the answer as a stop string can be in that ends with its last token."""
-        words = self.text(Part.answer, self._window)
-        # Cut off inside a letter, some tokenizers read none of the bytes that follow it.
-        return self.text(Part.answer) if "\ufffd" in words else words
 
     def text(self, part: Part, last: int = 0) -> str:
         """The part's text so far without special tokens, or that of its `last` tokens."""
@@ -177,11 +173,3 @@ class Draft:
             cut=self.cut,
             trace_ids=tuple(self.trace_ids),
         )
-
-
-def _room(request: Request, tokens: ThinkTokens, positions: int | None) -> int | None:
-    """Positions that the prompt, the think tokens and a trace that is given leave to what is generated."""
-    if positions is None:
-        return None
-    marks = (tokens.start_id is not None) + 1 if request.think else 0
-    return positions - len(request.prompt_ids) - marks - len(request.trace_ids or ())

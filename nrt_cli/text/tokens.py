@@ -51,7 +51,12 @@ def think_tokens(tokenizer: Any, start: str | None, end: str, stop_ids: Iterable
     for name, token_id in (("eos", eos_id), ("pad", pad_id)):
         if token_id is None:
             raise ModelError(f"The tokenizer has no {name} token; {PREPARE}.")
-    _all_distinct({"think_start": start_id, "think_end": end_id, "eos": eos_id, "pad": pad_id})
+    seen: dict[int, str] = {}
+    for name, token_id in (("think_start", start_id), ("think_end", end_id), ("eos", eos_id), ("pad", pad_id)):
+        if token_id in seen:
+            raise ModelError(f"The tokens for {seen[token_id]} and {name} are the same (id {token_id}); {PREPARE}.")
+        if token_id is not None:
+            seen[token_id] = name
     tokens = ThinkTokens(start_id, end_id, eos_id, pad_id, tuple(stop_ids))
     for token, token_id in ((start, start_id), (end, end_id)):
         if token_id in tokens.stop_ids:
@@ -67,14 +72,3 @@ def single_id(tokenizer: Any, token: str) -> int:
     if ids[0] == tokenizer.unk_token_id:
         raise ModelError(f"{token!r} is unknown to this tokenizer; {PREPARE}.")
     return int(ids[0])
-
-
-def _all_distinct(ids: dict[str, int | None]) -> None:
-    """Raise ModelError naming the first two roles that share an id."""
-    seen: dict[int, str] = {}
-    for name, token_id in ids.items():
-        if token_id is None:
-            continue
-        if token_id in seen:
-            raise ModelError(f"The tokens for {seen[token_id]} and {name} are the same (id {token_id}); {PREPARE}.")
-        seen[token_id] = name

@@ -13,16 +13,14 @@ from nrt_cli import console
 from nrt_cli.commandline import resume
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.data import digits
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.data.sources import open_sources
 from nrt_cli.errors import ModelError, StoreError
 from nrt_cli.models.loading import require_model, resolved
 from nrt_cli.models.metadata import read_metadata, record_suffix
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.sources import find_source
-from nrt_cli.store import Run
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference, Run
 from nrt_cli.training.pretraining import pretrain
 
 TINY = "builtin:tiny"
@@ -80,7 +78,19 @@ def locate_model(ref: str | Path) -> Located:
     """
     text = str(ref)
     if text.startswith("builtin:"):
-        return Located(text, _builtin(text))
+        cache = platformdirs.user_cache_path("nrt", appauthor=False) / "models"
+        if text == TINY:
+            cache /= "tiny-1"  # the number is of how it is made
+            if not cache.is_dir():
+                with tempfile.TemporaryDirectory() as source:
+                    pretrain(digits.vocabulary(), lambda step: (), 0, Path(source), 0)
+                    start, end, *_ = digits.SEPARATORS
+                    prepare_model(source, cache, init_start=start, init_end=end, dtype="float32")
+            return Located(text, cache)
+        cache /= f"{text.removeprefix('builtin:')}-{find_source(text).fingerprint[:12]}"
+        if not cache.is_dir():
+            console.note(f"preparing {text} once, in {cache} ...")
+        return Located(text, prepare_model(text, cache).folder)
     named = Reference.parse(os.path.expanduser(text))
     if named.spans is not None:
         (first, last), *more = named.spans
@@ -90,27 +100,6 @@ def locate_model(ref: str | Path) -> Located:
     if (named.path / "manifest.json").is_file():
         return _exported(text, Run.open(named.path))
     return Located(text, require_model(named.path))
-
-
-def _builtin(name: str) -> Path:
-    folder = platformdirs.user_cache_path("nrt", appauthor=False) / "models"
-    if name == TINY:
-        return _tiny(folder / "tiny-1")
-    source = find_source(name)
-    folder /= f"{name.removeprefix('builtin:')}-{source.fingerprint[:12]}"
-    if not folder.is_dir():
-        console.note(f"preparing {name} once, in {folder} ...")
-    return prepare_model(name, folder).folder
-
-
-def _tiny(folder: Path) -> Path:
-    """Random weights, for trying out what needs any model at all; the number in its name is of how it is made."""
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as source:
-            pretrain(digits.vocabulary(), lambda step: (), 0, Path(source), 0)
-            start, end, *_ = digits.SEPARATORS
-            prepare_model(source, folder, init_start=start, init_end=end, dtype="float32")
-    return folder
 
 
 def _exported(ref: str, run: Run) -> Located:
@@ -127,34 +116,29 @@ def _at_step(ref: str, run: Run, step: int) -> Located:
     config = run.config()
     if step == 0:
         return Located(ref, require_model(config.model.path), run.path, 0)
-    folder = run.model_path(step)
+    folder, steps = run.model_path(step), run.checkpoint_steps()
     if not folder.is_dir():
-        if step == run.exported_step() and step not in run.checkpoint_steps():
+        if step == run.exported_step() and step not in steps:
             return _exported(ref, run)
-        _write_checkpoint(run, step, config)
+        from nrt_cli.models.export import export_checkpoint, ranks_weights
+
+        if step not in steps:
+            there = _names(run, [0, *steps])
+            raise StoreError(
+                f"{run.path}: has no checkpoint of step {step}; there is {there} (a run keeps its last "
+                f"`train.keep_checkpoints` and the best)."
+            )
+        # A finished run does not need the model it began from.
+        base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
+        checkpoint = run.load_checkpoint(step)
+        tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
+
+        def export(folder: Path) -> None:
+            export_checkpoint(tensors, config, base, folder)
+            record_suffix(folder, run.suffix())
+
+        run.write_model(step, export)
     return Located(ref, folder, run.path, step)
-
-
-def _write_checkpoint(run: Run, step: int, config: RunConfig) -> None:
-    from nrt_cli.models.export import export_checkpoint, ranks_weights
-
-    steps = run.checkpoint_steps()
-    if step not in steps:
-        there = _names(run, [0, *steps])
-        raise StoreError(
-            f"{run.path}: has no checkpoint of step {step}; there is {there} (a run keeps its last "
-            f"`train.keep_checkpoints` and the best)."
-        )
-    # A finished run does not need the model it began from.
-    base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
-    checkpoint = run.load_checkpoint(step)
-    tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
-
-    def export(folder: Path) -> None:
-        export_checkpoint(tensors, config, base, folder)
-        record_suffix(folder, run.suffix())
-
-    run.write_model(step, export)
 
 
 def _names(run: Run, steps: list[int]) -> str:
@@ -164,9 +148,11 @@ def _names(run: Run, steps: list[int]) -> str:
 def locate_inputs(config: RunConfig) -> RunConfig:
     """The config with the folders and files that its names stand for: a model, generated pairs."""
     changes: dict[str, Any] = {}
-    if not _is_folder(config.model.path):
-        folder = locate_model(config.model.path).folder
-        changes["model"] = config.model.model_copy(update={"path": str(folder)})
+    model = config.model.path
+    named = None if model.startswith("builtin:") else Reference.parse(model)
+    # Most models are named by their folder; one that is missing is refused where it is read.
+    if named is None or named.spans is not None or (named.path / "manifest.json").is_file():
+        changes["model"] = config.model.model_copy(update={"path": str(locate_model(model).folder)})
     if config.data.train.startswith("generated:"):
         pairs = _pairs(config.data.train)
         if config.data.validation:  # named apart
@@ -176,14 +162,6 @@ def locate_inputs(config: RunConfig) -> RunConfig:
         whole = {"validation": _pairs(config.data.validation, 0)["train"]}
         changes["data"] = changes.get("data", config.data).model_copy(update=whole)
     return config.model_copy(update=changes)
-
-
-def _is_folder(model: str) -> bool:
-    """Whether a model is named by its folder, as most are; one that is missing is refused where it is read."""
-    if model.startswith("builtin:"):
-        return False
-    named = Reference.parse(model)
-    return named.spans is None and not (named.path / "manifest.json").is_file()
 
 
 def _pairs(source: str, held_out: float = HELD_OUT) -> dict[str, str]:

@@ -114,42 +114,55 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 def load_inputs(config: RunConfig) -> Inputs:
     """Tokenise the data and check that it fits model and batch."""
-    files = _require_data(config)
+    if not config.data.train:
+        raise ConfigError(
+            "no data given; give --data a file made by `nrt data prepare`, or try `nrt quickstart`, which makes some."
+        )
+    named = {"train": config.data.train, "validation": config.data.validation}
+    files = {name: Path(file) for name, file in named.items() if file}
+    for name, file in files.items():
+        if not file.is_file():
+            option = "--data" if name == "train" else "--validation"
+            raise DataError(
+                f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
+            )
     fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
     tokenizer = load_tokenizer(config.model.path)
     require_think_tokens(config)
     limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
-    # Held-out pairs are scored with traces that the model samples, so theirs are not read.
-    sets = {
-        name: load_examples(file, tokenizer, *limits, _references(config) if name == "train" else None)
-        for name, file in files.items()
-    }
+    references = None
+    if config.data.traces:
+        # As long as the model may think, and as it ends.
+        _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
+        references = References(config.rollout.trace_cap, tokens.trace_ends)
+    sets: dict[str, ExampleSet] = {}
+    for name, file in files.items():
+        # Held-out pairs are scored with traces that the model samples, so theirs are not read.
+        sets[name] = load_examples(file, tokenizer, *limits, references if name == "train" else None)
+    limit = positions(config.model.path)
     for name, examples in sets.items():
         fingerprints[name] = examples.fingerprint
-        _check_positions(config, files[name], examples)
+        longest = examples.longest_with(config.rollout.trace_cap) if config.thinks else examples.longest
+        if limit is not None and longest > limit:
+            with_trace, cap = (" with its trace", "rollout.max_trace_tokens, ") if config.thinks else ("", "")
+            raise ConfigError(
+                f"{files[name]}: the longest example would be {longest} tokens{with_trace}, but the model has {limit} "
+                f"positions; lower {cap}data.max_prompt_tokens or data.max_answer_tokens."
+            )
     held_out = sets.get("validation")
     shown = [held_out[i] for i in range(min(config.train.validation_size, len(held_out)))] if held_out else []
-    pairs = _gradable(graded_pairs(files["validation"], [example.index for example in shown]) if shown else [])
-    return Inputs(sets["train"], held_out, shown, pairs, _steps(config, len(sets["train"])), fingerprints)
-
-
-def _references(config: RunConfig) -> References | None:
-    """How reference traces are read, by a run that trains on them: as long as the model may think, and as it ends."""
-    if not config.data.traces:
-        return None
-    _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
-    return References(config.rollout.trace_cap, tokens.trace_ends)
-
-
-def _gradable(pairs: list[Pair]) -> list[Pair]:
-    """The pairs, without their graders where one of these cannot be had: training does not depend on them."""
+    pairs = graded_pairs(files["validation"], [example.index for example in shown]) if shown else []
     try:
         for name in {pair.grader for pair in pairs}:
             find(name)
-    except ConfigError as error:
+    except ConfigError as error:  # training does not depend on graders
         console.warn(f"held-out accuracy is not measured: {error}")
-        return [replace(pair, grader="none") for pair in pairs]
-    return pairs
+        pairs = [replace(pair, grader="none") for pair in pairs]
+    batch, left = config.train.batch_size, len(sets["train"])
+    if left < batch:
+        raise DataError(f"train.batch_size={batch}, but only {left} examples are left to train on; lower it.")
+    steps = config.train.steps or config.train.epochs * (left // batch)
+    return Inputs(sets["train"], held_out, shown, pairs, steps, fingerprints)
 
 
 def require_think_tokens(config: RunConfig) -> None:
@@ -168,44 +181,6 @@ def require_think_tokens(config: RunConfig) -> None:
             f"{config.model.path}: its think tokens are {about.think_start} and {about.think_end}, not {start} and "
             f"{end}; to train with them, add {pasted(settings(own))}."
         ) from None
-
-
-def _require_data(config: RunConfig) -> dict[str, Path]:
-    if not config.data.train:
-        raise ConfigError(
-            "no data given; give --data a file made by `nrt data prepare`, or try `nrt quickstart`, which makes some."
-        )
-    named = {"train": config.data.train, "validation": config.data.validation}
-    files = {name: Path(file) for name, file in named.items() if file}
-    for name, file in files.items():
-        if not file.is_file():
-            option = "--data" if name == "train" else "--validation"
-            raise DataError(
-                f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
-            )
-    return files
-
-
-def _steps(config: RunConfig, examples: int) -> int:
-    batch = config.train.batch_size
-    if examples < batch:
-        raise DataError(f"train.batch_size={batch}, but only {examples} examples are left to train on; lower it.")
-    return config.train.steps or config.train.epochs * (examples // batch)
-
-
-def _check_positions(config: RunConfig, file: Path, examples: ExampleSet) -> None:
-    """The longest sequence must fit the model's positions."""
-    limit = positions(config.model.path)
-    thinks = config.thinks
-    longest = examples.longest_with(config.rollout.trace_cap) if thinks else examples.longest
-    if limit is not None and longest > limit:
-        lower = "data.max_prompt_tokens or data.max_answer_tokens"
-        if thinks:
-            lower = f"rollout.max_trace_tokens, {lower}"
-        raise ConfigError(
-            f"{file}: the longest example would be {longest} tokens{' with its trace' if thinks else ''}, but the "
-            f"model has {limit} positions; lower {lower}."
-        )
 
 
 def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, Any]:

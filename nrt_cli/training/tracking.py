@@ -50,16 +50,26 @@ class Trackers:
         self.trackers = {}
         self.continued: set[str] = set()
         for name in config.track.to:
-            identity = None if done is None else _identity_file(run_path, name)
-            if identity and identity.is_file():
+            # Holds the name of the tracker's own run.
+            identity = run_path / "trackers" / f"{name}.id"
+            if done is not None and identity.is_file():
                 self.continued.add(name)
-            self.trackers[name] = _open(name, config, run_path, done, name in self.continued)
+            self.trackers[name] = _open(name, config, run_path, done, identity, name in self.continued)
 
     def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._each(_finish)
+        def finish(name: str, tracker: Any) -> None:
+            if name == "trackio":
+                import trackio
+
+                # The adapter ends the run but not trackio's notion of it, which would end it again, aloud, at exit.
+                trackio.finish()
+            else:
+                tracker.finish()
+
+        self._each(finish)
 
     def log(self, record: dict[str, Any]) -> None:
         """One metrics record, its kind as prefix: `train/gain`, `held_out/gain`."""
@@ -83,21 +93,7 @@ class Trackers:
                 self.complain(f"tracker {name} failed and gets no more records of this run: {first_line(error)}")
 
 
-def _identity_file(run_path: Path, name: str) -> Path:
-    """Where the name of the tracker's own run is kept."""
-    return run_path / "trackers" / f"{name}.id"
-
-
-def _identity(name: str, tracker: Any, run: str) -> str:
-    """The tracker's name for its run."""
-    if name == "wandb":
-        return str(tracker.run.id)
-    if name == "mlflow":
-        return str(tracker.active_run.info.run_id)
-    return str(tracker.run.name) if name == "trackio" else run
-
-
-def _open(name: str, config: RunConfig, run_path: Path, done: int | None, continued: bool) -> Any:
+def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: Path, continued: bool) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -115,7 +111,6 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, contin
         "mlflow": {"experiment_name": project, "run_name": run},
         "trackio": {"run_name": project, "name": run},
     }
-    file = _identity_file(run_path, name)
     if done is not None and name == "tensorboard":
         arguments[name]["purge_step"] = done + 1
     if continued:
@@ -133,29 +128,20 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, contin
             if hasattr(tracker, "start"):
                 tracker.start()
             if not continued:
-                tracker.store_init_configuration(_flat(config))
-                file.write_text(_identity(name, tracker, run) + "\n", encoding="utf-8")
+                flat = configs.flatten(config.model_dump(mode="json")).items()
+                kinds = int | float | str | bool  # what trackers accept
+                tracker.store_init_configuration({key: x if isinstance(x, kinds) else str(x) for key, x in flat})
+                identity = {
+                    "wandb": lambda: tracker.run.id,
+                    "mlflow": lambda: tracker.active_run.info.run_id,
+                    "trackio": lambda: tracker.run.name,
+                }.get(name, lambda: run)
+                file.write_text(f"{identity()}\n", encoding="utf-8")
     except Exception as error:
         raise ConfigError(f"track.to has {name!r}, which cannot start: {first_line(error)}") from None
     return tracker
 
 
-def _finish(name: str, tracker: Any) -> None:
-    if name == "trackio":
-        import trackio
-
-        # The adapter ends the run but not trackio's notion of it, which would end it again, aloud, at exit.
-        trackio.finish()
-    else:
-        tracker.finish()
-
-
 def _no_stdout() -> contextlib.AbstractContextManager[object]:
     """What a client library has to say goes to stderr: stdout may be JSON lines."""
     return contextlib.redirect_stdout(sys.stderr)
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """The config as dotted keys with values that trackers accept."""
-    flat = configs.flatten(config.model_dump(mode="json"))
-    return {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in flat.items()}

@@ -11,11 +11,9 @@ from nrt_cli import __version__, console
 from nrt_cli.config import RunConfig, dump_yaml
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.evaluation.comparison import results_of
-from nrt_cli.models.gguf import convert, find_converter
-from nrt_cli.models.hub import card_metadata, upload
 from nrt_cli.models.metadata import Metadata, read_metadata
 from nrt_cli.models.prepare import model_folder
-from nrt_cli.models.publish import without_paths, write_for_others
+from nrt_cli.models.publish import card_metadata, convert, find_converter, upload, without_paths, write_for_others
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.training.locate import Located, locate_model

@@ -19,8 +19,7 @@ from nrt_cli.methods import Group
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.store.tables import PartTable
-from nrt_cli.text.copying import copied_share, copied_words
-from nrt_cli.text.pieces import pieces, words
+from nrt_cli.text.pieces import copied_share, copied_words, pieces, words
 from nrt_cli.workflows.score_tokens import fill, table_for
 from nrt_cli.workflows.scoring import Report, subject
 

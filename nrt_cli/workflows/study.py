@@ -39,8 +39,7 @@ from nrt_cli.config.study import (
     uses_own_benchmark,
 )
 from nrt_cli.data import digits
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import Tokenizer, prepare, tokenizer_fingerprint
+from nrt_cli.data.prepare import Settings, Tokenizer, prepare, tokenizer_fingerprint
 from nrt_cli.errors import ConfigError, EvalError, ModelError, NrtError
 from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.evaluation.evaluate import evaluate

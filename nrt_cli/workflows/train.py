@@ -22,7 +22,7 @@ from nrt_cli.errors import ConfigError, Interrupted, NrtError, StoreError, Train
 from nrt_cli.grading import accuracies
 from nrt_cli.grading.accuracies import Graded, Question
 from nrt_cli.measures.collapse import WINDOW, Sentinel, trace_health, watched
-from nrt_cli.measures.overlap import warnings
+from nrt_cli.measures.held_out import overlap_warnings
 from nrt_cli.models.metadata import record_suffix
 from nrt_cli.objective import balance
 from nrt_cli.progress import Progress
@@ -77,7 +77,7 @@ def train(
         found = overlap(config, inputs)
         run = Run.create(run_path, configs.to_yaml(configs.absolute(config)), start.manifest(config, inputs, found))
         with run.writing(), opening as backend:
-            return session.work(run, config, inputs, backend, None, tuple(warnings(found)))
+            return session.work(run, config, inputs, backend, None, tuple(overlap_warnings(found)))
     run = Run.open(run_path)
     config = start.resumed_config(run, config, changes)
     before, now = run.config().train.keep_checkpoints, config.train.keep_checkpoints

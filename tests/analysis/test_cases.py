@@ -5,7 +5,7 @@ from nrt_analysis.case_report import SHOWN, case_labels, generated_cases, stored
 from nrt_analysis.frames import HELD_OUT, STEP
 
 from nrt_cli.errors import StoreError
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference
 
 
 def refer(*runs):

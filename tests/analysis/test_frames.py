@@ -23,7 +23,7 @@ from nrt_analysis.frames import (
 )
 
 from nrt_cli.errors import StoreError
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference
 
 
 def test_runs_are_named_by_what_tells_them_apart(make_run):

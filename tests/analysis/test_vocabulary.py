@@ -11,7 +11,7 @@ from nrt_analysis.frames import HELD_OUT
 from nrt_analysis.vocabulary_report import PRIOR, compare, ranked, vocabulary, words
 
 from nrt_cli.errors import StoreError
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,7 @@ def make(base: Job, recipes: list[str]) -> dict[str, Job]:
 
 def make_here(name: str) -> None:
     from nrt_cli.data import digits
-    from nrt_cli.data.choose import Settings
-    from nrt_cli.data.prepare import prepare
+    from nrt_cli.data.prepare import Settings, prepare
     from nrt_cli.models.prepare import prepare_model
     from nrt_cli.training.pretraining import pretrain
 

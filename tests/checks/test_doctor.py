@@ -18,8 +18,7 @@ from nrt_cli.checks.doctor import diagnose
 from nrt_cli.checks.estimate import PAPER_LENGTHS, plan, refined
 from nrt_cli.checks.findings import Checks, Finding, of_error, ok, warning
 from nrt_cli.checks.trial import Pass, Trial, peak_memory
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import NrtError
 from nrt_cli.objective.layout import Layout
 from nrt_cli.objective.rows import trace_prompt

@@ -11,8 +11,7 @@ from nrt_cli import methods
 from nrt_cli.checks import interview
 from nrt_cli.checks.forecast import forecast
 from nrt_cli.checks.interview import SAMPLE, Interview, SampledGroup, SampledTrace, interview_of, prospects
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.grading.grading import Grade, Pair
 from nrt_cli.records import Example, Request
 from nrt_cli.training import start

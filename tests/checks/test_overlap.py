@@ -15,7 +15,7 @@ from nrt_cli.cli import app
 from nrt_cli.config import to_yaml
 from nrt_cli.config.suite import NAMES, benchmark
 from nrt_cli.evaluation.rows import questions_here
-from nrt_cli.measures.overlap import described, warnings
+from nrt_cli.measures.held_out import overlap_described, overlap_warnings
 from nrt_cli.progress import Progress
 from nrt_cli.records import Overlap
 from nrt_cli.store import Run
@@ -47,7 +47,7 @@ def compared(tiny_config: Callable[..., Any], tmp_path: Path) -> Callable[..., O
 def test_held_out_questions_are_compared_as_they_are_rendered(compared: Callable[..., Overlap]) -> None:
     found = compared(["1 + 1?", "2 + 2?", "3 + 3?", "4 + 4?"], [" 1  + 1?", "2 + 2?", "2 + 2?", "5 + 5?"])
     assert (found.shared_with_validation, found.validation_questions) == (2, 3)
-    (said,) = warnings(found)
+    (said,) = overlap_warnings(found)
     assert said.startswith("2 of 3 held-out questions are in the training data, so held-out figures flatter")
 
 
@@ -70,9 +70,9 @@ def test_benchmarks_whose_documents_are_here_are_looked_for(compared: Callable[.
     assert found.shared_with_validation == 0
     assert found.shared_with_benchmarks == dict.fromkeys(found.benchmark_documents, 0) | {"gsm8k": 1}
     assert found.benchmark_documents["gsm8k"] == len(rows)
-    (said,) = warnings(found)
+    (said,) = overlap_warnings(found)
     assert said.startswith(f"1 of {len(rows)} documents of gsm8k are in the training data")
-    assert f"gsm8k 1 of {len(rows)}" in described(found)
+    assert f"gsm8k 1 of {len(rows)}" in overlap_described(found)
     # Without a folder, what a package on this machine carries is left.
     assert set(compared(others, ["9 + 9?"]).benchmark_documents) <= {"humaneval"}
 
@@ -112,13 +112,13 @@ def test_doctor_and_dry_run_say_it(tiny_config: Callable[..., Any], tmp_path: Pa
 
 
 def test_both_numbers_are_described() -> None:
-    assert described(Overlap(None, 0, {}, {})) == (
+    assert overlap_described(Overlap(None, 0, {}, {})) == (
         "In the training data too: nothing is held out; documents of benchmarks: none were on the machine to compare "
         "with."
     )
     some = Overlap(2, 1000, {"gsm8k": 0, "mmlu": 3}, {"gsm8k": 1319, "mmlu": 14042})
-    assert described(some) == (
+    assert overlap_described(some) == (
         "In the training data too: 2 of 1,000 held-out questions; documents of benchmarks: gsm8k 0 of 1,319, mmlu 3 of "
         "14,042."
     )
-    assert len(list(warnings(some))) == 2
+    assert len(list(overlap_warnings(some))) == 2

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nrt_cli.data.choose import Settings
 from nrt_cli.data.examples import ExampleSet, load_examples, read_texts
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
 

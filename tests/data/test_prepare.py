@@ -23,8 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nrt_cli.data import prepare as room
-from nrt_cli.data.choose import Settings, quotas, take
-from nrt_cli.data.prepare import Tokenizer, prepare
+from nrt_cli.data.prepare import Settings, Tokenizer, prepare, quotas, take
 from nrt_cli.errors import DataError, NrtError
 from nrt_cli.text.questions import normalised
 

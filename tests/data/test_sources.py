@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrt_cli.data import formats, generated
+from nrt_cli.data import generated, sources
 from nrt_cli.data.sources import Row, open_sources
 from nrt_cli.errors import DataError
 
@@ -188,7 +188,7 @@ def test_a_json_array_reads_the_same_in_blocks_of_any_size(
     path = tmp_path_factory.mktemp("json") / "qa.json"
     path.write_text(json.dumps(rows, indent=indent))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_BLOCK", block)
+        patch.setattr(sources, "_BLOCK", block)
         assert [row.values for row in read(path)] == rows
 
 

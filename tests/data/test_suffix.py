@@ -4,8 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nrt_cli.data.examples import read_texts, suffix_of
-from nrt_cli.data.folder import read_manifest
-from nrt_cli.data.prepare import Settings, prepare
+from nrt_cli.data.prepare import Settings, prepare, read_manifest
 from nrt_cli.errors import DataError
 
 LINE = "Answer with one short equation."

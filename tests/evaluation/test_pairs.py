@@ -10,8 +10,7 @@ import pytest
 from nrt_cli import config as configs
 from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.cli import main
-from nrt_cli.data.choose import Settings
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import ConfigError
 from nrt_cli.evaluation.comparison import compare
 from nrt_cli.evaluation.pairs import evaluate_pairs

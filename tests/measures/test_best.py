@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt_cli.measures.best import best_step
-from nrt_cli.measures.held_out import COLUMNS
+from nrt_cli.measures.held_out import COLUMNS, best_step
 
 EVEN = range(0, 100, 2)
 

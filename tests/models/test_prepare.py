@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 
 from nrt_cli.errors import ModelError
 from nrt_cli.models.loading import load_tokens
-from nrt_cli.models.prepare import _repair_gguf_tokenizer, prepare_model
+from nrt_cli.models.prepare import _repair_gguf_tokenizer, init_rows, is_tied, prepare_model
 from nrt_cli.models.sources import find_source, model_fingerprint
-from nrt_cli.models.vocabulary import init_rows, is_tied
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, encode_answer, render_prompt
 from nrt_cli.text.tokens import think_tokens
 

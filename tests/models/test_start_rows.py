@@ -11,8 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from nrt_cli.models.prepare import planned_rows, prepare_model
-from nrt_cli.models.vocabulary import HALFWAY, same_start, start_ids, start_text
+from nrt_cli.models.prepare import HALFWAY, planned_rows, prepare_model, same_start, start_ids, start_text
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE
 
 LETTERS = [chr(code) for code in range(33, 127)]

@@ -9,9 +9,8 @@ from nrt_analysis.report.held_out import best_of_run
 
 from nrt_cli.errors import StoreError
 from nrt_cli.records import TraceRow
-from nrt_cli.store import Run
+from nrt_cli.store import Reference, Run
 from nrt_cli.store.housekeeping import sweep, sweepable
-from nrt_cli.store.reference import Reference
 
 MANIFEST = {"method": "am", "status": "running", "steps": 5, "versions": {}}
 SCORES = {1: (0, 1), 2: (1, 0), 3: (0, 1), 4: (0, 1), 5: (0, 0)}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nrt_cli.text.copying import copied_share, copied_words, ngrams
+from nrt_cli.text.pieces import copied_share, copied_words, ngrams
 
 QUESTION = ["how", "much", "are", "two", "apples"]
 ANSWER = ["two", "apples", "are", "6", "dollars", "so", "6", "dollars"]

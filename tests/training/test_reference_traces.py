@@ -6,10 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from nrt_cli.data.choose import Settings
 from nrt_cli.data.columns import parse_mapping
 from nrt_cli.data.examples import References, load_examples
-from nrt_cli.data.prepare import prepare
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import DataError
 from nrt_cli.models.loading import load_tokens
 from nrt_cli.models.metadata import read_metadata

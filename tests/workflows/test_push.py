@@ -452,7 +452,7 @@ def hub():
 UPLOAD = """
 import sys
 from pathlib import Path
-from nrt_cli.models.hub import upload
+from nrt_cli.models.publish import upload
 from nrt_cli.errors import NrtError
 try:
     print(upload(Path(sys.argv[1]), "me/model", True, "a test"))

@@ -14,7 +14,7 @@ from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import RunCard, in_words, stored_analyses, title_of
 from nrt_cli.config.titles import method_title
 from nrt_cli.errors import StoreError
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference
 
 CASES = 3
 """Questions of Table 10 for each model."""

@@ -7,8 +7,17 @@ from dataclasses import fields
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.intervals import over_seeds, trusted
 from nrt_analysis.report.run_cards import RunCard
-from nrt_cli.measures.held_out import DIRECT, THINKING, Found, Measure, before_and_after, measures, shown
-from nrt_cli.measures.overlap import described, warnings
+from nrt_cli.measures.held_out import (
+    DIRECT,
+    THINKING,
+    Found,
+    Measure,
+    before_and_after,
+    measures,
+    overlap_described,
+    overlap_warnings,
+    shown,
+)
 from nrt_cli.measures.statistics import Difference, Mean, mean
 from nrt_cli.records import Overlap
 
@@ -163,12 +172,12 @@ def _cell(found: Difference, measure: Measure, signed: bool, reason: str) -> Cel
 
 def asked_twice(cards: Sequence[RunCard]) -> list[str]:
     """Both numbers, in a sentence for each data set of the runs; none of runs that did not compare."""
-    return _by_data(cards, described)
+    return _by_data(cards, overlap_described)
 
 
 def doubts(cards: Sequence[RunCard]) -> list[str]:
     """What is wrong with held-out figures, if anything is."""
-    return _by_data(cards, lambda overlap: " ".join(warnings(overlap)))
+    return _by_data(cards, lambda overlap: " ".join(overlap_warnings(overlap)))
 
 
 def _by_data(cards: Sequence[RunCard], say: Callable[[Overlap], str]) -> list[str]:

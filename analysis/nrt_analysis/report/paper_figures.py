@@ -15,7 +15,7 @@ from nrt_analysis.token_report import token_figure
 from nrt_analysis.vocabulary_report import vocabulary
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import WINDOW
-from nrt_cli.store.reference import Reference
+from nrt_cli.store import Reference
 
 TRACES_READ = 200
 """Traces of each step whose words Figure 4 counts."""
