@@ -117,6 +117,20 @@ class Table:
         for section, of in groupby(self.rows, key=lambda row: row.section):
             yield section, list(of)
 
+    def record(self) -> dict[str, Any]:
+        """As JSON has it; of a cell only what there is: text, number with its interval's ends, why it is empty."""
+        rows = []
+        for row in self.rows:
+            cells: dict[str, Any] = {}
+            for name, cell in zip(self.names(), row.cells, strict=True):
+                cells[name] = {"text": cell.text}
+                cells[name] |= {} if math.isnan(cell.value) else {"value": cell.value}
+                cells[name] |= {} if math.isnan(cell.low) else {"low": cell.low, "high": cell.high}
+                cells[name] |= {key: text for key, text in (("reason", cell.reason), ("note", cell.note)) if text}
+            rows.append({"section": row.section, "cells": cells})
+        about = {"title": self.title, "caption": self.caption, "notes": list(self.notes), "reason": self.reason}
+        return about | {"rows": rows}
+
     def names(self) -> list[str]:
         """Each column by its whole name."""
         return [f"{column.group}: {column.title}" if column.group else column.title for column in self.columns]
@@ -208,10 +222,13 @@ class Document:
     def record(self) -> dict[str, Any]:
         """Its notes and tables as JSON has them: what was not measured is null. A section's are its `frames`."""
         if self.section:
-            tables: dict[str, Any] = {name: to_records(frame) for name, frame in self.frames.items()}
+            tables: dict[str, Any] = {
+                name: [{str(key): value for key, value in row.items()} for row in frame.to_dict(orient="records")]
+                for name, frame in self.frames.items()
+            }
             record = {"analysis": self.section, "notes": self.notes, "units": dict(self.units), "tables": tables}
             return json.loads(json_line(record))  # numbers of numpy are Python's afterwards
-        tables = {table.key: _table_record(table) for table in self.tables}
+        tables = {table.key: table.record() for table in self.tables}
         figures = {figure.key: {"title": figure.title, "reason": figure.reason} for figure in self.figures}
         about = {"title": self.title, "made": asdict(self.made) if self.made else None, "notes": list(self.notes)}
         runs = [{"label": card.label, "run": str(card.run.path), "status": card.status} for card in self.runs]
@@ -251,30 +268,7 @@ class Analysis:
         return cls(document.frames, drawings, document.notes, document.units)
 
 
-def _table_record(table: Table) -> dict[str, Any]:
-    names = table.names()
-    rows = [
-        {"section": row.section, "cells": dict(zip(names, map(_cell_record, row.cells), strict=True))}
-        for row in table.rows
-    ]
-    about = {"title": table.title, "caption": table.caption, "notes": list(table.notes), "reason": table.reason}
-    return about | {"rows": rows}
-
-
-def _cell_record(cell: Cell) -> dict[str, Any]:
-    """Only what the cell has: its text; its number with the ends of its interval; why it is empty."""
-    record: dict[str, Any] = {"text": cell.text}
-    record |= {} if math.isnan(cell.value) else {"value": cell.value}
-    record |= {} if math.isnan(cell.low) else {"low": cell.low, "high": cell.high}
-    return record | {key: text for key, text in (("reason", cell.reason), ("note", cell.note)) if text}
-
-
 # --- what several formats have in common ------------------------------------------------------------------------------
-
-
-def to_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain Python objects."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict(orient="records")]
 
 
 def shown(value: Any) -> str:

@@ -99,6 +99,8 @@ def over_seeds(means: Sequence[Mean]) -> Estimate:
     and does not vanish where all documents score alike, at the number of documents that has this variance; its quantile
     is Student's, at Welch's and Satterthwaite's degrees of freedom.
     """
+    from scipy.special import stdtrit
+
     means = [mean for mean in means if not math.isnan(mean.value)]
     if not means:
         return NOTHING
@@ -111,21 +113,10 @@ def over_seeds(means: Sequence[Mean]) -> Estimate:
     freedom = float(n - 1)
     if variance > 0:
         freedom = variance**2 / (documents**2 / (n - 1) + (seeds**2 / (len(means) - 1) if seeds else 0.0))
-    return Estimate(value, *wilson(value, spread / variance if variance > 0 and spread > 0 else n, quantile(freedom)))
-
-
-def wilson(share: float, n: float, z: float) -> tuple[float, float]:
-    """Wilson's score interval of a share of n, z standard errors wide to either side."""
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    margin = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - margin), min(1.0, centre + margin)
-
-
-def quantile(freedom: float) -> float:
-    """Student's 97.5 % quantile."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
+    z, of = float(stdtrit(freedom, 0.975)), spread / variance if variance > 0 and spread > 0 else n
+    centre = (value + z**2 / (2 * of)) / (1 + z**2 / of)
+    margin = z / (1 + z**2 / of) * math.sqrt(value * (1 - value) / of + z**2 / (4 * of**2))
+    return Estimate(value, max(0.0, centre - margin), min(1.0, centre + margin))
 
 
 def difference(of: Estimate, minus: Estimate) -> Estimate:

@@ -67,7 +67,22 @@ def judged(
         title = f"asked with {asked_with(frame)}".replace("$", r"\$")  # in a file's name it begins no formula
         one = StepPanel(title, "judged trace quality (0 to 1)", lines, share=True, points=True)
         figures["judged"], _ = draw_steps([[one]], COLUMN, 2.3)
-    return section("judged", tables, figures, _notes(frame, tables), UNITS)
+    notes = [
+        f"prompt template {asked_with(frame)}; its text is in the run's judgements/",
+        "bars are 95 % intervals of the mean",
+    ]
+    for row in tables["change"].itertuples():
+        if not math.isnan(row.change):
+            notes.append(
+                f"{row.run}, {row.judge}: from {row.first:.3f} to {row.last:.3f} on the same {row.n} examples, change "
+                f"{row.change:+.3f} (95 % interval {row.low:+.3f} to {row.high:+.3f})"
+            )
+    for row in tables["agreement"].itertuples() if "agreement" in tables else ():
+        alpha, spearman = (number(value, ".3f", "not defined") for value in (row.alpha, row.spearman))
+        notes.append(f"{row.judges}: alpha {alpha}, Spearman {spearman}; {row.n} traces all scored")
+    for reason, count in frame.loc[frame["score"].isna(), "reason"].value_counts().items():
+        notes.append(f"{count} unscored: {reason}")
+    return section("judged", tables, figures, notes, UNITS)
 
 
 def judged_frame(runs: Mapping[str, Run], keys: Collection[str] | None = None) -> pd.DataFrame:
@@ -158,22 +173,3 @@ def krippendorff_alpha(scores: pd.DataFrame) -> float:
     if shared.stack().nunique() < 2:
         return math.nan
     return float(krippendorff.alpha(reliability_data=shared.to_numpy().T, level_of_measurement="interval"))
-
-
-def _notes(frame: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    notes = [
-        f"prompt template {asked_with(frame)}; its text is in the run's judgements/",
-        "bars are 95 % intervals of the mean",
-    ]
-    for row in tables["change"].itertuples():
-        if not math.isnan(row.change):
-            notes.append(
-                f"{row.run}, {row.judge}: from {row.first:.3f} to {row.last:.3f} on the same {row.n} examples, change "
-                f"{row.change:+.3f} (95 % interval {row.low:+.3f} to {row.high:+.3f})"
-            )
-    for row in tables["agreement"].itertuples() if "agreement" in tables else ():
-        alpha, spearman = (number(value, ".3f", "not defined") for value in (row.alpha, row.spearman))
-        notes.append(f"{row.judges}: alpha {alpha}, Spearman {spearman}; {row.n} traces all scored")
-    for reason, count in frame.loc[frame["score"].isna(), "reason"].value_counts().items():
-        notes.append(f"{count} unscored: {reason}")
-    return notes

@@ -53,15 +53,37 @@ def leakage_report(table: PartTable, parts: int, method: str, traces: str, span:
     controls, copies = by_control(frame), by_length(frame)
     sampled = frame[frame["control"] == "sampled"]
     spans = "words" if span == 1 else f"runs of {span} or more words"
+    gains, losses = (  # what a terminal has room for
+        [interval(row, "+.1f") for row in controls[columns].itertuples(index=False)]
+        for columns in (["gain", "low", "high"], ["lost", "lost_low", "lost_high"])
+    )
+    short = {"trace": controls["control"].map(CONTROLS), "gain (nats)": gains, "lost (nats)": losses}
+    copied = [
+        f"{row.n}-grams of the answer that are not in the question: {row.copied:.1%} are in the trace, "
+        f"{number(row.by_chance, '.1%')} in another example's"
+        for row in copies.itertuples()
+        if row.measured
+    ]
+    pair = sampled[["copied_1", "gain"]].dropna()
+    if len(pair) > 2 and pair.nunique().min() > 1:
+        rho = pair.corr(method="spearman").iloc[0, 1]
+        copied.append(
+            f"rank correlation of a trace's gain with its share of copied words: {rho:+.2f} (n = {len(pair)})"
+        )
     return section(
         "leakage",
-        {"gains": _gains(controls), "leakage": controls, "copied": copies, "traces": frame},
+        {
+            "gains": pd.DataFrame(short | {"R": controls["reward"]}),
+            "leakage": controls,
+            "copied": copies,
+            "traces": frame,
+        },
         {"leakage": _figure(controls, copies)},
         (
             f"{len(sampled)} traces ({traces}) of {sampled['example'].nunique()} examples; rewards: {method}",
             f"masked: {spans} that the answer has and the question has not, one mask for each of their tokens; "
             "shuffled: the trace's own tokens in random order",
-            *_copied_notes(copies, sampled),
+            *copied,
             f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples",
         ),
         UNITS,
@@ -85,16 +107,6 @@ def by_control(frame: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].rename_axis("control").reset_index()
 
 
-def _gains(controls: pd.DataFrame) -> pd.DataFrame:
-    """What a terminal has room for."""
-    gains, losses = (
-        [interval(row, "+.1f") for row in controls[columns].itertuples(index=False)]
-        for columns in (["gain", "low", "high"], ["lost", "lost_low", "lost_high"])
-    )
-    names = controls["control"].map(CONTROLS)
-    return pd.DataFrame({"trace": names, "gain (nats)": gains, "lost (nats)": losses, "R": controls["reward"]})
-
-
 def by_length(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per n: how much of the answer is in its own trace, and in another example's."""
     lengths = sorted(int(column.removeprefix("copied_")) for column in frame if column.startswith("copied_"))
@@ -106,20 +118,6 @@ def by_length(frame: pd.DataFrame) -> pd.DataFrame:
         measured = 0 if np.isnan(row["n"]) else int(row["n"])
         rows.append((n, row["mean"], row["low"], row["high"], chance, measured))
     return pd.DataFrame(rows, columns=["n", "copied", "low", "high", "by_chance", "measured"])
-
-
-def _copied_notes(copies: pd.DataFrame, sampled: pd.DataFrame) -> list[str]:
-    notes = [
-        f"{row.n}-grams of the answer that are not in the question: {row.copied:.1%} are in the trace, "
-        f"{number(row.by_chance, '.1%')} in another example's"
-        for row in copies.itertuples()
-        if row.measured
-    ]
-    pair = sampled[["copied_1", "gain"]].dropna()
-    if len(pair) > 2 and pair.nunique().min() > 1:
-        rho = pair.corr(method="spearman").iloc[0, 1]
-        notes.append(f"rank correlation of a trace's gain with its share of copied words: {rho:+.2f} (n = {len(pair)})")
-    return notes
 
 
 # --- figure ----------------------------------------------------------------------------------------------------------

@@ -49,6 +49,19 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     correlation = rank_correlations(traces, schemes)
     summary = _summary(groups, traces, schemes)
     columns = ["step", "example", "k", "scheme", "reward", "reward_base", "clipped", "advantage"]
+    preferred = _preferred(traces).groupby("group")["k"].nunique()
+    agreed = number(float((preferred == 1).mean()), ".0%")
+    sizes = traces.groupby(["group", "scheme"]).size()
+    size = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    by = f", sampled while training with {method}" if method else ""
+    # The pairs of schemes that rank traces the most and the least alike.
+    pairs = {(a, b): correlation.loc[a, b] for i, a in enumerate(schemes) for b in schemes[i + 1 :]}
+    known = {pair: float(value) for pair, value in pairs.items() if not np.isnan(value)}
+    alike = "rank correlation: no group has rewards that differ under two schemes"
+    if known:
+        least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+        low, high = (f"{known[pair]:.2f} ({' and '.join(pair)})" for pair in (least, most))
+        alike = f"rank correlation within groups: from {low} to {high}"
     return section(
         "schemes",
         {
@@ -59,7 +72,17 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
             "advantages": traces[columns].reset_index(drop=True),
         },
         {"schemes": _figure(correlation, summary)},
-        _notes(groups, traces, correlation, source, method),
+        (
+            f"{groups['group'].nunique()} groups of {size} traces from {source}{by}: rewards under another scheme are "
+            "what it would have given to these traces, not to those it would have led to",
+            f"all {len(schemes)} schemes prefer the same trace in {agreed} of the groups",
+            "shown: dead groups, clipped traces (R <= R_base), agreement of answer halves [interval], signal-to-noise, "
+            "and by how much the trace with the highest reward exceeds its group's mean in gain (nats) and length "
+            "(tokens)",
+            alike,
+            "agreement: groups that are dead in a half are left out; intervals: 95 %, "
+            f"{DRAWS:,} bootstrap draws of groups",
+        ),
         UNITS,
     )
 
@@ -135,39 +158,6 @@ def disagreements(traces: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     chosen = best.groupby("group")["k"].nunique().sort_values(ascending=False, kind="stable")
     rows = best[best["group"].isin(chosen[chosen > 1].index[:most])]
     return rows[["step", "example", "scheme", "k", "advantage", "gain", "trace_length", "trace"]].reset_index(drop=True)
-
-
-def _notes(
-    groups: pd.DataFrame, traces: pd.DataFrame, correlation: pd.DataFrame, source: str, method: str | None
-) -> tuple[str, ...]:
-    count, sizes = groups["group"].nunique(), traces.groupby(["group", "scheme"]).size()
-    best = _preferred(traces)
-    agreed = float((best.groupby("group")["k"].nunique() == 1).mean())
-    by = f", sampled while training with {method}" if method else ""
-    size = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-    return (
-        f"{count} groups of {size} traces from {source}{by}: rewards under another scheme are "
-        "what it would have given to these traces, not to those it would have led to",
-        f"all {len(correlation)} schemes prefer the same trace in {number(agreed, '.0%')} of the groups",
-        "shown: dead groups, clipped traces (R <= R_base), agreement of answer halves [interval], signal-to-noise, and "
-        "by how much the trace with the highest reward exceeds its group's mean in gain (nats) and length (tokens)",
-        _extremes(correlation),
-        f"agreement: groups that are dead in a half are left out; intervals: 95 %, {DRAWS:,} bootstrap draws of groups",
-    )
-
-
-def _extremes(correlation: pd.DataFrame) -> str:
-    """The pairs of schemes that rank traces the most and the least alike."""
-    names = list(correlation)
-    pairs = {(a, b): correlation.loc[a, b] for i, a in enumerate(names) for b in names[i + 1 :]}
-    known = {pair: float(value) for pair, value in pairs.items() if not np.isnan(value)}
-    if not known:
-        return "rank correlation: no group has rewards that differ under two schemes"
-    least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    return (
-        f"rank correlation within groups: from {known[least]:.2f} ({' and '.join(least)}) to {known[most]:.2f} "
-        f"({' and '.join(most)})"
-    )
 
 
 # --- figure ----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,16 @@ def token_report(
     sft = read(baseline)
     if sft["entropy"].isna().all():
         raise StoreError("the baseline gives no finite probabilities to compare with; name another with --baseline.")
-    joined = {label: _joined(sft, read(table), label) for label, table in models.items()}
+    joined = {}
+    for label, rows in models.items():
+        both = sft.merge(read(rows), on=["example", "position"], suffixes=("_sft", ""), validate="one_to_one")
+        if len(both) != len(sft) or (both["token_id"] != both["token_id_sft"]).any():
+            raise StoreError(
+                f"{label}: was not scored on the baseline's tokens; delete the `scored` folder and run again."
+            )
+        log_ratio = both["logprob"] - both["logprob_sft"]
+        p, p_sft = np.exp(both["logprob"]), np.exp(both["logprob_sft"])
+        joined[label] = both.assign(log_ratio=log_ratio, ratio=np.exp(log_ratio), p=p, p_sft=p_sft)
     edges = bin_edges(sft["entropy"], width)
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
     table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
@@ -84,17 +93,6 @@ def token_report(
             *notes,
         ),
         UNITS,
-    )
-
-
-def _joined(sft: pd.DataFrame, model: pd.DataFrame, label: str) -> pd.DataFrame:
-    """A model's tokens beside the baseline's: P_SFT, P and their ratio."""
-    frame = sft.merge(model, on=["example", "position"], suffixes=("_sft", ""), validate="one_to_one")
-    if len(frame) != len(sft) or (frame["token_id"] != frame["token_id_sft"]).any():
-        raise StoreError(f"{label}: was not scored on the baseline's tokens; delete the `scored` folder and run again.")
-    difference = frame["logprob"] - frame["logprob_sft"]
-    return frame.assign(
-        log_ratio=difference, ratio=np.exp(difference), p=np.exp(frame["logprob"]), p_sft=np.exp(frame["logprob_sft"])
     )
 
 

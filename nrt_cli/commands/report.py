@@ -88,12 +88,14 @@ def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tup
 
 def show_report(document: "Document", written: Sequence[Path]) -> None:
     """The results, what to know about them, and where the files are."""
-    tables = {table.key: table for table in document.tables}
-    show_document(
-        document,
-        [tables[key] for key in MAIN if key in tables and _has_numbers(tables[key])],
-        f"Written: {written[0]} and {len(written) - 1} other files",
-    )
+    measured = {}
+    for table in document.tables:
+        # The paper's numbers alone are no result.
+        ours = [i for i, column in enumerate(table.columns) if column.kind == "number" and column.group != "Paper"]
+        if any(row.cells[i].text for row in table.rows for i in ours):
+            measured[table.key] = table
+    shown = [measured[key] for key in MAIN if key in measured]
+    show_document(document, shown, f"Written: {written[0]} and {len(written) - 1} other files")
 
 
 def show_document(document: "Document", tables: Sequence["Table"], written: str) -> None:
@@ -107,12 +109,6 @@ def show_document(document: "Document", tables: Sequence["Table"], written: str)
         if part.reason:
             console.stdout.print(console.plain(f"- {part.title} is empty: {part.reason}"))
     console.stdout.print(console.plain(written), soft_wrap=True)
-
-
-def _has_numbers(table: "Table") -> bool:
-    """Whether a run of ours has a number in it: the paper's alone are no result."""
-    ours = [i for i, column in enumerate(table.columns) if column.kind == "number" and column.group != "Paper"]
-    return any(row.cells[i].text for row in table.rows for i in ours)
 
 
 def _grid(table: "Table") -> RichTable:

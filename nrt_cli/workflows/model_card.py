@@ -64,14 +64,26 @@ def render_card(metadata: str, facts: Facts) -> str:
         suffix=facts.about.suffix,
         parsed=(facts.about.think_start, facts.about.think_end) == FIELD_MARKS,
         training=training,
-        scores=[_score(score) for score in facts.scores],
+        scores=[
+            {
+                **{key: str(score[key]) for key in ("title", "metric", "n", "backend")},
+                "score": f"{100 * score['score']:.1f}",
+                "error": f"{100 * score['error']:.1f}" if score["error"] == score["error"] else "-",
+            }
+            for score in facts.scores
+        ],
         license=facts.license,
         version=__version__,
     )
 
 
 def _training(run: Run, config: RunConfig, located: Located) -> dict[str, Any]:
-    manifest, held_out = run.manifest(), run.metrics("held_out")
+    manifest, scored = run.manifest(), run.metrics("held_out")
+    held_out = []  # before and after
+    for record in (scored[i] for i in sorted({0, len(scored) - 1}) if scored):
+        keys = ("answer_logprob", "null_logprob", "gain")
+        texts = {key: f"{record[key]:.2f}" if key in record else "-" for key in keys}
+        held_out.append({**texts, "step": record["step"], "examples": record["examples"]})
     formula = FORMULAS.get(config.method)
     plain = configs.resolve({"preset": config.preset, "method": config.method})
     unlike = [(key, value) for key, _, value in configs.diff(plain, config) if not key.startswith(NOT_SHOWN)]
@@ -97,21 +109,5 @@ def _training(run: Run, config: RunConfig, located: Located) -> dict[str, Any]:
         "versions": {name: value for name, value in (manifest.get("versions") or {}).items() if value},
         "device": (manifest.get("device") or {}).get("name"),
         "unlike": unlike,
-        "held_out": [_held_out(held_out[i]) for i in sorted({0, len(held_out) - 1})] if held_out else [],
-    }
-
-
-def _held_out(record: Mapping[str, float]) -> dict[str, Any]:
-    shown = {key: f"{record[key]:.2f}" if key in record else "-" for key in ("answer_logprob", "null_logprob", "gain")}
-    return shown | {"step": record["step"], "examples": record["examples"]}
-
-
-def _score(score: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "title": score["title"],
-        "metric": score["metric"],
-        "score": f"{100 * score['score']:.1f}",
-        "error": f"{100 * score['error']:.1f}" if score["error"] == score["error"] else "-",
-        "n": str(score["n"]),
-        "backend": score["backend"],
+        "held_out": held_out,
     }

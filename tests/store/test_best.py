@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nrt_analysis.report.held_out import best_of_run
+from nrt_analysis.report.held_out_tables import best_of_run
 
 from nrt_cli.errors import StoreError
 from nrt_cli.records import TraceRow

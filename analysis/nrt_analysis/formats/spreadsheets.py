@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 
-from nrt_analysis.document import Cell, Document, Table, visible
+from nrt_analysis.document import Document, Table, visible
 
 
 def render(document: Document) -> dict[str, bytes]:
@@ -33,15 +33,13 @@ def _frame(table: Table) -> pd.DataFrame:
         record: dict[str, object] = {"section": row.section} if any(row.section for row in table.rows) else {}
         remarks = []
         for name, column, cell in zip(names, table.columns, row.cells, strict=True):
-            record |= _numbers(name, cell) if column.kind == "number" else {name: cell.text}
+            words = column.kind != "number" or (cell.text and math.isnan(cell.value))
+            record[name] = cell.text if words else cell.value
+            if column.kind == "number" and not math.isnan(cell.low):
+                record |= {f"{name} low": cell.low, f"{name} high": cell.high}
             remarks += [f"{name}: {remark}" for remark in (cell.reason, cell.note) if remark]
         records.append(record | {"remarks": "; ".join(remarks)})
     return pd.DataFrame(records, columns=None if records else [*names, "remarks"])
-
-
-def _numbers(name: str, cell: Cell) -> dict[str, object]:
-    value: object = cell.text if cell.text and math.isnan(cell.value) else cell.value
-    return {name: value} | ({} if math.isnan(cell.low) else {f"{name} low": cell.low, f"{name} high": cell.high})
 
 
 def _safe(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.measures.statistics import Mean
-from nrt_cli.methods import FORMULAS, SCHEMES, Formula
+from nrt_cli.methods import FORMULAS, METHODS, Formula
 from nrt_cli.methods.weighted_sum import WEIGHTED
 from nrt_cli.store.judgements import Judgements, templates
 
@@ -32,7 +32,7 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
     """Table 1, and a row for each scheme of a user's own among the runs."""
     plain = [scheme for name, scheme in FORMULAS.items() if scheme.weight is None]
     rows = [Row((Cell(s.name), *map(_formula, (s.aggregation, s.reward, s.signal)))) for s in (*plain, WEIGHTED)]
-    own = [method for method in dict.fromkeys(card.method for card in cards) if method not in ("sft", *SCHEMES)]
+    own = dict.fromkeys(card.method for card in cards if card.method not in METHODS)
     code = Cell("its code")
     rows += [Row((Cell(method), code, code, Cell("by automatic differentiation"))) for method in own]
     trained = {
@@ -42,7 +42,7 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
     }
     said: dict[str, list[str]] = {}  # which preset runs had, and with which signals they trained the reference answer
     for card in cards:
-        if card.method != "sft" and card.settings:
+        if card.samples and card.settings:
             signal = trained[card.settings["objective.token_signal"]]
             said.setdefault(f"preset {card.settings.get('preset', 'unknown')}: {signal}.", []).append(card.label)
     signals = [f"{', '.join(labels)}: {t}" if len(said) > 1 else t.capitalize() for t, labels in said.items()]
@@ -112,6 +112,12 @@ def data_table(cards: Sequence[RunCard]) -> Table:
             rows.append(_source_row(source, count, total, theirs.get(source), whole, section))
         rows.append(_source_row("TOTAL", total, total, whole, whole, section))
     lost = [card.label for card in cards if not card.sources]
+    used: dict[str, list[str]] = {}  # how many examples runs used, and why not all
+    for card in cards:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in (card.pairs.get("dropped") or {}).items() if count)
+        if "examples" in card.pairs:
+            said = f"{card.pairs['examples']:,} examples trained on; dropped: {dropped or 'none'}"
+            used.setdefault(said, []).append(card.label)
     return Table(
         "table-4",
         "Table 4",
@@ -123,7 +129,7 @@ def data_table(cards: Sequence[RunCard]) -> Table:
         ),
         tuple(rows),
         notes=(
-            *_dropped(cards),
+            *(f"{', '.join(labels)}: {text}" if len(used) > 1 else text for text, labels in used.items()),
             "The interval of a difference is that of two random draws: where it holds 0, chance explains it.",
             *([f"Not known for {', '.join(lost)}: the manifest beside the data is gone or newer."] if lost else []),
             f"The paper took a random 200K subset of tulu-3-sft-mixture, in print {whole:,} examples.",
@@ -153,17 +159,6 @@ def _source_row(source: str, count: int, total: int, theirs: int | None, whole: 
     return Row((Cell(source), *cells(count, total), *beside), section=section)
 
 
-def _dropped(cards: Sequence[RunCard]) -> list[str]:
-    """How many examples runs used, and why not all."""
-    notes: dict[str, list[str]] = {}
-    for card in cards:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in (card.pairs.get("dropped") or {}).items() if count)
-        if "examples" in card.pairs:
-            said = f"{card.pairs['examples']:,} examples trained on; dropped: {dropped or 'none'}"
-            notes.setdefault(said, []).append(card.label)
-    return [f"{', '.join(labels)}: {said}" if len(notes) > 1 else said for said, labels in notes.items()]
-
-
 # --- Table 5: methods and lengths -------------------------------------------------------------------------------------
 
 
@@ -171,7 +166,7 @@ def methods_table(cards: Sequence[RunCard]) -> Table:
     """Table 5: aggregation, normalisation as configured, and the lengths that were measured."""
     rows = []
     for card in cards:
-        if card.method == "sft":
+        if not card.samples:
             continue
         aggregation = _formula(FORMULAS[card.method].aggregation) if card.method in FORMULAS else Cell("its code")
         # Eq. 9 and 10 as this run had them.
@@ -234,7 +229,7 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
     rows = []
     for section, parameters in paper()["hyperparameters"].items():
         for parameter in parameters:
-            concerned = [c for c in cards if c.settings and not (parameter.get("thinks") and c.method == "sft")]
+            concerned = [c for c in cards if c.settings and not (parameter.get("thinks") and not c.samples)]
             ours = Cell(parameter["ours"]) if parameter["key"] is None else _setting(parameter, concerned)
             cells = (Cell(parameter["name"]), ours, Cell(_shown(parameter["value"])), Cell(parameter["key"] or "-"))
             rows.append(Row(cells, section=section))
@@ -261,7 +256,7 @@ def _setting(parameter: Mapping[str, Any], cards: Sequence[RunCard]) -> Cell:
     for card in cards:
         value = _shown(card.settings.get(parameter["key"]))
         values.setdefault(value, []).append(card.label)
-        of_rl |= {value} if card.method != "sft" else set()
+        of_rl |= {value} if card.samples else set()
     if not values:
         return Cell(reason="no run here has it")
     same = parameter.get("same", [_shown(parameter["value"])])

@@ -146,7 +146,7 @@ def words_figure(cards: Sequence[RunCard], several: bool) -> Figure:
     key = f"figure-4-{slug}" if several else "figure-4"
     caption = "Words that traces use more (a) and less (c) than reference answers, and word clouds of both (b, d)"
     chosen = min(
-        (card for card in cards if card.method != "sft"),
+        (card for card in cards if card.samples),
         key=lambda card: BEST.index(card.method) if card.method in BEST else len(BEST),
         default=None,
     )

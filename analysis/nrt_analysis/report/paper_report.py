@@ -5,27 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from nrt_analysis.document import Document, Made, Table
+from nrt_analysis.report import method_tables, result_tables
 from nrt_analysis.report.case_tables import cases_table, confidence_table
-from nrt_analysis.report.held_out import asked_twice, compared_table, doubts, held_out_table
-from nrt_analysis.report.method_tables import (
-    benchmarks_table,
-    data_table,
-    judge_table,
-    methods_table,
-    schemes_table,
-    settings_table,
-    weights_table,
-)
+from nrt_analysis.report.held_out_tables import asked_twice, compared_table, doubts, held_out_table
 from nrt_analysis.report.paper_figures import figures
-from nrt_analysis.report.result_tables import (
-    documents_table,
-    gain_table,
-    overall_table,
-    own_table,
-    paper_table,
-    results_table,
-)
-from nrt_analysis.report.run_cards import RunCard, find_cards, study_config, unfinished
+from nrt_analysis.report.run_cards import RunCard, find_cards, read_study, unfinished
 from nrt_analysis.report.scores import results
 from nrt_cli import __version__
 from nrt_cli.store.evals import find_evaluations
@@ -41,43 +25,40 @@ def gather(paths: Sequence[Path]) -> Document:
     cards = find_cards(paths)
     # The one study that all runs are of; else what the runs began from.
     study = cards[0].study if len({card.study for card in cards}) == 1 else None
-    asked = study_config(study) if study else None
+    asked = read_study(study)[0] if study else None
     models = ", ".join(dict.fromkeys(card.model for card in cards))
     title = f"Native Reasoning Training: {models}" if study is None else asked.title if asked else study.name
-    made = Made(program=__version__, newest=_newest(cards))
+    # The newest time that the store recorded: it changes when the store does, and only then.
+    times = [str(card.manifest.get("created", "")) for card in cards]
+    for card in cards:
+        times += [str(event.get("time", "")) for event in card.run.events()[-1:]]
+        for folder in sorted(card.run.path.glob("evals/*")):
+            times += [str((evaluation.scores() or {}).get("finished", "")) for evaluation in find_evaluations(folder)]
+    made = Made(program=__version__, newest=max(times))
     return Document(title, made, tuple(cards), tables(cards), figures(cards), tuple(_notes(cards)))
 
 
 def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
     """All tables, in the order of the paper; what it has not stands after what it belongs to."""
     found = results(cards)
-    own, held_out, twice = own_table(found), (compared_table(cards), held_out_table(cards)), asked_twice(cards)
-    scores = [table for table in (results_table(found), own, *held_out, gain_table(found)) if table]
+    ours = (result_tables.results_table(found), result_tables.own_table(found))
+    scores = (*ours, compared_table(cards), held_out_table(cards), result_tables.gain_table(found))
+    twice = asked_twice(cards)
     return (
-        schemes_table(cards),
-        weights_table(cards),
-        *(replace(table, notes=(*table.notes, *twice)) for table in scores),
-        paper_table(found),
-        overall_table(),
-        documents_table(),
-        data_table(cards),
-        methods_table(cards),
-        settings_table(cards),
-        benchmarks_table(),
-        judge_table(cards),
+        method_tables.schemes_table(cards),
+        method_tables.weights_table(cards),
+        *(replace(table, notes=(*table.notes, *twice)) for table in scores if table),
+        result_tables.paper_table(found),
+        result_tables.overall_table(),
+        result_tables.documents_table(),
+        method_tables.data_table(cards),
+        method_tables.methods_table(cards),
+        method_tables.settings_table(cards),
+        method_tables.benchmarks_table(),
+        method_tables.judge_table(cards),
         confidence_table(cards),
         cases_table(cards),
     )
-
-
-def _newest(cards: Sequence[RunCard]) -> str:
-    """The newest time that the store recorded: it changes when the store does, and only then."""
-    times = [str(card.manifest.get("created", "")) for card in cards]
-    for card in cards:
-        times += [str(event.get("time", "")) for event in card.run.events()[-1:]]
-        for folder in sorted(card.run.path.glob("evals/*")):
-            times += [str((evaluation.scores() or {}).get("finished", "")) for evaluation in find_evaluations(folder)]
-    return max(times)
 
 
 def _notes(cards: Sequence[RunCard]) -> list[str]:

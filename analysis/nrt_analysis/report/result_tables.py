@@ -97,23 +97,17 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
         return Cell(reason=results.absent.get(row, "not run"))
     found, members = results.estimate(row, name), results.rows[row]
     if math.isnan(found.value):
-        return Cell(reason=_why_empty(results, row, name))
+        unfinished = [member for member in members if member.status != "finished"]
+        if unfinished and not any(results.scores[member.label] for member in members):
+            return Cell(reason=f"not evaluated; the run is {unfinished[0].status}")
+        missing = ", ".join(results.missing(row) or ["a seed that has all nine"])
+        return Cell(reason=f"missing: {missing}" if name == OVERALL else "not evaluated")
     remarks = list(dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks))
     having = [member.seed for member in members if name in results.scores[member.label]]
     if name != OVERALL and len(having) < len(members):
         remarks.append(f"{_seeds(having)} only")
     each = tuple(100 * mean.value for mean in results.means(row, name) if not math.isnan(mean.value))
     return replace(percent(found, interval), note="; ".join(remarks), seeds=each if len(each) > 1 else ())
-
-
-def _why_empty(results: Results, row: RowName, name: str) -> str:
-    unfinished = [member for member in results.rows[row] if member.status != "finished"]
-    if unfinished and not any(results.scores[member.label] for member in results.rows[row]):
-        return f"not evaluated; the run is {unfinished[0].status}"
-    if name != OVERALL:
-        return "not evaluated"
-    missing = results.missing(row) or ["a seed that has all nine"]
-    return f"missing: {', '.join(missing)}"
 
 
 def percent(found: Estimate, interval: bool = False, signed: bool = False) -> Cell:
@@ -316,7 +310,12 @@ def gain_table(results: Results) -> Table:
     gains = []
     for title in (*methods, *others):
         cells = [_gain(results, (model, title), (model, sft), found) for model, found in names.items()]
-        cells += [_paper_gain(model, methods.get(title, "")) for model in theirs]
+        for model in theirs:
+            if title not in methods:
+                cells.append(Cell(reason="not in the paper"))
+                continue
+            of, minus = (over_seeds([uncertain(model, each, OVERALL)]) for each in (methods[title], "sft"))
+            cells.append(percent(difference(of, minus), interval=True, signed=True))
         gains.append(Row((Cell(title), *cells)))
     return Table(
         "table-3-gain",
@@ -346,10 +345,3 @@ def _gain(results: Results, row: RowName, sft: RowName, names: Sequence[str]) ->
     if math.isnan(of.value):
         return Cell(reason="not evaluated")
     return percent(difference(of, minus), interval=True, signed=True)
-
-
-def _paper_gain(model: str, method: str) -> Cell:
-    if not method:
-        return Cell(reason="not in the paper")
-    of, sft = (over_seeds([uncertain(model, each, OVERALL)]) for each in (method, "sft"))
-    return percent(difference(of, sft), interval=True, signed=True)

@@ -1,7 +1,7 @@
 """Which runs a report is about, what each of them is called, and what studies and other commands left beside them."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nrt_analysis.report.paper import paper, paper_model
+from nrt_cli import methods
 from nrt_cli.config import RunConfig, flatten, read_yaml, recorded
 from nrt_cli.config.study import Planned, StudyConfig, Variant, parse_study, planned_runs
-from nrt_cli.config.titles import TITLES, method_title, run_title, thinks
+from nrt_cli.config.titles import TITLES, is_control, method_title, run_title, thinks
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.files import read_json
@@ -52,6 +53,10 @@ class RunCard:
     title: str
     """As the paper calls it: `SFT`, `RLPR`, `NRT-WS (-log p)`; with the settings in which it differs from another run
     of its model and method."""
+    samples: bool
+    """Whether it sampled traces to learn from."""
+    control: bool
+    """Whether it sampled traces and learned nothing from their rewards."""
     thinks: bool
     """Whether its model learned to think before it answers."""
     seed: int
@@ -102,12 +107,12 @@ def find_cards(paths: Sequence[Path]) -> list[RunCard]:
     if not runs:
         places = ", ".join(map(str, paths))
         raise StoreError(f"{places}: no runs are there; `nrt reproduce laptop` or `nrt train` makes some.")
-    return _labelled(sorted(_titled(_named_models([_card(run) for run in runs.values()])), key=_order))
+    return _labelled(sorted(_named([_card(run) for run in runs.values()]), key=_order))
 
 
 def _order(card: RunCard) -> tuple[Any, ...]:
     """Models and methods as in the paper, its own first; then seeds."""
-    models, methods = [model["title"] for model in paper()["models"]], list(paper()["methods"])
+    models, known = [model["title"] for model in paper()["models"]], list(paper()["methods"])
     model, plain = paper_model(card.model), method_title(card.method)
     # 0 for the method as it is, 1 for one with other settings, 2 for a variant of a study, such as a control.
     unlike = 0 if card.title == plain else 1 if card.title.startswith(plain) else 2
@@ -115,7 +120,7 @@ def _order(card: RunCard) -> tuple[Any, ...]:
         (0, models.index(model)) if model else (1, 0),
         card.model,
         unlike == 2,
-        (0, methods.index(card.method)) if card.method in methods else (1, 0),
+        (0, known.index(card.method)) if card.method in known else (1, 0),
         (unlike, card.title),
         card.seed,
         str(card.run.path),
@@ -142,6 +147,8 @@ def _card(run: Run) -> RunCard:
         model=_model_name(run, str(settings.get("model.path", "")), study),
         method=method,
         title=planned or run_title(method, config),
+        samples=methods.facts(method).samples,
+        control=is_control(method, config),
         thinks=thinks(method, config),
         seed=int(settings.get("seed", 0)),
         status=run.status(),
@@ -153,7 +160,7 @@ def _card(run: Run) -> RunCard:
 
 def _model_name(run: Run, folder: str, study: Path | None) -> str:
     """The starting model's name: the study's, what `nrt model prepare` was given, or its folder's name."""
-    if study and (asked := study_config(study)):
+    if study and (asked := read_study(study)[0]):
         return asked.model.name
     for prepared in (run.export_path / "nrt.json", Path(folder) / "nrt.json"):
         try:
@@ -182,53 +189,37 @@ def _sources(train: Path, manifest: Mapping[str, Any], study: Path | None) -> tu
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _named_models(found: list[RunCard]) -> list[RunCard]:
-    """Groups are models, so two models of one name are told apart by their digests."""
-    digests = defaultdict(set)
-    for card in found:
-        digests[card.model].add(card.fingerprint("model") or "unknown")
-    return [
-        replace(card, model=f"{card.model} ({(card.fingerprint('model') or 'unknown')[:8]})")
-        if len(digests[card.model]) > 1
-        else card
-        for card in found
-    ]
-
-
 def deciding(card: RunCard) -> dict[str, Any]:
     """The settings that decide what a run learns, its seed aside."""
     own = {key: value for key, value in card.settings.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
     return {"method": card.method, **own}
 
 
-def _titled(found: list[RunCard]) -> list[RunCard]:
-    """Runs of one model and title that differ in more than the seed get those settings into their titles.
+def _named(found: list[RunCard]) -> list[RunCard]:
+    """Models of one name are told apart by their digests: they are groups. Runs of one model and title that differ in
+    more than the seed get those settings into their titles."""
+    digests, groups = defaultdict(set), defaultdict(list)
+    for card in found:
+        digests[card.model].add(card.fingerprint("model") or "unknown")
+    for i, card in enumerate(found):
+        if len(digests[card.model]) > 1:
+            found[i] = replace(card, model=f"{card.model} ({(card.fingerprint('model') or 'unknown')[:8]})")
+        groups[found[i].model, card.title].append(found[i])
+    usual, titled = flatten(RunConfig().model_dump(mode="json")), []
+    for (_, title), group in groups.items():
+        settings = [deciding(card) for card in group]
 
-    The runs nearest to the paper's objective, then to its other settings, keep the plain title.
-    """
-    groups = defaultdict(list)
-    for card in found:
-        groups[card.model, card.title].append(card)
-    plain = {key: deciding(_plainest(group)) for key, group in groups.items()}
-    titled = []
-    for card in found:
-        own, settings = deciding(card), plain[card.model, card.title]
-        differing = [f"{key}={own.get(key)}" for key in own | settings if own.get(key) != settings.get(key)]
-        titled.append(replace(card, title=f"{card.title} [{', '.join(differing)}]") if differing else card)
+        def distance(own: dict[str, Any], all_settings: list[dict[str, Any]] = settings) -> tuple[int, int, int]:
+            differing = [key for key, value in own.items() if usual.get(key) != value]
+            objective = sum(key.startswith("objective.") for key in differing)
+            return objective, len(differing), -all_settings.count(own)
+
+        # The runs nearest to the paper's objective, then to its other settings, keep the plain title.
+        plain = min(settings, key=distance)
+        for card, own in zip(group, settings, strict=True):
+            differing = [f"{key}={own.get(key)}" for key in own | plain if own.get(key) != plain.get(key)]
+            titled.append(replace(card, title=f"{title} [{', '.join(differing)}]") if differing else card)
     return titled
-
-
-def _plainest(group: Sequence[RunCard]) -> RunCard:
-    usual = flatten(RunConfig().model_dump(mode="json"))
-    counts = Counter(json.dumps(deciding(card), sort_keys=True) for card in group)
-
-    def distance(card: RunCard) -> tuple[int, int, int]:
-        own = deciding(card)
-        differing = [key for key, value in own.items() if usual.get(key) != value]
-        objective = sum(key.startswith("objective.") for key in differing)
-        return objective, len(differing), -counts[json.dumps(own, sort_keys=True)]
-
-    return min(group, key=distance)
 
 
 def _labelled(found: list[RunCard]) -> list[RunCard]:
@@ -237,9 +228,8 @@ def _labelled(found: list[RunCard]) -> list[RunCard]:
     names = [f"{card.title}, seed {card.seed}" for card in found]
     if several:
         names = [f"{card.model}, {name}" for name, card in zip(names, found, strict=True)]
-    counts = Counter(names)
     return [
-        replace(card, label=f"{name} ({card.run.path})" if counts[name] > 1 else name)
+        replace(card, label=f"{name} ({card.run.path})" if names.count(name) > 1 else name)
         for name, card in zip(names, found, strict=True)
     ]
 
@@ -247,12 +237,8 @@ def _labelled(found: list[RunCard]) -> list[RunCard]:
 # --- studies ---------------------------------------------------------------------------------------------------------
 
 
-def study_config(folder: Path) -> StudyConfig | None:
-    """What a study asked for; None where that cannot be read."""
-    return _study(folder)[0]
-
-
-def _study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
+def read_study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
+    """What a study asked for, and its runs; None and none where that cannot be read."""
     try:
         written = Study(folder).config_path.stat().st_mtime_ns
     except OSError:
@@ -262,7 +248,7 @@ def _study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
 
 @cache
 def _read_study(folder: Path, _: int) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
-    """A study's config and its runs, read once for as long as its file is not written again."""
+    """Read once, for as long as its file is not written again."""
     try:
         study = parse_study(read_yaml(Study(folder).config_path), str(folder))
         return study, tuple(planned_runs(study, folder))
@@ -272,7 +258,7 @@ def _read_study(folder: Path, _: int) -> tuple[StudyConfig | None, tuple[Planned
 
 def planned_title(folder: Path, run: str) -> str | None:
     """What a study calls one of its runs; None for a run that it did not plan."""
-    study, runs = _study(folder)
+    study, runs = read_study(folder)
     planned = next((one for one in runs if one.name == run), None)
     if study is None or planned is None:
         return None
@@ -286,7 +272,7 @@ def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:
     """Planned runs of the studies that are not finished, and why."""
     for folder in dict.fromkeys(card.study for card in cards if card.study):
         outcomes = Study(folder).outcomes()
-        for planned in _study(folder)[1]:
+        for planned in read_study(folder)[1]:
             outcome = outcomes.get(planned.name)
             if outcome is None:
                 yield folder, planned, "not run yet"

@@ -120,17 +120,12 @@ def results(cards: Sequence[RunCard]) -> Results:
         return max(reversed(several), key=lambda score: (usual[name, score.settings], score.mean.n))
 
     chosen = {label: {name: best(name, several) for name, several in scores.items()} for label, scores in found.items()}
-    return Results(rows, chosen, _absent(cards, rows))
-
-
-def _absent(cards: Sequence[RunCard], rows: Mapping[Row, Sequence[Member]]) -> dict[Row, str]:
-    models = {card.study: card.model for card in cards}
-    absent = {}
+    models, absent = {card.study: card.model for card in cards}, {}
     for folder, planned, reason in unfinished(cards):
         model, title = models[folder], str(planned_title(folder, planned.name))
         if not any(at == model and (own == title or own.startswith(f"{title} [")) for at, own in rows):
             absent[model, title] = reason
-    return absent
+    return Results(rows, chosen, absent)
 
 
 def _evaluations(card: RunCard) -> dict[str, list[Score]]:

@@ -7,7 +7,7 @@ JSON has no `<`, and the page's policy forbids everything that is not in the fil
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TypeVar
 
@@ -21,7 +21,6 @@ from nrt_analysis.formats.page import headline, run_setup
 from nrt_analysis.formats.page.chart_series import series
 from nrt_analysis.formats.page.shared_questions import cases
 from nrt_analysis.formats.page.trace_samples import sample_traces, scored_sets
-from nrt_analysis.report.run_cards import RunCard
 
 Part = TypeVar("Part", Table, Figure)
 
@@ -54,10 +53,16 @@ def render(document: Document, pieces: Pieces | None = None) -> dict[str, bytes]
     """
     runs = document.runs
     colours = numbered(card.title for card in runs)
-    style, script = _asset("page.css") + _colours(colours.values()), "\n".join(map(_asset, SCRIPTS))
+    style, script = _asset("page.css"), "\n".join(map(_asset, SCRIPTS))
+    for i in sorted({*colours.values(), 0}):  # the methods' lines: the figures' colours and dashes
+        line, other = LINES[i % len(LINES)], LINES[(i + i // len(LINES)) % len(LINES)]
+        dash = " ".join(f"{2.2 * length:g}" for length in other.dash) or "none"
+        style += f".c{i} {{ --at: light-dark({line.color}, {line.dark}); --dash: {dash}; }}\n"
     traces = sample_traces(runs, pieces)
     traces["sets"] += scored_sets(runs)
-    traces["start"] = _shown_first(runs)
+    # Shown first are those of the last method in the paper's order that trains them, so of no control.
+    trained = [card.title for card in runs if card.samples and not card.control]
+    traces["start"] = next((i for i, card in enumerate(runs) if card.title in trained[-1:]), 0)
     labels = [{"label": c.label, "model": c.model, "title": c.title, "colour": colours[c.title]} for c in runs]
     environment = Environment(
         loader=PackageLoader("nrt_analysis.formats.page", "assets"),
@@ -98,13 +103,6 @@ def render(document: Document, pieces: Pieces | None = None) -> dict[str, bytes]
     return {"index.html": text.encode("utf-8", errors="replace")}
 
 
-def _shown_first(cards: Sequence[RunCard]) -> int:
-    """The run whose traces are shown first: the last method in the paper's order that trains them, so no control."""
-    trained = [card for card in cards if card.settings.get("objective.weights.trace", 1)]
-    last = [card.title for card in trained if card.method != "sft"][-1:]
-    return next((i for i, card in enumerate(cards) if card.title in last), 0)
-
-
 # --- tables and figures ----------------------------------------------------------------------------------------------
 
 
@@ -140,16 +138,6 @@ def _aside(part: Table | Figure) -> str:
         return f"empty: {fills if _is(part.key, 'table-3') else 'nothing was measured for it yet'}"
     folded = (*PLACES["setup"], *PLACES["cases"], "table-3-overall", "table-3-documents")
     return part.caption if len(part.rows) > LONG or any(_is(part.key, name) for name in folded) else ""
-
-
-def _colours(numbers: Iterable[int]) -> str:
-    """The styles of the methods' lines: the figures' colours and dashes."""
-    rules = []
-    for i in sorted({*numbers, 0}):
-        line, other = LINES[i % len(LINES)], LINES[(i + i // len(LINES)) % len(LINES)]
-        dash = " ".join(f"{2.2 * length:g}" for length in other.dash) or "none"
-        rules.append(f".c{i} {{ --at: light-dark({line.color}, {line.dark}); --dash: {dash}; }}\n")
-    return "".join(rules)
 
 
 def image(figure: Figure) -> str:

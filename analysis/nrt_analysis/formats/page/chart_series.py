@@ -1,6 +1,6 @@
 """Each run's metrics by step, for the page's charts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,21 +20,24 @@ ANSWER = "answer_logprob_per_token"
 
 
 def series(cards: Sequence[RunCard]) -> dict[str, Any]:
-    """Panels and every run's numbers in them, ready for JSON; a run has only the metrics that its method has."""
-    runs, panels, seen = [_run(card) for card in cards], _panels(), {}
+    """Panels and every run's numbers in them, ready for JSON; a run has only the metrics that its method has.
+
+    `seen`: by model, metric, and whether single steps are drawn too (`raw`), the heights that a panel shows of the
+    model's runs, and which of them leave it.
+    """
+    runs, panels = [_run(card) for card in cards], _panels()
+    seen: dict[str, dict[str, dict[str, Any]]] = {}
     for model in dict.fromkeys(card.model for card in cards):
         its = {card.label: run["values"] for card, run in zip(cards, runs, strict=True) if card.model == model}
-        seen[model] = {p["key"]: {line: _seen(its, p["key"], line) for line in ("mean", "raw")} for p in panels}
+        for key in (one["key"] for one in panels):
+            found = {label: values[key] for label, values in its.items() if key in values}
+            for line in ("mean", "raw"):
+                lines = {label: pd.Series(one.get(line, one["mean"]), dtype=float) for label, one in found.items()}
+                low, high, beyond = span(lines)
+                said = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
+                heights = {"low": four_digits(low), "high": four_digits(high), "beyond": said}
+                seen.setdefault(model, {}).setdefault(key, {})[line] = heights
     return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
-
-
-def _seen(runs: Mapping[str, dict[str, Any]], key: str, line: str) -> dict[str, Any]:
-    """The heights that a panel shows of a model's runs, and which of them leave it; `raw`: with single steps."""
-    found = {label: values[key] for label, values in runs.items() if key in values}
-    lines = {label: pd.Series(one.get(line, one["mean"]), dtype=float) for label, one in found.items()}
-    low, high, beyond = span(lines)
-    said = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
-    return {"low": four_digits(low), "high": four_digits(high), "beyond": said}
 
 
 def _panels() -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nrt_analysis.document import Document, Table
-from nrt_analysis.report.held_out import asked_twice, of_run
+from nrt_analysis.report.held_out_tables import asked_twice, of_run
 from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.measures.held_out import Found, Measure, shown
 from nrt_cli.measures.statistics import Difference
@@ -163,8 +163,16 @@ def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
     cards = [card for card in cards if card.held_out]
     of_card = [(card, {found.measure.key: found for found in of_run(card)}) for card in cards]
     if dots := _dots(of_card, "answer_logprob", "") or _dots_of_records(cards):
-        how = _how(cards, dots)
-        if {"sft"} < {card.method for card in cards}:
+        # Over how many answers, and what intervals and dots are.
+        count = "/".join(sorted({str(card.held_out[-1].get("examples")) for card in cards}))
+        how = f"Mean over {count} held-out answers, before (ring) and after training (dot)"
+        if (seeds := max(len(dot.after) for dot in dots)) > 1:
+            how += f"; every dot is one of {seeds} seeds, the number their mean: their spread is what chance does."
+        elif all(dot.bounded for dot in dots):
+            how += ", with its 95 % interval over the answers; another seed would add to it."
+        else:
+            how += ". Single answers are not stored, so there is no interval: a difference may be chance."
+        if len({card.samples for card in cards}) > 1:
             how += " Methods that think are scored given one sampled trace, SFT without any."
         flatters = "After minus before flatters: answers become likelier after any trace, another row's too."
         verdicts = (how, flatters, *asked_twice(cards))
@@ -228,15 +236,3 @@ def _dots_of_records(cards: Sequence[RunCard]) -> tuple[Dot, ...]:
         for (model, title), ends in found.items()
         for before, after in [tuple(zip(*ends, strict=True))]
     )
-
-
-def _how(cards: Sequence[RunCard], dots: Sequence[Dot]) -> str:
-    """Over how many answers, and what intervals and dots are."""
-    count = "/".join(sorted({str(card.held_out[-1].get("examples")) for card in cards}))
-    seeds = max(len(dot.after) for dot in dots)
-    text = f"Mean over {count} held-out answers, before (ring) and after training (dot)"
-    if seeds > 1:
-        return f"{text}; every dot is one of {seeds} seeds, the number their mean: their spread is what chance does."
-    if all(dot.bounded for dot in dots):
-        return f"{text}, with its 95 % interval over the answers; another seed would add to it."
-    return f"{text}. Single answers are not stored, so there is no interval: a difference may be chance."

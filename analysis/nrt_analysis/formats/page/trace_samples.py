@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,16 @@ def sample_traces(cards: Sequence[RunCard], pieces: Pieces | None) -> dict[str, 
             rows = [row | {"question": q} for row, q in zip(rows, questions([r["prompt"] for r in rows]), strict=True)]
             groups = [list(group) for _, group in groupby(rows, key=lambda row: row["example"])]
             waiting.append((rank, {"run": number, "step": step, "groups": []}, groups))
-    cut, room = _cutters(cards, pieces), BUDGET
+    read, room = cache(pieces or (lambda _: None)), BUDGET  # a tokenizer is read once
+
+    def cut(card: RunCard) -> Cutter | None:
+        folders = (card.run.export_path, Path(str(card.settings.get("model.path", ""))))
+        return next((found for folder in folders if (found := read(folder))), None)
+
     for turn in range(GROUPS):
         for _, one, groups in sorted(waiting, key=lambda entry: entry[0]):
             if turn < len(groups) and room > 0:
-                group = _group(groups[turn], cut(one["run"]))
+                group = _group(groups[turn], cut(cards[one["run"]]))
                 one["groups"].append(group)
                 room -= sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])
     sets = [one for _, one, _ in waiting if one["groups"]]
@@ -65,22 +71,6 @@ def spread(values: Sequence[int], count: int) -> list[int]:
     if len(values) <= count:
         return list(values)
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
-
-
-def _cutters(cards: Sequence[RunCard], pieces: Pieces | None) -> Callable[[int], Cutter | None]:
-    """A run's number -> its tokenizer; a tokenizer is read once."""
-    known: dict[Path, Cutter | None] = {}
-
-    def of(number: int) -> Cutter | None:
-        card = cards[number]
-        for folder in (card.run.export_path, Path(str(card.settings.get("model.path", "")))) if pieces else ():
-            if folder not in known:
-                known[folder] = pieces(folder) if pieces else None
-            if known[folder]:
-                return known[folder]
-        return None
-
-    return of
 
 
 def _group(rows: Sequence[dict[str, Any]], cut: Cutter | None) -> dict[str, Any]:
