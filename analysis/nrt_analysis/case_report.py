@@ -41,7 +41,15 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
             f"{paths}: their {part} data differ, so they share no examples; give questions with --question."
         )
     labels = case_labels(references)
-    frames = [_first_traces(run, ref, kind, first) for run, ref in zip(runs, references, strict=True)]
+    frames = []
+    for run, reference in zip(runs, references, strict=True):
+        there = trace_steps(run, kind)
+        steps = reference.choose(there) if reference.spans else there[-1:]
+        of = traces_frame(run, kind, steps, ("step", *STORED), first)
+        of = of.assign(question=questions(list(of["prompt"])), reference=of["answer"].map(plain_text))
+        # Trained on twice: the latest trace counts.
+        of = of[of["k"] == 0].sort_values("step").drop_duplicates("example", keep="last")
+        frames.append(of.assign(trace=of["trace"].map(plain_text), gain=of["gain"].astype(float)))
     common = sorted(set.intersection(*(set(frame["example"]) for frame in frames)))[:n]
     if not common:
         raise StoreError(
@@ -87,16 +95,6 @@ def case_labels(references: Sequence[Reference]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     raise StoreError("the same run is named twice with the same steps.")
-
-
-def _first_traces(run: Run, reference: Reference, kind: str, first: int | None) -> pd.DataFrame:
-    there = trace_steps(run, kind)
-    steps = reference.choose(there) if reference.spans else there[-1:]
-    frame = traces_frame(run, kind, steps, ("step", *STORED), first)
-    frame = frame.assign(question=questions(list(frame["prompt"])), reference=frame["answer"].map(plain_text))
-    # Trained on twice: the latest trace counts.
-    frame = frame[frame["k"] == 0].sort_values("step").drop_duplicates("example", keep="last")
-    return frame.assign(trace=frame["trace"].map(plain_text), gain=frame["gain"].astype(float))
 
 
 def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Document:

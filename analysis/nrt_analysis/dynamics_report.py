@@ -58,7 +58,20 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
             found = {"run": label, "metric": metric, "first": first, "last": last}
             summary.append(found | {"fell at": fell.get(metric, "")})
     collapse = [{"run": label, **vars(fall)} for label, found in falls.items() for fall in found]
-    panels = [_panel(metric, frames, smooth, falls) for metric in PANELS]
+    panels = []
+    for metric, (title, unit) in PANELS.items():
+        lines = {}
+        for label, frame in frames.items():
+            mean = smooth[label][metric]
+            at = tuple((f.step, float(mean[frame["step"] == f.step].iloc[0])) for f in falls[label] if f.sign == metric)
+            # Thin are the steps themselves, or beside forced ends those that ran into the cap.
+            forced = metric == "forced_share"
+            single, part = (None, smooth[label]["truncated_share"]) if forced else (frame[metric], None)
+            lines[label] = StepLine(frame["step"], mean, single, part, falls=at)
+        # Token signals of schemes differ by orders of magnitude.
+        log = metric == "token_signal" and all((frame[metric] > 0).all() for frame in frames.values())
+        level = metric not in (*SHARES, "entropy", "trace_length")
+        panels.append(StepPanel(title, unit, lines, metric in SHARES, metric != "token_signal", level, log))
     rows = [panels[i : i + 2] for i in range(0, len(panels), 2)]
     figure, said = draw_steps(rows, COLUMN, 5.2, sharex=True)
     return section(
@@ -78,30 +91,6 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
             *(f"{label}: step {fall.step}: {fall}" for label in runs for fall in falls[label]),
         ),
         UNITS,
-    )
-
-
-def _panel(
-    metric: str,
-    frames: Mapping[str, pd.DataFrame],
-    smooth: Mapping[str, pd.DataFrame],
-    falls: Mapping[str, list[Fall]],
-) -> StepPanel:
-    """Each run's steps thin, or where all are shares of traces those that ran into the cap; smoothed thick."""
-    forced, lines = metric == "forced_share", {}
-    for label, frame in frames.items():
-        mean = smooth[label][metric]
-        at = tuple((f.step, float(mean[frame["step"] == f.step].iloc[0])) for f in falls[label] if f.sign == metric)
-        single, part = (None, smooth[label]["truncated_share"]) if forced else (frame[metric], None)
-        lines[label] = StepLine(frame["step"], mean, single, part, falls=at)
-    return StepPanel(
-        *PANELS[metric],
-        lines,
-        share=metric in SHARES,
-        zero=metric != "token_signal",
-        level=metric not in (*SHARES, "entropy", "trace_length"),
-        # Token signals of schemes differ by orders of magnitude.
-        log=metric == "token_signal" and all((frame[metric] > 0).all() for frame in frames.values()),
     )
 
 

@@ -124,7 +124,7 @@ def cases(
             raise ConfigError("--max-tokens has no effect on stored traces; add --generate.")
         deliver(room.stored_cases(references, kind, n or 3), out, references[0].path, as_json)
         return
-    from nrt_cli.workflows.generate_cases import generate_cases
+    from nrt_cli.workflows.generate import generate_cases
 
     asked = question or room.stored_questions(references, n or 3, kind)
     models = dict(zip(room.case_labels(references), runs, strict=True))

@@ -59,19 +59,26 @@ def _table(table: Table) -> str:
     others = sum(column.kind != "long" for column in table.columns)
     long = rf">{{\raggedright\arraybackslash}}p{{{max(0.2, 0.95 - 0.2 * others):.2f}\textwidth}}"
     layout = "".join({"text": "l", "number": "r", "long": long}[column.kind] for column in table.columns)
-    heading = [r"\toprule", *_heading(table), r"\midrule"]
+    titles = " & ".join(f"${c.math}$" if c.math else _text(c.title) for c in table.columns) + r" \\"
+    groups, rules, start = [], [], 1  # headings that neighbours share
+    for group, width in table.spans():
+        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{_text(group)}}}" if group else "&" * (width - 1))
+        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
+        start += width
+    shared = [" & ".join(groups) + r" \\", " ".join(rules)] if rules else []
+    heading = [r"\toprule", *shared, titles, r"\midrule"]
     rows = []
     for number, (section, of) in enumerate(table.sections()):
         rows += [r"\midrule"] if section and number else []
         if section:
-            width = r"p{0.9\textwidth}" if wraps else "l"  # long headings, such as questions, wrap
-            rows.append(rf"\multicolumn{{{len(table.columns)}}}{{{width}}}{{\textit{{{_text(section)}}}}} \\")
+            kind = r"p{0.9\textwidth}" if wraps else "l"  # long headings, such as questions, wrap
+            rows.append(rf"\multicolumn{{{len(table.columns)}}}{{{kind}}}{{\textit{{{_text(section)}}}}} \\")
         for row in of:
             cells = (_cell(cell, column, table.marks) for cell, column in zip(row.cells, table.columns, strict=True))
             rows.append(" & ".join(cells) + r" \\")
     if wraps or len(table.rows) >= LONG:
-        width = r"@{}p{\dimexpr\textwidth-\tabcolsep}@{}"
-        caption = rf"\multicolumn{{{len(table.columns)}}}{{{width}}}{{\small {head}}} \\"
+        kind = r"@{}p{\dimexpr\textwidth-\tabcolsep}@{}"
+        caption = rf"\multicolumn{{{len(table.columns)}}}{{{kind}}}{{\small {head}}} \\"
         body = "\n".join([caption, *heading, r"\endfirsthead", *heading, r"\endhead", *rows, r"\bottomrule"])
         inner = f"\\begin{{longtable}}{{{layout}}}\n{body}\n\\end{{longtable}}"
         return f"{{\\footnotesize\n{inner}\n}}\n{_list(table.below())}"
@@ -83,17 +90,6 @@ def _table(table: Table) -> str:
         f"\\par\\medskip\\begin{{minipage}}{{\\textwidth}}\n{{\\small {head}\\par}}\\smallskip\n"
         f"\\begin{{center}}\n{inner}\n\\end{{center}}\n{_list(table.below())}\\end{{minipage}}\\par\n"
     )
-
-
-def _heading(table: Table) -> list[str]:
-    """The columns' titles; above them, the headings that neighbours share."""
-    cells, rules, start = [], [], 1
-    for group, width in table.spans():
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{_text(group)}}}" if group else "&" * (width - 1))
-        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
-        start += width
-    titles = " & ".join(f"${c.math}$" if c.math else _text(c.title) for c in table.columns) + r" \\"
-    return [" & ".join(cells) + r" \\", " ".join(rules), titles] if rules else [titles]
 
 
 def _cell(cell: Cell, column: Column, letters: dict[str, str]) -> str:

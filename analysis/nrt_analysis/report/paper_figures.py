@@ -42,12 +42,26 @@ def figures(cards: Sequence[RunCard]) -> tuple[Figure, ...]:
 def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
     """Entropy, length and quality of traces by step: a column of panels per model, a row per judge's template."""
     caption = "How traces change while models train: diversity (entropy), length, and quality by an LLM judge."
-    steps = {card.label: steps_of(card) for card in cards}
-    thinking = [card for card in cards if not steps[card.label].empty]
-    if not thinking:
+    steps, thinking = [], {}  # a row per step of each run that samples traces
+    for card in cards:
+        of = pd.DataFrame(card.steps, columns=["step", *METRICS]).dropna(subset=["trace_length"])
+        if not of.empty:
+            of = of.assign(model=card.model, title=card.title, seed=card.seed)
+            steps.append(of[["model", "title", "seed", "step", *METRICS]])
+            thinking[card.label] = card
+    if not steps:
         return Figure("figure-2", "Figure 2", caption, reason="no run here sampled traces and took a step")
-    by_step = pd.concat([steps[card.label] for card in thinking], ignore_index=True)
-    quality = _quality(thinking)
+    by_step = pd.concat(steps, ignore_index=True)
+    # The mean score by run, judge and step, `asked` with one template: scores for different questions do not mix.
+    columns = ["model", "title", "seed", "step", "judge", "asked", "quality", "low", "high", "n"]
+    judged = [pd.DataFrame(columns=[*columns, "run"])]
+    for _, of in judged_frame({label: card.run for label, card in thinking.items()}).groupby("template"):
+        judges = ", ".join(sorted(of["judge"].unique()))
+        judged.append(quality_table(of).assign(asked=f"{judges} asked with {asked_with(of)}"))
+    quality = pd.concat(judged[1:] or judged, ignore_index=True)
+    for name in ("model", "title", "seed"):
+        quality[name] = [getattr(thinking[label], name) for label in quality["run"]]
+    quality = quality[columns]
     rows = [(metric, by_step, *PANELS[metric]) for metric in METRICS]
     rows += [("quality", of, f"judged quality, {asked}", "score") for asked, of in quality.groupby("asked")]
     if quality.empty:
@@ -56,36 +70,14 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
     for metric, frame, title, unit in rows:
         named = [f"{title}, {model}".replace("$", r"\$") if len(models) > 1 else title for model in models]
         found = [_lines(frame[frame["model"] == model], metric) for model in models]
-        judged = metric == "quality"
-        panels.append([StepPanel(n, unit, f, share=judged, points=judged) for n, f in zip(named, found, strict=True)])
+        dots = metric == "quality"
+        panels.append([StepPanel(n, unit, f, share=dots, points=dots) for n, f in zip(named, found, strict=True)])
     drawing, said = draw_steps(panels, TEXT if len(models) > 1 else COLUMN, 0.4 + 1.4 * len(rows))
     notes = [f"thick: mean over seeds of the trailing mean over {WINDOW} steps; thin: steps of a single seed"]
     notes += [f"quality: {asked}" for asked in quality["asked"].unique()]
     notes += said if len(quality) else [*said, "no traces were judged: `nrt judge RUN` scores them"]
     numbers = {"steps": by_step} | ({"quality": quality} if len(quality) else {})
     return Figure("figure-2", "Figure 2", caption, drawing, numbers, tuple(notes))
-
-
-def steps_of(card: RunCard) -> pd.DataFrame:
-    """One row per step of a run that samples traces: model, title, seed, step, entropy, trace_length."""
-    frame = pd.DataFrame(card.steps, columns=["step", *METRICS]).dropna(subset=["trace_length"])
-    return frame.assign(model=card.model, title=card.title, seed=card.seed)[
-        ["model", "title", "seed", "step", *METRICS]
-    ]
-
-
-def _quality(cards: Sequence[RunCard]) -> pd.DataFrame:
-    """The mean score by run, judge and step, `asked` with one template: scores for different questions do not mix."""
-    columns = ["model", "title", "seed", "step", "judge", "asked", "quality", "low", "high", "n"]
-    by_label = {card.label: card for card in cards}
-    tables = [pd.DataFrame(columns=[*columns, "run"])]
-    for _, of in judged_frame({label: card.run for label, card in by_label.items()}).groupby("template"):
-        judges = ", ".join(sorted(of["judge"].unique()))
-        tables.append(quality_table(of).assign(asked=f"{judges} asked with {asked_with(of)}"))
-    table = pd.concat(tables[1:] or tables, ignore_index=True)
-    for name in ("model", "title", "seed"):
-        table[name] = [getattr(by_label[label], name) for label in table["run"]]
-    return table[columns]
 
 
 def _lines(frame: pd.DataFrame, metric: str) -> dict[str, StepLine]:

@@ -121,15 +121,12 @@ def _scores(table: Table) -> Iterator[Panel]:
         title = f"{table.title}: {OVERALL}" if overall else table.columns[i].title
         seeds = "; dots are seeds" if any(dot.after for dot in found[i]) else ""
         unit = f"percent with 95 % intervals, higher is better{seeds}"
-        yield Panel(title, unit, found[i], tuple(_verdicts(found[i])))
-
-
-def _verdicts(dots: Sequence[Dot]) -> Iterator[str]:
-    """For each model, who leads, and whether the others are apart from it."""
-    for section in dict.fromkeys(dot.section for dot in dots):
-        here = [dot for dot in dots if dot.section == section]
-        if len(here) > 1:
-            yield f"{section}: {_verdict(here)}" if section else _verdict(here)
+        # For each model, who leads, and whether the others are apart from it.
+        by_model: dict[str, list[Dot]] = {}
+        for dot in found[i]:
+            by_model.setdefault(dot.section, []).append(dot)
+        verdicts = {at: _verdict(dots) for at, dots in by_model.items() if len(dots) > 1}
+        yield Panel(title, unit, found[i], tuple(f"{at}: {said}" if at else said for at, said in verdicts.items()))
 
 
 def _verdict(dots: Sequence[Dot]) -> str:
