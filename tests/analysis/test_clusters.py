@@ -8,13 +8,8 @@ from hypothesis import strategies as st
 from nrt_analysis.figures import error_bars
 from nrt_analysis.intervals import DRAWS, clustered_means
 
-FRAME = pd.DataFrame(
-    {
-        "value": [1.0, 3.0, 2.0, 6.0, 5.0, np.nan],
-        "cluster": ["a", "a", "b", "b", "c", "c"],
-        "group": [0, 0, 0, 1, 1, 1],
-    }
-)
+VALUES = [1.0, 3.0, 2.0, 6.0, 5.0, np.nan]
+FRAME = pd.DataFrame({"value": VALUES, "cluster": list("aabbcc"), "group": [0, 0, 0, 1, 1, 1]})
 
 
 def test_means_and_counts_by_hand() -> None:

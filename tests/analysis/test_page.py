@@ -75,11 +75,8 @@ def scored_row(row):
     """A row of a training step: a trace of two tokens, an answer of three, gain 0.5 + 0.1 - 0.1 = 0.5."""
 
     def make(step, example, k, trace="ab", **more):
-        about = {
-            "answer_ids": [120, 121, 122],
-            "answer_logprobs": [-0.5, -1.0, -0.2],
-            "null_logprobs": [-1.0, -1.1, -0.1],
-        }
+        about = {"answer_ids": [120, 121, 122]}
+        about |= {"answer_logprobs": [-0.5, -1.0, -0.2], "null_logprobs": [-1.0, -1.1, -0.1]}
         about |= {"trace_entropies": [0.25, 2.0, 1.0], "token_signals": [1e-200, 0.5, 0.25], "gain": 0.5}
         about |= {"reward": 0.6, "reward_base": 0.5, "advantage": 1.0, "dead_group": False}
         return row(step, example, k, trace, **(about | more))
@@ -140,16 +137,9 @@ def test_hostile_text_is_text(contents, tmp_path):
     made = contents(table, Table("table-1", "empty", "nothing", columns, reason=f"`{HOSTILE}`"), trace=HOSTILE)
     for card in made.runs:
         card.run.update_manifest(command=HOSTILE, versions={HOSTILE: HOSTILE}, data={"dropped": {HOSTILE: 3}})
+    names = {"title": HOSTILE, "model": HOSTILE, "settings": {HOSTILE: HOSTILE}}
     hostile = [
-        replace(
-            card,
-            label=HOSTILE + str(i),
-            title=HOSTILE,
-            model=HOSTILE,
-            manifest=card.run.manifest(),
-            settings={HOSTILE: HOSTILE},
-        )
-        for i, card in enumerate(made.runs)
+        replace(card, label=HOSTILE + str(i), manifest=card.run.manifest(), **names) for i, card in enumerate(made.runs)
     ]
     text = render(replace(made, title=HOSTILE, runs=tuple(hostile), notes=(HOSTILE,)), letters)
     page = Page(text)
@@ -176,12 +166,8 @@ def test_a_trace_has_its_tokens_and_numbers(contents):
     assert (found["shown"], found["stored"]) == (16, 16)
     assert [(one["run"], one["step"]) for one in found["sets"]] == [(0, 2), (0, 1), (1, 2), (1, 1)]
     group = found["sets"][0]["groups"][0]
-    assert (group["example"], group["question"], group["answer"], group["base"]) == (
-        3,
-        "Question 3?",
-        list("xyz"),
-        [-1.0, -1.1, -0.1],
-    )
+    assert (group["example"], group["question"]) == (3, "Question 3?")
+    assert (group["answer"], group["base"]) == (list("xyz"), [-1.0, -1.1, -0.1])
     trace = group["traces"][1]
     assert (trace["k"], trace["tokens"], trace["entropy"], trace["length"]) == (1, ["a", "b"], [0.25, 2.0, 1.0], 2)
     assert (trace["logp"], trace["signal"], trace["gain"]) == ([-0.5, -1.0, -0.2], [1e-200, 0.5, 0.25], 0.5)
@@ -222,21 +208,10 @@ def test_spread_keeps_both_ends_and_the_order(total, count):
 def test_scores_asked_for_are_in_the_same_form(contents, tmp_path):
     made = contents()
     scheme = {"reward": 1.0, "reward_base": 0.5, "advantage": None, "dead_group": None, "token_signals": [1.0, math.pi]}
-    trace = {
-        "trace": "12",
-        "trace_tokens": 2,
-        "stop": "given",
-        "logprobs": [-0.5, -0.25],
-        "gain": 1.5,
-        "schemes": {"am": scheme},
-    }
-    record = {
-        "model": "m",
-        "question": "q?",
-        "tokens": ["4", "2"],
-        "null": {"logprobs": [-1.0, -1.25]},
-        "traces": [trace],
-    }
+    trace = {"trace": "12", "trace_tokens": 2, "stop": "given", "logprobs": [-0.5, -0.25], "gain": 1.5}
+    trace |= {"schemes": {"am": scheme}}
+    record = {"model": "m", "question": "q?", "tokens": ["4", "2"], "null": {"logprobs": [-1.0, -1.25]}}
+    record |= {"traces": [trace]}
     folder = made.runs[0].run.path / "analysis" / "score"
     folder.mkdir(parents=True)
     (folder / "a.json").write_text(json.dumps([record, {"model": "direct"}, 3]))
@@ -345,10 +320,8 @@ def test_settings_that_differ_are_marked(contents):
     found = run_setup.settings(
         [replace(first, settings={"a.b": 1, "a.c": None}), replace(second, settings={"a.b": 2, "a.c": None})]
     )
-    assert [(s.key, s.values, s.differs) for s in found] == [
-        ("a.b", ("1", "2"), True),
-        ("a.c", ("null", "null"), False),
-    ]
+    said = [(s.key, s.values, s.differs) for s in found]
+    assert said == [("a.b", ("1", "2"), True), ("a.c", ("null", "null"), False)]
 
 
 def test_runs_of_one_machine_are_named_together(contents):
@@ -382,10 +355,8 @@ def test_held_out_traces_side_by_side(make_run, row):
         "held-out-000000": [row(0, e, 0, "before") for e in (1, 2)],
         "held-out-000030": [row(30, e, 0, f"am {e}") for e in (1, 2)],
     }
-    runs = [
-        make_run("a", "am", traces=am),
-        make_run("b", "gm", traces={"held-out-000020": [row(20, 2, 0, "gm<|im_end|>")]}),
-    ]
+    gm = {"held-out-000020": [row(20, 2, 0, "gm<|im_end|>")]}
+    runs = [make_run("a", "am", traces=am), make_run("b", "gm", traces=gm)]
     (case,) = cases(find_cards([run.path for run in runs]))
     assert (case["name"], case["question"], case["reference"]) == ("held-out example 2", "Question 2?", "answer 2")
     assert [(s["step"], s["trace"], s["before"]) for s in case["said"]] == [(30, "am 2", "before"), (20, "gm", None)]
@@ -402,10 +373,8 @@ def test_documents_that_all_runs_answered(make_run):
         evaluation.write_scores({"score": 0.0})
     (case,) = cases(find_cards([run.path for run in runs]))
     assert (case["name"], case["question"], case["reference"]) == ("gsm8k 2", "question 2", "42")
-    assert [(s["answer"], s["score"], s["trace"]) for s in case["said"]] == [
-        ("answer of a", 0.0, "thought"),
-        ("answer of b", 0.0, "thought"),
-    ]
+    said = [(s["answer"], s["score"], s["trace"]) for s in case["said"]]
+    assert said == [(f"answer of {name}", 0.0, "thought") for name in "ab"]
 
 
 def test_a_run_that_has_nothing_yet_is_a_page(make_run, tmp_path):
@@ -415,39 +384,26 @@ def test_a_run_that_has_nothing_yet_is_a_page(make_run, tmp_path):
     assert write(Document("t", Made("0", "-"), found, (), (), ()), tmp_path / "r", ["html"])[0].is_file()
 
 
-def test_the_page_has_every_table_and_figure_of_a_report_whatever_it_is_called(contents):
-    row = Row((Cell("a"), Cell("1.0", 1.0)))
-    columns = (Column("Method"), Column("Score", kind="number"))
-    tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in (11, 90, "x")]
-    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", drawing=new_figure()[0]) for i in (5, 22, "mine")]
-    figures.append(Figure("figure-7", "My empty figure", "c", reason="`nrt nothing` draws it"))
-    page = render(replace(contents(*tables), figures=tuple(figures)))
-    for part in (*tables, *figures):
-        assert page.count(f'id="{part.key}"') == 1
-    assert "<summary>My empty figure: empty: <code>nrt nothing</code> draws it</summary>" in page
-
-
-def test_every_format_shows_any_number_of_tables_and_figures(contents):
+def test_every_format_shows_any_number_of_tables_and_figures_whatever_they_are_called(contents):
     """What a contributor adds to a report reaches all of its formats, without a line in any of them."""
     columns, row = (Column("Method"), Column("Score", kind="number")), Row((Cell("a"), Cell("1.0", 1.0)))
-    tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in range(11, 25)]
+    tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in (*range(11, 25), 90, "x")]
     numbers = {"behind": pd.DataFrame({"n": [1]})}
-    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", new_figure()[0], numbers) for i in range(5, 12)]
-    made = replace(contents(*tables), figures=tuple(figures))
+    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", new_figure()[0], numbers) for i in (5, 8, 22, "mine")]
+    empty = Figure("figure-7", "My empty figure", "c", reason="`nrt nothing` draws it")
     packages = {"latex": "pylatexenc", "pdf": "fpdf"}
     formats = [name for name in FORMATS if name not in packages or find_spec(packages[name])]
-    files = formats_of(made, formats)
+    files = formats_of(replace(contents(*tables), figures=(*figures, empty)), formats)
     assert {f"tables/{table.key}.csv" for table in tables} <= files.keys()
     assert {f"figures/{figure.key}{end}" for figure in figures for end in (".svg", "-behind.csv")} <= files.keys()
-    text = {name: files[name].decode() for name in ("index.html", "report.md", "paper.tex") if name in files}
-    for part in (*tables, *figures):
-        assert f'id="{part.key}"' in text["index.html"]
-        assert f"## {part.title}\n" in text["report.md"]
-        assert part.key in text.get("paper.tex", part.key)
-    assert text["index.html"].count("data:image/svg") == text["report.md"].count(".png)") == len(figures)
-    if "report.pdf" in files:
-        assert files["report.pdf"].count(b"/Subtype /Image") == 1  # seven drawings that look alike are stored once
-        assert files["report.pdf"].count(b"/Type /Page\n") > len(figures)
+    page, text, paper = (files.get(name, b"").decode() for name in ("index.html", "report.md", "paper.tex"))
+    for part in (*tables, *figures, empty):
+        assert page.count(f'id="{part.key}"') == 1
+        assert f"## {part.title}\n" in text
+        assert not paper or part.key in paper or part is empty
+    assert "<summary>My empty figure: empty: <code>nrt nothing</code> draws it</summary>" in page
+    assert page.count("data:image/svg") == text.count(".png)") == len(figures)
+    assert files.get("report.pdf", b"/Type /Page\n" * 9).count(b"/Type /Page\n") > len(figures)
 
 
 def test_what_is_empty_is_folded_into_a_line_that_says_what_fills_it(contents):

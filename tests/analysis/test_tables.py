@@ -8,13 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-import pytest
 from nrt_analysis import formats
 from nrt_analysis.document import section, shown
 from nrt_analysis.figures import COLUMN, DPI, draws, font_for, line_style, new_figure, render
 from nrt_analysis.formats.spreadsheets import to_csv
 
-from nrt_cli.errors import ConfigError
 from nrt_cli.store.files import write_report
 
 FRAME = pd.DataFrame({"run": ["a|b", "<i>\n"], "value": [1 / 3, math.nan], "n": [2, 3]})
@@ -47,19 +45,12 @@ def test_a_section_as_files_and_json(tmp_path):
     assert paths[0].read_bytes() == files[paths[0].name]
 
 
-def test_a_section_is_written_in_every_format_whatever_it_holds():
-    """What `nrt analyze` finds is a document as the report is: any number of tables and figures, in all formats."""
-    figures = {name: new_figure()[0] for name in ("things", "more")}
-    report = section("things", {"summary": FRAME}, figures, ["said"], {})
-    for name in formats.FORMATS:
-        if name == "html":
-            continue  # the page is one of runs
-        try:
-            files = formats.render(report, [name])
-        except ConfigError:
-            pytest.skip(f"{name} needs a package")
-        assert {"things.png", "things-more.svg"} <= set(files)
-    assert formats.render(report, ["md"])["things.md"].count(b"![") == 2
+def test_a_section_has_any_number_of_figures():
+    """What `nrt analyze` finds is a document as the report is."""
+    report = section("things", {"summary": FRAME}, {name: new_figure()[0] for name in ("things", "more")}, ["said"], {})
+    files = formats.render(report, ("csv", "md"))
+    assert {"things.png", "things-more.svg", "things-more.pdf"} <= set(files)
+    assert files["things.md"].count(b"![") == 2
 
 
 def test_reports_leave_other_files_alone(tmp_path):
