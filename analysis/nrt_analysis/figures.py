@@ -31,25 +31,16 @@ COLUMN, TEXT = 3.35, 6.9
 DPI = 300
 
 STYLE: Any = {
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 6),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.grid": True,
     "grid.linewidth": 0.3,
     "grid.color": "0.85",
     "lines.linewidth": 1.2,
     "lines.markersize": 3,
-    "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,  # text stays text
     "svg.hashsalt": "nrt",  # else the names of its parts are new every time

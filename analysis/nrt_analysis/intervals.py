@@ -35,7 +35,13 @@ def clustered_means(
     table = pd.DataFrame({"mean": sums_CG.sum(0) / counts_CG.sum(0)}, index=sums.columns)
     table["low"], table["high"] = np.nan, np.nan
     if len(sums_CG) > 1:
-        means_RG = _resampled(sums_CG, counts_CG, seed, draws)
+        # NaN where a group was not drawn; one draw at a time, since draws x clusters would not fit for large data.
+        generator, size = np.random.default_rng(seed), len(sums_CG)
+        means_RG = np.empty((draws, sums_CG.shape[1]))
+        for r in range(draws):
+            drawn_C = np.bincount(generator.integers(size, size=size), minlength=size)
+            total_G = drawn_C @ counts_CG
+            means_RG[r] = np.divide(drawn_C @ sums_CG, total_G, out=np.full_like(total_G, np.nan), where=total_G > 0)
         table["low"], table["high"] = np.nanquantile(means_RG, [0.025, 0.975], axis=0)
     table["n"] = counts_CG.sum(0).astype(int)
     table["clusters"] = (counts_CG > 0).sum(0)
@@ -46,17 +52,6 @@ def clustered_means(
 def share_above_0(values: pd.Series) -> float:
     """Of those that were measured; NaN where none was."""
     return float((values.dropna() > 0).mean())
-
-
-def _resampled(sums_CG: np.ndarray, counts_CG: np.ndarray, seed: int, draws: int) -> np.ndarray:
-    """Means under resampling of clusters, [draws, groups]; NaN where a group was not drawn."""
-    generator, size = np.random.default_rng(seed), len(sums_CG)
-    means_RG = np.empty((draws, sums_CG.shape[1]))
-    for r in range(draws):  # one at a time: draws x clusters would not fit for large data
-        drawn_C = np.bincount(generator.integers(size, size=size), minlength=size)
-        total_G = drawn_C @ counts_CG
-        means_RG[r] = np.divide(drawn_C @ sums_CG, total_G, out=np.full_like(total_G, np.nan), where=total_G > 0)
-    return means_RG
 
 
 # --- over seeds ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nrt_analysis.case_report import clipped, cut_mark, stored_cases
-from nrt_analysis.document import Cell, Column, Row, Table
+from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.frames import HELD_OUT, plain_text
 from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import RunCard, in_words, stored_analyses, title_of
@@ -31,8 +31,18 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
     rows: list[Row] = []
     for path, records in stored_analyses(cards, "score"):
         for record in records if isinstance(records, list) else ():
-            if isinstance(record, dict) and {"question", "answer", "model"} <= record.keys():
-                rows += _scored(record, cards, path)
+            if not (isinstance(record, dict) and {"question", "answer", "model"} <= record.keys()):
+                continue
+            section = f"{record['question']} | reference answer: {record['answer']}"
+            title = title_of(str(record["model"]), cards, path)
+            if title == record["model"] and record.get("method"):  # a run that is not in this report
+                title = str(record.get("title") or method_title(str(record["method"])))
+            if isinstance(direct := record.get("direct"), dict):
+                rows.append(Row((Cell(title), Cell(reason="answers directly"), *_probabilities(direct)), section))
+            for trace in (record.get("traces") or [])[:1]:
+                first, *more = _parts(plain_text(str(trace.get("trace", ""))), "an empty trace")
+                rows.append(Row((Cell(title), first, *_probabilities(trace)), section))
+                rows += [Row((Cell(), part, Cell(), Cell()), section) for part in more]
     theirs = ", ".join(f"{method_title(method)} {p:.4f}" for method, p in paper()["case"]["probabilities"].items())
     return Table(
         "table-9",
@@ -41,8 +51,7 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
         (
             Column("Model"),
             Column("Trace z", kind="long"),
-            Column("with eos", "P(y*|x,z)", "number"),
-            Column("without", "P(y*|x,z)", "number"),
+            *numbers("with eos", "without", group="P(y*|x,z)"),
         ),
         tuple(rows),
         notes=(
@@ -55,19 +64,6 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
         else "no question was scored; `nrt score RUN... --question X --answer Y --json` into "
         "analysis/score/NAME.json of a run or study does",
     )
-
-
-def _scored(record: Mapping[str, Any], cards: Sequence[RunCard], found: Path) -> Iterator[Row]:
-    section = f"{record['question']} | reference answer: {record['answer']}"
-    title = title_of(str(record["model"]), cards, found)
-    if title == record["model"] and record.get("method"):  # a run that is not in this report
-        title = str(record.get("title") or method_title(str(record["method"])))
-    if isinstance(direct := record.get("direct"), dict):
-        yield Row((Cell(title), Cell("", reason="answers directly"), *_probabilities(direct)), section=section)
-    for trace in (record.get("traces") or [])[:1]:
-        first, *more = _parts(plain_text(str(trace.get("trace", ""))), "an empty trace")
-        yield Row((Cell(title), first, *_probabilities(trace)), section=section)
-        yield from (Row((Cell(), part, Cell(), Cell()), section=section) for part in more)
 
 
 def _probabilities(scored: Mapping[str, Any]) -> tuple[Cell, Cell]:

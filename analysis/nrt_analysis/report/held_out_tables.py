@@ -1,7 +1,7 @@
 """The held-out pairs of every run as tables: log P(y*), the gain of thinking and accuracies, before and after."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
@@ -30,13 +30,22 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
     cards = [card for card in cards if card.held_out]
     if not cards:
         return None
+    rows = []
+    for card in cards:
+        measured = of_run(card)
+        reason = NOT_GRADED if measured[0].after.n else NOT_STORED
+        for found in measured:
+            measure, n, signed = found.measure, found.after.n, found.measure.difference
+            ends = (_cell(at, measure, signed, reason) for at in (found.before, found.after))
+            cells = (*ends, _cell(found.change, measure, True, reason), Cell(str(n), n) if n else Cell(reason=reason))
+            rows.append(Row((Cell(measure.title), *cells), card.label))
     return Table(
         "held-out",
         "Held-out pairs",
         "log P(y*) in nats per answer and accuracy in percent, before and after training, with 95 % intervals over the "
         "held-out pairs. Changes are within pairs.",
         (Column("Measure"), *numbers("Before", "After", "After minus before", "Pairs")),
-        tuple(row for card in cards for row in _rows(card)),
+        tuple(rows),
         notes=(
             "After minus before alone flatters: training makes answers likelier after any trace, another row's too. "
             "What thinking is worth is the gain, and thinking minus the null trace, direct, and another row's trace.",
@@ -144,20 +153,6 @@ def best_of_run(card: RunCard) -> str | None:
         f"{said} over {best.reported_rows} held-out pairs; the {best.chosen_rows} pairs of every other question, "
         f"{chose}, chose it."
     )
-
-
-def _rows(card: RunCard) -> Iterator[Row]:
-    measured = of_run(card)
-    reason = NOT_GRADED if measured[0].after.n else NOT_STORED
-    for found in measured:
-        measure, n = found.measure, found.after.n
-        cells = (
-            _cell(found.before, measure, measure.difference, reason),
-            _cell(found.after, measure, measure.difference, reason),
-            _cell(found.change, measure, True, reason),
-            Cell(str(n), n) if n else Cell(reason=reason),
-        )
-        yield Row((Cell(measure.title), *cells), card.label)
 
 
 def _cell(found: Difference, measure: Measure, signed: bool, reason: str) -> Cell:

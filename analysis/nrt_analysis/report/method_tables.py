@@ -1,7 +1,7 @@
 """Tables 1, 2 and 4 to 8: what was trained, on what, how, and how it was measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
@@ -229,8 +229,18 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
     rows = []
     for section, parameters in paper()["hyperparameters"].items():
         for parameter in parameters:
-            concerned = [c for c in cards if c.settings and not (parameter.get("thinks") and not c.samples)]
-            ours = Cell(parameter["ours"]) if parameter["key"] is None else _setting(parameter, concerned)
+            values: dict[str, list[str]] = {}  # each value that runs had, with its runs
+            of_rl = set()
+            for card in cards if parameter["key"] else ():
+                if card.settings and (card.samples or not parameter.get("thinks")):
+                    value = _shown(card.settings.get(parameter["key"]))
+                    values.setdefault(value, []).append(card.label)
+                    of_rl |= {value} if card.samples else set()
+            same = parameter.get("same", [_shown(parameter["value"])])
+            note = "" if same == "any" or of_rl <= set(same) else "not the paper's"
+            texts = [value if len(values) == 1 else f"{value} ({', '.join(runs)})" for value, runs in values.items()]
+            ours = Cell("; ".join(texts), note=note) if texts else Cell(reason="no run here has it")
+            ours = ours if parameter["key"] else Cell(parameter["ours"])
             cells = (Cell(parameter["name"]), ours, Cell(_shown(parameter["value"])), Cell(parameter["key"] or "-"))
             rows.append(Row(cells, section=section))
     return Table(
@@ -247,23 +257,6 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
         ),
         reason="" if any(card.settings for card in cards) else "no run's config can be read",
     )
-
-
-def _setting(parameter: Mapping[str, Any], cards: Sequence[RunCard]) -> Cell:
-    """The value that runs had; each value with its runs where they differ."""
-    values: dict[str, list[str]] = {}
-    of_rl = set()
-    for card in cards:
-        value = _shown(card.settings.get(parameter["key"]))
-        values.setdefault(value, []).append(card.label)
-        of_rl |= {value} if card.samples else set()
-    if not values:
-        return Cell(reason="no run here has it")
-    same = parameter.get("same", [_shown(parameter["value"])])
-    note = "" if same == "any" or of_rl <= set(same) else "not the paper's"
-    if len(values) == 1:
-        return Cell(next(iter(values)), note=note)
-    return Cell("; ".join(f"{value} ({', '.join(labels)})" for value, labels in values.items()), note=note)
 
 
 def _shown(value: Any) -> str:

@@ -18,8 +18,7 @@ from nrt_analysis.report.paper import (
     told,
     uncertain,
 )
-from nrt_analysis.report.scores import BASE, OVERALL, Results, differing_settings
-from nrt_analysis.report.scores import Row as RowName
+from nrt_analysis.report.scores import BASE, OVERALL, Results, RowName, differing_settings
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
 from nrt_cli.measures.statistics import NORMAL, coarsest_grid, printed_multiples
@@ -162,7 +161,18 @@ def paper_table(results: Results) -> Table:
         model = paper_model(row[0])
         theirs = scores(model, members[0].method) if model and row[1] == method_title(members[0].method) else {}
         for name in [name for name in (*paper()["benchmarks"], OVERALL) if name in theirs]:
-            rows += _beside(results, row, name, theirs[name], str(model), members[0].method)
+            method, ours = members[0].method, results.estimate(row, name)
+            cell = percent(ours, interval=True) if not math.isnan(ours.value) else _score_cell(results, row, name)
+            printed = {"Overall" if name == OVERALL else paper()["benchmarks"][name]["title"]: theirs[name]}
+            if name == OVERALL and overall_differs(str(model), method):  # it is not the mean of its columns
+                mean = recomputed_overall(str(model), method)
+                printed = {"Overall, as printed": theirs[name], "Overall, mean of its nine": mean}
+            for what, number in printed.items():
+                stated = over_seeds([replace(uncertain(str(model), method, name), value=number / 100)])
+                gap = percent(difference(ours, stated), interval=True, signed=True)
+                apart = Cell(reason=cell.reason) if cell.reason else gap
+                cells = (Cell(row[1]), Cell(what), cell, percent(stated, interval=True), apart)
+                rows.append(Row(cells, section=row[0]))
     known = ", ".join(model["title"] for model in paper()["models"])
     models = ", ".join(dict.fromkeys(model for model, _ in results.rows))
     return Table(
@@ -177,23 +187,6 @@ def paper_table(results: Results) -> Table:
         else f"the paper trained {known}, and these runs began from {models}: nothing to set beside "
         "each other; the gains over SFT do compare",
     )
-
-
-def _beside(results: Results, row: RowName, name: str, theirs: float, model: str, method: str) -> list[Row]:
-    """A row for a benchmark; two for Overall where the paper's own is not the mean of its columns."""
-    ours = results.estimate(row, name)
-    title = "Overall" if name == OVERALL else paper()["benchmarks"][name]["title"]
-    cell = percent(ours, interval=True) if not math.isnan(ours.value) else _score_cell(results, row, name)
-
-    def line(what: str, number: float) -> Row:
-        printed = over_seeds([replace(uncertain(model, method, name), value=number / 100)])
-        apart = difference(ours, printed)
-        gap = Cell(reason=cell.reason) if cell.reason else percent(apart, interval=True, signed=True)
-        return Row((Cell(row[1]), Cell(what), cell, percent(printed, interval=True), gap), section=row[0])
-
-    if name != OVERALL or not overall_differs(model, method):
-        return [line(title, theirs)]
-    return [line("Overall, as printed", theirs), line("Overall, mean of its nine", recomputed_overall(model, method))]
 
 
 def _their_errors() -> str:

@@ -107,7 +107,15 @@ def find_cards(paths: Sequence[Path]) -> list[RunCard]:
     if not runs:
         places = ", ".join(map(str, paths))
         raise StoreError(f"{places}: no runs are there; `nrt reproduce laptop` or `nrt train` makes some.")
-    return _labelled(sorted(_named([_card(run) for run in runs.values()]), key=_order))
+    found = sorted(_named([_card(run) for run in runs.values()]), key=_order)
+    # Labels: title and seed, with the model where there are several; runs that share all of it get their path.
+    names = [f"{card.title}, seed {card.seed}" for card in found]
+    if len({card.model for card in found}) > 1:
+        names = [f"{card.model}, {name}" for name, card in zip(names, found, strict=True)]
+    return [
+        replace(card, label=f"{name} ({card.run.path})" if names.count(name) > 1 else name)
+        for name, card in zip(names, found, strict=True)
+    ]
 
 
 def _order(card: RunCard) -> tuple[Any, ...]:
@@ -220,18 +228,6 @@ def _named(found: list[RunCard]) -> list[RunCard]:
             differing = [f"{key}={own.get(key)}" for key in own | plain if own.get(key) != plain.get(key)]
             titled.append(replace(card, title=f"{title} [{', '.join(differing)}]") if differing else card)
     return titled
-
-
-def _labelled(found: list[RunCard]) -> list[RunCard]:
-    """Labels: title and seed, with the model where there are several; runs that share all of it get their path."""
-    several = len({card.model for card in found}) > 1
-    names = [f"{card.title}, seed {card.seed}" for card in found]
-    if several:
-        names = [f"{card.model}, {name}" for name, card in zip(names, found, strict=True)]
-    return [
-        replace(card, label=f"{name} ({card.run.path})" if names.count(name) > 1 else name)
-        for name, card in zip(names, found, strict=True)
-    ]
 
 
 # --- studies ---------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Score:
     remarks: tuple[str, ...]
 
 
-Row = tuple[str, str]
+RowName = tuple[str, str]
 """A row of a results table: model and title."""
 
 
@@ -55,32 +55,32 @@ class Member:
 class Results:
     """Every run's scores, and the rows they belong to."""
 
-    rows: Mapping[Row, Sequence[Member]]
+    rows: Mapping[RowName, Sequence[Member]]
     scores: Mapping[str, Mapping[str, Score]]
     """Label of a member -> benchmark -> score."""
-    absent: Mapping[Row, str]
+    absent: Mapping[RowName, str]
     """Rows that a study planned and that have no run, and why."""
 
-    def seeds(self, row: Row, benchmark: str) -> list[Score]:
+    def seeds(self, row: RowName, benchmark: str) -> list[Score]:
         """The scores of a row's runs."""
         found = (self.scores[member.label].get(benchmark) for member in self.rows.get(row, ()))
         return [score for score in found if score is not None]
 
-    def estimate(self, row: Row, benchmark: str) -> Estimate:
+    def estimate(self, row: RowName, benchmark: str) -> Estimate:
         """The mean over a row's seeds; of `overall`, over the seeds that have all nine."""
         return over_seeds(self.means(row, benchmark))
 
-    def means(self, row: Row, benchmark: str) -> list[Mean]:
+    def means(self, row: RowName, benchmark: str) -> list[Mean]:
         """What each of a row's seeds scored; NaN where one has not all nine."""
         if benchmark == OVERALL:
             return [self._overall(member) for member in self.rows.get(row, ())]
         return [score.mean for score in self.seeds(row, benchmark)]
 
-    def mean(self, row: Row, benchmarks: Sequence[str]) -> Estimate:
+    def mean(self, row: RowName, benchmarks: Sequence[str]) -> Estimate:
         """The mean over some benchmarks, of the seeds that have them all."""
         return over_seeds([self._overall(member, benchmarks) for member in self.rows.get(row, ())])
 
-    def missing(self, row: Row) -> list[str]:
+    def missing(self, row: RowName) -> list[str]:
         """Which of the nine no run of a row has."""
         return [name for name in ORDER if not self.seeds(row, name)]
 
@@ -100,8 +100,13 @@ def results(cards: Sequence[RunCard]) -> Results:
     Where a run has several of a benchmark, the settings that most runs have are chosen, then the most documents, then
     the newest.
     """
-    found = {card.label: _evaluations(card) for card in cards}
-    rows: dict[Row, list[Member]] = {}
+    found: dict[str, dict[str, list[Score]]] = {}
+    for card in cards:
+        steps = sorted(card.run.path.glob("evals/step-*"), reverse=True)
+        notes = {folder: (f"after step {int(folder.name.removeprefix('step-'))}",) for folder in steps}
+        of = (_scores(folder, notes.get(folder, ())) for folder in (card.run.path / "evals" / "export", *steps))
+        found[card.label] = next(filter(None, of), {})
+    rows: dict[RowName, list[Member]] = {}
     for model, folder in {card.model: card.study / "evals" / "base" for card in cards if card.study}.items():
         if scores := _scores(folder, ()):  # what a study asked its starting model
             base = Member(f"{model}, {BASE}", "", None, "finished")
@@ -126,16 +131,6 @@ def results(cards: Sequence[RunCard]) -> Results:
         if not any(at == model and (own == title or own.startswith(f"{title} [")) for at, own in rows):
             absent[model, title] = reason
     return Results(rows, chosen, absent)
-
-
-def _evaluations(card: RunCard) -> dict[str, list[Score]]:
-    """Of the run's result, or where that has none, of its last evaluated step."""
-    steps = sorted(card.run.path.glob("evals/step-*"), reverse=True)
-    for folder in (card.run.path / "evals" / "export", *steps):
-        at = () if folder.name == "export" else (f"after step {int(folder.name.removeprefix('step-'))}",)
-        if scores := _scores(folder, at):
-            return scores
-    return {}
 
 
 def _scores(folder: Path, at: tuple[str, ...]) -> dict[str, list[Score]]:

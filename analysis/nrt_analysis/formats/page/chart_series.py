@@ -25,23 +25,6 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
     `seen`: by model, metric, and whether single steps are drawn too (`raw`), the heights that a panel shows of the
     model's runs, and which of them leave it.
     """
-    runs, panels = [_run(card) for card in cards], _panels()
-    seen: dict[str, dict[str, dict[str, Any]]] = {}
-    for model in dict.fromkeys(card.model for card in cards):
-        its = {card.label: run["values"] for card, run in zip(cards, runs, strict=True) if card.model == model}
-        for key in (one["key"] for one in panels):
-            found = {label: values[key] for label, values in its.items() if key in values}
-            for line in ("mean", "raw"):
-                lines = {label: pd.Series(one.get(line, one["mean"]), dtype=float) for label, one in found.items()}
-                low, high, beyond = span(lines)
-                said = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
-                heights = {"low": four_digits(low), "high": four_digits(high), "beyond": said}
-                seen.setdefault(model, {}).setdefault(key, {})[line] = heights
-    return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
-
-
-def _panels() -> list[dict[str, Any]]:
-    """What is drawn, in order: what matters first."""
     # Figures have titles in TeX, and one that names a thin line.
     titles = {key: title.replace("$R - R_{base}$", "R − R_base") for key, (title, _) in PANELS.items()}
     about = {
@@ -50,16 +33,24 @@ def _panels() -> list[dict[str, Any]]:
         **{key: (titles[key], unit, UNITS[key]) for key, (_, unit) in PANELS.items()},
         "forced_share": ("forced ends", "share of traces", UNITS["forced_share"]),
     }
-    order = (HELD_OUT, "gain", "trace_length", "entropy")
-    return [
-        {
-            **dict(zip(("key", "title", "unit", "about"), (key, *about[key]), strict=True)),
-            "share": key in SHARES,
-            "zero": key in ("entropy", "trace_length", "gain", "reward_gain"),
-            "log": key == "token_signal",
-        }
-        for key in dict.fromkeys((*order, *about))
-    ]
+    panels = []
+    for key in dict.fromkeys((HELD_OUT, "gain", "trace_length", "entropy", *about)):  # what matters first
+        said = dict(zip(("key", "title", "unit", "about"), (key, *about[key]), strict=True))
+        zero = key in ("entropy", "trace_length", "gain", "reward_gain")
+        panels.append({**said, "share": key in SHARES, "zero": zero, "log": key == "token_signal"})
+    runs = [_run(card) for card in cards]
+    seen: dict[str, dict[str, dict[str, Any]]] = {}
+    for model in dict.fromkeys(card.model for card in cards):
+        its = {card.label: run["values"] for card, run in zip(cards, runs, strict=True) if card.model == model}
+        for key in (one["key"] for one in panels):
+            found = {label: values[key] for label, values in its.items() if key in values}
+            for line in ("mean", "raw"):
+                lines = {label: pd.Series(one.get(line, one["mean"]), dtype=float) for label, one in found.items()}
+                low, high, beyond = span(lines)
+                leave = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
+                heights = {"low": four_digits(low), "high": four_digits(high), "beyond": leave}
+                seen.setdefault(model, {}).setdefault(key, {})[line] = heights
+    return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
 
 
 def _run(card: RunCard) -> dict[str, Any]:

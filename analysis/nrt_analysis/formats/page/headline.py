@@ -228,8 +228,8 @@ def _dots_of_records(cards: Sequence[RunCard]) -> tuple[Dot, ...]:
         if scores:
             ends = (float(scores[0]["answer_logprob"]), float(scores[-1]["answer_logprob"]))
             found.setdefault((card.model, card.title), []).append(ends)
-    return tuple(
-        Dot(model, title, sum(after) / len(after), before=tuple(before), after=tuple(after))
-        for (model, title), ends in found.items()
-        for before, after in [tuple(zip(*ends, strict=True))]
-    )
+    dots = []
+    for (model, title), pairs in found.items():
+        before, after = zip(*pairs, strict=True)
+        dots.append(Dot(model, title, sum(after) / len(after), before=before, after=after))
+    return tuple(dots)
