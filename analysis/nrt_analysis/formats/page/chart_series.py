@@ -33,7 +33,7 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
         **{key: (titles[key], unit, UNITS[key]) for key, (_, unit) in PANELS.items()},
         "forced_share": ("forced ends", "share of traces", UNITS["forced_share"]),
     }
-    panels = []
+    panels: list[dict[str, Any]] = []
     for key in dict.fromkeys((HELD_OUT, "gain", "trace_length", "entropy", *about)):  # what matters first
         said = dict(zip(("key", "title", "unit", "about"), (key, *about[key]), strict=True))
         zero = key in ("entropy", "trace_length", "gain", "reward_gain")
