@@ -10,7 +10,7 @@ from nrt_analysis.report.case_tables import cases_table, confidence_table
 from nrt_analysis.report.held_out_tables import asked_twice, compared_table, doubts, held_out_table
 from nrt_analysis.report.paper_figures import figures
 from nrt_analysis.report.run_cards import RunCard, find_cards, read_study, unfinished
-from nrt_analysis.report.scores import results
+from nrt_analysis.report.run_scores import results
 from nrt_cli import __version__
 from nrt_cli.store.evals import find_evaluations
 

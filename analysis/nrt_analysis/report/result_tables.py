@@ -18,7 +18,7 @@ from nrt_analysis.report.paper import (
     told,
     uncertain,
 )
-from nrt_analysis.report.scores import BASE, OVERALL, Results, RowName, differing_settings
+from nrt_analysis.report.run_scores import BASE, OVERALL, Results, RowName, differing_settings
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
 from nrt_cli.measures.statistics import NORMAL, coarsest_grid, printed_multiples
