@@ -192,10 +192,10 @@ def evaluate(
     """
     from nrt_cli.evaluation.evaluate import evaluate as run_evaluation
     from nrt_cli.evaluation.session import Job
-    from nrt_cli.progress import choose_for_eval
+    from nrt_cli.progress import EvalProgress
 
     names = (benchmarks,) if isinstance(benchmarks, str) else tuple(benchmarks)
-    with choose_for_eval() as display:
+    with EvalProgress() as display:
         return run_evaluation(Job(str(model), names, limit), load_config(None, *overrides), display)
 
 

@@ -14,7 +14,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -360,13 +368,26 @@ def plot(
     return [*lines, f"{'':>5} +{'-' * width}", f"{'':>5}  0{seconds:>{width - 1}}"]
 
 
+def _bars(*columns: ProgressColumn | str) -> Bars | None:
+    """Bars on a terminal, on stderr; None elsewhere, where lines are printed."""
+    return Bars(*columns, console=console.stderr) if console.stderr.is_terminal else None
+
+
 class EvalProgress(Display):
-    """What a person sees while benchmarks are evaluated: plain lines, a few for each."""
+    """What a person sees while benchmarks are evaluated: a bar for each, or a few lines."""
+
+    bars: Bars | None = None
+
+    def __init__(self) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "eta", TimeRemainingColumn())
+        self.screen = self.bars = _bars("{task.description:<12}", *columns, "{task.fields[score]}")
 
     def begin(self, benchmark: str, total: int, done: int) -> None:
         """A benchmark of `total` documents, of which `done` are in the store."""
         self.benchmark, self.total, self.done = benchmark, total, done
-        if done == total:
+        if self.bars:
+            self.bar = self.bars.add_task(benchmark, total=total, completed=done, score="")
+        elif done == total:
             self.note(f"{benchmark}: all {total} documents are in the store")
         else:
             self.note(f"{benchmark}: {total} documents" + (f", {done} of them in the store" if done else ""))
@@ -374,37 +395,19 @@ class EvalProgress(Display):
     def advance(self) -> None:
         """One more document is answered and stored."""
         self.done += 1
+        if self.bars:
+            self.bars.advance(self.bar)
         # About ten lines for each benchmark, however large it is.
-        if self.done % max(1, self.total // 10) == 0:
+        elif self.done % max(1, self.total // 10) == 0:
             self.note(f"{self.benchmark}: {self.done}/{self.total}")
 
     def end(self, row: Mapping[str, Any]) -> None:
         """The benchmark is scored."""
-        self.note(f"{row['benchmark']}: {row['metric']} {100 * row['score']:.1f} of {row['n']} documents")
-
-
-class LiveEvalProgress(EvalProgress):
-    """A bar for each benchmark, on a terminal."""
-
-    def __init__(self) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "eta", TimeRemainingColumn())
-        self.screen = self.bars = Bars(
-            "{task.description:<12}", *columns, "{task.fields[score]}", console=console.stderr
-        )
-
-    def begin(self, benchmark: str, total: int, done: int) -> None:
-        self.bar = self.bars.add_task(benchmark, total=total, completed=done, score="")
-
-    def advance(self) -> None:
-        self.bars.advance(self.bar)
-
-    def end(self, row: Mapping[str, Any]) -> None:
-        self.bars.update(self.bar, score=f"{row['metric']} {100 * row['score']:.1f}")
-
-
-def choose_for_eval() -> EvalProgress:
-    """Bars on a terminal, plain lines elsewhere; both on stderr."""
-    return LiveEvalProgress() if console.stderr.is_terminal else EvalProgress()
+        score = f"{row['metric']} {100 * row['score']:.1f}"
+        if self.bars:
+            self.bars.update(self.bar, score=score)
+        else:
+            self.note(f"{row['benchmark']}: {score} of {row['n']} documents")
 
 
 @contextlib.contextmanager
@@ -437,17 +440,32 @@ def counted(unit: str) -> Iterator[Callable[..., None]]:
 
 
 class StudyProgress(Display):
-    """What a person sees of a study, whose tasks run side by side: a line where one ends, and for each tenth of all."""
+    """What a person sees of a study, whose tasks run side by side: a bar for each that runs and one for all; or a line
+    where one ends, and for each tenth of all."""
+
+    def __init__(self) -> None:
+        name, what = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description:<15", "fields[what]"))
+        self.screen = self.bars = _bars(name, BarColumn(), TextColumn("{task.percentage:>3.0f} %"), what)
+        self.tasks: dict[str, TaskID] = {}
 
     def begin(self, work: Mapping[str, float]) -> None:
         """These tasks come next, each with how much work it is beside the others."""
         self.work, self.shares = work, dict.fromkeys(work, 0.0)
         self.started, self.tenths = time.monotonic(), 0
+        if self.bars:
+            for task in self.bars.task_ids:
+                self.bars.remove_task(task)
+            self.tasks = {"": self.bars.add_task(f"{len(work)} tasks" if len(work) > 1 else "", total=1.0, what="")}
 
     def progress(self, name: str, share: float, what: str) -> None:
         """A task says how much of it is done, and what it does now."""
         self.shares[name] = share
-        if (tenths := int(10 * self._done())) > self.tenths:
+        if self.bars:
+            if name not in self.tasks:
+                self.tasks[name] = self.bars.add_task(name, total=1.0, what="")
+            self.bars.update(self.tasks[name], completed=share, what=what)
+            self.bars.update(self.tasks[""], completed=self._done(), what=f"eta {self.eta()}")
+        elif (tenths := int(10 * self._done())) > self.tenths:
             self.tenths = tenths
             self.note(f"{tenths}0 % done, eta {self.eta()}; {name}: {what}")
 
@@ -455,6 +473,8 @@ class StudyProgress(Display):
         """A task is over."""
         self.shares[name] = 1.0
         (self.note if status == "finished" else self.warn)(f"{name}: {status}{': ' if text else ''}{text}")
+        if self.bars and name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(name))
 
     def eta(self) -> str:
         """Time left at the pace so far."""
@@ -463,38 +483,6 @@ class StudyProgress(Display):
 
     def _done(self) -> float:
         return sum(self.work[name] * share for name, share in self.shares.items()) / (sum(self.work.values()) or 1.0)
-
-
-class LiveStudyProgress(StudyProgress):
-    """A bar for each task that runs and one for all of them, on a terminal."""
-
-    def __init__(self) -> None:
-        name, what = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description:<15", "fields[what]"))
-        columns = (name, BarColumn(), TextColumn("{task.percentage:>3.0f} %"), what)
-        self.screen = self.bars = Bars(*columns, console=console.stderr)
-
-    def begin(self, work: Mapping[str, float]) -> None:
-        super().begin(work)
-        for task in self.bars.task_ids:
-            self.bars.remove_task(task)
-        self.tasks = {"": self.bars.add_task(f"{len(work)} tasks" if len(work) > 1 else "", total=1.0, what="")}
-
-    def progress(self, name: str, share: float, what: str) -> None:
-        self.shares[name] = share
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=1.0, what="")
-        self.bars.update(self.tasks[name], completed=share, what=what)
-        self.bars.update(self.tasks[""], completed=self._done(), what=f"eta {self.eta()}")
-
-    def ended(self, name: str, status: str, text: str) -> None:
-        super().ended(name, status, text)
-        if name in self.tasks:
-            self.bars.remove_task(self.tasks.pop(name))
-
-
-def choose_for_study() -> StudyProgress:
-    """Bars on a terminal, plain lines elsewhere; both on stderr."""
-    return LiveStudyProgress() if console.stderr.is_terminal else StudyProgress()
 
 
 def hours(seconds: float) -> str:

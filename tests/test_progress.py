@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from nrt_cli import console, progress
-from nrt_cli.progress import COLUMNS, JsonProgress, LiveProgress, LiveStudyProgress, Progress, StudyProgress, choose
+from nrt_cli.progress import COLUMNS, JsonProgress, LiveProgress, Progress, StudyProgress, choose
 
 RECORD = {"kind": "train", "step": 1, **dict.fromkeys(COLUMNS, 0.25), "entropy": 1.5, "dead_groups": 0.5}
 HELD_OUT = {"kind": "held_out", "step": 0, "answer_logprob": -16.85, "null_logprob": -17.0, "gain": 0.15}
@@ -183,7 +183,7 @@ def test_a_study_says_how_much_is_done_and_when_it_will_be(study, clock):
 
 
 def test_a_studys_bars_show_every_task_that_runs(screen, clock):
-    with LiveStudyProgress() as display:
+    with StudyProgress() as display:
         display.begin({"a": 1.0, "b": 3.0})
         clock[0] += 10
         display.progress("b", 0.5, "step 4 of [8]")

@@ -119,21 +119,21 @@ def evaluate(
     from nrt_cli.evaluation.evaluate import evaluate as run_evaluation
     from nrt_cli.evaluation.olmes import olmes_commands
     from nrt_cli.evaluation.session import Job, Session
-    from nrt_cli.progress import choose_for_eval
+    from nrt_cli.progress import EvalProgress
 
     job = Job(model, (benchmarks,), limit, backend.value, engine.value, think.value, out, allow_unsafe_code)
     if data is not None:
         from nrt_cli.evaluation.pairs import evaluate_pairs
 
-        with choose_for_eval() as display:
+        with EvalProgress() as display:
             found = evaluate_pairs(job, resolved, display, data, grader)
         show(found, as_json, _render_pairs)
         return
     if print_olmes:
-        commands = olmes_commands(Session(job, resolved, choose_for_eval()))
+        commands = olmes_commands(Session(job, resolved, EvalProgress()))
         console.result(commands, as_json, lambda _: console.write("\n".join([*commands.values(), ""])))
         return
-    with choose_for_eval() as display:
+    with EvalProgress() as display:
         outcome = run_evaluation(job, resolved, display)
     show(outcome, as_json, _render)
     if any(row["failed"] for row in outcome["benchmarks"]):

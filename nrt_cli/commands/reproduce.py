@@ -48,11 +48,11 @@ def reproduce(
         console.result(plan.record(), as_json, lambda _: _render_plan(plan))
         return
     from nrt_cli.commands.report import DEFAULT, make_report, require_packages, show_report
-    from nrt_cli.progress import choose_for_study
+    from nrt_cli.progress import StudyProgress
     from nrt_cli.workflows.study import reproduce as run_study
 
     require_packages()
-    with choose_for_study() as display:
+    with StudyProgress() as display:
         outcomes = run_study(folder, asked, display)
     for look in (_score_tokens, _ask, _judge):
         try:
