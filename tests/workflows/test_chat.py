@@ -112,7 +112,7 @@ def test_questions_may_be_piped(tiny_model_dir):
     first, second = map(json.loads, done.stdout.splitlines())
     assert first == json.loads(run(app, ["generate", words[0], "What?", *words[1:]], catch_exceptions=False).stdout)
     assert second["question"] == "W\ufffdrum?"
-    shown = run(app, ["chat", *words[:-1], "--no-think"], input="What?\n", catch_exceptions=False).stdout
+    shown = run(app, ["chat", words[0], *OPTIONS[2:], "--no-think"], input="What?\n", catch_exceptions=False).stdout
     assert "trace" not in shown
     assert "answer" in shown
     assert run(app, ["chat", *words], input="").stdout == ""

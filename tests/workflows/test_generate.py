@@ -195,7 +195,7 @@ def test_the_commands(nrt, shared_run):
     assert (record["trace"], record["answer"]) == want
     shown = nrt("generate", "a [red]run", QUESTION, *caps).out
     assert shown == f"trace\n{record['trace']}\nanswer\n{record['answer']}\n"
-    assert json.loads(nrt("generate", "a [red]run", QUESTION, "--json", "--no-think", *caps).out)["trace"] is None
+    assert json.loads(nrt("generate", "a [red]run", QUESTION, "--json", "--no-think", *caps[2:]).out)["trace"] is None
     ended = nrt("generate", "a [red]run", " ")
     assert ended.code == 2
     assert "the question is empty" in ended.err
