@@ -134,7 +134,7 @@ def list_runs(folder: PathLike = "runs", method: str | None = None, tag: str | N
     """The runs at or below a folder: `run`, `method`, `status`, `step`, `held_out`, `gain`, `tags`, `created`."""
     from nrt_cli.workflows.runs import list_runs as found
 
-    return found(Path(folder), [method] if method else (), (), [tag] if tag else ())
+    return [vars(row) for row in found(Path(folder), [method] if method else (), (), [tag] if tag else ())]
 
 
 def generate(
@@ -159,7 +159,9 @@ def generate(
     """
     from nrt_cli.workflows.generate import open_generator
 
-    return open_generator(model).answer(question, think, max_trace_tokens, max_answer_tokens, temperature, seed)
+    generator = open_generator(model)
+    said = generator.stream(question, think, max_trace_tokens, max_answer_tokens, temperature, seed)
+    return vars(generator.collect(question, think, said))
 
 
 def score(
@@ -169,15 +171,15 @@ def score(
 
     Args:
         traces: as text; without any, `samples` of the model's own.
-        settings: other fields of `nrt_cli.workflows.score.Question`.
+        settings: other fields of `nrt_cli.workflows.scoring.Question`.
 
     Returns:
         `tokens`; `null` and each of `traces` with `logprobs`, `c`, `logprob` over answer tokens (eos included);
         each trace also `gains` in nats and `schemes`, by name: `reward`, `advantage`, `token_signals`, ...
     """
-    from nrt_cli.workflows.score import Question, score_answer
+    from nrt_cli.workflows.scoring import Question, score_answer
 
-    return score_answer(str(model), Question(question, answer, tuple(traces), samples, **settings))
+    return score_answer(str(model), Question(question, answer, tuple(traces), samples, **settings)).record()
 
 
 def evaluate(
@@ -243,4 +245,4 @@ def push(model: PathLike, out: PathLike | None = None, repo: str | None = None, 
     from nrt_cli.workflows.push import Parcel
     from nrt_cli.workflows.push import push as run_push
 
-    return run_push(Parcel(str(model), None if out is None else Path(out), repo, **settings))
+    return vars(run_push(Parcel(str(model), None if out is None else Path(out), repo, **settings)))

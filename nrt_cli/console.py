@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -118,8 +119,8 @@ def page(text: str) -> None:
 
 
 def number(value: Any, form: str = ".4g") -> str:
-    """A float as people read it, `-` where there is none; anything else as it is."""
-    if value is None:
+    """A float as people read it, `-` where there is none that is finite; anything else as it is."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     return format(value, form) if isinstance(value, float) else str(value)
 

@@ -60,7 +60,7 @@ def chat(
         try:
             with contextlib.closing(talk.ask(question)) as pieces:
                 if as_json:
-                    console.write(json.dumps(talk.generator.record(question, talk.mode, pieces)) + "\n")
+                    console.write(json.dumps(vars(talk.generator.collect(question, talk.mode, pieces))) + "\n")
                 else:
                     show(pieces)
             console.stdout.file.flush()

@@ -60,11 +60,11 @@ def generate(
 
     mode = think_mode(think, max_trace_tokens)
     generator = open_generator(model, suffix)
-    asked = (question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
+    said = generator.stream(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
     if as_json:
-        console.result(generator.answer(*asked), True, lambda _: None)
+        console.result(vars(generator.collect(question, mode, said)), True, lambda _: None)
     else:
-        show(generator.stream(*asked))
+        show(said)
 
 
 def think_mode(think: bool | None, max_trace_tokens: int | None) -> "ThinkMode":

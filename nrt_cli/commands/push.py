@@ -1,7 +1,7 @@
 """`nrt push`: share a trained model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,9 +44,6 @@ def push(
     from nrt_cli.workflows.push import push as run_push
 
     done = run_push(Parcel(model, out, repo, private, overwrite, license, base_model, gguf, converter))
-    console.result(done, as_json, _show)
-
-
-def _show(done: dict[str, Any]) -> None:
-    thinks = "its chat template opens a trace" if done["thinks"] else "it answers directly"
-    console.note(f"{done['to']}: {', '.join(done['files'])}; {thinks}. Read README.md before you share it.")
+    thinks = "its chat template opens a trace" if done.thinks else "it answers directly"
+    told = f"{done.to}: {', '.join(done.files)}; {thinks}. Read README.md before you share it."
+    console.result(vars(done), as_json, lambda _: console.note(told))

@@ -1,8 +1,9 @@
 """`nrt runs`: what was trained, and what to keep of it."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -13,6 +14,10 @@ from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 from nrt_cli.records import Status
+
+if TYPE_CHECKING:
+    from nrt_cli.measures.held_out import Found
+    from nrt_cli.workflows.runs import Compared, RunRecord, RunRow
 
 EXAMPLE = "Example: nrt runs runs/ --method am --status finished"
 
@@ -60,18 +65,18 @@ def list_(
     from nrt_cli.workflows.runs import list_runs
 
     records = list_runs(root, method or (), status or (), tag or (), where or ())
-    console.result(records, as_json, lambda _: _list(records, bool(method or status or tag or where)))
+    console.result(list(map(vars, records)), as_json, lambda _: _list(records, bool(method or status or tag or where)))
 
 
-def _list(records: list[dict[str, Any]], filtered: bool) -> None:
+def _list(records: "list[RunRow]", filtered: bool) -> None:
     if not records:
         console.note("no run matches." if filtered else "no runs here; start one with `nrt train`.")
         return
     columns = ("run", "method", "status", "step", "log P(y*)", "gain", "tags", "created")
     rows = (
         (
-            r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", console.number(r["held_out"], ".2f"),
-            console.number(r["gain"], "+.2f"), ", ".join(r["tags"]), r["created"][:10],
+            r.run, r.title, r.status, f"{r.step}/{r.steps}", console.number(r.held_out, ".2f"),
+            console.number(r.gain, "+.2f"), ", ".join(r.tags), r.created[:10],
         )
         for r in records
     )  # fmt: skip
@@ -88,63 +93,66 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
     from nrt_cli.store import Run
     from nrt_cli.workflows.runs import describe
 
-    console.result(describe(Run.open(run)), as_json, _show)
+    found = describe(Run.open(run))
+    console.result(found.record(), as_json, lambda _: _show(found))
 
 
-def _show(record: dict[str, Any]) -> None:
-    console.stdout.rule(console.plain(f"{record['run']}: {record['title']}, {record['status']}"), style="bold")
+def _show(record: "RunRecord") -> None:
+    row = record.row
+    console.stdout.rule(console.plain(f"{row.run}: {row.title}, {row.status}"), style="bold")
     chosen, last = "-", "-"
-    if best := record["best"]:
-        others = ", ".join(map(str, best["steps"][:-1]))
-        among = f"of {others} and {best['steps'][-1]}" if others else "the only stored one that was scored"
+    if best := record.best:
+        others = ", ".join(map(str, best.steps[:-1]))
+        among = f"of {others} and {best.steps[-1]}" if others else "the only stored one that was scored"
         chosen = (
-            f"step {best['step']} by {best['measure']}, {among}: {console.number(best['reported'])} on "
-            f"{best['reported_rows']} held-out rows; {console.number(best['chosen'])} on the {best['chosen_rows']} "
+            f"step {best.step} by {best.measure}, {among}: {console.number(best.reported)} on "
+            f"{best.reported_rows} held-out rows; {console.number(best.chosen)} on the {best.chosen_rows} "
             "others, which chose it (train.validate_every says how often to score)"
         )
-    if record["events"]:
-        event = record["events"][-1]
+    if record.events:
+        event = record.events[-1]
         rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "kind"))
         last = f"{event.get('time')} {event.get('kind')}" + (f" ({rest})" if rest else "")
     facts = {
-        "steps": f"{record['step']} of {record['steps']}",
-        "created": record["created"],
-        "tags": ", ".join(record["tags"]) or "-",
-        "command": record["command"] or "-",
-        "device": ", ".join(f"{key} {value}" for key, value in (record["device"] or {}).items()),
-        "versions": ", ".join(f"{key} {value}" for key, value in (record["versions"] or {}).items() if value),
-        "checkpoints": ", ".join(map(str, record["checkpoints"])) or "-",
+        "steps": f"{row.step} of {row.steps}",
+        "created": row.created,
+        "tags": ", ".join(row.tags) or "-",
+        "command": record.command or "-",
+        "device": ", ".join(f"{key} {value}" for key, value in (record.device or {}).items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in (record.versions or {}).items() if value),
+        "checkpoints": ", ".join(map(str, record.checkpoints)) or "-",
         "best": chosen,
-        "analyses": ", ".join(record["analyses"]) or "-",
-        "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record["sizes"].items()),
+        "analyses": ", ".join(record.analyses) or "-",
+        "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record.sizes.items()),
         "last event": last,
-        "next": record["next"],
+        "next": record.next,
     }
     _pairs(None, facts)
-    _pairs("settings unlike the preset", record["settings"])
-    for scores in record["held_out_scores"]:
+    _pairs("settings unlike the preset", dict(record.settings))
+    for scores in record.held_out_scores:
         shown = {key: console.number(value) for key, value in scores.items() if key not in ("kind", "step")}
         _pairs(f"held-out scores after step {scores['step']}", shown)
-    if record["held_out_measures"]:
-        console.stdout.print(measures_table(record["held_out_measures"], "held-out pairs, before and after training"))
+    if record.held_out_measures:
+        console.stdout.print(measures_table(record.held_out_measures, "held-out pairs, before and after training"))
     evaluations = {
-        f"{e['benchmark']} ({e['of']}, {e['backend']})": f"{console.number(e['score'], '.3f')} ± "
-        f"{console.number(e['error'], '.3f')}, n {e['n']}"
-        for e in record["evaluations"]
+        f"{e.benchmark} ({e.of}, {e.backend})": f"{console.number(e.score, '.3f')} ± "
+        f"{console.number(e.error, '.3f')}, n {e.n}"
+        for e in record.evaluations
     }
     _pairs("evaluations", evaluations)
-    metrics = {key: console.number(value) for key, value in record["metrics"].items()}
+    metrics = {key: console.number(value) for key, value in record.metrics.items()}
     _pairs("training, mean of the last 10 steps", metrics)
 
 
-def measures_table(measures: list[dict[str, Any]], title: str) -> Table:
+def measures_table(measures: "Sequence[Found]", title: str) -> Table:
     """Held-out measures before and after training, with their intervals."""
-    pairs = "/".join(dict.fromkeys(str(one["after"]["n"]) for one in measures))
+    pairs = "/".join(dict.fromkeys(str(one.after.n) for one in measures))
     return console.table(
         "", ">before", ">after", ">change",
         rows=(
-            (one["title"], one["text"]["before"].partition(" ")[0], one["text"]["after"], one["text"]["change"])
+            (one.measure.title, text["before"].partition(" ")[0], text["after"], text["change"])
             for one in measures
+            for text in [one.text]
         ),
         title=title, title_justify="left", title_style="bold", caption_justify="left",
         caption=f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent",
@@ -174,21 +182,21 @@ def diff(runs: RunPaths, as_json: AsJson = False) -> None:
 
     if len(runs) < 2:
         raise ConfigError("name two runs or more to compare.")
-    console.result(compare_runs(runs), as_json, _diff)
+    found = compare_runs(runs)
+    console.result(vars(found), as_json, lambda _: _diff(found))
 
 
-def _diff(record: dict[str, Any]) -> None:
-    for part, title in (
-        ("settings", "settings"),
-        ("origins", "inputs, versions and machine"),
-        ("metrics", "scores; of training metrics, the mean of the last 10 steps"),
+def _diff(found: "Compared") -> None:
+    for rows, title in (
+        (found.settings, "settings"),
+        (found.origins, "inputs, versions and machine"),
+        (found.metrics, "scores; of training metrics, the mean of the last 10 steps"),
     ):
-        rows = record[part]
         if not rows:
             console.stdout.print(f"{title}: no differences")
             continue
-        with_difference = part == "metrics" and len(record["runs"]) == 2
-        columns = ("", *record["runs"], *(["difference"] if with_difference else []))
+        with_difference = rows is found.metrics and len(found.runs) == 2
+        columns = ("", *found.runs, *(["difference"] if with_difference else []))
         table = console.table(*columns, title=title, title_justify="left")
         for row in rows:
             cells = [row["key"], *(console.number(value)[:40] for value in row["values"])]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.padding import Padding
@@ -11,6 +11,9 @@ from rich.text import Text
 from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
+
+if TYPE_CHECKING:
+    from nrt_cli.workflows.scoring import Scored
 
 EXAMPLE = "Example: nrt score runs/am --question 'What is 12 + 30?' --answer '42' --samples 4 --sentences"
 
@@ -50,44 +53,45 @@ def score(
     """Score an answer given traces, token by token and under every scheme (Table 9)."""
     from nrt_cli.methods import SCHEMES
     from nrt_cli.records import json_line
-    from nrt_cli.workflows.score import Question, score_answer
+    from nrt_cli.workflows.scoring import Question, score_answer
 
     asked = Question(
         question, answer, tuple(trace or ()), samples, max_trace_tokens, temperature, seed, sentences,
         tuple(scheme or SCHEMES),
     )  # fmt: skip
+    found = [score_answer(model, asked) for model in models]
     # Through the line form, in which what is not finite is null.
-    records = [json.loads(json_line(score_answer(model, asked))) for model in models]
-    console.result(records, as_json, lambda _: _show(records, tokens))
+    records = [json.loads(json_line(each.record())) for each in found]
+    console.result(records, as_json, lambda _: _show(found, tokens))
 
 
-def _show(records: list[dict[str, Any]], tokens: bool) -> None:
+def _show(records: "list[Scored]", tokens: bool) -> None:
     out = console.stdout
     bare: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "dim"}
     legend = Text("gain of each answer token in nats: ", style="dim")
     for gain in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0):
         legend.append(f" {gain:+.0f} ", style=_shade(gain))
-    named = [record["model"] + (f" ({record['title']})" if record["title"] else "") for record in records]
+    named = [record.model + (f" ({record.title})" if record.title else "") for record in records]
     summary: list[tuple[str, ...]] = []
     for name, record in zip(named, records, strict=True):
         out.rule(console.plain(name), style="bold")
-        if "direct" in record:
-            out.print(_headline("answered directly", record["direct"]))
-            summary.append((name, "none", _probability(record["direct"]["logprob"]), "-"))
-        if "null" not in record:
+        if record.direct:
+            out.print(_headline("answered directly", record.direct.logprob))
+            summary.append((name, "none", _probability(record.direct.logprob), "-"))
+        if record.null is None or record.traces is None:
             continue
-        out.print(_headline("null trace", record["null"]))
+        out.print(_headline("null trace", record.null.logprob))
         out.print(legend)
-        for k, trace in enumerate(record["traces"], 1):
-            schemes, gains, text = trace["schemes"], trace["gains"], trace["trace"]
-            found = (_probability(trace["logprob"]), console.number(trace["gain"], "+.3f"))
+        for k, trace in enumerate(record.traces, 1):
+            schemes, gains, text = trace.schemes, trace.gains, trace.trace
+            found = (_probability(trace.logprob), console.number(trace.gain, "+.3f"))
             summary.append((name, " ".join(text.split()), *found))
             out.print()
-            title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {STOPS[trace['stop']]})"
-            out.print(_headline(title, trace, trace["gain"]))
+            title = f"trace {k} of {len(record.traces)} ({trace.trace_tokens} tokens, {STOPS[trace.stop]})"
+            out.print(_headline(title, trace.logprob, trace.gain))
             out.print(Padding(console.plain(text.strip() or "(empty)"), (0, 2)), style="cyan")
             shaded = Text()  # the answer; line ends are shown, since they are tokens too
-            for token, gain in zip(record["tokens"], gains, strict=True):
+            for token, gain in zip(record.tokens, gains, strict=True):
                 shown = console.plain(token.replace("\n", "⏎\n"))
                 # A line's end has no ground of its own: shade what is visible of it.
                 shown.stylize(_shade(gain), 0, len(shown.plain.rstrip("\n")))
@@ -95,8 +99,8 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
             out.print(Padding(shaded, (0, 2)))
             rows: list[Any] = []
             for scheme, of in schemes.items():
-                advantage = "dead" if of["dead_group"] else console.number(of["advantage"], "+.3f")
-                rewards = (console.number(of[key]) for key in ("reward", "reward_base", "clipped"))
+                advantage = "dead" if of.dead_group else console.number(of.advantage, "+.3f")
+                rewards = map(console.number, (of.reward, of.reward_base, of.clipped))
                 rows.append((scheme, *rewards, advantage))
             columns = ["scheme", ">R", ">R_base", ">R' clipped", ">advantage"]
             out.print(Padding(console.table(*columns, rows=rows, **bare), (1, 2)))
@@ -105,31 +109,32 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
                 which = f"; the {TOKEN_ROWS} with the largest gains or losses, --json has all" if rest > 0 else ""
                 heading = f"  c, c_base, gain (nats) and token signal (df/dc) c of each answer token{which}"
                 out.print(heading, style="bold")
-                largest = sorted(range(len(gains)), key=lambda i: -abs(gains[i] or 0.0))[:TOKEN_ROWS]
+                largest = sorted(range(len(gains)), key=lambda i: -_size(gains[i]))[:TOKEN_ROWS]
                 rows = [
                     (
-                        record["tokens"][i].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"),
-                        *(console.number(of["c"][i], ".4f") for of in (trace, record["null"])),
+                        record.tokens[i].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"),
+                        console.number(trace.c[i], ".4f"),
+                        console.number(record.null.c[i], ".4f"),
                         console.number(gains[i], "+.2f"),
-                        *(console.number(of["token_signals"][i], ".3g") for of in schemes.values()),
+                        *(console.number(of.token_signals[i], ".3g") for of in schemes.values()),
                     )
                     for i in sorted(largest)
                 ]
                 columns = ["token", ">c", ">c_base", ">gain", *(f">{scheme}" for scheme in schemes)]
                 out.print(Padding(console.table(*columns, rows=rows, **bare), (0, 2, 1, 2)))
-            if "sentences" in trace:
+            if trace.sentences is not None:
                 out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
                 rows = [
                     (
-                        Text(console.number(of["gain"], "+.3f"), style=_shade(of["gain"])),
-                        " ".join(of["sentence"].split()),
+                        Text(console.number(of.gain, "+.3f"), style=_shade(of.gain)),
+                        " ".join(of.sentence.split()),
                     )
-                    for of in trace["sentences"]
+                    for of in trace.sentences
                 ]
                 table = console.table(">gain", "sentence", rows=rows, **bare | {"padding": (0, 2, 0, 0)})
                 table.columns[0].no_wrap = True
                 out.print(Padding(table, (0, 2, 1, 2)))
-    if sum(len(record.get("traces", [0])) for record in records) > 1:
+    if sum(1 if record.traces is None else len(record.traces) for record in records) > 1:
         # Table 9: model, trace, P(y* | x, z).
         columns = ["model", "trace z", ">P(y*)", ">gain"]
         table = console.table(*columns, rows=summary, title="P(y* | x, z)", title_justify="left")
@@ -139,18 +144,15 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
         out.print(table)
 
 
-def _headline(title: str, answer: dict[str, Any], gain: float | None = None) -> Text:
+def _headline(title: str, logprob: float, gain: float = math.nan) -> Text:
     text = Text(title, style="bold")
-    probability, logprob = _probability(answer["logprob"]), console.number(answer["logprob"], ".3f")
-    text.append(f"  P(y*) = {probability}, log P(y*) = {logprob} nats", style="not bold")
-    if gain is not None:
-        text.append(f", gain {gain:+.3f}", style="not bold")
-    return text
+    told = f"  P(y*) = {_probability(logprob)}, log P(y*) = {console.number(logprob, '.3f')} nats"
+    return text.append(told + (f", gain {gain:+.3f}" if math.isfinite(gain) else ""), style="not bold")
 
 
-def _probability(logprob: float | None) -> str:
+def _probability(logprob: float) -> str:
     """A probability to 4 digits, also where it is below what a float holds; `-` where it is no number."""
-    if logprob is None:
+    if not math.isfinite(logprob):
         return "-"
     if logprob > math.log(1e-4):
         return f"{math.exp(logprob):.4f}"
@@ -158,10 +160,14 @@ def _probability(logprob: float | None) -> str:
     return f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}"
 
 
-def _shade(gain: float | None) -> str:
+def _size(gain: float) -> float:
+    """How large a gain or loss is; one that is no number is none."""
+    return abs(gain) if math.isfinite(gain) else 0.0
+
+
+def _shade(gain: float) -> str:
     """Green for a gain, red for a loss, white for neither; text stays dark on all of them."""
-    gain = gain or 0.0
-    share = min(1.0, abs(gain) / FULL_SHADE)
+    share = min(1.0, _size(gain) / FULL_SHADE)
     target = GAIN if gain > 0 else LOSS
     red, green, blue = (round(255 + (channel - 255) * share) for channel in target)
     return f"rgb(0,0,0) on rgb({red},{green},{blue})"

@@ -44,6 +44,12 @@ class Found:
     after: Difference
     change: Difference
 
+    @property
+    def text(self) -> dict[str, str]:
+        """All three in words."""
+        signs = {"before": self.measure.difference, "after": self.measure.difference, "change": True}
+        return {when: shown(getattr(self, when), self.measure, sign) for when, sign in signs.items()}
+
 
 def _total(column: str) -> Callable[[PairRow], float]:
     return lambda row: math.nan if row.get(column) is None else math.fsum(row[column])

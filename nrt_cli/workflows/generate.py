@@ -94,37 +94,36 @@ class Generator:
         usual = max(1, min(USUAL_CAP, left // max(1, asked.count(None))))
         trace, answer = (usual if cap is None else cap for cap in asked)
         request = dataclasses.replace(request, max_trace_tokens=trace, max_answer_tokens=answer)
-        self._check_room(request)
+        draft = self.reasoner.draft(request)
+        # An evaluation would lower the caps and say so.
+        if (draft.trace_cap, draft.answer_cap) != (trace, answer):
+            raise ModelError(
+                f"{self.folder}: the question ({len(request.prompt_ids)} tokens) and the caps "
+                f"({' + '.join(str(cap) for cap in (trace, answer) if cap)}) do not fit the model's "
+                f"{self.reasoner.positions} positions; shorten the question or lower the caps."
+            )
         return request
 
-    def answer(self, question: str, mode: ThinkMode, *settings: Any) -> dict[str, Any]:
-        """What `stream` says, at once."""
-        return self.record(question, mode, self.stream(question, mode, *settings))
-
-    def record(self, question: str, mode: ThinkMode, pieces: Iterable[tuple[Part, str]]) -> dict[str, Any]:
-        """A streamed reply as `question`, `trace` and `answer`.
-
-        What was not generated is None: a model that answers directly has no trace, not an empty one.
-        """
-        record = {"question": question, "trace": "" if self.thinks(mode) else None, "answer": ""}
+    def collect(self, question: str, mode: ThinkMode, pieces: Iterable[tuple[Part, str]]) -> "Answered":
+        """A streamed reply as a whole."""
+        said = {"trace": "" if self.thinks(mode) else None, "answer": ""}
         for part, text in pieces:
-            record[part] = (record[part] or "") + text
-        return record
+            said[part] = (said[part] or "") + text
+        return Answered(question, said["trace"], str(said["answer"]))
 
     def load(self) -> None:
         """Have the weights in memory before the first question."""
         _ = self.reasoner.model
 
-    def _check_room(self, request: Request) -> None:
-        """Refuse what would not fit the model's positions, where an evaluation would lower the caps and say so."""
-        caps = (request.max_trace_tokens, request.max_answer_tokens)
-        draft = self.reasoner.draft(request)
-        if (draft.trace_cap, draft.answer_cap) != caps:
-            raise ModelError(
-                f"{self.folder}: the question ({len(request.prompt_ids)} tokens) and the caps "
-                f"({' + '.join(str(cap) for cap in caps if cap)}) do not fit the model's {self.reasoner.positions} "
-                "positions; shorten the question or lower the caps."
-            )
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A question and the reply. What was not generated is None: a model that answers directly has no trace, not an
+    empty one."""
+
+    question: str
+    trace: str | None
+    answer: str
 
 
 class Conversation:
@@ -149,32 +148,26 @@ class Conversation:
         """
         seed = self.seed + self._asked
         self._asked += 1
-        request = self._fitting(question, seed)
+        request = alone = self.generator.request(question, self.mode, seed=seed, **self.settings)
+        room = alone.max_trace_tokens + alone.max_answer_tokens
+        self.forgotten = 0
+        while self.turns:  # as many of the latest as leave it half of the room that it would have alone
+            try:
+                request = self.generator.request(question, self.mode, seed=seed, earlier=self.turns, **self.settings)
+                if request.max_trace_tokens + request.max_answer_tokens >= room / 2:
+                    break
+            except ModelError:  # caps that were asked for do not fit
+                pass
+            del self.turns[:2]
+            self.forgotten += 1
+        else:
+            request = alone
         answer = ""
         for part, text in self.generator.reasoner.stream(request):
             answer += text if part == Part.answer else ""
             yield part, text
         asked = ending_in(question, self.generator.suffix)
         self.turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-
-    def _fitting(self, question: str, seed: int) -> Request:
-        """The request with as many of the latest turns as leave it half of the room that it would have alone."""
-        alone = self.generator.request(question, self.mode, seed=seed, **self.settings)
-        self.forgotten = 0
-        while self.turns:
-            try:
-                request = self.generator.request(question, self.mode, seed=seed, earlier=self.turns, **self.settings)
-                if _room(request) >= _room(alone) / 2:
-                    return request
-            except ModelError:  # caps that were asked for do not fit
-                pass
-            del self.turns[:2]
-            self.forgotten += 1
-        return alone
-
-
-def _room(request: Request) -> int:
-    return request.max_trace_tokens + request.max_answer_tokens
 
 
 def open_generator(model: str | Path, suffix: bool = True) -> Generator:

@@ -59,9 +59,8 @@ from nrt_cli.store.files import write_report
 from nrt_cli.store.study import Outcome, Study
 from nrt_cli.training.pretraining import pretrain
 from nrt_cli.workflows.generate import generate_cases
-from nrt_cli.workflows.score import Question, score_answer
 from nrt_cli.workflows.score_tokens import ScoredModel, score_tokens
-from nrt_cli.workflows.scoring import Report
+from nrt_cli.workflows.scoring import Question, Report, score_answer
 from nrt_cli.workflows.train import train
 
 INPUTS, BASE = "inputs", "base"
@@ -501,7 +500,8 @@ def score_questions(folder: Path, study: StudyConfig, report: Report) -> None:
     for number, pair in enumerate(scored, 1):
         records: list[dict[str, Any]] = []
         for done, place in enumerate(runs, 1):
-            records.append(json.loads(json_line(score_answer(place, Question(*pair)))))  # what is not finite is null
+            found = score_answer(place, Question(*pair)).record()
+            records.append(json.loads(json_line(found)))  # in which what is not finite is null
             report(f"question {number}", done, len(runs))
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
         write_report(folder / "analysis" / "score", {f"question-{number}.json": text.encode()})

@@ -143,7 +143,7 @@ def test_a_model_trained_on_traces_thinks(mixed, train_run):
     for record in run.metrics("held_out"):
         assert {"answer_logprob", "null_logprob", "gain", *(f"accuracy_{kind}" for kind in kinds)} <= record.keys()
     assert [name for name in run.trace_names() if name.startswith("held-out")] == ["held-out-000000", "held-out-000003"]
-    assert {"gain", "accuracy_thinking"} <= {measure["key"] for measure in held_out_measures(run)}
+    assert {"gain", "accuracy_thinking"} <= {found.measure.key for found in held_out_measures(run)}
 
 
 def test_traces_change_what_is_learned_only_where_they_are_asked_for(mixed, train_run, tmp_path):

@@ -15,7 +15,7 @@ from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training.locate import locate_model
 from nrt_cli.workflows.generate import Conversation, open_generator
 from nrt_cli.workflows.push import Parcel, push
-from nrt_cli.workflows.score import Question, score_answer
+from nrt_cli.workflows.scoring import Question, score_answer
 
 LINE = "Answer with one short equation."
 ASKED = "What is 3 plus 4?"
@@ -65,7 +65,7 @@ def test_a_conversation_and_a_score_have_it(run):
     list(talk.ask(ASKED))
     assert talk.turns[0]["content"] == f"{ASKED}\n{LINE}"
     found = score_answer(str(run.path), Question(ASKED, "7", traces=("3 + 4",)))
-    assert found["question"] == f"{ASKED}\n{LINE}"
+    assert found.question == f"{ASKED}\n{LINE}"
 
 
 def test_an_older_run_and_a_plain_model_have_none(run, tiny_model_dir, tmp_path):

@@ -40,10 +40,10 @@ def test_answers_stay_and_traces_go(generator, prompts):
     turns = []
     for question in ("What is 3 plus 4?", "And 5?", "Why?"):
         turns.append({"role": "user", "content": question})
-        said = generator.record(question, "on", talk.ask(question))
-        assert said["trace"]
+        said = generator.collect(question, "on", talk.ask(question))
+        assert said.trace
         assert list(prompts[-1].prompt_ids) == render_prompt(generator.reasoner.tokenizer, turns)
-        turns.append({"role": "assistant", "content": said["answer"]})
+        turns.append({"role": "assistant", "content": said.answer})
     assert talk.turns == turns
 
 

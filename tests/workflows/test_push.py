@@ -183,7 +183,7 @@ def test_a_template_that_cannot_be_made_to_think_is_refused(run, tmp_path, monke
 
 def test_a_model_that_answers_directly_keeps_its_template(shared_run, tmp_path):
     sft = shared_run("method=sft", "train.steps=1")
-    assert push(Parcel(str(sft.path), tmp_path / "shared"))["thinks"] is False
+    assert push(Parcel(str(sft.path), tmp_path / "shared")).thinks is False
     theirs = AutoTokenizer.from_pretrained(tmp_path / "shared")
     assert rendered(theirs) == render_prompt(load_tokenizer(sft.export_path), TURNS)
     assert "answers directly" in (tmp_path / "shared" / "README.md").read_text()
@@ -193,8 +193,8 @@ def test_what_was_pushed_can_be_asked_pushed_and_trained_again(pushed, run, tmp_
     from nrt_cli.progress import Progress
     from nrt_cli.workflows.train import train
 
-    asked = (QUESTION, "on", 8, 8)
-    assert open_generator(pushed).answer(*asked) == open_generator(run.path).answer(*asked)
+    one, other = (open_generator(model).reply(QUESTION, 8, 8) for model in (pushed, run.path))
+    assert one == other
     push(Parcel(str(pushed), tmp_path / "again"))
     templates = [(folder / "chat_template.jinja").read_text() for folder in (pushed, tmp_path / "again")]
     assert templates[0] == templates[1]
@@ -226,8 +226,8 @@ def test_the_lines_of_the_card_give_what_nrt_generate_gives(pushed, run, tmp_pat
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ours"] == []
-    ours = open_generator(run.path).answer(QUESTION, "on", 12, 12)
-    assert (found["trace"], found["answer"]) == (ours["trace"], ours["answer"])
+    ours = open_generator(run.path).reply(QUESTION, 12, 12)
+    assert (found["trace"], found["answer"]) == (ours.trace, ours.answer)
 
 
 @pytest.mark.slow
@@ -505,7 +505,7 @@ def test_what_is_uploaded_is_what_a_folder_would_hold(run, tmp_path, monkeypatch
 
     monkeypatch.setattr("nrt_cli.workflows.push.upload", upload)
     done = push(Parcel(str(run.path), repo="me/model", private=True))
-    assert (done["to"], done["files"]) == ("https://hub/me/model", sorted(uploaded))
+    assert (done.to, done.files) == ("https://hub/me/model", sorted(uploaded))
     push(Parcel(str(run.path), tmp_path / "model"))
     assert {name: (tmp_path / "model" / name).read_bytes() for name in uploaded if name != "README.md"} == {
         name: content for name, content in uploaded.items() if name != "README.md"

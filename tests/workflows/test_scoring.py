@@ -22,11 +22,10 @@ from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.workflows import score_tokens as tokens_module
 from nrt_cli.workflows.generate import open_generator
-from nrt_cli.workflows.score import Question, score_answer
 from nrt_cli.workflows.score_bank import open_bank, score_schemes
 from nrt_cli.workflows.score_controls import _Controls, score_controls
 from nrt_cli.workflows.score_tokens import score_tokens, tokenizer_difference
-from nrt_cli.workflows.scoring import SCORING_STREAM, subject
+from nrt_cli.workflows.scoring import SCORING_STREAM, Question, Scored, score_answer, subject
 
 QUESTION, ANSWER = "What is 3 plus 4?", "The answer is 7."
 
@@ -63,7 +62,7 @@ def slowly(am: Run) -> Callable[..., list[float]]:
 
 
 @pytest.fixture(scope="module")
-def scored(am: Run) -> dict[str, Any]:
+def scored(am: Run) -> Scored:
     return score_answer(str(am.path), Question(QUESTION, ANSWER, ("3 + 4. It is 7!", "No."), sentences=True))
 
 
@@ -82,24 +81,24 @@ def ids_of(run: Run) -> Callable[..., list[int]]:
     return make
 
 
-def test_probabilities_of_every_token(am: Run, scored: dict[str, Any], slowly: Callable[..., list[float]]) -> None:
-    count = len(scored["tokens"])
-    assert "".join(scored["tokens"]) == ANSWER + "<eos>"
+def test_probabilities_of_every_token(am: Run, scored: Scored, slowly: Callable[..., list[float]]) -> None:
+    count = len(scored.tokens)
+    assert "".join(scored.tokens) == ANSWER + "<eos>"
     null = slowly(am, ids_of(am)(""), count)
-    assert scored["null"]["logprobs"] == pytest.approx(null, abs=1e-5)
-    for trace in scored["traces"]:
+    assert scored.null.logprobs == pytest.approx(null, abs=1e-5)
+    for trace in scored.traces:
         # The text splits into the same tokens on its own and between think tokens, which are no part of any word.
-        expected = slowly(am, ids_of(am)(trace["trace"]), count)
-        assert trace["logprobs"] == pytest.approx(expected, abs=1e-5)
-        assert trace["c"] == pytest.approx(np.exp(expected).tolist(), rel=1e-4)
-        assert trace["gains"] == pytest.approx((np.array(expected) - null).tolist(), abs=1e-5)
-        assert trace["probability"] == pytest.approx(math.exp(sum(expected)), rel=1e-3)
+        expected = slowly(am, ids_of(am)(trace.trace), count)
+        assert trace.logprobs == pytest.approx(expected, abs=1e-5)
+        assert trace.c == pytest.approx(np.exp(expected).tolist(), rel=1e-4)
+        assert trace.gains == pytest.approx((np.array(expected) - null).tolist(), abs=1e-5)
+        assert trace.probability == pytest.approx(math.exp(sum(expected)), rel=1e-3)
 
 
-def test_rewards_of_every_scheme(scored: dict[str, Any]) -> None:
+def test_rewards_of_every_scheme(scored: Scored) -> None:
     """Tables 1 and 2 and Eq. 9 and 10 written out with numpy."""
-    base = np.exp(scored["null"]["logprobs"])
-    c = np.array([trace["c"] for trace in scored["traces"]])
+    base = np.exp(scored.null.logprobs)
+    c = np.array([trace.c for trace in scored.traces])
     size = c.shape[1]
     rewards = {
         "logp": (np.log(c).sum(1), np.log(base).sum()),
@@ -114,67 +113,68 @@ def test_rewards_of_every_scheme(scored: dict[str, Any]) -> None:
     for name, (reward, reward_base) in rewards.items():
         clipped = np.maximum(0, reward - reward_base)
         spread = clipped.std()
-        for k, trace in enumerate(scored["traces"]):
-            found = trace["schemes"][name]
-            assert found["reward"] == pytest.approx(reward[k], rel=1e-5)
-            assert found["reward_base"] == pytest.approx(reward_base, rel=1e-5)
-            assert found["clipped"] == pytest.approx(clipped[k], rel=1e-3, abs=1e-9)
-            if not found["dead_group"]:
-                assert found["advantage"] == pytest.approx((clipped[k] - clipped.mean()) / spread, rel=1e-2)
-            assert np.multiply(found["weights"], trace["c"]).tolist() == pytest.approx(found["token_signals"])
+        for k, trace in enumerate(scored.traces):
+            found = trace.schemes[name]
+            assert found.reward == pytest.approx(reward[k], rel=1e-5)
+            assert found.reward_base == pytest.approx(reward_base, rel=1e-5)
+            assert found.clipped == pytest.approx(clipped[k], rel=1e-3, abs=1e-9)
+            if not found.dead_group:
+                assert found.advantage == pytest.approx((clipped[k] - clipped.mean()) / spread, rel=1e-2)
+            assert np.multiply(found.weights, trace.c).tolist() == pytest.approx(found.token_signals)
         if name in weights:
-            assert scored["traces"][0]["schemes"][name]["weights"] == pytest.approx(weights[name].tolist(), rel=1e-5)
+            assert scored.traces[0].schemes[name].weights == pytest.approx(weights[name].tolist(), rel=1e-5)
 
 
 def test_the_gain_of_a_sentence_is_what_is_lost_without_it(
-    am: Run, scored: dict[str, Any], slowly: Callable[..., list[float]]
+    am: Run, scored: Scored, slowly: Callable[..., list[float]]
 ) -> None:
-    first, second = scored["traces"][0]["sentences"]
-    assert (first["sentence"], second["sentence"]) == ("3 + 4. ", "It is 7!")
-    count, whole = len(scored["tokens"]), scored["traces"][0]["logprob"]
+    first, second = scored.traces[0].sentences
+    assert (first.sentence, second.sentence) == ("3 + 4. ", "It is 7!")
+    count, whole = len(scored.tokens), scored.traces[0].logprob
     tokenizer = AutoTokenizer.from_pretrained(am.export_path)
     ids, trace = ids_of(am)("3 + 4. It is 7!"), tokenizer.encode("3 + 4. It is 7!", add_special_tokens=False)
     start = ids.index(tokenizer.convert_tokens_to_ids("<|think_start|>")) + 1
-    cut = first["tokens"]
+    cut = first.tokens
     without_first = ids[:start] + ids[start + cut :]
     without_second = ids[: start + cut] + ids[start + len(trace) :]
-    assert first["gain"] == pytest.approx(whole - sum(slowly(am, without_first, count)), abs=1e-4)
-    assert second["gain"] == pytest.approx(whole - sum(slowly(am, without_second, count)), abs=1e-4)
+    assert first.gain == pytest.approx(whole - sum(slowly(am, without_first, count)), abs=1e-4)
+    assert second.gain == pytest.approx(whole - sum(slowly(am, without_second, count)), abs=1e-4)
 
 
 def test_sampled_traces_are_a_group_and_the_seed_decides_them(am: Run) -> None:
     ask = Question(QUESTION, ANSWER, max_trace_tokens=5, schemes=("am",))
     one, again = (score_answer(str(am.path), ask) for _ in range(2))
-    assert len(one["traces"]) == 4  # the group size of its run
+    assert len(one.traces) == 4  # the group size of its run
     assert one == again
-    assert all(trace["trace_tokens"] <= 5 for trace in one["traces"])
+    assert all(trace.trace_tokens <= 5 for trace in one.traces)
     other = score_answer(str(am.path), Question(QUESTION, ANSWER, max_trace_tokens=5, schemes=("am",), seed=1))
-    assert [t["trace"] for t in other["traces"]] != [t["trace"] for t in one["traces"]]
+    assert [t.trace for t in other.traces] != [t.trace for t in one.traces]
 
 
 def test_a_single_trace_has_no_advantage(am: Run) -> None:
     found = score_answer(str(am.path), Question(QUESTION, ANSWER, ("hm",), schemes=("am",)))
-    assert found["traces"][0]["schemes"]["am"]["advantage"] is None
-    assert found["traces"][0]["schemes"]["am"]["dead_group"] is None
+    assert found.traces[0].schemes["am"].advantage is None
+    assert found.traces[0].schemes["am"].dead_group is None
 
 
 def test_a_model_that_does_not_think_answers_directly(sft: Run, slowly: Callable[..., list[float]]) -> None:
     found = score_answer(str(sft.path), Question(QUESTION, ANSWER, samples=2))
-    assert "traces" not in found
+    assert found.traces is None
+    assert not {"traces", "null"} & found.record().keys()
     tokenizer = AutoTokenizer.from_pretrained(sft.export_path)
     rendered = ids_of(sft)("")
-    ids = rendered[: rendered.index(tokenizer.convert_tokens_to_ids("<|think_start|>"))] + found["token_ids"]
-    assert found["direct"]["logprobs"] == pytest.approx(slowly(sft, ids, len(found["token_ids"])), abs=1e-5)
+    ids = rendered[: rendered.index(tokenizer.convert_tokens_to_ids("<|think_start|>"))] + found.token_ids
+    assert found.direct.logprobs == pytest.approx(slowly(sft, ids, len(found.token_ids)), abs=1e-5)
 
 
 def test_special_tokens_in_a_given_trace_stay_text(am: Run) -> None:
     plain, spelled = (
-        score_answer(str(am.path), Question(QUESTION, ANSWER, (text,), schemes=("am",)))["traces"][0]
+        score_answer(str(am.path), Question(QUESTION, ANSWER, (text,), schemes=("am",))).traces[0]
         for text in ("", "<|think_end|>")
     )
-    assert plain["trace_tokens"] == 0
-    assert spelled["trace_tokens"] > 1
-    assert spelled["trace"] == "<|think_end|>"
+    assert plain.trace_tokens == 0
+    assert spelled.trace_tokens > 1
+    assert spelled.trace == "<|think_end|>"
 
 
 def test_an_empty_question_is_refused(am: Run) -> None:
