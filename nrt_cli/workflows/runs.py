@@ -12,8 +12,7 @@ from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
 from nrt_cli.config.titles import run_title, thinks
 from nrt_cli.errors import StoreError
-from nrt_cli.measures.best import Best
-from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
+from nrt_cli.measures.held_out import COLUMNS, Best, Found, before_and_after
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import find_evaluations
