@@ -98,7 +98,7 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
     # Example numbers of other data mean other questions: known by its digest, and by what is stored of it.
     data = {run.path: run.manifest().get("fingerprints", {}).get("validation") for run in runs}
     for run, _, rows in traces:
-        pairs = [[(stored[i]["prompt"], stored[i]["answer"]) for i in common] for stored in (rows, traces[0][2])]
+        pairs = [[(stored[i].prompt, stored[i].answer) for i in common] for stored in (rows, traces[0][2])]
         if data[run.path] != data[first.path] and (not common or pairs[0] != pairs[1]):
             raise StoreError(
                 f"{run.path} and {first.path} have held out different data, so their traces answer different "
@@ -129,13 +129,13 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
     for example in sample:  # the outer loop: what a limit cuts off is cut off everywhere
         for run, step, rows in traces:
             row = rows[example]
-            problem, answer = texts.get(example) or (row["prompt"], row["answer"])
-            shown = (problem, row["trace"], answer)
+            problem, answer = texts.get(example) or (str(row.prompt), str(row.answer))
+            shown = (problem, str(row.trace), answer)
             prompt = template.prompt(*shown)
             for judge in settings.models:
                 asked = [judge, settings.temperature, settings.max_output_tokens, template.digest, prompt]
                 key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-                questions.append(Question(run, step, row["example"], judge, shown, prompt, key))
+                questions.append(Question(run, step, example, judge, shown, prompt, key))
     return Plan(settings, template, template_file, tuple(steps), tuple(questions), tuple(notes))
 
 

@@ -127,7 +127,7 @@ class Run:
     # --- small records ---------------------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:
-        """What the run is: versions, device, fingerprints, command, status."""
+        """What the run is: versions, device, fingerprints, command, status. A mapping: older runs have fewer keys."""
         with contextlib.suppress(OSError, ValueError):
             found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             if isinstance(found, dict):
@@ -179,7 +179,10 @@ class Run:
         append_line(self.path / METRICS, record)
 
     def metrics(self, kind: str = "train") -> list[dict[str, Any]]:
-        """Records of one kind (`train`, `held_out`) in step order; of a step redone after a crash, the last one."""
+        """Records of one kind (`train`, `held_out`) in step order; of a step redone after a crash, the last one.
+
+        Mappings: which metrics there are depends on the method, and older runs have fewer.
+        """
         by_step = {r["step"]: r for r in lines(self.path / METRICS) if r.get("kind") == kind}
         return [{k: math.nan if v is None else v for k, v in by_step[step].items()} for step in sorted(by_step)]
 

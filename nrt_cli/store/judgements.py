@@ -11,6 +11,7 @@ from typing import Any
 from nrt_cli.config import load_yaml
 from nrt_cli.config.titles import thinks
 from nrt_cli.errors import StoreError
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.files import append_line, lines, sole_writer, write, writes_to
 
@@ -43,7 +44,10 @@ class Judgements:
             write(self.path / f"template-{digest}{suffix}", text)
 
     def records(self) -> list[dict[str, Any]]:
-        """All judgements in the order they were made, a number that is not known as NaN."""
+        """All judgements in the order they were made, a number that is not known as NaN.
+
+        Mappings: older ones have fewer keys.
+        """
         missing = dict.fromkeys(NUMBERS, math.nan)
         return [
             {key: missing.get(key) if value is None else value for key, value in record.items()}
@@ -75,7 +79,8 @@ def held_out_steps(run: Run) -> list[int]:
     )
 
 
-def held_out_traces(run: Run, step: int) -> dict[int, dict[str, Any]]:
+def held_out_traces(run: Run, step: int) -> dict[int, TraceRow]:
     """Prompt, trace and answer by example, of the traces scored after a step."""
     columns = ("example", "k", "prompt", "trace", "answer")
-    return {row["example"]: row for row in run.traces(f"{HELD_OUT}{step:06d}", columns) if row["k"] == 0}
+    rows = run.traces(f"{HELD_OUT}{step:06d}", columns)
+    return {row["example"]: TraceRow(**row) for row in rows if row["k"] == 0}

@@ -7,7 +7,7 @@ from typing import Any
 
 from nrt_cli.errors import StoreError
 from nrt_cli.files import replacing
-from nrt_cli.records import TRACE_COLUMNS
+from nrt_cli.records import TRACE_COLUMNS, TraceRow
 from nrt_cli.store.files import writes_to
 
 _MADE_BY = "`nrt train` with a method that samples traces and train.trace_groups above 0"
@@ -79,7 +79,7 @@ def bank_tables(path: Path) -> list[Path]:
     return found
 
 
-def bank_rows(table: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def bank_rows(table: Path, columns: Sequence[str]) -> list[TraceRow]:
     """Some columns of a table's rows, the traces of a group one after another. Raises StoreError where one is missing,
     or where traces were not scored."""
     import pyarrow as pa
@@ -94,7 +94,7 @@ def bank_rows(table: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
         raise StoreError(f"{table}: not a readable trace table ({error}).") from None
     if any(row[column] is None for row in rows for column in ("answer_logprobs", "null_logprobs") if column in row):
         raise StoreError(f"{table}: its traces were not scored token by token; tables of training steps are.")
-    return rows
+    return [TraceRow(**row) for row in rows]
 
 
 if __name__ == "__main__":

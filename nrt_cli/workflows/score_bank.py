@@ -17,6 +17,7 @@ from nrt_cli.config import ObjectiveSection
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import SCHEMES
 from nrt_cli.objective.comparison import half_agreement, view_group
+from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.tables import bank_rows, bank_tables
 from nrt_cli.workflows.scoring import Report
@@ -65,16 +66,16 @@ def score_schemes(
         report("trace tables", done, len(tables))
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    return [list(group) for _, group in groupby(rows, key=lambda row: (row["step"], row["example"]))]
+def _groups(rows: Sequence[TraceRow]) -> list[list[TraceRow]]:
+    return [list(group) for _, group in groupby(rows, key=lambda row: (row.step, row.example))]
 
 
 def _group_rows(
-    number: int, group: Sequence[Mapping[str, Any]], schemes: Mapping[str, Any], objective: ObjectiveSection
+    number: int, group: Sequence[TraceRow], schemes: Mapping[str, Any], objective: ObjectiveSection
 ) -> Iterator[dict[str, Any]]:
-    logprobs_KT = torch.tensor([row["answer_logprobs"] for row in group], dtype=torch.float64)
-    null_T = torch.tensor(group[0]["null_logprobs"], dtype=torch.float64)
-    where = {"group": number, "step": group[0]["step"], "example": group[0]["example"]}
+    logprobs_KT = torch.tensor([row.answer_logprobs for row in group], dtype=torch.float64)
+    null_T = torch.tensor(group[0].null_logprobs, dtype=torch.float64)
+    where = {"group": number, "step": group[0].step, "example": group[0].example}
     hardest = int(null_T.argmin())
     for name, scheme in schemes.items():
         view = view_group(scheme, logprobs_KT, null_T, objective)
@@ -85,7 +86,7 @@ def _group_rows(
             yield where | {
                 "kind": "trace",
                 "scheme": name,
-                "k": row["k"],
+                "k": row.k,
                 # The log orders rewards alike and does not underflow.
                 "rank_by": float(view.log_reward_K[k] if scheme.in_log else view.reward.scaled_K[k]),
                 "scaled": float(view.reward.scaled_K[k]),
@@ -96,7 +97,7 @@ def _group_rows(
                 "hardest_signal": float(signal_T[hardest] / signal_T.sum()),
                 "gain": float(logprobs_KT[k].sum() - null_T.sum()),
                 "hardest_gain": float(logprobs_KT[k, hardest] - null_T[hardest]),
-                "trace_length": len(row["trace_ids"]),
-                "entropy": float(np.mean(row["trace_entropies"])) if row["trace_entropies"] else np.nan,
-                "trace": row["trace"],
+                "trace_length": len(row.trace_ids or ()),
+                "entropy": float(np.mean(row.trace_entropies)) if row.trace_entropies else np.nan,
+                "trace": row.trace,
             }

@@ -58,7 +58,7 @@ def test_no_trace_is_lost_where_two_sources_number_their_rows_alike(
     traces = held_out_traces(run, 1)
     assert sorted(traces) == [i for i in range(16) if i != 9]
     texts = read_texts(files[1], set(traces))
-    assert all(texts[i][0] in row["prompt"] for i, row in traces.items())
+    assert all(texts[i][0] in row.prompt for i, row in traces.items())
     plan = make_plan([f"{run.path}@1"], [{"judge": {"models": ["m"], "n": 16}}])
     assert sorted(question.shown[0] for question in plan.questions) == sorted(text for text, _ in texts.values())
 
