@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
@@ -182,83 +182,67 @@ def _jsonl(path: Path, name: str) -> Iterator[Found]:
 
 
 def _json(path: Path, name: str) -> Iterator[Found]:
+    """The items of an array, decoded one by one: `json.load` would hold all of them at once."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, values in enumerate(_JsonArray(file, name), 1):
+        # text[at:] is what was read of the file and not used yet; `line` is the line of text[at].
+        text, at, line, number = "", 0, 1, 0
+
+        def wrong(reason: str, where: int) -> DataError:
+            return DataError(f"{name}:{where}: not valid JSON ({reason}).")
+
+        def fill(count: int) -> bool:
+            """Read on by `count` characters, forgetting what was used; False at the end of the file."""
+            nonlocal text, at
+            more = file.read(count)
+            text, at = text[at:] + more, 0
+            return bool(more)
+
+        def move(to: int) -> None:
+            nonlocal at, line
+            line += text.count("\n", at, to)
+            at = to
+
+        def next_char() -> str:
+            """Move to the next character that is not white space and return it; '' at the end of the file."""
+            while True:
+                found = _NOT_SPACE.search(text, at)
+                move(found.start() if found else len(text))
+                if found or not fill(_BLOCK):
+                    return text[at : at + 1]
+
+        if next_char() != "[":
+            raise wrong("expected an array of rows; for one object a line, name the file .jsonl", line)
+        move(at + 1)
+        mark = next_char()
+        while mark != "]":
+            try:
+                values, end = _DECODER.raw_decode(text, at)
+            except json.JSONDecodeError as error:
+                # It may only be cut off by the end of the block. Doubling keeps the retries linear in the file.
+                where = line + text.count("\n", at, error.pos)
+                if not fill(max(_BLOCK, len(text) - at)):
+                    raise wrong(error.msg, where) from None
+                continue
+            except RecursionError:
+                raise wrong(_TOO_DEEP, line) from None
+            except _NamedTwice as error:
+                raise wrong(f"column {str(error)!r} is given twice in one row", line) from None
+            move(end)
+            number += 1
             yield f"{name}:row {number}", _columns(values)
+            mark = next_char()
+            if mark not in (",", "]"):
+                raise wrong("expected , or ] after a row", line)
+            if mark == ",":
+                move(at + 1)
+                next_char()
+        move(at + 1)
+        if next_char():
+            raise wrong("there is more after the array of rows", line)
 
 
 def _columns(values: Any) -> dict[str, Any] | str:
     return values if isinstance(values, dict) else f"a row is a JSON object of columns, found {type(values).__name__}"
-
-
-class _JsonArray:
-    """The items of a JSON array, decoded one by one: `json.load` would hold all of them at once.
-
-    `text[at:]` is what was read of the file and not used yet; `line` is the line of `text[at]`.
-    """
-
-    def __init__(self, file: TextIO, name: str) -> None:
-        self.file, self.name = file, name
-        self.text, self.at, self.line = "", 0, 1
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._next_char() != "[":
-            raise self._error("expected an array of rows; for one object a line, name the file .jsonl")
-        self._move(self.at + 1)
-        if self._next_char() == "]":
-            return self._end()
-        while True:
-            yield self._item()
-            mark = self._next_char()
-            if mark not in (",", "]"):
-                raise self._error("expected , or ] after a row")
-            if mark == "]":
-                return self._end()
-            self._move(self.at + 1)
-
-    def _end(self) -> None:
-        self._move(self.at + 1)
-        if self._next_char():
-            raise self._error("there is more after the array of rows")
-
-    def _item(self) -> Any:
-        self._next_char()
-        while True:
-            try:
-                item, end = _DECODER.raw_decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                # It may only be cut off by the end of the block. Doubling keeps the retries linear in the file.
-                line = self.line + self.text.count("\n", self.at, error.pos)
-                if not self._fill(max(_BLOCK, len(self.text) - self.at)):
-                    raise self._error(error.msg, line) from None
-            except RecursionError:
-                raise self._error(_TOO_DEEP) from None
-            except _NamedTwice as error:
-                raise self._error(f"column {str(error)!r} is given twice in one row") from None
-            else:
-                self._move(end)
-                return item
-
-    def _next_char(self) -> str:
-        """Move to the next character that is not white space and return it; '' at the end of the file."""
-        while True:
-            found = _NOT_SPACE.search(self.text, self.at)
-            self._move(found.start() if found else len(self.text))
-            if found or not self._fill(_BLOCK):
-                return self.text[self.at : self.at + 1]
-
-    def _move(self, at: int) -> None:
-        self.line += self.text.count("\n", self.at, at)
-        self.at = at
-
-    def _fill(self, count: int) -> bool:
-        """Read on by `count` characters, forgetting what was used; False at the end of the file."""
-        more = self.file.read(count)
-        self.text, self.at = self.text[self.at :] + more, 0
-        return bool(more)
-
-    def _error(self, reason: str, line: int | None = None) -> DataError:
-        return DataError(f"{self.name}:{line or self.line}: not valid JSON ({reason}).")
 
 
 def _csv(path: Path, name: str) -> Iterator[Found]:

@@ -147,15 +147,14 @@ def load_model(section: ModelSection) -> PreTrainedModel:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off a person's terminal."""
-    chatter = logging
-    level = chatter.get_verbosity()
-    chatter.set_verbosity_error()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         # The bar over a GGUF file's tensors has no switch; what goes wrong is raised, so nothing is lost.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        chatter.set_verbosity(level)
+        logging.set_verbosity(level)
 
 
 def whole_model(folder: Path, name: str, dtype: torch.dtype | str, **where: object) -> PreTrainedModel:
