@@ -416,18 +416,39 @@ def choose(tally: Tally, settings: Settings) -> np.ndarray:
     kept = np.arange(len(hashes_N)) if settings.duplicates else np.flatnonzero(copies_N == 0)
     if duplicates := len(hashes_N) - len(kept):
         tally.dropped["duplicate"] = duplicates
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in tally.dropped.items())
+    of_rows = f"{tally.read:,} rows" + (f" (dropped: {listed})" if listed else "")
     if not len(kept):
         raise DataError(
-            f"No question-answer pair is left of {tally.read:,} rows{_because(tally.dropped)}."
+            f"No question-answer pair is left of {of_rows}."
             + (f" The first that cannot be read: {tally.unreadable[0]}" if tally.unreadable else "")
         )
+    ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
+    names = list(tally.sources) if settings.stratify else None
+    share = settings.validation
     if settings.selection == "content":
         # Copies of a row are as far apart in the random order as any rows: adding a large odd number wraps around.
         keys_N = hashes_N + copies_N * np.uint64(0x9E3779B97F4A7C15)
-        train, held_out = _by_content(tally, settings, kept[np.argsort(keys_N[kept])], keys_N)
+        if settings.size is not None and settings.size > len(kept):
+            raise DataError(
+                f"--size {settings.size:,} asks for more than the {len(kept):,} pairs that are left of {of_rows}; "
+                "lower it."
+            )
+        size = len(kept) if settings.size is None else settings.size
+        used = take(kept[np.argsort(keys_N[kept])], ids_N, size, names)
+        # take() may group by source; back into the random order, of which the questions held out are the beginning.
+        used = used[np.argsort(keys_N[used])]
+        questions_N = np.frombuffer(tally.questions, dtype=np.uint64)
+        asked = np.sort(np.unique(questions_N[used], return_index=True)[1])  # of each question, its first row in `used`
+        count = round(share * len(asked)) if isinstance(share, float) else share
+        if share and not 0 < count < len(asked):
+            raise DataError(
+                f"--validation {share} would hold out {count:,} of {len(asked):,} questions; leave some on both sides."
+            )
+        is_held_out = np.isin(questions_N[used], questions_N[take(used[asked], ids_N, count, names)])
+        train, held_out = used[~is_held_out], used[is_held_out]
     else:
         # As Hugging Face datasets' `train_test_split` draws from all rows that were read.
-        share = settings.validation
         count = math.ceil(share * tally.read) if isinstance(share, float) else share
         if not 0 < count < tally.read:
             raise DataError(
@@ -439,51 +460,18 @@ def choose(tally: Tally, settings: Settings) -> np.ndarray:
         in_order, places = kept[np.argsort(places)], np.sort(places)
         last = tally.read if settings.size is None else count + settings.size
         train, held_out = in_order[(places >= count) & (places < last)], in_order[places < count]
-    if settings.train is not None and settings.train > len(train):
-        raise DataError(
-            f"--train {settings.train:,} asks for more than the {len(train):,} pairs that are left to train on of "
-            f"{tally.read:,} rows{_because(tally.dropped)}; lower it{', or raise --size' if settings.size else ''}."
-        )
     if settings.train is not None:
-        ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
-        train = take(train, ids_N, settings.train, list(tally.sources) if settings.stratify else None)
+        if settings.train > len(train):
+            raise DataError(
+                f"--train {settings.train:,} asks for more than the {len(train):,} pairs that are left to train on of "
+                f"{of_rows}; lower it{', or raise --size' if settings.size else ''}."
+            )
+        train = take(train, ids_N, settings.train, names)
     codes_N = np.full(len(hashes_N), DUPLICATE, dtype=np.uint8)
     codes_N[kept] = UNUSED
     codes_N[train] = TRAIN
     codes_N[held_out] = VALIDATION
     return codes_N
-
-
-def _by_content(
-    tally: Tally, settings: Settings, order: np.ndarray, keys_N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out, both in the random order that `order` has all rows in."""
-    if settings.size is not None and settings.size > len(order):
-        raise DataError(
-            f"--size {settings.size:,} asks for more than the {len(order):,} pairs that are left of {tally.read:,} "
-            f"rows{_because(tally.dropped)}; lower it."
-        )
-    ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
-    names = list(tally.sources) if settings.stratify else None
-    used = take(order, ids_N, len(order) if settings.size is None else settings.size, names)
-    # take() may group by source; back into the random order, of which the questions held out are the beginning.
-    used = used[np.argsort(keys_N[used])]
-    questions_N = np.frombuffer(tally.questions, dtype=np.uint64)
-    asked = np.sort(np.unique(questions_N[used], return_index=True)[1])  # of each question, its first row in `used`
-    share = settings.validation
-    count = round(share * len(asked)) if isinstance(share, float) else share
-    if share and not 0 < count < len(asked):
-        raise DataError(
-            f"--validation {share} would hold out {count:,} of {len(asked):,} questions; leave some on both sides."
-        )
-    chosen = take(used[asked], ids_N, count, names)
-    is_held_out = np.isin(questions_N[used], questions_N[chosen])
-    return used[~is_held_out], used[is_held_out]
-
-
-def _because(dropped: Mapping[str, int]) -> str:
-    listed = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-    return f" (dropped: {listed})" if listed else ""
 
 
 def take(order: np.ndarray, ids_N: np.ndarray, count: int, names: Sequence[str] | None) -> np.ndarray:

@@ -187,7 +187,17 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
     starts = {i: named.get(tokenizer.convert_ids_to_tokens(i), ()) for i in new_ids}
     halfway = single_id(tokenizer, str(settings.think_start)) if same_start(list(named.values())) else None
-    extend_rows(model, real_ids, starts, halfway, settings)
+    if starts:
+        # Every new id gets a row in the input embedding and in the head; they grow where ids lie beyond their end.
+        if max(starts) >= rows_before:
+            model.resize_token_embeddings(max(starts) + 1, mean_resizing=False)
+        generator = torch.Generator().manual_seed(settings.seed)
+        head = model.get_output_embeddings()
+        matrices = [model.get_input_embeddings().weight, *([] if tied else [head.weight])]
+        if getattr(head, "bias", None) is not None:
+            matrices.append(head.bias.unsqueeze(1))
+        for W_VD in matrices:
+            init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
     set_token_ids(model, tokenizer, stop_ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -220,7 +230,23 @@ def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]
     del model  # so that verifying never holds a large model twice
 
     old_ids = [i for i in range(rows_before) if i not in new_ids]
-    _verify(folder, settings, tied, probe_ids, old_ids, logits_before)
+    # Reloaded as anyone would, it has to be the source plus the new tokens.
+    tokenizer = from_folder(AutoTokenizer, folder, "the prepared model")
+    model = whole_model(folder, "the prepared model", "auto")
+    problems = []
+    if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
+        problems.append("plain text is tokenised differently")
+    if is_tied(model) != tied:
+        problems.append(f"the head {'is no longer' if tied else 'became'} tied to the embedding")
+    more = token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
+    for problem in chain(problems, more, prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])):
+        raise ModelError(f"The prepared model did not survive saving and loading: {problem}; nothing was written.")
+    logits_after, tolerance = _logits(model, probe_ids)[:, old_ids], LOGIT_TOLERANCE[model.dtype]
+    if not torch.allclose(logits_after, logits_before[:, old_ids], rtol=tolerance, atol=tolerance):
+        gap = (logits_after - logits_before[:, old_ids]).abs().max().item()
+        raise ModelError(
+            f"The prepared model's logits differ from the source's by up to {gap:.3g}; nothing was written."
+        )
     return facts
 
 
@@ -271,25 +297,6 @@ def start_text(asked: str, names: Sequence[str]) -> str:
     if not names:
         return f"{MEAN!r}: {asked!r} is no token of this tokenizer"
     return repr(asked) if [asked] == list(names) else f"{asked!r} ({' '.join(names)})"
-
-
-def extend_rows(
-    model: Any, real_ids: list[int], starts: dict[int, tuple[int, ...]], halfway: int | None, settings: Settings
-) -> None:
-    """Give every new id a row, in the input embedding and in the head, growing them where ids lie beyond their end."""
-    if not starts:
-        return
-    if max(starts) >= count_rows(model):
-        model.resize_token_embeddings(max(starts) + 1, mean_resizing=False)
-    generator = torch.Generator().manual_seed(settings.seed)
-    head = model.get_output_embeddings()
-    matrices = [model.get_input_embeddings().weight]
-    if not is_tied(model):
-        matrices.append(head.weight)
-    if getattr(head, "bias", None) is not None:
-        matrices.append(head.bias.unsqueeze(1))
-    for W_VD in matrices:
-        init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
 
 
 @torch.no_grad()
@@ -375,36 +382,10 @@ def _repair_gguf_tokenizer(tokenizer: Any, config: Any) -> None:
     tokenizer.clean_up_tokenization_spaces = False
 
 
-# --- verification
-
-
 @torch.no_grad()
 def _logits(model: Any, ids: list[int]) -> Tensor:
     """Logits [T, V] in float32."""
     return model(input_ids=torch.tensor([ids])).logits[0].float()
-
-
-def _verify(
-    folder: Path, settings: Settings, tied: bool, probe_ids: list[int], old_ids: list[int], logits_before_TV: Tensor
-) -> None:
-    """Reload what was written, as anyone would, and refuse it unless it is the source plus the new tokens."""
-    tokenizer = from_folder(AutoTokenizer, folder, "the prepared model")
-    model = whole_model(folder, "the prepared model", "auto")
-    problems = []
-    if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
-        problems.append("plain text is tokenised differently")
-    if is_tied(model) != tied:
-        problems.append(f"the head {'is no longer' if tied else 'became'} tied to the embedding")
-    more = token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
-    for problem in chain(problems, more, prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])):
-        raise ModelError(f"The prepared model did not survive saving and loading: {problem}; nothing was written.")
-    logits_TV = _logits(model, probe_ids)
-    tolerance = LOGIT_TOLERANCE[model.dtype]
-    if not torch.allclose(logits_TV[:, old_ids], logits_before_TV[:, old_ids], rtol=tolerance, atol=tolerance):
-        gap = (logits_TV[:, old_ids] - logits_before_TV[:, old_ids]).abs().max().item()
-        raise ModelError(
-            f"The prepared model's logits differ from the source's by up to {gap:.3g}; nothing was written."
-        )
 
 
 # --- what a prepared model folder must hold to be trained: its special tokens and its chat template, as sentences
