@@ -31,7 +31,7 @@ def write_table(file: Path, columns: Mapping[str, str], rows: Iterable[Mapping[s
 
 
 def described() -> str:
-    """The trace table's columns as `README.md` has them; `python -m nrt_cli.store.tables` prints it."""
+    """The trace table's columns as `README.md` beside this file has them."""
     rows = (f"| `{name}` | {column.unit} | {column.what} |" for name, column in TRACE_COLUMNS.items())
     return "\n".join(("| column | type | what it is |", "|---|---|---|", *rows)).replace("y*", r"y\*")
 
@@ -95,7 +95,3 @@ def bank_rows(table: Path, columns: Sequence[str]) -> list[TraceRow]:
     if any(row[column] is None for row in rows for column in ("answer_logprobs", "null_logprobs") if column in row):
         raise StoreError(f"{table}: its traces were not scored token by token; tables of training steps are.")
     return [TraceRow(**row) for row in rows]
-
-
-if __name__ == "__main__":
-    print(described())

@@ -87,7 +87,7 @@ def test_every_metric_and_column_is_documented(am_run, train_run):
     sft = train_run("method=sft")
     keys = {key for run in (am_run, sft) for kind in ("train", "held_out") for r in run.metrics(kind) for key in r}
     assert not [key for key in keys - {"kind", "step"} if f"| `{key}`" not in DOCUMENT]
-    assert described() in DOCUMENT, "put there what `python -m nrt_cli.store.tables` prints"
+    assert described() in DOCUMENT, "put there what nrt_cli.store.tables.described() returns"
     for run, marked in ((am_run, False), (sft, True)):
         train_keys = {key for record in run.metrics() for key in record} - {"kind", "step"}
         for key in train_keys if marked else ():
