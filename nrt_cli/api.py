@@ -188,7 +188,7 @@ def evaluate(
     """Score a model on benchmarks: as `nrt eval --json`. What is answered already comes from the store.
 
     Args:
-        benchmarks: "all", names, or "category:math".
+        benchmarks: "all", names, "category:math" or a YAML of your own.
         limit: documents of each, a seeded sample.
         overrides: as `--set` takes them: "eval.data_dir=benchmarks".
     """

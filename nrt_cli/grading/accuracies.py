@@ -59,14 +59,15 @@ def answer_all(
     """
     replies: dict[tuple[str, int], Reply] = {}
 
-    def ask(requests: Mapping[tuple[str, int], Request]) -> None:
-        of_key = {request.key: place for place, request in requests.items()}
-        for request, reply in reasoner.run(requests.values()):
+    def ask(settings: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+        asked = {
+            place: Request(f"{place[0]} {questions[place[1]].key}", questions[place[1]].prompt_ids, **each)
+            for place, each in settings.items()
+        }
+        of_key = {request.key: place for place, request in asked.items()}
+        for request, reply in reasoner.run(asked.values()):
             replies[of_key[request.key]] = reply
             advance()
-
-    def request(kind: str, i: int, **settings: Any) -> Request:
-        return Request(f"{kind} {questions[i].key}", questions[i].prompt_ids, **settings)
 
     longer = {"max_answer_tokens": trace_cap + cap}
     settings: dict[str, dict[str, Any]] = {
@@ -79,18 +80,17 @@ def answer_all(
         "null": {"think": True, "trace_ids": (), **longer},
         "direct": longer,
     }
-    asked = [kind for kind in kinds if kind in settings]
-    ask({(kind, i): request(kind, i, **settings[kind]) for kind in asked for i in range(len(questions))})
+    ask({(kind, i): settings[kind] for kind in kinds if kind in settings for i in range(len(questions))})
     if "other_trace" in kinds and "thinking" in kinds:
-        others = {i: other for i in range(len(questions)) if (other := _next(questions, i)) is not None}
-        ask(
-            {
-                ("other_trace", i): request(
-                    "other_trace", i, think=True, trace_ids=replies["thinking", other].trace_ids, max_answer_tokens=cap
-                )
-                for i, other in others.items()
-            }
-        )
+        prompts = [question.prompt_ids for question in questions]
+        others = {}
+        for i, own in enumerate(prompts):
+            # The trace of the first question after it, in a circle, that has another prompt.
+            after = (*range(i + 1, len(prompts)), *range(i))
+            if (other := next((j for j in after if prompts[j] != own), None)) is not None:
+                trace = replies["thinking", other].trace_ids
+                others["other_trace", i] = {"think": True, "trace_ids": trace, "max_answer_tokens": cap}
+        ask(others)
     return [
         {
             kind: Graded(reply, grade(question.pair, reply.answer))
@@ -99,12 +99,6 @@ def answer_all(
         }
         for i, question in enumerate(questions)
     ]
-
-
-def _next(questions: Sequence[Question], i: int) -> int | None:
-    """The first question after the i-th, in a circle, that has another prompt."""
-    after = (*range(i + 1, len(questions)), *range(i))
-    return next((j for j in after if questions[j].prompt_ids != questions[i].prompt_ids), None)
 
 
 def mean_scores(answered: Sequence[Mapping[str, Graded]]) -> dict[str, float]:

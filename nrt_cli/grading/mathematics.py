@@ -31,7 +31,22 @@ class Verifier:
 
     def equal(self, gold: str, answer: str) -> bool:
         """True where math-verify shows that the answer is the gold one within the time."""
-        process = self._started()
+        process = self._process
+        if process is None or process.poll() is not None:
+            self.close()
+            path = os.pathsep.join(filter(None, sys.path))
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="ascii",
+                env=os.environ | {"PYTHONPATH": path},
+            )
+            # The time to import sympy and to build its parser is not the answer's.
+            if not _ask(process, ["x^2+1", "1+x^2"]):
+                self.close()
+                raise ConfigError(f"math-verify does not start in {sys.executable}; its own words are above.")
         end = threading.Timer(self.seconds, process.kill)
         end.start()
         try:
@@ -49,24 +64,6 @@ class Verifier:
             with contextlib.suppress(OSError):
                 self._process.communicate()
         self._process = None
-
-    def _started(self) -> "subprocess.Popen[str]":
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            path = os.pathsep.join(filter(None, sys.path))
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                encoding="ascii",
-                env=os.environ | {"PYTHONPATH": path},
-            )
-            # The time to import sympy and to build its parser is not the answer's.
-            if not _ask(self._process, ["x^2+1", "1+x^2"]):
-                self.close()
-                raise ConfigError(f"math-verify does not start in {sys.executable}; its own words are above.")
-        return self._process
 
 
 def _ask(process: "subprocess.Popen[str]", pair: list[str]) -> str:

@@ -82,8 +82,21 @@ class JudgePrompt:
                     f"{origin}: the prompt leaves out {', '.join(f'{{{name}}}' for name in missing)}; it must have "
                     f"{_PLACES}, where problem, trace and reference answer are to stand."
                 )
-        jinja = [name for name in INPUTS if name != "prompt" or not plain]
-        self._templates = {name: _compile(texts[name], INPUTS[name], f"{origin}: {name}") for name in jinja}
+        self._templates: dict[str, jinja2.Template] = {}
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+        for name, wanted in INPUTS.items():
+            if plain and name == "prompt":
+                continue
+            try:
+                used = meta.find_undeclared_variables(environment.parse(texts[name]))
+                self._templates[name] = environment.from_string(texts[name])
+            except jinja2.TemplateError as error:
+                raise ConfigError(f"{origin}: {name} is not a Jinja template: {error}.") from None
+            if used != set(wanted):
+                raise ConfigError(
+                    f"{origin}: {name} must use {', '.join(wanted)} and nothing else; it uses "
+                    f"{', '.join(sorted(used)) or 'none'}."
+                )
         written = [texts["prompt"]] if plain else [texts[name] for name in INPUTS]
         self.digest = hashlib.sha256("\0".join(written).encode()).hexdigest()
 
@@ -105,20 +118,6 @@ class JudgePrompt:
 def _input(place: re.Match[str]) -> str:
     """Which input a placeholder stands for."""
     return re.sub(r"[^a-z]+", "_", place["input"])
-
-
-def _compile(text: str, wanted: Sequence[str], origin: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    try:
-        found = meta.find_undeclared_variables(environment.parse(text))
-        template = environment.from_string(text)
-    except jinja2.TemplateError as error:
-        raise ConfigError(f"{origin} is not a Jinja template: {error}.") from None
-    if found != set(wanted):
-        raise ConfigError(
-            f"{origin} must use {', '.join(wanted)} and nothing else; it uses {', '.join(sorted(found)) or 'none'}."
-        )
-    return template
 
 
 def quoted(text: str) -> str:
