@@ -95,7 +95,12 @@ def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Se
                     running[child.messages] = child
                 _listen(running, watcher, stopping=False)
         except KeyboardInterrupt:
-            _stop(running, watcher)
+            # An interrupt while they stop kills them.
+            for child in running.values():
+                child.process.terminate()
+            with contextlib.suppress(KeyboardInterrupt):
+                while running:
+                    _listen(running, watcher, stopping=True)
             raise Interrupted("stopped; what is done is kept, the same command goes on.", received[0]) from None
         finally:
             for child in running.values():
@@ -115,15 +120,6 @@ def _listen(running: dict[Connection, _Child], watcher: Watcher, stopping: bool)
             continue
         if child.last.status == "running":
             watcher.progress(child.task.name, child.last.share, child.last.text)
-
-
-def _stop(running: dict[Connection, _Child], watcher: Watcher) -> None:
-    """Ask all of them to stop, and wait until they have; an interrupt meanwhile is the caller's."""
-    for child in running.values():
-        child.process.terminate()
-    with contextlib.suppress(KeyboardInterrupt):
-        while running:
-            _listen(running, watcher, stopping=True)
 
 
 @contextlib.contextmanager
@@ -147,33 +143,30 @@ def _sigterm_as_interrupt() -> Iterator[list[int]]:
 
 def _child(task: Task, connection: Connection) -> None:
     os.setpgrp()  # Ctrl-C is the parent's; it passes on what it means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def end_with_parent() -> None:
+        parent: Any = parent_process()
+        parent.join()
+        os._exit(1)
+
+    def tell(share: float, what: str) -> None:
+        connection.send(_Message("running", share, what))
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with task.log.open("ab", buffering=0) as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
-    status, text = _outcome(task, connection)
-    with contextlib.suppress(OSError):  # a parent that is gone has nobody to tell
-        connection.send(_Message(status, 1.0, text))
-
-
-def _outcome(task: Task, connection: Connection) -> tuple[Ended, str]:
-    def tell(share: float, what: str) -> None:
-        connection.send(_Message("running", share, what))
-
+    status: Ended = "failed"
     try:
-        return "finished", task.work(tell)
+        status, text = "finished", task.work(tell)
     except (Interrupted, KeyboardInterrupt) as stopped:
-        return "interrupted", str(stopped)
+        status, text = "interrupted", str(stopped)
     except NrtError as error:
         print(f"nrt: {error}", file=sys.stderr)
-        return "failed", str(error)
+        text = str(error)
     except Exception as error:
         traceback.print_exc()
-        return "failed", f"{type(error).__name__}: {error}; more in {task.log}"
-
-
-def _end_with_parent() -> None:
-    parent: Any = parent_process()
-    parent.join()
-    os._exit(1)
+        text = f"{type(error).__name__}: {error}; more in {task.log}"
+    with contextlib.suppress(OSError):  # a parent that is gone has nobody to tell
+        connection.send(_Message(status, 1.0, text))
