@@ -28,7 +28,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nrt_cli import console
+from nrt_cli import console, methods
 from nrt_cli.records import ACCURACIES, measured
 
 
@@ -273,7 +273,7 @@ class Race(Display):
         parts: list[Any] = [*map(Text, plot(self.curves, self.chance)), Text()]
         for name, title in self.titles.items():
             curve = self.curves[name]
-            parts.append(Text(f"{MARKS[name]} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
+            parts.append(Text(f"{MARKS.get(name, '*')} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
         parts += [Text(), console.plain(self.now), *([console.plain(self.pace)] if self.pace else [])]
         parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
         if self.sample:
@@ -337,7 +337,7 @@ class _RaceProgress(Progress):
         self.race.warn(f"{self.title}: {message}")
 
 
-MARKS = {"sft": "s", "control": "c", "nrt": "*"}
+MARKS = {methods.SUPERVISED.name: "s", methods.CONTROL.name: "c"}
 """What draws the line of each run of a race."""
 
 
@@ -359,7 +359,7 @@ def plot(
             first, last = (round(at / longest * (width - 1)) for at in (start, end))
             for column in range(first, last + 1):
                 part = (column - first) / (last - first) if last > first else 1.0
-                cells[row(low + part * (high - low))][column] = MARKS[name]
+                cells[row(low + part * (high - low))][column] = MARKS.get(name, "*")
     lines = []
     for i, line in enumerate(cells):
         share = f"{1 - i / (height - 1):.0%}" if i % 5 == 0 else ""

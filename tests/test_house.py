@@ -31,7 +31,7 @@ ARROWS = {
     "data": PURE | {"grading", "store"},
     "models": PURE | {"store"},
     "backends": PURE | {"models"},
-    "progress": {"config", "records", "console"},
+    "progress": {"config", "records", "console", "methods"},
     "training": PURE | {"grading", "store", "data", "models", "backends", "progress"},
     "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
     "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},

@@ -14,6 +14,7 @@ from nrt_cli.commandline import resume
 from nrt_cli.config.titles import run_label, thinks
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import distinct_ngrams
+from nrt_cli.methods import SCHEMES, facts
 from nrt_cli.records import TRACE_COLUMNS
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
@@ -124,8 +125,8 @@ def trace_frames(
 
 def _why_no_traces(run: Run, kind: str) -> str:
     method = run.manifest()["method"]
-    if method == "sft" and not (kind == HELD_OUT and thinks(method, run.settings())):
-        return "method 'sft' samples no traces; name a run of another method, such as `nrt train ... --method am`."
+    if not facts(method).samples and not (kind == HELD_OUT and thinks(method, run.settings())):
+        return f"method {method!r} samples no traces; name a run of another, such as of {SCHEMES[-1]}."
     if kind == HELD_OUT:
         return "no held-out traces are stored; `nrt train ... --validation FILE` scores and stores some."
     return "no traces of training steps are stored; `nrt train ... --set train.trace_groups=32` stores them."

@@ -15,12 +15,13 @@ from nrt_analysis.token_report import token_figure
 from nrt_analysis.vocabulary_report import vocabulary
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import WINDOW
+from nrt_cli.methods import SCHEMES
 from nrt_cli.store import Reference
 
 TRACES_READ = 200
 """Traces of each step whose words Figure 4 counts."""
 
-BEST = ("ws-neg-log-p", "ws-inv-p", "gm", "am", "p", "logp")
+BEST = SCHEMES[::-1]
 """Whose words Figure 4 shows: the first of these methods that a model has."""
 
 METRICS = ("entropy", "trace_length")

@@ -22,6 +22,7 @@ from nrt_analysis.report.run_scores import BASE, OVERALL, Results, RowName, diff
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
 from nrt_cli.measures.statistics import NORMAL, coarsest_grid, printed_multiples
+from nrt_cli.methods import SUPERVISED
 
 INTERVALS = (
     "Intervals are 95 %: over documents, and where a row has several seeds over seeds too; those of one seed do not "
@@ -282,7 +283,7 @@ def overall_table() -> Table:
 
 def gain_table(results: Results) -> Table:
     """What each method adds to SFT: ours per model, beside the paper's three models."""
-    sft, theirs = method_title("sft"), list(paper()["scores"])
+    sft, theirs = SUPERVISED.title, list(paper()["scores"])
     # The benchmarks that all evaluated rows of a model have: of the nine if all share some, else of the others.
     names: dict[str, list[str]] = {}
     for model in dict.fromkeys(model for model, _ in results.rows):
@@ -299,7 +300,7 @@ def gain_table(results: Results) -> Table:
     ]
     known = [BASE, *map(method_title, paper()["methods"])]
     others = dict.fromkeys(title for _, title in results.rows if title not in known)
-    methods = {method_title(method): method for method in paper()["methods"] if method != "sft"}
+    methods = {method_title(method): method for method in paper()["methods"] if method != SUPERVISED.name}
     gains = []
     for title in (*methods, *others):
         cells = [_gain(results, (model, title), (model, sft), found) for model, found in names.items()]
@@ -307,7 +308,7 @@ def gain_table(results: Results) -> Table:
             if title not in methods:
                 cells.append(Cell(reason="not in the paper"))
                 continue
-            of, minus = (over_seeds([uncertain(model, each, OVERALL)]) for each in (methods[title], "sft"))
+            of, minus = (over_seeds([uncertain(model, each, OVERALL)]) for each in (methods[title], SUPERVISED.name))
             cells.append(percent(difference(of, minus), interval=True, signed=True))
         gains.append(Row((Cell(title), *cells)))
     return Table(
