@@ -16,7 +16,8 @@ PANELS = {
     "distinct_ngrams": (f"distinct {NGRAM}-grams", "share of all"),
     "forced_share": ("forced (thin: by cap)", "share of traces"),
     "gain": ("gain over null trace", "nats per answer"),
-    "reward_gain": ("reward gain $R - R_{base}$", "unit of the scheme"),
+    # No space in its formula, at which a narrow title would break.
+    "reward_gain": ("reward gain $R-R_{base}$", "unit of the scheme"),
     "dead_groups": ("dead groups", "share of groups"),
     "token_signal": ("token signal", "mean size"),
 }

@@ -133,35 +133,6 @@ def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     figure.set_figheight(figure.get_figheight() + max(0, height - 0.25))
 
 
-def limits(axis: Axes, lines: Mapping[str, pd.Series], zero: bool = False, share: bool = False) -> str:
-    """Set the heights that a panel shows, and say in it which lines leave it: one run far off would flatten the others.
-
-    Args:
-        lines: what is drawn, by name.
-        zero: the panel begins at 0 where nothing is below.
-        share: the panel is of shares, from 0 to 1.
-
-    Returns what is said; "" where all of every line is seen.
-    """
-    if share:
-        axis.set_ylim(-0.04, 1.04)
-        return ""
-    low, high, beyond = span(lines)
-    if not math.isfinite(low):
-        return ""
-    if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    edge = 0.04 * (high - low or abs(high) or 1)
-    axis.set_ylim(low - edge, high + edge)
-    said = "; ".join(f"{name} goes to {value:.3g}" for name, value in beyond.items())
-    if said:
-        text, font = drawable("\n".join(textwrap.wrap(said, 40)), 5)
-        behind: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-        place: dict[str, Any] = {"ha": "right", "va": "top", "transform": axis.transAxes, "bbox": behind}
-        axis.text(0.99, 0.97, text, color="0.3", parse_math=False, fontproperties=font, **place)
-    return said
-
-
 FAR = 8
 """How many spreads a line's end may be from the usual one before it leaves the panel."""
 
@@ -226,7 +197,10 @@ FELL: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markeredgecolor": "bl
 def draw_steps(
     rows: Sequence[Sequence[StepPanel]], width: float, height: float, **grid: Any
 ) -> tuple[Figure, list[str]]:
-    """A figure of rows of panels, one series alike in all of them; and what is not seen in it."""
+    """A figure of rows of panels, one series alike in all of them; and what is not seen in it.
+
+    A panel says which of its lines leave it: one run far off would flatten the others.
+    """
     figure, axes = new_figure(len(rows), len(rows[0]), width, height, **grid)
     panels = [one for row in rows for one in row]
     numbers = numbered(name for one in panels for name in one.lines)
@@ -263,8 +237,19 @@ def draw_steps(
         if one.level:
             axis.axhline(0, color="0.5", linewidth=0.6, zorder=0)
         shown = {name: line.mean if line.single is None else line.single for name, line in one.lines.items()}
-        if beyond := limits(axis, shown, zero=one.zero, share=one.share):
-            said.append(f"({letter}) leaves out what is far off: {beyond}")
+        low, high, beyond = (0.0, 1.0, {}) if one.share else span(shown)
+        if not math.isfinite(low):
+            continue
+        if one.zero:  # the panel begins at 0 where nothing is below
+            low, high = min(low, 0.0), max(high, 0.0)
+        edge = 0.04 * (high - low or abs(high) or 1)
+        axis.set_ylim(low - edge, high + edge)
+        if leave := "; ".join(f"{name} goes to {value:.3g}" for name, value in beyond.items()):
+            said.append(f"({letter}) leaves out what is far off: {leave}")
+            text, font = drawable("\n".join(textwrap.wrap(leave, 40)), 5)
+            behind: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+            corner: dict[str, Any] = {"ha": "right", "va": "top", "transform": axis.transAxes, "bbox": behind}
+            axis.text(0.99, 0.97, text, color="0.3", parse_math=False, fontproperties=font, **corner)
     for axis in axes[-1]:
         axis.set_xlabel("training step")
     figure.align_ylabels(axes)

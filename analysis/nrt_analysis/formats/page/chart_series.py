@@ -26,7 +26,7 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
     model's runs, and which of them leave it.
     """
     # Figures have titles in TeX, and one that names a thin line.
-    titles = {key: title.replace("$R - R_{base}$", "R − R_base") for key, (title, _) in PANELS.items()}
+    titles = {key: title.replace("$R-R_{base}$", "R − R_base") for key, (title, _) in PANELS.items()}
     about = {
         HELD_OUT: ("held-out log P(y*)", "nats per answer", "mean over the held-out examples, after a step"),
         ANSWER: ("training log P(y*)", "nats per answer token", "mean over the step's answer tokens"),
