@@ -1,7 +1,7 @@
 """Arms of one experiment before the user's eyes: SFT, NRT without its policy gradient, and NRT."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
-from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, Measure, over_rows
+from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, over_rows
 from nrt_cli.measures.statistics import Difference
 from nrt_cli.models.loading import resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.shapes import source_shape
 from nrt_cli.models.sources import METADATA, bytes_to_fetch, read_json
 from nrt_cli.progress import Race
-from nrt_cli.records import ModelShape, Plan
+from nrt_cli.records import Plan
 from nrt_cli.store import Run
 from nrt_cli.training.locate import locate_model, without_suffix
 from nrt_cli.workflows.train import train
@@ -110,7 +110,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Row:
-    """One model's held-out accuracies, as `core.held_out` measures them; those that it has not are None."""
+    """One model's held-out accuracies, as `measures.held_out` measures them; those that it has not are None."""
 
     arm: str
     title: str
@@ -213,7 +213,11 @@ def expect(start: Start) -> Expected | None:
     fetch = bytes_to_fetch(source) if start.source else 0
     shape = source_shape(source)
     use_threads(first)
-    plans = {arm.title: _plan(arm.config, shape) for arm in arms}
+    plans: dict[str, Plan] = {}
+    for arm in arms:
+        pairs, suffix = without_suffix(arm.config.data.train)
+        lengths = lengths_of_text([pairs], suffix) if pairs.startswith("generated:") else PAPER_LENGTHS
+        plans[arm.title] = plan_for(arm.config, lengths=lengths, shape=shape)
     longest = max(plans.values(), key=lambda plan: plan.memory_peak)
     # What is fetched stays in the hub's cache; the model that is made of it has 4 bytes a parameter at most.
     disk = fetch + (4 * shape.parameters if start.source else 0) + sum(plan.disk for plan in plans.values())
@@ -238,12 +242,6 @@ def expect(start: Start) -> Expected | None:
     )
 
 
-def _plan(config: RunConfig, shape: ModelShape) -> Plan:
-    pairs, suffix = without_suffix(config.data.train)
-    lengths = lengths_of_text([pairs], suffix) if pairs.startswith("generated:") else PAPER_LENGTHS
-    return plan_for(config, lengths=lengths, shape=shape)
-
-
 def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | None], Race]) -> Outcome:
     """Train the arms, one after another. What is there already is kept, an unfinished run goes on."""
     if start.source:
@@ -254,20 +252,21 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
             train(arm.path, arm.config, arm.started, race.displays(arm.name))
     runs = [Run.open(arm.path) for arm in start.arms]
     # SFT comes first and NRT last: what thinks has all accuracies, and a trace to show.
-    best = runs[-1]
-    first, last = best.metrics("held_out")[0]["step"], best.metrics("held_out")[-1]["step"]
-    rows = [_row("untrained", "untrained", best, first)]
-    rows += [
-        _row(arm.name, arm.title, run, run.metrics("held_out")[-1]["step"])
-        for arm, run in zip(start.arms, runs, strict=True)
-    ]
-    question = best.held_out_rows(last, ("prompt", "answer"))[0]
+    best, steps = runs[-1], [[record["step"] for record in run.metrics("held_out")] for run in runs]
+    rows = [_row("untrained", "untrained", best, steps[-1][0])]
+    rows += [_row(arm.name, arm.title, run, of[-1]) for arm, run, of in zip(start.arms, runs, steps, strict=True)]
+    question = best.held_out_rows(steps[-1][-1], ("prompt", "answer"))[0]
+    traces = []
+    if start.arms[-1].config.thinks:  # of the first held-out question, which is not chosen
+        for step in dict.fromkeys(steps[-1][place] for place in SHOWN if place < len(steps[-1])):
+            row = best.held_out_rows(step, ("trace", "thinking_reply", "thinking_score"))[0]
+            traces.append(Said(step, row["trace"], row["thinking_reply"], row["thinking_score"] == 1))
     return Outcome(
         rows=tuple(rows),
         questions=max(found.n for row in rows for found in row.accuracies if found),
         question=question["prompt"],
         reference=question["answer"],
-        traces=tuple(_said(best)) if start.arms[-1].config.thinks else (),
+        traces=tuple(traces),
         runs=tuple(run.path for run in runs),
         seconds=sum(record["seconds"] for run in runs for record in run.metrics()),
     )
@@ -275,18 +274,8 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
 
 def _row(arm: str, title: str, run: Run, step: int) -> Row:
     rows = run.held_out_rows(step, COLUMNS)
-
-    def found(measures: Sequence[Measure]) -> tuple[Difference | None, ...]:
-        each = (over_rows(measure, rows) for measure in measures)
-        return tuple(one if one.n else None for one in each)
-
-    return Row(arm, title, found(KINDS), found(MORE))
-
-
-def _said(run: Run) -> Iterator[Said]:
-    """The first held-out question's traces, not chosen, at `SHOWN` of the steps that were scored."""
-    steps = [record["step"] for record in run.metrics("held_out")]
-    for step in dict.fromkeys(steps[place] for place in SHOWN if place < len(steps)):
-        columns = ("trace", "thinking_reply", "thinking_score")
-        row = run.held_out_rows(step, columns)[0]
-        yield Said(step, row["trace"], row["thinking_reply"], row["thinking_score"] == 1)
+    accuracies, more = (
+        tuple(one if one.n else None for one in (over_rows(measure, rows) for measure in measures))
+        for measures in (KINDS, MORE)
+    )
+    return Row(arm, title, accuracies, more)

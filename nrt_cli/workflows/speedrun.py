@@ -264,7 +264,7 @@ def speedrun(attempt: Attempt, make_display: "MakeDisplay") -> Entry:
             f"{metadata.source[:12]}, not {str(track.model)[:12]}); take the program as it was committed."
         )
     there = (attempt.run / "manifest.json").is_file()
-    if not there or Run.open(attempt.run).manifest()["status"] != "finished":
+    if not there or Run.open(attempt.run).status() != "finished":
 
         def enough(records: Sequence[Mapping[str, Any]]) -> bool:
             return reached([_score(record, ()) for record in records], track.threshold) is not None
