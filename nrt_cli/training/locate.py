@@ -92,57 +92,45 @@ def locate_model(ref: str | Path) -> Located:
             console.note(f"preparing {text} once, in {cache} ...")
         return Located(text, prepare_model(text, cache).folder)
     named = Reference.parse(os.path.expanduser(text))
+    if named.spans is None and not (named.path / "manifest.json").is_file():
+        return Located(text, require_model(named.path))
+    step = None
     if named.spans is not None:
-        (first, last), *more = named.spans
-        if more or first != last:
-            raise StoreError(f"{text}: one model is asked for here; name one step, such as {named.path}@{first}.")
-        return _at_step(text, Run.open(named.path), first)
-    if (named.path / "manifest.json").is_file():
-        return _exported(text, Run.open(named.path))
-    return Located(text, require_model(named.path))
-
-
-def _exported(ref: str, run: Run) -> Located:
-    if not run.export_path.is_dir():
-        steps = run.checkpoint_steps()
-        instead = f", or name one of its checkpoints: {_names(run, steps)}" if steps else ""
-        raise ModelError(
-            f"{run.path}: the run has no exported model yet; finish it with `{resume(run.path)}`{instead}."
-        )
-    return Located(ref, run.export_path, run.path, run.exported_step())
-
-
-def _at_step(ref: str, run: Run, step: int) -> Located:
-    config = run.config()
+        (step, last), *more = named.spans
+        if more or step != last:
+            raise StoreError(f"{text}: one model is asked for here; name one step, such as {named.path}@{step}.")
+    run = Run.open(named.path)
     if step == 0:
-        return Located(ref, require_model(config.model.path), run.path, 0)
-    folder, steps = run.model_path(step), run.checkpoint_steps()
-    if not folder.is_dir():
-        if step == run.exported_step() and step not in steps:
-            return _exported(ref, run)
-        from nrt_cli.models.export import export_checkpoint, ranks_weights
-
-        if step not in steps:
-            there = _names(run, [0, *steps])
-            raise StoreError(
-                f"{run.path}: has no checkpoint of step {step}; there is {there} (a run keeps its last "
-                f"`train.keep_checkpoints` and the best)."
+        return Located(text, require_model(run.config().model.path), run.path, 0)
+    steps = run.checkpoint_steps()
+    there = ", ".join(f"{run.path}@{each}" for each in steps)
+    if step is not None and run.model_path(step).is_dir():
+        return Located(text, run.model_path(step), run.path, step)
+    if step is None or (step == run.exported_step() and step not in steps):
+        if not run.export_path.is_dir():
+            instead = f", or name one of its checkpoints: {there}" if steps else ""
+            raise ModelError(
+                f"{run.path}: the run has no exported model yet; finish it with `{resume(run.path)}`{instead}."
             )
-        # A finished run does not need the model it began from.
-        base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
-        checkpoint = run.load_checkpoint(step)
-        tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
+        return Located(text, run.export_path, run.path, run.exported_step())
+    from nrt_cli.models.export import export_checkpoint, ranks_weights
 
-        def export(folder: Path) -> None:
-            export_checkpoint(tensors, config, base, folder)
-            record_suffix(folder, run.suffix())
+    if step not in steps:
+        raise StoreError(
+            f"{run.path}: has no checkpoint of step {step}; there is {run.path}@0{', ' if steps else ''}{there} (a run "
+            "keeps its last `train.keep_checkpoints` and the best)."
+        )
+    # A finished run does not need the model it began from.
+    config = run.config()
+    base = run.export_path if run.export_path.is_dir() else require_model(config.model.path)
+    checkpoint = run.load_checkpoint(step)
+    tensors = checkpoint.tensors or ranks_weights(checkpoint.folder)
 
-        run.write_model(step, export)
-    return Located(ref, folder, run.path, step)
+    def export(folder: Path) -> None:
+        export_checkpoint(tensors, config, base, folder)
+        record_suffix(folder, run.suffix())
 
-
-def _names(run: Run, steps: list[int]) -> str:
-    return ", ".join(f"{run.path}@{step}" for step in steps)
+    return Located(text, run.write_model(step, export), run.path, step)
 
 
 def locate_inputs(config: RunConfig) -> RunConfig:
