@@ -166,6 +166,41 @@ def test_commands_import_their_work_late(path: Path) -> None:
     )
 
 
+def _class_names(path: Path) -> Iterator[str]:
+    """What the classes of a file set `name` to."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and node.value.value:
+            yield from (str(node.value.value) for target in node.targets if ast.unparse(target) == "name")
+
+
+METHODS = ROOT / "nrt_cli" / "methods"
+BACKENDS = {folder.name for folder in (ROOT / "nrt_cli" / "backends").iterdir() if (folder / "facts.py").is_file()}
+NAMES = BACKENDS | {name for path in METHODS.glob("*.py") for name in _class_names(path)}
+# Words that are also a name, where they mean something else.
+OTHER_MEANINGS = {
+    "p": {"analysis/nrt_analysis/token_report.py"},  # a column of probabilities
+    "logp": {"nrt_cli/progress.py", "analysis/nrt_analysis/formats/page/trace_samples.py"},  # log P(y*), shortly
+    "control": {"analysis/nrt_analysis/leakage_report.py", "nrt_cli/workflows/score_controls.py"},  # a changed trace
+    "local": {"nrt_cli/backends/verl/settings.py"},  # Ray's address
+}
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=name_of)
+def test_methods_and_backends_are_named_in_their_own_files_alone(path: Path) -> None:
+    """Whatever is done with the name: what is true of one stands among its facts, and is asked of those."""
+    own = {name for name in BACKENDS if f"nrt_cli/backends/{name}/" in name_of(path)}
+    if path.parent == METHODS:
+        own |= NAMES - BACKENDS
+    report(
+        [
+            f"{name_of(path)}:{node.lineno} names {node.value!r}; ask methods or backends for a fact"
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMES - own
+            if name_of(path) not in OTHER_MEANINGS.get(node.value, ())
+        ]
+    )
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCE if room_of_file(p) == "objective"], ids=name_of)
 def test_the_objective_is_tensors_only(path: Path) -> None:
     report(
