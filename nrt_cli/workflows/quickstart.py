@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
-from nrt_cli import console
+from nrt_cli import console, methods
 from nrt_cli.backends import machine
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
@@ -25,7 +25,8 @@ from nrt_cli.store import Run
 from nrt_cli.training.locate import locate_model, without_suffix
 from nrt_cli.workflows.train import train
 
-NRT = "nrt"
+SFT, UNTRAINED, NRT = methods.SUPERVISED.name, methods.CONTROL.name, "nrt"
+"""The arms."""
 CONTROL = {"objective": {"weights": {"trace": 0}}}
 
 
@@ -49,17 +50,17 @@ DIGITS = Recipe(
     config="quickstart",
     # As many answers a step as the others have traces.
     arms={
-        "sft": ("SFT", {"method": "sft", "train": {"batch_size": 64}}),
-        "control": ("control", CONTROL),
+        SFT: (methods.SUPERVISED.title, {"method": SFT, "train": {"batch_size": 64}}),
+        UNTRAINED: (UNTRAINED, CONTROL),
         NRT: ("NRT", {}),
     },
-    usual=("sft", "control", NRT),
+    usual=(SFT, UNTRAINED, NRT),
     chance=0.1,  # one of ten digits
     source=None,
 )
 REAL = Recipe(
     config="real",
-    arms={"sft": ("SFT", {"method": "sft"}), "control": ("control", CONTROL), NRT: ("NRT", {})},
+    arms={SFT: (methods.SUPERVISED.title, {"method": SFT}), UNTRAINED: (UNTRAINED, CONTROL), NRT: ("NRT", {})},
     usual=(NRT,),
     chance=None,
     source="Qwen/Qwen2.5-Coder-0.5B-Instruct",

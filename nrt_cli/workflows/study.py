@@ -242,7 +242,7 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         for run, place in zip(runs, places, strict=True):
             yield nrt("eval", *_options({"--model": place} | asked), *_eval_settings(run.config))
     first = {folder / "runs" / run.name: run.config for run in runs if run.seed == study.seeds[0]}
-    direct = [place for place, config in first.items() if config.method == "sft"]
+    direct = [place for place, config in first.items() if not config.samples]
     thinking = [place for place in first if place not in direct]
     if looks.tokens and direct and thinking:
         scored = {"--baseline": direct[0], "--n": looks.tokens, "--out": folder / "analysis" / "tokens"}
@@ -445,7 +445,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
             recorder.digests[run.name] = settings_hash({"eval": asked, "run": own[run.name]})
             # About how much work it is: its rows, of which a sampled one takes several times as long as an answer.
             rows, one = run.config.train.steps or run.config.train.epochs, run.config.rollout.group_size * SAMPLED
-            work[run.name] = rows * run.config.train.batch_size * (1 if run.config.method == "sft" else one)
+            work[run.name] = rows * run.config.train.batch_size * (one if run.config.samples else 1)
         work[BASE] = max(work.values()) / 10  # it is asked, not trained
         names, outcomes = [task.name for task in tasks], store.outcomes()
         done = {

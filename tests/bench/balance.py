@@ -19,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.objective.group import Objective
-
 from nrt_cli import config as configs
 from nrt_cli.data import digits
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.objective.metrics import TERMS
+from nrt_cli.objective.units import Objective
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.training import locate
@@ -144,9 +143,13 @@ def norms(kind: str, candidate: str) -> str:
         weight = getattr(config.objective.weights, term)
         only = config.objective.weights.model_copy(update=dict.fromkeys(TERMS, 0.0) | {term: weight})
         objective = config.objective.model_copy(update={"weights": only})
-        engine.objective = Objective(config.model_copy(update={"objective": objective}), engine.layout)
+        engine.objective = Objective(config.model_copy(update={"objective": objective}), engine.backend.tokens)
         engine.backend.policy.model.zero_grad()
-        scores = engine._minibatch(groups, known)
+        traces = sum(len(group.rollouts) for group in groups)
+        engine.backend.forward_backward(
+            [engine.objective.of_group(*pair, traces) for pair in zip(groups, known, strict=True)]
+        )
+        scores, engine.backend.said = engine.backend.said, []
         pushes[term] = sum(float(getattr(score.loss, f"push_{term}")) for score in scores)
         sizes[term] = math.hypot(
             *(float(p.grad.norm()) for p in engine.backend.policy.model.parameters() if p.grad is not None)

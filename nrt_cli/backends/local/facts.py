@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 SUMMARY = "one process, a CPU or one GPU"
 DISTRIBUTED = False
 PACKAGES = ()
+VERSIONS = ()
 
 
 def contradictions(config: "RunConfig") -> Iterator[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SUMMARY = "Ray, FSDP2 and vLLM, one GPU to many nodes"
 DISTRIBUTED = True
 PACKAGES = ("verl",)
+VERSIONS = ("verl", "ray")
 
 
 def contradictions(config: "RunConfig") -> Iterator[str]:
