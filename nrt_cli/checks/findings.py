@@ -45,6 +45,11 @@ problem, skipped = partial(Finding, "", "problem"), partial(Finding, "", "skippe
 """What a check returns, (found, do, details): its name is that under which it is registered."""
 
 
+def judged(found: str, do: str, details: Mapping[str, Any]) -> Finding:
+    """A warning where there is something to do, else all is well."""
+    return Finding("", "warning" if do else "ok", found, do, details)
+
+
 class Checks(Generic[Subject]):
     """The checks of one kind of subject, in the order in which they stand in their file."""
 

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from nrt_cli.checks.findings import Checks, Finding, ok, skipped, warning
+from nrt_cli.checks.findings import Checks, Finding, judged, ok, skipped, warning
 from nrt_cli.commandline import settings
 from nrt_cli.config import ObjectiveSection, RunConfig
 from nrt_cli.data.examples import graded_pairs, suffix_of
@@ -277,11 +278,7 @@ def why_ungraded(pairs: Sequence[Pair]) -> str:
 # --- in words: accuracies, traces, the answer, the scheme's signal ---------------------------------------------------
 
 SAMPLE: Checks[Interview] = Checks()
-
-
-def with_traces(interview: Interview) -> bool:
-    """Whether traces were sampled: SFT has none."""
-    return bool(interview.groups)
+WITH_TRACES = attrgetter("config.samples")
 
 
 @SAMPLE.check("accuracy")
@@ -300,12 +297,11 @@ def accuracy(interview: Interview) -> Finding:
     without = f" ({of_all - n} more have no grader)" if n < of_all else ""
     found = f"of {n} {interview.whose}{without} right, greedily: {each}; so few tell never from often, not 40 from 60 %"
     details = {kind: asdict(share) for kind, share in shares.items()}
-    if all(share.value == 1 for share in shares.values()):
-        return warning(f"{found}; all right already", HARDER, details)
-    return ok(found, details=details)
+    done = all(share.value == 1 for share in shares.values())
+    return judged(f"{found}; all right already" if done else found, HARDER if done else "", details)
 
 
-@SAMPLE.check("how traces end", when=with_traces)
+@SAMPLE.check("how traces end", when=WITH_TRACES)
 def ends(interview: Interview) -> Finding:
     """Whether the cap lets traces end by themselves."""
     found, rollout = interview.prospects, interview.config.rollout
@@ -335,7 +331,7 @@ def ends(interview: Interview) -> Finding:
     return ok(said, do, details)
 
 
-@SAMPLE.check("right traces", when=with_traces)
+@SAMPLE.check("right traces", when=WITH_TRACES)
 def right(interview: Interview) -> Finding:
     """Whether the traces of a question differ in where they lead."""
     found, rollout = interview.prospects, interview.config.rollout
@@ -382,16 +378,15 @@ def habit(interview: Interview) -> Finding:
     said = "log P(y*) per token: " + ", ".join(f"{value:.2f} {after}" for after, value in means.items())
     said += f"; least likely {last}: " + ", ".join(f"{text!r} {value:.1f}" for value, text in worst)
     details = {"per_token": means, "worst": [{"text": text, "logprob": value} for value, text in worst]}
-    if groups and (far := max(means.values())) < FAR:
-        do = (
-            f"at {far:.1f} nats a token the answer's form is far from what the model says: say the form in the "
-            "question, `nrt data prepare` with --suffix TEXT."
-        )
-        return warning(said, do, details)
-    return ok(said, details=details)
+    far = max(means.values())
+    do = (
+        f"at {far:.1f} nats a token the answer's form is far from what the model says: say the form in the "
+        "question, `nrt data prepare` with --suffix TEXT."
+    )
+    return judged(said, do if groups and far < FAR else "", details)
 
 
-@SAMPLE.check("signal", when=with_traces)
+@SAMPLE.check("signal", when=WITH_TRACES)
 def signal(interview: Interview) -> Finding:
     """What the config's scheme makes of these traces."""
     found, config = interview.prospects, interview.config
@@ -405,11 +400,10 @@ def signal(interview: Interview) -> Finding:
             f"; the right one of a right and a wrong trace is preferred in {found.agrees:.0%} of {found.pairs} pairs"
         )
     details = asdict(found) | {"mark": found.mark}
-    forecast = "--forecast beside this command looks for settings that do better."
+    do = ""
     if found.alive < QUIET:
         more = settings({"rollout.group_size": 2 * config.rollout.group_size})
-        do = f"most groups teach nothing as yet: try {' '.join(more)} or another method; {forecast}"
-        return warning(said, do, details)
-    if found.agrees < AGREES:
-        return warning(said, f"rewards hardly tell right from wrong as yet; {forecast}", details)
-    return ok(said, details=details)
+        do = f"most groups teach nothing as yet: try {' '.join(more)} or another method"
+    elif found.agrees < AGREES:
+        do = "rewards hardly tell right from wrong as yet"
+    return judged(said, do and f"{do}; --forecast beside this command looks for settings that do better.", details)

@@ -4,18 +4,22 @@
 """
 
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import metadata
+from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from nrt_cli import methods
 from nrt_cli.backends import machine
 from nrt_cli.backends.machine import use_threads, version
 from nrt_cli.backends.verl import settings as verl_settings
 from nrt_cli.backends.verl.keys import INSTALL
-from nrt_cli.checks.environment import required
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
-from nrt_cli.checks.findings import Checks, Finding, advised, guarded, ok, skipped, warning
+from nrt_cli.checks.findings import Checks, Finding, advised, guarded, judged, ok, skipped
 from nrt_cli.checks.trial import gradient, tried
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import NAMES, benchmark
@@ -30,6 +34,7 @@ from nrt_cli.text.questions import KnownDocuments
 from nrt_cli.training import start
 from nrt_cli.training.local import LocalTrainer
 
+PROJECT = "nrt-cli"
 LATER = "nothing now: it is looked at again before the run begins."
 WORTH_SAYING = 1e9
 """Bytes of disk from which on a run says what it will take."""
@@ -100,6 +105,15 @@ def settings(run: Candidate) -> Finding:
     if config.backend.DISTRIBUTED:
         verl_settings.check_keys(config)
     return ok(f"{config.method} on the {config.engine.name} engine, preset {config.preset}")
+
+
+def required(extra: str = "") -> list[Requirement]:
+    """What one of our extras asks for; without a name, what everyone needs."""
+    found = [Requirement(text) for text in metadata.requires(PROJECT) or ()]
+    everyone = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    if not extra:
+        return everyone
+    return [r for r in found if r not in everyone and r.marker and r.marker.evaluate({"extra": extra})]
 
 
 @PREFLIGHT.check("packages")
@@ -187,9 +201,8 @@ def held_out(run: Candidate) -> Finding:
     if not (run.config.data.train and run.model_there):
         return skipped("compared with the training data once there are data and a model", LATER)
     found = overlap(run.config, run.inputs)
-    if doubts := " ".join(overlap_warnings(found)):
-        return warning(*advised(doubts), asdict(found))
-    return ok(overlap_described(found), details=asdict(found))
+    doubts = " ".join(overlap_warnings(found))
+    return judged(*(advised(doubts) if doubts else (overlap_described(found), "")), asdict(found))
 
 
 def overlap(config: RunConfig, inputs: start.Inputs) -> Overlap:
@@ -198,18 +211,15 @@ def overlap(config: RunConfig, inputs: start.Inputs) -> Overlap:
     Uses no network.
     """
     folder = Path(config.eval.data_dir).expanduser() if config.eval.data_dir else None
-    documents, owners = [], []
-    for name in NAMES:
-        here = questions_here(benchmark(name), folder)
-        documents += here
-        owners += [name] * len(here)
-    found = documents_in(Path(config.data.train), KnownDocuments(documents)) if documents else set()
-    names, held_out = dict.fromkeys(owners), inputs.validation
+    documents = {name: here for name in NAMES if (here := questions_here(benchmark(name), folder))}
+    owners = [name for name, here in documents.items() for _ in here]
+    known, held_out = KnownDocuments([*chain(*documents.values())]), inputs.validation
+    found = Counter(owners[number] for number in documents_in(Path(config.data.train), known)) if owners else Counter()
     return Overlap(
         shared_with_validation=held_out.shared_questions(inputs.train) if held_out else None,
         validation_questions=held_out.questions() if held_out else 0,
-        shared_with_benchmarks={name: sum(owners[number] == name for number in found) for name in names},
-        benchmark_documents={name: owners.count(name) for name in names},
+        shared_with_benchmarks={name: found[name] for name in documents},
+        benchmark_documents={name: len(here) for name, here in documents.items()},
     )
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from nrt_cli.backends.canary import Canary, next_logprobs
 from nrt_cli.backends.local.rounding import allowed_gap
 from nrt_cli.checks.estimate import in_bytes, plan_for, refined
-from nrt_cli.checks.findings import Checks, Finding, ok, problem, skipped, warning
+from nrt_cli.checks.findings import Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective import balance
@@ -95,11 +96,7 @@ class Trial:
 
 
 STEP: Checks[Trial] = Checks()
-
-
-def with_traces(trial: Trial) -> bool:
-    """Whether there are groups to look at: SFT has none."""
-    return bool(trial.groups)
+WITH_TRACES = attrgetter("config.samples")
 
 
 def tried(config: RunConfig, trainer: LocalTrainer, inputs: Inputs) -> Trial:
@@ -158,7 +155,7 @@ def peak_memory(device: torch.device) -> Iterator[Pass]:
 # --- where everything stands -----------------------------------------------------------------------------------------
 
 
-@STEP.check("positions", when=with_traces)
+@STEP.check("positions", when=WITH_TRACES)
 def positions(trial: Trial) -> Finding:
     """One example's rows, token by token, with the loss terms that reach each: read off the loss's own gradient."""
     backend, group = trial.trainer.backend, trial.groups[0]
@@ -254,7 +251,7 @@ def fused(trial: Trial) -> Finding:
     return ok(found, details=details)
 
 
-@STEP.check("rollout against trainer log-probs", when=with_traces)
+@STEP.check("rollout against trainer log-probs", when=WITH_TRACES)
 def rollouts(trial: Trial) -> Finding:
     """What the sampler said of its own tokens against what the trainer says of them."""
     mean, most = (trial.update.metrics[key] for key in ("sampler_gap", "sampler_gap_max"))
@@ -278,7 +275,7 @@ def _of_gap(trial: Trial, gap: float, found: str, details: Mapping[str, Any]) ->
 # --- the scheme ------------------------------------------------------------------------------------------------------
 
 
-@STEP.check("underflow", when=with_traces)
+@STEP.check("underflow", when=WITH_TRACES)
 def underflow(trial: Trial) -> Finding:
     """The scheme's rewards, advantages and token signals on real rows, and what naive float32 would make of them."""
     scores = trial.update.scores
@@ -299,26 +296,24 @@ def underflow(trial: Trial) -> Finding:
     if not finite:
         do = "set objective.weight_cap=100, or choose another method."
         return problem(f"{found}; rewards are not finite", do, details)
+    do = ""
     if trial.config.objective.token_signal == "derived" and largest > EXPLODING:
         do = f"single tokens weigh up to {largest:.2g}: set objective.weight_cap, for example 100."
-        return warning(found, do, details)
-    if dead == 1:
+    elif dead == 1:
         do = (
             "no trace beats the null trace here, so the policy gradient starts from nothing: fine if it changes within "
             "some steps; else a larger rollout.group_size, another method, or objective.baseline=none."
         )
-        return warning(found, do, details)
-    return ok(found, details=details)
+    return judged(found, do, details)
 
 
-@STEP.check("gradient", when=with_traces)
+@STEP.check("gradient", when=WITH_TRACES)
 def gradient(trial: Trial) -> Finding:
     """How much of the gradient each term of the loss has."""
     metrics = trial.update.metrics
     keys = ("share_trace", "share_answer", "share_format", "token_signal", "answer_tokens", "answer_weight")
-    found, details = balance.described(metrics), {key: metrics[key] for key in keys}
     doubt = balance.doubt(metrics, trial.config.objective)
-    return warning(found, doubt, details) if doubt else ok(found, details=details)
+    return judged(balance.described(metrics), doubt, {key: metrics[key] for key in keys})
 
 
 # --- what the run will take ------------------------------------------------------------------------------------------
@@ -335,13 +330,11 @@ def memory(trial: Trial) -> Finding:
         f"of {room / 1e9:.1f} GB"
     )
     details = {"measured": last.most, "tokens": last.tokens, "predicted": need, "at_tokens": target, "room": room}
-    if need > SAFE_SHARE * room:
-        do = (
-            "lower train.micro_batch_tokens (same result), or set model.gradient_checkpointing=true, "
-            "model.lora.rank=32 or optimiser.states=8bit."
-        )
-        return warning(found, do, details)
-    return ok(found, details=details)
+    do = (
+        "lower train.micro_batch_tokens (same result), or set model.gradient_checkpointing=true, "
+        "model.lora.rank=32 or optimiser.states=8bit."
+    )
+    return judged(found, do if need > SAFE_SHARE * room else "", details)
 
 
 @STEP.check("time")
@@ -352,12 +345,8 @@ def time(trial: Trial) -> Finding:
     found = f"a step {_span(low)} to {_span(high)}, {steps} steps {_span(low * steps)} to {_span(high * steps)}"
     found += f" ({'; '.join(plan.assumptions)})"
     details = {"step_seconds": [low, high], "steps": steps, "total_seconds": [low * steps, high * steps]}
-    if low * steps > LONG_DAYS * 86400:
-        do = (
-            "lower train.batch_size, rollout.group_size, rollout.max_trace_tokens or --steps, or take a faster machine."
-        )
-        return warning(found, do, details)
-    return ok(found, details=details)
+    do = "lower train.batch_size, rollout.group_size, rollout.max_trace_tokens or --steps, or take a faster machine."
+    return judged(found, do if low * steps > LONG_DAYS * 86400 else "", details)
 
 
 def _span(seconds: float) -> str:
@@ -375,13 +364,11 @@ def disk(trial: Trial) -> Finding:
         f"about {in_bytes(need)} for checkpoints and model, {in_bytes(kept)} when it is done; {in_bytes(free)} are free"
     )
     details = {"needed": need, "kept": kept, "free": free, "checkpoint": trial.checkpoint_bytes}
-    if need > SAFE_SHARE * free:
-        do = "make room (`nrt runs gc`), lower train.keep_checkpoints, or name another disk with --run."
-        return warning(found, do, details)
-    return ok(found, details=details)
+    do = "make room (`nrt runs gc`), lower train.keep_checkpoints, or name another disk with --run."
+    return judged(found, do if need > SAFE_SHARE * free else "", details)
 
 
-@STEP.check("stale-weight canary", when=with_traces)  # last, since it changes the weights
+@STEP.check("stale-weight canary", when=WITH_TRACES)  # last, since it changes the weights
 def stale(trial: Trial) -> Finding:
     """Whether new weights reach the sampler, and whether the canary would notice if they did not."""
     backend, layout, model = trial.trainer.backend, trial.trainer.layout, trial.trainer.backend.policy.model
@@ -409,4 +396,4 @@ def stale(trial: Trial) -> Finding:
         found = f"weights changed by {STRETCH - 1:.0%}: log-probs moved by {moved:.2g} nats, the sampler's along"
         return _of_gap(trial, gap, f"{found}; old ones are noticed; mean difference {gap:.1e}", details)
     do = "do not trust the canary with this model: compare metrics.jsonl's sampler_gap from step to step."
-    return warning(f"a change of {moved:.2g} nats was too small for the canary to tell", do, details)
+    return judged(f"a change of {moved:.2g} nats was too small for the canary to tell", do, details)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.samplers import NativeSampler
-from nrt_cli.checks import environment, trial
+from nrt_cli.checks import doctor, trial
 from nrt_cli.checks.doctor import diagnose
 from nrt_cli.checks.estimate import PAPER_LENGTHS, plan, refined
 from nrt_cli.checks.findings import Checks, Finding, of_error, ok, warning
@@ -43,7 +43,7 @@ def elsewhere(tmp_path, monkeypatch):
     """In a folder of its own, in which nothing may appear; what the machine has installed is not what is tested."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(environment.ENVIRONMENT, "looks", {})
+    monkeypatch.setattr(doctor.ENVIRONMENT, "looks", {})
     yield
     assert list((tmp_path / "cwd").iterdir()) == []
 
@@ -395,11 +395,11 @@ def test_a_check_is_a_function_of_its_subject():
 
 
 def test_a_package_out_of_range_and_a_needed_extra_are_found(tiny_config, monkeypatch):
-    right = environment.version
-    monkeypatch.setattr(environment, "version", lambda name: {"numpy": "1.0", "peft": None}.get(name, right(name)))
+    right = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: {"numpy": "1.0", "peft": None}.get(name, right(name)))
     needs = {"": [Requirement("numpy>=1.26")], "lora": [Requirement("peft>=0.18"), Requirement("bitsandbytes>=0.1")]}
-    monkeypatch.setattr(environment, "required", lambda extra="": needs.get(extra, []))
-    findings = [environment.packages(None), *environment.extras(tiny_config("model.lora.rank=4"))]
+    monkeypatch.setattr(doctor, "required", lambda extra="": needs.get(extra, []))
+    findings = [doctor.packages(None), *doctor.extras(tiny_config("model.lora.rank=4"))]
     package, extra = findings
     assert (package.verdict, extra.verdict) == ("problem", "problem")
     assert "numpy 1.0 is not >=1.26" in package.found
@@ -408,17 +408,17 @@ def test_a_package_out_of_range_and_a_needed_extra_are_found(tiny_config, monkey
 
 
 def test_an_emulated_type_is_advised_against(tiny_config, monkeypatch):
-    monkeypatch.setattr(environment, "native_bfloat16", lambda device: False)
-    monkeypatch.setattr(environment, "matmul_ceiling", lambda *_: 1e9)
-    finding = environment.device(tiny_config("model.dtype=bfloat16"))
+    monkeypatch.setattr(doctor, "native_bfloat16", lambda device: False)
+    monkeypatch.setattr(doctor, "matmul_ceiling", lambda *_: 1e9)
+    finding = doctor.device(tiny_config("model.dtype=bfloat16"))
     assert finding.verdict == "warning"
     assert "model.dtype=float32" in finding.do
 
 
 def test_a_companion_that_does_not_import_is_found(monkeypatch):
-    monkeypatch.setattr(environment, "COMPANIONS", ("json", "no_such_companion"))
-    monkeypatch.setattr(environment, "version", lambda name: "1.0")
-    (finding,) = environment.companions(None)
+    monkeypatch.setattr(doctor, "COMPANIONS", ("json", "no_such_companion"))
+    monkeypatch.setattr(doctor, "version", lambda name: "1.0")
+    (finding,) = doctor.companions(None)
     assert finding.found.startswith("no_such_companion:")
     assert "pip uninstall no_such_companion" in finding.do
 
