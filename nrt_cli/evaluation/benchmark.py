@@ -39,13 +39,15 @@ class Benchmark:
     def __init__(self, spec: BenchmarkSpec) -> None:
         self.spec, self.name, self.thinks = spec, spec.name, spec.mode == "generate"
         self.grader = grader_of(spec)
+        shots = ("lm_eval",) if spec.examples and spec.examples.lm_eval_task else ()
+        self._needed = (*shots, *self.grader.packages)
         self._rows: dict[str, Row] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides prompts, generation and grading, as JSON."""
         # lm-eval once rendered every prompt of ours: with its version, what was answered then is still found.
-        packages = dict.fromkeys((*(() if self.spec.own else ("lm_eval",)), *self._needed()))
+        packages = dict.fromkeys((*(() if self.spec.own else ("lm_eval",)), *self._needed))
         settings = {
             "suite": self.spec.model_dump(mode="json", exclude=NO_PART),
             "grading": self.spec.version,
@@ -53,25 +55,32 @@ class Benchmark:
         }
         return settings | ({"sentences": sentence_data()} if self.spec.grader == "instructions" else {})
 
-    def _needed(self) -> tuple[str, ...]:
-        shots = ("lm_eval",) if self.spec.examples and self.spec.examples.lm_eval_task else ()
-        return (*shots, *self.grader.packages)
-
     def check(self, data_dir: Path | None, allow_unsafe_code: bool = False) -> list[str]:
         """Make sure that the benchmark can be run, without a model: sentences that a person should read.
 
         Raises DataError for missing documents, EvalError for a missing package or a sandbox with holes, and ConfigError
         where a user's own benchmark cannot be asked or graded as its file says.
         """
-        for package in self._needed():
+        for package in self._needed:
             if find_spec(package) is None:
                 raise EvalError(
                     f"{self.name} needs {package.replace('_', '-')}, which is not installed; run "
                     "`pip install 'nrt-cli[eval]'`."
                 )
-        rows = read_rows(self.spec, data_dir)
-        if self.spec.own:
-            self._check_own(rows)
+        rows, file = read_rows(self.spec, data_dir), self.spec.file
+        # A user's own: can every row be asked, and does the grader take every reference answer for right?
+        for subset, found in rows.items() if self.spec.own else ():
+            for number, row in enumerate(found, 1):
+                try:
+                    messages(self.spec, subset, row)
+                except (jinja2.TemplateError, TypeError, KeyError) as error:
+                    raise ConfigError(f"{file}: prompt: row {number} cannot be put into it ({error}).") from None
+                try:
+                    reason = self.grader.refuses(row) if number == 1 or ":" not in self.spec.grader else ""
+                except (KeyError, TypeError, ValueError, IndexError) as error:
+                    reason = f"its columns are not those of a benchmark with this grader ({error!r})"
+                if reason:
+                    raise DataError(f"{file}: grader={self.spec.grader}: row {number}: {reason}.")
         if self.spec.grader == "code":
             from nrt_cli.evaluation.sandbox import missing
 
@@ -90,39 +99,22 @@ class Benchmark:
             ]
         return []
 
-    def _check_own(self, rows: Mapping[str, Sequence[Row]]) -> None:
-        """That every row can be asked, and that the grader takes every reference answer for right."""
-        file = self.spec.file
-        for subset, found in rows.items():
-            for number, row in enumerate(found, 1):
-                try:
-                    messages(self.spec, subset, row)
-                except (jinja2.TemplateError, TypeError, KeyError) as error:
-                    raise ConfigError(f"{file}: prompt: row {number} cannot be put into it ({error}).") from None
-                try:
-                    reason = self.grader.refuses(row) if number == 1 or ":" not in self.spec.grader else ""
-                except (KeyError, TypeError, ValueError, IndexError) as error:
-                    reason = f"its columns are not those of a benchmark with this grader ({error!r})"
-                if reason:
-                    raise DataError(f"{file}: grader={self.spec.grader}: row {number}: {reason}.")
-
     def documents(self, data_dir: Path | None, limit: int | None = None, seed: int = 0) -> list[Document]:
         """The documents to ask, unanswered: the same for every model, and those of a smaller limit among them.
 
         A limit is spread over the subsets. Raises DataError as `check` does.
         """
         rows = read_rows(self.spec, data_dir)
-        names = {}
-        for subset, found in rows.items():
-            # The data's own id where there is one, else the row's number; what is there twice gets both.
-            ids = [str(row.get(self.spec.id_column or "", index)) for index, row in enumerate(found)]
-            times = Counter(ids)
-            unique = [name if times[name] == 1 else f"{name}@{index}" for index, name in enumerate(ids)]
-            names[subset] = [f"{subset}/{name}" if subset else name for name in unique]
+        # The data's own id where there is one, else the row's number; what is there twice gets both.
+        column = self.spec.id_column or ""
+        ids = {subset: [str(row.get(column, i)) for i, row in enumerate(found)] for subset, found in rows.items()}
+        times = {subset: Counter(names) for subset, names in ids.items()}
         made = []
         limit = min(filter(None, (limit, self.spec.sample)), default=None)
         for subset, index in _sample(rows, limit, f"{seed}/{self.name}"):
-            identity, row = names[subset][index], rows[subset][index]
+            name, row = ids[subset][index], rows[subset][index]
+            unique = name if times[subset][name] == 1 else f"{name}@{index}"
+            identity = f"{subset}/{unique}" if subset else unique
             self._rows[identity] = row
             turns = tuple(messages(self.spec, subset, row))
             made.append(Document(self.name, subset, identity, turns, self.grader.gold(row)))

@@ -85,24 +85,14 @@ def grader_of(spec: BenchmarkSpec) -> BenchmarkGrader:
     return BenchmarkGrader(gold, grade, as_pairs=spec.grader)
 
 
-def _exact_match(read: Callable[[Any], str | None], same: Callable[[Any, Any], bool]) -> Any:
-    """A grader that reads an answer and compares it."""
+def _exact_match(read: Callable[..., str | None], same: Callable[[Any, Any], bool]) -> Any:
+    """A grader that reads an answer, knowing its patterns and the gold one, and compares what it read."""
 
     def grade(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
-        found = read(answers[0])
+        found = read(answers[0], patterns, gold)
         return Grade((found,), {"exact_match": float(same(found, gold))})
 
     return grade
-
-
-def _phrase(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
-    found = graders.phrase(answers[0], patterns)
-    return Grade((found,), {"exact_match": float(graders.same_phrase(found, gold))})
-
-
-def _aliases(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
-    found = graders.any_alias(answers[0], gold)
-    return Grade((found,), {"exact_match": float(found is not None)})
 
 
 def _spans(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
@@ -120,15 +110,6 @@ def _accepted(row: Row) -> list[list[str]]:
 
         answers = get_answers(row)
     return [list(answer) for answer in answers]
-
-
-def _mc2(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
-    return Grade((), {"mc2": graders.mc2(answers, row["mc2_targets"]["labels"])})
-
-
-def _true_choices(row: Row) -> list[str]:
-    targets = row["mc2_targets"]
-    return [text for text, label in zip(targets["choices"], targets["labels"], strict=True) if label]
 
 
 def _equal_mathematics(found: str | None, gold: str) -> bool:
@@ -164,18 +145,33 @@ def _code(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> G
 
 
 GRADERS = {
-    "choice": BenchmarkGrader(lambda row: "ABCD"[row["answer"]], _exact_match(graders.choice, eq)),
+    "choice": BenchmarkGrader(
+        lambda row: "ABCD"[row["answer"]], _exact_match(lambda answer, *_: graders.choice(answer), eq)
+    ),
     "number": BenchmarkGrader(
         lambda row: graders.number(row["answer"].rpartition("####")[2]),
-        _exact_match(graders.number, graders.same_number),
+        _exact_match(lambda answer, *_: graders.number(answer), graders.same_number),
     ),
-    "phrase": BenchmarkGrader(lambda row: row["target"], _phrase),
-    "aliases": BenchmarkGrader(lambda row: graders.alias_list(row["possible_answers"]), _aliases),
+    "phrase": BenchmarkGrader(
+        lambda row: row["target"],
+        _exact_match(lambda answer, patterns, _: graders.phrase(answer, patterns), graders.same_phrase),
+    ),
+    "aliases": BenchmarkGrader(
+        lambda row: graders.alias_list(row["possible_answers"]),
+        _exact_match(lambda answer, _, gold: graders.any_alias(answer, gold), lambda found, _: found is not None),
+    ),
     "spans": BenchmarkGrader(_accepted, _spans, ("lm_eval", "scipy")),
-    "mc2": BenchmarkGrader(_true_choices, _mc2),
+    "mc2": BenchmarkGrader(
+        lambda row: [
+            text
+            for text, label in zip(row["mc2_targets"]["choices"], row["mc2_targets"]["labels"], strict=True)
+            if label
+        ],
+        lambda row, gold, answers, _: Grade((), {"mc2": graders.mc2(answers, row["mc2_targets"]["labels"])}),
+    ),
     "math": BenchmarkGrader(
         lambda row: graders.boxed(row["solution"]) or "",
-        _exact_match(graders.mathematics, _equal_mathematics),
+        _exact_match(lambda answer, *_: graders.mathematics(answer), _equal_mathematics),
         ("lm_eval", "math_verify"),
     ),
     "instructions": BenchmarkGrader(

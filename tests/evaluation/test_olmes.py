@@ -148,13 +148,10 @@ def test_an_interpreter_without_olmes_says_so():
 # --- the command
 
 
-def call(spec=GSM8K, model="models/tiny", **changes):
-    given = {"about": None, "engine": "vllm", "limit": None, "seed": 3, "output": Path("out")}
-    return olmes.Call(spec, Path(model), **{**given, **changes})
-
-
-def test_the_whole_benchmark_is_its_alias():
-    arguments = olmes.command(call(), configs.load().eval.olmes)
+def test_the_whole_benchmark_is_its_alias(tiny_model_dir):
+    asked = job(tiny_model_dir, Path("out"), limit=None, think="off")
+    (command,) = olmes_commands(Session(asked, configs.load(None, ["eval.seed=3"]), EvalProgress())).values()
+    arguments = shlex.split(command)
     at = arguments.index("--task")
     assert arguments[at + 1 : at + 4] == ["gsm8k::zs_cot", "--random-subsample-seed", "3"]
     assert "env" not in arguments
@@ -173,15 +170,14 @@ def test_a_limit_is_of_the_benchmark_not_of_each_subset():
 
 
 @pytest.mark.parametrize("name", ["lr=1e-5", "a b", "a,b"])
-def test_paths_that_olmes_would_misread_are_refused(name):
+def test_paths_that_olmes_would_misread_are_refused(name, tiny_model_dir):
     with pytest.raises(EvalError, match="move or rename the folder"):
-        olmes.command(call(model=f"models/{name}"), configs.load().eval.olmes)
+        olmes_commands(Session(job(tiny_model_dir, Path(name)), configs.load(), EvalProgress()))
 
 
 def test_an_empty_trace_cannot_be_forbidden(tiny_model_dir, tmp_path):
-    session = Session(job(tiny_model_dir, tmp_path, think="forced"), configs.load(), EvalProgress())
     with pytest.raises(EvalError, match="--think forced"):
-        olmes_commands(session)
+        olmes_commands(Session(job(tiny_model_dir, tmp_path, think="forced"), configs.load(), EvalProgress()))
 
 
 # --- output directories
