@@ -155,8 +155,14 @@ class VllmEngine:
         Nothing is reused from earlier calls, so a call depends on its requests and the weights alone.
         """
         params = [self._sampling(request) for request in requests]
-        outputs = self._run([request.prompt_ids for request in requests], params)
-        return [_output(output) for output in outputs]
+        made = []
+        for output in self._run([request.prompt_ids for request in requests], params):
+            (completion,) = output.outputs
+            ids, told = tuple(completion.token_ids), completion.logprobs or ()
+            logprobs = tuple(at[token].logprob for at, token in zip(told, ids, strict=bool(told)))
+            stopped_by = completion.stop_reason if completion.finish_reason == "stop" else None
+            made.append(VllmOutput(ids, logprobs, stopped_by, output.num_cached_tokens or 0))
+        return made
 
     def top_logprobs(self, prompt_ids: Sequence[int], temperature: float, count: int = 20) -> dict[int, float]:
         """Tempered log-probabilities of the likeliest next tokens after a prompt, by token id."""
@@ -223,21 +229,30 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Around whatever vLLM does: nothing of it reaches the trainer, and what it cannot do is a ModelError."""
+        """Around whatever vLLM does: nothing of it reaches the trainer, and what it cannot do is a ModelError.
+
+        It seeds the global random generators and draws from them, replaces torch.set_num_threads and sys.excepthook,
+        exports a library for child processes to load first, and warns about what nobody here can change.
+        """
         # What vLLM compiles on a CPU is a count of tokens; it would need a C++ compiler, and time.
         stance = torch.compiler.set_stance("force_eager") if self.device == "cpu" else contextlib.nullcontext()
-        with _contained(), _one_sentence(self.path), stance:
-            yield
-
-
-def _output(output: Any) -> VllmOutput:
-    (completion,) = output.outputs
-    ids = tuple(completion.token_ids)
-    logprobs = tuple(
-        at[token].logprob for at, token in zip(completion.logprobs or (), ids, strict=bool(completion.logprobs))
-    )
-    stopped_by = completion.stop_reason if completion.finish_reason == "stop" else None
-    return VllmOutput(ids, logprobs, stopped_by, output.num_cached_tokens or 0)
+        set_threads, hook, preload = torch.set_num_threads, sys.excepthook, os.environ.get("LD_PRELOAD")
+        python, numpy = random.getstate(), np.random.get_state()
+        try:
+            with warnings.catch_warnings(), torch.random.fork_rng(), stance:
+                warnings.simplefilter("ignore")
+                yield
+        except NrtError:
+            raise
+        except Exception as error:
+            # Of any kind: what vLLM raises has no base class in common.
+            raise ModelError(f"{self.path}: vllm cannot run this model here ({first_line(error)}).") from error
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_num_threads, sys.excepthook = set_threads, hook
+            os.environ.pop("LD_PRELOAD", None)
+            os.environ.update({} if preload is None else {"LD_PRELOAD": preload})
 
 
 def _import(device: str) -> Any:
@@ -259,39 +274,6 @@ def _import(device: str) -> Any:
         built_for = current_platform.device_type or "no device that is here"
         raise ModelError(f"the installed vllm is built for {built_for}, and the model is on {device}; {INSTALL}.")
     return vllm
-
-
-@contextlib.contextmanager
-def _one_sentence(path: str) -> Iterator[None]:
-    """What vLLM cannot do, as a ModelError."""
-    try:
-        yield
-    except NrtError:
-        raise
-    except Exception as error:
-        # Of any kind: what vLLM raises has no base class in common.
-        raise ModelError(f"{path}: vllm cannot run this model here ({first_line(error)}).") from error
-
-
-@contextlib.contextmanager
-def _contained() -> Iterator[None]:
-    """Keep from the trainer what vLLM does to its process.
-
-    It seeds the global random generators and draws from them, replaces torch.set_num_threads and sys.excepthook,
-    exports a library for child processes to load first, and warns about what nobody here can change.
-    """
-    set_threads, hook, preload = torch.set_num_threads, sys.excepthook, os.environ.get("LD_PRELOAD")
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_num_threads, sys.excepthook = set_threads, hook
-        os.environ.pop("LD_PRELOAD", None)
-        os.environ.update({} if preload is None else {"LD_PRELOAD": preload})
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from nrt_cli.grading.grading import Pair, find, grade
 from nrt_cli.measures.statistics import mean, share_over_rows
 from nrt_cli.methods import Group, Method
 from nrt_cli.models.loading import positions
-from nrt_cli.objective.advantages import group_advantage
+from nrt_cli.objective.losses import group_advantage
 from nrt_cli.records import ACCURACIES, Example, Request, RolloutGroup, Stop
 from nrt_cli.text.pieces import pieces
 from nrt_cli.training.local import LocalTrainer

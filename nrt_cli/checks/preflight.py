@@ -17,7 +17,7 @@ from nrt_cli import methods
 from nrt_cli.backends import machine
 from nrt_cli.backends.machine import use_threads, version
 from nrt_cli.backends.verl import settings as verl_settings
-from nrt_cli.backends.verl.keys import INSTALL
+from nrt_cli.backends.verl.settings import INSTALL
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
 from nrt_cli.checks.findings import Checks, Finding, advised, guarded, judged, ok, skipped
 from nrt_cli.checks.trial import gradient, tried

@@ -18,8 +18,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from nrt_cli.backends.canary import Canary, next_logprobs
 from nrt_cli.backends.local.rounding import allowed_gap
+from nrt_cli.backends.samplers import Canary, next_logprobs
 from nrt_cli.checks.estimate import in_bytes, plan_for, refined
 from nrt_cli.checks.findings import Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights

@@ -1,4 +1,4 @@
-"""Whether what trains y* and what trains the trace are in proportion, read off a step's metrics (`core.metrics`).
+"""Whether what trains y* and what trains the trace are in proportion, read off a step's metrics (`metrics.py`).
 
 Too little of the answer term, and y* is never learned; too much, and y* is learned without the trace before the policy
 gradient has found what a trace is good for.

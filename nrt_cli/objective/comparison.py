@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.methods import Group, Method, Signals
-from nrt_cli.objective.advantages import GroupAdvantage, group_advantage
+from nrt_cli.objective.losses import GroupAdvantage, group_advantage
 
 
 @dataclass(frozen=True)

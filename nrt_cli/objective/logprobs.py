@@ -69,7 +69,7 @@ class _SelectedLogprobs(torch.autograd.Function):
             room -= raw_CV.numel()
             if room >= 0:
                 kept.append(raw_CV)
-            logits_CV, _ = _logits(raw_CV, _part(temperature_N, part), softcap, wide)
+            logits_CV, _ = _logits(raw_CV, None if temperature_N is None else temperature_N[part], softcap, wide)
             probs_CV = torch.softmax(logits_CV, -1)
             # log Z = logit - log p of any token; the likeliest one's is the most exact, and cheaper than a logsumexp.
             top_C, at_C = logits_CV.max(-1)
@@ -96,17 +96,18 @@ class _SelectedLogprobs(torch.autograd.Function):
         # Taken out, since the gradient is made in the memory of the logits; a second backward pass makes them anew.
         kept, ctx.kept = ctx.kept[::-1], []
         for part in _chunks(len(targets_N), head_VD.shape[0]):
-            temperature_C = _part(temperature_N, part)
+            temperature_C = None if temperature_N is None else temperature_N[part]
             raw_CV = kept.pop() if kept else hidden_ND[part] @ head_VD.T
             logits_CV, slope_CV = _logits(raw_CV, temperature_C, ctx.softcap, wide)
-            grad_CV = _grad_logits(
-                logits_CV,
-                normalisers_N[part],
-                entropies_N[part],
-                targets_N[part],
-                grad_logprobs_N[part],
-                grad_entropies_N[part] if with_entropy else None,
-            )
+            # In the logits' own memory: d log p_t / d logit_j = [j = t] - p_j and dH / d logit_j = -p_j (log p_j + H).
+            logprobs_CV = logits_CV.sub_(normalisers_N[part, None])
+            factor_CV = grad_logprobs_N[part, None]
+            if with_entropy:
+                of_entropy_CV = (logprobs_CV + entropies_N[part, None]).mul_(grad_entropies_N[part, None])
+                factor_CV = factor_CV + of_entropy_CV
+            grad_CV = logprobs_CV.exp_().mul_(-factor_CV)
+            targets_C = targets_N[part]
+            grad_CV[torch.arange(len(targets_C), device=grad_CV.device), targets_C] += grad_logprobs_N[part]
             if temperature_C is not None:
                 grad_CV /= temperature_C[:, None]
             if slope_CV is not None:
@@ -114,43 +115,17 @@ class _SelectedLogprobs(torch.autograd.Function):
             grad_CV = grad_CV.to(hidden_ND.dtype)
             grad_hidden_ND[part] = grad_CV @ head_VD
             if grad_head_VD is not None:
-                _add_product(grad_head_VD, grad_CV, hidden_ND[part])
+                if grad_head_VD.dtype == grad_CV.dtype:
+                    grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
+                else:
+                    # Without a second tensor as large as the head.
+                    rows = max(1, CHUNK_ELEMENTS // hidden_ND.shape[1])
+                    for total_RD, grad_CR in zip(grad_head_VD.split(rows), grad_CV.split(rows, -1), strict=True):
+                        total_RD += grad_CR.T @ hidden_ND[part]
             if grad_rows_PD is not None:
                 grad_rows_PD += grad_CV[:, trained_P].T @ hidden_ND[part]
         # autograd gives each the type of its input.
         return grad_hidden_ND, grad_head_VD, None, None, None, None, grad_rows_PD
-
-
-def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """total += grad.T @ hidden, without a second tensor as large as the head."""
-    if total_VD.dtype == grad_CV.dtype:
-        total_VD.addmm_(grad_CV.T, hidden_CD)
-        return
-    rows = max(1, CHUNK_ELEMENTS // hidden_CD.shape[1])
-    for total_RD, grad_CR in zip(total_VD.split(rows), grad_CV.split(rows, -1), strict=True):
-        total_RD += grad_CR.T @ hidden_CD
-
-
-def _grad_logits(
-    logits_CV: Tensor,
-    normaliser_C: Tensor,
-    entropy_C: Tensor,
-    targets_C: Tensor,
-    grad_logprob_C: Tensor,
-    grad_entropy_C: Tensor | None,
-) -> Tensor:
-    """Gradient with respect to tempered logits, in `logits_CV`'s own memory.
-
-    d log p_t / d logit_j = [j = t] - p_j and dH / d logit_j = -p_j (log p_j + H).
-    """
-    logprobs_CV = logits_CV.sub_(normaliser_C[:, None])
-    factor_CV: Tensor | None = None
-    if grad_entropy_C is not None:
-        factor_CV = (logprobs_CV + entropy_C[:, None]).mul_(grad_entropy_C[:, None])
-    probs_CV = logprobs_CV.exp_()
-    grad_CV = probs_CV.mul_(-grad_logprob_C[:, None] if factor_CV is None else -(grad_logprob_C[:, None] + factor_CV))
-    grad_CV[torch.arange(len(targets_C), device=grad_CV.device), targets_C] += grad_logprob_C
-    return grad_CV
 
 
 def _logits(
@@ -170,7 +145,3 @@ def _logits(
 def _chunks(positions: int, vocabulary: int) -> list[slice]:
     rows = max(1, CHUNK_ELEMENTS // vocabulary)
     return [slice(start, start + rows) for start in range(0, positions, rows)]
-
-
-def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return None if tensor is None else tensor[part]

@@ -1,4 +1,4 @@
-"""The loss of one group: policy gradient on the trace, token signals on the answer, format supervision (Eq. 8 and 11).
+"""The loss of one group: policy gradient on the trace, token signals on the answer, format supervision (Eq. 8 to 11).
 
 Shapes: K traces of one group; Z trace positions, t_end included, padded to the longest; T answer tokens, eos included.
 
@@ -15,10 +15,50 @@ from torch import Tensor
 
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.methods import Group, Method, Signals
-from nrt_cli.objective.advantages import GroupAdvantage, group_advantage
 
 ANSWER_SHARE = 0.1
 """Under `balance: auto`: the most that the answer term pulls, as a share of what a trace term of advantages 1 would."""
+
+
+@dataclass(frozen=True)
+class GroupAdvantage:
+    """`advantage_K` multiplies the trace's policy gradient; `dead` says that the group has no signal (all 0)."""
+
+    advantage_K: Tensor
+    dead: bool
+
+
+def group_advantage(
+    reward: Signals, baseline: str = "clip", normalise: str = "std", std_floor: float = 1e-6
+) -> GroupAdvantage:
+    """Advantages of one group.
+
+    Args:
+        baseline: `clip` is R' = max(0, R - R_base), Eq. 9; `none` is R' = R, since centring removes any constant.
+        normalise: `std` is Eq. 10 with the population's standard deviation, so that the group has exactly unit
+            variance; `unbiased-std` divides by K - 1 inside; `mean` only centres; `rloo` subtracts the mean of the
+            other K - 1; `raw` is R' itself, as in Eq. 8.
+        std_floor: under `std` and `unbiased-std`, a group whose deviation is at most this share of its largest reward
+            (baseline included, if there is one) is dead. Relative, because an absolute floor would disable `p` on long
+            answers.
+    """
+    scaled_K = reward.scaled_K
+    shaped_K = (scaled_K - reward.scaled_base).clamp(min=0) if baseline == "clip" else scaled_K
+    # The largest is taken off before the mean: the mean of equal rewards may round, and their differences must be 0.
+    centred_K = shaped_K - shaped_K.max()
+    centred_K = centred_K - centred_K.mean()
+    size = len(scaled_K)
+    if normalise in ("std", "unbiased-std"):
+        deviation = centred_K.square().sum() / max(1, size - (normalise == "unbiased-std"))
+        deviation = deviation.sqrt()
+        scale = scaled_K.abs().max()
+        if baseline == "clip":
+            scale = torch.maximum(scale, reward.scaled_base.abs())
+        dead = bool(deviation <= std_floor * scale)
+        return GroupAdvantage(torch.zeros_like(centred_K) if dead else centred_K / deviation, dead)
+    unscaled_K = {"mean": centred_K, "rloo": centred_K * size / max(1, size - 1), "raw": shaped_K}[normalise]
+    advantage_K = unscaled_K * reward.log_scale.exp()
+    return GroupAdvantage(advantage_K, not bool(advantage_K.any()))
 
 
 @dataclass(frozen=True)
@@ -122,17 +162,36 @@ def group_loss(
         surrogate_KZ, slope_KZ = surrogate_KZ * correction_KZ, slope_KZ * correction_KZ
     trace_K = -torch.where(credit_KZ, surrogate_KZ, 0.0).sum(-1)
 
-    signal_KT = _signals(reward, logprobs.answer_KT, objective).to(dtype)
+    # What multiplies each answer token's cross-entropy, constant in the gradient (decision 1). `shared` gives trace k's
+    # token i the signal c_ki / mean_k c_ki: then the answer term is the gradient of the sum over tokens of log (mean
+    # over traces of c). A token counts as much as under `fixed` when all traces are taken together, but the traces that
+    # made it likely have most of it, so those that did not are not taught to do without a trace.
+    answer_KT = logprobs.answer_KT
+    if objective.token_signal == "derived":
+        signal_KT = reward.token_KT.to(dtype)
+    elif objective.token_signal == "fixed":
+        signal_KT = torch.ones_like(answer_KT).to(dtype)
+    else:
+        signal_KT = (answer_KT.detach().double().softmax(0) * len(answer_KT)).to(dtype)
     if objective.ratio == "sequence":
         # Eq. 8 to the letter: r_k multiplies both terms, without clipping.
         signal_KT = signal_KT * sequence_ratio_K[:, None]
     if objective.balance == "auto":
         signal_KT = signal_KT * _balance(logprobs, credit_KZ, signal_KT)
-    answer_K = -(signal_KT * logprobs.answer_KT).sum(-1)
+    answer_K = -(signal_KT * answer_KT).sum(-1)
 
-    end_K, start_K = _format_terms(logprobs, context, objective)
+    # Eq. 11: log pi(t_end | x, t_start, z) and log pi(t_start | x), 0 where not supervised (decision 10).
+    end_K, start_K = logprobs.end_K, logprobs.start_K
+    if objective.format == "missed-end":
+        end_K, start_K = torch.where(context.forced_K, end_K, 0.0), None
+    start_K = torch.zeros_like(end_K) if start_K is None else start_K
     format_K = -(end_K + start_K)
-    kl_K = _kl(logprobs.trace_KZ, context, objective)
+    kl_K = torch.zeros_like(logprobs.trace_KZ[:, 0])
+    if context.reference_trace_KZ is not None:
+        # KL(pi || starting model) by the estimator e^d - d - 1 with d = log pi_ref - log pi (Schulman's k3).
+        gap_KZ = context.reference_trace_KZ - logprobs.trace_KZ
+        gap_KZ = torch.where(context.sampled_mask_KZ, gap_KZ, 0.0)
+        kl_K = (gap_KZ.exp() - gap_KZ - 1).sum(-1)
     entropy_K = torch.where(credit_KZ, logprobs.entropy_KZ, 0.0).sum(-1)
     weights, scale = objective.weights, 1.0 / (rows * divisor)
     trace_weight = weights.trace if method.policy_gradient else 0.0
@@ -151,24 +210,10 @@ def group_loss(
         signal_KT=signal_KT,
         ratio_clipped=(clipped_KZ & credit_KZ).sum() / credit_KZ.sum().clamp(min=1),
         push_trace=trace_weight * _push(torch.where(credit_KZ, logprobs.trace_KZ, 0.0), slope_KZ),
-        push_answer=weights.answer * _push(logprobs.answer_KT, signal_KT),
+        push_answer=weights.answer * _push(answer_KT, signal_KT),
         push_format=weights.format * (_push(end_K) + _push(start_K)),
-        push_plain=_push(logprobs.answer_KT),
+        push_plain=_push(answer_KT),
     )
-
-
-def _signals(reward: Signals, answer_KT: Tensor, objective: ObjectiveSection) -> Tensor:
-    """What multiplies each answer token's cross-entropy, constant in the gradient (decision 1).
-
-    `shared` gives trace k's token i the signal c_ki / mean_k c_ki: then the answer term is the gradient of the sum over
-    tokens of log (mean over traces of c). A token counts as much as under `fixed` when all traces are taken together,
-    but the traces that made it likely have most of it, so those that did not are not taught to do without a trace.
-    """
-    if objective.token_signal == "derived":
-        return reward.token_KT
-    if objective.token_signal == "fixed":
-        return torch.ones_like(answer_KT)
-    return answer_KT.detach().double().softmax(0) * len(answer_KT)
 
 
 def _balance(logprobs: GroupLogprobs, credit_KZ: Tensor, signal_KT: Tensor) -> Tensor:
@@ -218,19 +263,3 @@ def _surrogate(
     past_KZ = ((advantage_K1 > 0) & (ratio_KZ > high)) | ((advantage_K1 < 0) & (ratio_KZ < low))
     slope_KZ = torch.where(past_KZ, 0.0, bounded_KZ.detach() * advantage_K1)
     return slope_KZ * logprobs_KZ, slope_KZ, outside_KZ
-
-
-def _format_terms(logprobs: GroupLogprobs, context: GroupContext, objective: ObjectiveSection) -> tuple[Tensor, Tensor]:
-    """Eq. 11 per trace: log pi(t_end | x, t_start, z) and log pi(t_start | x), 0 where not supervised (decision 10)."""
-    end_K = logprobs.end_K
-    if objective.format == "missed-end":
-        return torch.where(context.forced_K, end_K, 0.0), torch.zeros_like(end_K)
-    return end_K, torch.zeros_like(end_K) if logprobs.start_K is None else logprobs.start_K
-
-
-def _kl(logprobs_KZ: Tensor, context: GroupContext, objective: ObjectiveSection) -> Tensor:
-    """KL(pi || starting model) per trace, by the estimator e^d - d - 1 with d = log pi_ref - log pi (Schulman's k3)."""
-    if context.reference_trace_KZ is None:
-        return torch.zeros_like(logprobs_KZ[:, 0])
-    gap_KZ = torch.where(context.sampled_mask_KZ, context.reference_trace_KZ - logprobs_KZ, 0.0)
-    return (gap_KZ.exp() - gap_KZ - 1).sum(-1)

@@ -27,10 +27,8 @@ class GroupScore:
 
     def detached(self) -> "GroupScore":
         """The same numbers without the graph they came from."""
-        old = self.logprobs
-        start_K = None if old.start_K is None else old.start_K.detach()
-        rest = (old.trace_KZ, old.entropy_KZ, old.end_K, old.answer_KT)
-        logprobs = GroupLogprobs(start_K, *(numbers.detach() for numbers in rest))
+        numbers = {name: value.detach() for name, value in vars(self.logprobs).items() if value is not None}
+        logprobs = replace(self.logprobs, **numbers)
         return GroupScore(logprobs, self.context, replace(self.loss, total=self.loss.total.detach()))
 
 
@@ -47,9 +45,7 @@ def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str
     gains = torch.cat([s.gain_K for s in scores])
     return {
         "loss": _total(s.loss.total for s in scores) / minibatches,
-        "loss_trace": _total(s.loss.trace for s in scores) / minibatches,
-        "loss_answer": _total(s.loss.answer for s in scores) / minibatches,
-        "loss_format": _total(s.loss.format for s in scores) / minibatches,
+        **{f"loss_{term}": _total(getattr(s.loss, term) for s in scores) / minibatches for term in TERMS},
         "kl": _total(s.loss.kl for s in scores) / minibatches,
         "reward": _mean(torch.cat([s.loss.reward.reward_K for s in scores])),
         "reward_base": _mean(torch.stack([s.loss.reward.base for s in scores])),

@@ -1,9 +1,18 @@
-"""Token sequences whose tails are scored, and what a trace is sampled after. Imports no torch."""
+"""Token sequences whose tails are scored: where everything of a group stands, and its scores cut back.
+
+Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a group's rows.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nrt_cli.records import Example
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from nrt_cli.config import ObjectiveSection
+from nrt_cli.objective.losses import GroupContext, GroupLogprobs, Known
+from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 
 
@@ -37,7 +46,7 @@ def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
     run: list[Row] = []
     for row in rows:
         if run:
-            start = min(_prompt(row), _prompt(run[0]))
+            start = min(r.scored_from if r.prompt is None else r.prompt for r in (row, run[0]))
             if row.ids[:start] != run[0].ids[:start]:
                 yield run
                 run = []
@@ -46,5 +55,127 @@ def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield run
 
 
-def _prompt(row: Row) -> int:
-    return row.scored_from if row.prompt is None else row.prompt
+class Layout:
+    """The sequences of the objective over one set of think tokens.
+
+    Args:
+        bare_null: the null trace lacks t_start too (decision 12).
+        credit_eos: an eos that ended a trace is scored too, as the policy's choice (decision 30).
+    """
+
+    def __init__(self, tokens: ThinkTokens, bare_null: bool = False, credit_eos: bool = False) -> None:
+        self.tokens, self.bare_null, self.credit_eos = tokens, bare_null, credit_eos
+
+    @classmethod
+    def of(cls, objective: ObjectiveSection, tokens: ThinkTokens) -> "Layout":
+        """As a run's objective asks for."""
+        return cls(tokens, objective.null_trace == "bare", objective.credit_eos)
+
+    def rows(self, group: RolloutGroup) -> list[Row]:
+        """x [t_start] z t_end y* of each trace, of which everything after x is scored; then x [t_start] z eos of each
+        trace that an eos ended, of which eos is scored, if it gets credit.
+        """
+        example = group.example
+        opening = trace_prompt(example, self.tokens)
+        traces, endings = [], []
+        for rollout in group.rollouts:
+            ids = (*opening, *rollout.trace_ids, self.tokens.end_id, *example.answer_ids)
+            # z and t_end are the policy's choices, at the rollout temperature.
+            tempered = (len(opening), len(opening) + len(rollout.trace_ids) + 1)
+            traces.append(Row(ids, len(example.prompt_ids), tempered))
+            if self._ended_otherwise(rollout):
+                assert rollout.ended_by is not None
+                ids = (*opening, *rollout.trace_ids, rollout.ended_by)
+                at = len(ids) - 1
+                endings.append(Row(ids, at, (at, at + 1), prompt=len(example.prompt_ids)))
+        return traces + endings
+
+    def _ended_otherwise(self, rollout: Rollout) -> bool:
+        """Whether a token other than t_end ended the trace and is scored."""
+        return self.credit_eos and rollout.stop == "eos"
+
+    def rows_with_null(self, group: RolloutGroup) -> list[Row]:
+        """The same, and the null trace last."""
+        return [*self.rows(group), self.null_row(group.example)]
+
+    def null_row(self, example: Example) -> Row:
+        """x [t_start] t_end y*, of which y* is scored."""
+        opening = example.prompt_ids if self.bare_null else trace_prompt(example, self.tokens)
+        ids = (*opening, self.tokens.end_id, *example.answer_ids)
+        return Row(ids, len(opening) + 1, prompt=len(example.prompt_ids))
+
+    def direct_row(self, example: Example) -> Row:
+        """x y*, of which y* is scored."""
+        return Row((*example.prompt_ids, *example.answer_ids), len(example.prompt_ids))
+
+    def reference_row(self, example: Example) -> Row:
+        """x [t_start] z* t_end y*, of which all after x is scored (Eq. 1), or the direct row where there is no z*.
+
+        That is t_start too: the paper's output begins with it, and Eq. 11 supervises both think tokens.
+        """
+        if not example.trace_ids:
+            return self.direct_row(example)
+        opening = trace_prompt(example, self.tokens)
+        ids = (*opening, *example.trace_ids, self.tokens.end_id, *example.answer_ids)
+        return Row(ids, len(example.prompt_ids))
+
+    def assemble(self, group: RolloutGroup, logprobs_N: Tensor, entropies_N: Tensor) -> GroupLogprobs:
+        """Cut a group's flat scores into start, trace and answer; those of a null trace, at the end, are not read."""
+        start = 0 if self.tokens.start_id is None else 1
+        answer = len(group.example.answer_ids)
+        sizes = [start + len(rollout.trace_ids) + 1 + answer for rollout in group.rollouts]
+        rows, entropies = (scored_N[: sum(sizes)].split(sizes) for scored_N in (logprobs_N, entropies_N))
+        endings = iter(logprobs_N[sum(sizes) :])
+        traces = [
+            torch.cat([row[start : -answer - 1], next(endings)[None]])
+            if self._ended_otherwise(rollout)
+            else row[start:-answer]
+            for rollout, row in zip(group.rollouts, rows, strict=True)
+        ]
+        return GroupLogprobs(
+            start_K=torch.stack([row[0] for row in rows]) if start else None,
+            trace_KZ=pad_sequence(traces, batch_first=True),
+            entropy_KZ=pad_sequence([row[start:-answer] for row in entropies], batch_first=True),
+            end_K=torch.stack([row[-answer - 1] for row in rows]),
+            answer_KT=torch.stack([row[-answer:] for row in rows]),
+        )
+
+    def trace_logprobs(self, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Log-probs of a group's trace positions, from the scores of its rows: trace_KZ."""
+        logprobs_N, entropies_N = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
+        return self.assemble(group, logprobs_N, entropies_N).trace_KZ
+
+    def sampler_logprobs(self, group: RolloutGroup) -> Tensor:
+        """What the sampler reported, trace_KZ; 0 where what is scored was not sampled (and is masked)."""
+        rows = []
+        for rollout in group.rollouts:
+            length = len(rollout.trace_ids)
+            row = [*rollout.sampler_logprobs, 0.0][: length + 1]
+            row[length] *= self._end_sampled(rollout)
+            rows.append(torch.tensor(row, dtype=torch.float64))
+        return pad_sequence(rows, batch_first=True)
+
+    def _end_sampled(self, rollout: Rollout) -> bool:
+        """Whether the policy sampled what is scored at the trace's last position."""
+        return rollout.stop == "end" or self._ended_otherwise(rollout)
+
+    def context(self, group: RolloutGroup, known: Known, base_logprobs_T: Tensor) -> GroupContext:
+        """Masks and everything else that is constant in a group's loss, on the device of `base_logprobs_T`."""
+        device = base_logprobs_T.device
+        lengths_K1 = torch.tensor([[len(r.trace_ids) + 1] for r in group.rollouts], device=device)
+        at_Z = torch.arange(int(lengths_K1.max()), device=device)
+        trace_mask_KZ = at_Z < lengths_K1
+        forced_K = torch.tensor([r.forced for r in group.rollouts], device=device)
+        # What ended the trace sits on its last real position.
+        appended_K1 = torch.tensor([[not self._end_sampled(r)] for r in group.rollouts], device=device)
+        sampled_mask_KZ = trace_mask_KZ & ~(appended_K1 & (at_Z == lengths_K1 - 1))
+        old_KZ = None if known.old_trace_KZ is None else known.old_trace_KZ.to(device)
+        return GroupContext(
+            trace_mask_KZ,
+            sampled_mask_KZ,
+            forced_K,
+            base_logprobs_T,
+            old_KZ,
+            old_KZ if known.sampler_is_old else self.sampler_logprobs(group).to(device),
+            None if known.reference_trace_KZ is None else known.reference_trace_KZ.to(device),
+        )

@@ -18,10 +18,9 @@ from nrt_cli import methods
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.methods import Method
-from nrt_cli.objective.layout import Layout
 from nrt_cli.objective.losses import Known, group_loss
 from nrt_cli.objective.metrics import GroupScore
-from nrt_cli.objective.rows import Row
+from nrt_cli.objective.rows import Layout, Row
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 

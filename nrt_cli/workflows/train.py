@@ -11,7 +11,7 @@ import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
-from nrt_cli.backends.local.profiling import profiled, table
+from nrt_cli.backends.local.throughput import longest_operators
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.preflight import overlap, preflight
 from nrt_cli.commandline import resume as resuming
@@ -224,7 +224,7 @@ class _Session:
         """One step, what it is recorded as and what is shown of it; one that a profile is asked of takes longer."""
         examples = batch_for(self.inputs.train, self.config, step)
         try:
-            with profiled() if profile else contextlib.nullcontext() as recorded:
+            with torch.profiler.profile() if profile else contextlib.nullcontext() as recorded:
                 update, groups = self.trainer.train_step(examples, step)
         except TrainingError as error:
             self.post_mortem(step, examples, error)
@@ -235,7 +235,7 @@ class _Session:
                 "model.gradient_checkpointing=true."
             ) from None
         if recorded is not None:
-            folder = self.run.write_profile(step, recorded.export_chrome_trace, table(recorded))
+            folder = self.run.write_profile(step, recorded.export_chrome_trace, longest_operators(recorded))
             self.display.note(f"profile of step {step}: {folder / 'table.txt'}; Perfetto opens {folder / 'trace.json'}")
         record = {"kind": "train", "step": step, **update.metrics, **trace_health(groups)}
         self.run.append_metrics(record)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from nrt_cli.backends.local import attention, decoding
-from nrt_cli.backends.local.batch import Batch
-from nrt_cli.backends.local.decoding import SharedBatch, open_batch, prepacked
+from nrt_cli.backends.local.decoding import Batch, SharedBatch, open_batch, prepacked
 
 SIZES = {
     "vocab_size": 61,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nrt_cli.backends.local.memory import LEAST_TOKENS, Budget, ran_out
+from nrt_cli.backends.local.backend import LEAST_TOKENS, Budget, ran_out
 from nrt_cli.records import Example
 from nrt_cli.training.local import LocalTrainer
 

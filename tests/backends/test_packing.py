@@ -19,9 +19,7 @@ from transformers import (
 
 from nrt_cli.backends.local import attention
 from nrt_cli.backends.local import policy as policy_module
-from nrt_cli.backends.local.attention import why_not
-from nrt_cli.backends.local.flex import FlexSegments
-from nrt_cli.backends.local.packing import Packed, Segment, Segments, pack, packed_size
+from nrt_cli.backends.local.attention import FlexSegments, Packed, Segment, Segments, pack, packed_amounts
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.objective.rows import Row, by_prompt
 
@@ -110,7 +108,7 @@ def test_a_group_of_rows_is_laid_out_as_drawn():
     assert packed.positions == [0, 1, 2, 3, 2, 0, 1]
     assert packed.at == [[0, 1, 2, 3], [0, 1, 4], [5, 6]]
     assert [(s.prefix, s.tails) for s in packed.pattern.segments] == [((0, 2), ((2, 4), (4, 5))), ((5, 7), ())]
-    assert packed_size([(1, 2, 3, 4), (1, 2, 5)]) == 5
+    assert packed_amounts([(1, 2, 3, 4), (1, 2, 5)])[0] == 5
 
 
 def test_rows_are_cut_into_runs_of_one_prompt():
@@ -132,8 +130,8 @@ def test_micro_batches_count_what_is_computed():
 def test_sliding_windows_and_capped_scores_are_padded_instead():
     window = MistralForCausalLM(MistralConfig(**SIZE, sliding_window=4))
     capped = Gemma2ForCausalLM(Gemma2Config(**SIZE))
-    assert "everything before" in why_not(window)
-    assert "capped" in why_not(capped)
+    assert "everything before" in attention.enable(window)
+    assert "capped" in attention.enable(capped)
     assert not Policy(window, 0, packing=True).packing
     # What is sent down the padded path is still right: log-probs of the model itself.
     rows = rows_of([6, 9])
@@ -147,7 +145,7 @@ def test_sliding_windows_and_capped_scores_are_padded_instead():
 
 def _no_join(monkeypatch):
     """Tails to their prefix and no further."""
-    monkeypatch.setattr("nrt_cli.backends.local.segments._join", lambda out, sums, part, part_sums: (out, sums))
+    monkeypatch.setattr("nrt_cli.backends.local.attention._join", lambda out, sums, part, part_sums: (out, sums))
 
 
 def _one_segment(monkeypatch):

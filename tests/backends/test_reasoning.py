@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nrt_cli.backends.local import attention, reasoning
+from nrt_cli.backends.local.decoding import random_stream
 from nrt_cli.backends.local.reasoning import Reasoner, nucleus
-from nrt_cli.backends.local.sampler import random_stream
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Reply, Request

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nrt_cli.backends.local import attention, sampler
-from nrt_cli.backends.local.sampler import decode, pick, sample_groups
+from nrt_cli.backends.local import attention, decoding
+from nrt_cli.backends.local.decoding import decode, pick, sample_groups
 from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.models.loading import load_model, load_tokenizer
 from nrt_cli.objective.rows import trace_prompt
@@ -170,7 +170,7 @@ def test_a_trace_does_not_depend_on_the_company_it_keeps(model, tokens):
 def test_no_more_rows_at_a_time_than_asked_for_and_whole_groups_if_one_fits(rows, batches, model, tokens, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        sampler, "decode", lambda model, prompts, *args: decoded.append(len(prompts)) or decode(model, prompts, *args)
+        decoding, "decode", lambda model, prompts, *args: decoded.append(len(prompts)) or decode(model, prompts, *args)
     )
     sample_groups(model, EXAMPLES[:3], tokens, settings_of(batch_rows=rows), 3, (7, 1))
     assert decoded == batches
@@ -200,8 +200,8 @@ def scripted(monkeypatch):
             ids_R = uniforms_R.long()
             return ids_R, logits_RV.log_softmax(-1).gather(-1, ids_R[:, None])[:, 0]
 
-        monkeypatch.setattr(sampler, "random_stream", stream)
-        monkeypatch.setattr(sampler, "pick", choose)
+        monkeypatch.setattr(decoding, "random_stream", stream)
+        monkeypatch.setattr(decoding, "pick", choose)
 
     return install
 

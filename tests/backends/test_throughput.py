@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nrt_cli.backends.local import throughput
-from nrt_cli.backends.local.packing import packed_pairs
+from nrt_cli.backends.local.attention import packed_amounts
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.throughput import Work
 from nrt_cli.config import ModelSection
@@ -53,8 +53,8 @@ def test_torch_counts_the_same_work(model):
 
 def test_pairs_that_see_each_other():
     """A prefix of 2 and tails of 1 and 3: 1 + 2, then 3, then 3 + 4 + 5."""
-    assert packed_pairs([(1, 2, 3), (1, 2, 4, 5, 6)]) == 3 + 3 + 12
-    assert packed_pairs([(1, 2, 3)]) == 6
+    assert packed_amounts([(1, 2, 3), (1, 2, 4, 5, 6)])[1] == 3 + 3 + 12
+    assert packed_amounts([(1, 2, 3)])[1] == 6
 
 
 def test_packing_shares_work_and_padding_is_none(model):

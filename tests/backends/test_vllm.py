@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from nrt_cli.backends import vllm_engine
-from nrt_cli.backends.canary import Canary
-from nrt_cli.backends.local.sampler import decode
-from nrt_cli.backends.samplers import make_sampler
+from nrt_cli.backends.local.decoding import decode
+from nrt_cli.backends.samplers import Canary, make_sampler
 from nrt_cli.backends.vllm_engine import VllmEngine, VllmRequest, installed, weights_of
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError, TrainingError

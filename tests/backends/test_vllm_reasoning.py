@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from nrt_cli.backends import vllm_reasoning
-from nrt_cli.backends.local.reasoning import Reasoner
-from nrt_cli.backends.reasoners import open_reasoner
+from nrt_cli.backends.local import reasoning
+from nrt_cli.backends.local.reasoning import Reasoner, open_reasoner
 from nrt_cli.backends.vllm_engine import VllmOutput, installed
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError
@@ -62,7 +61,7 @@ def native(tiny_model_dir):
 
 @pytest.fixture
 def stand_in(tiny_model_dir, native, monkeypatch):
-    monkeypatch.setattr(vllm_reasoning, "installed", lambda: "vllm")
+    monkeypatch.setattr(reasoning, "installed", lambda: "vllm")
     made = open_reasoner(tiny_model_dir, "vllm", CPU, batch_rows=4)
     made.__dict__["engine"] = SlowEngine(native.model, native.tokenizer)
     return made
@@ -101,7 +100,7 @@ def test_two_phases_give_the_same_replies(how, stand_in, native):
 
 
 def test_many_requests_are_handed_over_in_turns(stand_in, native, monkeypatch):
-    monkeypatch.setattr(vllm_reasoning, "TURNS", 1)
+    monkeypatch.setattr(reasoning, "TURNS", 1)
     agrees(stand_in, native, {})
     assert stand_in.engine.calls == [3, 4, 1, 2]
 
@@ -124,13 +123,13 @@ def test_continuations_are_scored_and_what_does_not_fit_is_marked(stand_in, nati
 def test_sampled_parts_have_streams_of_their_own(stand_in):
     request = Request("q", PROMPTS[0], max_answer_tokens=3, temperature=0.8, top_p=0.9, seed_key=(4, 1), think=True)
     draft = stand_in.draft(request)
-    trace = vllm_reasoning._request(draft)
+    trace = reasoning._request(draft)
     draft.close()
-    answer = vllm_reasoning._request(draft)
+    answer = reasoning._request(draft)
     assert (answer.temperature, answer.top_p, answer.max_tokens) == (0.8, 0.9, 3)
     assert trace.seed != answer.seed
     other = Request("q", PROMPTS[0], max_answer_tokens=3, temperature=0.8, seed_key=(4, 2))
-    assert vllm_reasoning._request(stand_in.draft(other)).seed not in (trace.seed, answer.seed)
+    assert reasoning._request(stand_in.draft(other)).seed not in (trace.seed, answer.seed)
 
 
 def test_an_answer_that_opens_a_trace_ends_there(stand_in, monkeypatch):
@@ -142,7 +141,7 @@ def test_an_answer_that_opens_a_trace_ends_there(stand_in, monkeypatch):
 
 
 def test_without_vllm_it_is_said_before_the_model_is_loaded(tiny_model_dir, monkeypatch):
-    monkeypatch.setattr(vllm_reasoning, "installed", lambda: None)
+    monkeypatch.setattr(reasoning, "installed", lambda: None)
     with pytest.raises(ModelError, match=r"vllm is not installed; pip install .* or use --engine hf"):
         open_reasoner(tiny_model_dir, "vllm")
 

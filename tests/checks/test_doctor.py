@@ -20,8 +20,7 @@ from nrt_cli.checks.findings import Checks, Finding, of_error, ok, warning
 from nrt_cli.checks.trial import Pass, Trial, peak_memory
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import NrtError
-from nrt_cli.objective.layout import Layout
-from nrt_cli.objective.rows import trace_prompt
+from nrt_cli.objective.rows import Layout, trace_prompt
 from nrt_cli.records import Gpu, ModelShape
 
 SAMPLED = ["accuracy", "how traces end", "right traces", "answer's habit", "signal"]

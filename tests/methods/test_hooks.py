@@ -12,7 +12,7 @@ from nrt_cli.config import ObjectiveSection, resolve
 from nrt_cli.errors import ConfigError
 from nrt_cli.grading.grading import find
 from nrt_cli.methods import Group
-from nrt_cli.objective.advantages import group_advantage
+from nrt_cli.objective.losses import group_advantage
 
 SOURCE = """
 import nrt_cli

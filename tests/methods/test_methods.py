@@ -15,7 +15,7 @@ from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import SCHEMES, Group
-from nrt_cli.objective.advantages import group_advantage
+from nrt_cli.objective.losses import group_advantage
 
 TINY = math.log(1e-300)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.methods import Group
-from nrt_cli.objective.advantages import group_advantage
+from nrt_cli.objective.losses import group_advantage
 
 # The one answer token's "log-prob" is the reward itself, so that tests can choose rewards.
 GIVEN = methods.reward(lambda c, _: c[:, 0])

@@ -1,18 +1,33 @@
-"""One attention function for a model's layers, which attends by a pattern of ours where a forward pass brings one.
+"""Attention by patterns of ours. Packing: rows that begin with the same tokens share them in one forward pass, exactly.
+
+    segment:  prefix | tail of row 1 | tail of row 2 | ...          packed row: segment | segment | ...
+
+Shapes: G tokens of the packed row, P of a prefix, L of a tail; H query heads, G key-value heads where heads are meant,
+Q = H / G, T tokens of whatever stretch is meant, C channels of a head. The batch is the one packed row: [1, H, T, C].
 
 transformers hands keyword arguments of a model's forward pass on to the attention function of each of its layers. So a
 pass may say `nrt_pattern=...`, and layers, positions, norms and all else remain the architecture's own.
+
+A tail attends to its segment's prefix and causally to itself, and its positions go on from the prefix, so every token
+sees what it would see alone. A row with which another begins has no tail of its own. There is no G x G mask.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import takewhile
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "nrt"
+Item = TypeVar("Item")
 
 
 class Pattern(Protocol):
@@ -22,8 +37,8 @@ class Pattern(Protocol):
         """[batch, heads, tokens, channels] to the same; `key` and `value` may have fewer heads than `query`."""
 
 
-def why_not(model: PreTrainedModel) -> str | None:
-    """None where patterns are exact for this architecture; else the reason why they are not."""
+def enable(model: PreTrainedModel) -> str | None:
+    """Let a model attend by patterns where a forward pass is given one; else says why that would not be exact."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
@@ -35,15 +50,8 @@ def why_not(model: PreTrainedModel) -> str | None:
         return "its attention scores are capped"
     if kinds - {"full_attention"} or (window is not None and getattr(config, "use_sliding_window", True)):
         return "not all of its layers attend to everything before"
+    model.set_attn_implementation(IMPLEMENTATION)
     return None
-
-
-def enable(model: PreTrainedModel) -> str | None:
-    """Let a model attend by patterns where a forward pass is given one; else says why that would not be exact."""
-    reason = why_not(model)
-    if reason is None:
-        model.set_attn_implementation(IMPLEMENTATION)
-    return reason
 
 
 def enabled(model: PreTrainedModel) -> bool:
@@ -84,3 +92,262 @@ def _attention(
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+# --- rows side by side -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a segment lies in the packed row, as (start, end); tails follow the prefix and each other without a gap."""
+
+    prefix: tuple[int, int]
+    tails: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The attention pattern of a packed row: prefixes causally, each tail to its prefix and causally to itself."""
+
+    segments: tuple[Segment, ...]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        # The kernel that `_Attend` is made of is not documented, so it may go or change.
+        if query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+            out: Tensor = _Attend.apply(query, key, value, self.segments, scaling)
+            return out
+        return self.attend_anywhere(query, key, value, scaling)
+
+    def attend_anywhere(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """The same by documented means alone: for each tail its prefix's keys copied before its own, and a mask."""
+        out: list[Tensor] = []
+        for segment in self.segments:
+            prefix = slice(*segment.prefix)
+            for start, end in (segment.prefix, *segment.tails):
+                own = slice(start, end)
+                keys, values, mask = key[:, :, own], value[:, :, own], None
+                if own != prefix:
+                    keys = torch.cat([key[:, :, prefix], keys], 2)
+                    values = torch.cat([value[:, :, prefix], values], 2)
+                    mask = _tail_mask(end - start, prefix.stop - prefix.start, query.dtype, query.device)
+                if end > start:
+                    out.append(
+                        scaled_dot_product_attention(
+                            query[:, :, own], keys, values, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+                        )
+                    )
+        return torch.cat(out, 2)
+
+
+# A few, since all layers of one pass ask for the same: a mask of 2048 x 2348 takes 19 MB.
+@lru_cache(maxsize=16)
+def _tail_mask(length: int, prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Added to the scores of a tail, [L, P + L]: the whole prefix, and the tail up to oneself."""
+    mask = torch.zeros(length, prefix + length, dtype=dtype, device=device)
+    mask[:, prefix:] = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
+    return mask
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows laid side by side. `at[i]` maps positions of row i to places in the packed row."""
+
+    ids: list[int]
+    positions: list[int]
+    pattern: Segments
+    at: list[list[int]]
+
+
+def within(items: Sequence[Item], budget: int, size: Callable[[Sequence[Item]], int]) -> Iterator[list[Item]]:
+    """Consecutive items that share a pass of at most `budget` tokens; a single larger one goes alone."""
+    part: list[Item] = []
+    for item in items:
+        if part and size([*part, item]) > budget:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all rows share."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+
+
+def _hosts(rows: Sequence[Sequence[int]]) -> list[int]:
+    """For each row the one that holds its tokens: itself, or a row that begins with it."""
+    found = list(range(len(rows)))
+    order = sorted(found, key=lambda i: tuple(rows[i]))
+    # Sorted, what begins with a row comes directly after it.
+    for before, after in zip(order[-2::-1], order[:0:-1], strict=True):
+        if rows[after][: len(rows[before])] == rows[before]:
+            found[before] = found[after]
+    return found
+
+
+def pack(groups: Sequence[Sequence[Sequence[int]]]) -> Packed:
+    """One segment for each group of rows; rows stay in order."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments, at = [], []
+    for rows in groups:
+        shared = common_prefix(rows)
+        start = len(ids)
+        ids += rows[0][:shared]
+        positions += range(shared)
+        tails = []
+        places: dict[int, list[int]] = {}
+        found = _hosts(rows)
+        for host in dict.fromkeys(found):
+            begin = len(ids)
+            ids += rows[host][shared:]
+            positions += range(shared, len(rows[host]))
+            places[host] = [*range(start, start + shared), *range(begin, len(ids))]
+            if begin < len(ids):
+                tails.append((begin, len(ids)))
+        at += [places[host][: len(row)] for host, row in zip(found, rows, strict=True)]
+        segments.append(Segment((start, start + shared), tuple(tails)))
+    return Packed(ids, positions, Segments(tuple(segments)), at)
+
+
+def packed_amounts(rows: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Tokens of a group once packed, and pairs of a token and one that it sees, itself included."""
+    shared = common_prefix(rows)
+    tails = [len(rows[host]) - shared for host in set(_hosts(rows))]
+    pairs = shared * (shared + 1) // 2 + sum(tail * shared + tail * (tail + 1) // 2 for tail in tails)
+    return shared + sum(tails), pairs
+
+
+# --- the pattern of a packed row on a CPU ----------------------------------------------------------------------------
+
+
+class _Attend(torch.autograd.Function):
+    """`Segments` without a mask and without a copy of the prefix's keys.
+
+    A tail attends to two stretches: to the prefix, all of which it may see, and causally to itself. Each is a plain
+    call of torch's CPU kernel, which also gives the log of the sum of the exponentiated scores, and two results are
+    joined by the weights that these sums say. Backward, the kernel makes the scores anew and weighs them by the sum it
+    is given: with that of both stretches, each call's gradients are those of its part.
+
+    Saves queries, keys, values and the result, each once, and a number for each query.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scaling: float
+    ) -> Tensor:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        # A token's heads side by side in memory: the projection that follows takes it so, and keeps no copy.
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+        for at, seen, causal, joins in _calls(segments):
+            queries, keys, values = query[:, :, at], key[:, :, seen], value[:, :, seen]
+            if causal:
+                part, part_sums = flash(
+                    queries, _per_head(keys, query), _per_head(values, query), 0.0, True, scale=scaling
+                )
+            else:
+                # Without an order among queries, those of all heads that share a key head are more queries to it.
+                part, part_sums = flash(_per_key_head(queries, key), keys, values, 0.0, False, scale=scaling)
+                part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
+            if joins:
+                part, part_sums = _join(out[:, :, at], sums[:, :, at], part, part_sums)
+            out[:, :, at], sums[:, :, at] = part, part_sums
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.segments, ctx.scaling = segments, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        query, key, value, out, sums = ctx.saved_tensors
+        grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (query, key, value))
+        for at, seen, causal, _ in _calls(ctx.segments):
+            keys, values, of_queries = key[:, :, seen], value[:, :, seen], sums[:, :, at]
+            grads, queries, outs = (tensor[:, :, at] for tensor in (grad_out, query, out))
+            if causal:
+                keys, values = _per_head(keys, query), _per_head(values, query)
+                grads, outs, of_queries = grads.contiguous(), outs.contiguous(), of_queries.contiguous()
+            else:
+                grads, queries, outs = (_per_key_head(tensor, key) for tensor in (grads, queries, outs))
+                of_queries = of_queries.reshape(1, key.shape[1], -1)
+            parts = flash(grads, queries, keys, values, outs, of_queries, 0.0, causal, scale=ctx.scaling)
+            grad_query[:, :, at] += parts[0].reshape(grad_query[:, :, at].shape)
+            for grad, part in zip((grad_key, grad_value), parts[1:], strict=True):
+                # Summed over the query heads that share a key head, where each had a copy.
+                grad[:, :, seen] += part.unflatten(1, (key.shape[1], -1)).sum(2) if causal else part
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _calls(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, bool, bool]]:
+    """Each call: a prefix, all tails to their prefix, then each tail to itself.
+
+    Queries, keys, whether causal, and whether the result joins that of an earlier call.
+    """
+    for segment in segments:
+        prefix = slice(*segment.prefix)
+        has_prefix = prefix.stop > prefix.start
+        if has_prefix:
+            yield prefix, prefix, True, False
+        if segment.tails and has_prefix:
+            yield slice(segment.tails[0][0], segment.tails[-1][1]), prefix, False, False
+        for tail in segment.tails:
+            yield slice(*tail), slice(*tail), True, has_prefix
+
+
+def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to two stretches from attention to each."""
+    both = torch.logaddexp(sums, part_sums)
+    weight, part_weight = (sums - both).exp()[..., None], (part_sums - both).exp()[..., None]
+    return (out * weight + part * part_weight).to(out.dtype), both
+
+
+def _per_head(shared: Tensor, query: Tensor) -> Tensor:
+    """Keys or values, once for each query head."""
+    return shared.repeat_interleave(query.shape[1] // shared.shape[1], 1)
+
+
+def _per_key_head(queries: Tensor, key: Tensor) -> Tensor:
+    """[1, H, T, C] to [1, G, Q * T, C]."""
+    return queries.reshape(1, key.shape[1], -1, queries.shape[-1])
+
+
+# --- the same on a GPU -----------------------------------------------------------------------------------------------
+
+
+class FlexSegments:
+    """`Segments` in one kernel: FlexAttention with a mask of blocks, not a call for each tail.
+
+    This project's tests do not run it on a GPU; they compare its forward pass with `Segments` on a CPU, where
+    FlexAttention has no backward pass. On a GPU, `Policy` compares packed with padded log-probabilities at its start
+    and takes `Segments` where this fails.
+    """
+
+    def __init__(self, pattern: Segments, length: int, device: torch.device) -> None:
+        segment_G = torch.zeros(length, dtype=torch.long, device=device)
+        # Which tail of its segment a token belongs to; 0 is the prefix.
+        tail_G = torch.zeros(length, dtype=torch.long, device=device)
+        for number, segment in enumerate(pattern.segments):
+            end = segment.tails[-1][1] if segment.tails else segment.prefix[1]
+            segment_G[segment.prefix[0] : end] = number
+            for k, (start, stop) in enumerate(segment.tails, 1):
+                tail_G[start:stop] = k
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            # Within a prefix, and within a tail, earlier is to the left; a prefix is left of its tails.
+            own = (tail_G[key] == 0) | (tail_G[key] == tail_G[query])
+            return (segment_G[key] == segment_G[query]) & (key <= query) & own
+
+        self.mask = create_block_mask(sees, None, None, length, length, device=str(device))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        attend = _compiled() if query.is_cuda else flex_attention
+        out: Tensor = attend(query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=True)
+        return out
+
+
+@cache
+def _compiled() -> Any:
+    """Compiled once; lengths differ from pass to pass."""
+    return torch.compile(flex_attention, dynamic=True)

@@ -4,17 +4,19 @@ Shapes: N scored tokens of some rows, one row after another.
 
 A unit's loss is a function of its log-probabilities, and those of the model: the first part is differentiated on
 detached leaves, the second with the gradient that comes out. So units that fit the token budget are done in one forward
-pass together, and one that does not is scored first and redone in parts, with the same result.
+pass together, and one that does not is scored first and redone in parts, with the same result. Memory that runs out is
+not the end either: the same work is done again in smaller parts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from nrt_cli.backends.local.memory import Budget
+from nrt_cli.backends.local.attention import within
 from nrt_cli.backends.local.optimiser import Optimiser
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.reasoning import LoadedReasoner
@@ -28,6 +30,57 @@ from nrt_cli.objective.rows import Row, by_prompt
 from nrt_cli.objective.units import Unit
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
+
+Result = TypeVar("Result")
+
+LEAST_TOKENS = 256
+"""A pass is not made smaller than this: where it does not fit, nothing will."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or a CPU."""
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Budget:
+    """Tokens of one forward pass, halved whenever memory runs out.
+
+    Attributes:
+        say: told once, at the first time.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.say: Callable[[str], None] = lambda _: None
+        self.said = False
+
+    def retrying(self, work: Callable[[], Result], undo: Callable[[], None]) -> Result:
+        """Do some work; where memory runs out, undo what it began and do it again with half the budget.
+
+        Raises:
+            MemoryError: it ran out at the smallest budget too.
+        """
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+            # Here, outside, the exception and the tensors that its traceback holds are gone.
+            undo()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self.tokens <= LEAST_TOKENS:
+                raise MemoryError
+            self.tokens = max(LEAST_TOKENS, self.tokens // 2)
+            if not self.said:
+                self.said = True
+                self.say(
+                    f"memory ran out: the step is repeated in passes of at most {self.tokens} tokens (and fewer if "
+                    "needed), with the same result; train.micro_batch_tokens sets this for the next run"
+                )
 
 
 class Loaded(NamedTuple):
@@ -125,7 +178,9 @@ class LocalBackend:
         """Add the gradient of some units' losses to the model's; returns what the losses said besides."""
         self._verify(units[0].rows)
         said = []
-        for together in self._together(units):
+        # Consecutive units share a forward pass; one that fits none goes alone.
+        size = lambda part: self.policy.size([row for unit in part for row in unit.rows])  # noqa: E731
+        for together in within(units, self.budget.tokens, size):
             rows = [row for unit in together for row in unit.rows]
             # Several units are together because they fit.
             parts = [rows] if len(together) > 1 else list(self.policy.micro_batches(rows, self.budget.tokens))
@@ -154,15 +209,6 @@ class LocalBackend:
             # A pass that is done twice for want of memory is useful once.
             self.work += self.policy.work(rows, backward=True)
         return said
-
-    def _together(self, units: Sequence[Unit]) -> Iterator[Sequence[Unit]]:
-        """Consecutive units that share a forward pass; one that fits none goes alone."""
-        start = 0
-        for end in range(1, len(units) + 1):
-            rows = [row for unit in units[start : end + 1] for row in unit.rows]
-            if end == len(units) or self.policy.size(rows) > self.budget.tokens:
-                yield units[start:end]
-                start = end
 
     def step(self, rate: float) -> tuple[float, list[Any]]:
         norm = self.optimiser.step(rate)

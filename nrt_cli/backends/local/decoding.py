@@ -1,51 +1,50 @@
-"""Decoding: each prompt computed and kept once, however many rows go on from it; rows join and leave between steps.
+"""Decoding and sampling: each prompt computed and kept once, however many rows go on from it; rows come and go.
 
 Shapes: P prompts, N rows of a prompt at most, R rows in flight, S tokens of the longest prompt, U columns decoded since
-the oldest row joined, G key-value heads, H query heads, Q = H / G, D channels of a head, V vocabulary, X whatever.
+the oldest row joined, G key-value heads, H query heads, Q = H / G, D channels of a head, V vocabulary, X whatever; W
+columns of a padded cache; C trace cap. Where one token is picked: B blocks of the vocabulary, X tokens of one.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 
 from nrt_cli.backends.local import attention
-from nrt_cli.backends.local.batch import Batch
-from nrt_cli.backends.local.packing import Segments, common_prefix, pack
+from nrt_cli.backends.local.attention import Segments, common_prefix, pack, within
+from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
+from nrt_cli.objective.rows import trace_prompt
+from nrt_cli.records import Example, Rollout, RolloutGroup, Stop
+from nrt_cli.text.tokens import ThinkTokens
 
 PREFILL_TOKENS = 16384
 """Prompt tokens of one forward pass; a single longer prompt goes alone."""
 
 ROOM = 64
-"""Columns that a row's own keys and values grow by: growing copies them."""
+"""Columns that keys and values grow by: growing copies them."""
+
+COMPACT_SHARE = 0.25
+"""Rows are dropped once this share of them is finished: dropping copies what is kept of the others."""
+
+BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are summed together when one is picked."""
 
 
-class Rows(Protocol):
-    """Rows in flight. Every method that reads tokens returns what comes after them: logits [R, V]."""
-
-    def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Let rows join, after those that are here; equal prompts are read once. Their logits only."""
-
-    def step(self, tokens: Sequence[int], live: Sequence[bool]) -> Tensor:
-        """Let every row read a token; what rows that are not live are told means nothing."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows, in this order."""
-
-
-def open_batch(model: PreTrainedModel, pad_id: int) -> Rows:
-    """An empty batch: prompts shared where the model attends by patterns, transformers' own cache elsewhere."""
-    return SharedBatch(model) if attention.enabled(model) else Batch(model, pad_id)
+# --- rows in flight --------------------------------------------------------------------------------------------------
 
 
 class SharedBatch:
     """Rows whose queries see one copy of their prompt's keys and values, and those of their own tokens since.
 
-    It is also the attention pattern of its forward passes (`attention.Pattern`).
+    Every method that reads tokens returns what comes after them: logits [R, V]. It is also the attention pattern of its
+    forward passes (`attention.Pattern`).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -63,13 +62,13 @@ class SharedBatch:
         rows = [tuple(prompt) for prompt in prompts]
         # A prompt whose rows are all new is read anew even if it is here: what follows it was not kept.
         fresh = list(dict.fromkeys(rows))
-        logits = [self._read(part) for part in _within(fresh, PREFILL_TOKENS)]
+        logits = [self._read(part) for part in within(fresh, PREFILL_TOKENS, lambda part: sum(map(len, part)))]
         first = len(self.lengths_P) - len(fresh)
         place = {prompt: i for i, prompt in enumerate(fresh)}
         at_R = torch.tensor([place[prompt] for prompt in rows], device=self.model.device)
         self.prompt_R = torch.cat([self.prompt_R, first + at_R])
         self.joined_R = torch.cat([self.joined_R, torch.full_like(at_R, self.columns)])
-        self.own = [_longer(layer, 1, len(rows)) for layer in self.own]
+        self.own = [pad(layer, (0,) * 7 + (len(rows),)) for layer in self.own]
         self._arrange()
         return torch.cat(logits)[at_R].float()
 
@@ -82,12 +81,18 @@ class SharedBatch:
         reading = _Reading(packed.pattern)
         ids, positions = (torch.tensor([column], device=device) for column in (packed.ids, packed.positions))
         ends = torch.tensor([at[-1] for at in packed.at], device=device)
-        logits = attention.run(self.model, reading, ids, positions, logits_to_keep=ends).logits[0]
+        logits: Tensor = attention.run(self.model, reading, ids, positions, logits_to_keep=ends).logits[0]
         lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        longest = int(lengths_P.max())
         self.lengths_P = torch.cat([self.lengths_P, lengths_P])
         places = [torch.tensor(at, device=device) for at in packed.at]
-        new = [_stack([layer[:, :, at] for at in places]) for layer in reading.layers]
-        self.shared = [_join(*pair) for pair in zip(self.shared, new, strict=True)] if self.shared else new
+        new = [torch.stack([_up_to(longest, layer[:, :, at]) for at in places], 1) for layer in reading.layers]
+        if self.shared:
+            longest = max(longest, self.shared[0].shape[3])
+            pairs = zip(self.shared, new, strict=True)
+            self.shared = [torch.cat([_up_to(longest, layer) for layer in pair], 1) for pair in pairs]
+        else:
+            self.shared = new
         return logits
 
     @torch.no_grad()
@@ -124,8 +129,7 @@ class SharedBatch:
         self.width = int(counts_P.max())
         first_P = counts_P.cumsum(0) - counts_P
         within_R = torch.empty_like(order_R)
-        sorted_R = self.prompt_R[order_R]
-        within_R[order_R] = torch.arange(len(order_R), device=order_R.device) - first_P[sorted_R]
+        within_R[order_R] = torch.arange(len(order_R), device=order_R.device) - first_P[self.prompt_R[order_R]]
         self.place_R = self.prompt_R * self.width + within_R
         full = torch.arange(len(self.lengths_P) * self.width, device=order_R.device)
         self.in_place = torch.equal(self.place_R, full)
@@ -135,7 +139,12 @@ class SharedBatch:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """The one query of each row, to its prompt and to its own tokens so far."""
-        keys_RGUD, values_RGUD = self._append(layer, key, value)
+        if layer == len(self.own):
+            self.own.append(torch.stack([key, value])[:, :, :, :0])
+        if self.own[layer].shape[3] == self.columns:
+            self.own[layer] = _up_to(self.columns + ROOM, self.own[layer])
+        keys_RGUD, values_RGUD = self.own[layer][:, :, :, : self.columns + 1]
+        keys_RGUD[:, :, self.columns], values_RGUD[:, :, self.columns] = key[:, :, 0], value[:, :, 0]
         keys_PGSD, values_PGSD = self.shared[layer]
         # Query heads that share a key head are further queries to it, so nothing is copied for them.
         query_RGQD = (query * scaling).view(len(query), key.shape[1], -1, query.shape[-1])
@@ -165,16 +174,6 @@ class SharedBatch:
         rows = grid_PGNX.unflatten(2, (self.width, queries)).transpose(1, 2).flatten(0, 1)
         return rows if self.in_place else rows[self.place_R]
 
-    def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's own keys and values so far, this token's included: two of [R, G, U, D]."""
-        if layer == len(self.own):
-            self.own.append(torch.stack([key, value])[:, :, :, :0])
-        if self.own[layer].shape[3] == self.columns:
-            self.own[layer] = _longer(self.own[layer], 3, ROOM)
-        keys, values = self.own[layer][:, :, :, : self.columns + 1]
-        keys[:, :, self.columns], values[:, :, self.columns] = key[:, :, 0], value[:, :, 0]
-        return keys, values
-
 
 class _Reading:
     """The pattern of prompts side by side, which remembers each layer's keys and values: [2, G, tokens, D]."""
@@ -184,40 +183,132 @@ class _Reading:
         self.layers: list[Tensor] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """As the pattern says; the batch is one packed row."""
         self.layers.append(torch.cat([key, value]))
         return self.pattern.attend(layer, query, key, value, scaling)
 
 
-def _within(prompts: Sequence[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
-    """Consecutive prompts of at most so many tokens in all; a single longer one goes alone."""
-    part: list[tuple[int, ...]] = []
-    for prompt in prompts:
-        if part and sum(map(len, part)) + len(prompt) > budget:
-            yield part
-            part = []
-        part.append(prompt)
-    if part:
-        yield part
+def _up_to(columns: int, tensor: Tensor) -> Tensor:
+    """A tensor with columns, its last dimension but one, added; zeros, since 0 times what is masked must not be nan."""
+    missing = columns - tensor.shape[-2]
+    return pad(tensor, (0, 0, 0, missing)) if missing else tensor
 
 
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    """Prompts' [2, G, length, D] as one [2, P, G, S, D]."""
-    longest = max(part.shape[2] for part in parts)
-    return torch.stack([_longer(part, 2, longest - part.shape[2]) for part in parts], 1)
+class Batch:
+    """The same with transformers' own cache, for models that attend by no pattern: a copy of the prompt for each row.
+
+        columns:  padding | prompt | padding | sampled tokens     a row's tokens are where its mask is 1
+
+    What a row is told does not depend on the rows beside it, up to the rounding of the matrix products.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.cache: Any = Cache(layer_class_to_replicate=_Layer)
+        self.mask_RW = torch.zeros(0, 0, dtype=torch.long, device=model.device)
+
+    def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Let rows join, after those that are here; equal prompts are read once. Their logits only."""
+        unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        rows = [unique[tuple(prompt)] for prompt in prompts]
+        width = max(map(len, unique))
+        ids_RW = torch.full((len(unique), width), self.pad_id)
+        mask_RW = torch.zeros((len(unique), width), dtype=torch.long)
+        for i, prompt in enumerate(unique):
+            # Padding is on the left here, so that every row's next token has the same place in the cache.
+            ids_RW[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask_RW[i, width - len(prompt) :] = 1
+        new = Batch(self.model, self.pad_id)
+        new.mask_RW = mask_RW.to(self.model.device)
+        logits_RV = new._forward(ids_RW.to(self.model.device))
+        new.keep(rows)
+        if len(self.mask_RW):
+            width = max(self.mask_RW.shape[1], new.mask_RW.shape[1])
+            for mine, its in zip(self.cache.layers, new.cache.layers, strict=True):
+                pairs = ((mine.keys, its.keys), (mine.values, its.values))
+                left = lambda tensor: pad(tensor, (0, 0, width - tensor.shape[-2], 0))  # noqa: E731
+                mine.replace(*(torch.cat([left(tensor) for tensor in pair]) for pair in pairs))
+            masks = (self.mask_RW, new.mask_RW)
+            self.mask_RW = torch.cat([pad(mask_RW, (width - mask_RW.shape[1], 0)) for mask_RW in masks])
+        else:
+            self.cache, self.mask_RW = new.cache, new.mask_RW
+        return logits_RV[rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows, in this order, without the columns in front that none of them uses."""
+        if not rows:
+            self.__init__(self.model, self.pad_id)  # type: ignore[misc]
+            return
+        mask_RW = self.mask_RW[rows]
+        first = int(mask_RW.any(0).int().argmax())
+        self.mask_RW = mask_RW[:, first:]
+        for layer in self.cache.layers:
+            layer.replace(layer.keys[rows, :, first:], layer.values[rows, :, first:])
+
+    def step(self, tokens: Sequence[int], live: Sequence[bool]) -> Tensor:
+        """Let every row read a token; rows that are not live keep their place, and what they are told means nothing."""
+        column_R1 = torch.tensor(live, device=self.model.device)[:, None].to(self.mask_RW.dtype)
+        self.mask_RW = torch.cat([self.mask_RW, column_R1], -1)
+        return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
+
+    @torch.no_grad()
+    def _forward(self, ids_RT: Tensor) -> Tensor:
+        # A position counts a row's own tokens, so neither padding nor rows that joined earlier shift it.
+        positions_RW = (self.mask_RW.cumsum(-1) - 1).clamp(min=0)
+        out = self.model(
+            input_ids=ids_RT,
+            attention_mask=self.mask_RW,
+            position_ids=positions_RW[:, -ids_RT.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
 
 
-def _join(here: Tensor, new: Tensor) -> Tensor:
-    """More prompts after those that are here."""
-    longest = max(here.shape[3], new.shape[3])
-    return torch.cat([_longer(layer, 3, longest - layer.shape[3]) for layer in (here, new)], 1)
+class _Layer(DynamicLayer):
+    """Keys and values with columns to spare, so that a step writes a column instead of copying all of them."""
+
+    keys: Tensor
+    values: Tensor
+    spare: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append columns; all keys and values, [R, heads, W, channels]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.replace(key_states, value_states)
+            return self.keys, self.values
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        if self.spare is None or end > self.spare[0].shape[-2]:
+            self.spare = _up_to(end + ROOM, self.keys), _up_to(end + ROOM, self.values)
+        keys, values = self.spare
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Other keys and values in place of these."""
+        self.keys, self.values, self.spare = keys, values, None
 
 
-def _longer(tensor: Tensor, dim: int, by: int) -> Tensor:
-    """A tensor with zeros appended to a dimension; zeros, since 0 times what is masked must not be nan."""
-    shape = list(tensor.shape)
-    shape[dim] = by
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim) if by else tensor
+def open_batch(model: PreTrainedModel, pad_id: int) -> SharedBatch | Batch:
+    """An empty batch: prompts shared where the model attends by patterns, transformers' own cache elsewhere."""
+    return SharedBatch(model) if attention.enabled(model) else Batch(model, pad_id)
+
+
+# --- the model while it decodes --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """A model in training mode that checkpoints is given no cache by transformers: it would see its last token only."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @contextlib.contextmanager
@@ -229,17 +320,21 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         table_of(table)  # whose trained rows have to stand in a weight before it is copied
     adapted = [module for module in model.modules() if is_low_rank(module)]
-    within = {id(part) for module in adapted for part in module.modules() if part is not module}
-    plain = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in within]
-    packing = [
-        module
-        for module in (*adapted, *plain)
-        # Within another such block they are laid out already.
-        if _packs(module) and not isinstance(vars(module).get("forward"), _PackedProduct)
-    ]
-    for module in packing:
-        # The instance's own forward comes before its class's.
-        module.forward = _PackedProduct(module)
+    inside = {id(part) for module in adapted for part in module.modules() if part is not module}
+    plain = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in inside]
+    # oneDNN's operators are made for compiled models, so they may go or change. Where the processor lacks bfloat16,
+    # oneDNN does not take it.
+    types = [torch.float32]
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        types = []
+    elif torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        types.append(torch.bfloat16)
+    packing = []
+    for module in (*adapted, *plain):
+        # The instance's own forward comes before its class's. Within another such block it is there already.
+        if module.weight.device.type == "cpu" and module.weight.dtype in types and "forward" not in vars(module):
+            module.forward = _packed_product(module)
+            packing.append(module)
     try:
         yield
     finally:
@@ -247,29 +342,148 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
             del module.forward
 
 
-def _packs(layer: nn.Module) -> bool:
-    """Whether oneDNN can lay out a weight. Its operators are made for compiled models, so they may go or change."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    # Where the processor lacks bfloat16, oneDNN does not take it.
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
-
-
-class _PackedProduct:
+@torch.no_grad()
+def _packed_product(layer: Any) -> Callable[[Tensor], Tensor]:
     """A linear layer's product with its weight in oneDNN's own layout."""
+    weight = merged(layer) if is_low_rank(layer) else layer.weight.detach()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    bias = None if layer.bias is None else layer.bias.detach()
+    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
 
-    @torch.no_grad()
-    def __init__(self, layer: Any) -> None:
-        weight = merged(layer) if is_low_rank(layer) else layer.weight.detach()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self.bias = None if layer.bias is None else layer.bias.detach()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
-        return product
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def random_stream(length: int, *key: int) -> np.ndarray:
+    """`length` uniforms in [0, 1) that depend on nothing but the key."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(length)
+
+
+def pick(logits_RV: Tensor, uniforms_R: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability: tokens_R, logprobs_R.
+
+    Inverts the cumulative distribution at `uniforms_R`; None takes the likeliest token.
+    """
+    top_R1 = logits_RV.amax(-1, keepdim=True)
+    vocabulary = logits_RV.shape[-1]
+    # exp(logits - top) in blocks; what fills the last block up weighs nothing.
+    weights = logits_RV.new_empty(len(logits_RV), vocabulary + -vocabulary % BLOCK)
+    weights[:, vocabulary:] = 0
+    torch.sub(logits_RV, top_R1, out=weights[:, :vocabulary]).exp_()
+    weights_RBX = weights.unflatten(-1, (-1, BLOCK))
+    # Running sums are double: float32 over a large vocabulary drifts by more than a rare token's probability.
+    sums_RB = weights_RBX.sum(-1).cumsum(-1, dtype=torch.float64)
+    if uniforms_R is None:
+        tokens_R1 = logits_RV.argmax(-1, keepdim=True)
+    else:
+        # First which block of the vocabulary, then which token in it.
+        block_R1, rest_R1 = _find(sums_RB, uniforms_R[:, None].double())
+        chosen_RX = weights_RBX.gather(1, block_R1[..., None].expand(-1, -1, BLOCK))[:, 0]
+        within_R1, _ = _find(chosen_RX.cumsum(-1, dtype=torch.float64), rest_R1)
+        tokens_R1 = block_R1 * BLOCK + within_R1
+    logprobs_R1 = logits_RV.gather(-1, tokens_R1) - top_R1 - sums_RB[:, -1:].log().to(logits_RV.dtype)
+    return tokens_R1[:, 0], logprobs_R1[:, 0]
+
+
+def _find(sums_RN: Tensor, share_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The entry in which a share (0 to 1) of the total falls, and how far into that entry, as a share of it."""
+    total_R1 = sums_RN[:, -1:]
+    # Kept below the total, so that rounding cannot leave a share beyond the last entry that has any width.
+    target_R1 = torch.minimum(share_R1 * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    at_R1 = torch.searchsorted(sums_RN, target_R1, right=True)
+    before_R1 = torch.where(at_R1 > 0, sums_RN.gather(-1, (at_R1 - 1).clamp(min=0)), 0.0)
+    return at_R1, (target_R1 - before_R1) / (sums_RN.gather(-1, at_R1) - before_R1)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms_RC: Tensor | None,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    cap: int,
+    temperature: float = 1.0,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Decode a row for each prompt, a token of every unfinished row at a time; equal prompts are read once.
+
+    Args:
+        uniforms_RC: the random number for each row and position; None decodes greedily.
+        stop_ids: a row is finished once it samples one of these, or after `cap` tokens.
+
+    Yields:
+        rows_R (row numbers, finished ones left out), tokens_R (stop tokens included) and logprobs_R under the tempered
+        distribution they were drawn from.
+    """
+    with evaluating(model):
+        stops = torch.tensor(stop_ids, device=model.device)
+        batch = open_batch(model, pad_id)
+        logits_RV = batch.add(prompts)
+        rows = torch.arange(len(prompts), device=model.device)
+        live = torch.ones_like(rows, dtype=torch.bool)
+        for position in range(cap):
+            uniforms_R = None if uniforms_RC is None else uniforms_RC[rows, position]
+            tokens, logprobs = pick(logits_RV / temperature, uniforms_R)
+            yield rows[live], tokens[live], logprobs[live]
+            live &= ~torch.isin(tokens, stops)
+            if position == cap - 1 or not live.any():
+                return
+            if (~live).float().mean() >= COMPACT_SHARE:
+                batch.keep(live.nonzero()[:, 0].tolist())
+                rows, tokens = rows[live], tokens[live]
+                live = live[live]
+            logits_RV = batch.step(tokens.tolist(), live.tolist())
+
+
+def sample_groups(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    tokens: ThinkTokens,
+    settings: RolloutSection,
+    group_size: int,
+    key: Sequence[int],
+) -> list[RolloutGroup]:
+    """K traces for each example, at most `settings.batch_rows` rows at a time, in the examples' order.
+
+    Every trace has a random stream of its own, keyed by (*key, example, k), so what it samples does not depend on what
+    it shares a batch with, and a resumed run continues as if it had never stopped.
+
+    Args:
+        key: names the random streams, such as (seed, step); each trace adds its example and its k.
+    """
+    traces = [(example, k) for example in examples for k in range(group_size)]
+    # Whole groups, as long as one fits: each batch reads its prompts anew.
+    size = settings.batch_rows // group_size * group_size or settings.batch_rows
+    rollouts: list[Rollout] = []
+    with prepacked(model):
+        for start in range(0, len(traces), size):
+            part = traces[start : start + size]
+            uniforms_RC = np.stack([random_stream(settings.max_trace_tokens, *key, e.index, k) for e, k in part])
+            caps = [settings.trace_cap(len(example.answer_ids)) for example, _ in part]
+            sampled: list[list[int]] = [[] for _ in part]
+            logprobs: list[list[float]] = [[] for _ in part]
+            for rows, ids, values in decode(
+                model,
+                [trace_prompt(example, tokens) for example, _ in part],
+                torch.from_numpy(uniforms_RC).to(model.device),
+                tokens.trace_ends,
+                tokens.pad_id,
+                settings.max_trace_tokens,
+                settings.temperature,
+            ):
+                for row, token, value in zip(rows.tolist(), ids.tolist(), values.tolist(), strict=True):
+                    # Leaving out what comes after a trace's own cap is sampling up to that cap.
+                    if len(sampled[row]) < caps[row]:
+                        sampled[row].append(token)
+                        logprobs[row].append(value)
+            rollouts += [rollout_of(*trace, tokens) for trace in zip(sampled, logprobs, strict=True)]
+    of = iter(rollouts)
+    return [RolloutGroup(example, tuple(next(of) for _ in range(group_size))) for example in examples]
+
+
+def rollout_of(ids: Sequence[int], logprobs: Sequence[float], tokens: ThinkTokens) -> Rollout:
+    """Cut off the token that ended the trace."""
+    stop: Stop = "end" if ids[-1] == tokens.end_id else "eos" if ids[-1] in tokens.trace_ends else "cap"
+    if stop == "cap":
+        return Rollout(tuple(ids), tuple(logprobs), stop)
+    return Rollout(tuple(ids[:-1]), tuple(logprobs), stop, ids[-1])

@@ -14,44 +14,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+@torch.no_grad()
 def fuse(model: nn.Module) -> int:
     """Replace, in place, what is known: returns how many modules. Others stay as they are."""
     fused = 0
+    line = lambda size, weight: torch.linspace(-3, 3, size, dtype=weight.dtype, device=weight.device)  # noqa: E731
     for module in model.modules():
-        forward = _known(module)
+        known: Any = module
+        forward: Any = None
+        if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+            # down(silu(gate(x)) * up(x)) and nothing else, such as a multiplier.
+            probe = torch.linspace(-3, 3, 13)
+            if not list(known.act_fn.parameters()) and torch.allclose(known.act_fn(probe), functional.silu(probe)):
+                x_D = line(known.gate_proj.in_features, next(known.gate_proj.parameters()))
+                if torch.allclose(module(x_D), _gated_forward(module, x_D)):
+                    forward = _gated_forward
+        elif hasattr(module, "variance_epsilon") and [name for name, _ in module.named_parameters()] == ["weight"]:
+            # x / rms(x) * weight; Gemma's multiply by 1 + weight.
+            x_D = line(known.weight.shape[-1], known.weight)
+            if torch.equal(module(x_D), _norm_forward(module, x_D)):
+                forward = _norm_forward
         if forward is not None:
-            module.forward = types.MethodType(forward, module)
+            known.forward = types.MethodType(forward, module)
             fused += 1
     return fused
-
-
-def _known(module: nn.Module) -> Any:
-    """The one-operation forward of a module that computes what it does, or None."""
-    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        return _gated_forward if _is_gated_silu(module) else None
-    if hasattr(module, "variance_epsilon") and [name for name, _ in module.named_parameters()] == ["weight"]:
-        return _norm_forward if _is_rms_norm(module) else None
-    return None
-
-
-@torch.no_grad()
-def _is_gated_silu(module: Any) -> bool:
-    """Whether it computes down(silu(gate(x)) * up(x)) and nothing else, such as a multiplier."""
-    probe = torch.linspace(-3, 3, 13)
-    if list(module.act_fn.parameters()) or not torch.allclose(module.act_fn(probe), functional.silu(probe)):
-        return False
-    weight = next(module.gate_proj.parameters())
-    x_D = torch.linspace(-3, 3, module.gate_proj.in_features, dtype=weight.dtype, device=weight.device)
-    return torch.allclose(module(x_D), _gated_forward(module, x_D))
-
-
-@torch.no_grad()
-def _is_rms_norm(module: nn.Module) -> bool:
-    """Whether it computes x / rms(x) * weight; Gemma's multiply by 1 + weight."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    x_D = torch.linspace(-3, 3, weight.shape[-1], dtype=weight.dtype, device=weight.device)
-    return torch.equal(module(x_D), _norm_forward(module, x_D))
 
 
 def _gated_forward(self: Any, x: Tensor) -> Tensor:

@@ -77,12 +77,6 @@ class Optimiser:
         for weight in self.weights.values():
             weight.grad = None
 
-    def _state(self, value: Tensor, master: Tensor) -> Tensor | int:
-        """A state as its optimiser keeps it: bitsandbytes counts steps in a plain number."""
-        if self.settings.states == "8bit" and not value.ndim:
-            return int(value)
-        return value.to(master.device)
-
     @torch.no_grad()
     def _copy_back(self) -> None:
         for name, weight in self.weights.items():
@@ -106,5 +100,10 @@ class Optimiser:
             master.copy_(tensors[f"weight.{name}"])
             kept = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
             if "step" in kept:
-                self.adamw.state[master] = {key: self._state(kept[key], master) for key in kept if key != "weight"}
+                # bitsandbytes counts steps in a plain number.
+                self.adamw.state[master] = {
+                    key: int(value) if self.settings.states == "8bit" and not value.ndim else value.to(master.device)
+                    for key, value in kept.items()
+                    if key != "weight"
+                }
         self._copy_back()

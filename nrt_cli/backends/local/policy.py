@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nrt_cli.backends.local import attention
-from nrt_cli.backends.local.flex import FlexSegments
+from nrt_cli.backends.local.attention import FlexSegments, pack, packed_amounts, within
 from nrt_cli.backends.local.fused import fuse
-from nrt_cli.backends.local.packing import pack, packed_pairs, packed_size
 from nrt_cli.backends.local.rounding import allowed_gap, widened
 from nrt_cli.backends.local.throughput import Work
 from nrt_cli.errors import ModelError
@@ -25,7 +24,7 @@ from nrt_cli.objective.rows import Row, by_prompt
 class Policy:
     """A causal language model whose head is applied only where a token is scored.
 
-    With `packing`, rows that share a prompt are laid side by side and share its computation too (`packing.py`).
+    With `packing`, rows that share a prompt are laid side by side and share its computation too (`attention.py`).
     """
 
     def __init__(self, model: PreTrainedModel, pad_id: int, temperature: float = 1.0, packing: bool = False) -> None:
@@ -54,14 +53,24 @@ class Policy:
 
         One forward pass; gradients flow if they are enabled.
         """
-        return self._selected(rows, *(self._packed if self.packing else self._padded)(rows))
+        return self._selected(rows, (self._packed if self.packing else self._padded)(rows))
 
-    def _selected(self, rows: Sequence[Row], hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _selected(self, rows: Sequence[Row], hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head says of the scored tokens, from the hidden states that predict them."""
         weight_VD, *trained = table_of(self.model.get_output_embeddings())
-        return selected_logprobs(hidden_ND, weight_VD, targets_N, self._temperatures(rows), self.softcap, *trained)
+        targets_N = torch.tensor([token for row in rows for token in row.ids[row.scored_from :]], device=self.device)
+        temperature_N = None
+        if self.temperature != 1.0:
+            parts = []
+            for row in rows:
+                temperature = torch.ones(len(row.ids))
+                temperature[slice(*row.tempered)] = self.temperature
+                parts.append(temperature[row.scored_from :])
+            temperature_N = torch.cat(parts).to(self.device)
+        return selected_logprobs(hidden_ND, weight_VD, targets_N, temperature_N, self.softcap, *trained)
 
-    def _padded(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Hidden states that predict the scored tokens, and those tokens: a row of the batch for each row."""
+    def _padded(self, rows: Sequence[Row]) -> Tensor:
+        """Hidden states that predict the scored tokens: a row of the batch for each row."""
         width = max(len(row.ids) for row in rows)
         ids_RT = torch.full((len(rows), width), self.pad_id)
         mask_RT = torch.zeros((len(rows), width), dtype=torch.long)
@@ -69,27 +78,24 @@ class Policy:
             # Padding is on the right, so positions count from 0 and causal attention never reaches it.
             ids_RT[i, : len(row.ids)] = torch.tensor(row.ids)
             mask_RT[i, : len(row.ids)] = 1
-        hidden_RTD = self.model.base_model(
+        hidden_RTD: Tensor = self.model.base_model(
             input_ids=ids_RT.to(self.device), attention_mask=mask_RT.to(self.device), use_cache=False
         ).last_hidden_state
         # Position t predicts token t + 1, hence the shift by one to the left.
         at_N = torch.cat([torch.arange(i * width + r.scored_from, i * width + len(r.ids)) for i, r in enumerate(rows)])
-        return hidden_RTD.flatten(0, 1)[(at_N - 1).to(self.device)], self._targets(rows)
+        return hidden_RTD.flatten(0, 1)[(at_N - 1).to(self.device)]
 
-    def _packed(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def _packed(self, rows: Sequence[Row]) -> Tensor:
         """The same, with rows of one prompt side by side in a single row."""
         packed = pack(_read(rows))
         ids, positions = (torch.tensor([column], device=self.device) for column in (packed.ids, packed.positions))
         pattern: attention.Pattern = packed.pattern
         if self.flex:
             pattern = FlexSegments(packed.pattern, len(packed.ids), self.device)
-        hidden_GD = attention.run(self.model.base_model, pattern, ids, positions).last_hidden_state[0]
+        hidden_GD: Tensor = attention.run(self.model.base_model, pattern, ids, positions).last_hidden_state[0]
         # The position before a row's token, wherever in the packed row that lies.
         before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 :]]
-        return hidden_GD[torch.tensor(before_N, device=self.device)], self._targets(rows)
-
-    def _targets(self, rows: Sequence[Row]) -> Tensor:
-        return torch.tensor([token for row in rows for token in row.ids[row.scored_from :]], device=self.device)
+        return hidden_GD[torch.tensor(before_N, device=self.device)]
 
     @torch.no_grad()
     def score_without_gradient(self, rows: Sequence[Row], budget: int) -> list[tuple[Tensor, Tensor]]:
@@ -104,36 +110,19 @@ class Policy:
     def size(self, rows: Sequence[Row]) -> int:
         """Tokens that a forward pass over these rows computes: packed, or padded."""
         if self.packing:
-            return sum(map(packed_size, _read(rows)))
+            return sum(packed_amounts(group)[0] for group in _read(rows))
         return len(rows) * max(len(row.ids) for row in rows)
 
     def work(self, rows: Sequence[Row], backward: bool = False) -> float:
         """Floating-point operations of one pass over these rows, forward and perhaps back; padding is not work."""
         groups = _read(rows) if self.packing else [[row.ids] for row in rows]
-        tokens = sum(map(packed_size, groups))
-        amounts = tokens, sum(row.scored for row in rows), sum(map(packed_pairs, groups))
+        tokens, pairs = map(sum, zip(*map(packed_amounts, groups), strict=True))
+        amounts = tokens, sum(row.scored for row in rows), pairs
         return self._work.forward(*amounts) + (self._work.backward(*amounts) if backward else 0.0)
 
     def micro_batches(self, rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
         """Consecutive rows whose size stays within `budget` tokens; a single longer row goes alone."""
-        batch: list[Row] = []
-        for row in rows:
-            if batch and self.size([*batch, row]) > budget:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
-
-    def _temperatures(self, rows: Sequence[Row]) -> Tensor | None:
-        if self.temperature == 1.0:
-            return None
-        parts = []
-        for row in rows:
-            temperature = torch.ones(len(row.ids))
-            temperature[slice(*row.tempered)] = self.temperature
-            parts.append(temperature[row.scored_from :])
-        return torch.cat(parts).to(self.device)
+        return within(rows, budget, self.size)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -167,16 +156,12 @@ class Policy:
             self.flex = True
             with contextlib.suppress(Exception):  # a compiler that is missing, a head size it does not take
                 if self._packing_doubt(rows) is None:
-                    self._verify_gradient(rows)
+                    # Back through every layer's attention too, if anything is trained.
+                    if trained := [weight for weight in self.model.parameters() if weight.requires_grad]:
+                        torch.autograd.grad(self.score(rows)[0].sum(), trained[0])
                     return
             self.flex = False
         self.verify_packing(rows)
-
-    def _verify_gradient(self, rows: Sequence[Row]) -> None:
-        """Go back through every layer's attention, if anything is trained. Raises whatever the kernel raises."""
-        if trained := [weight for weight in self.model.parameters() if weight.requires_grad]:
-            logprobs_N, _ = self.score(rows)
-            torch.autograd.grad(logprobs_N.sum(), trained[0])
 
     def verify_packing(self, rows: Sequence[Row]) -> bool:
         """Whether packed and padded passes say the same of some rows; where they do not, nothing is packed any more."""
@@ -190,7 +175,7 @@ class Policy:
         if not self.packing:
             return None
         packed = lambda: self.score(rows)[0]  # noqa: E731
-        padded = lambda: self._selected(rows, *self._padded(rows))[0]  # noqa: E731
+        padded = lambda: self._selected(rows, self._padded(rows))[0]  # noqa: E731
         # The one kernel knows no wider type.
         ways = (padded,) if self.flex else (padded, packed)
         gap, allowed = float((packed() - padded()).abs().mean()), allowed_gap(self.model, *ways)

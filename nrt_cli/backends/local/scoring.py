@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nrt_cli.backends.local.decoding import sample_groups
 from nrt_cli.backends.local.policy import Policy
-from nrt_cli.backends.local.sampler import sample_groups
 from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.errors import ModelError
 from nrt_cli.models.loading import load_model, load_tokens, positions
-from nrt_cli.objective.layout import Layout
-from nrt_cli.objective.rows import Row, trace_prompt
+from nrt_cli.objective.rows import Layout, Row, trace_prompt
 from nrt_cli.records import Example, RolloutGroup
 
 

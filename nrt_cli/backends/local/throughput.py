@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.profiler import profile
 from transformers import PreTrainedModel
 
 from nrt_cli.models.loading import native_bfloat16
@@ -106,3 +107,10 @@ class Clock:
         """The seconds of each phase, and from 0 again."""
         seconds, self.seconds = self.seconds, {}
         return seconds
+
+
+def longest_operators(recorded: profile) -> str:
+    """A profile's operators that took longest by themselves, as text."""
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    text: str = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
+    return text

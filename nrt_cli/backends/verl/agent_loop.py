@@ -16,7 +16,7 @@ from verl.experimental.agent_loop.agent_loop import (
     AgentLoopWorker,
 )
 
-from nrt_cli.backends.local.sampler import rollout_of
+from nrt_cli.backends.local.decoding import rollout_of
 from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example, Rollout
 from nrt_cli.text.tokens import ThinkTokens
@@ -73,12 +73,10 @@ class TraceWorker(AgentLoopWorker):
     async def sample(self, requests: Sequence[dict[str, Any]], temperature: float) -> list[Rollout]:
         """A trace for each request, all at once."""
         sampling = {"temperature": temperature, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
-        outputs = await asyncio.gather(*(self._run(request, dict(sampling)) for request in requests))
-        return [output.extra_fields["rollout"] for output in outputs]
-
-    async def _run(self, request: dict[str, Any], sampling: dict[str, Any]) -> AgentLoopOutput:
-        about = {"step": 0, "sample_index": request["example"].index, "rollout_n": 0, "validate": False}
-        return await self._run_agent_loop(sampling, about, agent_name=NAME, trace=False, **request)
+        about = [{"step": 0, "sample_index": r["example"].index, "rollout_n": 0, "validate": False} for r in requests]
+        pairs = zip(about, requests, strict=True)
+        runs = (self._run_agent_loop(dict(sampling), a, agent_name=NAME, trace=False, **r) for a, r in pairs)
+        return [output.extra_fields["rollout"] for output in await asyncio.gather(*runs)]
 
     async def _agent_loop_postprocess(self, output: AgentLoopOutput, validate: bool, **_: Any) -> Any:
         """As it is: verl would pad it to the caps of prompt and response."""

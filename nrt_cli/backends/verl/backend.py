@@ -18,9 +18,9 @@ from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
+from nrt_cli.backends.samplers import stream_seed
 from nrt_cli.backends.verl.cluster import Processes
-from nrt_cli.backends.verl.rows import as_rows, scored
-from nrt_cli.backends.vllm_rollouts import stream_seed
+from nrt_cli.backends.verl.loss import as_rows, scored
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import StoreError
 from nrt_cli.models.export import RANKS, export_checkpoint, ranks_weights

@@ -57,7 +57,7 @@ def _worker(rank: int, world: int, port: int, config: Any) -> Any:
         {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
     torch.set_num_threads(1)
-    composed = settings.compose(config, Path("unused"), 1, settings.plumbing(gpu=False) if config.samples else {})
+    composed = settings.compose(config, Path("unused"), 1)
 
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.engine_workers import TrainingWorkerConfig

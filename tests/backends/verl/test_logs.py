@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nrt_cli.backends.verl.logs import failure
+from nrt_cli.backends.verl.facts import failure
 from nrt_cli.errors import ConfigError, TrainingError
 
 LOG = Path("runs/a/logs/verl.log")

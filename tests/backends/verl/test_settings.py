@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nrt_cli.backends.verl import keys, settings
+from nrt_cli.backends.verl import settings
 from nrt_cli.config import RunConfig, flatten, resolve, schema_keys
 from nrt_cli.config import parse_override as parse
 from nrt_cli.errors import ConfigError
@@ -32,7 +32,7 @@ def given(*overrides: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def verls() -> dict[str, Any]:
     """Both of verl's configs as they ship."""
-    return {trainer: keys.shipped(trainer) for trainer in ("ppo_trainer", "sft_trainer_engine")}
+    return {trainer: settings.shipped(trainer) for trainer in ("ppo_trainer", "sft_trainer_engine")}
 
 
 @pytest.mark.parametrize("method", ["am", "sft"])
@@ -44,7 +44,7 @@ def test_verl_has_every_key_that_is_set(
     set_here = given(f"method={method}")
     assert len(set_here) > 20
     # Values too: a word where verl has a number, or a value for a whole section, would be refused.
-    keys.require_known(verls[settings.trainer_of(config(f"method={method}"))], set_here)
+    settings.require_known(verls[settings.trainer_of(config(f"method={method}"))], set_here)
 
 
 def test_the_table_names_keys_that_our_config_has() -> None:
@@ -121,7 +121,6 @@ def test_composing_puts_defaults_table_plumbing_and_user_on_top_of_each_other() 
         config(f"{utilisation}=0.7", f"verl.{ROLLOUT}.engine_kwargs.vllm.seed=1", "train.batch_size=64"),
         RUN,
         10,
-        {f"{ROLLOUT}.agent.default_agent_loop": "nrt", f"{ROLLOUT}.gpu_memory_utilization": 0.1},
     )
     rollout = composed.actor_rollout_ref.rollout
     assert (rollout.gpu_memory_utilization, rollout.agent.default_agent_loop, rollout.name) == (0.7, "nrt", "vllm")
@@ -201,7 +200,7 @@ def test_splitting_rows_needs_flash_attention(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_verl_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"not installed; pip install .*nrt-cli\[verl"):
         settings.check_keys(config("verl.trainer.nnodez=2"))
 
