@@ -1,9 +1,8 @@
 """`nrt eval`: scores on the paper's nine benchmarks, and what one model has over another."""
 
 import math
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -30,26 +29,6 @@ Out = Annotated[
         help="Folder for the results. Default: evals/ in the run; evals/NAME here for a model that is no run's.",
     ),
 ]
-Unsafe = Annotated[
-    bool, typer.Option("--allow-unsafe-code", help="Run model-written code (HumanEval) also where it is not contained.")
-]
-PrintOlmes = Annotated[bool, typer.Option("--print-olmes", help="Print the OLMES commands, to run by hand, and stop.")]
-
-
-class Backend(StrEnum):
-    lm_eval = "lm-eval"
-    olmes = "olmes"
-
-
-class Engine(StrEnum):
-    hf = "hf"
-    vllm = "vllm"
-
-
-class Think(StrEnum):
-    on = "on"
-    off = "off"
-    forced = "forced"
 
 
 @app.callback()
@@ -74,12 +53,14 @@ def evaluate(
         int | None, typer.Option(min=1, help="Documents of each benchmark: a seeded sample, the same for every model.")
     ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="lm-eval: in here. olmes: OLMES, in the interpreter that eval.olmes.python names.")
-    ] = Backend.lm_eval,
-    engine: Annotated[Engine, typer.Option(help="What generates: transformers or vLLM.")] = Engine.hf,
+        Literal["lm-eval", "olmes"],
+        typer.Option(help="lm-eval: in here. olmes: OLMES, in the interpreter that eval.olmes.python names."),
+    ] = "lm-eval",
+    engine: Annotated[Literal["hf", "vllm"], typer.Option(help="What generates: transformers or vLLM.")] = "hf",
     think: Annotated[
-        Think, typer.Option(help="on: as the model was trained; off: answer directly; forced: no empty trace.")
-    ] = Think.on,
+        Literal["on", "off", "forced"],
+        typer.Option(help="on: as the model was trained; off: answer directly; forced: no empty trace."),
+    ] = "on",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -94,8 +75,13 @@ def evaluate(
         ),
     ] = None,
     out: Out = None,
-    allow_unsafe_code: Unsafe = False,
-    print_olmes: PrintOlmes = False,
+    allow_unsafe_code: Annotated[
+        bool,
+        typer.Option("--allow-unsafe-code", help="Run model-written code (HumanEval) also where it is not contained."),
+    ] = False,
+    print_olmes: Annotated[
+        bool, typer.Option("--print-olmes", help="Print the OLMES commands, to run by hand, and stop.")
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +98,7 @@ def evaluate(
     select([benchmarks])
     if data is None and grader:
         raise ConfigError("--grader is for --data; benchmarks have their own.")
-    if data is not None and (benchmarks != "all" or backend is Backend.olmes):
+    if data is not None and (benchmarks != "all" or backend == "olmes"):
         raise ConfigError("--data is evaluated alone: drop --benchmarks and --backend.")
     resolved = config.load(None, overrides or [])
 
@@ -121,23 +107,22 @@ def evaluate(
     from nrt_cli.evaluation.session import Job, Session
     from nrt_cli.progress import EvalProgress
 
-    job = Job(model, (benchmarks,), limit, backend.value, engine.value, think.value, out, allow_unsafe_code)
+    job = Job(model, (benchmarks,), limit, backend, engine, think, out, allow_unsafe_code)
     if data is not None:
         from nrt_cli.evaluation.pairs import evaluate_pairs
 
         with EvalProgress() as display:
             found = evaluate_pairs(job, resolved, display, data, grader)
         show(found, as_json, _render_pairs)
-        return
-    if print_olmes:
+    elif print_olmes:
         commands = olmes_commands(Session(job, resolved, EvalProgress()))
         console.result(commands, as_json, lambda _: console.write("\n".join([*commands.values(), ""])))
-        return
-    with EvalProgress() as display:
-        outcome = run_evaluation(job, resolved, display)
-    show(outcome, as_json, _render)
-    if any(row["failed"] for row in outcome["benchmarks"]):
-        raise typer.Exit(1)
+    else:
+        with EvalProgress() as display:
+            outcome = run_evaluation(job, resolved, display)
+        show(outcome, as_json, _render)
+        if any(row["failed"] for row in outcome["benchmarks"]):
+            raise typer.Exit(1)
 
 
 @app.command(epilog="Example: nrt eval compare runs/sft runs/am@30")
@@ -184,13 +169,18 @@ def show(data: dict[str, Any], as_json: bool, render: Any) -> None:
     console.result(measured(data) if as_json else data, as_json, render)
 
 
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(first, title=console.plain(title), title_justify="left")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
 def _render(outcome: dict[str, Any]) -> None:
     title = f"{outcome['model']['name']}, {outcome['backend']}"
     title += f", {outcome['limit']} documents of each" if outcome["limit"] else ""
-    table = Table(title=console.plain(title), title_justify="left")
-    table.add_column("benchmark")
-    for name in ("score", "n", "trace", "forced", "cut", "also"):
-        table.add_column(name, justify="left" if name == "also" else "right")
+    table = _table(title, "benchmark", "score", "n", "trace", "forced", "cut")
+    table.add_column("also")
     rows, mean = outcome["benchmarks"], outcome["overall"]
     for row in rows:
         other = "micro" if row["aggregation"] == "macro" else "macro"
@@ -222,21 +212,17 @@ def _render(outcome: dict[str, Any]) -> None:
 
 
 def _render_pairs(found: dict[str, Any]) -> None:
-    table = Table(title=console.plain(f"{found['model']['name']}, {found['data']}"), title_justify="left")
-    table.add_column("right, in percent")
-    for name in ("mean [95 % interval]", "n"):
-        table.add_column(name, justify="right")
+    title = f"{found['model']['name']}, {found['data']}"
+    table = _table(title, "right, in percent", "mean [95 % interval]", "n")
     for one in found["measures"]:
         table.add_row(one["title"], one["text"], str(one["n"]))
     console.stdout.print(table)
-    caps = f"traces of at most {found['max_trace_tokens']} tokens, answers of {found['max_answer_tokens']}"
-    console.stdout.print(
-        console.plain(
-            f"greedy, graded by {', '.join(found['graders'])}; {caps}, of both together with the null trace and "
-            f"directly; differences are paired\nresults: {found['results']}"
-        ),
-        soft_wrap=True,
+    note = (
+        f"greedy, graded by {', '.join(found['graders'])}; traces of at most {found['max_trace_tokens']} tokens, "
+        f"answers of {found['max_answer_tokens']}, of both together with the null trace and directly; differences are paired\n"
+        f"results: {found['results']}"
     )
+    console.stdout.print(console.plain(note), soft_wrap=True)
 
 
 def _score(value: float, error: float) -> str:
@@ -249,9 +235,8 @@ def _number(value: float, form: str, unknown: str = "-") -> str:
 
 
 def _render_comparison(data: dict[str, Any]) -> None:
-    table = Table("benchmark", title=console.plain(f"A: {data['a']}\nB: {data['b']}"), title_justify="left")
-    for name in ("A", "B", "B - A", "95 % interval", "n"):
-        table.add_column(name, justify="right")
+    title = f"A: {data['a']}\nB: {data['b']}"
+    table = _table(title, "benchmark", "A", "B", "B - A", "95 % interval", "n")
     mean = data["mean"]
     last = mean | {"title": "mean of these" if mean["missing"] else "Overall", "n": ""}
     for row in (*data["benchmarks"], last):

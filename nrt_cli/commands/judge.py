@@ -1,6 +1,6 @@
 """`nrt judge`: an LLM scores the traces of a run's checkpoints."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -54,11 +54,23 @@ def judge(
         console.note(note)
     if dry_run:
         rows = estimate(plan)
-        console.result(measured(rows) if as_json else rows, as_json, _show_estimate)
+        table = Table()
+        for name in rows[0]:
+            table.add_column(name, justify="left" if name == "judge" else "right")
+        for row in rows:
+            cells = (f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for value in list(row.values())[1:])
+            table.add_row(console.plain(row["judge"]), *("no price" if cell == "nan" else cell for cell in cells))
+        console.result(measured(rows) if as_json else rows, as_json, lambda _: console.stdout.print(table))
         return
     outcome = ask_judges(plan, max_cost)
     if outcome.judged or outcome.reused:
-        deliver(_report(plan), out, plan.runs[0].path, as_json)
+        from nrt_analysis.frames import open_runs
+        from nrt_analysis.judge_report import judged
+
+        labelled = open_runs([run.path for run in plan.runs])
+        steps = dict(zip(labelled, (steps for _, steps in plan.steps), strict=True))
+        report = judged(labelled, steps, {question.key for question in plan.questions})
+        deliver(report, out, plan.runs[0].path, as_json)
     outcome.require_whole()
 
 
@@ -72,22 +84,3 @@ def ask_judges(plan: "Plan", max_cost: float | None) -> "Outcome":
         outcome = run_judges(plan, max_cost, report)
     console.note(f"{outcome.judged} requests, {dollars(outcome.cost)}; {outcome.reused} traces were judged before")
     return outcome
-
-
-def _report(plan: "Plan") -> Any:
-    from nrt_analysis.frames import open_runs
-    from nrt_analysis.judge_report import judged
-
-    labelled = open_runs([run.path for run in plan.runs])
-    steps = dict(zip(labelled, (steps for _, steps in plan.steps), strict=True))
-    return judged(labelled, steps, {question.key for question in plan.questions})
-
-
-def _show_estimate(rows: list[dict[str, Any]]) -> None:
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "judge" else "right")
-    for row in rows:
-        cells = (f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for value in list(row.values())[1:])
-        table.add_row(console.plain(row["judge"]), *("no price" if cell == "nan" else cell for cell in cells))
-    console.stdout.print(table)

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -63,18 +63,6 @@ class _Child:
         self.process.start()
         sender.close()  # so that the end of the process is the end of the messages
 
-    def end(self, stopping: bool) -> tuple[Ended, str]:
-        """How it ended, once there are no more messages."""
-        self.process.join()
-        if self.last.status != "running":
-            return self.last.status, self.last.text
-        if stopping:
-            return "interrupted", "stopped"
-        code = self.process.exitcode or 0
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        hint = ", often a sign of too little memory" if code == -signal.SIGKILL else ""
-        return "failed", f"its process {how}{hint}; what it said is in {self.task.log}"
-
 
 def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Sequence[str] = ()) -> None:
     """Run all of them, in order, `at_once` at a time. One that fails is the watcher's to note.
@@ -87,24 +75,33 @@ def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Se
         Interrupted: Ctrl-C or SIGTERM. The tasks are asked to stop and save; a second one kills them.
     """
     waiting, running = deque(tasks), dict[Connection, _Child]()
-    with _sigterm_as_interrupt() as received:
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    child = _Child(waiting.popleft(), preload)
-                    running[child.messages] = child
-                _listen(running, watcher, stopping=False)
-        except KeyboardInterrupt:
-            # An interrupt while they stop kills them.
-            for child in running.values():
-                child.process.terminate()
-            with contextlib.suppress(KeyboardInterrupt):
-                while running:
-                    _listen(running, watcher, stopping=True)
-            raise Interrupted("stopped; what is done is kept, the same command goes on.", received[0]) from None
-        finally:
-            for child in running.values():
-                child.process.kill()
+    received = int(signal.SIGINT)
+
+    def interrupt(number: int, _: object) -> None:
+        """SIGTERM does what Ctrl-C does."""
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                child = _Child(waiting.popleft(), preload)
+                running[child.messages] = child
+            _listen(running, watcher, stopping=False)
+    except KeyboardInterrupt:
+        # An interrupt while they stop kills them.
+        for child in running.values():
+            child.process.terminate()
+        with contextlib.suppress(KeyboardInterrupt):
+            while running:
+                _listen(running, watcher, stopping=True)
+        raise Interrupted("stopped; what is done is kept, the same command goes on.", received) from None
+    finally:
+        for child in running.values():
+            child.process.kill()
+        signal.signal(signal.SIGTERM, old)
 
 
 def _listen(running: dict[Connection, _Child], watcher: Watcher, stopping: bool) -> None:
@@ -116,26 +113,19 @@ def _listen(running: dict[Connection, _Child], watcher: Watcher, stopping: bool)
             child.last = connection.recv()
         except (EOFError, OSError):
             del running[connection]
-            watcher.ended(child.task.name, *child.end(stopping))
+            child.process.join()
+            status, text = child.last.status, child.last.text
+            if status == "running" and stopping:
+                status, text = "interrupted", "stopped"
+            elif status == "running":
+                code = child.process.exitcode or 0
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                hint = ", often a sign of too little memory" if code == -signal.SIGKILL else ""
+                status, text = "failed", f"its process {how}{hint}; what it said is in {child.task.log}"
+            watcher.ended(child.task.name, status, text)
             continue
         if child.last.status == "running":
             watcher.progress(child.task.name, child.last.share, child.last.text)
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[list[int]]:
-    """SIGTERM does what Ctrl-C does; the list's number is that of the signal that came."""
-    received = [int(signal.SIGINT)]
-
-    def interrupt(number: int, _: object) -> None:
-        received[0] = number
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 # --- in the new process ----------------------------------------------------------------------------------------------

@@ -117,22 +117,18 @@ class Endpoint:
                         # Others may have been refused it meanwhile; each has two to lose, so this ends.
                         refused.add(name)
                         return await self.ask(model, messages, temperature, max_tokens)
-            raise self._refusal(error, model) from None
+            status = error.status_code
+            short = self._clean(said).removeprefix(f"Error code: {status} - ")[:_SHOWN]
+            key_refused = f"{BASE_URL} refuses the key in {KEY} ({status}); set the right one"
+            fatal = {
+                401: key_refused,
+                403: key_refused,
+                404: f"{BASE_URL} knows no model {model!r}, or is no /v1 address (404): {short}",
+                429: f"the endpoint still limits the rate (429); go on later: {short}",
+            }.get(status)
+            raise EndpointError(fatal or f"status {status}: {short}", fatal=fatal is not None) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EndpointError("the reply is not one of an OpenAI-compatible endpoint") from None
-
-    def _refusal(self, error: Any, model: str) -> EndpointError:
-        status = error.status_code
-        said = self._clean(str(error.message)).removeprefix(f"Error code: {status} - ")[:_SHOWN]
-        match status:
-            case 401 | 403:
-                return EndpointError(f"{BASE_URL} refuses the key in {KEY} ({status}); set the right one", fatal=True)
-            case 404:
-                why = f"{BASE_URL} knows no model {model!r}, or is no /v1 address (404): {said}"
-                return EndpointError(why, fatal=True)
-            case 429:
-                return EndpointError(f"the endpoint still limits the rate (429); go on later: {said}", fatal=True)
-        return EndpointError(f"status {status}: {said}")
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:

@@ -117,7 +117,7 @@ def judge(plan: Plan, max_cost: float | None, report: Report) -> Outcome:
         # Without an endpoint nothing is written.
         endpoint = Endpoint(plan.settings.timeout, plan.settings.retries) if pending else None
         for run in plan.runs:
-            Judgements(run).keep_template(plan.template.digest[:12], plan.template_file.text, plan.template_file.suffix)
+            Judgements(run).keep_template(plan.template.digest[:12], plan.template.text, plan.template.suffix)
         outcome = Outcome(reused=sum(question.key in before for question in plan.questions))
         # A checkpoint gets the judgements that its very traces have elsewhere.
         records = [(run.path, record) for run in plan.runs for record in Judgements(run).records()]
@@ -126,9 +126,8 @@ def judge(plan: Plan, max_cost: float | None, report: Report) -> Outcome:
             if q.key in before and (q.run.path, q.step, q.example, q.key) not in there:
                 _store([q], before[q.key] | FREE)
         if endpoint:
-            work = _Work(plan, endpoint, Budget(plan.settings, max_cost), outcome, report)
             try:
-                asyncio.run(work.all(pending))
+                asyncio.run(_ask_all(plan, pending, endpoint, Budget(plan.settings, max_cost), outcome, report))
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"stopped after {outcome.judged} of {len(pending)} requests; what was judged is kept, the same "
@@ -147,87 +146,87 @@ def _store(questions: Sequence[Question], record: Mapping[str, Any]) -> None:
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-class _Work:
-    """One process's requests: a few at a time, until all are made or something says to stop."""
+async def _ask_all(
+    plan: Plan,
+    pending: Mapping[str, list[Question]],
+    endpoint: Endpoint,
+    budget: "Budget",
+    outcome: Outcome,
+    report: Report,
+) -> None:
+    """A few requests at a time, until all are made or something says to stop."""
+    queue, in_a_row = iter(pending.values()), 0
 
-    def __init__(self, plan: Plan, endpoint: Endpoint, budget: "Budget", outcome: Outcome, report: Report) -> None:
-        self.plan, self.endpoint, self.budget, self.outcome, self.report = plan, endpoint, budget, outcome, report
-        self.in_a_row = self.total = 0
-
-    async def all(self, pending: Mapping[str, list[Question]]) -> None:
-        self.total, queue = len(pending), iter(pending.values())
-
-        async def worker() -> None:
-            for questions in queue:
-                # Requests under way end in peace: they are paid for.
-                if not self.outcome.stopped:
-                    await self._one(questions)
-
-        async with self.endpoint:
-            await asyncio.gather(*(worker() for _ in range(self.plan.settings.concurrency)))
-
-    async def _one(self, questions: list[Question]) -> None:
-        outcome, bound = self.outcome, self.budget.bound(questions[0], self.plan.template.repair(""))
-        if not await self.budget.reserve(bound):
-            outcome.stopped = outcome.stopped or BudgetError(
-                f"stopped at {dollars(self.budget.spent)}: the next request might exceed --max-cost "
-                f"{self.budget.limit:g}. What was judged is kept; a higher limit goes on."
-            )
-            return
-        replies: list[ModelReply] = []
-        try:
-            _store(questions, await self._judgement(questions[0], replies))
-            outcome.judged += 1
-            self.in_a_row = 0
-        except EndpointError as error:
-            outcome.failed[str(error)] += 1
-            self.in_a_row += 1
-            if error.fatal or self.in_a_row >= GIVE_UP:
-                outcome.stopped = outcome.stopped or EndpointError(
-                    f"the judge's endpoint gives no replies: {error}. What was judged is kept; the same command goes "
-                    "on."
+    async def worker() -> None:
+        nonlocal in_a_row
+        for questions in queue:
+            if outcome.stopped:  # requests under way end in peace: they are paid for
+                return
+            bound = budget.bound(questions[0], plan.template.repair(""))
+            if not await budget.reserve(bound):
+                outcome.stopped = outcome.stopped or BudgetError(
+                    f"stopped at {dollars(budget.spent)}: the next request might exceed --max-cost {budget.limit:g}. "
+                    "What was judged is kept; a higher limit goes on."
                 )
-        except NrtError as error:  # the disk takes no more: so do the other workers not go on
-            outcome.stopped = outcome.stopped or error
-        finally:
-            outcome.cost += await self.budget.settle(bound, questions[0].judge, replies)
-        self.report("judging", outcome.judged + outcome.failed.total(), self.total)
-
-    async def _judgement(self, question: Question, replies: list[ModelReply]) -> dict[str, Any]:
-        """The record of a trace: asked for once, once more where the reply is not what was asked for, then unscored.
-
-        `replies` gets each reply as it comes, so that what was paid for is known whatever happens next.
-        """
-        settings, template = self.plan.settings, self.plan.template
-        turns = [{"role": "user", "content": question.prompt}]
-        verdict, reason = None, ""
-        while verdict is None and len(replies) < 2:
-            if replies:
-                said = {"role": "assistant", "content": replies[-1].text or "(nothing)"}
-                turns += [said, {"role": "user", "content": template.repair(reason)}]
-            reply = await self.endpoint.ask(question.judge, turns, settings.temperature, settings.max_output_tokens)
-            replies.append(reply)
+                return
+            replies: list[ModelReply] = []
             try:
-                verdict = read_verdict(reply.text, question.shown)
-            except ValueError as error:
-                reason = f"{error}{f' (cut at {settings.max_output_tokens} tokens)' if reply.cut else ''}"
-        sent, replied = _tokens(replies)
-        return {
-            "key": question.key,
-            "judge": question.judge,
-            "template": template.digest[:12],
-            "template_name": self.plan.template_file.name,
-            "temperature": replies[-1].temperature,
-            "score": verdict.score if verdict else math.nan,
-            "reason": None if verdict else reason,
-            "justification": verdict.justification if verdict else None,
-            "flags": list(verdict.flags or ()) if verdict else [],
-            "replies": [reply.text for reply in replies],
-            "input_tokens": sent,
-            "output_tokens": replied,
-            "cost": cost_of(settings, question.judge, sent, replied),
-            "time": now(),
-        }
+                _store(questions, await _judgement(plan, endpoint, questions[0], replies))
+                outcome.judged += 1
+                in_a_row = 0
+            except EndpointError as error:
+                outcome.failed[str(error)] += 1
+                in_a_row += 1
+                if error.fatal or in_a_row >= GIVE_UP:
+                    outcome.stopped = outcome.stopped or EndpointError(
+                        f"the judge's endpoint gives no replies: {error}. What was judged is kept; the same command "
+                        "goes on."
+                    )
+            except NrtError as error:  # the disk takes no more: so do the other workers not go on
+                outcome.stopped = outcome.stopped or error
+            finally:
+                outcome.cost += await budget.settle(bound, questions[0].judge, replies)
+            report("judging", outcome.judged + outcome.failed.total(), len(pending))
+
+    async with endpoint:
+        await asyncio.gather(*(worker() for _ in range(plan.settings.concurrency)))
+
+
+async def _judgement(plan: Plan, endpoint: Endpoint, question: Question, replies: list[ModelReply]) -> dict[str, Any]:
+    """The record of a trace: asked for once, once more where the reply is not what was asked for, then unscored.
+
+    `replies` gets each reply as it comes, so that what was paid for is known whatever happens next.
+    """
+    settings, template = plan.settings, plan.template
+    turns = [{"role": "user", "content": question.prompt}]
+    verdict, reason = None, ""
+    while verdict is None and len(replies) < 2:
+        if replies:
+            said = {"role": "assistant", "content": replies[-1].text or "(nothing)"}
+            turns += [said, {"role": "user", "content": template.repair(reason)}]
+        reply = await endpoint.ask(question.judge, turns, settings.temperature, settings.max_output_tokens)
+        replies.append(reply)
+        try:
+            verdict = read_verdict(reply.text, question.shown)
+        except ValueError as error:
+            reason = f"{error}{f' (cut at {settings.max_output_tokens} tokens)' if reply.cut else ''}"
+    sent, replied = _tokens(replies)
+    return {
+        "key": question.key,
+        "judge": question.judge,
+        "template": template.digest[:12],
+        "template_name": template.name,
+        "temperature": replies[-1].temperature,
+        "score": verdict.score if verdict else math.nan,
+        "reason": None if verdict else reason,
+        "justification": verdict.justification if verdict else None,
+        "flags": list(verdict.flags or ()) if verdict else [],
+        "replies": [reply.text for reply in replies],
+        "input_tokens": sent,
+        "output_tokens": replied,
+        "cost": cost_of(settings, question.judge, sent, replied),
+        "time": now(),
+    }
 
 
 # --- money -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +21,6 @@ from nrt_cli.store.judgements import held_out_steps, held_out_traces
 
 SHIPPED = "judge/trace-quality"
 YAML = (".yaml", ".yml")
-
-
-class TemplateFile(NamedTuple):
-    """A judge's template as its file has it."""
-
-    name: str
-    """What people call it: the file's name, or that of a shipped one."""
-    suffix: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,6 @@ class Plan:
 
     settings: JudgeSection
     template: JudgePrompt
-    template_file: TemplateFile
     steps: tuple[tuple[Run, tuple[int, ...]], ...]
     questions: tuple[Question, ...]
     notes: tuple[str, ...]
@@ -91,7 +81,7 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
                     f"{run.path} has judge.{key}={value} and {first.path} has {getattr(settings, key)}; judge them "
                     f"alike: --set judge.{key}=..."
                 )
-    template, template_file = read_template(settings.template)
+    template = read_template(settings.template)
 
     traces = [(run, step, held_out_traces(run, step)) for run, of_run in steps for step in of_run]
     common = set.intersection(*(set(rows) for _, _, rows in traces))
@@ -136,7 +126,7 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
                 asked = [judge, settings.temperature, settings.max_output_tokens, template.digest, prompt]
                 key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
                 questions.append(Question(run, step, example, judge, shown, prompt, key))
-    return Plan(settings, template, template_file, tuple(steps), tuple(questions), tuple(notes))
+    return Plan(settings, template, tuple(steps), tuple(questions), tuple(notes))
 
 
 def draw(examples: Iterable[int], n: int, seed: int) -> list[int]:
@@ -144,7 +134,7 @@ def draw(examples: Iterable[int], n: int, seed: int) -> list[int]:
     return sorted(examples, key=lambda example: (np.random.default_rng((seed, example)).random(), example))[:n]
 
 
-def read_template(name: str) -> tuple[JudgePrompt, TemplateFile]:
+def read_template(name: str) -> JudgePrompt:
     """A YAML of two Jinja texts, or in a file of any other name one prompt, as Table 8 is. Raises ConfigError."""
     try:
         path = configs.find_config(name)
@@ -157,10 +147,9 @@ def read_template(name: str) -> tuple[JudgePrompt, TemplateFile]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8.") from None
-    shipped = configs.configs_dir() in path.parents
-    file = TemplateFile(name if shipped else path.name, ".yaml" if path.suffix in YAML else ".txt", text)
-    if file.suffix == ".txt":
-        ours = configs.read_yaml(configs.find_config(SHIPPED))
-        return JudgePrompt({"prompt": text, "repair": ours["repair"]}, str(path), plain=True), file
+    called = name if configs.configs_dir() in path.parents else path.name
+    if path.suffix not in YAML:
+        repair = configs.read_yaml(configs.find_config(SHIPPED))["repair"]
+        return JudgePrompt({"prompt": text, "repair": repair}, str(path), True, called, text)
     texts = configs.load_yaml(text, str(path))
-    return JudgePrompt(texts if isinstance(texts, dict) else {}, str(path)), file
+    return JudgePrompt(texts if isinstance(texts, dict) else {}, str(path), False, called, text)

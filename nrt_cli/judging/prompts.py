@@ -59,16 +59,20 @@ class JudgePrompt:
         texts: of a template file, by the names of `INPUTS`.
         origin: where they are from, for errors.
         plain: the prompt is no Jinja but text with placeholders in braces, as Table 8 is printed, and `repair` ours.
+        name: what people call it: the file's name, or that of a shipped one; `text` is all that the file has.
 
     Raises ConfigError where a text is missing, is no Jinja, leaves an input out or wants something else.
     """
 
-    def __init__(self, texts: Mapping[str, Any], origin: str, plain: bool = False) -> None:
+    def __init__(
+        self, texts: Mapping[str, Any], origin: str, plain: bool = False, name: str = "", text: str = ""
+    ) -> None:
         if set(texts) != set(INPUTS) or not all(isinstance(text, str) for text in texts.values()):
             raise ConfigError(
                 f"{origin}: a judge's template in YAML has two texts, {' and '.join(INPUTS)}; one prompt with "
                 f"{_PLACES} in it is a text file, such as my-judge.txt."
             )
+        self.name, self.text, self.suffix = name, text, ".txt" if plain else ".yaml"
         self._plain = texts["prompt"] if plain else None
         if plain:
             found = {_input(place) for place in _PLACE.finditer(texts["prompt"])}
@@ -143,32 +147,24 @@ def read_verdict(reply: str, shown: Sequence[str]) -> Verdict:
     reply = reply.strip()
     # The trace that a judge quotes while it thinks may spell an end of thinking too; one that stands in a verdict's
     # own text ends nothing. So each is tried, and the verdict must be all that follows.
-    reasons = []
+    reason = ""
     for begin in (0, *(match.end() for match in _THOUGHT.finditer(reply))):
+        body = reply[begin:].strip()
+        if not body:
+            reason = "it is empty"
+            continue
+        if fenced := _FENCED.fullmatch(body):
+            body = fenced.group(2)
+        number = _NUMBER.fullmatch(body)
         try:
-            return _whole_verdict(reply[begin:].strip(), shown)
-        except ValueError as error:
-            reasons.append(error)
-    raise reasons[-1]
-
-
-def _whole_verdict(reply: str, shown: Sequence[str]) -> Verdict:
-    """The verdict that all of a text is."""
-    if not reply:
-        raise ValueError("it is empty")
-    fenced = _FENCED.fullmatch(reply)
-    body = fenced.group(2) if fenced else reply
-    number = _NUMBER.fullmatch(body)
-    try:
-        verdict = Verdict.model_validate_json(f'{{"score": {body}}}' if number else body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-    bare = "".join(body.split())
-    # A number alone may well stand in a problem.
-    if not number and any(
-        bare in "".join(seen.split()) for text in shown for seen in (text, quoted(text), broken(text))
-    ):
-        raise ValueError("it is a copy of JSON in the quoted material")
-    return verdict
+            verdict = Verdict.model_validate_json(f'{{"score": {body}}}' if number else body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            continue
+        bare = "".join(body.split())
+        seen = ["".join(each.split()) for text in shown for each in (text, quoted(text), broken(text))]
+        if number or not any(bare in each for each in seen):  # a number alone may well stand in a problem
+            return verdict
+        reason = "it is a copy of JSON in the quoted material"
+    raise ValueError(reason)

@@ -173,7 +173,7 @@ def _judging(study: StudyConfig, folder: Path, steps: Mapping[str, int | None]) 
         requests += asked
         tokens += asked * (data.max_prompt_tokens + run.config.rollout.max_trace_tokens + data.max_answer_tokens)
     if requests:
-        template, _ = read_template(judge.template)
+        template = read_template(judge.template)
         tokens += requests * math.ceil(len(template.prompt("", "", "").encode()) / BYTES_PER_TOKEN)
         for model in judge.models:
             yield JudgeCost(model, requests, cost_of(judge, model, tokens, requests * judge.max_output_tokens))

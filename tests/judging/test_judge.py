@@ -1115,8 +1115,8 @@ def test_a_plan_counts_every_checkpoint_and_texts_up_to_their_caps(tmp_path: Pat
     # Six schemes and the control; 80 steps, scored at 0, 20, 40, 60, 80; 40 held-out pairs.
     assert judge.requests == 7 * 5 * 40
     settings = next(run.config for run in planned_runs(study, tmp_path) if run.name == "am-s0")
-    template, file = read_template(SHIPPED)
+    template = read_template(SHIPPED)
     caps = settings.data.max_prompt_tokens + settings.rollout.max_trace_tokens + settings.data.max_answer_tokens
     sent = caps + math.ceil(len(template.prompt("", "", "")) / 4)
     assert judge.dollars_most == pytest.approx(1400 * (sent * 0.2 + 2048 * 0.5) / 1e6)
-    assert file.name == SHIPPED
+    assert template.name == SHIPPED
