@@ -219,8 +219,8 @@ def _render_pairs(found: dict[str, Any]) -> None:
     console.stdout.print(table)
     note = (
         f"greedy, graded by {', '.join(found['graders'])}; traces of at most {found['max_trace_tokens']} tokens, "
-        f"answers of {found['max_answer_tokens']}, of both together with the null trace and directly; differences are paired\n"
-        f"results: {found['results']}"
+        f"answers of {found['max_answer_tokens']}, of both together with the null trace and directly; differences are "
+        f"paired\nresults: {found['results']}"
     )
     console.stdout.print(console.plain(note), soft_wrap=True)
 
