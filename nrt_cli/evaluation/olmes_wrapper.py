@@ -20,12 +20,6 @@ import sys
 RUN_EVAL = "run_eval"
 
 
-def split_trace(text, end):
-    """(trace, answer) of generated text; without an end there is no answer yet."""
-    trace, found, answer = text.partition(end)
-    return trace, answer if found else ""
-
-
 def processor(start, end, stops, count_tokens):
     """An output processor in OLMES's form: a result's dict in, the same with the answer as its continuation out."""
 
@@ -37,7 +31,7 @@ def processor(start, end, stops, count_tokens):
             text = text[len(start) :]
         for stop in stops:
             text = text.partition(stop)[0]
-        trace, answer = split_trace(text, end)
+        trace, _, answer = text.partition(end)  # without an end there is no answer yet
         return {
             **result,
             "continuation": answer,

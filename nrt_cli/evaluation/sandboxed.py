@@ -82,7 +82,9 @@ def run(asked: dict[str, Any], report: int, isolated: bool, user: int | None, ho
         limit(asked["limits"], holes)
         drop_privileges(user, holes)
         os.write(report, (json.dumps(holes) + "\n").encode())
-        execute(asked["program"])
+        os.environ.clear()
+        space = {"__name__": "__main__", "__builtins__": __builtins__}  # a main module of its own
+        exec(compile(asked["program"], "program.py", "exec"), space)
         os.write(report, asked["word"].encode())
     except BaseException:  # whatever the program raises, SystemExit too, is its failure
         os._exit(1)
@@ -96,8 +98,17 @@ def confine(folder: str, size: int, isolated: bool, user: int | None, holes: lis
             raise OSError("no mounts of our own")
         call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
         call("mount", b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=755".encode())
-        for path in readable():
-            show(path, folder)
+        # What a program of the standard library reads, read-only: Python's folders, the system's shared libraries.
+        own = [path for path in sys.path if os.path.isdir(path)] + [sys.base_prefix + "/lib"]
+        system = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
+        found = dict.fromkeys(os.path.realpath(path) for path in (*own, *system) if os.path.isdir(path))
+        for path in found:
+            if not any(path.startswith(other + "/") for other in found):
+                target = folder + path
+                os.makedirs(target, exist_ok=True)
+                call("mount", path.encode(), target.encode(), None, MS_BIND | MS_REC, None)
+                flags = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+                call("syscall", MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, flags, ctypes.sizeof(flags))
         work = folder + "/work"
         os.mkdir(work)
         os.chmod(work, 0o777)
@@ -108,24 +119,6 @@ def confine(folder: str, size: int, isolated: bool, user: int | None, holes: lis
         os.chdir(folder)
         if user is not None:
             os.chmod(folder, 0o777)
-
-
-def readable() -> list[str]:
-    """What a program of the standard library reads: Python's folders and the system's shared libraries."""
-    own = [path for path in sys.path if os.path.isdir(path)] + [sys.base_prefix + "/lib"]
-    found = [
-        os.path.realpath(path) for path in (*own, "/usr/lib", "/usr/lib64", "/lib", "/lib64") if os.path.isdir(path)
-    ]
-    return [path for path in dict.fromkeys(found) if not any(path.startswith(other + "/") for other in found)]
-
-
-def show(path: str, root: str) -> None:
-    """Make a folder visible below the new root, read-only."""
-    target = root + path
-    os.makedirs(target, exist_ok=True)
-    call("mount", path.encode(), target.encode(), None, MS_BIND | MS_REC, None)
-    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    call("syscall", MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
 
 
 def limit(limits: dict[str, int], holes: list[str]) -> None:
@@ -164,13 +157,6 @@ def drop_privileges(user: int | None, holes: list[str]) -> None:
     except OSError:
         if "no access to other processes" not in holes:
             holes.append("an end of the program with ours")
-
-
-def execute(program: str) -> None:
-    """The program, as a main module of its own."""
-    os.environ.clear()
-    space = {"__name__": "__main__", "__builtins__": __builtins__}
-    exec(compile(program, "program.py", "exec"), space)
 
 
 if __name__ == "__main__":

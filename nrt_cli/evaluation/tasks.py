@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from nrt_cli.errors import Interrupted, NrtError
 from nrt_cli.records import Ended
@@ -42,26 +42,17 @@ class Watcher(Protocol):
     def ended(self, name: str, status: Ended, text: str) -> None: ...
 
 
-class _Message(NamedTuple):
-    status: Ended | Literal["running"]
-    share: float
-    text: str
+Message = tuple[Ended | Literal["running"], float, str]
+"""Status, share that is done, and what the work does or how it ended."""
 
 
+@dataclass
 class _Child:
-    """A task's process and what it says."""
+    """A task's process and the last that it said."""
 
-    def __init__(self, task: Task, preload: Sequence[str]) -> None:
-        # A fork of this process would take its threads and locks along.
-        context: Any = get_context("forkserver" if preload else "spawn")
-        if preload:
-            context.set_forkserver_preload(list(preload))
-        self.task, self.last = task, _Message("running", 0.0, "")
-        self.messages, sender = context.Pipe(duplex=False)
-        task.log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = context.Process(target=_child, args=(task, sender), name=task.name)
-        self.process.start()
-        sender.close()  # so that the end of the process is the end of the messages
+    task: Task
+    process: Any
+    last: Message = ("running", 0.0, "")
 
 
 def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Sequence[str] = ()) -> None:
@@ -75,6 +66,10 @@ def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Se
         Interrupted: Ctrl-C or SIGTERM. The tasks are asked to stop and save; a second one kills them.
     """
     waiting, running = deque(tasks), dict[Connection, _Child]()
+    # A fork of this process would take its threads and locks along.
+    context: Any = get_context("forkserver" if preload else "spawn")
+    if preload:
+        context.set_forkserver_preload(list(preload))
     received = int(signal.SIGINT)
 
     def interrupt(number: int, _: object) -> None:
@@ -87,8 +82,13 @@ def run_tasks(tasks: Sequence[Task], at_once: int, watcher: Watcher, preload: Se
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                child = _Child(waiting.popleft(), preload)
-                running[child.messages] = child
+                task = waiting.popleft()
+                task.log.parent.mkdir(parents=True, exist_ok=True)
+                messages, sender = context.Pipe(duplex=False)
+                child = _Child(task, context.Process(target=_child, args=(task, sender), name=task.name))
+                child.process.start()
+                running[messages] = child
+                sender.close()  # so that the end of the process is the end of the messages
             _listen(running, watcher, stopping=False)
     except KeyboardInterrupt:
         # An interrupt while they stop kills them.
@@ -114,7 +114,7 @@ def _listen(running: dict[Connection, _Child], watcher: Watcher, stopping: bool)
         except (EOFError, OSError):
             del running[connection]
             child.process.join()
-            status, text = child.last.status, child.last.text
+            status, _, text = child.last
             if status == "running" and stopping:
                 status, text = "interrupted", "stopped"
             elif status == "running":
@@ -124,8 +124,9 @@ def _listen(running: dict[Connection, _Child], watcher: Watcher, stopping: bool)
                 status, text = "failed", f"its process {how}{hint}; what it said is in {child.task.log}"
             watcher.ended(child.task.name, status, text)
             continue
-        if child.last.status == "running":
-            watcher.progress(child.task.name, child.last.share, child.last.text)
+        status, share, text = child.last
+        if status == "running":
+            watcher.progress(child.task.name, share, text)
 
 
 # --- in the new process ----------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _child(task: Task, connection: Connection) -> None:
         os._exit(1)
 
     def tell(share: float, what: str) -> None:
-        connection.send(_Message("running", share, what))
+        connection.send(("running", share, what))
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     with task.log.open("ab", buffering=0) as log:
@@ -159,4 +160,4 @@ def _child(task: Task, connection: Connection) -> None:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}; more in {task.log}"
     with contextlib.suppress(OSError):  # a parent that is gone has nobody to tell
-        connection.send(_Message(status, 1.0, text))
+        connection.send((status, 1.0, text))

@@ -270,37 +270,26 @@ def _number(row: Row, reply: str) -> Grade:
 def _exact(row: Row, reply: str) -> Grade:
     gold = _bare(row.answer)
     found = [part.strip() for part in (reply, _told(reply), reply.strip().split("\n")[0]) if part and part.strip()]
-    same = next((part for part in found if _same_text(gold, _bare(part), _bare(_told(part) or part))), None)
-    return _judged(same or (found[0] if found else None), same is not None)
-
-
-def _same_text(gold: str, *parts: str) -> bool:
-    """Whether one of some bare texts is the gold one; numbers may be written in other ways, but not without zeros that
-    they begin with, which belong to a code."""
-    if gold in parts:
-        return True
-    if not _PURE_NUMBER.fullmatch(gold):
-        return False
-    return any(_PURE_NUMBER.fullmatch(part) and _same_number(_numeral(gold), _numeral(part)) for part in parts)
+    for part in found:
+        for text in (_bare(part), _bare(_told(part) or part)):
+            # Numbers may be written in other ways, but not without zeros that they begin with: these belong to a code.
+            numbers = _PURE_NUMBER.fullmatch(gold) and _PURE_NUMBER.fullmatch(text)
+            if text == gold or (numbers and _same_number(_numeral(gold), _numeral(text))):
+                return _judged(part, True)
+    return _judged(found[0] if found else None, False)
 
 
 def _choice(row: Row, reply: str) -> Grade:
     gold, reply = unicodedata.normalize("NFKC", row.answer).strip("*_` \n"), unicodedata.normalize("NFKC", reply)
     if word := re.fullmatch(r"(?i)(yes|no|true|false)\W*", gold):
-        options = r"(?i)\b(yes|no)\b" if word.group(1).lower() in ("yes", "no") else r"(?i)\b(true|false)\b"
-        found = _word(reply, options)
+        # What the reply says its answer is, else how it begins, else the last of the two words.
+        options = r"\b(yes|no)\b" if word.group(1).lower() in ("yes", "no") else r"\b(true|false)\b"
+        told = re.search(options, _told(reply) or "", re.IGNORECASE) or re.match(rf"\W*{options}", reply, re.IGNORECASE)
+        anywhere = re.findall(options, reply, re.IGNORECASE)
+        found = told.group(1).lower() if told else anywhere[-1].lower() if anywhere else None
         return _judged(found, found == word.group(1).lower())
     letter, right = _letter(reply), _letter(gold)
     return _judged(letter, letter is not None and letter == right) if right else _exact(row, reply)
-
-
-def _word(reply: str, options: str) -> str | None:
-    """Which of two words a reply settles on: what it says its answer is, else how it begins, else the last."""
-    told = re.search(options, _told(reply) or "")
-    found = told or re.match(rf"\W*{options[4:]}", reply, re.IGNORECASE)
-    if found is None and (anywhere := list(re.finditer(options, reply))):
-        found = anywhere[-1]
-    return found.group(1).lower() if found else None
 
 
 def _letter(reply: str) -> str | None:
