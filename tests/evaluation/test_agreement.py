@@ -49,19 +49,10 @@ def their_task(file: str, rows: Sequence[Row]) -> Any:
     """A task as lm-eval ships it, over these rows."""
     config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / file, resolve_func=True)
     split = config.get("test_split") or config.get("validation_split")
-    kept = {
-        key: value
-        for key, value in config.items()
-        if key not in ("dataset_path", "dataset_name", "tag", "process_docs")
-    }
-    dropped = {
-        "training_split": None,
-        "validation_split": None,
-        "fewshot_split": None,
-        "num_fewshot": 0,
-        "test_split": split,
-    }
-    return ConfigurableTask(config={**kept, **dropped, "custom_dataset": lambda **_: {split: Rows(rows)}})
+    kept = {k: v for k, v in config.items() if k not in ("dataset_path", "dataset_name", "tag", "process_docs")}
+    kept |= dict.fromkeys(("training_split", "validation_split", "fewshot_split"))
+    kept |= {"num_fewshot": 0, "test_split": split, "custom_dataset": lambda **_: {split: Rows(rows)}}
+    return ConfigurableTask(config=kept)
 
 
 def their_scores(task: Any, answered: Sequence[Answered], filter_name: str) -> list[float]:
@@ -138,19 +129,6 @@ def test_gsm8k(place: str) -> None:
     assert disagreements("gsm8k", "", rows, gsm8k_outputs, of_task(task, "flexible-extract")) == []
 
 
-def test_gsm8k_differences() -> None:
-    rows = [{"question": "q", "answer": "#### 18"}]
-    task = their_task("gsm8k/gsm8k-cot-zeroshot.yaml", rows)
-    for output, ours, theirs in [
-        ("It is $18.00", 1, 0),  # we compare numbers, they compare what is written
-        ("It is 1/18", 0, 1),  # a fraction is one number
-        ("１８", 1, 0),  # digits of other scripts
-        ("It is 18 ...", 1, 0),  # dots are no number
-    ]:
-        assert our_score("gsm8k", "", rows[0], [output]) == ours, output
-        assert their_scores(task, [(rows[0], output)], "flexible-extract") == [theirs], output
-
-
 # MMLU: the flexible extraction of lm-eval's zero-shot CoT
 
 
@@ -172,18 +150,6 @@ def test_mmlu() -> None:
     rows = [row for rows in rows_below("mmlu", PLACES["own rows"]).values() for row in rows]
     task = their_task("mmlu/flan_cot_zeroshot/mmlu_anatomy.yaml", rows)
     assert disagreements("mmlu", "anatomy", rows, mmlu_outputs, of_task(task, "flexible-extract")) == []
-
-
-def test_mmlu_differences() -> None:
-    row = {"question": "q", "choices": ["ant", "bee", "cat", "dog"], "answer": 2, "subject": "anatomy"}
-    task = their_task("mmlu/flan_cot_zeroshot/mmlu_anatomy.yaml", [row])
-    for output, ours, theirs in [
-        ("It is a cat", 0, 1),  # they look for a choice's text too; OLMES does not
-        ("Therefore, the answer is (C). Mind (A) to (D).", 1, 0),  # they take the last bracket
-        ("C) is correct", 1, 0),
-    ]:
-        assert our_score("mmlu", "anatomy", row, [output]) == ours, output
-        assert their_scores(task, [(row, output)], "flexible-extract") == [theirs], output
 
 
 # BBH: lm-eval's CoT with three examples
@@ -214,23 +180,43 @@ def test_bbh_every_task_accepts_its_own_answers() -> None:
     for subset in opened("bbh").spec.subsets:
         for place in PLACES:
             for row in rows_of("bbh", place, subset):
-                assert our_score("bbh", subset, row, [f"So the answer is {row['target']}."]) == 1, (
-                    subset,
-                    row["target"],
-                )
+                said = f"So the answer is {row['target']}."
+                assert our_score("bbh", subset, row, [said]) == 1, (subset, said)
 
 
-def test_bbh_differences() -> None:
-    row = {"input": "q", "target": "True"}
-    task = their_task("bbh/cot_fewshot/boolean_expressions.yaml", [row])
-    for output, ours, theirs in [
+# Where the three differ on purpose
+
+DIFFERENT = {
+    ("gsm8k", "", "gsm8k/gsm8k-cot-zeroshot.yaml", "flexible-extract"): (
+        {"question": "q", "answer": "#### 18"},
+        ("It is $18.00", 1, 0),  # we compare numbers, they compare what is written
+        ("It is 1/18", 0, 1),  # a fraction is one number
+        ("１８", 1, 0),  # digits of other scripts
+        ("It is 18 ...", 1, 0),  # dots are no number
+    ),
+    ("mmlu", "anatomy", "mmlu/flan_cot_zeroshot/mmlu_anatomy.yaml", "flexible-extract"): (
+        {"question": "q", "choices": ["ant", "bee", "cat", "dog"], "answer": 2, "subject": "anatomy"},
+        ("It is a cat", 0, 1),  # they look for a choice's text too; OLMES does not
+        ("Therefore, the answer is (C). Mind (A) to (D).", 1, 0),  # they take the last bracket
+        ("C) is correct", 1, 0),
+    ),
+    ("bbh", "boolean_expressions", "bbh/cot_fewshot/boolean_expressions.yaml", "get-answer"): (
+        {"input": "q", "target": "True"},
         ("So the answer is True", 1, 0),  # they need a character after it
         ("So the answer is true.", 1, 0),  # they mind case
         ("So the answer is False. No, the answer is True.", 1, 0),  # they take the rest of the line of the first
         ("True", 1, 0),  # they have no fallback
-    ]:
-        assert our_score("bbh", "boolean_expressions", row, [output]) == ours, output
-        assert their_scores(task, [(row, output)], "get-answer") == [theirs], output
+    ),
+}
+
+
+@pytest.mark.parametrize("task", DIFFERENT)
+def test_differences(task: tuple[str, str, str, str]) -> None:
+    name, subset, file, filter_name = task
+    row, *cases = DIFFERENT[task]
+    for output, ours, theirs in cases:
+        assert our_score(name, subset, row, [output]) == ours, output
+        assert their_scores(their_task(file, [row]), [(row, output)], filter_name) == [theirs], output
 
 
 # DROP: lm-eval's F1 is what we call; the extraction before it is ours

@@ -11,23 +11,7 @@ from hypothesis import strategies as st
 from nrt_cli.grading import graders
 
 # Text that looks like answers, so that the patterns have something to find.
-PIECES = [
-    "the answer is ",
-    "The answer is <",
-    ">",
-    "(A)",
-    "\\boxed{",
-    "}",
-    "{",
-    "$",
-    "-",
-    "3",
-    ",",
-    ".",
-    "/",
-    "\n",
-    "```python\n",
-]
+PIECES = ["the answer is ", "The answer is <", "(A)", "\\boxed{", *"<>{}$-3,./\n", "```python\n"]
 TEXT = st.one_of(st.text(), st.lists(st.sampled_from([*PIECES, "def f(x):", "True", "−"]), max_size=12).map("".join))
 
 
