@@ -54,21 +54,25 @@ class Checks(Generic[Subject]):
     """The checks of one kind of subject, in the order in which they stand in their file."""
 
     def __init__(self) -> None:
-        self.looks: dict[str, Callable[[Subject], Iterator[Finding]]] = {}
+        self.looks: dict[str, Callable[[Subject], Iterable[Finding]]] = {}
 
     def check(self, name: str, when: Callable[[Subject], bool] = lambda _: True) -> Callable[..., Any]:
         """Registers a function of the subject that returns a finding, or several; `when` says whether it applies."""
 
         def register(look: Callable[[Subject], Finding | Iterable[Finding]]) -> Any:
-            self.looks[name] = lambda subject: guarded(name, lambda: look(subject)) if when(subject) else iter(())
+            def asked(subject: Subject) -> Iterable[Finding]:
+                found = look(subject) if when(subject) else ()
+                return [found] if isinstance(found, Finding) else found
+
+            self.looks[name] = asked
             return look
 
         return register
 
     def findings(self, subject: Subject) -> Iterator[Finding]:
         """What each check finds, one at a time; one that fails never stops the next."""
-        for look in self.looks.values():
-            yield from look(subject)
+        for name, look in self.looks.items():
+            yield from guarded(name, partial(look, subject))
 
     def of(self, what: str, make: Callable[[], Subject]) -> Iterator[Finding]:
         """The findings of a subject that has to be made first; where that fails, one of that name says why."""
@@ -80,11 +84,10 @@ class Checks(Generic[Subject]):
         yield from self.findings(subject)
 
 
-def guarded(check: str, look: Callable[[], Finding | Iterable[Finding]]) -> Iterator[Finding]:
+def guarded(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     """What a check finds; where it fails, last what went wrong."""
     try:
-        found = look()
-        for finding in [found] if isinstance(found, Finding) else found:
+        for finding in look():
             yield replace(finding, check=check)
     except Exception as error:
         yield of_error(check, error)

@@ -73,12 +73,13 @@ def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) ->
     """
     run = Candidate(config, run_path or Path("runs"))
     run.inputs = inputs
-    looks = [settings, packages, devices, model, scheme, memory] if config.backend.DISTRIBUTED else []
-    findings = [look(run) for look in (*looks, *([disk] if run_path else []))]
-    said = [finding.text for finding in findings if finding.verdict != "ok"]
-    if not looks and run_path and run.plan.disk >= WORTH_SAYING:
-        said.append(f"disk: {disk_text(run.plan)}")
-    return said
+    if config.backend.DISTRIBUTED:
+        left_out = {"data", "held-out questions"} | (set() if run_path else {"disk"})
+        findings = [each for name, look in PREFLIGHT.looks.items() if name not in left_out for each in look(run)]
+        return [finding.text for finding in findings if finding.verdict != "ok"]
+    if run_path:
+        disk(run)
+    return [f"disk: {disk_text(run.plan)}"] if run_path and run.plan.disk >= WORTH_SAYING else []
 
 
 def look(run: Candidate) -> tuple[list[Finding], Plan | None]:
@@ -88,7 +89,7 @@ def look(run: Candidate) -> tuple[list[Finding], Plan | None]:
         if not run.config.backend.DISTRIBUTED and all(finding.verdict == "ok" for finding in findings):
             use_threads(run.config)
             config = start.new_config(run.config)
-            findings += guarded("gradient", lambda: gradient(tried(config, LocalTrainer(config, 1), run.inputs)))
+            findings += guarded("gradient", lambda: [gradient(tried(config, LocalTrainer(config, 1), run.inputs))])
         else:
             found = "each term's share of it is said after the first step"
             findings.append(Finding("gradient", "skipped", found, LATER))

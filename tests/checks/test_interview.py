@@ -98,7 +98,7 @@ def in_words(config, groups) -> dict:
     )  # fmt: skip
     made.groups, made.prospects = groups, prospects(groups, methods.get("logp"), config.objective)
     checks = ("how traces end", "right traces", "signal")
-    return {finding.check: finding for check in checks for finding in SAMPLE.looks[check](made)}
+    return {check: finding for check in checks for finding in SAMPLE.looks[check](made)}
 
 
 def made_up(*traces, stop="end", null=-10.0):
