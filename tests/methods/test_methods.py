@@ -163,20 +163,12 @@ def test_p_still_learns_from_an_answer_of_minus_5000_nats():
     assert advantage.advantage_K.tolist() == pytest.approx(want, rel=1e-8)
 
 
-def test_an_unclipped_reward_is_compared_with_its_group_however_much_better_the_null_trace_is():
-    """P of -4990, -4991 and -4992 nats beside a null trace of -1000: R_base plays no part where baseline is none."""
-    got = signals("p", double([-4990.0], [-4991.0], [-4992.0]), double(-1000.0))
-    rewards = [1, math.exp(-1), math.exp(-2)]
-    mean = sum(rewards) / 3
-    deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 3)
-    advantage = group_advantage(got, baseline="none")
-    assert advantage.advantage_K.tolist() == pytest.approx([(r - mean) / deviation for r in rewards])
+def test_a_null_trace_that_is_e_to_the_thousands_better_leaves_an_unclipped_group_as_it_is():
+    """Where baseline is none, P of -4990 and -4991 nats are one deviation from their mean; Eq. 9 clips both to 0."""
+    got = signals("p", double([-4990.0], [-4991.0]), double(-1000.0))
+    assert group_advantage(got, baseline="none").advantage_K.tolist() == pytest.approx([1, -1])
     for floor in (0.0, 1e-6):
-        clipped = group_advantage(got, std_floor=floor)
-        assert clipped.dead, "with Eq. 9, all are below the baseline"
-        assert clipped.advantage_K.tolist() == [0.0, 0.0, 0.0]
-    better = signals("p", double([-3.0], [-4.0]), double(-1.0))
-    assert better.base.item() == pytest.approx(math.exp(-1))
+        assert group_advantage(got, std_floor=floor).dead
 
 
 @pytest.fixture
@@ -190,15 +182,6 @@ def module(tmp_path, monkeypatch):
         return name
 
     return write
-
-
-def test_a_users_function_gets_its_signal_from_autograd(module):
-    name = module("def squares(logprobs, base):\n    return (logprobs.exp() ** 2 / base.exp()).sum(-1)")
-    got = signals(f"{name}:squares", double([0.5, 0.25], [1.0, 1.0]).log(), double(0.1, 0.8).log())
-    # R = sum c^2 / c_base, so (dR/dc) c = 2 c^2 / c_base.
-    assert got.reward_K.tolist() == pytest.approx([2.5 + 0.078125, 10 + 1.25])
-    assert got.token_KT.flatten().tolist() == pytest.approx([5, 0.15625, 20, 2.5])
-    assert got.base.item() == pytest.approx(0.9)
 
 
 def test_a_users_scheme_may_give_log_rewards_and_a_closed_form(module):
@@ -269,21 +252,9 @@ def test_a_closed_form_that_is_not_one_finite_number_per_token_is_refused(signal
         methods.get(f"{name}:reward")
 
 
-def test_something_that_is_no_function_is_refused(module):
-    name = module("reward = 5")
-    with pytest.raises(ConfigError, match="neither a function nor a class"):
-        methods.get(f"{name}:reward")
-
-
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(
         ConfigError,
         match=r"'pp' is unknown; choose one of sft, logp, p, am, gm, .* or module:function",
     ):
         methods.get("pp")
-
-
-def test_rewards_are_constants_of_the_loss():
-    logprobs_KT = double([0.5, 0.25]).log().requires_grad_()
-    got = signals("am", logprobs_KT, double(0.1, 0.8).log())
-    assert not any(t.requires_grad for t in (got.reward_K, got.base, got.token_KT, got.scaled_K))

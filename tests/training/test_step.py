@@ -103,17 +103,6 @@ def test_results_do_not_depend_on_the_micro_batch_or_on_padding(scheme, extra, p
             torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=3e-8)
 
 
-def test_a_group_does_not_change_with_the_company_it_keeps(tiny_config):
-    """The gradient of a batch is the mean of its groups' gradients, each scored alone (and so padded otherwise)."""
-    config = tiny_config("method=am")
-    together, _ = gradients(config, batch)
-    alone = [gradients(config, lambda engine, i=i: [batch(engine)[i]])[0] for i in range(3)]
-    for name in together:
-        mean = sum(gradient[name] for gradient in alone) / 3
-        # transformers' norms round to float32 inside, whatever the model's dtype.
-        torch.testing.assert_close(together[name], mean, rtol=1e-5, atol=3e-8)
-
-
 def test_sft_is_cross_entropy_on_the_answer(tiny_config):
     engine = double_engine(tiny_config("method=sft"))
     slow = copy.deepcopy(engine.backend.policy.model)
@@ -228,32 +217,6 @@ def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(
     models = (trainer.backend.policy.model for trainer in (engine, padded))
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_later_minibatches_take_the_samplers_log_probs_for_pi_old(tiny_config):
-    """No pass over traces without gradient: only the null traces of later groups are scored before the first step."""
-    found = {}
-    for credit in (False, True):
-        engine = LocalTrainer(
-            tiny_config("method=am", "train.minibatch_size=1", f"objective.credit_forced_end={credit}"), 3
-        )
-        groups = engine.sample([group.example for group in batch(engine)], 1)
-        scored, plain = [], engine.backend.policy.score_without_gradient
-        engine.backend.policy.score_without_gradient = lambda rows, budget, plain=plain, scored=scored: (
-            scored.extend(rows),
-            plain(rows, budget),
-        )[1]
-        update = engine.update(groups)
-        later = [engine.layout.null_row(group.example) for group in groups[1:]]
-        traces = [row for group in groups[1:] for row in engine.layout.rows(group)]
-        assert (len(scored) == len(later)) != credit
-        assert set(later) <= set(scored)
-        assert (set(traces) <= set(scored)) == credit
-        found[credit] = [score.context.old_trace_KZ for score in update.scores], update.metrics
-    for score, same in zip(found[False][0][1:], found[True][0][1:], strict=True):
-        mask = score != 0  # a forced t_end, which the sampler says nothing of, and padding
-        torch.testing.assert_close(score[mask], same[mask].double(), rtol=1e-4, atol=1e-5)
-    assert found[False][1]["sampler_gap"] < 1e-4
 
 
 def test_an_eos_is_scored_at_the_temperature_it_was_sampled_at(tiny_config):
