@@ -57,11 +57,8 @@ def isolate(was_root: bool, holes: list[str]) -> bool:
         spaces = CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
         call("unshare", spaces if was_root else spaces | CLONE_NEWUSER)
         if not was_root:
-            for file, line in (
-                ("setgroups", "deny"),
-                ("uid_map", f"{user} {user} 1"),
-                ("gid_map", f"{group} {group} 1"),
-            ):
+            maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+            for file, line in maps.items():
                 with open(f"/proc/self/{file}", "w") as mapping:
                     mapping.write(line)
     except OSError:

@@ -60,12 +60,9 @@ def answer_all(
     replies: dict[tuple[str, int], Reply] = {}
 
     def ask(settings: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
-        asked = {
-            place: Request(f"{place[0]} {questions[place[1]].key}", questions[place[1]].prompt_ids, **each)
-            for place, each in settings.items()
-        }
-        of_key = {request.key: place for place, request in asked.items()}
-        for request, reply in reasoner.run(asked.values()):
+        of_key = {f"{kind} {questions[i].key}": (kind, i) for kind, i in settings}
+        asked = [Request(key, questions[at[1]].prompt_ids, **settings[at]) for key, at in of_key.items()]
+        for request, reply in reasoner.run(asked):
             replies[of_key[request.key]] = reply
             advance()
 

@@ -56,18 +56,15 @@ class Outcome:
             )
 
 
-def known(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What was judged before in any of the runs, by key."""
-    return {record["key"]: record for run in plan.runs for record in Judgements(run).records()}
-
-
-def unasked(plan: Plan, before: Mapping[str, Any]) -> dict[str, list[Question]]:
-    """Questions that nobody was asked yet, by key: the same trace at two checkpoints is one request."""
+def known_and_pending(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, list[Question]]]:
+    """What was judged before in any of the runs, and the questions that nobody was asked yet, both by key: the same
+    trace at two checkpoints is one request."""
+    known = {record["key"]: record for run in plan.runs for record in Judgements(run).records()}
     pending: dict[str, list[Question]] = {}
     for question in plan.questions:
-        if question.key not in before:
+        if question.key not in known:
             pending.setdefault(question.key, []).append(question)
-    return pending
+    return known, pending
 
 
 def estimate(plan: Plan) -> list[dict[str, Any]]:
@@ -76,7 +73,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     Tokens sent are estimated from bytes; tokens of replies and dollars are upper bounds without repairs. NaN where the
     judge has no price.
     """
-    pending = unasked(plan, known(plan))
+    _, pending = known_and_pending(plan)
     rows = []
     for judge in plan.settings.models:
         of_judge = sum(question.judge == judge for question in plan.questions)
@@ -112,8 +109,7 @@ def judge(plan: Plan, max_cost: float | None, report: Report) -> Outcome:
     with contextlib.ExitStack() as locks:
         for run in plan.runs:
             locks.enter_context(Judgements(run).writing())
-        before = known(plan)
-        pending = unasked(plan, before)
+        before, pending = known_and_pending(plan)
         # Without an endpoint nothing is written.
         endpoint = Endpoint(plan.settings.timeout, plan.settings.retries) if pending else None
         for run in plan.runs:
