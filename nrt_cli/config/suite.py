@@ -107,10 +107,6 @@ class BenchmarkSpec(Section):
         """Whether it is a user's."""
         return self.name not in NAMES
 
-    def answer_patterns(self, subset: str) -> tuple[str, ...]:
-        """The regular expressions of a subset's answers, tried in order."""
-        return self.answers.get(subset, self.answers.get("*", ()))
-
 
 @cache
 def benchmark(name: str) -> BenchmarkSpec:

@@ -164,7 +164,7 @@ class Benchmark:
         """The document with its replies, what was found in them, and its scores. Reads answers, never traces."""
         row = self._rows[document.id]
         answers = [reply.answer if self.thinks else reply.logprob for reply in replies]
-        patterns = self.spec.answer_patterns(document.subset)
+        patterns = self.spec.answers.get(document.subset, self.spec.answers.get("*", ()))
         grade = self.grader.grade(row, self.grader.gold(row), answers, patterns)
         scores = dict(grade.scores)
         scores.setdefault(self.spec.metric, grade.score)

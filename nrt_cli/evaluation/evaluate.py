@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import Interrupted, NrtError
 from nrt_cli.evaluation.benchmark import Benchmark
-from nrt_cli.evaluation.olmes import evaluate_with_olmes
+from nrt_cli.evaluation.olmes import evaluate_with_olmes, versions
 from nrt_cli.evaluation.scores import failed_row, head, outcome, score_row
 from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.progress import EvalProgress
@@ -35,43 +35,41 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
             f"Benchmarks are asked as they stand, without the line that its training's questions ended in: "
             f"{session.located.suffix!r}."
         )
+    rows: list[dict[str, Any]] = []
+    problems: dict[str, NrtError] = {}
     try:
         if job.backend == "olmes":
-            rows = evaluate_with_olmes(session, suite)
+            found = versions(config.eval.olmes)
+            work = {spec.name: partial(evaluate_with_olmes, session, spec, found) for spec in suite}
         else:
-            rows = _evaluate_here(session, [Benchmark(spec) for spec in suite])
+            benchmarks = [Benchmark(spec) for spec in suite]
+            work = {benchmark.name: partial(_evaluate, session, benchmark) for benchmark in benchmarks}
+            session.reasoner.tokenizer  # noqa: B018  a model that cannot be asked is said before anything else is done
+            for benchmark in benchmarks:  # what keeps one from running is found before the model is loaded
+                try:
+                    for sentence in benchmark.check(session.data_dir, job.allow_unsafe_code):
+                        display.warn(sentence)
+                except NrtError as error:
+                    problems[benchmark.name] = error
+            if len(problems) == len(suite):
+                raise next(iter(problems.values()))
+            for name, reason in problems.items():
+                display.warn(f"{name} cannot run: {str(reason).removeprefix(f'{name}: ')}")
+        for spec in suite:
+            if problem := problems.get(spec.name):
+                rows.append(failed_row(spec, problem))
+                continue
+            try:
+                rows.append(work[spec.name]())
+            except Exception as error:  # whatever goes wrong in a benchmark is its own matter
+                rows.append(failed_row(spec, error))
+                display.warn(f"{spec.name} failed: {rows[-1]['failed']}")
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; what was answered is kept in {session.root}, the same command goes on.", signal.SIGINT
         ) from None
-    head = {**session.described(), "engine": job.engine, "limit": job.limit, "results": str(session.root)}
-    return outcome(head, rows)
-
-
-def _evaluate_here(session: Session, suite: Sequence[Benchmark]) -> list[dict[str, Any]]:
-    session.reasoner.tokenizer  # noqa: B018  a model that cannot be asked is said before anything else is done
-    problems: dict[str, NrtError] = {}
-    for benchmark in suite:  # what keeps one from running is found before the model is loaded
-        try:
-            for sentence in benchmark.check(session.data_dir, session.job.allow_unsafe_code):
-                session.display.warn(sentence)
-        except NrtError as error:
-            problems[benchmark.name] = error
-    if len(problems) == len(suite):
-        raise next(iter(problems.values()))
-    for name, reason in problems.items():
-        session.display.warn(f"{name} cannot run: {str(reason).removeprefix(f'{name}: ')}")
-    rows = []
-    for benchmark in suite:
-        if problem := problems.get(benchmark.name):
-            rows.append(failed_row(benchmark.spec, problem))
-            continue
-        try:
-            rows.append(_evaluate(session, benchmark))
-        except Exception as error:  # whatever goes wrong in a benchmark is its own matter
-            rows.append(failed_row(benchmark.spec, error))
-            session.display.warn(f"{benchmark.name} failed: {rows[-1]['failed']}")
-    return rows
+    of = {**session.described(), "engine": job.engine, "limit": job.limit, "results": str(session.root)}
+    return outcome(of, rows)
 
 
 def _evaluate(session: Session, benchmark: Benchmark) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from nrt_cli.config.evaluation import OlmesSection
 from nrt_cli.config.suite import BenchmarkSpec, select
-from nrt_cli.errors import EvalError, NrtError
-from nrt_cli.evaluation.scores import Output, combined, differences, failed_row, json_lines, keep, numbers
+from nrt_cli.errors import EvalError
+from nrt_cli.evaluation.scores import Output, combined, differences, json_lines, keep, numbers
 from nrt_cli.evaluation.session import Session
 from nrt_cli.records import Document, Reply
 from nrt_cli.store.evals import settings_hash
@@ -223,30 +223,22 @@ def olmes_commands(session: Session) -> dict[str, str]:
     return {spec.name: shlex.join(_call(session, spec, found)[0]) for spec in suite}
 
 
-def evaluate_with_olmes(session: Session, suite: Sequence[BenchmarkSpec]) -> list[dict[str, Any]]:
-    """A row per benchmark, one process of OLMES for each that has no output yet."""
-    found = versions(session.config.eval.olmes)
-    rows = []
-    for spec in suite:
-        try:
-            if not spec.olmes:
-                raise EvalError(f"{spec.name}: is not in OLMES; evaluate it with --backend lm-eval.")
-            command, folder, settings = _call(session, spec, found)
-            served = (folder / DONE).is_file()
-            if not served:
-                session.display.note(f"{spec.name}: running OLMES, its log is {folder / LOG}")
-                run(command, folder)
-            output = read_output(folder, spec, min(session.job.limit or spec.instances, spec.instances))
-            if output is None:
-                raise EvalError(f"{folder}: OLMES wrote no results of {spec.name}; see {LOG} there.")
-            row = keep(session.root, spec, output, settings, session.described() | {"versions": dict(found)})
-            rows.append(row | {"cached": row["n"] if served else 0})
-            for difference in output.differences:
-                session.display.warn(f"{spec.name}: {difference}")
-        except NrtError as error:
-            rows.append(failed_row(spec, error))
-            session.display.warn(f"{spec.name} failed: {rows[-1]['failed']}")
-    return rows
+def evaluate_with_olmes(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a benchmark, from OLMES of the versions `found`: in a process, unless its output is there."""
+    if not spec.olmes:
+        raise EvalError(f"{spec.name}: is not in OLMES; evaluate it with --backend lm-eval.")
+    command, folder, settings = _call(session, spec, found)
+    served = (folder / DONE).is_file()
+    if not served:
+        session.display.note(f"{spec.name}: running OLMES, its log is {folder / LOG}")
+        run(command, folder)
+    output = read_output(folder, spec, min(session.job.limit or spec.instances, spec.instances))
+    if output is None:
+        raise EvalError(f"{folder}: OLMES wrote no results of {spec.name}; see {LOG} there.")
+    row = keep(session.root, spec, output, settings, session.described() | {"versions": dict(found)})
+    for difference in output.differences:
+        session.display.warn(f"{spec.name}: {difference}")
+    return row | {"cached": row["n"] if served else 0}
 
 
 def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> tuple[list[str], Path, dict[str, Any]]:

@@ -102,25 +102,20 @@ def spans(answer: str) -> list[str] | None:
 
 def any_alias(answer: str, aliases: Sequence[str]) -> str | None:
     """The first alias that occurs in the answer as it stands, in lower case or with one capital (PopQA's own rule)."""
-    for alias in aliases:
-        if alias and any(form in answer for form in (alias, alias.lower(), alias.capitalize())):
-            return alias
-    return None
+    forms = {alias: (alias, alias.lower(), alias.capitalize()) for alias in aliases if alias}
+    return next((alias for alias in forms if any(form in answer for form in forms[alias])), None)
 
 
 def alias_list(value: Any) -> list[str]:
     """PopQA's `possible_answers`: a list, or the JSON of one."""
-    parsed = json.loads(value) if isinstance(value, str) else value
-    return [str(alias) for alias in parsed]
+    return list(map(str, json.loads(value) if isinstance(value, str) else value))
 
 
 def boxed(text: str) -> str | None:
     r"""The content of the last \boxed{...} or \fbox{...}, braces balanced; None where there is none or it is open."""
     starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
-    if not starts:
-        return None
     depth = 1
-    for at in range(starts[-1], len(text)):
+    for at in range(starts[-1], len(text)) if starts else ():
         depth += (text[at] == "{") - (text[at] == "}")
         if depth == 0:
             return text[starts[-1] : at].strip()

@@ -97,10 +97,12 @@ class Endpoint:
         try:
             completion = await self._client.chat.completions.create(**asked)
             choice, usage = completion.choices[0], getattr(completion, "usage", None)
+            counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+            sent, replied = (count if isinstance(count, int) and count >= 0 else None for count in counts)
             return ModelReply(
                 text=self._clean(choice.message.content or ""),
-                input_tokens=_count(usage, "prompt_tokens"),
-                output_tokens=_count(usage, "completion_tokens"),
+                input_tokens=sent,
+                output_tokens=replied,
                 cut=choice.finish_reason == "length",
                 temperature=asked.get("temperature"),
             )
@@ -146,8 +148,3 @@ class Endpoint:
     async def _hold(self, _: Any) -> None:
         while (left := self._resume_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(left)
-
-
-def _count(usage: Any, name: str) -> int | None:
-    value = getattr(usage, name, None)
-    return value if isinstance(value, int) and value >= 0 else None

@@ -89,7 +89,8 @@ def rows_below(name: str, place: Path | None) -> Any:
 
 def our_score(name: str, subset: str, row: Row, answers: Sequence[Any]) -> float:
     spec, grader = opened(name).spec, opened(name).grader
-    return grader.grade(row, grader.gold(row), answers, spec.answer_patterns(subset)).scores[spec.metric]
+    patterns = spec.answers.get(subset, spec.answers.get("*", ()))
+    return grader.grade(row, grader.gold(row), answers, patterns).scores[spec.metric]
 
 
 def disagreements(
