@@ -26,7 +26,7 @@ app = typer.Typer(
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for the results. Default: evals/ in the run; evals/NAME here for a model that is no run's.",
+        help="Folder for the results. Default: evals/ in the run; evals/NAME here for a model that is no run's."
     ),
 ]
 
@@ -65,14 +65,12 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Your own pairs instead of benchmarks, as nrt data prepare writes them: how often the answer is right "
-            "with thinking, with the null trace, directly, and with another row's trace.",
+            "with thinking, with the null trace, directly, and with another row's trace."
         ),
     ] = None,
     grader: Annotated[
         str | None,
-        typer.Option(
-            help="With --data: number, math, choice, exact or module:function. Default: as the file says.",
-        ),
+        typer.Option(help="With --data: number, math, choice, exact or module:function. Default: as the file says."),
     ] = None,
     out: Out = None,
     allow_unsafe_code: Annotated[

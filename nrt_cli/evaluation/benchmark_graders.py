@@ -175,9 +175,7 @@ GRADERS = {
         ("lm_eval", "math_verify"),
     ),
     "instructions": BenchmarkGrader(
-        lambda row: list(row["instruction_id_list"]),
-        _instructions,
-        ("lm_eval", "langdetect", "nltk", "immutabledict"),
+        lambda row: list(row["instruction_id_list"]), _instructions, ("lm_eval", "langdetect", "nltk", "immutabledict")
     ),
     "code": BenchmarkGrader(lambda row: row.get("canonical_solution", ""), _code),
 }

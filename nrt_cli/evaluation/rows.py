@@ -111,12 +111,9 @@ def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str
 
 
 def _subset_of(row: Row, spec: BenchmarkSpec) -> str:
-    return subset_name(str(row.get(spec.subset_column, ""))) if spec.subset_column else ""
-
-
-def subset_name(text: str) -> str:
-    """A subset's name as the hub's configs write it: `Counting & Probability` is counting_and_probability."""
-    return "_".join(text.lower().replace("&", "and").split())
+    """A row's subset as the hub's configs write it: `Counting & Probability` is counting_and_probability."""
+    name = str(row.get(spec.subset_column, "")) if spec.subset_column else ""
+    return "_".join(name.lower().replace("&", "and").split())
 
 
 def _read(path: Path) -> Iterator[Row]:

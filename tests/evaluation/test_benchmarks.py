@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval")
 from nrt_cli.config.suite import AS_PAIRS, NAMES, select
 from nrt_cli.errors import DataError, EvalError
 from nrt_cli.evaluation import benchmark as engine
-from nrt_cli.evaluation import rows, sandbox
+from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.benchmark import Benchmark, load_suite
 from nrt_cli.grading.grading import GRADERS
 from nrt_cli.store.evals import document_hash, settings_hash
@@ -75,7 +75,7 @@ def test_parquet_and_json_read_like_jsonl(tmp_path: Path) -> None:
 def test_a_subset_may_have_a_file_of_its_own_or_share_one(tmp_path: Path) -> None:
     shared = [json.loads(line) for line in (OWN_ROWS / "math" / "test.jsonl").read_text().splitlines()]
     for row in shared:
-        path = tmp_path / "math" / rows.subset_name(row["type"]) / "test.jsonl"
+        path = tmp_path / "math" / "_".join(row["type"].lower().replace("&", "and").split()) / "test.jsonl"
         write(path, *[other for other in shared if other["type"] == row["type"]])
     assert opened("math").documents(tmp_path) == opened("math").documents(OWN_ROWS)
 

@@ -97,19 +97,7 @@ def served(judge_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     program = "from transformers.cli.transformers import main; main()"  # what the command `transformers` does
     log = (tmp_path_factory.mktemp("log") / "serve.log").open("w+")
     with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            program,
-            "serve",
-            str(judge_model),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--device",
-            "cpu",
-        ],
+        [sys.executable, "-c", program, "serve", judge_model, *f"--host 127.0.0.1 --port {port} --device cpu".split()],
         stdout=log,
         stderr=log,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
