@@ -17,10 +17,11 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nrt_cli.backends.machine import version
-from nrt_cli.config.suite import BenchmarkSpec, Shots, select
+from nrt_cli.config.suite import AS_PAIRS, BenchmarkSpec, Shots, select
 from nrt_cli.errors import ConfigError, DataError, EvalError
 from nrt_cli.evaluation.benchmark_graders import grader_of, sentence_data
 from nrt_cli.evaluation.rows import Row, read_rows
+from nrt_cli.grading.grading import guess
 from nrt_cli.records import Document, Reply, Request
 from nrt_cli.text.prompts import encode_within, render_prompt
 
@@ -75,12 +76,17 @@ class Benchmark:
                     messages(self.spec, subset, row)
                 except (jinja2.TemplateError, TypeError, KeyError) as error:
                     raise ConfigError(f"{file}: prompt: row {number} cannot be put into it ({error}).") from None
+                grader, reason = self.spec.grader, ""
                 try:
-                    reason = self.grader.refuses(row) if number == 1 or ":" not in self.spec.grader else ""
+                    answer = self.grader.gold(row)
+                    if grader in AS_PAIRS or (":" in grader and number == 1):
+                        right = self.grader.grade(row, answer, [answer], ()).score == 1
+                        if grader in AS_PAIRS and not (right and (grader != "choice" or guess([answer]) == "choice")):
+                            reason = f"{answer!r} is no reference answer that it can compare with"
                 except (KeyError, TypeError, ValueError, IndexError) as error:
                     reason = f"its columns are not those of a benchmark with this grader ({error!r})"
                 if reason:
-                    raise DataError(f"{file}: grader={self.spec.grader}: row {number}: {reason}.")
+                    raise DataError(f"{file}: grader={grader}: row {number}: {reason}.")
         if self.spec.grader == "code":
             from nrt_cli.evaluation.sandbox import missing
 

@@ -20,7 +20,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.rows import Row
 from nrt_cli.grading import graders
-from nrt_cli.grading.grading import Grade, find, guess, verifier
+from nrt_cli.grading.grading import Grade, find, verifier
 
 Answers = Sequence[Any]
 """Texts, or for benchmarks in mode `loglikelihood` the log-probability of each choice in nats."""
@@ -37,18 +37,6 @@ class BenchmarkGrader:
     gold: Callable[[Row], Any]
     grade: Callable[[Row, Any, Answers, tuple[str, ...]], Grade]
     packages: tuple[str, ...] = ()
-    as_pairs: str = ""
-    """The name of a grader of question-answer pairs that this is, "" for others."""
-
-    def refuses(self, row: Row) -> str:
-        """Why a user's row cannot be graded; "" for one that can."""
-        answer = self.gold(row)
-        if not self.as_pairs:
-            return ""
-        right = self.grade(row, answer, [answer], ()).score == 1
-        if ":" in self.as_pairs or (right and (self.as_pairs != "choice" or guess([answer]) == "choice")):
-            return ""
-        return f"{answer!r} is no reference answer that it can compare with"
 
 
 class GradedRow(dict[str, Any]):
@@ -73,16 +61,13 @@ def grader_of(spec: BenchmarkSpec) -> BenchmarkGrader:
     except ConfigError as error:
         raise ConfigError(f"{spec.file}: {error}") from None
 
-    def gold(row: Row) -> str:
-        return str(row.get(spec.reference, ""))
-
     def grade(row: Row, answer: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
         grades = [function(GradedRow(row, answer, spec.grader), reply) for reply in answers]
         names = dict.fromkeys(name for each in grades for name in each.scores)
         means = {name: sum(each.scores.get(name, 0.0) for each in grades) / len(grades) for name in names}
         return Grade(tuple(each.extracted[0] for each in grades), means)
 
-    return BenchmarkGrader(gold, grade, as_pairs=spec.grader)
+    return BenchmarkGrader(lambda row: str(row.get(spec.reference, "")), grade)
 
 
 def _exact_match(read: Callable[..., str | None], same: Callable[[Any, Any], bool]) -> Any:
