@@ -20,31 +20,8 @@ import sys
 RUN_EVAL = "run_eval"
 
 
-def processor(start, end, stops, count_tokens):
-    """An output processor in OLMES's form: a result's dict in, the same with the answer as its continuation out."""
-
-    def process(result):
-        if "continuation" not in result:
-            return result
-        text = result["continuation"]
-        if start and text.startswith(start):
-            text = text[len(start) :]
-        for stop in stops:
-            text = text.partition(stop)[0]
-        trace, _, answer = text.partition(end)  # without an end there is no answer yet
-        return {
-            **result,
-            "continuation": answer,
-            "reasoning_content": trace,
-            "nrt_trace_closed": end in text,
-            "nrt_trace_tokens": count_tokens(trace),
-        }
-
-    return process
-
-
 def teach(start, end, stops):
-    """Register the processor and patch prompts and decoding."""
+    """Register a processor of outputs and patch prompts and decoding."""
     from oe_eval import run_eval
     from oe_eval.models import output_processors
     from oe_eval.models.eleuther_huggingface import HFLM_Verbose
@@ -58,27 +35,30 @@ def teach(start, end, stops):
             instance.request.context["assistant_prefix"] = start
         return convert(model, instance, chat_template)
 
-    def count_tokens(text):
-        return len(seen["tokenizer"](text, add_special_tokens=False).input_ids) if seen else None
+    def process(result):
+        """In OLMES's form: a result's dict in, the same with the answer as its continuation out."""
+        if "continuation" not in result:
+            return result
+        text = result["continuation"]
+        if start and text.startswith(start):
+            text = text[len(start) :]
+        for stop in stops:
+            text = text.partition(stop)[0]
+        trace, _, answer = text.partition(end)  # without an end there is no answer yet
+        return {
+            **result,
+            "continuation": answer,
+            "reasoning_content": trace,
+            "nrt_trace_closed": end in text,
+            "nrt_trace_tokens": len(seen["tokenizer"](trace, add_special_tokens=False).input_ids) if seen else None,
+        }
 
     def tok_decode(self, tokens, skip_special_tokens=False):
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     run_eval.convert_chat_instance = convert_chat_instance
-    output_processors.MODEL_OUTPUT_PROCESSORS["nrt"] = processor(start, end, stops, count_tokens)
+    output_processors.MODEL_OUTPUT_PROCESSORS["nrt"] = process
     HFLM_Verbose.tok_decode = tok_decode
-
-
-def launch():
-    """`olmes`, whose second process is this file again."""
-    from oe_eval import launch as olmes
-
-    again = shlex.join([sys.executable, os.path.abspath(__file__), RUN_EVAL])
-    make = olmes.make_cli_command
-    olmes.make_cli_command = lambda command, arguments: make(
-        again if command == "python -m oe_eval.run_eval" else command, arguments
-    )
-    olmes.main()
 
 
 def main():
@@ -86,7 +66,15 @@ def main():
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or os.getcwd()) != here]
     if sys.argv[1:2] != [RUN_EVAL]:
-        launch()
+        # `olmes`, whose second process is this file again.
+        from oe_eval import launch as olmes
+
+        again = shlex.join([sys.executable, os.path.abspath(__file__), RUN_EVAL])
+        make = olmes.make_cli_command
+        olmes.make_cli_command = lambda command, arguments: make(
+            again if command == "python -m oe_eval.run_eval" else command, arguments
+        )
+        olmes.main()
         return
     del sys.argv[1]
     if os.environ.get("NRT_THINK_END"):
