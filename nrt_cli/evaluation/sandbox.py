@@ -18,10 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 WALL_SECONDS = 20.0
-CPU_SECONDS = 5
-MEMORY = 1 << 30
-FILE_SIZE = 16 << 20
-"""Of all files of a program together, where they can be kept in memory; else of each."""
+# Seconds of the CPU; bytes; bytes of all files together, where they can be kept in memory, else of each.
+LIMITS = {"cpu": 5, "memory": 1 << 30, "file_size": 16 << 20}
 
 
 def run(programs: Sequence[str], wall_seconds: float = WALL_SECONDS, workers: int | None = None) -> list[bool]:
@@ -44,7 +42,6 @@ def _run(program: str, wall_seconds: float) -> tuple[bool, list[str]]:
     `os._exit(0)` before the tests.
     """
     word = secrets.token_hex(16)
-    limits = {"cpu": CPU_SECONDS, "memory": MEMORY, "file_size": FILE_SIZE}
     ours, theirs = os.pipe()
     with tempfile.TemporaryDirectory(prefix="nrt-sandbox-", ignore_cleanup_errors=True) as folder:
         try:
@@ -61,7 +58,7 @@ def _run(program: str, wall_seconds: float) -> tuple[bool, list[str]]:
             )
         finally:
             os.close(theirs)
-        question = json.dumps({"program": program, "word": word, "folder": folder, "limits": limits})
+        question = json.dumps({"program": program, "word": word, "folder": folder, "limits": LIMITS})
         try:
             process.communicate(question.encode(), timeout=wall_seconds)
         except subprocess.TimeoutExpired:

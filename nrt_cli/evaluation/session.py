@@ -18,9 +18,6 @@ from nrt_cli.progress import EvalProgress
 from nrt_cli.text.reasoning import ThinkMode, thinking
 from nrt_cli.training.locate import Located, locate_model
 
-PACKAGES = ("nrt-cli", "torch", "transformers", "tokenizers")
-"""What computes the answers, besides what a benchmark names for itself; results are kept apart by its versions."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -63,7 +60,8 @@ class Session:
     def settings(self, asked: Mapping[str, Any], thinks: bool) -> dict[str, Any]:
         """Everything that decides answers and grades of what is asked. What is not here changes neither."""
         section = self.config.eval
-        packages = PACKAGES + (("vllm",) if self.job.engine == "vllm" else ())
+        # What computes the answers, besides what a benchmark names for itself.
+        packages = ("nrt-cli", "torch", "transformers", "tokenizers", *(["vllm"] if self.job.engine == "vllm" else []))
         return {
             "benchmark": dict(asked),
             "model": self.fingerprint,

@@ -26,11 +26,6 @@ _REFUSED = re.compile(
 )
 """How endpoints say that they do not take a parameter, unlike its value."""
 
-_SECRET_LENGTH = 8
-"""What is shorter is a stand-in, such as `none` for a local server."""
-_SHOWN = 300
-"""Characters of an endpoint's error that are passed on."""
-
 
 @dataclass(frozen=True)
 class ModelReply:
@@ -71,7 +66,8 @@ class Endpoint:
             raise ConfigError("asking a judge needs the openai package: pip install 'nrt-cli[judge]'.") from None
         self._timeout, self._resume_at = timeout, 0.0
         self._refused: defaultdict[str, set[str]] = defaultdict(set)
-        self._secrets = [secret for secret in (key, url) if len(secret) >= _SECRET_LENGTH]
+        # What is shorter is a stand-in, such as `none` for a local server.
+        self._secrets = [secret for secret in (key, url) if len(secret) >= 8]
         self._openai = openai
         hooks: dict[str, list[Any]] = {"request": [self._hold], "response": [self._heed]}
         http = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=timeout)
@@ -120,7 +116,7 @@ class Endpoint:
                         refused.add(name)
                         return await self.ask(model, messages, temperature, max_tokens)
             status = error.status_code
-            short = self._clean(said).removeprefix(f"Error code: {status} - ")[:_SHOWN]
+            short = self._clean(said).removeprefix(f"Error code: {status} - ")[:300]
             key_refused = f"{BASE_URL} refuses the key in {KEY} ({status}); set the right one"
             fatal = {
                 401: key_refused,

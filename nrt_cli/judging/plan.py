@@ -20,7 +20,6 @@ from nrt_cli.store import Reference, Run
 from nrt_cli.store.judgements import held_out_steps, held_out_traces
 
 SHIPPED = "judge/trace-quality"
-YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def read_template(name: str) -> JudgePrompt:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8.") from None
     called = name if configs.configs_dir() in path.parents else path.name
-    if path.suffix not in YAML:
+    if path.suffix not in (".yaml", ".yml"):
         repair = configs.read_yaml(configs.find_config(SHIPPED))["repair"]
         return JudgePrompt({"prompt": text, "repair": repair}, str(path), True, called, text)
     texts = configs.load_yaml(text, str(path))
