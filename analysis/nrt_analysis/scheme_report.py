@@ -35,7 +35,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     """How schemes agree, how much of their reward is signal, and which traces each would have preferred.
 
     Args:
-        rows: of traces and of groups, from `nrt_cli/workflows/score_bank.py`.
+        rows: of traces and of groups, from `nrt_cli/workflows/scoring.py`.
         source, method: where the rollouts are, and the method that sampled them, for the notes.
     """
     frame = pd.DataFrame(rows)

@@ -158,8 +158,7 @@ def tokens(
     from nrt_analysis.token_report import token_report
 
     from nrt_cli.progress import counted
-    from nrt_cli.workflows.score_tokens import score_tokens
-    from nrt_cli.workflows.scoring import default_folder
+    from nrt_cli.workflows.scoring import default_folder, score_tokens
 
     folder = out or default_folder(baseline, "tokens")
     with counted("examples") as report:
@@ -183,8 +182,7 @@ def leakage(
     from nrt_analysis.leakage_report import leakage_report
 
     from nrt_cli.progress import counted
-    from nrt_cli.workflows.score_controls import score_controls
-    from nrt_cli.workflows.scoring import default_folder
+    from nrt_cli.workflows.scoring import default_folder, score_controls
 
     folder = out or default_folder(run, "leakage")
     with counted("traces") as report:
@@ -212,7 +210,7 @@ def schemes(
 
     from nrt_cli.methods import SCHEMES as BUILT_IN
     from nrt_cli.progress import counted
-    from nrt_cli.workflows.score_bank import open_bank, score_schemes
+    from nrt_cli.workflows.scoring import open_bank, score_schemes
 
     opened = open_bank(bank)
     with counted("tables") as report:

@@ -1,23 +1,43 @@
-"""`nrt push`: a trained model as others load it, with a card that says how it came to be."""
+"""`nrt push`: a trained model as others load it, and a card that says how it came to be, read off the run."""
 
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nrt_cli import __version__, console
-from nrt_cli.config import dump_yaml
+from nrt_cli import config as configs
+from nrt_cli.commandline import nrt
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.evaluation.comparison import results_of
+from nrt_cli.methods import FORMULAS
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.prepare import model_folder
-from nrt_cli.models.publish import card_metadata, convert, find_converter, upload, without_paths, write_for_others
+from nrt_cli.models.publish import (
+    FIELD_MARKS,
+    card_metadata,
+    convert,
+    find_converter,
+    upload,
+    without_paths,
+    write_for_others,
+)
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.training.locate import locate_model
-from nrt_cli.workflows.model_card import CONFIG, Facts, render_card
+
+CONFIG = "nrt-config.yaml"
+"""A run's config beside its model, without places of the machine."""
 
 OTHER_SECTIONS = ("eval", "judge", "track")
 """Sections that training does not read, and that may name what is only here."""
+
+NOT_SHOWN = (
+    "method", "seed", "model.path", "data.train", "data.validation", "train.threads", "track.", "eval.", "judge.",
+)  # fmt: skip
+"""Settings that the card states elsewhere, or that change no result."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +88,72 @@ def push(parcel: Parcel) -> Pushed:
             raise StoreError(f"{out}: holds something that is not a model; remove it yourself or choose another --out.")
     run = None if located.run is None else Run.open(located.run)
     config = run.config() if run else None
-    with tempfile.TemporaryDirectory(prefix="nrt-push-") if out is None else model_folder(out) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="nrt-push-") if out is None else model_folder(out) as made:
+        folder = Path(made)
         metadata = write_for_others(located.folder, folder, metadata)
         if config:
             values = {k: v for k, v in config.model_dump(mode="json").items() if k not in OTHER_SECTIONS}
-            (folder / CONFIG).write_text(dump_yaml(without_paths(values)), encoding="utf-8")
+            (folder / CONFIG).write_text(configs.dump_yaml(without_paths(values)), encoding="utf-8")
         evaluations = (found.scores() for found in find_evaluations(results_of(parcel.model)))
-        scores = [found for found in evaluations if found and found["score"] == found["score"]]
-        facts = Facts(
-            name=(repo or str(out)).rstrip("/").rpartition("/")[2] or located.name,
-            address=repo or (out.name if out else ""),
-            about=metadata,
-            located=located,
-            run=run,
-            config=config,
-            scores=tuple({score["benchmark"]: score for score in scores}.values()),
-            license=parcel.license,
-            gguf=parcel.gguf,
-        )
+        measured = [found for found in evaluations if found and found["score"] == found["score"]]
+        scores = list({score["benchmark"]: score for score in measured}.values())
+        name = (repo or str(out)).rstrip("/").rpartition("/")[2] or located.name
         if converter:
             console.note("converting to GGUF ...")
-            convert(converter, folder, folder / f"{facts.name}.gguf")
-        card = card_metadata(facts.name, facts.scores, parcel.license, parcel.base_model, facts.tags)
-        (folder / "README.md").write_text(render_card(card, facts), encoding="utf-8")
+            convert(converter, folder, folder / f"{name}.gguf")
+        method = [] if config is None else [config.method.replace(":", ".")]
+        tags = ["native-reasoning-training", *method, *(["reasoning"] if metadata.thinks else [])]
+        loader = PackageLoader("nrt_cli.workflows", ".")
+        jinja = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+        place = repo or (out.name if out else "")
+        card = jinja.get_template("card.md.jinja").render(
+            metadata=card_metadata(name, scores, parcel.license, parcel.base_model, tags).strip(),
+            name=name,
+            address=place,
+            thinks=metadata.thinks,
+            start=metadata.think_start or "",
+            end=metadata.think_end,
+            folder=place.rpartition("/")[2],
+            gguf=parcel.gguf,
+            suffix=metadata.suffix,
+            parsed=(metadata.think_start, metadata.think_end) == FIELD_MARKS,
+            training=_training(run, located.step) if run else None,
+            scores=scores,
+            license=parcel.license,
+            version=__version__,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
         files = sorted(path.name for path in folder.iterdir())
         address = str(out)
         if repo is not None:
             console.note(f"uploading {', '.join(files)} ...")
-            address = upload(folder, repo, parcel.private, f"Push {facts.name} with nrt {__version__}")
+            address = upload(folder, repo, parcel.private, f"Push {name} with nrt {__version__}")
     return Pushed(parcel.model, address, files, metadata.thinks)
+
+
+def _training(run: Run, step: int | None) -> dict[str, Any]:
+    """What the card says of the run."""
+    manifest, config, scored = run.manifest(), run.config(), run.metrics("held_out")
+    formula, plain = FORMULAS.get(config.method), configs.resolve({"preset": config.preset, "method": config.method})
+    model, pairs = PurePath(config.model.path).name, PurePath(config.data.train).name
+    validation = PurePath(config.data.validation or "").name
+    data = manifest.get("data") or {}
+    files = {"--model": model, "--data": pairs} | ({"--validation": validation} if validation else {})
+    return {
+        "command": nrt("train", CONFIG, *(word for key, file in files.items() for word in (key, Path(file)))),
+        "method": config.method,
+        "formula": formula.reward.text if formula else None,
+        "preset": config.preset,
+        "seed": config.seed,
+        "step": step,
+        "model": model,
+        "data": pairs,
+        "validation": validation,
+        "examples": data.get("examples"),
+        "dropped": {reason: count for reason, count in (data.get("dropped") or {}).items() if count},
+        "fingerprints": manifest.get("fingerprints") or {},
+        "versions": {name: value for name, value in (manifest.get("versions") or {}).items() if value},
+        "device": (manifest.get("device") or {}).get("name"),
+        "unlike": [each for each in configs.diff(plain, config) if not each[0].startswith(NOT_SHOWN)],
+        "held_out": [scored[0], *scored[1:][-1:]] if scored else [],  # before and after
+    }

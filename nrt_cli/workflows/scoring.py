@@ -1,10 +1,19 @@
-"""Models opened for scoring, as the run that made them would: its think tokens, objective and rollout settings; and the
-reward under a microscope: one question and answer, some traces, every scheme, token by token (Table 9).
+"""Answers scored under models, as the run that made them would: its think tokens, objective and rollout settings.
+
+First models opened for it; then the reward under a microscope: one question and answer, some traces, every scheme,
+token by token (Table 9); probabilities of ground-truth tokens under an SFT model and under models that think first
+(Sec. 4.4, Figure 3); traces tampered with, which shows whether they reason or smuggle the answer in; and every scheme
+on one stored bank of rollouts, without a model. What is scored example by example is stored part by part, so that
+memory is that of one model and one part, and what an interruption left is not done again.
 
 Shapes: K traces of one group, T answer tokens, eos included.
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +27,20 @@ from nrt_cli import config as configs
 from nrt_cli import console, methods
 from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.config import DataSection, ModelSection, RolloutSection, RunConfig
-from nrt_cli.config.titles import run_title
+from nrt_cli.config import DataSection, ModelSection, ObjectiveSection, RolloutSection, RunConfig
+from nrt_cli.config.titles import run_label, run_title
 from nrt_cli.data.examples import load_examples
-from nrt_cli.errors import ConfigError, DataError
-from nrt_cli.methods import SCHEMES
+from nrt_cli.data.sources import file_sha256
+from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
+from nrt_cli.methods import SCHEMES, Group
+from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.metadata import read_metadata
-from nrt_cli.objective.comparison import view_group
-from nrt_cli.records import Example
+from nrt_cli.models.sources import model_fingerprint
+from nrt_cli.objective.comparison import half_agreement, view_group
+from nrt_cli.records import Example, Rollout, TraceRow
 from nrt_cli.store import Run
-from nrt_cli.text.pieces import pieces, sentence_spans
+from nrt_cli.store.tables import PartTable, bank_rows, bank_tables
+from nrt_cli.text.pieces import copied_share, copied_words, pieces, sentence_spans, words
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import ending_in
 from nrt_cli.training.locate import Located, locate_model
@@ -107,12 +120,6 @@ def pick_examples(path: Path, count: int, seed: int, limits: DataSection, tokeni
         console.note(text)
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[int(i)] for i in sorted(order[:count])]
-
-
-def in_parts(total: int, size: int) -> Iterator[tuple[int, slice]]:
-    """(number, slice) of consecutive parts of at most `size`."""
-    for number, start in enumerate(range(0, total, size)):
-        yield number, slice(start, min(start + size, total))
 
 
 def default_folder(ref: str | Path, analysis: str) -> Path:
@@ -301,3 +308,343 @@ def score_answer(ref: str, asked: Question) -> Scored:
 def _answer(logprobs_T: Tensor) -> AnswerScore:
     total = logprobs_T.sum()
     return AnswerScore(logprobs_T.tolist(), logprobs_T.exp().tolist(), float(total), float(total.exp()))
+
+
+# --- rows of many answers, stored part by part -----------------------------------------------------------------------
+
+TOKENS_PART, TRACES_PART = 16, 8
+"""Examples, and traces with their controls, that are scored and stored together."""
+
+
+def fill(
+    of: Subject,
+    folder: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    columns: Mapping[str, str],
+    what: str,
+    total: int,
+    size: int,
+    rows: Callable[[Scorer, slice], list[dict[str, Any]]],
+    report: Report,
+) -> tuple[PartTable, int]:
+    """The table of a model's rows, in a folder named by all that they depend on, and how many parts it has.
+
+    Parts of `size` that are not there are made, the model opened where there are any.
+    """
+    whole = {**settings, "model": model_fingerprint(of.located.folder), "dtype": of.section.dtype}
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    table = PartTable(folder / "scored" / f"{name}-{digest[:12]}", columns)
+    scorer: Scorer | None = None
+    starts = range(0, total, size)
+    for number, start in enumerate(starts):
+        stop = min(start + size, total)
+        if not table.has(number):
+            scorer = scorer or of.open()
+            table.write(number, rows(scorer, slice(start, stop)))
+        report(what, stop, total)
+    return table, len(starts)
+
+
+# --- ground-truth tokens under several models ------------------------------------------------------------------------
+
+TOKEN_COLUMNS = {
+    **dict.fromkeys(("example", "position", "token_id"), "int64"),
+    "token": "string", "logprob": "double", "entropy": "double", "trace_tokens": "int64", "stop": "string",
+}  # fmt: skip
+"""One row per token of y*, its eos included; the last two are null where the model answered directly."""
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """Where a model's rows are, `parts` of them; `thinks` says whether they are given a sampled trace."""
+
+    label: str
+    thinks: bool
+    table: PartTable
+    parts: int
+
+
+def score_tokens(
+    baseline: str,
+    models: Sequence[str],
+    folder: Path,
+    report: Report,
+    data: Path | None = None,
+    count: int = 200,
+    seed: int = 0,
+    max_trace_tokens: int | None = None,
+) -> list[ScoredModel]:
+    """Score the same examples with the baseline, which comes first, and with each model.
+
+    Args:
+        folder: where the rows go, each model's in a folder of its own.
+        data: None is the held-out data of the baseline's run.
+        max_trace_tokens: None is what each model's run had.
+
+    Raises:
+        ConfigError: the baseline thinks, or there is nothing to compare it with.
+        ModelError: the models' tokenizers differ, so that they have no ground-truth tokens in common.
+    """
+    subjects = [subject(ref) for ref in (baseline, *models)]
+    first, *others = subjects
+    if not others:
+        raise ConfigError("name at least one model to compare with the baseline: --runs RUN.")
+    if first.thinks:
+        raise ConfigError(
+            f"{first.located.ref}: the baseline is to answer directly, but this model thinks; name a run of "
+            "`nrt train --method sft` (P_SFT and H_SFT are an SFT model's)."
+        )
+    file, tokenizer = data_file(first, data), load_tokenizer(first.located.folder)
+    for other in others:
+        if reason := tokenizer_difference(tokenizer, load_tokenizer(other.located.folder)):
+            raise ModelError(
+                f"{other.located.ref} and {first.located.ref} have different tokenizers ({reason}), so that they "
+                "give no probabilities to the same tokens; compare models that began from the same one."
+            )
+    limits = first.config.data
+    examples = pick_examples(file, count, seed, limits, tokenizer)
+    asked = {"data": file_sha256(file), "count": count, "seed": seed}
+    asked |= {"limits": [limits.max_prompt_tokens, limits.max_answer_tokens]}
+    # A short, unique name for each: its method, or where two share that, its folder's name.
+    called = [run_label(s.config.method, s.config.model_dump()) if s.located.run else s.located.name for s in subjects]
+    names = [s.located.name if called.count(m) > 1 else m for s, m in zip(subjects, called, strict=True)]
+    labels = [s.located.ref if names.count(name) > 1 else name for s, name in zip(subjects, names, strict=True)]
+    scored = []
+    for label, of in zip(labels, subjects, strict=True):
+        rollout = of.rollout(max_trace_tokens) if of.thinks else None
+        settings = asked | {"thinks": of.thinks}
+        settings |= {"cap": rollout.max_trace_tokens, "temperature": rollout.temperature} if rollout else {}
+
+        def rows(scorer: Scorer, part: slice, rollout: RolloutSection | None = rollout) -> list[dict[str, Any]]:
+            """Of some examples, each given a sampled trace of the model's own; directly where `rollout` is None."""
+            traces: list[Rollout | None] = [None] * len(examples[part])
+            if rollout:
+                groups = scorer.sample(examples[part], 1, rollout, (seed, SCORING_STREAM))
+                traces = [group.rollouts[0] for group in groups]
+            pairs, table = list(zip(examples[part], traces, strict=True)), []
+            asked = [scorer.direct_row(e) if z is None else scorer.row(e, z.trace_ids) for e, z in pairs]
+            for (example, trace), scores in zip(pairs, scorer.score(asked), strict=True):
+                texts = pieces(scorer.tokenizer, example.answer_ids)
+                numbers = (scores.logprobs_T.tolist(), scores.entropies_T.tolist())
+                about = {} if trace is None else {"trace_tokens": len(trace.trace_ids), "stop": trace.stop}
+                for position, cells in enumerate(zip(example.answer_ids, texts, *numbers, strict=True)):
+                    row = dict(zip(("token_id", "token", "logprob", "entropy"), cells, strict=True))
+                    table.append({"example": example.index, "position": position, **row, **about})
+            return table
+
+        name = re.sub(r"[^\w.@-]", "-", label)
+        filled = fill(of, folder, name, settings, TOKEN_COLUMNS, label, len(examples), TOKENS_PART, rows, report)
+        scored.append(ScoredModel(label, of.thinks, *filled))
+    return scored
+
+
+def tokenizer_difference(first: Any, second: Any) -> str | None:
+    """Why two tokenizers do not make the same tokens of a question and an answer; None where they do."""
+    a, b = first.get_vocab(), second.get_vocab()
+    if len(a) != len(b):
+        return f"{len(a):,} and {len(b):,} tokens"
+    for token in sorted(a.keys() | b.keys()):
+        if a.get(token) != b.get(token):
+            return f"{token!r} is {a.get(token, 'unknown')} in one and {b.get(token, 'unknown')} in the other"
+    probe = "The 1,234 naïve cafés — 中文 don't cost $5.67!\n\n  x = y**2  "
+    if first.encode(probe) != second.encode(probe):
+        return "the same vocabulary, but they cut a text differently"
+    if first.chat_template != second.chat_template:
+        return "the same tokens, but other chat templates, so that prompts differ"
+    return None
+
+
+# --- traces tampered with --------------------------------------------------------------------------------------------
+
+NGRAMS = (1, 2, 3, 4)
+MASK = " _"
+"""Stands for a masked token; its last token is used."""
+
+CONTROL_COLUMNS = {
+    "example": "int64", "k": "int64", "control": "string", "trace_tokens": "int64", "changed_tokens": "int64",
+    **dict.fromkeys(("logprob", "gain", "reward", "reward_base", *(f"copied_{n}" for n in NGRAMS)), "double"),
+}  # fmt: skip
+"""One row per trace and control. `copied_N` is the share of the answer's N-grams that are in the controlled trace."""
+
+
+@dataclass(frozen=True)
+class ScoredControls:
+    """Where the rows are, in `parts` parts, and what they were made from."""
+
+    table: PartTable
+    parts: int
+    method: str
+    traces: str
+    span: int
+
+
+def score_controls(
+    ref: str, folder: Path, report: Report, traces: str | None = None, count: int = 200, span: int = 1, seed: int = 0
+) -> ScoredControls:
+    """Score stored traces of a run, and controls of each, with the model that sampled them.
+
+    Args:
+        ref: RUN or RUN@STEP.
+        traces: name of a trace table of that step; None is the held-out traces.
+        count: traces, evenly spaced over those there are.
+        span: words in a row that count as copied from the answer where they are masked.
+    """
+    of = subject(ref)
+    if of.located.run is None or not of.thinks:
+        raise ConfigError(f"{ref}: leakage is looked for in the traces of a run; name one whose method samples traces.")
+    run = Run.open(of.located.run)
+    name = traces or f"held-out-{of.located.step or 0:06d}"
+    if name not in run.trace_names():
+        raise StoreError(
+            f"{run.path}: no traces {name} are stored (there are {', '.join(run.trace_names()) or 'none'}); name "
+            "others with --traces, or train with --validation FILE, which stores held-out traces."
+        )
+    columns = ("step", "example", "source", "k", "prompt", "answer", "prompt_ids", "trace_ids", "answer_ids")
+    if not (stored := run.traces(name, columns)):
+        raise StoreError(f"{run.path}: the table {name} holds no traces; name another with --traces.")
+    rows = [stored[i] for i in np.linspace(0, len(stored) - 1, min(count, len(stored))).astype(int)]
+    method = methods.get(of.config.method)
+
+    def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
+        """Each control's reward, on the same answer."""
+        found = []
+        for i in range(part.start, part.stop):
+            row, controls = rows[i], tampered(rows, i, scorer.tokenizer, span, seed)
+            example = Example(row["example"], row["source"], tuple(row["prompt_ids"]), tuple(row["answer_ids"]))
+            asked = [scorer.null_row(example), *(scorer.row(example, ids) for ids in controls.values())]
+            null_T, *given = (scores.logprobs_T.double() for scores in scorer.score(asked))
+            # Rewards of one group are made together, constants of the group's own among them.
+            group = Group.of(torch.stack(given), null_T, of.config.objective)
+            reward = method.signals(group)
+            answer, question = _words(row["answer"]), _words(row["prompt"])
+            sampled = controls["sampled"]
+            for c, ((control, ids), logprobs_T) in enumerate(zip(controls.items(), given, strict=True)):
+                told = _words("".join(pieces(scorer.tokenizer, ids)))
+                # Places where they differ; what one has more counts too.
+                changed = sum(a != b for a, b in zip(sampled, ids, strict=False)) + abs(len(sampled) - len(ids))
+                found.append(
+                    {
+                        "example": example.index,
+                        "k": row["k"],
+                        "control": control,
+                        "trace_tokens": len(ids),
+                        "changed_tokens": changed,
+                        "logprob": float(logprobs_T.sum()),
+                        "gain": float(logprobs_T.sum() - null_T.sum()),
+                        "reward": float(reward.reward_K[c]),
+                        "reward_base": float(reward.base),
+                        **{f"copied_{n}": copied_share(answer, told, question, n) for n in NGRAMS},
+                    }
+                )
+        return found
+
+    settings = {"traces": name, "rows": len(rows), "seed": seed, "span": span}
+    what = f"traces of {name}"
+    filled = fill(of, folder, name, settings, CONTROL_COLUMNS, what, len(rows), TRACES_PART, score, report)
+    return ScoredControls(*filled, of.config.method, name, span)
+
+
+def tampered(rows: Sequence[Mapping[str, Any]], i: int, tokenizer: Any, span: int, seed: int) -> dict[str, list[int]]:
+    """A row's trace as it was sampled, and its controls; `swapped` is left out where there is no other example.
+
+    `masked` has every token masked that touches a word of those copied from the answer, `span` or more in a row.
+    """
+    row = rows[i]
+    ids = list(row["trace_ids"])
+    stream = np.random.default_rng((seed, row["example"], row["k"]))
+    found = {"sampled": ids, "empty": [], "shuffled": [ids[j] for j in stream.permutation(len(ids))]}
+    others = [other for other in (*rows[i + 1 :], *rows[:i]) if other["example"] != row["example"]]
+    if others:
+        found["swapped"] = list(others[0]["trace_ids"])
+    mask = tokenizer.encode(MASK, add_special_tokens=False)[-1]
+    texts, masked = pieces(tokenizer, ids), list(ids)
+    said = words("".join(texts))
+    marks = copied_words(_words(row["answer"]), [word for word, _, _ in said], _words(row["prompt"]), span)
+    spans = [(start, end) for (_, start, end), copied in zip(said, marks, strict=True) if copied]
+    end = 0
+    for j, text in enumerate(texts):
+        start, end = end, end + len(text)
+        if any(start < stop and begin < end for begin, stop in spans):
+            masked[j] = mask
+    return found | {"masked": masked}
+
+
+def _words(text: str) -> list[str]:
+    return [word for word, _, _ in words(text)]
+
+
+# --- a bank of rollouts under every scheme ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Where rollouts are stored, with the objective that schemes are judged under."""
+
+    path: Path
+    objective: ObjectiveSection
+    method: str | None
+
+
+def open_bank(path: Path) -> Bank:
+    """A run, or a trace table or a folder of them, for which the paper's objective holds."""
+    if (path / "manifest.json").is_file():
+        config = Run.open(path).config()
+        return Bank(path, config.objective, config.method)
+    return Bank(path, ObjectiveSection(), None)
+
+
+def score_schemes(
+    bank: Bank, report: Report, schemes: Sequence[str] = SCHEMES, count: int = 500
+) -> Iterator[dict[str, Any]]:
+    """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme; needs no model.
+
+    Args:
+        count: groups, evenly spaced over those there are.
+    """
+    if len(schemes) < 2:
+        raise ConfigError("name at least two schemes: what one would reward is seen beside another.")
+    built = {name: methods.get(name) for name in schemes}
+    tables, numbers = bank_tables(bank.path), itertools.count()
+
+    def groups(table: Path, *columns: str) -> list[list[TraceRow]]:
+        rows = bank_rows(table, ("step", "example", *columns))
+        return [list(group) for _, group in itertools.groupby(rows, key=lambda row: (row.step, row.example))]
+
+    total = sum(len(groups(table)) for table in tables)
+    chosen = set(np.linspace(0, total - 1, min(count, total)).astype(int).tolist())
+    for done, table in enumerate(tables, 1):
+        needed = ("k", "trace", "trace_ids", "trace_entropies", "answer_logprobs", "null_logprobs")
+        for group, number in zip(groups(table, *needed), numbers, strict=False):
+            if number not in chosen or len(group) < 2:
+                continue
+            logprobs_KT = torch.tensor([row.answer_logprobs for row in group], dtype=torch.float64)
+            null_T = torch.tensor(group[0].null_logprobs, dtype=torch.float64)
+            where = {"group": number, "step": group[0].step, "example": group[0].example}
+            hardest = int(null_T.argmin())
+            for name, scheme in built.items():
+                view = view_group(scheme, logprobs_KT, null_T, bank.objective)
+                agreement = half_agreement(scheme, logprobs_KT, null_T, bank.objective)
+                dead = {"dead_group": view.advantage.dead, "agreement": agreement}
+                yield where | {"kind": "group", "scheme": name, **dead}
+                signal_T = view.reward.token_KT.abs().mean(0)
+                for k, row in enumerate(group):
+                    yield where | {
+                        "kind": "trace",
+                        "scheme": name,
+                        "k": row.k,
+                        # The log orders rewards alike and does not underflow.
+                        "rank_by": float(view.log_reward_K[k] if scheme.in_log else view.reward.scaled_K[k]),
+                        "scaled": float(view.reward.scaled_K[k]),
+                        "reward": float(view.reward.reward_K[k]),
+                        "reward_base": float(view.reward.base),
+                        "clipped": float(view.clipped_K[k]),
+                        "advantage": float(view.advantage.advantage_K[k]),
+                        "hardest_signal": float(signal_T[hardest] / signal_T.sum()),
+                        "gain": float(logprobs_KT[k].sum() - null_T.sum()),
+                        "hardest_gain": float(logprobs_KT[k, hardest] - null_T[hardest]),
+                        "trace_length": len(row.trace_ids or ()),
+                        "entropy": float(np.mean(row.trace_entropies)) if row.trace_entropies else np.nan,
+                        "trace": row.trace,
+                    }
+        report("trace tables", done, len(tables))

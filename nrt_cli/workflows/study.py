@@ -59,8 +59,7 @@ from nrt_cli.store.files import write_report
 from nrt_cli.store.study import Outcome, Study
 from nrt_cli.training.pretraining import pretrain
 from nrt_cli.workflows.generate import generate_cases
-from nrt_cli.workflows.score_tokens import ScoredModel, score_tokens
-from nrt_cli.workflows.scoring import Question, Report, score_answer
+from nrt_cli.workflows.scoring import Question, Report, ScoredModel, score_answer, score_tokens
 from nrt_cli.workflows.train import train
 
 INPUTS, BASE = "inputs", "base"

@@ -10,7 +10,7 @@ from nrt_analysis.formats import render
 from nrt_analysis.leakage_report import by_control, by_length, leakage_report
 
 from nrt_cli.store.tables import PartTable
-from nrt_cli.workflows.score_controls import COLUMNS
+from nrt_cli.workflows.scoring import CONTROL_COLUMNS as COLUMNS
 
 
 def row(example: int, control: str, gain: float, copied: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nrt_analysis.token_report import bin_edges, by_entropy, token_report
 
 from nrt_cli.errors import StoreError
 from nrt_cli.store.tables import PartTable
-from nrt_cli.workflows.score_tokens import COLUMNS
+from nrt_cli.workflows.scoring import TOKEN_COLUMNS as COLUMNS
 
 # (example, position, P_SFT, H_SFT, P)
 TOKENS = [

@@ -19,7 +19,7 @@ GB = 10**9
 
 def score(baseline: str, run: str, data: str, count: int) -> None:
     """In the fresh process: score, then print wall seconds, CPU seconds and peak resident bytes."""
-    from nrt_cli.workflows.score_tokens import score_tokens
+    from nrt_cli.workflows.scoring import score_tokens
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,12 +20,21 @@ from nrt_cli.methods import SCHEMES
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example
 from nrt_cli.store import Run
-from nrt_cli.workflows import score_tokens as tokens_module
+from nrt_cli.workflows import scoring
 from nrt_cli.workflows.generate import open_generator
-from nrt_cli.workflows.score_bank import open_bank, score_schemes
-from nrt_cli.workflows.score_controls import _Controls, score_controls
-from nrt_cli.workflows.score_tokens import score_tokens, tokenizer_difference
-from nrt_cli.workflows.scoring import SCORING_STREAM, Question, Scored, score_answer, subject
+from nrt_cli.workflows.scoring import (
+    SCORING_STREAM,
+    Question,
+    Scored,
+    open_bank,
+    score_answer,
+    score_controls,
+    score_schemes,
+    score_tokens,
+    subject,
+    tampered,
+    tokenizer_difference,
+)
 
 QUESTION, ANSWER = "What is 3 plus 4?", "The answer is 7."
 
@@ -151,12 +160,6 @@ def test_sampled_traces_are_a_group_and_the_seed_decides_them(am: Run) -> None:
     assert [t.trace for t in other.traces] != [t.trace for t in one.traces]
 
 
-def test_a_single_trace_has_no_advantage(am: Run) -> None:
-    found = score_answer(str(am.path), Question(QUESTION, ANSWER, ("hm",), schemes=("am",)))
-    assert found.traces[0].schemes["am"].advantage is None
-    assert found.traces[0].schemes["am"].dead_group is None
-
-
 def test_a_model_that_does_not_think_answers_directly(sft: Run, slowly: Callable[..., list[float]]) -> None:
     found = score_answer(str(sft.path), Question(QUESTION, ANSWER, samples=2))
     assert found.traces is None
@@ -167,17 +170,15 @@ def test_a_model_that_does_not_think_answers_directly(sft: Run, slowly: Callable
     assert found.direct.logprobs == pytest.approx(slowly(sft, ids, len(found.token_ids)), abs=1e-5)
 
 
-def test_special_tokens_in_a_given_trace_stay_text(am: Run) -> None:
+def test_a_given_trace_alone_has_no_advantage_and_its_special_tokens_stay_text(am: Run) -> None:
     plain, spelled = (
         score_answer(str(am.path), Question(QUESTION, ANSWER, (text,), schemes=("am",))).traces[0]
         for text in ("", "<|think_end|>")
     )
+    assert (plain.schemes["am"].advantage, plain.schemes["am"].dead_group) == (None, None)
     assert plain.trace_tokens == 0
     assert spelled.trace_tokens > 1
     assert spelled.trace == "<|think_end|>"
-
-
-def test_an_empty_question_is_refused(am: Run) -> None:
     with pytest.raises(ConfigError, match="the question or the answer is empty"):
         score_answer(str(am.path), Question(" ", ANSWER))
 
@@ -192,7 +193,7 @@ def all_rows(scored: Any) -> list[dict[str, Any]]:
 def test_ground_truth_tokens_under_both_models(
     sft: Run, am: Run, tmp_path: Path, slowly: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "PART", 3)
+    monkeypatch.setattr(scoring, "TOKENS_PART", 3)
     base, model = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=8)
     assert (base.label, model.label, base.parts, base.thinks, model.thinks) == ("sft", "am", 3, False, True)
     rows, theirs = all_rows(base), all_rows(model)
@@ -233,13 +234,14 @@ def test_a_models_probabilities_are_given_its_own_sampled_trace(
 def test_only_what_an_interruption_left_out_is_made_again(
     sft: Run, am: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "PART", 3)
+    monkeypatch.setattr(scoring, "TOKENS_PART", 3)
     arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
     base, model = score_tokens(*arguments, count=8)
     whole = [all_rows(one) for one in (base, model)]
     model.table.path(1).unlink()
     loaded = []
-    monkeypatch.setattr(tokens_module.Subject, "open", _counting(tokens_module.Subject.open, loaded))
+    open_it = scoring.Subject.open
+    monkeypatch.setattr(scoring.Subject, "open", lambda of: loaded.append(of.config.method) or open_it(of))
     assert [all_rows(one) for one in score_tokens(*arguments, count=8)] == whole
     assert loaded == ["am"]  # the baseline's rows were all there, so its model was not even loaded
     score_tokens(*arguments, count=8, seed=1)
@@ -273,14 +275,6 @@ def _narrow(run: Run, folder: Path) -> Path:
     model = config.model.model_copy(update={"dtype": "bfloat16"})
     Run(copy).update_config(to_yaml(config.model_copy(update={"model": model})))
     return copy
-
-
-def _counting(open_it: Callable[..., Any], loaded: list[str]) -> Callable[..., Any]:
-    def count(self: Any) -> Any:
-        loaded.append(self.config.method)
-        return open_it(self)
-
-    return count
 
 
 def test_other_tokenizers_are_refused_with_the_reason(
@@ -338,7 +332,7 @@ def test_rewards_under_controls(am: Run, tmp_path: Path, slowly: Callable[..., l
         assert row["reward_base"] == pytest.approx(np.exp(scores[1]).mean(), abs=1e-5)
 
 
-def test_what_is_masked_and_shuffled(am: Run, tmp_path: Path) -> None:
+def test_what_is_masked_and_shuffled(am: Run) -> None:
     tokenizer = AutoTokenizer.from_pretrained(am.export_path)
 
     def encode(text: str) -> list[int]:
@@ -346,9 +340,7 @@ def test_what_is_masked_and_shuffled(am: Run, tmp_path: Path) -> None:
 
     row = {"example": 1, "k": 0, "source": "", "prompt": "How many apples?", "answer": "He has 42 apples<eos>"}
     row |= {"prompt_ids": [5], "answer_ids": [6], "trace_ids": encode("apples: 42, 420 has")}
-    of = subject(am.path)
-    controls = _Controls(of.open(), of.config, [row], 1, 0)
-    traces = controls.traces(0)
+    traces = tampered([row], 0, tokenizer, 1, 0)
     assert "swapped" not in traces  # there is no other example
     assert sorted(traces["shuffled"]) == sorted(row["trace_ids"])
     # `apples` is in the question; `42` and `has` are the answer's alone, and 420 is another word.
