@@ -157,11 +157,11 @@ def generate(
     Raises:
         ModelError: there is no such model, or question and caps do not fit it.
     """
-    from nrt_cli.workflows.generate import open_generator
+    from nrt_cli.workflows.generate import Generator
 
-    generator = open_generator(model)
+    generator = Generator(model)
     said = generator.stream(question, think, max_trace_tokens, max_answer_tokens, temperature, seed)
-    return vars(generator.collect(question, think, said))
+    return generator.collect(question, think, said)
 
 
 def score(

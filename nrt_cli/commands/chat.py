@@ -39,11 +39,11 @@ def chat(
     Of earlier replies it sees the answers, not the traces. Ctrl-C stops a reply, Ctrl-D ends the talk; questions may
     also be piped in. With --json each reply is a line of JSON.
     """
-    from nrt_cli.workflows.generate import Conversation, open_generator
+    from nrt_cli.workflows.generate import Conversation, Generator
 
     mode = think_mode(think, max_trace_tokens)
     talk = Conversation(
-        open_generator(model, suffix),
+        Generator(model, suffix),
         mode,
         seed,
         max_trace_tokens=max_trace_tokens,
@@ -60,7 +60,7 @@ def chat(
         try:
             with contextlib.closing(talk.ask(question)) as pieces:
                 if as_json:
-                    console.write(json.dumps(vars(talk.generator.collect(question, talk.mode, pieces))) + "\n")
+                    console.write(json.dumps(talk.generator.collect(question, talk.mode, pieces)) + "\n")
                 else:
                     show(pieces)
             console.stdout.file.flush()

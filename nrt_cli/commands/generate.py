@@ -56,13 +56,13 @@ def generate(
     if not question.strip():
         raise ConfigError("the question is empty; give one as text, or - to read it from standard input.")
 
-    from nrt_cli.workflows.generate import open_generator
+    from nrt_cli.workflows.generate import Generator
 
     mode = think_mode(think, max_trace_tokens)
-    generator = open_generator(model, suffix)
+    generator = Generator(model, suffix)
     said = generator.stream(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
     if as_json:
-        console.result(vars(generator.collect(question, mode, said)), True, lambda _: None)
+        console.result(generator.collect(question, mode, said), True, lambda _: None)
     else:
         show(said)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.backends.local.reasoning import Reasoner
-from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.prompts import render_prompt
@@ -21,14 +20,18 @@ USUAL_CAP = 256
 
 
 class Generator:
-    """A model that thinks, or answers directly, as it was trained to.
+    """RUN, RUN@STEP, a model folder or builtin:NAME, that thinks, or answers directly, as it was trained to.
 
     Args:
-        suffix: ends every question that lacks it.
+        suffix: whether a question gets the last line that those of the model's training had.
+
+    Raises ModelError or StoreError.
     """
 
-    def __init__(self, section: ModelSection, suffix: str | None = None) -> None:
-        self.folder, self.suffix = section.path, suffix
+    def __init__(self, model: str | Path, suffix: bool = True) -> None:
+        located = locate_model(model)
+        section = located.section()
+        self.folder, self.suffix = section.path, located.suffix if suffix else None
         self.reasoner = Reasoner(Path(section.path), section, batch_rows=1)
 
     def thinks(self, mode: ThinkMode) -> bool:
@@ -104,26 +107,16 @@ class Generator:
             )
         return request
 
-    def collect(self, question: str, mode: ThinkMode, pieces: Iterable[tuple[Part, str]]) -> "Answered":
-        """A streamed reply as a whole."""
-        said = {"trace": "" if self.thinks(mode) else None, "answer": ""}
+    def collect(self, question: str, mode: ThinkMode, pieces: Iterable[tuple[Part, str]]) -> dict[str, str | None]:
+        """A question and its streamed reply as a whole. One that answers directly has the trace None."""
+        said = {"question": question, "trace": "" if self.thinks(mode) else None, "answer": ""}
         for part, text in pieces:
             said[part] = (said[part] or "") + text
-        return Answered(question, said["trace"], str(said["answer"]))
+        return said
 
     def load(self) -> None:
         """Have the weights in memory before the first question."""
         _ = self.reasoner.model
-
-
-@dataclasses.dataclass(frozen=True)
-class Answered:
-    """A question and the reply. What was not generated is None: a model that answers directly has no trace, not an
-    empty one."""
-
-    question: str
-    trace: str | None
-    answer: str
 
 
 class Conversation:
@@ -170,16 +163,6 @@ class Conversation:
         self.turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def open_generator(model: str | Path, suffix: bool = True) -> Generator:
-    """A generator from RUN, RUN@STEP, a model folder or builtin:NAME. Raises ModelError or StoreError.
-
-    Args:
-        suffix: whether a question gets the last line that those of the model's training had.
-    """
-    located = locate_model(model)
-    return Generator(located.section(), located.suffix if suffix else None)
-
-
 def generate_cases(
     models: Mapping[str, str],
     questions: Sequence[str],
@@ -198,12 +181,10 @@ def generate_cases(
     rows: list[dict[str, str | None]] = []
     for label, model in models.items():
         say(f"{label}: {len(questions)} questions")
-        generator = open_generator(model)
+        generator = Generator(model)
         for question in questions:
             reply = generator.reply(question, max_trace_tokens, max_answer_tokens)
             trace = reply.trace if generator.thinks("on") else None
-            cut = ["trace"] * (reply.stop == "cap") + ["answer"] * reply.cut
-            rows.append(
-                {"question": question, "run": label, "trace": trace, "answer": reply.answer, "cut": ", ".join(cut)}
-            )
+            cut = ", ".join(["trace"] * (reply.stop == "cap") + ["answer"] * reply.cut)
+            rows.append({"question": question, "run": label, "trace": trace, "answer": reply.answer, "cut": cut})
     return sorted(rows, key=lambda row: questions.index(str(row["question"])))

@@ -26,7 +26,6 @@ from nrt_cli.config.study import (
     Planned,
     StudyConfig,
     StudyData,
-    StudyEval,
     StudyModel,
     StudyQuestion,
     Variant,
@@ -139,9 +138,23 @@ def plan_study(folder: Path, study: StudyConfig) -> StudyPlan:
         longest = describe(max(plans.values(), key=lambda plan: plan.steps * plan.tokens))
         longest.append(("new rows", planned_rows(str(model.source), model.init_start, model.init_end)))
     steps = {run.name: plans[run.name].steps if plans else run.config.train.steps for run in runs}
-    judges = tuple(_judging(study, folder, steps))
+    # What each judge would be asked, and cost where all texts reach their caps: the traces are not there yet.
+    # Runs whose steps only the data tell are left out.
+    judge, requests, tokens = study.analysis.judge, 0, 0
+    for config, last in ((run.config, steps[run.name]) for run in judged_runs(study, folder)):
+        if last is not None:
+            traces = min(judge.n, config.train.validation_size, _held_out(data))
+            asked = traces * len({0, last, *range(0, last, config.train.validate_every or last)})
+            texts = config.data.max_prompt_tokens + config.rollout.max_trace_tokens + config.data.max_answer_tokens
+            requests, tokens = requests + asked, tokens + asked * texts
+    judges: list[JudgeCost] = []
+    if requests:
+        prompt = read_template(judge.template).prompt("", "", "")
+        tokens += requests * math.ceil(len(prompt.encode()) / BYTES_PER_TOKEN)
+        costs = ((model, cost_of(judge, model, tokens, requests * judge.max_output_tokens)) for model in judge.models)
+        judges = [JudgeCost(model, requests, dollars) for model, dollars in costs]
     told = tuple(commands(folder, study, runs))
-    return StudyPlan(str(folder), study.title, steps, plans, tuple(longest), judges, told)
+    return StudyPlan(str(folder), study.title, steps, plans, tuple(longest), tuple(judges), told)
 
 
 def _shape(folder: Path, model: StudyModel) -> ModelShape:
@@ -155,27 +168,6 @@ def _shape(folder: Path, model: StudyModel) -> ModelShape:
         return model_shape(str(made))  # by its name
     except ModelError:
         return source_shape(source)
-
-
-def _judging(study: StudyConfig, folder: Path, steps: Mapping[str, int | None]) -> Iterator[JudgeCost]:
-    """What each judge would be asked, and cost where all texts reach their caps: the traces are not there yet.
-
-    Runs whose steps only the data tell are left out.
-    """
-    judge, requests, tokens = study.analysis.judge, 0, 0
-    for run in judged_runs(study, folder):
-        if (last := steps[run.name]) is None:
-            continue
-        train, data = run.config.train, run.config.data
-        traces = min(judge.n, train.validation_size, _held_out(study.data))
-        asked = traces * len({0, last, *range(0, last, train.validate_every or last)})
-        requests += asked
-        tokens += asked * (data.max_prompt_tokens + run.config.rollout.max_trace_tokens + data.max_answer_tokens)
-    if requests:
-        template = read_template(judge.template)
-        tokens += requests * math.ceil(len(template.prompt("", "", "").encode()) / BYTES_PER_TOKEN)
-        for model in judge.models:
-            yield JudgeCost(model, requests, cost_of(judge, model, tokens, requests * judge.max_output_tokens))
 
 
 def _held_out(data: StudyData) -> int:
@@ -326,25 +318,16 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     return f"{model.name}: {prepared.metadata['parameters']:,} parameters"
 
 
-def ask_base(folder: Path, study: StudyConfig, config: RunConfig, tell: Tell) -> str:
-    """The starting model's scores, answering directly: it was never taught to think."""
-    asked, out = study.eval, folder / "evals" / "base"
-    job = Job(config.model.path, asked.benchmarks, asked.limit, engine=asked.engine, think="off", out=out)
-    return _ask(job, config, tell, 0.0)
-
-
-def train_and_ask(run_path: Path, config: RunConfig, asked: StudyEval, tell: Tell) -> str:
-    """Train a run, or what is missing of it, and evaluate it."""
-    share = TRAINING if asked.benchmarks else 1.0
-    started = (run_path / "manifest.json").is_file()
-    # A run that is there goes on under the study's settings, which may name more steps than it had.
-    train(run_path, config, started, partial(_TrainingTold, tell, share))
-    if not asked.benchmarks:
+def train_and_ask(run: Path | None, job: Job, config: RunConfig, tell: Tell) -> str:
+    """Train a run, or what is missing of it, and evaluate it; the starting model, no run, is evaluated alone."""
+    begin = 0.0
+    if run:
+        begin = TRAINING if job.benchmarks else 1.0
+        started = (run / "manifest.json").is_file()
+        # A run that is there goes on under the study's settings, which may name more steps than it had.
+        train(run, config, started, partial(_TrainingTold, tell, begin))
+    if not job.benchmarks:
         return ""
-    return _ask(Job(str(run_path), asked.benchmarks, asked.limit, engine=asked.engine), config, tell, share)
-
-
-def _ask(job: Job, config: RunConfig, tell: Tell, begin: float) -> str:
     rows = evaluate(job, config, _AskingTold(tell, begin, len(load_suite(job.benchmarks))))["benchmarks"]
     if failed := [f"{row['benchmark']}: {row['failed']}" for row in rows if row["failed"]]:
         raise EvalError(f"not evaluated: {'; '.join(failed)}")
@@ -432,14 +415,17 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         # What has not been done under these settings: without the folder's own path, lest a moved study be another.
         asked = study.eval.model_dump(mode="json")
         own = {run.name: run.config.model_dump(mode="json") for run in planned_runs(study, Path())}
+        given: dict[str, Any] = {key: getattr(study.eval, key) for key in ("benchmarks", "limit", "engine")}
         tasks: list[Task] = []
-        if study.eval.base and study.eval.benchmarks:
-            ask = partial(ask_base, store.path, study, planned[0].config)
-            tasks.append(Task(BASE, ask, store.log_path(BASE)))
+        if study.eval.base and study.eval.benchmarks:  # it answers directly, as it was never taught to think
+            config = planned[0].config
+            job = Job(config.model.path, **given, think="off", out=store.path / "evals" / "base")
+            tasks.append(Task(BASE, partial(train_and_ask, None, job, config), store.log_path(BASE)))
             recorder.digests[BASE] = settings_hash({"eval": asked, "run": own[planned[0].name]["eval"]})
         work: dict[str, float] = {}
         for run in planned:
-            train_one = partial(train_and_ask, store.runs_path / run.name, run.config, study.eval)
+            place = store.runs_path / run.name
+            train_one = partial(train_and_ask, place, Job(str(place), **given), run.config)
             tasks.append(Task(run.name, train_one, store.log_path(run.name)))
             recorder.digests[run.name] = settings_hash({"eval": asked, "run": own[run.name]})
             # About how much work it is: its rows, of which a sampled one takes several times as long as an answer.
@@ -454,10 +440,8 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
             if name == BASE or store.holds(name)
         }
         tasks = [task for task in tasks if task.name not in done]
-        left = sum(task.name != BASE for task in tasks)
-        console.note(
-            f"{len(planned)} runs, {left} to do, {study.jobs} at a time; what they say is in {folder / 'logs'}"
-        )
+        left, logs = sum(task.name != BASE for task in tasks), folder / "logs"
+        console.note(f"{len(planned)} runs, {left} to do, {study.jobs} at a time; what they say is in {logs}")
         display.begin({task.name: work[task.name] for task in tasks})
         run_tasks(tasks, study.jobs, recorder, preload)
     outcomes = store.outcomes()
@@ -478,8 +462,7 @@ def first_runs(folder: Path, study: StudyConfig) -> dict[str, Planned]:
 def score_pairs(folder: Path, study: StudyConfig, report: Report) -> list[ScoredModel] | None:
     """Held-out pairs token by token, the SFT run's first; None where that, or another to compare, is missing."""
     runs = first_runs(folder, study)
-    direct = [place for place, run in runs.items() if not run.config.thinks]
-    thinking = [place for place, run in runs.items() if run.config.thinks]
+    direct, thinking = ([p for p, run in runs.items() if run.config.thinks == thinks] for thinks in (False, True))
     if not (study.analysis.tokens and direct and thinking):
         return None
     return score_tokens(direct[0], thinking, folder / "analysis" / "tokens", report, count=study.analysis.tokens)
@@ -499,8 +482,8 @@ def score_questions(folder: Path, study: StudyConfig, report: Report) -> None:
     for number, pair in enumerate(scored, 1):
         records: list[dict[str, Any]] = []
         for done, place in enumerate(runs, 1):
-            found = score_answer(place, Question(*pair)).record()
-            records.append(json.loads(json_line(found)))  # in which what is not finite is null
+            # In a line what is not finite is null.
+            records.append(json.loads(json_line(score_answer(place, Question(*pair)).record())))
             report(f"question {number}", done, len(runs))
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
         write_report(folder / "analysis" / "score", {f"question-{number}.json": text.encode()})

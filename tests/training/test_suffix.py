@@ -13,7 +13,7 @@ from nrt_cli.models.metadata import read_metadata
 from nrt_cli.progress import EvalProgress
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training.locate import locate_model
-from nrt_cli.workflows.generate import Conversation, open_generator
+from nrt_cli.workflows.generate import Conversation, Generator
 from nrt_cli.workflows.push import Parcel, push
 from nrt_cli.workflows.scoring import Question, score_answer
 
@@ -39,13 +39,13 @@ def test_it_is_asked_with_it_wherever_the_model_is(run, tmp_path):
     push(Parcel(str(run.path), tmp_path / "pushed"))
     for ref in (run.path, f"{run.path}@0", f"{run.path}@1", run.path / "export", tmp_path / "pushed"):
         assert locate_model(ref).suffix == LINE, ref
-        generator = open_generator(ref)
+        generator = Generator(ref)
         tokenizer = generator.reasoner.tokenizer
         want = render_prompt(tokenizer, [{"role": "user", "content": f"{ASKED}\n{LINE}"}])
         assert question_of(generator) == want
         assert list(generator.request(f"{ASKED}\n{LINE}").prompt_ids) == want
         bare = render_prompt(tokenizer, [{"role": "user", "content": ASKED}])
-        assert question_of(open_generator(ref, suffix=False)) == bare
+        assert question_of(Generator(ref, suffix=False)) == bare
     assert LINE in (tmp_path / "pushed" / "README.md").read_text()
 
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_written_as_a_model_knows_it(run):
 
 
 def test_a_conversation_and_a_score_have_it(run):
-    talk = Conversation(open_generator(run.path), max_trace_tokens=2, max_answer_tokens=2)
+    talk = Conversation(Generator(run.path), max_trace_tokens=2, max_answer_tokens=2)
     list(talk.ask(ASKED))
     assert talk.turns[0]["content"] == f"{ASKED}\n{LINE}"
     found = score_answer(str(run.path), Question(ASKED, "7", traces=("3 + 4",)))

@@ -15,7 +15,7 @@ from nrt_cli.cli import app
 from nrt_cli.errors import ModelError
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.text.reasoning import Part
-from nrt_cli.workflows.generate import Conversation, open_generator
+from nrt_cli.workflows.generate import Conversation, Generator
 
 ROOT = Path(__file__).parents[2]
 CAPS = {"max_trace_tokens": 6, "max_answer_tokens": 5}
@@ -23,7 +23,7 @@ CAPS = {"max_trace_tokens": 6, "max_answer_tokens": 5}
 
 @pytest.fixture
 def generator(tiny_model_dir):
-    return open_generator(tiny_model_dir)
+    return Generator(tiny_model_dir)
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_answers_stay_and_traces_go(generator, prompts):
     for question in ("What is 3 plus 4?", "And 5?", "Why?"):
         turns.append({"role": "user", "content": question})
         said = generator.collect(question, "on", talk.ask(question))
-        assert said.trace
+        assert said["trace"]
         assert list(prompts[-1].prompt_ids) == render_prompt(generator.reasoner.tokenizer, turns)
-        turns.append({"role": "assistant", "content": said.answer})
+        turns.append({"role": "assistant", "content": said["answer"]})
     assert talk.turns == turns
 
 

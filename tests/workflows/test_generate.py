@@ -13,14 +13,14 @@ from nrt_cli.errors import ModelError
 from nrt_cli.records import Request
 from nrt_cli.text.reasoning import Part
 from nrt_cli.text.tokens import ThinkTokens
-from nrt_cli.workflows.generate import open_generator
+from nrt_cli.workflows.generate import Generator
 
 QUESTION = "What is 3 plus 4?"
 
 
 @pytest.fixture
 def generator(tiny_model_dir):
-    return open_generator(tiny_model_dir)
+    return Generator(tiny_model_dir)
 
 
 def answer(generator, question=QUESTION, **settings):
@@ -167,21 +167,21 @@ def test_a_run_generates_as_its_method_was_trained(shared_run):
     both = {Part.trace, Part.answer}
     for method, mode, parts in (("am", "on", both), ("sft", "on", {Part.answer}), ("sft", "forced", both)):
         run = shared_run(f"method={method}", "train.steps=1")
-        stream = open_generator(run.path).stream(QUESTION, mode, max_trace_tokens=4, max_answer_tokens=4)
+        stream = Generator(run.path).stream(QUESTION, mode, max_trace_tokens=4, max_answer_tokens=4)
         assert {part for part, _ in stream} == parts
 
 
 def test_what_is_no_model_is_refused(shared_run, tmp_path):
     with pytest.raises(ModelError, match="no model there"):
-        open_generator(tmp_path)
+        Generator(tmp_path)
     unfinished = tmp_path / "run"
     shutil.copytree(shared_run("method=am", "train.steps=1").path, unfinished)
     (unfinished / "export" / "nrt.json").write_text("{}")
     with pytest.raises(ModelError, match=r"nrt\.json: is damaged"):
-        open_generator(unfinished)
+        Generator(unfinished)
     shutil.rmtree(unfinished / "export")
     with pytest.raises(ModelError, match="no exported model yet; finish it with"):
-        open_generator(unfinished)
+        Generator(unfinished)
 
 
 def test_the_commands(nrt, shared_run):
@@ -191,7 +191,7 @@ def test_the_commands(nrt, shared_run):
     ended = nrt("generate", "a [red]run", QUESTION, "--json", *caps)
     record = json.loads(ended.out)
     assert record.keys() == {"question", "trace", "answer"}
-    want = answer(open_generator(run.path), max_trace_tokens=6, max_answer_tokens=6)
+    want = answer(Generator(run.path), max_trace_tokens=6, max_answer_tokens=6)
     assert (record["trace"], record["answer"]) == want
     shown = nrt("generate", "a [red]run", QUESTION, *caps).out
     assert shown == f"trace\n{record['trace']}\nanswer\n{record['answer']}\n"

@@ -101,9 +101,9 @@ def test_a_pushed_model_trains_as_its_card_and_a_refusal_say(shared_run, nrt_in,
 
 
 def test_the_usual_caps_fit_a_short_context(shared_run):
-    from nrt_cli.workflows.generate import open_generator
+    from nrt_cli.workflows.generate import Generator
 
-    generator = open_generator(shared_run("method=am", "train.steps=1").path)
+    generator = Generator(shared_run("method=am", "train.steps=1").path)
     generator.reasoner.positions = 64
     requests = []
     generator.reasoner.stream = requests.append

@@ -29,7 +29,7 @@ from nrt_cli.models.publish import config_for_all, tokenizer_for_all, without_pa
 from nrt_cli.records import Document
 from nrt_cli.store.evals import Evaluation
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, render_prompt, thinking_template
-from nrt_cli.workflows.generate import open_generator
+from nrt_cli.workflows.generate import Generator
 from nrt_cli.workflows.push import Parcel, push
 
 ROOT = Path(__file__).parent.parent.parent
@@ -193,7 +193,7 @@ def test_what_was_pushed_can_be_asked_pushed_and_trained_again(pushed, run, tmp_
     from nrt_cli.progress import Progress
     from nrt_cli.workflows.train import train
 
-    one, other = (open_generator(model).reply(QUESTION, 8, 8) for model in (pushed, run.path))
+    one, other = (Generator(model).reply(QUESTION, 8, 8) for model in (pushed, run.path))
     assert one == other
     push(Parcel(str(pushed), tmp_path / "again"))
     templates = [(folder / "chat_template.jinja").read_text() for folder in (pushed, tmp_path / "again")]
@@ -226,7 +226,7 @@ def test_the_lines_of_the_card_give_what_nrt_generate_gives(pushed, run, tmp_pat
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ours"] == []
-    ours = open_generator(run.path).reply(QUESTION, 12, 12)
+    ours = Generator(run.path).reply(QUESTION, 12, 12)
     assert (found["trace"], found["answer"]) == (ours.trace, ours.answer)
 
 

@@ -21,7 +21,7 @@ from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example
 from nrt_cli.store import Run
 from nrt_cli.workflows import scoring
-from nrt_cli.workflows.generate import open_generator
+from nrt_cli.workflows.generate import Generator
 from nrt_cli.workflows.scoring import (
     SCORING_STREAM,
     Question,
@@ -256,7 +256,7 @@ def test_a_runs_dtype_is_that_of_all_that_looks_into_it(
     assert subject(am.path).open().policy.model.dtype == torch.float32
     assert subject(f"{am.path}@0").open().policy.model.dtype == torch.float32
     assert subject(am.export_path).open().policy.model.dtype == torch.bfloat16  # a folder does not say whose it is
-    assert open_generator(am.path).reasoner.model.dtype == torch.float32
+    assert Generator(am.path).reasoner.model.dtype == torch.float32
     arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
     wide = [one.table.folder for one in score_tokens(*arguments, count=2)]
     leak = score_controls(str(am.path), tmp_path, quiet, count=2).table.folder
