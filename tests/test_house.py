@@ -179,7 +179,7 @@ NAMES = BACKENDS | {name for path in METHODS.glob("*.py") for name in _class_nam
 # Words that are also a name, where they mean something else.
 OTHER_MEANINGS = {
     "p": {"analysis/nrt_analysis/token_report.py"},  # a column of probabilities
-    "logp": {"nrt_cli/progress.py", "analysis/nrt_analysis/formats/page/trace_samples.py"},  # log P(y*), shortly
+    "logp": {"nrt_cli/progress.py", "analysis/nrt_analysis/formats/page/payload.py"},  # log P(y*), shortly
     "control": {"analysis/nrt_analysis/leakage_report.py", "nrt_cli/workflows/scoring.py"},  # a changed trace
     "local": {"nrt_cli/backends/verl/settings.py"},  # Ray's address
 }

@@ -14,8 +14,6 @@ from nrt_cli.store import Reference, Run
 SHOWN = 600
 """Characters of a text that the short table has."""
 
-STORED = ("example", "prompt", "answer", "trace", "stop", "k", "gain")
-
 UNITS = {
     "example": "index of the example in the data",
     "stop": "why the trace ended: end, eos or cap",
@@ -45,7 +43,9 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
     for run, reference in zip(runs, references, strict=True):
         there = trace_steps(run, kind)
         steps = reference.choose(there) if reference.spans else there[-1:]
-        of = traces_frame(run, kind, steps, ("step", *STORED), first)
+        of = traces_frame(
+            run, kind, steps, ("step", "example", "prompt", "answer", "trace", "stop", "k", "gain"), first
+        )
         of = of.assign(question=questions(list(of["prompt"])), reference=of["answer"].map(plain_text))
         # Trained on twice: the latest trace counts.
         of = of[of["k"] == 0].sort_values("step").drop_duplicates("example", keep="last")

@@ -67,7 +67,6 @@ class Column:
 
 
 def numbers(*titles: str, group: str = "") -> tuple[Column, ...]:
-    """Columns of numbers."""
     return tuple(Column(title, group, "number") for title in titles)
 
 
@@ -165,7 +164,6 @@ class Figure:
         return self.drawing is not None
 
     def below(self) -> list[str]:
-        """What stands below it."""
         return list(self.notes)
 
 
@@ -205,7 +203,6 @@ class Document:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The groups, in the order of the runs."""
         return tuple(dict.fromkeys(card.model for card in self.runs))
 
     @property
@@ -266,9 +263,6 @@ class Analysis:
     def of(cls, document: Document) -> "Analysis":
         drawings = {figure.key: figure.drawing for figure in document.figures if figure.drawing}
         return cls(document.frames, drawings, document.notes, document.units)
-
-
-# --- what several formats have in common ------------------------------------------------------------------------------
 
 
 def shown(value: Any) -> str:

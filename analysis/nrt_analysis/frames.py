@@ -44,8 +44,6 @@ STEP_METRICS = (
 )  # fmt: skip
 """Metrics of a training step that analyses read; a run may lack some."""
 
-HELD_OUT_METRICS = ("step", "examples", "answer_logprob", "null_logprob", "gain")
-
 
 def frame_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """Rows as a frame that has these columns in any case: one that no row has is empty, NaN, and comes last."""
@@ -86,9 +84,6 @@ def steps_frame(run: Run) -> pd.DataFrame:
         health = pd.DataFrame(rows, columns=["step", "truncated_share", "distinct_ngrams"])
         frame = frame.merge(health[["step", *(name for name in health if name not in frame)]], on="step", how="left")
     return frame
-
-
-# --- traces ----------------------------------------------------------------------------------------------------------
 
 
 def trace_steps(run: Run, kind: str) -> list[int]:
@@ -144,9 +139,6 @@ def traces_frame(
     return stacked(found, list(TRACE_COLUMNS) if columns is None else columns)
 
 
-# --- for notebooks ----------------------------------------------------------------------------------------------------
-
-
 class OpenRun:
     """A run directory to look into, also while it is in training. Columns are explained in the store's README.
 
@@ -174,7 +166,8 @@ class OpenRun:
     @property
     def held_out(self) -> pd.DataFrame:
         """One row per held-out score, in nats per answer; no row where there was no held-out data."""
-        return frame_of(self._run.metrics("held_out"), (*HELD_OUT_METRICS, "kind")).drop(columns="kind")
+        metrics = ("step", "examples", "answer_logprob", "null_logprob", "gain", "kind")
+        return frame_of(self._run.metrics("held_out"), metrics).drop(columns="kind")
 
     @property
     def evaluations(self) -> pd.DataFrame:
@@ -193,9 +186,6 @@ class OpenRun:
         Held-out traces have no scores (None). Raises StoreError where none are stored.
         """
         return traces_frame(self._run, HELD_OUT if held_out else STEP, None if step is None else [step])
-
-
-# --- text ------------------------------------------------------------------------------------------------------------
 
 
 def plain_text(text: str) -> str:

@@ -6,12 +6,11 @@ A score is a share: S seeds of training, each evaluated on the same n documents.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from nrt_cli.measures.statistics import Mean
+from nrt_cli.measures.statistics import Difference, Mean
 
 DRAWS = 2000
 
@@ -54,21 +53,6 @@ def share_above_0(values: pd.Series) -> float:
     return float((values.dropna() > 0).mean())
 
 
-# --- over seeds ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and the ends of its 95 % interval; NaN where they cannot be known."""
-
-    value: float
-    low: float
-    high: float
-
-
-NOTHING = Estimate(math.nan, math.nan, math.nan)
-
-
 FEW = 30
 """Documents below which their spread is too chancy to be taken at its word."""
 
@@ -85,8 +69,8 @@ def trusted(mean: Mean) -> Mean:
     return Mean(mean.value, least if math.isnan(mean.error) else max(mean.error, least), mean.n)
 
 
-def over_seeds(means: Sequence[Mean]) -> Estimate:
-    """The mean over seeds of a score in [0, 1].
+def over_seeds(means: Sequence[Mean]) -> Difference:
+    """The mean over seeds of a score in [0, 1]; NaN where it or its interval cannot be known.
 
     Two chances are added: which documents were asked, a variance of mean(error_s^2), which all seeds share and which
     more seeds do not reduce; and training's, s^2 / S, with s the standard deviation over seeds. A single seed says
@@ -98,10 +82,10 @@ def over_seeds(means: Sequence[Mean]) -> Estimate:
 
     means = [mean for mean in means if not math.isnan(mean.value)]
     if not means:
-        return NOTHING
+        return Difference(math.nan, math.nan, math.nan, 0)
     value, n = sum(mean.value for mean in means) / len(means), min(mean.n for mean in means)
     if n < 2:
-        return Estimate(value, math.nan, math.nan)
+        return Difference(value, math.nan, math.nan, n)
     documents = sum(mean.error**2 for mean in means) / len(means)
     seeds = float(np.var([mean.value for mean in means], ddof=1)) / len(means) if len(means) > 1 else 0.0
     variance, spread = documents + seeds, value * (1 - value)
@@ -111,10 +95,10 @@ def over_seeds(means: Sequence[Mean]) -> Estimate:
     z, of = float(stdtrit(freedom, 0.975)), spread / variance if variance > 0 and spread > 0 else n
     centre = (value + z**2 / (2 * of)) / (1 + z**2 / of)
     margin = z / (1 + z**2 / of) * math.sqrt(value * (1 - value) / of + z**2 / (4 * of**2))
-    return Estimate(value, max(0.0, centre - margin), min(1.0, centre + margin))
+    return Difference(value, max(0.0, centre - margin), min(1.0, centre + margin), n)
 
 
-def difference(of: Estimate, minus: Estimate) -> Estimate:
+def difference(of: Difference, minus: Difference) -> Difference:
     """of - minus, taken as independent: Newcombe's hybrid of the two intervals.
 
     Scores on the same documents rise and fall together, so where both are, this interval is wider than a paired one.
@@ -122,4 +106,4 @@ def difference(of: Estimate, minus: Estimate) -> Estimate:
     value = of.value - minus.value
     low = value - math.hypot(of.value - of.low, minus.high - minus.value)
     high = value + math.hypot(of.high - of.value, minus.value - minus.low)
-    return Estimate(value, low, high)
+    return Difference(value, low, high, min(of.n, minus.n))

@@ -106,7 +106,6 @@ def template_label(digest: str, name: Any) -> str:
 
 
 def asked_with(frame: pd.DataFrame) -> str:
-    """The templates of a frame's judgements."""
     pairs = frame[["template", "template_name"]].drop_duplicates("template", keep="last").sort_values("template")
     return ", ".join(template_label(*pair) for pair in pairs.itertuples(index=False))
 

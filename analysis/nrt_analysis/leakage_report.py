@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, error_bars, intervals_beside, line_style, new_figure, panel
@@ -70,6 +69,22 @@ def leakage_report(table: PartTable, parts: int, method: str, traces: str, span:
         copied.append(
             f"rank correlation of a trace's gain with its share of copied words: {rho:+.2f} (n = {len(pair)})"
         )
+    figure, axes = new_figure(2, 1, COLUMN, 3.4)
+    above, below = axes[:, 0]
+    intervals_beside(above, controls["gain"], controls["low"], controls["high"], map(CONTROLS.get, controls["control"]))
+    above.set_xlabel("gain over the null trace (nats per answer)")
+    small: dict[str, Any] = {"markersize": 3, "linewidth": 1}
+    bars = error_bars(copies["copied"], copies["low"], copies["high"])
+    style = small | line_style(0)
+    below.errorbar(copies["n"], copies["copied"], bars, label="own trace", elinewidth=0.8, capsize=2, **style)
+    below.plot(copies["n"], copies["by_chance"], label="another example's", **small | line_style(1))
+    below.set_xticks(copies["n"])
+    below.set_ylim(bottom=0)
+    below.set_xlabel("$n$ (words)")
+    below.set_ylabel("share of $n$-grams copied")
+    below.legend(frameon=False, fontsize=6)
+    panel(above, "a", "gain of a trace, and of what is left of it")
+    panel(below, "b", "answer words in the trace")
     return section(
         "leakage",
         {
@@ -78,7 +93,7 @@ def leakage_report(table: PartTable, parts: int, method: str, traces: str, span:
             "copied": copies,
             "traces": frame,
         },
-        {"leakage": _figure(controls, copies)},
+        {"leakage": figure},
         (
             f"{len(sampled)} traces ({traces}) of {sampled['example'].nunique()} examples; rewards: {method}",
             f"masked: {spans} that the answer has and the question has not, one mask for each of their tokens; "
@@ -118,26 +133,3 @@ def by_length(frame: pd.DataFrame) -> pd.DataFrame:
         measured = 0 if np.isnan(row["n"]) else int(row["n"])
         rows.append((n, row["mean"], row["low"], row["high"], chance, measured))
     return pd.DataFrame(rows, columns=["n", "copied", "low", "high", "by_chance", "measured"])
-
-
-# --- figure ----------------------------------------------------------------------------------------------------------
-
-
-def _figure(controls: pd.DataFrame, copies: pd.DataFrame) -> Figure:
-    figure, axes = new_figure(2, 1, COLUMN, 3.4)
-    gains, shares = axes[:, 0]
-    intervals_beside(gains, controls["gain"], controls["low"], controls["high"], map(CONTROLS.get, controls["control"]))
-    gains.set_xlabel("gain over the null trace (nats per answer)")
-    small: dict[str, Any] = {"markersize": 3, "linewidth": 1}
-    bars = error_bars(copies["copied"], copies["low"], copies["high"])
-    style = small | line_style(0)
-    shares.errorbar(copies["n"], copies["copied"], bars, label="own trace", elinewidth=0.8, capsize=2, **style)
-    shares.plot(copies["n"], copies["by_chance"], label="another example's", **small | line_style(1))
-    shares.set_xticks(copies["n"])
-    shares.set_ylim(bottom=0)
-    shares.set_xlabel("$n$ (words)")
-    shares.set_ylabel("share of $n$-grams copied")
-    shares.legend(frameon=False, fontsize=6)
-    panel(gains, "a", "gain of a trace, and of what is left of it")
-    panel(shares, "b", "answer words in the trace")
-    return figure

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, intervals_beside, new_figure, panel
@@ -47,7 +46,29 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     traces = frame[frame["kind"] == "trace"]
     schemes = list(dict.fromkeys(frame["scheme"]))
     correlation = rank_correlations(traces, schemes)
-    summary = _summary(groups, traces, schemes)
+    agreed_halves = clustered_means(groups["agreement"], groups["group"], groups["scheme"]).reindex(schemes)
+    # Spearman and Brown's reliability R = 2 r / (1 + r) of the whole answer, as R / (1 - R).
+    found = agreed_halves["mean"].astype(float).where(agreed_halves["mean"] > 0)
+    within = traces.groupby(["scheme", "group"])["scaled"]
+    spread = within.std(ddof=0) / within.agg(lambda values: values.abs().mean())
+    # How the trace with the highest reward differs from its group's mean, by (scheme, group).
+    best, means = _preferred(traces).set_index(["scheme", "group"]), traces.groupby(["scheme", "group"])
+    gaps = {feature: best[feature] - means[feature].mean() for feature in FEATURES}
+    clipped = (traces["clipped"] == 0).astype(float).where(traces["clipped"].notna())
+    table = pd.DataFrame(
+        {
+            "dead_share": groups["dead_group"].astype(float).groupby(groups["scheme"]).mean(),
+            "clipped_share": clipped.groupby(traces["scheme"]).mean(),
+            "spread": spread.groupby("scheme").median(),
+            "agreement": agreed_halves["mean"],
+            "agreement_low": agreed_halves["low"],
+            "agreement_high": agreed_halves["high"],
+            "snr": 2 * found / (1 - found),
+            "hardest_signal": traces.groupby("scheme")["hardest_signal"].mean(),
+            **{f"best_{feature}": gap.groupby("scheme").mean() for feature, gap in gaps.items()},
+        }
+    )
+    summary = table.astype(float).loc[list(schemes)].rename_axis("scheme").reset_index()
     columns = ["step", "example", "k", "scheme", "reward", "reward_base", "clipped", "advantage"]
     preferred = _preferred(traces).groupby("group")["k"].nunique()
     agreed = number(float((preferred == 1).mean()), ".0%")
@@ -60,18 +81,51 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     alike = "rank correlation: no group has rewards that differ under two schemes"
     if known:
         least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-        low, high = (f"{known[pair]:.2f} ({' and '.join(pair)})" for pair in (least, most))
-        alike = f"rank correlation within groups: from {low} to {high}"
+        ends = (f"{known[pair]:.2f} ({' and '.join(pair)})" for pair in (least, most))
+        alike = f"rank correlation within groups: from {' to '.join(ends)}"
+    # What a terminal has room for.
+    forms = {
+        "dead": ("dead_share", ".0%"), "clipped": ("clipped_share", ".0%"), "gain": ("best_gain", "+.1f"),
+        "length": ("best_trace_length", "+.0f"),
+    }  # fmt: skip
+    agreement = summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
+    texts = {name: [number(value, form) for value in summary[column]] for name, (column, form) in forms.items()}
+    texts |= {"agreement": [interval(row, ".2f") for row in agreement]}
+    overview = pd.DataFrame({"scheme": summary["scheme"], **texts, "snr": summary["snr"].round(2)})
+    overview = overview[["scheme", "dead", "clipped", "agreement", "snr", "gain", "length"]]
+    figure, axes = new_figure(3, 1, COLUMN, 5.2, gridspec_kw={"height_ratios": (1.5, 1, 1)})
+    ranks, halves, dead = axes[:, 0]
+    values = correlation.to_numpy()
+    ranks.grid(False)
+    ranks.imshow(values, cmap="Greys", vmin=-0.2, vmax=1.4, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        shown = "-" if np.isnan(value) else f"{value:.2f}"
+        ranks.text(j, i, shown, ha="center", va="center", fontsize=6, color="white" if value > 0.8 else "black")
+    ranks.set_xticks(range(len(correlation)), list(correlation.columns), rotation=40, ha="right")
+    ranks.set_yticks(range(len(correlation)), list(correlation.index))
+    middle, low, high = (summary[name] for name in ("agreement", "agreement_low", "agreement_high"))
+    intervals_beside(halves, middle, low, high, summary["scheme"])
+    halves.set_xlabel("agreement of answer halves ($r$)")
+    at = np.arange(len(summary))[::-1]
+    dead.barh(at + 0.2, summary["dead_share"], 0.36, color="0.25", label="dead groups")
+    dead.barh(at - 0.2, summary["clipped_share"], 0.36, color="0.75", label="clipped traces")
+    dead.set_yticks(at, list(summary["scheme"]))
+    dead.set_xlim(0, 1)
+    dead.set_xlabel("share")
+    dead.legend(frameon=False, fontsize=6, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    titles = ("rank correlation of rewards within groups", "signal within groups", "no signal")
+    for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
+        panel(axis, letter, title)
     return section(
         "schemes",
         {
-            "overview": _overview(summary),
+            "overview": overview,
             "schemes": summary,
             "correlation": correlation.rename_axis("scheme").reset_index(),
             "disagreements": disagreements(traces),
             "advantages": traces[columns].reset_index(drop=True),
         },
-        {"schemes": _figure(correlation, summary)},
+        {"schemes": figure},
         (
             f"{groups['group'].nunique()} groups of {size} traces from {source}{by}: rewards under another scheme are "
             "what it would have given to these traces, not to those it would have led to",
@@ -103,49 +157,6 @@ def rank_correlations(traces: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFr
     return table
 
 
-def _summary(groups: pd.DataFrame, traces: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:
-    agreement = clustered_means(groups["agreement"], groups["group"], groups["scheme"]).reindex(schemes)
-    within = traces.groupby(["scheme", "group"])["scaled"]
-    spread = within.std(ddof=0) / within.agg(lambda values: values.abs().mean())
-    # How the trace with the highest reward differs from its group's mean, by (scheme, group).
-    best, keys = _preferred(traces).set_index(["scheme", "group"]), ["scheme", "group"]
-    gaps = {feature: best[feature] - traces.groupby(keys)[feature].mean() for feature in FEATURES}
-    clipped = (traces["clipped"] == 0).astype(float).where(traces["clipped"].notna())
-    table = pd.DataFrame(
-        {
-            "dead_share": groups["dead_group"].astype(float).groupby(groups["scheme"]).mean(),
-            "clipped_share": clipped.groupby(traces["scheme"]).mean(),
-            "spread": spread.groupby("scheme").median(),
-            "agreement": agreement["mean"],
-            "agreement_low": agreement["low"],
-            "agreement_high": agreement["high"],
-            "snr": signal_to_noise(agreement["mean"]),
-            "hardest_signal": traces.groupby("scheme")["hardest_signal"].mean(),
-            **{f"best_{feature}": gap.groupby("scheme").mean() for feature, gap in gaps.items()},
-        }
-    )
-    return table.astype(float).loc[list(schemes)].rename_axis("scheme").reset_index()
-
-
-def _overview(summary: pd.DataFrame) -> pd.DataFrame:
-    """What a terminal has room for."""
-    forms = {
-        "dead": ("dead_share", ".0%"), "clipped": ("clipped_share", ".0%"), "gain": ("best_gain", "+.1f"),
-        "length": ("best_trace_length", "+.0f"),
-    }  # fmt: skip
-    agreement = summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
-    texts = {name: [number(value, form) for value in summary[column]] for name, (column, form) in forms.items()}
-    texts |= {"agreement": [interval(row, ".2f") for row in agreement]}
-    table = pd.DataFrame({"scheme": summary["scheme"], **texts, "snr": summary["snr"].round(2)})
-    return table[["scheme", "dead", "clipped", "agreement", "snr", "gain", "length"]]
-
-
-def signal_to_noise(agreement: pd.Series) -> pd.Series:
-    """2 r / (1 - r): Spearman and Brown's reliability R = 2 r / (1 + r) of the whole answer, as R / (1 - R)."""
-    found = agreement.astype(float).where(agreement > 0)
-    return 2 * found / (1 - found)
-
-
 def _preferred(traces: pd.DataFrame) -> pd.DataFrame:
     """The trace with the highest reward, the first of equals, in each group under each scheme that rewards any."""
     ranked = traces.dropna(subset="rank_by").sort_values("rank_by", ascending=False, kind="stable")
@@ -158,33 +169,3 @@ def disagreements(traces: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     chosen = best.groupby("group")["k"].nunique().sort_values(ascending=False, kind="stable")
     rows = best[best["group"].isin(chosen[chosen > 1].index[:most])]
     return rows[["step", "example", "scheme", "k", "advantage", "gain", "trace_length", "trace"]].reset_index(drop=True)
-
-
-# --- figure ----------------------------------------------------------------------------------------------------------
-
-
-def _figure(correlation: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    figure, axes = new_figure(3, 1, COLUMN, 5.2, gridspec_kw={"height_ratios": (1.5, 1, 1)})
-    ranks, agreement, dead = axes[:, 0]
-    values = correlation.to_numpy()
-    ranks.grid(False)
-    ranks.imshow(values, cmap="Greys", vmin=-0.2, vmax=1.4, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        shown = "-" if np.isnan(value) else f"{value:.2f}"
-        ranks.text(j, i, shown, ha="center", va="center", fontsize=6, color="white" if value > 0.8 else "black")
-    ranks.set_xticks(range(len(correlation)), list(correlation.columns), rotation=40, ha="right")
-    ranks.set_yticks(range(len(correlation)), list(correlation.index))
-    middle, low, high = (summary[name] for name in ("agreement", "agreement_low", "agreement_high"))
-    intervals_beside(agreement, middle, low, high, summary["scheme"])
-    agreement.set_xlabel("agreement of answer halves ($r$)")
-    at = np.arange(len(summary))[::-1]
-    dead.barh(at + 0.2, summary["dead_share"], 0.36, color="0.25", label="dead groups")
-    dead.barh(at - 0.2, summary["clipped_share"], 0.36, color="0.75", label="clipped traces")
-    dead.set_yticks(at, list(summary["scheme"]))
-    dead.set_xlim(0, 1)
-    dead.set_xlabel("share")
-    dead.legend(frameon=False, fontsize=6, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
-    titles = ("rank correlation of rewards within groups", "signal within groups", "no signal")
-    for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
-        panel(axis, letter, title)
-    return figure

@@ -69,18 +69,29 @@ def token_report(
     edges = bin_edges(sft["entropy"], width)
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
     table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
+    # Each model over all tokens, and over the tenth of them with the highest H_SFT.
+    summary, hard = [], sft["entropy"].quantile(0.9)
+    for label, frame in joined.items():
+        for which, part in (("all", frame), ("hardest tenth", frame[frame["entropy_sft"] >= hard])):
+            means = part[["p_sft", "p", "ratio"]].mean().to_dict()
+            typical = float(np.exp(part["log_ratio"].mean()))
+            summary.append({"run": label, "which": which, "tokens": len(part)} | means)
+            summary[-1] |= {"typical": typical, "improved": share_above_0(part["log_ratio"])}
+    # The table to read: a row per bin, a column per run with its ratio and interval.
+    bins = table[["h_low", "h_high"]].itertuples(index=False, name=None)
+    texts = table.assign(
+        H_SFT=[f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more" for low, high in bins],
+        text=[interval(row, ".3f") for row in table[["ratio", "low", "high"]].itertuples(index=False)],
+    )
+    wide = texts.pivot_table(index=["H_SFT", "tokens"], columns="run", values="text", aggfunc="first", sort=False)
+    wide = wide.reset_index().rename_axis(columns=None)[["H_SFT", "tokens", *dict.fromkeys(table["run"])]]
     median, narrow = float(sft["entropy"].median()), width / 5
     fine = np.arange(int(sft["entropy"].max() // narrow) + 2) * narrow
     counts, _ = np.histogram(sft["entropy"], fine)
     histogram = pd.DataFrame({"h_low": fine[:-1], "h_high": fine[1:], "tokens": counts})
     return section(
         "tokens",
-        {
-            "ratios": _ratios(table),
-            "tokens": table,
-            "summary": _summary(sft, joined),
-            "entropy": histogram,
-        },
+        {"ratios": wide, "tokens": table, "summary": pd.DataFrame(summary), "entropy": histogram},
         {"tokens": token_figure(histogram, table, median)},
         (
             f"{len(sft):,} ground-truth tokens of {sft['example'].nunique()} examples, eos included; median H_SFT "
@@ -117,33 +128,6 @@ def by_entropy(frame: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
     table[["typical", "typical_low", "typical_high"]] = typical
     table["improved"] = grouped["log_ratio"].agg(share_above_0)
     return table.assign(p_sft=grouped["p_sft"].mean(), p=grouped["p"].mean())
-
-
-def _ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per bin, a column per run: the ratio with its interval."""
-    bins = table[["h_low", "h_high"]].itertuples(index=False, name=None)
-    shown = table.assign(
-        H_SFT=[f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g} or more" for low, high in bins],
-        text=[interval(row, ".3f") for row in table[["ratio", "low", "high"]].itertuples(index=False)],
-    )
-    wide = shown.pivot_table(index=["H_SFT", "tokens"], columns="run", values="text", aggfunc="first", sort=False)
-    return wide.reset_index().rename_axis(columns=None)[["H_SFT", "tokens", *dict.fromkeys(table["run"])]]
-
-
-def _summary(sft: pd.DataFrame, joined: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Each model over all tokens, and over the tenth of them with the highest H_SFT."""
-    hard = sft["entropy"].quantile(0.9)
-    rows = []
-    for label, frame in joined.items():
-        for which, part in (("all", frame), ("hardest tenth", frame[frame["entropy_sft"] >= hard])):
-            means = part[["p_sft", "p", "ratio"]].mean().to_dict()
-            typical = float(np.exp(part["log_ratio"].mean()))
-            rows.append({"run": label, "which": which, "tokens": len(part)} | means)
-            rows[-1] |= {"typical": typical, "improved": share_above_0(part["log_ratio"])}
-    return pd.DataFrame(rows)
-
-
-# --- figure ----------------------------------------------------------------------------------------------------------
 
 
 def token_figure(histogram: pd.DataFrame, table: pd.DataFrame, median: float = math.nan) -> Figure:

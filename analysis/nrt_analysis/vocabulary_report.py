@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import regex
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from wordcloud import STOPWORDS, WordCloud
 
 from nrt_analysis.document import Document, section
@@ -73,7 +72,15 @@ def vocabulary(
         raise StoreError(f"{run.path}: the stored traces hold no words to count; name other steps, as in RUN@1-10.")
     table = compare(of_traces, of_answers, stop_words)
     changes = ranked(table, top)
-    figure, missing = _figure(changes, table)
+    figure, axes = new_figure(2, 2, COLUMN, 4.2, width_ratios=(1, 1.6))
+    missing = _bars(axes[0, 0], changes[changes["ratio"] > 1], "0.25")
+    missing += _bars(axes[1, 0], changes[changes["ratio"] < 1], "0.65")
+    content = table[~table["stop_word"] & ~table["word"].str.startswith("[")].set_index("word")
+    missing += _cloud(axes[0, 1], content["in_traces"]) + _cloud(axes[1, 1], content["in_answers"])
+    titles = ("more in traces", "words of traces", "less in traces", "words of answers")
+    for axis, letter, title in zip(axes.flat, "abcd", titles, strict=True):
+        panel(axis, letter, title)
+    missing = list(dict.fromkeys(missing))
     span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
     notes = [
         f"{traces} traces ({of_traces.total()} words) and {answers} answers ({of_answers.total()} words) of {span}, "
@@ -90,8 +97,6 @@ def vocabulary(
         )
     return section("vocab", {"changes": changes, "vocab": table}, {"vocab": figure}, notes, UNITS)
 
-
-# --- text as countable words, in any language -------------------------------------------------------------------------
 
 # Scripts written without spaces. Their runs are counted as overlapping pairs of characters, as search engines index
 # them: finding words would take a dictionary for each language.
@@ -131,9 +136,6 @@ def words(text: str) -> Iterator[str]:
                 yield word
         else:
             yield f"[{kind}]"
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
 
 
 def compare(traces: Mapping[str, int], answers: Mapping[str, int], stop_words: Collection[str]) -> pd.DataFrame:
@@ -178,24 +180,6 @@ def ranked(table: pd.DataFrame, top: int) -> pd.DataFrame:
     more, less = table[table["ratio"] > 1], table[table["ratio"] < 1]
     less = less.sort_values(["ratio", "word"])
     return pd.concat([more.head(top), less.head(top)], ignore_index=True)
-
-
-# --- figure ----------------------------------------------------------------------------------------------------------
-
-
-def _figure(changes: pd.DataFrame, table: pd.DataFrame) -> tuple[Figure, list[str]]:
-    """The four panels of Fig. 4; and the words that no font could draw."""
-    figure, axes = new_figure(2, 2, COLUMN, 4.2, width_ratios=(1, 1.6))
-    more = changes[changes["ratio"] > 1]
-    missing = _bars(axes[0, 0], more, "0.25") + _bars(axes[1, 0], changes[changes["ratio"] < 1], "0.65")
-    panel(axes[0, 0], "a", "more in traces")
-    panel(axes[1, 0], "c", "less in traces")
-    content = table[~table["stop_word"] & ~table["word"].str.startswith("[")]
-    missing += _cloud(axes[0, 1], content.set_index("word")["in_traces"])
-    missing += _cloud(axes[1, 1], content.set_index("word")["in_answers"])
-    panel(axes[0, 1], "b", "words of traces")
-    panel(axes[1, 1], "d", "words of answers")
-    return figure, list(dict.fromkeys(missing))
 
 
 def _bars(axis: Axes, words: pd.DataFrame, color: str) -> list[str]:

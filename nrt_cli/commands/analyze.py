@@ -15,20 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tables and figures of what runs left behind.", no_args_is_help=True)
 
-Runs = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories."),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run."),
-]
+Out = Annotated[Path | None, typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice of examples and of sampling.")]
-
-
-@app.callback()
-def analyze() -> None:
-    """Tables and figures of what runs left behind."""
 
 
 def deliver(document: "Document", out: Path | None, first: Path, as_json: bool) -> None:
@@ -39,14 +27,15 @@ def deliver(document: "Document", out: Path | None, first: Path, as_json: bool) 
 
     written = write(document, out or first / "analysis" / document.section, ("csv", "md"))
     record = document.record() | {"files": [str(path) for path in written]}
-    files = ", ".join(path.name for path in written)
-    said = f"Written to {written[0].parent}: {files}"
+    said = f"Written to {written[0].parent}: {', '.join(path.name for path in written)}"
     console.result(record, as_json, lambda _: show_document(document, document.tables, said))
 
 
 @app.command(epilog="Example: nrt analyze dynamics runs/am runs/ws-neg-log-p")
 def dynamics(
-    runs: Runs,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.")
+    ],
     window: Annotated[int, typer.Option(min=1, help="Steps that the thick lines average.")] = 10,
     out: Out = None,
     as_json: AsJson = False,
@@ -94,8 +83,7 @@ def vocab(
 @app.command(epilog="Example: nrt analyze cases runs/sft runs/am runs/ws-neg-log-p --generate --n 2")
 def cases(
     runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare."),
+        list[str], typer.Argument(metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare.")
     ],
     n: Annotated[int | None, typer.Option("--n", min=1, help="Questions; default: 3.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Training's traces instead of held-out ones.")] = False,
@@ -132,9 +120,6 @@ def cases(
     rows = generate_cases(models, asked, cap, cap, console.note)
     how = f"generated greedily, at most {cap} tokens of trace and of answer"
     deliver(room.generated_cases(rows, how), out, references[0].path, as_json)
-
-
-# --- analyses that score answers -------------------------------------------------------------------------------------
 
 
 @app.command(epilog="Example: nrt analyze tokens --baseline runs/sft --runs runs/am runs/ws-neg-log-p")

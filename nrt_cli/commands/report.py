@@ -41,8 +41,7 @@ def report(
         str, typer.Option("--format", help="Which of html, md, latex, csv, pdf; separated by commas.")
     ] = DEFAULT,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the files; by default report in the one study or run, else here."),
+        Path | None, typer.Option(help="Folder for the files; by default report in the one study or run, else here.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,13 +73,13 @@ def make_report(paths: Sequence[Path], out: Path, formats: Sequence[str]) -> tup
     from nrt_cli.config.schema import nearest
     from nrt_cli.models.token_text import token_text
 
-    known = list(FORMATS)
     wanted = list(dict.fromkeys(name for name in map(str.strip, formats) if name))
+    known = ", ".join(FORMATS)
     for name in wanted:
         if name not in FORMATS:
-            raise ConfigError(f"format {name!r} is unknown{nearest(name, known)}; choose from {', '.join(known)}.")
+            raise ConfigError(f"format {name!r} is unknown{nearest(name, [*FORMATS])}; choose from {known}.")
     if not wanted:
-        raise ConfigError(f"no format is named; choose from {', '.join(known)}.")
+        raise ConfigError(f"no format is named; choose from {known}.")
     console.note(f"report: reading {', '.join(map(str, paths))} and drawing")
     document = gather(paths)
     return document, write(document, out, wanted, token_text)
@@ -102,33 +101,29 @@ def show_document(document: "Document", tables: Sequence["Table"], written: str)
     """Some of a document's tables, what to know about them, what is empty, and where the files are."""
     for table in tables:
         console.stdout.print(console.plain(": ".join(filter(None, (table.title, table.caption)))))
-        console.stdout.print(_grid(table))
+        # Rows and columns that have something of ours to say, as many as a terminal has room for.
+        ours = [i for i, column in enumerate(table.columns) if column.group != "Paper"]
+        rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])][:ROWS]
+        shown = [i for i in ours if any(row.cells[i].text for row in rows)]
+        grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in (table.columns[i] for i in shown):
+            number = column.kind == "number"
+            grid.add_column(
+                console.plain(column.title), justify="right" if number else "left", no_wrap=number, overflow="fold"
+            )
+        section = ""
+        for row in rows:
+            if row.section != section:
+                section = row.section
+                grid.add_row(console.plain(section), style="italic")
+            texts = [console.plain(row.cells[i].text or "-") for i in shown]
+            for text, i in zip(texts, shown, strict=True):
+                text.stylize({0: "", 1: "bold", 2: "underline"}[row.cells[i].place])
+            grid.add_row(*texts)
+        console.stdout.print(grid)
     for note in document.notes:
         console.stdout.print(console.plain(f"- {note}"))
     for part in document.parts:
         if part.reason:
             console.stdout.print(console.plain(f"- {part.title} is empty: {part.reason}"))
     console.stdout.print(console.plain(written), soft_wrap=True)
-
-
-def _grid(table: "Table") -> RichTable:
-    """Rows and columns that have something of ours to say, as many as a terminal has room for."""
-    ours = [i for i, column in enumerate(table.columns) if column.group != "Paper"]
-    rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])][:ROWS]
-    shown = [i for i in ours if any(row.cells[i].text for row in rows)]
-    grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in (table.columns[i] for i in shown):
-        number = column.kind == "number"
-        grid.add_column(
-            console.plain(column.title), justify="right" if number else "left", no_wrap=number, overflow="fold"
-        )
-    section = ""
-    for row in rows:
-        if row.section != section:
-            section = row.section
-            grid.add_row(console.plain(section), style="italic")
-        texts = [console.plain(row.cells[i].text or "-") for i in shown]
-        for text, i in zip(texts, shown, strict=True):
-            text.stylize({0: "", 1: "bold", 2: "underline"}[row.cells[i].place])
-        grid.add_row(*texts)
-    return grid

@@ -11,33 +11,17 @@ from nrt_cli.cli import app
 from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 
-METRICS = {
-    "entropy": 2.0,
-    "trace_length": 40.0,
-    "forced_share": 0.1,
-    "gain": 1.0,
-    "reward": 0.6,
-    "reward_base": 0.5,
-    "dead_groups": 0.25,
-    "token_signal": 0.01,
-}
+METRICS = {"entropy": 2.0, "trace_length": 40.0, "forced_share": 0.1, "gain": 1.0, "reward": 0.6, "reward_base": 0.5}
+METRICS |= {"dead_groups": 0.25, "token_signal": 0.01}
 
 
 def trace_row(step: int, example: int, k: int, trace: str, **more: Any) -> dict[str, Any]:
     """A row of a trace file; ids are the characters' code points."""
     question = more.pop("question", f"Question {example}?")
-    return {
-        "step": step,
-        "example": example,
-        "source": "test",
-        "k": k,
-        "prompt": f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
-        "trace": trace,
-        "answer": f"answer {example}<|im_end|>",
-        "stop": "end",
-        "trace_ids": [ord(c) for c in trace],
-        **more,
-    }
+    prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    where = {"step": step, "example": example, "source": "test", "k": k, "prompt": prompt, "stop": "end"}
+    said = {"trace": trace, "answer": f"answer {example}<|im_end|>", "trace_ids": [ord(c) for c in trace]}
+    return where | said | more
 
 
 @pytest.fixture(scope="session")

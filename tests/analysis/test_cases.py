@@ -41,10 +41,7 @@ def test_the_latest_traces_on_common_questions(two_runs):
 def test_one_run_at_two_steps_and_the_number_of_questions(two_runs):
     am, _ = two_runs
     table = stored_cases(refer(f"{am.path}@0", f"{am.path}@30"), HELD_OUT, 1).frames["cases"]
-    assert table[["example", "run", "trace"]].values.tolist() == [
-        [0, "am@0", "am starts 0"],
-        [0, "am@30", "am ends 0"],
-    ]
+    assert table[["example", "run", "trace"]].values.tolist() == [[0, "am@0", "am starts 0"], [0, "am@30", "am ends 0"]]
 
 
 def test_training_traces_have_their_gain(two_runs):

@@ -6,26 +6,24 @@ import json
 import math
 from itertools import pairwise
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgb
 from nrt_analysis import formats
 from nrt_analysis.document import section, shown
 from nrt_analysis.figures import COLUMN, DPI, draws, font_for, line_style, new_figure, render
 from nrt_analysis.formats.spreadsheets import to_csv
 
-from nrt_cli.store.files import write_report
-
 FRAME = pd.DataFrame({"run": ["a|b", "<i>\n"], "value": [1 / 3, math.nan], "n": [2, 3]})
 
 
-def test_csv_keeps_every_digit_and_says_nan():
+def test_values_are_shown_short_and_a_csv_keeps_every_digit():
     rows = list(csv.DictReader(io.StringIO(to_csv(FRAME).decode())))
     assert float(rows[0]["value"]) == 1 / 3
     assert rows[1]["value"] == "NaN"
     assert rows[1]["run"] == "<i>\n"
 
-
-def test_shown():
     assert [shown(v) for v in (0.5, math.nan, None, 12345.678, 7, "x")] == ["0.5", "-", "-", "1.235e+04", "7", "x"]
 
 
@@ -40,25 +38,16 @@ def test_a_section_as_files_and_json(tmp_path):
     assert {"# things", "- said", "## things: summary", "| run | value | n |"} <= set(lines)
     assert "| a\\|b | 0.3333 | 2 |" in lines
     assert "| &lt;i&gt;<br> | - | 3 |" in lines  # text cannot break the table
-    paths = formats.write(report, tmp_path / "deep" / "er", ("csv", "md"))
-    assert sorted(p.name for p in (tmp_path / "deep" / "er").iterdir()) == sorted(p.name for p in paths)
+    folder = tmp_path / "deep" / "er"
+    paths = formats.write(report, folder, ("csv", "md"))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in paths)
     assert paths[0].read_bytes() == files[paths[0].name]
-
-
-def test_a_section_has_any_number_of_figures():
-    """What `nrt analyze` finds is a document as the report is."""
-    report = section("things", {"summary": FRAME}, {name: new_figure()[0] for name in ("things", "more")}, ["said"], {})
-    files = formats.render(report, ("csv", "md"))
-    assert {"things.png", "things-more.svg", "things-more.pdf"} <= set(files)
-    assert files["things.md"].count(b"![") == 2
-
-
-def test_reports_leave_other_files_alone(tmp_path):
-    (tmp_path / "mine.txt").write_text("kept")
-    write_report(tmp_path, {"a.csv": b"1"})
-    write_report(tmp_path, {"a.csv": b"2"})
-    assert (tmp_path / "mine.txt").read_text() == "kept"
-    assert (tmp_path / "a.csv").read_bytes() == b"2"
+    # Written again, with figures: other files are left alone, and what is new replaces what was.
+    (folder / "mine.txt").write_text("kept")
+    drawings = {name: new_figure()[0] for name in ("things", "more")}
+    formats.write(section("things", {"summary": FRAME}, drawings, ["more"], {}), folder, ("csv", "md"))
+    assert {"mine.txt", "things.png", "things-more.svg", "things-more.pdf"} <= {p.name for p in folder.iterdir()}
+    assert (folder / "things.md").read_bytes().count(b"![") == 2
 
 
 def drawn(height: float) -> dict[str, bytes]:
@@ -67,8 +56,10 @@ def drawn(height: float) -> dict[str, bytes]:
     return render(figure)
 
 
-def test_figures_are_their_numbers():
+def test_figures_are_their_numbers_and_leave_no_trace_in_matplotlibs_settings():
+    before = dict(mpl.rcParams)
     first, again, other = drawn(1.0), drawn(1.0), drawn(2.0)
+    assert dict(mpl.rcParams) == before
     assert first == again
     assert first["png"] != other["png"]
     assert first["png"].startswith(b"\x89PNG")
@@ -77,17 +68,7 @@ def test_figures_are_their_numbers():
     assert int.from_bytes(first["png"][16:20], "big") == int(COLUMN * DPI)
 
 
-def test_drawing_leaves_no_trace_in_matplotlibs_settings():
-    import matplotlib as mpl
-
-    before = dict(mpl.rcParams)
-    drawn(1.0)
-    assert dict(mpl.rcParams) == before
-
-
 def test_lines_differ_in_grey_and_in_dash():
-    from matplotlib.colors import to_rgb
-
     styles = [line_style(i) for i in range(4)]
     greys = [float(np.dot(to_rgb(s["color"]), (0.299, 0.587, 0.114))) for s in styles]
     neighbours = [abs(a - b) for a, b in pairwise(greys)]

@@ -6,8 +6,6 @@ import pytest
 from nrt_analysis.dynamics_report import COLUMNS, PANELS, collapses, dynamics
 from nrt_analysis.frames import steps_frame
 
-from nrt_cli.errors import StoreError
-
 
 def test_smoothing_is_the_mean_of_the_last_steps(make_run):
     lengths = [10.0, 20.0, 60.0, 0.0]
@@ -62,18 +60,8 @@ def test_several_runs_share_a_figure(make_run):
     drawn = axes[0].get_lines()
     assert [list(line.get_ydata()) for line in drawn] == [[2.0, 1.0], [2.0, 1.5]] * 2  # steps, smoothed; per run
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
-
-
-def test_every_number_of_the_figure_is_in_the_table(make_run):
-    run = make_run(steps=[{"distinct_ngrams": 0.9, "truncated_share": 0.1}])
-    report = dynamics({"am": run})
     table = report.frames["dynamics"]
     for metric in (*PANELS, "truncated_share"):
         assert {metric, f"{metric}_smoothed"} <= set(table.columns)
         assert metric in report.units
     assert set(COLUMNS) <= set(report.units)
-
-
-def test_sft_has_no_traces_to_show(make_run):
-    with pytest.raises(StoreError, match="samples no traces"):
-        dynamics({"sft": make_run("sft", "sft", [{"loss": 1.0}])})

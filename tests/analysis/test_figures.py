@@ -17,18 +17,8 @@ from nrt_analysis.frames import open_runs
 from nrt_cli.config.titles import CONTROL, TITLES
 
 LONG = "a title that is much too long for one line of half a column, and for two of them, too"
-NAMES = (
-    LONG,
-    "x" * 200,
-    "学习运行-七",
-    "$x_1$ & 50 % \\alpha",
-    "_hidden",
-    "\x1b[31m",
-    "",
-    *TITLES,
-    *TITLES.values(),
-    CONTROL,
-)
+ODD = ("x" * 200, "学习运行-七", "$x_1$ & 50 % \\alpha", "_hidden", "\x1b[31m", "")
+NAMES = (LONG, *ODD, *TITLES, *TITLES.values(), CONTROL)
 
 
 def outside(figure):
@@ -87,9 +77,6 @@ def test_the_dynamics_of_eight_runs_with_an_outlier_keep_all_text_inside_and_say
     assert rewards.get_ylim()[1] < 10
 
 
-# --- heights ---------------------------------------------------------------------------------------------------------
-
-
 def lines(*rows):
     return {f"run {i}": pd.Series(row, dtype=float) for i, row in enumerate(rows)}
 
@@ -117,8 +104,6 @@ def test_what_is_seen_does_not_depend_on_the_unit_or_the_order(rows, scale):
     assert set(again[2]) == set(beyond)
     assert len(beyond) <= len(rows) // 2  # what most runs do is what is shown
 
-
-# --- one palette -----------------------------------------------------------------------------------------------------
 
 # Machado, Oliveira and Fernandes (2009), severity 1.
 SIGHT = {

@@ -140,8 +140,6 @@ def test_a_reference_chooses_among_what_there_is(tmp_path):
     assert Reference.parse(str(tmp_path / "b@7")) == Reference(tmp_path / "b@7", None)
 
 
-# --- what is empty is shown empty ------------------------------------------------------------------------------------
-
 records = st.lists(st.dictionaries(st.sampled_from("abcd"), st.one_of(st.floats(), st.none()), max_size=4), max_size=4)
 
 

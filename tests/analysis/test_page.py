@@ -17,10 +17,8 @@ from nrt_analysis.figures import new_figure
 from nrt_analysis.formats import FORMATS, write
 from nrt_analysis.formats import page as html
 from nrt_analysis.formats import render as formats_of
-from nrt_analysis.formats.page import headline, run_setup, trace_samples
-from nrt_analysis.formats.page.chart_series import HELD_OUT, series
-from nrt_analysis.formats.page.shared_questions import cases
-from nrt_analysis.formats.page.trace_samples import sample_traces, scored_sets, spread
+from nrt_analysis.formats.page import payload, texts
+from nrt_analysis.formats.page.payload import cases, sample_traces, scored_sets, series, spread
 from nrt_analysis.report.paper_report import gather
 from nrt_analysis.report.run_cards import find_cards
 
@@ -90,16 +88,14 @@ def contents(make_run, scored_row):
 
     def make(*tables, trace="ab", **more):
         for name, method in (("a", "am"), ("b", "ws-neg-log-p")):
-            traces = {
-                f"step-{step:06d}": [scored_row(step, e, k, trace) for e in (3, 5) for k in (0, 1)] for step in (1, 2)
-            }
+            each = [(e, k) for e in (3, 5) for k in (0, 1)]
+            traces = {f"step-{step:06d}": [scored_row(step, *one, trace) for one in each] for step in (1, 2)}
             run = make_run(name, method, [{"distinct_ngrams": 0.5, "truncated_share": 0.1}] * 2, traces)
             run.append_metrics({"kind": "held_out", "step": 0, "examples": 4, "answer_logprob": -20.0})
             run.append_metrics({"kind": "held_out", "step": 2, "examples": 4, "answer_logprob": -10.0 - len(method)})
         found = find_cards([run.path.parent])
-        return Document(
-            "A title", Made("0.0", "2026-01-01T00:00:00Z"), tuple(found), tables, (), ("mind this",), **more
-        )
+        about = Made("0.0", "2026-01-01T00:00:00Z")
+        return Document("A title", about, tuple(found), tables, (), ("mind this",), **more)
 
     return make
 
@@ -111,8 +107,12 @@ def test_the_same_contents_give_the_same_bytes(contents, tmp_path):
     assert str(tmp_path / "one").encode() not in first
 
 
-def test_the_policy_allows_only_what_is_inline(contents):
+def test_nothing_is_loaded_and_the_policy_allows_only_what_is_inline(contents):
     page = Page(render(contents(), letters))
+    places = [e[name] for _, e in page.elements for name in ("src", "href", "action", "data", "poster") if name in e]
+    assert places
+    assert all(place.startswith(("#", "data:image/")) for place in places)
+    assert "url(" not in page.texts("style")[0]
     (policy,) = [e["content"] for tag, e in page.elements if e.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -120,14 +120,6 @@ def test_the_policy_allows_only_what_is_inline(contents):
     for rule, text in (("style-src", style), ("script-src", script)):
         assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
     assert not any("style" in e or any(name.startswith("on") for name in e) for _, e in page.elements)
-
-
-def test_nothing_is_loaded_from_anywhere(contents):
-    page = Page(render(contents(), letters))
-    places = [e[name] for _, e in page.elements for name in ("src", "href", "action", "data", "poster") if name in e]
-    assert places
-    assert all(place.startswith(("#", "data:image/")) for place in places)
-    assert "url(" not in page.texts("style")[0]
 
 
 def test_hostile_text_is_text(contents, tmp_path):
@@ -148,16 +140,11 @@ def test_hostile_text_is_text(contents, tmp_path):
     assert page.data["traces"]["sets"][0]["groups"][0]["traces"][0]["tokens"] == list(HOSTILE)
     assert page.data["runs"][0]["label"] == HOSTILE + "0"
     assert not set(text) & set("\x00\x1b")
-    assert "\u202e" not in text.partition('id="data"')[0]
-
-
-def test_data_holds_no_markup_and_no_infinity(contents):
-    text = render(contents(trace=HOSTILE), letters).partition('id="data">')[2].partition("</script>")[0]
-    assert not set(text) & set("<>&'")
-    json.loads(text, parse_constant=pytest.fail)
-
-
-# --- traces ----------------------------------------------------------------------------------------------------------
+    before, _, data = text.partition('id="data">')
+    assert "\u202e" not in before
+    data = data.partition("</script>")[0]  # no markup in it, and no infinity
+    assert not set(data) & set("<>&'")
+    json.loads(data, parse_constant=pytest.fail)
 
 
 def test_a_trace_has_its_tokens_and_numbers(contents):
@@ -171,10 +158,7 @@ def test_a_trace_has_its_tokens_and_numbers(contents):
     trace = group["traces"][1]
     assert (trace["k"], trace["tokens"], trace["entropy"], trace["length"]) == (1, ["a", "b"], [0.25, 2.0, 1.0], 2)
     assert (trace["logp"], trace["signal"], trace["gain"]) == ([-0.5, -1.0, -0.2], [1e-200, 0.5, 0.25], 0.5)
-
-
-def test_without_a_tokenizer_texts_are_whole_and_nothing_is_known_of_tokens(contents):
-    made = contents()
+    # Without a tokenizer, texts are whole and nothing is known of tokens.
     for pieces in (None, lambda folder: None):
         group = sample_traces(made.runs, pieces)["sets"][0]["groups"][0]
         assert group["answer"] == ["answer 3<|im_end|>"]
@@ -183,18 +167,18 @@ def test_without_a_tokenizer_texts_are_whole_and_nothing_is_known_of_tokens(cont
 
 def test_the_budget_is_shared_and_every_step_comes_before_second_groups(contents, monkeypatch):
     """A group is 2 traces of 2 + 3 tokens = 10; runs' last steps come first, so 25 tokens are three groups."""
-    monkeypatch.setattr(trace_samples, "BUDGET", 25)
+    monkeypatch.setattr(payload, "BUDGET", 25)
     found = sample_traces(contents().runs, letters)
     assert [(one["run"], one["step"], len(one["groups"])) for one in found["sets"]] == [(0, 2, 1), (0, 1, 1), (1, 2, 1)]
     assert (found["shown"], found["stored"]) == (6, 16)
 
 
 def test_long_traces_are_cut_and_say_how_long_they_were(make_run, scored_row):
-    long = "x" * (trace_samples.LONGEST + 7)
+    long = "x" * (payload.LONGEST + 7)
     row = scored_row(1, 0, 0, long, trace_entropies=[0.5] * (len(long) + 1))
     run = make_run("a", traces={"step-000001": [row]})
     (trace,) = sample_traces(find_cards([run.path]), letters)["sets"][0]["groups"][0]["traces"]
-    assert (len(trace["tokens"]), trace["length"]) == (trace_samples.LONGEST, trace_samples.LONGEST + 7)
+    assert (len(trace["tokens"]), trace["length"]) == (payload.LONGEST, payload.LONGEST + 7)
 
 
 @given(st.integers(0, 200), st.integers(2, 9))
@@ -222,84 +206,62 @@ def test_scores_asked_for_are_in_the_same_form(contents, tmp_path):
     assert found["groups"][0]["traces"][0]["schemes"]["am"]["signal"] == [1.0, 3.142]
 
 
-# --- the first screen ------------------------------------------------------------------------------------------------
-
-
 def score_table(*scores, key="table-3-own", column="Overall"):
     rows = tuple(Row((Cell(name), Cell(str(v), v, low, high)), "M") for name, v, low, high in scores)
     return Table(key, "Ours", "", (Column("Method"), Column(column, kind="number")), rows)
 
 
-def verdicts(contents, *scores):
-    return headline.panels(contents(score_table(*scores)))[0].verdicts
+TOP, LAST = ("A", 50.0, 45.0, 55.0), ("C", 20.0, 15.0, 25.0)
 
 
-def test_a_leader_whose_interval_overlaps_does_not_lead(contents):
-    (said,) = verdicts(contents, ("A", 50.0, 45.0, 55.0), ("B", 48.0, 44.0, 52.0), ("C", 20.0, 15.0, 25.0))
-    assert said.startswith(
-        "M: A has the highest score, 50.0 [45.0, 55.0], but its interval overlaps with that of B: the order"
-    )
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ([TOP, ("B", 48.0, 44.0, 52.0), LAST], " has the highest score, {}, but its interval overlaps with that of B"),
+        ([LAST, TOP], " leads with {}; no other interval reaches it (next: C, 20.0 [15.0, 25.0])."),
+        ([TOP, ("B", *TOP[1:]), LAST], " and B share the highest score, {}."),
+        (
+            [TOP, ("B", 20.0, math.nan, math.nan)],
+            " has the highest score, {}; without intervals, that settles nothing.",
+        ),
+    ],
+)
+def test_who_leads_is_said_where_intervals_settle_it(contents, scores, verdict):
+    (said,) = texts.panels(contents(score_table(*scores)))[0].verdicts
+    assert said.startswith("M: A" + verdict.format("50.0 [45.0, 55.0]"))
 
 
 def test_a_leader_whose_seeds_others_reach_does_not_lead():
     dots = [
-        headline.Dot("", "A", 100.0, 99.2, 100.0, after=(100.0, 100.0, 100.0)),
-        headline.Dot("", "B", 70.0, 5.6, 98.9, after=(100.0, 99.6, 10.4)),
-        headline.Dot("", "C", 9.8, 7.0, 13.5, after=(8.8, 9.2, 11.4)),
+        texts.Dot("", "A", 100.0, 99.2, 100.0, after=(100.0, 100.0, 100.0)),
+        texts.Dot("", "B", 70.0, 5.6, 98.9, after=(100.0, 99.6, 10.4)),
+        texts.Dot("", "C", 9.8, 7.0, 13.5, after=(8.8, 9.2, 11.4)),
     ]
     said = "A has the highest score, 100.0 [99.2, 100.0], but single seeds of B do as well: the order is not settled."
-    assert headline._verdict(dots) == said
-
-
-def test_a_leader_that_stands_apart_leads(contents):
-    (said,) = verdicts(contents, ("A", 20.0, 15.0, 25.0), ("B", 50.0, 45.0, 55.0))
-    assert said == "M: B leads with 50.0 [45.0, 55.0]; no other interval reaches it (next: A, 20.0 [15.0, 25.0])."
-
-
-def test_equal_scores_share_the_lead(contents):
-    (said,) = verdicts(contents, ("A", 50.0, 45.0, 55.0), ("B", 50.0, 45.0, 55.0), ("C", 20.0, 15.0, 25.0))
-    assert said == "M: A and B share the highest score, 50.0 [45.0, 55.0]."
-
-
-def test_without_intervals_nothing_is_settled(contents):
-    (said,) = verdicts(contents, ("A", 20.0, math.nan, math.nan), ("B", 50.0, 45.0, 55.0))
-    assert "settles nothing" in said
+    assert texts._verdict(dots) == said
 
 
 def test_unmeasured_scores_are_not_drawn(contents):
-    panels = headline.panels(contents(score_table(("A", math.nan, math.nan, math.nan))))
+    panels = texts.panels(contents(score_table(("A", math.nan, math.nan, math.nan))))
     assert [panel.title for panel in panels] == ["Held-out log P(y*)"]
 
 
 def test_held_out_scores_before_and_after_by_seed(contents):
-    (panel,) = headline.panels(contents())
-    assert [(dot.label, dot.before, dot.after) for dot in panel.dots] == [
-        ("RLPR", (-20.0,), (-12.0,)),
-        ("NRT-WS (-log p)", (-20.0,), (-22.0,)),
-    ]
+    (panel,) = texts.panels(contents())
+    ends = {dot.label: (dot.before, dot.after) for dot in panel.dots}
+    assert ends == {"RLPR": ((-20.0,), (-12.0,)), "NRT-WS (-log p)": ((-20.0,), (-22.0,))}
     assert "no interval" in panel.verdicts[0]
     assert "flatters" in panel.verdicts[1]
     assert (panel.at(-22.0), panel.at(-12.0)) == ("2.00%", "98.00%")
-
-
-def test_a_held_out_score_is_said_from_where_to_where(contents):
-    (panel,) = headline.panels(contents())
     assert [dot.text for dot in panel.dots] == ["−20.0 → −12.0", "−20.0 → −22.0"]
     assert "SFT" not in " ".join(panel.verdicts)
 
 
-def test_the_first_sentence_of_one_run(contents):
-    made = contents()
-    assert headline.trained(replace(made, runs=made.runs[:1])) == "One run of unknown: RLPR, 2 training steps."
-
-
 def test_the_first_sentence_says_what_was_trained(contents):
-    assert headline.trained(contents()) == (
-        "2 runs of unknown: 2 methods (RLPR, NRT-WS (-log p)), 1 seed, 2 training steps each."
-    )
-
-
-# --- what is beside it -----------------------------------------------------------------------------------------------
+    made = contents()
+    assert texts.trained(replace(made, runs=made.runs[:1])) == "One run of unknown: RLPR, 2 training steps."
+    both = "2 runs of unknown: 2 methods (RLPR, NRT-WS (-log p)), 1 seed, 2 training steps each."
+    assert texts.trained(made) == both
 
 
 def test_series_have_every_run_and_what_was_not_measured_is_null(make_run):
@@ -307,47 +269,40 @@ def test_series_have_every_run_and_what_was_not_measured_is_null(make_run):
     run.append_metrics({"kind": "held_out", "step": 0, "answer_logprob": -1.23456789})
     sft = make_run("s", "sft", steps=[{"answer_logprob_per_token": -2.0}])
     found = series(find_cards([run.path, sft.path]))
-    assert [panel["key"] for panel in found["panels"]][:2] == [HELD_OUT, "gain"]
+    assert [panel["key"] for panel in found["panels"]][:2] == ["held_out", "gain"]
     direct, thinking = (one["values"] for one in found["runs"])
     assert thinking["gain"] == {"step": [1, 2, 3], "raw": [1.0, None, 3.0], "mean": [1.0, 1.0, 2.0]}
-    assert thinking[HELD_OUT]["mean"] == [-1.235]
+    assert thinking["held_out"]["mean"] == [-1.235]
     assert direct["answer_logprob_per_token"]["mean"] == [-2.0]
     assert "gain" not in direct
 
 
 def test_settings_that_differ_are_marked(contents):
-    first, second = contents().runs
-    found = run_setup.settings(
-        [replace(first, settings={"a.b": 1, "a.c": None}), replace(second, settings={"a.b": 2, "a.c": None})]
-    )
-    said = [(s.key, s.values, s.differs) for s in found]
-    assert said == [("a.b", ("1", "2"), True), ("a.c", ("null", "null"), False)]
+    runs = [replace(card, settings={"a.b": i, "a.c": None}) for i, card in enumerate(contents().runs, 1)]
+    found = texts.settings(runs)
+    assert found == [("a.b", ("1", "2"), True), ("a.c", ("null", "null"), False)]
 
 
 def test_runs_of_one_machine_are_named_together(contents):
     first, second = contents().runs
     other = replace(second, label="other", manifest={"device": {"name": "cuda"}})
-    kinds = run_setup.environments([first, second, other])
-    assert [kind.runs for kind in kinds] == [(first.label, second.label), ("other",)]
-    assert ("device: name", "cuda") in kinds[1].facts
+    alike, (labels, facts) = texts.environments([first, second, other])
+    assert (alike[0], labels) == ([first.label, second.label], ["other"])
+    assert ("device: name", "cuda") in facts
 
 
 def test_commands_are_of_the_studies_the_report_and_each_run(contents, tmp_path):
     first, second = contents().runs
-    studied = replace(
-        first, study=tmp_path / "laptop", manifest={"command": "nrt train x", "summary": {"seconds": 90.0}}
-    )
-    assert run_setup.whole_commands([studied, second]) == [
+    manifest = {"command": "nrt train x", "summary": {"seconds": 90.0}}
+    studied = replace(first, study=tmp_path / "laptop", manifest=manifest)
+    assert texts.whole_commands([studied, second]) == [
         ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
         ("this report", "nrt report laptop b"),
     ]
     odd = replace(second, run=Run(tmp_path / "more" / "-it's here"))
-    assert run_setup.whole_commands([studied, odd]) == [
-        ("the study laptop", "nrt reproduce laptop/study.yaml --out laptop"),
-        ("this report", """nrt report laptop 'more/-it'"'"'s here'"""),
-    ]
-    assert run_setup.whole_commands([odd]) == [("this report", """nrt report './-it'"'"'s here'""")]
-    assert run_setup.commands([studied]) == [(f"{first.label}, took 1.5 min", "nrt train x")]
+    assert texts.whole_commands([studied, odd])[1] == ("this report", """nrt report laptop 'more/-it'"'"'s here'""")
+    assert texts.whole_commands([odd]) == [("this report", """nrt report './-it'"'"'s here'""")]
+    assert texts.commands([studied]) == [(f"{first.label}, took 1.5 min", "nrt train x")]
 
 
 def test_held_out_traces_side_by_side(make_run, row):
@@ -377,11 +332,10 @@ def test_documents_that_all_runs_answered(make_run):
     assert said == [(f"answer of {name}", 0.0, "thought") for name in "ab"]
 
 
-def test_a_run_that_has_nothing_yet_is_a_page(make_run, tmp_path):
+def test_a_run_that_has_nothing_yet_is_a_page(make_run):
     found = tuple(find_cards([make_run("a").path]))
     text = render(Document("t", Made("0", "-"), found, (), (), ()), letters)
     assert "Nothing was measured yet" in text
-    assert write(Document("t", Made("0", "-"), found, (), (), ()), tmp_path / "r", ["html"])[0].is_file()
 
 
 def test_every_format_shows_any_number_of_tables_and_figures_whatever_they_are_called(contents):
@@ -424,7 +378,7 @@ def test_held_out_pairs_are_shown_with_paired_intervals_where_rows_are_stored(ma
     for step, value in ((0, -4.5), (1, -2.5)):
         run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": value, "examples": 4, "graded": 4})
     made = gather([run.path])
-    likelihood, gain, accuracy = headline.panels(made)
+    likelihood, gain, accuracy = texts.panels(made)
     assert (likelihood.dots[0].before, likelihood.dots[0].after) == ((-4.5,), (-2.5,))
     assert gain.dots[0].text == "0.0 → 2.0 [2.0, 2.0]"
     assert [dot.section for dot in accuracy.dots] == ["thinking", "null trace", "direct", "other row's trace"]

@@ -72,12 +72,8 @@ def address(tmp_path_factory, make_run_in, row):
 
 def _row(row, k, trace):
     about = {"answer_ids": [ord(c) for c in "xy"], "null_logprobs": [-2.0, -2.0], "token_signals": [0.5, 0.25]}
-    about |= {
-        "answer_logprobs": [-0.5 - k, -2.0 - k / 2],
-        "gain": 1.5 - 1.5 * k,
-        "advantage": 1.0 - k,
-        "dead_group": False,
-    }
+    about |= {"answer_logprobs": [-0.5 - k, -2.0 - k / 2], "gain": 1.5 - 1.5 * k, "advantage": 1.0 - k}
+    about |= {"dead_group": False}
     about |= {"trace_entropies": [0.5] * (len(trace) + 2), "reward": 0.6, "reward_base": 0.5, "question": HOSTILE}
     return row(1, 3, k, f"{k}{trace}", **about)
 
@@ -103,10 +99,8 @@ def page(driver, address):
 def look(driver, width, scheme):
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [
-        {"name": "prefers-color-scheme", "value": scheme},
-        {"name": "prefers-reduced-motion", "value": "reduce"},
-    ]
+    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wanted.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
@@ -127,10 +121,7 @@ def focus(page, selector):
     page.execute_script("arguments[0].focus()", find(page, selector))
 
 
-# --- hostile text ----------------------------------------------------------------------------------------------------
-
-
-def test_hostile_text_is_shown_and_nothing_of_it_runs(page):
+def test_hostile_text_is_shown_and_nothing_of_it_runs_or_is_fetched(page):
     assert page.execute_script("return window.pwned") is None
     assert page.execute_script("return [document.scripts.length, document.images.length]") == [2, 0]
     assert page.get_log("browser") == []
@@ -138,6 +129,8 @@ def test_hostile_text_is_shown_and_nothing_of_it_runs(page):
         assert "</script><script>window.pwned=1</script><img src=x" in find(page, selector).text
     assert "U+202E" in find(page, "#browser .trace").text
     assert "U+001B" in find(page, "#browser .trace").text
+    fetched = "return performance.getEntriesByType('resource').map((one) => one.name)"
+    assert page.execute_script(fetched) == []
 
 
 def test_scripts_that_are_not_the_pages_own_are_refused(page):
@@ -151,13 +144,6 @@ def test_scripts_that_are_not_the_pages_own_are_refused(page):
     )
     assert page.execute_script("return window.pwned") is None
     assert "Content Security Policy" in json.dumps(page.get_log("browser"))
-
-
-def test_nothing_is_fetched(page):
-    assert page.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)") == []
-
-
-# --- by keyboard -----------------------------------------------------------------------------------------------------
 
 
 def order(page):
@@ -185,9 +171,8 @@ def test_the_whole_page_can_be_walked_with_tab_and_focus_is_seen(page):
         active = page.switch_to.active_element
         if active.tag_name == "body":
             break
-        style = page.execute_script(
-            "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth", active
-        )
+        outline = "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth"
+        style = page.execute_script(outline, active)
         assert style == "solid3px", active.get_attribute("outerHTML")[:100]
         seen.append(active.get_dom_attribute("class") or active.tag_name)
     assert seen[0] == "skip"
@@ -243,21 +228,15 @@ def test_cases_turn(page):
     assert "held-out example 8" in find(page, "#compare h3").text
 
 
-def test_charts_are_read_with_the_arrow_keys(page):
+def test_charts_are_read_with_the_arrow_keys_and_methods_can_be_hidden(page):
     focus(page, ".chart svg")
     press(page, Keys.HOME)
     assert find(page, ".chart output").text.startswith("step 1: RLPR 0")
     press(page, Keys.ARROW_RIGHT)
     assert find(page, ".chart output").text.startswith("step 2: RLPR 0.5")
-
-
-def test_methods_can_be_hidden(page):
     lines = len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))
     find(page, ".keys input").click()
     assert (lines, len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))) == (2, 1)
-
-
-# --- looks -----------------------------------------------------------------------------------------------------------
 
 
 def brightness(page):
@@ -339,14 +318,11 @@ def test_it_prints(page):
 def test_landmarks_and_headings(page):
     for landmark in ("header", "nav[aria-label]", "main", "footer"):
         assert len(page.find_elements(By.CSS_SELECTOR, landmark)) == 1
-    levels = page.execute_script(
-        "return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map((h) => Number(h.tagName[1]))"
-    )
+    headings = "return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map((h) => Number(h.tagName[1]))"
+    levels = page.execute_script(headings)
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     ids = page.execute_script("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(ids) == len(set(ids))
-    links = page.execute_script(
-        "return [...document.querySelectorAll('a')].filter((a) => !document.querySelector(a.hash)).length"
-    )
-    assert links == 0
+    broken = "return [...document.querySelectorAll('a')].filter((a) => !document.querySelector(a.hash)).length"
+    assert page.execute_script(broken) == 0

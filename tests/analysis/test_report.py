@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from nrt_analysis.document import Document, Row, Table
 from nrt_analysis.formats import markdown
-from nrt_analysis.formats.page.headline import panels
+from nrt_analysis.formats.page.texts import panels
 from nrt_analysis.report.paper import paper
-from nrt_analysis.report.paper_figures import dynamics_figure
-from nrt_analysis.report.paper_report import gather, tables
+from nrt_analysis.report.paper_report import dynamics_figure, gather, tables
 from nrt_analysis.report.run_cards import find_cards
 
 from nrt_cli.config import resolve, to_yaml
@@ -70,16 +69,13 @@ def cells_of(table: Table, title: str, *columns: str) -> list[Any]:
     return [row.cells[names.index(column)] for column in columns]
 
 
-def named(document: Document) -> dict[str, Table]:
-    return {table.key: table for table in document.tables}
+def named(found: Document | tuple[Table, ...]) -> dict[str, Table]:
+    return {table.key: table for table in (found.tables if isinstance(found, Document) else found)}
 
 
 def report(tmp_path: Path) -> dict[str, Table]:
     """The tables alone: figures take seconds to draw."""
-    return {table.key: table for table in tables(find_cards([tmp_path / "runs"]))}
-
-
-# --- Table 3 ----------------------------------------------------------------------------------------------------------
+    return named(tables(find_cards([tmp_path / "runs"])))
 
 
 def test_table_3_has_the_papers_layout_and_marks_the_best_two_of_each_model(trained, tmp_path):
@@ -87,9 +83,7 @@ def test_table_3_has_the_papers_layout_and_marks_the_best_two_of_each_model(trai
         for method, score in zip(("sft", "am", "gm"), gsm8k, strict=True):
             trained(method, model=model, gsm8k=score)
     trained("logp", model="tiny", gsm8k=0.2)
-
     table = report(tmp_path)["table-3"]
-
     assert {**{k: v.rstrip("*") for k, v in paper()["methods"].items()}, "control": CONTROL} == TITLES
     names = ["Method", "BBH", "MMLU", "DROP", "PopQA", "TQA", "GSM8K", "MATH", "HEval", "IFEval", "Overall"]
     assert [column.title for column in table.columns] == names
@@ -134,11 +128,8 @@ def test_a_row_lists_the_seeds_whose_numbers_it_holds(trained, tmp_path):
     trained("p", 0)
     trained("p", 1)
     table = report(tmp_path)["table-3"]
-    assert [rows(table, title)[0].cells[0].note for title in ("RLPR", "NRT-GM", "Verifree")] == [
-        "seed 0",
-        "seeds 0, 1",
-        "",
-    ]
+    notes = [rows(table, title)[0].cells[0].note for title in ("RLPR", "NRT-GM", "Verifree")]
+    assert notes == ["seed 0", "seeds 0, 1", ""]
     (alone,) = cells_of(table, "RLPR", "GSM8K")
     assert (alone.text, alone.note) == ("90.0", "seed 0 only")
     both, one = cells_of(table, "NRT-GM", "GSM8K", "MATH")
@@ -163,6 +154,8 @@ def test_the_settings_that_most_runs_share_are_chosen_and_others_named(trained, 
 def test_own_benchmarks_stand_beside_table_3(trained, tmp_path):
     scored(trained("am"), "sums", 0.5, title="Sums")
     contents = report(tmp_path)
+    assert "began from tiny" in contents["table-3-paper"].reason  # a model that the paper has not
+    assert "14 of 21 rows" in contents["table-3-overall"].caption
     (cell,) = cells_of(contents["table-3-own"], "RLPR", "Sums")
     assert cell.text.startswith("50.0 [45.")
     assert all(not cell.text for row in contents["table-3"].rows for cell in row.cells[1:])
@@ -208,11 +201,9 @@ def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
     (left / "question-1.json").write_text(json.dumps([answer | {"model": f"{m}-s0"} for m in ("control", "fast")]))
     base = Evaluation.create(study / "evals" / "base", "sums", {}, {})
     base.write_scores({"score": 0.1, "error": 0.01, "n": 400, "title": "Sums"})
-
     found = find_cards([study])
-    by_key = {table.key: table for table in tables(found)}
+    by_key = named(tables(found))
     table = by_key["table-3-own"]
-
     assert {card.model for card in found} == {"nano"}
     said = {row.cells[0].text: row.cells[1].text or row.cells[1].reason for row in table.rows}
     rest = ["NRT-GM, slowly", "Control: no policy gradient", "fast: NRT-GM"]
@@ -221,12 +212,8 @@ def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
     assert gather([study]).title == "Small"
     assert said["Base"].startswith("10.0 [")
     assert said["NRT-GM"] == "failed: the disk was full"
-    assert said["Verifree"] == "not run yet"
-    assert said["NRT-GM, slowly"] == "not run yet"
+    assert said["Verifree"] == said["NRT-GM, slowly"] == "not run yet"
     assert said["fast: NRT-GM"].startswith("50.0 [")
-
-
-# --- beside the paper -------------------------------------------------------------------------------------------------
 
 
 def test_ours_theirs_and_the_difference(trained, tmp_path):
@@ -249,13 +236,6 @@ def test_ours_theirs_and_the_difference(trained, tmp_path):
     assert by_name["Overall, mean of its nine"][4].value == pytest.approx(50 - 344.1 / 9)
 
 
-def test_a_model_that_the_paper_has_not_is_said_to_be_one(trained, tmp_path):
-    trained("am", gsm8k=0.5)
-    contents = report(tmp_path)
-    assert "began from tiny" in contents["table-3-paper"].reason
-    assert "14 of 21 rows" in contents["table-3-overall"].caption
-
-
 def test_gains_over_sft_are_of_the_benchmarks_that_all_rows_have(trained, tmp_path):
     trained("sft", gsm8k=0.4, math=0.2, bbh=0.9)
     trained("am", gsm8k=0.6, math=0.3)
@@ -269,17 +249,7 @@ def test_gains_over_sft_are_of_the_benchmarks_that_all_rows_have(trained, tmp_pa
     assert "over gsm8k, math" in table.notes[0].lower()
 
 
-# --- Tables 1, 2 and 4 to 8 -------------------------------------------------------------------------------------------
-
-
-def test_table_1_has_a_users_own_scheme(trained, tmp_path):
-    trained("builtins:sum")
-    names = [row.cells[0].text for row in report(tmp_path)["table-1"].rows]
-    assert len(names) == 6
-    assert names[-1] == "builtins:sum"
-
-
-def test_table_1_says_what_trained_the_answer(trained, tmp_path):
+def test_table_1_has_a_users_own_scheme_and_says_what_trained_the_answer(trained, tmp_path):
     trained("sft")
     trained("am", settings={"preset": "as-run"})
     fixed = "Preset as-run: the reference answer is trained with the signal 1 for every token, whatever the scheme."
@@ -289,19 +259,18 @@ def test_table_1_says_what_trained_the_answer(trained, tmp_path):
         f"RLPR, seed 0: {fixed[0].lower()}{fixed[1:]}",
         "NRT-GM, seed 0: preset paper: the reference answer is trained with the last column's signals.",
     )
+    trained("builtins:sum")
+    names = [row.cells[0].text for row in report(tmp_path)["table-1"].rows]
+    assert (len(names), names[-1]) == (6, "builtins:sum")
 
 
 def test_table_4_is_the_manifest_of_the_data_that_was_trained_on(trained, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    composition = [
-        {"source": "mine", "train": 30, "validation": 1},
-        {"source": "ai2-adapt-dev/oasst1_converted", "train": 70, "validation": 0},
-    ]
+    composition = [{"source": "mine", "train": 30}, {"source": "ai2-adapt-dev/oasst1_converted", "train": 70}]
     settings = {"data": {"train": str(data / "train.parquet")}}
     trained("am", settings=settings)
     (data / "manifest.json").write_text(json.dumps({"composition": composition, "outputs": {"train.parquet": "data"}}))
-
     table = report(tmp_path)["table-4"]
     texts = [[cell.text for cell in row.cells] for row in table.rows]
     assert texts == [
@@ -314,7 +283,6 @@ def test_table_4_is_the_manifest_of_the_data_that_was_trained_on(trained, tmp_pa
     assert apart.value == pytest.approx(70 - 100 * 1606 / 204800)
     assert (apart.low, apart.high) == pytest.approx((60.3 - 0.8, 78.2 - 0.8), abs=0.2)
     assert apart.text.startswith("+69.22 [+59.")
-
     (data / "manifest.json").write_text(json.dumps({"composition": composition, "outputs": {"train.parquet": "newer"}}))
     assert not report(tmp_path)["table-4"].rows
 
@@ -375,19 +343,13 @@ def test_table_8_is_what_the_judge_was_asked(trained, tmp_path):
     found = [(row.cells[0].text, row.cells[1].text) for row in contents["table-8"].rows]
     assert found == [("prompt", "Grade this."), ("", "{{ reasoning }}"), ("repair", "Again.")]
     assert "grok, temperature 0" in contents["table-8"].rows[0].section
-
     with Judgements(run).writing():
         Judgements(run).keep_template("def", "Grade {reasoning}:\n\n- now\n", ".txt")
         Judgements(run).append(record | {"template": "def", "template_name": "mine.txt"})
     *_, first, last = report(tmp_path)["table-8"].rows
     assert first.section.startswith("template mine.txt (def): grok")
-    assert [(row.cells[0].text, row.cells[1].text) for row in (first, last)] == [
-        ("prompt", "Grade {reasoning}:"),
-        ("", "- now"),
-    ]
-
-
-# --- Tables 9 and 10 --------------------------------------------------------------------------------------------------
+    texts = [(row.cells[0].text, row.cells[1].text) for row in (first, last)]
+    assert texts == [("prompt", "Grade {reasoning}:"), ("", "- now")]
 
 
 def test_table_9_is_what_nrt_score_printed(trained, tmp_path):
@@ -397,10 +359,8 @@ def test_table_9_is_what_nrt_score_printed(trained, tmp_path):
     logprobs = [math.log(0.8), math.log(0.625)]  # 1852, eos: 0.8 * 0.625 = 0.5
     traces = [{"trace": "Braille.", "logprob": math.log(0.5), "logprobs": logprobs}, {"trace": "?", "logprob": 0.0}]
     direct = {"direct": {"logprob": -2000.0}}
-    records = [
-        asked | {"model": "sft", "method": "sft"} | direct,
-        asked | {"model": "x", "method": "gm", "traces": traces},
-    ]
+    sft, gm = {"model": "sft", "method": "sft"} | direct, {"model": "x", "method": "gm", "traces": traces}
+    records = [asked | sft, asked | gm]
     (folder / "braille.json").write_text(json.dumps(records))
     (folder / "other.json").write_text('{"not": "ours"}')
     found = [[cell.text for cell in row.cells] for row in report(tmp_path)["table-9"].rows]
@@ -446,9 +406,6 @@ def test_table_10_is_the_first_held_out_traces_that_runs_share(trained, tmp_path
     assert len(table.rows) == 9
 
 
-# --- figures, groups, the whole ---------------------------------------------------------------------------------------
-
-
 def test_figure_2_has_the_steps_of_every_run_that_thinks(trained, tmp_path):
     trained("sft")
     trained("am", 0)
@@ -482,7 +439,12 @@ def test_quality_asked_with_two_templates_is_two_panels_that_name_them(trained, 
     assert "judge/trace-quality (abc)" in words.replace("\n", " ")
 
 
-def test_what_cannot_be_drawn_says_why(trained, tmp_path):
+def test_what_cannot_be_drawn_says_why_and_a_report_of_nothing_is_an_error(trained, tmp_path):
+    with pytest.raises(StoreError, match="no such study or run"):
+        gather([tmp_path / "runs"])
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(StoreError, match="no runs are there"):
+        gather([tmp_path / "runs"])
     trained("sft")
     two, three, four = gather([tmp_path / "runs"]).figures
     assert not two.files
@@ -498,60 +460,36 @@ def test_models_of_one_name_are_two_groups(trained, tmp_path):
     assert {card.model for card in find_cards([tmp_path / "runs"])} == {"same (same)", "same (01234567)"}
 
 
-def test_a_report_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(StoreError, match="no such study or run"):
-        gather([tmp_path / "runs"])
-    (tmp_path / "runs").mkdir()
-    with pytest.raises(StoreError, match="no runs are there"):
-        gather([tmp_path / "runs"])
-
-
-def test_a_run_named_twice_counts_once(trained, tmp_path):
-    run = trained("am", gsm8k=0.5)
-    assert len(find_cards([run.path, tmp_path / "runs"])) == 1
-
-
 def test_a_store_that_was_moved_gives_the_same_report(trained, tmp_path):
-    trained("am", gsm8k=0.5, math=0.25)
+    run = trained("am", gsm8k=0.5, math=0.25)
     trained("gm", gsm8k=0.25)
+    assert len(find_cards([run.path, tmp_path / "runs"])) == 2  # a run named twice counts once
     before = report(tmp_path)
     shutil.move(tmp_path / "runs", tmp_path / "moved")
-    after = {table.key: table for table in tables(find_cards([tmp_path / "moved"]))}
+    after = named(tables(find_cards([tmp_path / "moved"])))
     assert repr(after) == repr(before)  # NaN is not equal to itself
 
 
-def test_what_training_data_asks_too_stands_beside_every_held_out_figure(
-    trained: Callable[..., Run], tmp_path: Path
-) -> None:
-    asked = {
-        "shared_with_validation": 2,
-        "validation_questions": 64,
-        "shared_with_benchmarks": {"gsm8k": 3},
-        "benchmark_documents": {"gsm8k": 1319},
-    }
+def test_what_training_data_asks_too_stands_beside_every_held_out_figure(trained, tmp_path):
+    asked: dict[str, Any] = {"shared_with_validation": 2, "validation_questions": 64}
+    asked |= {"shared_with_benchmarks": {"gsm8k": 3}, "benchmark_documents": {"gsm8k": 1319}}
     sentence = "In the training data too: 2 of 64 held-out questions; documents of benchmarks: gsm8k 3 of 1,319."
     runs = [trained("sft", gsm8k=0.4), trained("am", gsm8k=0.5)]
     for run in runs:
         run.append_metrics({"kind": "held_out", "step": 2, "examples": 32, "answer_logprob": -3.0})
     for table in tables(find_cards([tmp_path])):  # runs of an earlier version did not compare
         assert not any("In the training data too" in note for note in table.notes)
-
     runs[0].update_manifest(data=asked)
-    (said,) = [n for n in _notes(gather([tmp_path]), "table-3") if "In the training data too" in n]
+    (said,) = [n for n in named(gather([tmp_path]))["table-3"].notes if "In the training data too" in n]
     assert said == f"SFT, seed 0: {sentence}"
-
     runs[1].update_manifest(data=asked)
     contents = gather([tmp_path])
     for key in ("table-3", "table-3-gain"):
-        assert sentence in _notes(contents, key)
+        assert sentence in named(contents)[key].notes
     assert any(note.startswith("2 of 64 held-out questions are in the training data") for note in contents.notes)
     (panel,) = [panel for panel in panels(contents) if panel.title == "Held-out log P(y*)"]
     assert sentence in panel.verdicts
     assert sentence in markdown.render(contents)["report.md"].decode()
-
-
-def _notes(contents: Document, key: str) -> tuple[str, ...]:
-    return next(table.notes for table in contents.tables if table.key == key)
 
 
 def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, row):
@@ -565,9 +503,8 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, ro
                 | {f"{kind}_score": float(score) for kind in kinds}
                 for i, score in enumerate(scores)
             ]
-            run.write_traces(
-                f"{'direct' if method == 'sft' else 'held-out'}-{step:06d}", [TraceRow(**each) for each in rows]
-            )
+            name = "direct" if method == "sft" else "held-out"
+            run.write_traces(f"{name}-{step:06d}", [TraceRow(**each) for each in rows])
             run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": -1.0 - step, "examples": 4})
         run.append_metrics({"kind": "train", "step": 4, "entropy": 1.0})
         return run.path
@@ -578,16 +515,12 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, ro
     columns = [f"{column.group} {column.title}".strip() for column in table.columns]
     found = {(r.cells[0].text, r.cells[1].text): dict(zip(columns, r.cells, strict=True)) for r in table.rows}
     assert list(found) == [("untrained", ""), ("SFT", "0"), ("RLPR", "0"), ("RLPR", "1"), ("RLPR", "mean")]
-    assert [cells["Accuracy thinking"].value for cells in found.values() if cells["Accuracy thinking"].text] == [
-        *(25.0, 75.0, 100.0, 87.5)
-    ]
+    thinking = [cells["Accuracy thinking"] for cells in found.values()]
+    assert [cell.value for cell in thinking if cell.text] == [25.0, 75.0, 100.0, 87.5]
     assert found["SFT", "0"]["Accuracy thinking"].reason == "this model answers directly"
     assert [cells["Accuracy direct"].value for cells in found.values()] == [25.0, 0.0, 75.0, 100.0, 87.5]
     # Log P is of unlike things: SFT's follows the prompt, the others' a trace.
-    assert [cells["log P(y*) direct"].text.partition(" ")[0] for cells in found.values()] == [
-        "-1.00",
-        "-5.00",
-        *[""] * 3,
-    ]
+    direct = [cells["log P(y*) direct"].text.partition(" ")[0] for cells in found.values()]
+    assert direct == ["-1.00", "-5.00", "", "", ""]
     assert [cells["log P(y*) sampled trace"].value for cells in found.values()][2:] == [-5.0] * 3
     assert found["RLPR", "mean"]["log P(y*) sampled trace"].text == "-5.00"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nrt_analysis.intervals import Estimate, difference, over_seeds, trusted
+from nrt_analysis.intervals import difference, over_seeds, trusted
 from nrt_analysis.report.paper import (
     documents,
     grid,
@@ -21,7 +21,7 @@ from nrt_analysis.report.paper import (
 )
 
 from nrt_cli.config.suite import ORDER
-from nrt_cli.measures.statistics import Mean, coarsest_grid, mean_of
+from nrt_cli.measures.statistics import Difference, Mean, coarsest_grid, mean_of
 from nrt_cli.methods import SCHEMES
 
 NAN = math.nan
@@ -75,37 +75,31 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(share, documents):
 
 def test_a_difference_by_newcombes_rule():
     # 0.6 [0.5, 0.7] - 0.4 [0.35, 0.5]: low = .2 - hypot(.1, .1), high = .2 + hypot(.1, .05)
-    found = difference(Estimate(0.6, 0.5, 0.7), Estimate(0.4, 0.35, 0.5))
-    assert (found.value, found.low, found.high) == pytest.approx(
-        (0.2, 0.2 - math.hypot(0.1, 0.1), 0.2 + math.hypot(0.1, 0.05))
-    )
+    found = difference(Difference(0.6, 0.5, 0.7, 9), Difference(0.4, 0.35, 0.5, 9))
+    expected = (0.2, 0.2 - math.hypot(0.1, 0.1), 0.2 + math.hypot(0.1, 0.05))
+    assert (found.value, found.low, found.high) == pytest.approx(expected)
 
 
 @given(*[st.tuples(st.floats(0, 1), st.floats(0, 0.3), st.floats(0, 0.3))] * 2)
 def test_a_difference_the_other_way_is_its_mirror(one, other):
-    a, b = (Estimate(value, value - below, value + above) for value, below, above in (one, other))
+    a, b = (Difference(value, value - below, value + above, 9) for value, below, above in (one, other))
     there, back = difference(a, b), difference(b, a)
     assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
     assert there.low <= there.value <= there.high
 
 
-# --- the paper's numbers ----------------------------------------------------------------------------------------------
-
-
 def test_the_paper_has_our_methods_and_benchmarks():
     assert tuple(paper()["methods"]) == ("sft", *SCHEMES)
     assert set(paper()["benchmarks"]) == set(ORDER)
+    assert sum(paper()["composition"].values()) == 800 * 256
+    assert (paper_model("Llama-3.2-3B"), paper_model("smollm2-135m")) == ("Llama-3.2-3B-Base", None)
     for block in paper()["scores"].values():
         assert [(method, len(row)) for method, row in block.items()] == [(method, 10) for method in paper()["methods"]]
 
 
 def test_fourteen_of_the_papers_rows_have_another_overall_than_their_mean():
-    differ = [
-        (model, method)
-        for model, block in paper()["scores"].items()
-        for method in block
-        if overall_differs(model, method)
-    ]
+    rows = [(model, method) for model, block in paper()["scores"].items() for method in block]
+    differ = [row for row in rows if overall_differs(*row)]
     assert len(differ) == 14
     assert {model for model, _ in differ} == {"Llama-3.2-3B-Base", "Llama-3.1-8B-Base"}
     # 51.0 + 66.7 + 52.2 + 31.0 + 46.1 + 76.0 + 30.7 + 77.8 + 59.0 = 490.5
@@ -124,9 +118,8 @@ def test_which_columns_are_multiples_of_1_of_300(name):
     assert on == ([7, 7, 7] if name in COUNTED else on)
     assert name in COUNTED or sum(on) <= 10  # of 21; 11 or more would be as rare by chance as 1 in 50
     assert told(name) == (name in COUNTED)
-    assert documents(name) == (
-        300 if name in COUNTED else {"humaneval": 164, "truthfulqa": 817}.get(name, documents(name))
-    )
+    known = dict.fromkeys(COUNTED, 300) | {"humaneval": 164, "truthfulqa": 817}
+    assert documents(name) == known.get(name, documents(name))
 
 
 def test_by_chance_that_is_next_to_impossible():
@@ -146,12 +139,3 @@ def test_a_printed_score_is_as_uncertain_as_its_documents_make_it():
     mean = uncertain("Llama-3.1-8B-Base", "ws-neg-log-p", "overall")
     assert mean.value == pytest.approx(4.905 / 9)
     assert mean.error == pytest.approx(math.sqrt(sum(one.error**2 for one in nine)) / 9)
-
-
-def test_the_papers_data_add_up_to_800_steps():
-    assert sum(paper()["composition"].values()) == 800 * 256
-
-
-def test_models_are_known_by_their_names():
-    assert paper_model("Llama-3.2-3B") == "Llama-3.2-3B-Base"
-    assert paper_model("smollm2-135m") is None

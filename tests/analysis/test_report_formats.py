@@ -44,29 +44,19 @@ def contents() -> Document:
         Row((Cell(text), Cell("1.5", 1.5, 1.0, 2.0, place=1), Cell(reason=text), Cell(text, note=text)), section=text)
         for text in HOSTILE
     )
-    columns = (
-        Column("Text"),
-        Column("Number", "Group", "number"),
-        Column(HOSTILE[0], "Group"),
-        Column("Long", kind="long"),
-    )
+    hostile, wraps = Column(HOSTILE[0], "Group"), Column("Long", kind="long")
+    columns = (Column("Text"), Column("Number", "Group", "number"), hostile, wraps)
     long = Table("table-10", "Table 10", HOSTILE[2], columns, rows, notes=tuple(HOSTILE))
     formula = Row((Cell("Σ c", math=r"\sum_j c_j"), Cell("-0.5", -0.5, place=2)))
-    short = Table(
-        "table-1", "Table 1", "x", (Column("f", math="f(c)"), Column("n", "", "number")), (formula,), notes=("=1",)
-    )
-    wide = Table(
-        "table-3", "Table 3", "x", tuple(Column(str(i), "AABBBCCD"[i]) for i in range(8)), (Row((Cell("a"),) * 8),)
-    )
+    two, eight = (Column("f", math="f(c)"), Column("n", "", "number")), (Row((Cell("a"),) * 8),)
+    short = Table("table-1", "Table 1", "x", two, (formula,), notes=("=1",))
+    wide = Table("table-3", "Table 3", "x", tuple(Column(str(i), "AABBBCCD"[i]) for i in range(8)), eight)
     empty = Table("table-8", "Table 8", "x", columns, reason=HOSTILE[0])
     numbers = {"words": pd.DataFrame({"word": HOSTILE, "n": 1.5})}
-    figures = (
-        Figure("figure-2", "Figure 2", HOSTILE[0], reason=HOSTILE[1]),
-        Figure("figure-4", "Figure 4", "x", numbers=numbers),
-    )
-    return Document(
-        HOSTILE[0], Made("0", "2026-01-01T00:00:00Z"), (), (short, wide, empty, long), figures, tuple(HOSTILE)
-    )
+    bare = Figure("figure-2", "Figure 2", HOSTILE[0], reason=HOSTILE[1])
+    figures = (bare, Figure("figure-4", "Figure 4", "x", numbers=numbers))
+    made = Made("0", "2026-01-01T00:00:00Z")
+    return Document(HOSTILE[0], made, (), (short, wide, empty, long), figures, tuple(HOSTILE))
 
 
 def test_markdown_has_no_markup_but_ours(contents):
@@ -116,9 +106,6 @@ def test_marks_go_on_after_z():
     assert (letters[0], letters[25], letters[26], letters[52]) == ("a", "z", "aa", "ba")
 
 
-# --- LaTeX ------------------------------------------------------------------------------------------------------------
-
-
 def test_latex_escapes_all_that_it_would_interpret(contents):
     pytest.importorskip("pylatexenc")
     files = latex.render(contents)
@@ -162,9 +149,6 @@ def test_a_pdf_takes_texts_that_are_higher_than_a_page(contents):
     assert text.count(b"/Type /Page\n") > 1
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def runs(make_run, row) -> Path:
     """Two runs whose traces are hostile."""
@@ -186,7 +170,6 @@ def test_the_same_store_gives_the_same_bytes(runs, typed, tmp_path):
     asked = ("report", runs, "--format", ",".join(formats))
     shown = typed(*asked, "--out", tmp_path / "one")
     record = json.loads(typed(*asked, "--out", tmp_path / "two", "--json"))
-
     assert "\x1b" not in shown
     assert "Every row is one seed" in shown
     assert "Written:" in shown

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nrt_analysis.formats import render
-from nrt_analysis.scheme_report import disagreements, rank_correlations, scheme_report, signal_to_noise
+from nrt_analysis.scheme_report import disagreements, rank_correlations, scheme_report
 from scipy.stats import spearmanr
+
+from nrt_cli.errors import StoreError
 
 
 def rows(rewards: dict[str, list[list[float]]], agreement: float = 0.5) -> list[dict[str, Any]]:
@@ -53,28 +55,18 @@ def test_a_summary_by_hand() -> None:
     assert found.loc["b", "best_trace_length"] == pytest.approx((300 + 200 + 300) / 3 - 150)
     assert found["snr"].tolist() == pytest.approx([2.0, 2.0])  # 2 * 0.5 / (1 - 0.5)
     assert "all 2 schemes prefer the same trace in 33% of the groups" in report.notes
-
-
-def test_no_signal_is_not_measured_as_zero() -> None:
-    assert signal_to_noise(pd.Series([0.5, -0.1])).isna().tolist() == [False, True]
+    none = scheme_report(rows({"a": A, "b": B}, agreement=-0.1), "bank", "am").frames["schemes"]
+    assert none["snr"].isna().all()  # no signal is not measured as 0
+    files = render(report, ("csv", "md"))
+    assert {"schemes.png", "schemes-correlation.csv", "schemes-disagreements.csv", "schemes.json"} <= files.keys()
+    with pytest.raises(StoreError, match=r"bank: no group has two traces or more"):
+        scheme_report([], "bank", None)
 
 
 def test_disagreements_show_what_each_scheme_prefers() -> None:
     traces = pd.DataFrame([row for row in rows({"a": A, "b": B}) if row["kind"] == "trace"])
     found = disagreements(traces)
     assert found[["example", "scheme", "k"]].to_numpy().tolist() == [[1, "a", 0], [1, "b", 2], [2, "a", 0], [2, "b", 3]]
-
-
-def test_a_bank_without_groups_says_so() -> None:
-    from nrt_cli.errors import StoreError
-
-    with pytest.raises(StoreError, match=r"bank: no group has two traces or more"):
-        scheme_report([], "bank", None)
-
-
-def test_the_files_of_a_figure() -> None:
-    files = render(scheme_report(rows({"a": A, "b": B}), "bank", None), ("csv", "md"))
-    assert {"schemes.png", "schemes-correlation.csv", "schemes-disagreements.csv", "schemes.json"} <= files.keys()
 
 
 DEAD = [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]

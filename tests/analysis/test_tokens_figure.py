@@ -59,6 +59,9 @@ def test_ratios_by_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "median H_SFT 1.200 nats" in report.notes[0]
     assert report.frames["entropy"]["tokens"].sum() == 5
     assert report.frames["ratios"]["am"].tolist()[0] == "0.750 [0.500, 1.000]"
+    files = render(report, ("csv", "md"))
+    assert {"tokens.png", "tokens.pdf", "tokens.csv", "tokens-entropy.csv", "tokens.md", "tokens.json"} <= files.keys()
+    assert files["tokens.png"].startswith(b"\x89PNG")
 
 
 def test_the_last_bins_are_joined_until_they_have_enough_tokens() -> None:
@@ -80,12 +83,6 @@ def test_other_tokens_than_the_baselines_are_refused(tmp_path: Path) -> None:
     other = table(tmp_path / "other", 4, TOKENS[:-1])
     with pytest.raises(StoreError, match="am: was not scored on the baseline's tokens"):
         token_report(table(tmp_path, 2), {"am": other}, 2)
-
-
-def test_the_files_of_a_figure(tmp_path: Path) -> None:
-    files = render(token_report(table(tmp_path, 2), {"am": table(tmp_path, 4)}, 2), ("csv", "md"))
-    assert {"tokens.png", "tokens.pdf", "tokens.csv", "tokens-entropy.csv", "tokens.md", "tokens.json"} <= files.keys()
-    assert files["tokens.png"].startswith(b"\x89PNG")
 
 
 def test_a_model_without_finite_numbers_leaves_its_cells_empty(tmp_path: Path) -> None:

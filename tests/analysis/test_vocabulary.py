@@ -21,10 +21,7 @@ from nrt_cli.store import Reference
         ("Don’t use Tom's x or A.", ["don't", "use", "tom", "or"]),
         ("It costs $1,234.50 and 3rd is 2x.", ["it", "costs", "[number]", "and", "[number]", "is", "[number]"]),
         ("<<3*4=12>>12\n#### 12", ["[number]"] * 5),
-        (
-            r"so \boxed{42} and \frac{1}{2}x_i \n",
-            ["so", "\\boxed", "[number]", "and", "\\frac", "[number]", "[number]"],
-        ),
+        (r"so \boxed{42} and \frac{1}{2}x_i \n", ["so", r"\boxed", "[number]", "and", r"\frac", *["[number]"] * 2]),
         ("run `pip x` or\n```python\nprint('hello')\n``` then", ["run", "[code]", "or", "[code]", "then"]),
         ("cut ```def f():\n  return", ["cut", "[code]"]),
         ("see https://a.org/b?c=d now", ["see", "[url]", "now"]),
@@ -94,11 +91,6 @@ def test_texts_with_the_same_rates_differ_in_no_word(traces, times):
     assert table["ratio"].to_numpy() == pytest.approx(1.0)
 
 
-def test_a_word_seen_once_says_less_than_one_seen_often():
-    table = compare({"rare": 1, "often": 50, "x": 49}, {"x": 100}, ()).set_index("word")
-    assert table.loc["often", "ratio"] > 5 > 2 > table.loc["rare", "ratio"] > 1
-
-
 def test_the_ranking_leaves_stop_words_out_and_the_table_does_not():
     table = compare({"the": 50, "let": 30, "so": 5}, {"boxed": 40, "so": 5, "sum": 20}, {"the"})
     changes = ranked(table, 2)
@@ -144,10 +136,6 @@ def test_steps_and_kinds_are_chosen(make_run, row):
     assert "old" in set(vocabulary(Reference.parse(str(run.path))).frames["vocab"]["word"])  # the last ten steps
     held_out = vocabulary(Reference.parse(str(run.path)), HELD_OUT).frames["vocab"]
     assert set(held_out["word"]) == {"held", "words", "out"}
-
-
-def test_the_same_counts_give_the_same_files(make_run, row):
-    run = run_with_words(make_run, row)
     reference = Reference.parse(str(run.path))
     assert render(vocabulary(reference), ("csv", "md")) == render(vocabulary(reference), ("csv", "md"))
 

@@ -100,7 +100,6 @@ def _cell(cell: Cell, column: Column, letters: dict[str, str]) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    """Notes in small print."""
     return "".join(rf"{{\scriptsize {_text(line)}\par}}" + "\n" for line in lines)
 
 

@@ -16,7 +16,21 @@ def render(document: Document) -> dict[str, bytes]:
         if not part.whole:
             parts.append(f"Empty: {_text(part.reason)}.")
         elif isinstance(part, Table):
-            parts.append(_table(part))
+            heads = ((column.group, column.title) for column in part.columns)
+            rows = [["<br>".join(_text(text) for text in head if text) for head in heads]]
+            rows.append(["---:" if column.kind == "number" else "---" for column in part.columns])
+            for section, of in part.sections():
+                if section:
+                    rows.append([f"*{_text(section)}*", *[""] * (len(part.columns) - 1)])
+                for row in of:
+                    cells = []
+                    for cell, column in zip(row.cells, part.columns, strict=True):
+                        text = _text(column.shown(cell)) if cell.text else ""
+                        text = f"**{text}**" if cell.place == 1 else f"<u>{text}</u>" if cell.place == 2 else text
+                        empty = f"{NO_VALUE} ({part.marks[cell.reason]})" if cell.reason and not cell.text else ""
+                        cells.append(empty or text)
+                    rows.append(cells)
+            parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
         else:
             parts.append(f"![{_text(part.title)}]({document.place('figures', part.key)}.png)")
         parts.append("\n".join(f"- {_text(note)}" for note in (part.below() if part.whole else ())))
@@ -25,23 +39,6 @@ def render(document: Document) -> dict[str, bytes]:
         parts += ["## Runs", "\n".join(runs)]
     parts.append(_text(str(document.made or "")))
     return {f"{document.section or 'report'}.md": ("\n\n".join(filter(None, parts)) + "\n").encode()}
-
-
-def _table(table: Table) -> str:
-    rows = [["<br>".join(_text(text) for text in (column.group, column.title) if text) for column in table.columns]]
-    rows.append(["---:" if column.kind == "number" else "---" for column in table.columns])
-    for section, of in table.sections():
-        if section:
-            rows.append([f"*{_text(section)}*", *[""] * (len(table.columns) - 1)])
-        for row in of:
-            cells = []
-            for cell, column in zip(row.cells, table.columns, strict=True):
-                text = _text(column.shown(cell)) if cell.text else ""
-                text = f"**{text}**" if cell.place == 1 else f"<u>{text}</u>" if cell.place == 2 else text
-                empty = f"{NO_VALUE} ({table.marks[cell.reason]})" if cell.reason and not cell.text else ""
-                cells.append(empty or text)
-            rows.append(cells)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _text(text: str) -> str:

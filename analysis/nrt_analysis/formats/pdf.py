@@ -3,7 +3,6 @@
 import io
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.font_manager import FontProperties
@@ -24,8 +23,11 @@ def render(document: Document) -> dict[str, bytes]:
     """`report.pdf`, landscape A4."""
     try:
         from fpdf import FPDF
+        from fpdf.enums import TableBordersLayout, TextEmphasis
+        from fpdf.fonts import FontFace
     except ImportError:
         raise ConfigError("the pdf format needs the fpdf2 package: pip install 'nrt-cli[analysis]'.") from None
+    faces = {0: None, 1: FontFace(emphasis="BOLD"), 2: FontFace(emphasis=TextEmphasis.U)}
     pdf = FPDF(orientation="landscape", format="A4")
     # The date is the store's, so that the same store gives the same bytes.
     try:
@@ -59,7 +61,33 @@ def render(document: Document) -> dict[str, bytes]:
         write(f"{part.caption}{empty}")
         if isinstance(part, Table) and part.whole:
             pdf.ln(1)
-            _grid(pdf, part)
+            groups = part.spans()
+            two = any(group for group, _ in groups)
+            pdf.set_font(FONT, "", SIZE)
+            with pdf.table(
+                col_widths=tuple(WIDTHS[column.kind] for column in part.columns),
+                text_align=tuple("RIGHT" if column.kind == "number" else "LEFT" for column in part.columns),
+                headings_style=FontFace(emphasis="BOLD"),
+                num_heading_rows=2 if two else 1,
+                borders_layout=TableBordersLayout.HORIZONTAL_LINES,
+                line_height=1.35 * pdf.font_size,
+                padding=0.5,
+            ) as grid:
+                if two:
+                    row = grid.row()
+                    for group, width in groups:
+                        row.cell(_text(group), colspan=width, align="CENTER")
+                grid.row([_text(column.title) for column in part.columns])
+                for section, of in part.sections():
+                    if section:
+                        italics = FontFace(emphasis="ITALICS")
+                        grid.row().cell(_fitting(section, "long"), colspan=len(part.columns), style=italics)
+                    for line in of:
+                        row = grid.row()
+                        for cell, column in zip(line.cells, part.columns, strict=True):
+                            why = f"{NO_VALUE} ({part.marks[cell.reason]})" if cell.reason else ""
+                            text = _fitting(column.shown(cell), column.kind) if cell.text else why
+                            row.cell(text, style=faces[cell.place])
         elif picture:
             pdf.ln(2)
             pdf.image(io.BytesIO(picture), w=pdf.epw, h=pdf.h - pdf.get_y() - 45, keep_aspect_ratio=True)
@@ -73,40 +101,6 @@ def render(document: Document) -> dict[str, bytes]:
 def _font_file(suffix: str = "") -> Path:
     """Matplotlib brings the font."""
     return Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{FONT}{suffix}.ttf"
-
-
-def _grid(pdf: Any, table: Table) -> None:
-    from fpdf.enums import TableBordersLayout, TextEmphasis
-    from fpdf.fonts import FontFace
-
-    faces = {0: None, 1: FontFace(emphasis="BOLD"), 2: FontFace(emphasis=TextEmphasis.U)}
-    groups = table.spans()
-    two = any(group for group, _ in groups)
-    pdf.set_font(FONT, "", SIZE)
-    with pdf.table(
-        col_widths=tuple(WIDTHS[column.kind] for column in table.columns),
-        text_align=tuple("RIGHT" if column.kind == "number" else "LEFT" for column in table.columns),
-        headings_style=FontFace(emphasis="BOLD"),
-        num_heading_rows=2 if two else 1,
-        borders_layout=TableBordersLayout.HORIZONTAL_LINES,
-        line_height=1.35 * pdf.font_size,
-        padding=0.5,
-    ) as grid:
-        if two:
-            row = grid.row()
-            for group, width in groups:
-                row.cell(_text(group), colspan=width, align="CENTER")
-        grid.row([_text(column.title) for column in table.columns])
-        for section, of in table.sections():
-            if section:
-                style = FontFace(emphasis="ITALICS")
-                grid.row().cell(_fitting(section, "long"), colspan=len(table.columns), style=style)
-            for line in of:
-                row = grid.row()
-                for cell, column in zip(line.cells, table.columns, strict=True):
-                    empty = f"{NO_VALUE} ({table.marks[cell.reason]})" if cell.reason else ""
-                    text = _fitting(column.shown(cell), column.kind) if cell.text else empty
-                    row.cell(text, style=faces[cell.place])
 
 
 def _fitting(text: str, kind: str) -> str:

@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 
-from nrt_analysis.document import Document, Table, visible
+from nrt_analysis.document import Document, visible
 
 
 def render(document: Document) -> dict[str, bytes]:
@@ -14,7 +14,21 @@ def render(document: Document) -> dict[str, bytes]:
         files = {f"{document.place('tables', name)}.csv": to_csv(frame) for name, frame in document.frames.items()}
         text = json.dumps(document.record(), indent=2, ensure_ascii=False) + "\n"
         return files | {f"{document.section}.json": text.encode()}
-    files = {f"{document.place('tables', table.key)}.csv": to_csv(_safe(_frame(table))) for table in document.tables}
+    files = {}
+    for table in document.tables:  # a column for each of the table's; for numbers with an interval, two more; remarks
+        names, records = table.names(), []
+        for row in table.rows:
+            record: dict[str, object] = {"section": row.section} if any(row.section for row in table.rows) else {}
+            remarks = []
+            for name, column, cell in zip(names, table.columns, row.cells, strict=True):
+                words = column.kind != "number" or (cell.text and math.isnan(cell.value))
+                record[name] = cell.text if words else cell.value
+                if column.kind == "number" and not math.isnan(cell.low):
+                    record |= {f"{name} low": cell.low, f"{name} high": cell.high}
+                remarks += [f"{name}: {remark}" for remark in (cell.reason, cell.note) if remark]
+            records.append(record | {"remarks": "; ".join(remarks)})
+        frame = pd.DataFrame(records, columns=None if records else [*names, "remarks"])
+        files[f"{document.place('tables', table.key)}.csv"] = to_csv(_safe(frame))
     for figure in document.figures:
         for name, frame in figure.numbers.items():
             files[f"{document.place('figures', figure.key)}-{name}.csv"] = to_csv(_safe(frame))
@@ -24,22 +38,6 @@ def render(document: Document) -> dict[str, bytes]:
 def to_csv(frame: pd.DataFrame) -> bytes:
     """Full precision; what was not measured is `NaN`."""
     return frame.to_csv(index=False, na_rep="NaN", lineterminator="\n").encode()
-
-
-def _frame(table: Table) -> pd.DataFrame:
-    """A column for each of the table's; for numbers with an interval, two more; and one for remarks."""
-    names, records = table.names(), []
-    for row in table.rows:
-        record: dict[str, object] = {"section": row.section} if any(row.section for row in table.rows) else {}
-        remarks = []
-        for name, column, cell in zip(names, table.columns, row.cells, strict=True):
-            words = column.kind != "number" or (cell.text and math.isnan(cell.value))
-            record[name] = cell.text if words else cell.value
-            if column.kind == "number" and not math.isnan(cell.low):
-                record |= {f"{name} low": cell.low, f"{name} high": cell.high}
-            remarks += [f"{name}: {remark}" for remark in (cell.reason, cell.note) if remark]
-        records.append(record | {"remarks": "; ".join(remarks)})
-    return pd.DataFrame(records, columns=None if records else [*names, "remarks"])
 
 
 def _safe(frame: pd.DataFrame) -> pd.DataFrame:

@@ -37,40 +37,36 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
             title = title_of(str(record["model"]), cards, path)
             if title == record["model"] and record.get("method"):  # a run that is not in this report
                 title = str(record.get("title") or method_title(str(record["method"])))
+            scored: list[tuple[dict[str, Any], list[Cell]]] = []
             if isinstance(direct := record.get("direct"), dict):
-                rows.append(Row((Cell(title), Cell(reason="answers directly"), *_probabilities(direct)), section))
+                scored.append((direct, [Cell(reason="answers directly")]))
             for trace in (record.get("traces") or [])[:1]:
-                first, *more = _parts(plain_text(str(trace.get("trace", ""))), "an empty trace")
-                rows.append(Row((Cell(title), first, *_probabilities(trace)), section))
+                scored.append((trace, _parts(plain_text(str(trace.get("trace", ""))), "an empty trace")))
+            for by, (first, *more) in scored:
+                # With the eos that ends the answer, and without.
+                tokens: Any = by.get("logprobs") or [None]
+                short = sum(tokens[:-1]) if all(isinstance(logprob, int | float) for logprob in tokens) else None
+                probabilities = map(_probability, (by.get("logprob"), short))
+                rows.append(Row((Cell(title), first, *probabilities), section))
                 rows += [Row((Cell(), part, Cell(), Cell()), section) for part in more]
+    unscored = (
+        "no question was scored; `nrt score RUN... --question X --answer Y --json` into analysis/score/NAME.json of a "
+        "run or study does"
+    )
     theirs = ", ".join(f"{method_title(method)} {p:.4f}" for method, p in paper()["case"]["probabilities"].items())
     return Table(
         "table-9",
         "Table 9",
         "How sure models are of a reference answer after their own trace.",
-        (
-            Column("Model"),
-            Column("Trace z", kind="long"),
-            *numbers("with eos", "without", group="P(y*|x,z)"),
-        ),
+        (Column("Model"), Column("Trace z", kind="long"), *numbers("with eos", "without", group="P(y*|x,z)")),
         tuple(rows),
         notes=(
             "The first sampled trace of each model; SFT answers without one. The paper does not say whether its P has "
             "the eos that ends an answer.",
             f"The paper, for the answer {paper()['case']['answer']!r} to {paper()['case']['question']!r}: {theirs}.",
         ),
-        reason=""
-        if rows
-        else "no question was scored; `nrt score RUN... --question X --answer Y --json` into "
-        "analysis/score/NAME.json of a run or study does",
+        reason="" if rows else unscored,
     )
-
-
-def _probabilities(scored: Mapping[str, Any]) -> tuple[Cell, Cell]:
-    """P(y*|x,z) with the eos that ends y*, and without."""
-    tokens: Any = scored.get("logprobs") or [None]
-    short = sum(tokens[:-1]) if all(isinstance(logprob, int | float) for logprob in tokens) else None
-    return _probability(scored.get("logprob")), _probability(short)
 
 
 def _probability(logprob: Any) -> Cell:
@@ -93,7 +89,7 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
     notes = ["as `nrt analyze cases` or the study kept them, uncut"]
     if not rows:
         notes = ["first held-out examples of the last stored step, long ones cut; a run's first seed"]
-        for model in dict.fromkeys(card.model for card in cards):
+        for model in dict.fromkeys(card.model for card in cards if card.thinks):
             # The first seed of each method that thinks.
             thinking: dict[str, RunCard] = {}
             for card in cards:
@@ -101,11 +97,9 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
                     thinking.setdefault(card.title, card)
             references = [Reference(card.run.path, None) for card in thinking.values()]
             try:
-                found = stored_cases(references, HELD_OUT, CASES, SEEN).frames["cases"] if references else None
+                found = stored_cases(references, HELD_OUT, CASES, SEEN).frames["cases"]
             except StoreError as error:
                 notes.append(f"{model}: {in_words(error, cards)}")
-                continue
-            if found is None:
                 continue
             labels = dict(zip(dict.fromkeys(found["run"]), thinking, strict=True))
             found = found.assign(run=found["run"].map(labels), question=[f"{model}: {q}" for q in found["question"]])

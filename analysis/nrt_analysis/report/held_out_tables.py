@@ -15,7 +15,6 @@ from nrt_cli.measures.held_out import (
     before_and_after,
     measures,
     overlap_described,
-    overlap_warnings,
     shown,
 )
 from nrt_cli.measures.statistics import Difference, Mean, mean
@@ -60,7 +59,6 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
 
 COMPARED = tuple({m.title: m for m in (*THINKING, *DIRECT) if not m.difference}.values())
 """What the models of a report are compared by. An accuracy without think tokens is the same question to all of them."""
-UNTRAINED = "untrained"
 
 
 def compared_table(cards: Sequence[RunCard]) -> Table | None:
@@ -76,7 +74,7 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
         before: dict[str, Difference] = {}
         for one in (one for card in here for one in measured[card.label].values() if one.before.n):
             before.setdefault(one.measure.title, one.before)
-        rows.append(_compared(UNTRAINED, "", columns, before, section[0]))
+        rows.append(_compared("untrained", "", columns, before, section[0]))
         for title in dict.fromkeys(card.title for card in here):
             seeds = [card for card in here if card.title == title]
             after = [
@@ -85,7 +83,19 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
             for card, found in zip(seeds, after, strict=True):
                 rows.append(_compared(title, str(card.seed), columns, found, section[0]))
             if len(seeds) > 1:
-                rows.append(_mean(title, columns, after, section[0]))
+                cells = []  # of their mean: a column that one of them lacks is empty
+                for measure in columns:
+                    of = [each[measure.title] for each in after if measure.title in each]
+                    if len(of) < len(seeds):
+                        cells.append(Cell(reason="not measured for all seeds"))
+                    elif not measure.share:
+                        value = mean([one.value for one in of])
+                        cells.append(Cell(f"{value:.2f}", value, note="without an interval"))
+                    else:
+                        # Right or wrong: the standard error follows from the share.
+                        each = [Mean(one.value, math.sqrt(one.value * (1 - one.value) / one.n), one.n) for one in of]
+                        cells.append(_cell(over_seeds([trusted(one) for one in each]), measure, False, ""))
+                rows.append(Row((Cell(title), Cell("mean"), *cells), section[0]))
     return Table(
         "held-out-models",
         "Held-out pairs, model by model",
@@ -112,25 +122,6 @@ def _compared(title: str, seed: str, columns: Sequence[Measure], found: Mapping[
         for measure in columns
     )
     return Row((Cell(title), Cell(seed, note="" if seed else "every run begins here"), *cells), section)
-
-
-def _mean(title: str, columns: Sequence[Measure], seeds: Sequence[Mapping[str, Difference]], section: str) -> Row:
-    """Of several seeds; a column that one of them lacks is empty."""
-    cells = []
-    for measure in columns:
-        found = [each[measure.title] for each in seeds if measure.title in each]
-        if len(found) < len(seeds):
-            cells.append(Cell(reason="not measured for all seeds"))
-        elif not measure.share:
-            value = mean([one.value for one in found])
-            cells.append(Cell(f"{value:.2f}", value, note="without an interval"))
-        else:
-            # Right or wrong: the standard error follows from the share.
-            each = [Mean(one.value, math.sqrt(one.value * (1 - one.value) / one.n), one.n) for one in found]
-            of_all = over_seeds([trusted(one) for one in each])
-            whole = Difference(of_all.value, of_all.low, of_all.high, found[0].n)
-            cells.append(_cell(whole, measure, False, ""))
-    return Row((Cell(title), Cell("mean"), *cells), section)
 
 
 def of_run(card: RunCard) -> list[Found]:
@@ -162,20 +153,9 @@ def _cell(found: Difference, measure: Measure, signed: bool, reason: str) -> Cel
     return Cell(shown(found, measure, signed), scale * found.value, scale * found.low, scale * found.high)
 
 
-# --- questions of the training data that are asked again: said beside every figure on held-out questions --------------
-
-
-def asked_twice(cards: Sequence[RunCard]) -> list[str]:
-    """Both numbers, in a sentence for each data set of the runs; none of runs that did not compare."""
-    return _by_data(cards, overlap_described)
-
-
-def doubts(cards: Sequence[RunCard]) -> list[str]:
-    """What is wrong with held-out figures, if anything is."""
-    return _by_data(cards, lambda overlap: " ".join(overlap_warnings(overlap)))
-
-
-def _by_data(cards: Sequence[RunCard], say: Callable[[Overlap], str]) -> list[str]:
+def asked_twice(cards: Sequence[RunCard], say: Callable[[Overlap], str] = overlap_described) -> list[str]:
+    """Questions of the training data that are asked again, said beside every figure on held-out questions: a sentence
+    for each data set of the runs; none of runs that did not compare."""
     names = [field.name for field in fields(Overlap)]
     said: dict[str, list[str]] = {}
     for card in cards:

@@ -6,14 +6,14 @@ from typing import Any
 
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.frames import STEP, trace_steps
-from nrt_analysis.intervals import Estimate, difference, over_seeds
+from nrt_analysis.intervals import difference, over_seeds
 from nrt_analysis.judge_report import template_label
 from nrt_analysis.report.paper import paper, printed_source
 from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.collapse import WINDOW
-from nrt_cli.measures.statistics import Mean
-from nrt_cli.methods import FORMULAS, METHODS, Formula
+from nrt_cli.measures.statistics import Difference, Mean
+from nrt_cli.methods import FORMULAS, METHODS, Formula, facts
 from nrt_cli.methods.weighted_sum import WEIGHTED
 from nrt_cli.store.judgements import Judgements, templates
 
@@ -23,9 +23,6 @@ LENGTH_ROWS = 2000
 
 def _formula(formula: Formula) -> Cell:
     return Cell(formula.text, math=formula.math)
-
-
-# --- Tables 1 and 2: the schemes --------------------------------------------------------------------------------------
 
 
 def schemes_table(cards: Sequence[RunCard]) -> Table:
@@ -75,7 +72,7 @@ def weights_table(cards: Sequence[RunCard]) -> Table:
         changed = [
             f"{key}={card.settings[f'objective.{key}']}"
             for key, usual in (("weighted_sum", "sum"), ("weight_cap", None))
-            if card.method.startswith("ws-") and card.settings.get(f"objective.{key}", usual) != usual
+            if key in facts(card.method).reads and card.settings.get(f"objective.{key}", usual) != usual
         ]
         notes += [f"{card.label}: {', '.join(changed)}"] if changed else []
     return Table(
@@ -93,9 +90,6 @@ def weights_table(cards: Sequence[RunCard]) -> Table:
     )
 
 
-# --- Table 4: data ----------------------------------------------------------------------------------------------------
-
-
 def data_table(cards: Sequence[RunCard]) -> Table:
     """Table 4: training examples by source; the paper's counts beside those of sources that it has too."""
     datasets = {card.fingerprint("train") or "unknown": card for card in cards if card.sources}
@@ -111,6 +105,7 @@ def data_table(cards: Sequence[RunCard]) -> Table:
         for source, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             rows.append(_source_row(source, count, total, theirs.get(source), whole, section))
         rows.append(_source_row("TOTAL", total, total, whole, whole, section))
+    gone = "what `nrt data prepare` wrote beside the training data is no longer there, or the data changed since"
     lost = [card.label for card in cards if not card.sources]
     used: dict[str, list[str]] = {}  # how many examples runs used, and why not all
     for card in cards:
@@ -134,9 +129,7 @@ def data_table(cards: Sequence[RunCard]) -> Table:
             *([f"Not known for {', '.join(lost)}: the manifest beside the data is gone or newer."] if lost else []),
             f"The paper took a random 200K subset of tulu-3-sft-mixture, in print {whole:,} examples.",
         ),
-        reason=""
-        if rows
-        else "what `nrt data prepare` wrote beside the training data is no longer there, or the data changed since",
+        reason="" if rows else gone,
     )
 
 
@@ -145,7 +138,7 @@ def _source_row(source: str, count: int, total: int, theirs: int | None, whole: 
         share = 100 * count / total if total else math.nan
         return Cell(f"{count:,}", count), Cell(f"{share:.2f}%", share)
 
-    def estimate(count: int, total: int) -> Estimate:
+    def estimate(count: int, total: int) -> Difference:
         """A share of so many rows, drawn at random."""
         share = count / total if total else math.nan
         return over_seeds([Mean(share, math.sqrt(share * (1 - share) / total) if total else math.nan, total)])
@@ -157,9 +150,6 @@ def _source_row(source: str, count: int, total: int, theirs: int | None, whole: 
         gap = Cell(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]", value, low, high)
         beside = [*cells(theirs, whole), Cell(reason="100 % of either") if theirs == whole else gap]
     return Row((Cell(source), *cells(count, total), *beside), section=section)
-
-
-# --- Table 5: methods and lengths -------------------------------------------------------------------------------------
 
 
 def methods_table(cards: Sequence[RunCard]) -> Table:
@@ -217,9 +207,6 @@ def _mean_length(lengths: Sequence[float], why: str) -> Cell:
     return Cell(f"{mean:.1f}", mean) if known else Cell(reason=why)
 
 
-# --- Table 6: hyperparameters -----------------------------------------------------------------------------------------
-
-
 def settings_table(cards: Sequence[RunCard]) -> Table:
     """Table 6 from the resolved configs, beside what the paper had."""
     steps: dict[int, list[str]] = {}
@@ -261,9 +248,6 @@ def settings_table(cards: Sequence[RunCard]) -> Table:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- Tables 7 and 8: measurements -------------------------------------------------------------------------------------
 
 
 def benchmarks_table() -> Table:

@@ -1,11 +1,15 @@
-"""Table 3 and what stands beside it: our own benchmarks, the paper's numbers, and the paper's Overall recomputed."""
+"""What runs scored in their evaluations: Table 3, own benchmarks, the numbers of the paper, its Overall recomputed."""
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from nrt_analysis.document import Cell, Column, Place, Row, Table, numbers
-from nrt_analysis.intervals import Estimate, difference, over_seeds
+from nrt_analysis.intervals import difference, over_seeds, trusted
 from nrt_analysis.report.paper import (
     documents,
     grid,
@@ -18,11 +22,147 @@ from nrt_analysis.report.paper import (
     told,
     uncertain,
 )
-from nrt_analysis.report.run_scores import BASE, OVERALL, Results, RowName, differing_settings
+from nrt_analysis.report.run_cards import RunCard, planned_title, unfinished
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
-from nrt_cli.measures.statistics import NORMAL, coarsest_grid, printed_multiples
+from nrt_cli.measures.statistics import NORMAL, Difference, Mean, coarsest_grid, overall, printed_multiples
 from nrt_cli.methods import SUPERVISED
+from nrt_cli.store.evals import find_evaluations
+
+OVERALL = "overall"
+
+SHARED = ("benchmark", "backend", "limit", "seed", "max_answer_tokens")
+"""Settings that rows of one table must share, so that the same documents were asked and graded alike."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One run on one benchmark, a share of 1."""
+
+    mean: Mean
+    of: int
+    """Documents that the benchmark has in full."""
+    title: str
+    settings: str
+    """Its `SHARED` settings, to compare."""
+    remarks: tuple[str, ...]
+
+
+RowName = tuple[str, str]
+"""A row of a results table: model and title."""
+
+BASE = "Base"
+"""The row of the starting model itself."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a row, or the starting model."""
+
+    label: str
+    method: str
+    seed: int | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every run's scores, and the rows they belong to."""
+
+    rows: Mapping[RowName, Sequence[Member]]
+    scores: Mapping[str, Mapping[str, Score]]
+    """Label of a member -> benchmark -> score."""
+    absent: Mapping[RowName, str]
+    """Rows that a study planned and that have no run, and why."""
+
+    def seeds(self, row: RowName, benchmark: str) -> list[Score]:
+        found = (self.scores[member.label].get(benchmark) for member in self.rows.get(row, ()))
+        return [score for score in found if score is not None]
+
+    def estimate(self, row: RowName, benchmark: str) -> Difference:
+        """The mean over a row's seeds; of `overall`, over the seeds that have all nine."""
+        return over_seeds(self.means(row, benchmark))
+
+    def means(self, row: RowName, benchmark: str) -> list[Mean]:
+        """What each of a row's seeds scored; NaN where one has not all nine."""
+        if benchmark == OVERALL:
+            return [self._overall(member) for member in self.rows.get(row, ())]
+        return [score.mean for score in self.seeds(row, benchmark)]
+
+    def mean(self, row: RowName, benchmarks: Sequence[str]) -> Difference:
+        """The mean over some benchmarks, of the seeds that have them all."""
+        return over_seeds([self._overall(member, benchmarks) for member in self.rows.get(row, ())])
+
+    def benchmarks(self) -> list[str]:
+        """Every benchmark that some run has: the nine in the suite's order, then the others by name."""
+        found = {name for scores in self.scores.values() for name in scores}
+        return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+    def _overall(self, member: Member, names: Sequence[str] = ORDER) -> Mean:
+        scores = self.scores[member.label]
+        return overall({name: scores[name].mean for name in names if name in scores}, names)[0]
+
+
+def results(cards: Sequence[RunCard]) -> Results:
+    """Read the evaluations of every run: those of its result, else of its last evaluated step.
+
+    Where a run has several of a benchmark, the settings that most runs have are chosen, then the most documents, then
+    the newest.
+    """
+    found: dict[str, dict[str, list[Score]]] = {}
+    for card in cards:
+        steps = sorted(card.run.path.glob("evals/step-*"), reverse=True)
+        notes = {folder: (f"after step {int(folder.name.removeprefix('step-'))}",) for folder in steps}
+        of = (_scores(folder, notes.get(folder, ())) for folder in (card.run.path / "evals" / "export", *steps))
+        found[card.label] = next(filter(None, of), {})
+    rows: dict[RowName, list[Member]] = {}
+    for model, folder in {card.model: card.study / "evals" / "base" for card in cards if card.study}.items():
+        if scores := _scores(folder, ()):  # what a study asked its starting model
+            base = Member(f"{model}, {BASE}", "", None, "finished")
+            rows[model, BASE], found[base.label] = [base], scores
+    for card in cards:
+        member = Member(card.label, card.method, card.seed, card.status)
+        rows.setdefault((card.model, card.title), []).append(member)
+    usual = Counter(
+        (name, settings)
+        for scores in found.values()
+        for name, several in scores.items()
+        for settings in {score.settings for score in several}
+    )
+
+    def best(name: str, several: Sequence[Score]) -> Score:
+        return max(reversed(several), key=lambda score: (usual[name, score.settings], score.mean.n))
+
+    chosen = {label: {name: best(name, several) for name, several in scores.items()} for label, scores in found.items()}
+    models, absent = {card.study: card.model for card in cards}, {}
+    for folder, planned, reason in unfinished(cards):
+        model, title = models[folder], str(planned_title(folder, planned.name))
+        if not any(at == model and (own == title or own.startswith(f"{title} [")) for at, own in rows):
+            absent[model, title] = reason
+    return Results(rows, chosen, absent)
+
+
+def _scores(folder: Path, at: tuple[str, ...]) -> dict[str, list[Score]]:
+    """By benchmark, the oldest first; failed ones have no score and are left out."""
+    found = defaultdict(list)
+    for evaluation in find_evaluations(folder):
+        about, scores = evaluation.about(), evaluation.scores() or {}
+        mean = trusted(Mean(float(scores["score"]), float(scores["error"]), int(scores["n"])))
+        if math.isnan(mean.value):
+            continue
+        name, settings = str(about["benchmark"]), about.get("settings", {})
+        suite = (settings.get("benchmark") or {}).get("suite") or {}
+        # Imported results do not say; of the nine we know.
+        of = int(suite.get("instances") or (benchmark(name).instances if name in ORDER else mean.n))
+        remarks = [*at, *([f"{mean.n} of {of} documents"] if mean.n < of else [])]
+        if (cut := scores.get("truncated_share", 0.0)) > 0:
+            remarks.append(f"{100 * cut:.0f} % of answers were cut at their cap")
+        if scores.get("backend") not in (None, "lm-eval"):
+            remarks.append(f"by {scores['backend']}")
+        shared = json.dumps({key: settings.get(key) for key in SHARED}, sort_keys=True, default=str)
+        found[name].append(Score(mean, of, str(scores.get("title") or name), shared, tuple(remarks)))
+    return dict(found)
+
 
 INTERVALS = (
     "Intervals are 95 %: over documents, and where a row has several seeds over seeds too; those of one seed do not "
@@ -100,7 +240,7 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
         unfinished = [member for member in members if member.status != "finished"]
         if unfinished and not any(results.scores[member.label] for member in members):
             return Cell(reason=f"not evaluated; the run is {unfinished[0].status}")
-        missing = ", ".join(results.missing(row) or ["a seed that has all nine"])
+        missing = ", ".join([n for n in ORDER if not results.seeds(row, n)] or ["a seed that has all nine"])
         return Cell(reason=f"missing: {missing}" if name == OVERALL else "not evaluated")
     remarks = list(dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks))
     having = [member.seed for member in members if name in results.scores[member.label]]
@@ -110,7 +250,7 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
     return replace(percent(found, interval), note="; ".join(remarks), seeds=each if len(each) > 1 else ())
 
 
-def percent(found: Estimate, interval: bool = False, signed: bool = False) -> Cell:
+def percent(found: Difference, interval: bool = False, signed: bool = False) -> Cell:
     """A share as a cell in percent, with one decimal as in the paper."""
     value, low, high = (100 * number for number in (found.value, found.low, found.high))
     form = "+.1f" if signed else ".1f"
@@ -143,16 +283,14 @@ def _remarks(results: Results, names: Sequence[str]) -> list[str]:
         found = [score for scores in results.scores.values() if (score := scores.get(name)) is not None]
         if not found:
             continue
-        differing = differing_settings(found)
+        values: list[dict[str, Any]] = [json.loads(score.settings) for score in found]
+        differing = [key for key in SHARED if len({json.dumps(value[key], sort_keys=True) for value in values}) > 1]
         if differing:
             notes.append(f"{found[0].title}: rows differ in {', '.join(differing)}, so they do not compare.")
         counts = sorted({score.mean.n for score in found})
         if counts[0] < found[0].of:
             notes.append(f"{found[0].title}: {' or '.join(map(str, counts))} of {found[0].of} documents.")
     return notes
-
-
-# --- beside the paper ------------------------------------------------------------------------------------------------
 
 
 def paper_table(results: Results) -> Table:
@@ -176,6 +314,7 @@ def paper_table(results: Results) -> Table:
                 rows.append(Row(cells, section=row[0]))
     known = ", ".join(model["title"] for model in paper()["models"])
     models = ", ".join(dict.fromkeys(model for model, _ in results.rows))
+    unlike = f"the paper trained {known}, and these runs began from {models}"
     return Table(
         "table-3-paper",
         "Table 3, ours and theirs",
@@ -183,10 +322,7 @@ def paper_table(results: Results) -> Table:
         (Column("Method"), Column("Benchmark"), *numbers("Ours [95 %]", "Paper [95 %]", "Difference [95 %]")),
         tuple(rows),
         notes=(_their_errors(), INTERVALS),
-        reason=""
-        if rows
-        else f"the paper trained {known}, and these runs began from {models}: nothing to set beside "
-        "each other; the gains over SFT do compare",
+        reason="" if rows else f"{unlike}: nothing to set beside each other; the gains over SFT do compare",
     )
 
 
@@ -303,7 +439,17 @@ def gain_table(results: Results) -> Table:
     methods = {method_title(method): method for method in paper()["methods"] if method != SUPERVISED.name}
     gains = []
     for title in (*methods, *others):
-        cells = [_gain(results, (model, title), (model, sft), found) for model, found in names.items()]
+        cells = []
+        for model, found in names.items():
+            ours, base = results.mean((model, title), found), results.mean((model, sft), found)
+            if (model, title) not in results.rows:
+                cells.append(Cell(reason=results.absent.get((model, title), "not run")))
+            elif (model, sft) not in results.rows or math.isnan(base.value):
+                cells.append(Cell(reason="no SFT run with these benchmarks"))
+            elif math.isnan(ours.value):
+                cells.append(Cell(reason="not evaluated"))
+            else:
+                cells.append(percent(difference(ours, base), interval=True, signed=True))
         for model in theirs:
             if title not in methods:
                 cells.append(Cell(reason="not in the paper"))
@@ -328,14 +474,3 @@ def gain_table(results: Results) -> Table:
             "compare` pairs documents.",
         ),
     )
-
-
-def _gain(results: Results, row: RowName, sft: RowName, names: Sequence[str]) -> Cell:
-    if row not in results.rows:
-        return Cell(reason=results.absent.get(row, "not run"))
-    of, minus = results.mean(row, names), results.mean(sft, names)
-    if sft not in results.rows or math.isnan(minus.value):
-        return Cell(reason="no SFT run with these benchmarks")
-    if math.isnan(of.value):
-        return Cell(reason="not evaluated")
-    return percent(difference(of, minus), interval=True, signed=True)

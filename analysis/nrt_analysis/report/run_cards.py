@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from nrt_cli.store.files import read_json
 from nrt_cli.store.study import STUDY, Study
 
 DECIDES = ("objective.", "optimiser.", "tokens.", "model.lora.", "data.max_")
-"""Sections whose settings decide what is learned, and with `DECIDES_TOO`, single ones."""
+"""Sections whose settings decide what a run learns, its seed aside, and with `DECIDES_TOO`, single ones."""
 
 DECIDES_TOO = (
     "rollout.group_size", "rollout.temperature", "rollout.max_trace_tokens",
@@ -75,12 +76,10 @@ class RunCard:
 
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
-        """Held-out scores, read once."""
         return self.run.metrics("held_out")
 
     @property
     def step(self) -> int:
-        """Steps taken."""
         return int(self.steps[-1]["step"]) if self.steps else 0
 
     @property
@@ -107,7 +106,7 @@ def find_cards(paths: Sequence[Path]) -> list[RunCard]:
     if not runs:
         places = ", ".join(map(str, paths))
         raise StoreError(f"{places}: no runs are there; `nrt reproduce laptop` or `nrt train` makes some.")
-    found = sorted(_named([_card(run) for run in runs.values()]), key=_order)
+    found = sorted(_titled([_card(run) for run in runs.values()]), key=_order)
     # Labels: title and seed, with the model where there are several; runs that share all of it get their path.
     names = [f"{card.title}, seed {card.seed}" for card in found]
     if len({card.model for card in found}) > 1:
@@ -138,21 +137,37 @@ def _order(card: RunCard) -> tuple[Any, ...]:
 def _card(run: Run) -> RunCard:
     manifest, method = run.manifest(), str(run.manifest()["method"])
     config: dict[str, Any] = {}
-    try:
+    with suppress(ConfigError):  # not there, or of another version
         config = read_yaml(run.config_path)
         # With the defaults of keys that did not exist when it was written.
         config = recorded(config, origin=str(run.config_path)).model_dump(mode="json")
-    except ConfigError:  # not there, or of another version
-        pass
     settings, above = flatten(config), run.path.resolve().parent.parent
     study = above if (above / STUDY).is_file() else None
     # What the run's study calls it, or where it is no study's, what any run like it is called.
     planned = planned_title(study, run.path.resolve().name) if study else None
+    # The starting model's name: the study's, what `nrt model prepare` was given, or its folder's name.
+    folder, asked = Path(str(settings.get("model.path", ""))), read_study(study)[0] if study else None
+    name = asked.model.name if asked else ""
+    for prepared in (run.export_path / "nrt.json", folder / "nrt.json"):
+        with suppress(OSError, ValueError, KeyError):
+            name = name or Path(str(read_json(prepared)["source"]).removeprefix("builtin:")).name
+    # What `nrt data prepare` wrote beside the training data, if it still describes the file that was trained on. A
+    # study that was moved has its data still, though not where the run says.
+    train = Path(str(settings.get("data.train", "")))
+    sources: tuple[Source, ...] = ()
+    for place in (*([study / "data"] if study else []), train.parent):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = read_json(place / "manifest.json")
+            if not sources and found["outputs"][train.name] == manifest.get("fingerprints", {}).get("train"):
+                parts = found["composition"]
+                sources = tuple(
+                    Source(p["source"], p.get("count", 0), p.get("percentage", 0.0), p["train"]) for p in parts
+                )
     return RunCard(
         label="",
         run=run,
         study=study,
-        model=_model_name(run, str(settings.get("model.path", "")), study),
+        model=name or folder.name or "unknown",
         method=method,
         title=planned or run_title(method, config),
         samples=methods.facts(method).samples,
@@ -162,48 +177,11 @@ def _card(run: Run) -> RunCard:
         status=run.status(),
         manifest=manifest,
         settings=settings,
-        sources=_sources(Path(str(settings.get("data.train", ""))), manifest, study),
+        sources=sources,
     )
 
 
-def _model_name(run: Run, folder: str, study: Path | None) -> str:
-    """The starting model's name: the study's, what `nrt model prepare` was given, or its folder's name."""
-    if study and (asked := read_study(study)[0]):
-        return asked.model.name
-    for prepared in (run.export_path / "nrt.json", Path(folder) / "nrt.json"):
-        try:
-            return Path(str(read_json(prepared)["source"]).removeprefix("builtin:")).name
-        except (OSError, ValueError, KeyError):
-            continue
-    return Path(folder).name or "unknown"
-
-
-def _sources(train: Path, manifest: Mapping[str, Any], study: Path | None) -> tuple[Source, ...]:
-    """What `nrt data prepare` wrote beside the training data, if it still describes the file that was trained on."""
-    # A study that was moved has its data still, though not where the run says.
-    for folder in (*([study / "data"] if study else []), train.parent):
-        try:
-            found = read_json(folder / "manifest.json")
-            if found["outputs"][train.name] == manifest.get("fingerprints", {}).get("train"):
-                parts = found["composition"]
-                return tuple(
-                    Source(p["source"], p.get("count", 0), p.get("percentage", 0.0), p["train"]) for p in parts
-                )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return ()
-
-
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
-def deciding(card: RunCard) -> dict[str, Any]:
-    """The settings that decide what a run learns, its seed aside."""
-    own = {key: value for key, value in card.settings.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
-    return {"method": card.method, **own}
-
-
-def _named(found: list[RunCard]) -> list[RunCard]:
+def _titled(found: list[RunCard]) -> list[RunCard]:
     """Models of one name are told apart by their digests: they are groups. Runs of one model and title that differ in
     more than the seed get those settings into their titles."""
     digests, groups = defaultdict(set), defaultdict(list)
@@ -215,7 +193,11 @@ def _named(found: list[RunCard]) -> list[RunCard]:
         groups[found[i].model, card.title].append(found[i])
     usual, titled = flatten(RunConfig().model_dump(mode="json")), []
     for (_, title), group in groups.items():
-        settings = [deciding(card) for card in group]
+        settings = [
+            {"method": card.method}
+            | {key: value for key, value in card.settings.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
+            for card in group
+        ]
 
         def distance(own: dict[str, Any], all_settings: list[dict[str, Any]] = settings) -> tuple[int, int, int]:
             differing = [key for key, value in own.items() if usual.get(key) != value]
@@ -230,16 +212,10 @@ def _named(found: list[RunCard]) -> list[RunCard]:
     return titled
 
 
-# --- studies ---------------------------------------------------------------------------------------------------------
-
-
 def read_study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
     """What a study asked for, and its runs; None and none where that cannot be read."""
-    try:
-        written = Study(folder).config_path.stat().st_mtime_ns
-    except OSError:
-        written = 0
-    return _read_study(folder, written)
+    path = Study(folder).config_path
+    return _read_study(folder, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @cache
@@ -274,9 +250,6 @@ def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:
                 yield folder, planned, "not run yet"
             elif outcome.status != "finished":
                 yield folder, planned, f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
-
-
-# --- what other commands left in the folders of runs and studies ------------------------------------------------------
 
 
 def stored_analyses(cards: Sequence[RunCard], name: str) -> Iterator[tuple[Path, Any]]:

@@ -17,10 +17,8 @@ from markupsafe import Markup, escape
 from nrt_analysis.document import Document, Figure, Table, visible
 from nrt_analysis.figures import LINES, numbered
 from nrt_analysis.formats import Pieces
-from nrt_analysis.formats.page import headline, run_setup
-from nrt_analysis.formats.page.chart_series import series
-from nrt_analysis.formats.page.shared_questions import cases
-from nrt_analysis.formats.page.trace_samples import sample_traces, scored_sets
+from nrt_analysis.formats.page import texts
+from nrt_analysis.formats.page.payload import cases, sample_traces, scored_sets, series
 
 Part = TypeVar("Part", Table, Figure)
 
@@ -89,21 +87,18 @@ def render(document: Document, pieces: Pieces | None = None) -> dict[str, bytes]
         policy=policy,
         tables=_by_section(document.tables, PLACES),
         figures=_by_section(document.figures, FIGURES),
-        trained=headline.trained(document),
-        panels=headline.panels(document),
-        settings=run_setup.settings(run_setup.columns(runs)),
-        columns=run_setup.columns(runs),
-        environments=run_setup.environments(runs),
-        data=run_setup.data(runs),
-        commands=run_setup.commands(runs),
-        whole_commands=run_setup.whole_commands(runs),
+        trained=texts.trained(document),
+        panels=texts.panels(document),
+        settings=texts.settings(texts.columns(runs)),
+        columns=texts.columns(runs),
+        environments=texts.environments(runs),
+        data=texts.data(runs),
+        commands=texts.commands(runs),
+        whole_commands=texts.whole_commands(runs),
         traces=traces,
         payload={"runs": labels, "series": series(runs), "traces": traces, "cases": cases(runs)},
     )
     return {"index.html": text.encode("utf-8", errors="replace")}
-
-
-# --- tables and figures ----------------------------------------------------------------------------------------------
 
 
 def _is(key: str, name: str) -> bool:

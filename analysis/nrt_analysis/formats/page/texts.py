@@ -1,12 +1,17 @@
-"""The first screen: what was trained, and what came of it, with intervals or the reason why there are none."""
+"""What the page's template prints of runs: what came of them, with intervals or the reason why there are none, for the
+first screen; and what they were made with, for the last."""
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from nrt_analysis.document import Document, Table
 from nrt_analysis.report.held_out_tables import asked_twice, of_run
 from nrt_analysis.report.run_cards import RunCard
+from nrt_cli.commandline import nrt
 from nrt_cli.measures.held_out import Found, Measure, shown
 from nrt_cli.measures.statistics import Difference
 from nrt_cli.records import ACCURACIES
@@ -37,7 +42,6 @@ class Dot:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is an interval."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
@@ -105,9 +109,6 @@ def trained(document: Document) -> str:
     )
 
 
-# --- benchmarks ------------------------------------------------------------------------------------------------------
-
-
 def _scores(table: Table) -> Iterator[Panel]:
     """A table's overall score; where it has none, its first benchmarks."""
     found: dict[int, tuple[Dot, ...]] = {}
@@ -152,14 +153,11 @@ def _verdict(dots: Sequence[Dot]) -> str:
     return f"{names} leads with {first.text}; no other interval reaches it (next: {second.label}, {second.text})."
 
 
-# --- held-out pairs --------------------------------------------------------------------------------------------------
-
-
 def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
     """log P(y*), the gain of thinking, and accuracies, before and after training."""
     cards = [card for card in cards if card.held_out]
     of_card = [(card, {found.measure.key: found for found in of_run(card)}) for card in cards]
-    if dots := _dots(of_card, "answer_logprob", "") or _dots_of_records(cards):
+    if dots := _dots(of_card, "answer_logprob"):
         # Over how many answers, and what intervals and dots are.
         count = "/".join(sorted({str(card.held_out[-1].get("examples")) for card in cards}))
         how = f"Mean over {count} held-out answers, before (ring) and after training (dot)"
@@ -174,7 +172,7 @@ def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
         flatters = "After minus before flatters: answers become likelier after any trace, another row's too."
         verdicts = (how, flatters, *asked_twice(cards))
         yield Panel("Held-out log P(y*)", "nats per answer, higher is better", dots, verdicts)
-    if dots := _dots(of_card, "gain", ""):
+    if dots := _dots(of_card, "gain"):
         said = ["log P(y*) given a sampled trace minus that given the null trace, of the same answers."]
         for card, measured in of_card:
             if "gain" in measured and (found := measured["gain"]).change.n:
@@ -200,36 +198,112 @@ OfCards = Sequence[tuple[RunCard, dict[str, Found]]]
 """Runs with their measures by key."""
 
 
-def _dots(of_card: OfCards, key: str, section: str) -> tuple[Dot, ...]:
+def _dots(of_card: OfCards, key: str, section: str = "") -> tuple[Dot, ...]:
     """Every method's measure before and after, its interval that over pairs where there is one seed."""
-    found: dict[tuple[str, str], list[Found]] = {}
+    # The values of each seed: before, after, and the interval's ends.
+    found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     for card, measured in of_card:
-        if key in measured and measured[key].after.n:
-            found.setdefault((card.model, card.title), []).append(measured[key])
+        if key in measured and (of := measured[key]).after.n:
+            scale = 100 if of.measure.share else 1
+            ends = (scale * of.before.value, scale * of.after.value, scale * of.after.low, scale * of.after.high)
+            found.setdefault((card.model, card.title), []).append(ends)
+    for card, _ in () if found or key != "answer_logprob" else of_card:
+        # Runs from before single answers were stored have means alone.
+        known = [x for r in card.held_out if math.isfinite(x := float(r.get(key, math.nan)))]
+        if known:
+            found.setdefault((card.model, card.title), []).append((known[0], known[-1], math.nan, math.nan))
     several = len({model for model, _ in found}) > 1
     dots = []
     for (model, title), seeds in found.items():
-        scale = 100 if seeds[0].measure.share else 1
-        before, after = (
-            tuple(scale * mean.value for mean in at) for at in zip(*((f.before, f.after) for f in seeds), strict=True)
-        )
-        ends = (scale * seeds[0].after.low, scale * seeds[0].after.high) if len(seeds) == 1 else (math.nan, math.nan)
+        before, after, lows, highs = zip(*seeds, strict=True)
+        low, high = (lows[0], highs[0]) if len(seeds) == 1 else (math.nan, math.nan)
         label = f"{model}, {title}" if several and section else title
         before = before if all(map(math.isfinite, before)) else ()
-        dots.append(Dot(section or model, label, sum(after) / len(after), *ends, before, after))
+        dots.append(Dot(section or model, label, sum(after) / len(after), low, high, before, after))
     return tuple(dots)
 
 
-def _dots_of_records(cards: Sequence[RunCard]) -> tuple[Dot, ...]:
-    """The same from means alone, for runs from before single answers were stored."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+Kind = tuple[list[str], tuple[tuple[str, str], ...]]
+"""The labels of runs of which a page says the same, and what."""
+
+
+def settings(cards: Sequence[RunCard]) -> list[tuple[str, tuple[str, ...], bool]]:
+    """Every key of some runs' configs, in their order, its values as YAML has them, and whether they differ."""
+    spelled = {None: "null", True: "true", False: "false"}
+
+    def yaml(card: RunCard, key: str) -> str:
+        value = card.settings.get(key, "")
+        return spelled[value] if value is None or isinstance(value, bool) else str(value)
+
+    keys = dict.fromkeys(key for card in cards for key in card.settings)
+    found = [(key, tuple(yaml(card, key) for card in cards)) for key in keys]
+    return [(key, values, len(set(values)) > 1) for key, values in found]
+
+
+def columns(cards: Sequence[RunCard]) -> list[RunCard]:
+    """One run for each model and method: its settings stand for its other seeds'."""
+    first: dict[tuple[str, str], RunCard] = {}
     for card in cards:
-        scores = [r for r in card.held_out if math.isfinite(r.get("answer_logprob", math.nan))]
-        if scores:
-            ends = (float(scores[0]["answer_logprob"]), float(scores[-1]["answer_logprob"]))
-            found.setdefault((card.model, card.title), []).append(ends)
-    dots = []
-    for (model, title), pairs in found.items():
-        before, after = zip(*pairs, strict=True)
-        dots.append(Dot(model, title, sum(after) / len(after), before=before, after=after))
-    return tuple(dots)
+        first.setdefault((card.model, card.title), card)
+    return list(first.values())
+
+
+def environments(cards: Sequence[RunCard]) -> list[Kind]:
+    """Machines and versions; runs that had the same are named together."""
+
+    def facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        yield "engine", manifest.get("engine")
+        yield from ((f"device: {key}", value) for key, value in manifest.get("device", {}).items())
+        yield from sorted(manifest.get("versions", {}).items())
+
+    return _kinds((card.label, [pair for pair in facts(card.manifest) if pair[1] is not None]) for card in cards)
+
+
+def data(cards: Sequence[RunCard]) -> list[Kind]:
+    """What was trained on: examples, what was dropped and why, fingerprints, and where the examples came from."""
+
+    def facts(card: RunCard) -> Iterator[tuple[str, Any]]:
+        if "examples" in card.pairs:
+            yield "trained on", f"{card.pairs['examples']:,} examples"
+        for reason, count in card.pairs.get("dropped", {}).items():
+            yield f"dropped: {reason}", f"{count:,}"
+        for source in card.sources:
+            yield f"source {source.name}", f"{source.count:,} examples ({source.percentage:.1f} %)"
+        for key, value in card.manifest.get("fingerprints", {}).items():
+            yield f"SHA-256 of {key}", value
+
+    return _kinds((card.label, facts(card)) for card in cards)
+
+
+def _kinds(pairs: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> list[Kind]:
+    """Runs with the same facts, together."""
+    by_facts: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for label, facts in pairs:
+        by_facts.setdefault(tuple((str(key), str(value)) for key, value in facts), []).append(label)
+    return [(labels, facts) for facts, labels in by_facts.items()]
+
+
+def commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
+    """(the runs and how long they took, the command that made them)."""
+    made: dict[str, list[str]] = {}
+    for card in cards:
+        took = ""
+        if (seconds := card.manifest.get("summary", {}).get("seconds")) is not None:
+            took = f", took {seconds / 60:.1f} min" if seconds >= 60 else f", took {seconds:.0f} s"
+        made.setdefault(str(card.manifest.get("command", "")), []).append(card.label + took)
+    return [("; ".join(labels), command) for command, labels in made.items()]
+
+
+def whole_commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
+    """(what is made, the command): the studies that the runs belong to, and this report.
+
+    They are run from the folder that holds all of these, whose own name is no business of a reader's.
+    """
+    folder = os.path.commonpath([(card.study or card.run.path).resolve().parent for card in cards])
+    studies = list(dict.fromkeys(card.study.resolve() for card in cards if card.study))
+    places = [*studies, *(card.run.path.resolve() for card in cards if not card.study)]
+    again = []
+    for study in studies:
+        name = Path(os.path.relpath(study, folder))
+        again.append((f"the study {study.name}", nrt("reproduce", name / "study.yaml", "--out", name)))
+    return [*again, ("this report", nrt("report", *(Path(os.path.relpath(place, folder)) for place in places)))]

@@ -1,0 +1,310 @@
+"""The data that the page holds for its scripts, ready for JSON: charts, traces, and the same questions across runs.
+
+Traces and questions are the first stored ones, not chosen by what they say; of traces, whole groups of some steps.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nrt_analysis.case_report import clipped
+from nrt_analysis.dynamics_report import PANELS, SHARES, UNITS, collapses
+from nrt_analysis.figures import span
+from nrt_analysis.formats import Pieces
+from nrt_analysis.frames import HELD_OUT, STEP, plain_text, questions, steps_frame, trace_steps
+from nrt_analysis.report.run_cards import RunCard, stored_analyses
+from nrt_cli.measures.collapse import WINDOW
+from nrt_cli.records import Document
+from nrt_cli.store.evals import find_evaluations
+
+POINTS = 300
+"""Steps of a run that are drawn."""
+
+LIKELIHOOD = "held_out"
+ANSWER = "answer_logprob_per_token"
+
+
+def series(cards: Sequence[RunCard]) -> dict[str, Any]:
+    """Panels and every run's numbers in them, ready for JSON; a run has only the metrics that its method has.
+
+    `seen`: by model, metric, and whether single steps are drawn too (`raw`), the heights that a panel shows of the
+    model's runs, and which of them leave it.
+    """
+    # Figures have titles in TeX, and one that names a thin line.
+    titles = {key: title.replace("$R-R_{base}$", "R − R_base") for key, (title, _) in PANELS.items()}
+    about = {
+        LIKELIHOOD: ("held-out log P(y*)", "nats per answer", "mean over the held-out examples, after a step"),
+        ANSWER: ("training log P(y*)", "nats per answer token", "mean over the step's answer tokens"),
+        **{key: (titles[key], unit, UNITS[key]) for key, (_, unit) in PANELS.items()},
+        "forced_share": ("forced ends", "share of traces", UNITS["forced_share"]),
+    }
+    panels: list[dict[str, Any]] = []
+    for key in dict.fromkeys((LIKELIHOOD, "gain", "trace_length", "entropy", *about)):  # what matters first
+        said = dict(zip(("key", "title", "unit", "about"), (key, *about[key]), strict=True))
+        zero = key in ("entropy", "trace_length", "gain", "reward_gain")
+        panels.append({**said, "share": key in SHARES, "zero": zero, "log": key == "token_signal"})
+    runs: list[dict[str, Any]] = []
+    for card in cards:
+        held, train = card.held_out, pd.DataFrame(card.steps)
+        mean = [four_digits(record.get("answer_logprob")) for record in held]
+        values: dict[str, Any] = {LIKELIHOOD: {"step": [record["step"] for record in held], "mean": mean}}
+        falls = []
+        if not train.empty:
+            sampled = "trace_length" in train
+            frame = steps_frame(card.run) if sampled else train
+            falls = collapses(frame, card.run) if sampled else []
+            keys = [key for key in (ANSWER, *PANELS) if key in frame]
+            means = frame[keys].rolling(WINDOW, min_periods=1).mean()
+            keep = spread(range(len(frame)), POINTS)
+            step = [int(value) for value in frame["step"].iloc[keep]]
+            for key in keys:
+                raw, mean = ([four_digits(float(x)) for x in of[key].iloc[keep]] for of in (frame, means))
+                values[key] = {"step": step, "raw": raw, "mean": mean}
+        told = [{"sign": fall.sign, "step": fall.step, "text": str(fall)} for fall in falls]
+        runs.append({"values": values, "falls": told})
+    seen: dict[str, dict[str, dict[str, Any]]] = {}
+    for model in dict.fromkeys(card.model for card in cards):
+        its = {card.label: run["values"] for card, run in zip(cards, runs, strict=True) if card.model == model}
+        for key in (one["key"] for one in panels):
+            found = {label: values[key] for label, values in its.items() if key in values}
+            for line in ("mean", "raw"):
+                lines = {label: pd.Series(one.get(line, one["mean"]), dtype=float) for label, one in found.items()}
+                low, high, beyond = span(lines)
+                leave = "; ".join(f"{label} goes to {value:.3g}" for label, value in beyond.items())
+                heights = {"low": four_digits(low), "high": four_digits(high), "beyond": leave}
+                seen.setdefault(model, {}).setdefault(key, {})[line] = heights
+    return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
+
+
+Cutter = Callable[[Sequence[int]], list[str]]
+"""Token ids -> the text of each."""
+
+STEPS, GROUPS = 4, 8
+"""Steps of a run, from the first to the last stored; groups of a step."""
+LONGEST = 400
+"""Tokens of a trace or an answer that are shown."""
+BUDGET = 250_000
+"""Tokens on the page, an answer's once per trace: at about 15 bytes each, well below the page's 15 MB."""
+
+SCORED = 40
+"""Records of `nrt score` on the page."""
+
+COLUMNS = (
+    "example", "source", "k", "prompt", "trace", "answer", "stop", "trace_ids", "answer_ids", "trace_entropies",
+    "answer_logprobs", "null_logprobs", "token_signals", "gain", "reward", "reward_base", "advantage", "dead_group",
+)  # fmt: skip
+
+
+def sample_traces(cards: Sequence[RunCard], pieces: Pieces | None) -> dict[str, Any]:
+    """Stored groups, ready for JSON: `sets` of a run and a step, how many traces are `shown` and how many `stored`.
+
+    One group of every run's last step comes first, then of its other steps, then the second groups, until the page
+    holds `BUDGET` tokens: with many runs each has fewer, and none is missing before all have one.
+    """
+    waiting: list[tuple[int, dict[str, Any], list[list[dict[str, Any]]]]] = []
+    for number, card in enumerate(cards):
+        size = int(card.settings.get("rollout.group_size", 8))
+        for rank, step in enumerate(reversed(spread(trace_steps(card.run, STEP), STEPS))):
+            rows = card.run.traces(f"{STEP}-{step:06d}", COLUMNS, first=GROUPS * size)
+            rows = [row | {"question": q} for row, q in zip(rows, questions([r["prompt"] for r in rows]), strict=True)]
+            groups = [list(group) for _, group in groupby(rows, key=lambda row: row["example"])]
+            waiting.append((rank, {"run": number, "step": step, "groups": []}, groups))
+    read, room = cache(pieces or (lambda _: None)), BUDGET  # a tokenizer is read once
+
+    def cut(card: RunCard) -> Cutter | None:
+        folders = (card.run.export_path, Path(str(card.settings.get("model.path", ""))))
+        return next((found for folder in folders if (found := read(folder))), None)
+
+    for turn in range(GROUPS):
+        for _, one, groups in sorted(waiting, key=lambda entry: entry[0]):
+            if turn < len(groups) and room > 0:
+                group = _group(groups[turn], cut(cards[one["run"]]))
+                one["groups"].append(group)
+                room -= sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])
+    sets = [one for _, one, _ in waiting if one["groups"]]
+    stored = [card.run.count_traces(f"{STEP}-{step:06d}") for card in cards for step in trace_steps(card.run, STEP)]
+    return {
+        "sets": sets,
+        "shown": sum(len(group["traces"]) for one in sets for group in one["groups"]),
+        "stored": sum(stored),
+    }
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of some values, evenly from the first to the last."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
+
+
+def _group(rows: Sequence[dict[str, Any]], cut: Cutter | None) -> dict[str, Any]:
+    """One question's traces. Without a tokenizer, texts are one piece each and nothing is known of single tokens."""
+
+    def texts(ids: Sequence[int], text: str) -> list[str]:
+        # The first `LONGEST` tokens, or as many characters as those might have.
+        return cut(ids[:LONGEST]) if cut else [text[: 4 * LONGEST]]
+
+    first = rows[0]
+    return {
+        **{key: first[key] for key in ("example", "source", "question")},
+        "answer": texts(first["answer_ids"], first["answer"]),
+        "base": thousandths(first["null_logprobs"]) if cut else [],
+        "traces": [
+            {
+                "k": row["k"],
+                "stop": row["stop"],
+                "length": len(row["trace_ids"]),
+                "tokens": texts(row["trace_ids"], row["trace"]),
+                "entropy": thousandths(row["trace_entropies"]) if cut else [],
+                "logp": thousandths(row["answer_logprobs"]) if cut else [],
+                "signal": [four_digits(value) for value in (row["token_signals"] or [])[:LONGEST]] if cut else [],
+                "dead": row["dead_group"],
+                **{key: four_digits(row[key]) for key in ("gain", "reward", "reward_base", "advantage")},
+            }
+            for row in rows
+        ],
+    }
+
+
+def thousandths(values: Sequence[float] | None) -> list[float | None]:
+    """Log-probabilities and entropies to a thousandth of a nat."""
+    return [round(value, 3) if math.isfinite(value) else None for value in (values or [])[: LONGEST + 1]]
+
+
+def four_digits(value: float | None) -> float | None:
+    """A number to 4 significant digits: rewards and signals may lie far below 1."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+
+
+def scored_sets(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
+    """What `nrt score --json` said, kept beside the runs, in the form of `sample_traces` and under every scheme; not a
+    run but `name` says by which model."""
+    records = [record for _, found in stored_analyses(cards, "score") if isinstance(found, list) for record in found]
+    sets = []
+    for record in records[:SCORED]:
+        # A model that answers directly has no traces; what is no record at all has nothing of one.
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            group = {
+                "question": str(record["question"]),
+                "answer": [str(token) for token in record["tokens"]],
+                "base": thousandths(record["null"]["logprobs"]),
+                "traces": [
+                    {
+                        "k": k,
+                        "stop": str(trace["stop"]),
+                        "length": int(trace["trace_tokens"]),
+                        "tokens": [str(trace["trace"])],
+                        "entropy": [],
+                        "logp": thousandths(trace["logprobs"]),
+                        "gain": four_digits(trace["gain"]),
+                        "schemes": {
+                            str(name): {
+                                **{key: four_digits(scheme[key]) for key in ("reward", "reward_base", "advantage")},
+                                "dead": scheme["dead_group"],
+                                "signal": [four_digits(value) for value in scheme["token_signals"]],
+                            }
+                            for name, scheme in trace["schemes"].items()
+                        },
+                    }
+                    for k, trace in enumerate(record["traces"])
+                ],
+            }
+            sets.append({"name": f"nrt score: {record['model']}", "groups": [group]})
+    return sets
+
+
+CASES, BENCHMARK_CASES = 8, 3
+"""Held-out questions, and those of each benchmark, for each model."""
+LINES = 64
+"""Documents of a benchmark that are looked at for those which all runs answered."""
+CHARACTERS = 1500
+"""Characters of a text: seven methods on nine benchmarks make half a megabyte of a model."""
+
+
+def cases(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
+    """Questions with what each run of a model made of them, ready for JSON; the first stored ones, not chosen.
+
+    Of runs that differ in their seed alone, the first is shown.
+    """
+    found: list[dict[str, Any]] = []
+    for model in dict.fromkeys(card.model for card in cards):
+        chosen: dict[str, int] = {}
+        for number, card in enumerate(cards):
+            if card.model == model:
+                chosen.setdefault(card.title, number)
+        numbers = {number: cards[number] for number in chosen.values()}
+        for name, question, reference, said in (*_documents(numbers), *_held_out(numbers)):
+            texts = {"question": clipped(question, CHARACTERS), "reference": clipped(reference, CHARACTERS)}
+            found.append({"model": model, "name": name, **texts, "said": said})
+    return found
+
+
+Case = tuple[str, str, str, list[dict[str, Any]]]
+"""Its name, the question, the reference answer, and what each run said."""
+
+
+def _held_out(cards: Mapping[int, RunCard]) -> Iterator[Case]:
+    """Held-out examples that all runs with traces have: each run's first and last trace of it."""
+    tables: dict[int, dict[int, dict[str, Any]]] = {}  # of each run, by example
+    columns = ("step", "example", "k", "prompt", "trace", "answer", "stop")
+    for number, card in cards.items():
+        before: dict[int, dict[str, Any]] = {}
+        steps = trace_steps(card.run, HELD_OUT)
+        for step in dict.fromkeys((*steps[:1], *steps[-1:])):
+            stored = [r for r in card.run.traces(f"{HELD_OUT}-{step:06d}", columns, first=LINES) if r["k"] == 0]
+            asked = questions([row["prompt"] for row in stored])
+            rows = {}
+            for row, question in zip(stored, asked, strict=True):
+                text = {"question": question, "trace": clipped(plain_text(row["trace"]), CHARACTERS)}
+                rows[row["example"]] = row | text | {"before": before.get(row["example"], {}).get("trace")}
+            before = rows
+        if before:
+            tables[number] = before
+    # An example's index means the same in runs that were trained on the same; one that does not say is taken to agree.
+    if not tables or len({cards[number].fingerprint("validation") for number in tables} - {None}) > 1:
+        return
+    for example in sorted(set.intersection(*(set(table) for table in tables.values())))[:CASES]:
+        first = next(iter(tables.values()))[example]
+        said = []
+        for number, table in tables.items():
+            row = table[example]
+            said.append({"run": number, **{key: row[key] for key in ("step", "trace", "stop", "before")}})
+        yield f"held-out example {example}", first["question"], plain_text(first["answer"]), said
+
+
+def _documents(cards: Mapping[int, RunCard]) -> Iterator[Case]:
+    """Documents that all runs which met a benchmark have answered: each run's first reply, and how it was graded."""
+    answered: dict[str, dict[int, dict[str, Document]]] = {}
+    for number, card in cards.items():
+        for evaluation in find_evaluations(card.run.path / "evals" / "export"):
+            benchmark = str(evaluation.about().get("benchmark"))
+            answered.setdefault(benchmark, {})[number] = evaluation.documents(LINES)
+    for benchmark, by_run in answered.items():
+        first = next(iter(by_run.values()))
+        common = [key for key in first if all(key in documents for documents in by_run.values())]
+        for key in common[:BENCHMARK_CASES]:
+            said = []
+            for number, documents in by_run.items():
+                document = documents[key]
+                reply = document.replies[0] if document.replies else None
+                said.append(
+                    {
+                        "run": number,
+                        "trace": clipped(reply.trace, CHARACTERS) if reply and reply.stop else None,
+                        "stop": reply.stop if reply else None,
+                        "answer": clipped(reply.answer, CHARACTERS) if reply else "",
+                        "extracted": document.extracted[0] if document.extracted else None,
+                        "score": next((score for score in document.scores.values() if score == score), None),
+                    }
+                )
+            question = str(first[key].messages[-1].get("content", "")) if first[key].messages else ""
+            gold = first[key].gold
+            reference = gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False)
+            yield f"{benchmark} {first[key].id}", question, reference, said
