@@ -28,25 +28,9 @@ if TYPE_CHECKING:
     from nrt_cli.config import RunConfig
 
 __all__ = [
-    "Group",
-    "Method",
-    "Rowwise",
-    "Signals",
-    "analyze",
-    "doctor",
-    "evaluate",
-    "generate",
-    "grader",
-    "list_runs",
-    "load_config",
-    "open_run",
-    "prepare_data",
-    "prepare_model",
-    "push",
-    "reward",
-    "score",
-    "train",
-]
+    "Group", "Method", "Rowwise", "Signals", "analyze", "doctor", "evaluate", "generate", "grader", "list_runs",
+    "load_config", "open_run", "prepare_data", "prepare_model", "push", "reward", "score", "train",
+]  # fmt: skip
 
 PathLike = str | Path
 Think = Literal["on", "off", "forced"]
@@ -59,9 +43,6 @@ def load_config(name: str | None = None, *overrides: str, **sections: Any) -> "R
         name: such as "laptop", or a file; None is the preset nrt alone.
         overrides: as `--set` takes them: "rollout.group_size=4".
         sections: top-level keys: `method="am"`, `model={"path": "models/smollm2"}`.
-
-    Raises:
-        ConfigError: a key is unknown, or settings contradict each other.
     """
     from nrt_cli import config
 
@@ -78,11 +59,7 @@ def prepare_data(
         validation: how many questions to hold out, with all their answers, or which share of them.
         settings: fields of `nrt_cli.data.prepare.Settings`.
 
-    Returns:
-        the manifest that stands beside the files.
-
-    Raises:
-        DataError: anything wrong with sources or settings; then nothing at `out` has changed.
+    Returns the manifest that stands beside the files. Where it raises DataError, nothing at `out` has changed.
     """
     from nrt_cli.data.prepare import Settings, prepare
 
@@ -97,8 +74,7 @@ def prepare_model(source: str, out: PathLike, **settings: Any) -> Path:
         source: a folder, a GGUF file, a hub id or "builtin:smollm2-135m".
         settings: arguments of `nrt_cli.models.prepare.prepare_model`.
 
-    Raises:
-        ModelError: it cannot be made ready; then `out` is as it was.
+    Where it raises ModelError, `out` is as it was.
     """
     from nrt_cli.models.prepare import prepare_model as prepare
 
@@ -106,15 +82,10 @@ def prepare_model(source: str, out: PathLike, **settings: Any) -> Path:
 
 
 def train(config: "RunConfig | None", run: PathLike, resume: bool = False) -> "OpenRun":
-    """Train, or with `resume` go on with, the run at `run`. Progress is shown as `nrt train` shows it.
+    """Train, or with `resume` go on with, the run at `run`; a config of None is its own. Shows what `nrt train` shows.
 
-    Args:
-        config: None goes on with the run's own.
-
-    Raises:
-        StoreError: another run is there, or another process writes to it.
-        Interrupted: Ctrl-C; everything is saved, and `resume=True` goes on exactly there.
-        TrainingError: a loss that is not finite, or no memory.
+    Raises StoreError where another run is or another process writes, TrainingError for a loss that is not finite or no
+    memory, and Interrupted after Ctrl-C: everything is saved, and `resume=True` goes on exactly there.
     """
     from nrt_cli.progress import choose
     from nrt_cli.workflows.train import train as run_training
@@ -153,9 +124,6 @@ def generate(
         think: "on" as it was trained to, "off" never, "forced" without skipping it.
         max_trace_tokens: None is 256, or what the model has room for; so is it for the answer.
         temperature: 0 is greedy.
-
-    Raises:
-        ModelError: there is no such model, or question and caps do not fit it.
     """
     from nrt_cli.workflows.generate import Generator
 
@@ -207,9 +175,6 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
     Args:
         name: "dynamics" (Figure 2), "vocab" (Figure 4, one RUN or RUN@STEPS) or "cases" (Table 10).
         settings: `window` of dynamics; `top` of vocab; `n` of cases.
-
-    Raises:
-        StoreError: a run has not what it takes.
     """
     from nrt_analysis import case_report, dynamics_report, frames, vocabulary_report
     from nrt_analysis.document import Analysis
@@ -239,8 +204,7 @@ def doctor(config: "RunConfig | None" = None) -> "list[Finding]":
 def push(model: PathLike, out: PathLike | None = None, repo: str | None = None, **settings: Any) -> Mapping[str, Any]:
     """Write a model for others to a folder, or upload it to the hub's `repo`: with card and thinking chat template.
 
-    Args:
-        settings: other fields of `nrt_cli.workflows.push.Parcel`.
+    `settings` are other fields of `nrt_cli.workflows.push.Parcel`.
     """
     from nrt_cli.workflows.push import Parcel
     from nrt_cli.workflows.push import push as run_push

@@ -9,8 +9,7 @@ import os
 import re
 import signal
 import sys
-from operator import attrgetter
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -18,26 +17,6 @@ from typer.core import TyperGroup, TyperOption
 
 from nrt_cli import __version__, console
 from nrt_cli.__main__ import stopped
-from nrt_cli.commands import (
-    analyze,
-    chat,
-    config,
-    data,
-    doctor,
-    eval,
-    generate,
-    help,
-    judge,
-    model,
-    push,
-    quickstart,
-    report,
-    reproduce,
-    runs,
-    score,
-    speedrun,
-    train,
-)
 from nrt_cli.errors import ConfigError, NrtError
 
 RENAMED: dict[str, str] = {}
@@ -51,7 +30,7 @@ class _Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name.rpartition(".")[2] for panel in PANELS.values() for name in map(attrgetter("__name__"), panel)]
+        return [name for names in PANELS.values() for name in names]
 
 
 app = typer.Typer(
@@ -63,45 +42,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-PANELS: dict[str, tuple[ModuleType, ...]] = {
-    "Begin": (quickstart, help),
-    "Prepare": (data, model, config, doctor),
-    "Train": (train, reproduce, speedrun, runs),
-    "Look": (generate, chat, score, eval, judge, analyze, report),
-    "Share": (push,),
+PANELS = {
+    "Begin": ("quickstart", "help"),
+    "Prepare": ("data", "model", "config", "doctor"),
+    "Train": ("train", "reproduce", "speedrun", "runs"),
+    "Look": ("generate", "chat", "score", "eval", "judge", "analyze", "report"),
+    "Share": ("push",),
 }
 """What a person is doing -> the commands for it: a module of commands has an `app`, one of a command its `EXAMPLE`."""
-for _panel, _modules in PANELS.items():
-    for _module in _modules:
-        _name = _module.__name__.rpartition(".")[2]
+for _panel, _names in PANELS.items():
+    for _name in _names:
+        _module = import_module(f"nrt_cli.commands.{_name}")
         if _group := getattr(_module, "app", None):
             app.add_typer(_group, name=_name, rich_help_panel=_panel)
         else:
             app.command(_name, epilog=_module.EXAMPLE, rich_help_panel=_panel)(getattr(_module, _name))
-
-
-def _unwrap(group: typer.Typer) -> None:
-    """Let the terminal break the lines of every command's paragraphs: typer keeps the source's, all but the first's."""
-    for command in group.registered_commands:
-        assert command.callback is not None
-        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
-    for part in group.registered_groups:
-        assert part.typer_instance is not None
-        _unwrap(part.typer_instance)
-
-
-_unwrap(app)
-
+        for _command in (_group or app).registered_commands:
+            # The terminal breaks the lines of every paragraph: typer keeps the source's, all but the first's.
+            _command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(_command.callback) or "")
 
 # A flag takes no value, so none is shown: typer would write `<bool>`.
-_display_type = TyperOption.display_type_rich
-
-
-def _display_type_of_no_flag(option: TyperOption, ctx: Any) -> str | None:
-    return None if option.is_flag else _display_type(option, ctx)
-
-
-TyperOption.display_type_rich = _display_type_of_no_flag  # type: ignore
+_shown = TyperOption.display_type_rich
+TyperOption.display_type_rich = lambda option, ctx: None if option.is_flag else _shown(option, ctx)  # type: ignore
 
 
 def _version(asked: bool) -> None:
@@ -123,7 +85,8 @@ def main() -> None:
     # Tokenizers' own threads complain when a process that used them forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        if unreadable := [word for word in sys.argv if not console.is_text(word)]:
+        # Bytes that could not be decoded are kept as lone surrogates.
+        if unreadable := [word for word in sys.argv if any("\ud800" <= letter <= "\udfff" for letter in word)]:
             raise ConfigError(
                 f"{unreadable[0]!r} is not text in the terminal's encoding ({sys.getfilesystemencoding()}); set LC_ALL "
                 "to what that is, or rename the file."

@@ -20,7 +20,7 @@ def nrt(*words: str | Path) -> str:
     Args:
         words: the command's words. A `Path` is a value: one that begins with - gets `./`, lest it be read as an option.
     """
-    return pasted(["nrt", *(_value(word) if isinstance(word, Path) else word for word in words)])
+    return pasted(["nrt", *(f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)])
 
 
 def resume(run: Path, *more: str) -> str:
@@ -41,11 +41,6 @@ def this_command() -> str:
 def settings(values: Mapping[str, Any]) -> list[str]:
     """Dotted keys and their values as `--set` takes them."""
     return [word for key, value in values.items() for word in ("--set", f"{key}={_yaml(value)}")]
-
-
-def _value(path: Path) -> str:
-    text = str(path)
-    return f"./{text}" if text.startswith("-") else text
 
 
 def _yaml(value: Any) -> str:

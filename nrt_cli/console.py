@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 from rich.console import Console as RichConsole
 from rich.table import Table
@@ -54,11 +54,6 @@ def settle() -> None:
         os.environ.setdefault(name, value)
 
 
-def is_text(word: str) -> bool:
-    """Whether a word of the command line could be decoded; bytes that could not be are kept as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in word)
-
-
 def plain(text: str) -> Text:
     """Untrusted text as Rich text: no markup is interpreted and terminal control sequences are made visible."""
     shown = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
@@ -80,12 +75,13 @@ def say(text: str) -> None:
     stdout.print(plain(text), soft_wrap=True)
 
 
-def result(data: Any, as_json: bool, render: Callable[[Any], None]) -> None:
-    """Print a command's outcome: JSON on stdout for scripts, or `render(data)` for people."""
+def result(data: Any, as_json: bool, render: Callable[[Any], None] | None = None) -> bool:
+    """Print a command's outcome: JSON on stdout for scripts, or `render(data)` for people. Whether JSON was printed."""
     if as_json:
         stdout.file.write(json.dumps(data, indent=2, default=str) + "\n")
-    else:
+    elif render:
         render(data)
+    return as_json
 
 
 def write(text: str) -> None:
@@ -161,7 +157,16 @@ def noise_to(log: Path) -> Iterator[None]:
         for number, (console, stream) in enumerate(consoles, start=1):
             stream.flush()
             kept = os.dup(number)
-            console.file = _terminal(stream, number, kept)
+            try:
+                own = stream.fileno() == number
+            except (OSError, ValueError):
+                own = False
+            if own:  # else no face of the descriptor, as in a notebook or under a test
+                console.file = os.fdopen(
+                    kept, "w", encoding=stream.encoding, errors=stream.errors, buffering=1, closefd=False
+                )
+            else:
+                console.file = stream
             # None: whatever sys.stdout or sys.stderr is at the time, as before.
             undo.callback(setattr, console, "file", None)
             undo.callback(os.close, kept)
@@ -176,16 +181,3 @@ def noise_to(log: Path) -> Iterator[None]:
 def is_quiet() -> bool:
     """Whether what other people's code prints goes to a file now."""
     return stderr.file is not sys.stderr
-
-
-def _terminal(stream: TextIO, number: int, kept: int) -> TextIO:
-    """The stream itself where it is no face of the descriptor (in a notebook, under a test), else a new face of it."""
-    try:
-        own = stream.fileno() == number
-    except (OSError, ValueError):
-        own = False
-    return (
-        os.fdopen(kept, "w", encoding=stream.encoding, errors=stream.errors, buffering=1, closefd=False)
-        if own
-        else stream
-    )

@@ -10,20 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+from rich import progress as widgets
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -65,7 +56,7 @@ SAMPLE_LINES = 3
 class Display:
     """What a person sees of some work, while the `with` block lasts."""
 
-    screen: Live | Bars | None = None
+    screen: Live | widgets.Progress | None = None
     """What redraws in place, on a terminal."""
 
     def __enter__(self) -> Self:
@@ -120,11 +111,10 @@ class Progress(Display):
 class JsonProgress(Progress):
     """One JSON object per line on stdout; notes go to stderr."""
 
-    def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
+    def step(self, record: dict[str, Any], sample: dict[str, str] | None = None) -> None:
         print_json_line(record)
 
-    def held_out(self, record: dict[str, Any]) -> None:
-        print_json_line(record)
+    held_out = step
 
 
 class LiveProgress(Progress):
@@ -139,14 +129,8 @@ class LiveProgress(Progress):
         self.warnings: list[str] = []
         self.message = "scoring held-out examples, then step 1" if not done else f"going on after step {done}"
         # What others print is shown above the panel, unless it has a file to go to.
-        shown = not console.is_quiet()
-        self.screen = Live(
-            console=console.stderr,
-            refresh_per_second=4,
-            get_renderable=self._panel,
-            redirect_stdout=shown,
-            redirect_stderr=shown,
-        )
+        others: Any = dict.fromkeys(("redirect_stdout", "redirect_stderr"), not console.is_quiet())
+        self.screen = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel, **others)
 
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         self.done, self.sample = record["step"], sample
@@ -174,20 +158,16 @@ class LiveProgress(Progress):
         )
         parts: list[Any] = [bar]
         if recent := list(self.recent):
-            rows = []
-            for key, column in COLUMNS.items():
-                if key in self.first:
-                    mean = sum(record[key] for record in recent) / len(recent)
-                    values = (self.first[key], mean, recent[-1][key])
-                    rows.append((column.title, *(column.form.format(value) for value in values)))
+            seen = {key: (self.first[key], [record[key] for record in recent]) for key in COLUMNS if key in self.first}
+            rows = [
+                (COLUMNS[key].title, *map(COLUMNS[key].form.format, (first, sum(last) / len(last), last[-1])))
+                for key, (first, last) in seen.items()
+            ]
             titles = ("", ">first", f">mean of {len(recent)}", ">now")
             parts += [Text(), console.table(*titles, rows=rows, box=None, padding=(0, 3, 0, 0))]
-        if self.scores:
-            parts += [Text(), *(console.plain(score) for score in self.scores)]
-        if self.warnings:
-            parts += [Text(), *(Text(f"warning: {warning}", style="yellow") for warning in self.warnings)]
-        if self.message:
-            parts += [Text(), console.plain(self.message)]
+        warned = [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
+        for said in ([*map(console.plain, self.scores)], warned, [console.plain(self.message)] if self.message else []):
+            parts += [Text(), *said] if said else []
         if self.sample:
             parts.append(Text())
             for name, style in (("prompt", "dim"), ("trace", "cyan"), ("answer", "green")):
@@ -368,19 +348,21 @@ def plot(
     return [*lines, f"{'':>5} +{'-' * width}", f"{'':>5}  0{seconds:>{width - 1}}"]
 
 
-def _bars(*columns: ProgressColumn | str) -> Bars | None:
+def _bars(*columns: widgets.ProgressColumn | str, transient: bool = False) -> widgets.Progress | None:
     """Bars on a terminal, on stderr; None elsewhere, where lines are printed."""
-    return Bars(*columns, console=console.stderr) if console.stderr.is_terminal else None
+    terminal = console.stderr
+    return widgets.Progress(*columns, console=terminal, transient=transient) if terminal.is_terminal else None
 
 
 class EvalProgress(Display):
     """What a person sees while benchmarks are evaluated: a bar for each, or a few lines."""
 
-    bars: Bars | None = None
+    bars: widgets.Progress | None = None
 
     def __init__(self) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "eta", TimeRemainingColumn())
-        self.screen = self.bars = _bars("{task.description:<12}", *columns, "{task.fields[score]}")
+        counts = (widgets.BarColumn(), widgets.MofNCompleteColumn(), widgets.TimeElapsedColumn())
+        left = ("eta", widgets.TimeRemainingColumn())
+        self.screen = self.bars = _bars("{task.description:<12}", *counts, *left, "{task.fields[score]}")
 
     def begin(self, benchmark: str, total: int, done: int) -> None:
         """A benchmark of `total` documents, of which `done` are in the store."""
@@ -416,27 +398,23 @@ def counted(unit: str) -> Iterator[Callable[..., None]]:
 
     A bar on a terminal, on stderr; elsewhere a line for each tenth, or every ten seconds.
     """
-    if not console.stderr.is_terminal:
-        shown, started = dict[str, int](), time.monotonic()
+    columns = (widgets.BarColumn(), widgets.MofNCompleteColumn(), widgets.TextColumn(unit))
+    bars = _bars(widgets.TextColumn("{task.description}"), *columns, widgets.TimeRemainingColumn(), transient=True)
+    started, tasks, tenths = time.monotonic(), dict[str, widgets.TaskID](), dict[str, int]()
 
-        def line(what: str, done: int, total: int | None = None) -> None:
-            tenth = int(time.monotonic() - started) // 10 if total is None else done * 10 // max(1, total)
-            if shown.get(what, 0 if total is None else -1) != tenth:
-                shown[what] = tenth
-                console.note(f"{what}: {done:,} {unit}" if total is None else f"{what}: {done:,} of {total:,} {unit}")
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    tasks: dict[str, TaskID] = {}
-    with Bars(*columns, TimeRemainingColumn(), console=console.stderr, transient=True) as bars:
-
-        def bar(what: str, done: int, total: int | None = None) -> None:
+    def told(what: str, done: int, total: int | None = None) -> None:
+        if bars:
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(what), total=total)
             bars.update(tasks[what], completed=done)
+            return
+        tenth = int(time.monotonic() - started) // 10 if total is None else done * 10 // max(1, total)
+        if tenths.get(what, 0 if total is None else -1) != tenth:
+            tenths[what] = tenth
+            console.note(f"{what}: {done:,} {unit}" if total is None else f"{what}: {done:,} of {total:,} {unit}")
 
-        yield bar
+    with bars or contextlib.nullcontext():
+        yield told
 
 
 class StudyProgress(Display):
@@ -444,9 +422,13 @@ class StudyProgress(Display):
     where one ends, and for each tenth of all."""
 
     def __init__(self) -> None:
-        name, what = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description:<15", "fields[what]"))
-        self.screen = self.bars = _bars(name, BarColumn(), TextColumn("{task.percentage:>3.0f} %"), what)
-        self.tasks: dict[str, TaskID] = {}
+        name, what = (
+            widgets.TextColumn(f"{{task.{field}}}", markup=False) for field in ("description:<15", "fields[what]")
+        )
+        self.screen = self.bars = _bars(
+            name, widgets.BarColumn(), widgets.TextColumn("{task.percentage:>3.0f} %"), what
+        )
+        self.tasks: dict[str, widgets.TaskID] = {}
 
     def begin(self, work: Mapping[str, float]) -> None:
         """These tasks come next, each with how much work it is beside the others."""

@@ -2,10 +2,7 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from nrt_cli import config, methods
+from nrt_cli import config
 from nrt_cli.commands.config import app
 from nrt_cli.config import explain as config_explain
 from nrt_cli.config import validation
@@ -65,11 +62,6 @@ def test_paper_names_and_user_schemes_are_methods(name: str, method: str) -> Non
     assert config.resolve({"method": name}).method == method
 
 
-def test_every_scheme_is_accepted_by_the_name_of_table_3() -> None:
-    titles = ["JLB", "VeriFree", "RLPR", "NRT-GM", "NRT-WS (1/p)", "NRT-WS (-log p)"]
-    assert [config.resolve({"method": title}).method for title in titles] == list(methods.SCHEMES)
-
-
 # --- merging and --set -------------------------------------------------------------------------------------------
 
 
@@ -80,7 +72,7 @@ def test_every_scheme_is_accepted_by_the_name_of_table_3() -> None:
         ("optimiser.lr=2.5E-6", {"optimiser": {"lr": 2.5e-6}}),
         ("train.steps=30", {"train": {"steps": 30}}),
         ("data.validation=null", {"data": {"validation": None}}),
-        ("optimiser.betas=[0.9, 0.95]", {"optimiser": {"betas": [0.9, 0.95]}}),
+        ("optimiser.betas=[9e-1, 0.95]", {"optimiser": {"betas": [0.9, 0.95]}}),
         ("track.to=[wandb]", {"track": {"to": ["wandb"]}}),
         ("model.gradient_checkpointing=true", {"model": {"gradient_checkpointing": True}}),
         ("data.train=a=b.parquet", {"data": {"train": "a=b.parquet"}}),
@@ -92,19 +84,6 @@ def test_override_values_mean_what_they_look_like(text: str, expected: dict[str,
     assert config.parse_override(text) == expected
 
 
-@pytest.mark.parametrize("text", ["rollout.group_size", "=4", " =4", ""])
-def test_override_without_key_or_value_shows_how_to_write_one(text: str) -> None:
-    assert "write key=value" in refusal(text)
-
-
-def test_override_that_is_not_yaml_is_quoted_back() -> None:
-    assert "optimiser.betas=[0.9" in refusal("optimiser.betas=[0.9")
-
-
-def test_numbers_in_lists_may_use_exponents() -> None:
-    assert config.load(None, ["optimiser.betas=[9e-1, 0.95]"]).optimiser.betas == (0.9, 0.95)
-
-
 def test_later_layers_win_and_neighbours_survive(tmp_path: Path) -> None:
     """Schema < preset < file < --set < flags; a key that a layer does not name keeps its value."""
     path = tmp_path / "run.yaml"
@@ -113,10 +92,6 @@ def test_later_layers_win_and_neighbours_survive(tmp_path: Path) -> None:
     assert (loaded.rollout.group_size, loaded.rollout.temperature, loaded.seed) == (4, 0.9, 3)
     assert (loaded.optimiser.lr, loaded.rollout.max_trace_tokens) == (2e-6, 2048)
     assert loaded.method == "ws-neg-log-p"
-
-
-def test_the_preset_may_be_overridden_too() -> None:
-    assert config.load(None, ["preset=reference"]).objective.token_signal == "fixed"
 
 
 def test_merge_changes_neither_side() -> None:
@@ -155,10 +130,6 @@ def test_saved_yaml_reads_back_as_the_same_config(preset: str, lr: float, group_
 )
 def test_unknown_keys_are_refused_with_the_nearest_full_key(override: str, unknown: str, nearest: str) -> None:
     assert refusal(override) == f"--set: unknown key {unknown!r} (did you mean {nearest!r}?)."
-
-
-def test_unknown_key_near_nothing_gets_no_suggestion() -> None:
-    assert refusal("zzzz=1") == "--set: unknown key 'zzzz'."
 
 
 @pytest.mark.parametrize(
@@ -312,6 +283,8 @@ def test_python_values_are_as_strict(tmp_path: Path) -> None:
     [
         ("tokens.think_start=#think", "write --set 'tokens.think_start=\"#think\"'"),
         ("data.train=my pairs #2.parquet", "write --set 'data.train=\"my pairs #2.parquet\"'"),
+        *((text, "write key=value") for text in ("rollout.group_size", "=4", " =4", "")),
+        ("optimiser.betas=[0.9", "optimiser.betas=[0.9"),
         ("data.validation=", "no value is given; write --set data.validation=null for none"),
         ("train={steps: 1, steps: 2}", "key 'steps' is given twice"),
         ("track.project=!!timestamp 2026-01-01", "could not determine a constructor"),
@@ -383,11 +356,6 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
     path.write_text("rolout: {group_size: 4}\n")
     with pytest.raises(ConfigError, match=re.escape(f"{path}: unknown key 'rolout' (did you mean 'rollout'?).")):
         config.load(str(path))
-
-
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"no/such\.yaml: no such config file"):
-        config.load("no/such.yaml")
 
 
 def test_a_key_that_was_renamed_or_is_gone_is_refused_with_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,31 +432,20 @@ def test_what_reads_a_key_is_found_by_the_classes_of_expressions() -> None:
     assert reads("def f(given: ParallelSection): return given.ranks") == {"parallel.nodes", "parallel.gpus_per_node"}
 
 
-def test_show_prints_yaml_that_reads_back() -> None:
-    shown = RUN.invoke(app, ["show", "reference", "--set", "rollout.group_size=4"])
-    assert shown.exit_code == 0
+def test_show_prints_yaml_and_json_that_read_back() -> None:
+    command = ["show", "reference", "--set", "rollout.group_size=4"]
     expected = config.load(None, ["preset=reference", "rollout.group_size=4"])
-    assert config.resolve(yaml.safe_load(shown.stdout)) == expected
+    assert config.resolve(yaml.safe_load(RUN.invoke(app, command).stdout)) == expected
+    assert config.resolve(json.loads(RUN.invoke(app, [*command, "--json"]).stdout)) == expected
 
 
-def test_show_json_is_the_same_config() -> None:
-    shown = RUN.invoke(app, ["show", "--json"])
-    assert shown.exit_code == 0
-    assert config.resolve(json.loads(shown.stdout)) == NRT
-
-
-def test_check_says_valid(tmp_path: Path) -> None:
+def test_check_says_whether_a_config_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("method: RLPR\n")
     assert RUN.invoke(app, ["check", str(path)]).stdout == f"{path}: valid.\n"
     checked = RUN.invoke(app, ["check", str(path), "--json"])
     assert json.loads(checked.stdout) == {"config": str(path), "valid": True}
-
-
-def test_check_refuses(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text("rollout: {group_size: 1}\n")
-    assert isinstance(RUN.invoke(app, ["check", str(path)]).exception, ConfigError)
+    assert isinstance(RUN.invoke(app, ["check", "paper", "--set", "rollout.group_size=1"]).exception, ConfigError)
 
 
 def test_diff_lists_what_differs_and_nothing_else() -> None:
@@ -497,35 +454,8 @@ def test_diff_lists_what_differs_and_nothing_else() -> None:
         key: (left, right) for key, left, right in config.diff(PAPER, REFERENCE)
     }
     assert {"key": "optimiser.lr", "left": 1e-5, "right": 2e-6} in listed
-
-
-def test_diff_of_equals_is_empty() -> None:
     assert json.loads(RUN.invoke(app, ["diff", "paper", "paper", "--json"]).stdout) == []
     assert RUN.invoke(app, ["diff", "paper", "paper"]).exit_code == 0
-
-
-def nrt(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nrt_cli.cli", *arguments]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # found even where it is not installed
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": path})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "said"),
-    [
-        (["config", "show"], 0, ""),
-        (["config", "show", "--set", "rollout.group_sise=4"], 2, "did you mean 'rollout.group_size'?"),
-        (["config", "check", "no-such.yaml"], 2, "no such config file"),
-    ],
-)
-def test_the_command_exits_with_a_sentence_and_no_traceback(
-    tmp_path: Path, arguments: list[str], exit_code: int, said: str
-) -> None:
-    done = nrt(*arguments, cwd=tmp_path)
-    assert done.returncode == exit_code, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # --- variants: what a config sets for one method alone ----------------------------------------------------------------

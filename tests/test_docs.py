@@ -142,11 +142,7 @@ def test_a_wrong_line_would_be_found(line):
 def test_lines_are_read_as_a_shell_would():
     lines = "A=b nrt judge x --n 2 | head && nrt eval y   what it does\nnrt train a          --run b\nnrt's own"
     found = [words for line in lines.split("\n") for words in commands(line)]
-    assert found == [
-        ("nrt", "judge", "x", "--n", "2"),
-        ("nrt", "eval", "y"),
-        ("nrt", "train", "a", "--run", "b"),
-    ]
+    assert found == [("nrt", "judge", "x", "--n", "2"), ("nrt", "eval", "y"), ("nrt", "train", "a", "--run", "b")]
     assert list(blocks("text\n\n    nrt a \\\n        b\n\n```bash\nnrt c\n```\n")) == ["nrt c", "nrt a b"]
     assert list(spans("`nrt a\nb` and ``x``")) == ["nrt a b"]
 

@@ -49,27 +49,11 @@ def test_asking_for_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert loaded_by(NRT, "--help", cwd=tmp_path) == set()
 
 
+COMMANDS = "config data model train generate judge runs quickstart eval analyze score doctor push report reproduce"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        "config",
-        "data",
-        "model",
-        "train",
-        "generate",
-        "judge",
-        "runs",
-        "quickstart",
-        "eval",
-        "analyze",
-        "score",
-        "doctor",
-        "push",
-        "report",
-        "reproduce",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS.split())
 def test_asking_a_command_for_help_loads_no_numerics(command: str, tmp_path: Path) -> None:
     # Typer itself imports pydantic once a group above the command has an option to read.
     assert loaded_by(NRT, command, "--help", cwd=tmp_path) <= CONFIG_ONLY

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tables and figures of what runs left behind.", no_args_is_help=True)
 
-Out = Annotated[Path | None, typer.Option(help="Folder for the files; by default analysis/NAME in the (first) run.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice of examples and of sampling.")]
+Out = Annotated[Path | None, Option(help="Folder for the files; by default analysis/NAME in the (first) run.")]
+Seed = Annotated[int, Option(min=0, help="Seed of the choice of examples and of sampling.")]
 
 
 def deliver(document: "Document", out: Path | None, first: Path, as_json: bool) -> None:
@@ -33,10 +34,8 @@ def deliver(document: "Document", out: Path | None, first: Path, as_json: bool) 
 
 @app.command(epilog="Example: nrt analyze dynamics runs/am runs/ws-neg-log-p")
 def dynamics(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.")
-    ],
-    window: Annotated[int, typer.Option(min=1, help="Steps that the thick lines average.")] = 10,
+    runs: Annotated[list[Path], Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.")],
+    window: Annotated[int, Option(min=1, help="Steps that the thick lines average.")] = 10,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,15 +50,13 @@ def dynamics(
 def vocab(
     run: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="RUN[@STEPS]", autocompletion=completion.runs, help="A run; @30, @0,30 or @10-20 are its steps."
         ),
     ],
-    held_out: Annotated[bool, typer.Option("--held-out", help="Held-out traces instead of training's.")] = False,
-    stop_words: Annotated[
-        Path | None, typer.Option(help="File of stop words, one a line; default: English ones.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, max=30, help="Words ranked in each direction.")] = 12,
+    held_out: Annotated[bool, Option("--held-out", help="Held-out traces instead of training's.")] = False,
+    stop_words: Annotated[Path | None, Option(help="File of stop words, one a line; default: English ones.")] = None,
+    top: Annotated[int, Option(min=1, max=30, help="Words ranked in each direction.")] = 12,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -83,17 +80,13 @@ def vocab(
 @app.command(epilog="Example: nrt analyze cases runs/sft runs/am runs/ws-neg-log-p --generate --n 2")
 def cases(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare.")
+        list[str], Argument(metavar="RUN[@STEP]...", autocompletion=completion.runs, help="Runs to compare.")
     ],
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Questions; default: 3.")] = None,
-    training: Annotated[bool, typer.Option("--training", help="Training's traces instead of held-out ones.")] = False,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Let the models think and answer now, greedily.")
-    ] = False,
-    question: Annotated[list[str] | None, typer.Option(help="Ask this instead; implies --generate.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cap on a generated trace and answer; default: 256.")
-    ] = None,
+    n: Annotated[int | None, Option("--n", min=1, help="Questions; default: 3.")] = None,
+    training: Annotated[bool, Option("--training", help="Training's traces instead of held-out ones.")] = False,
+    generate: Annotated[bool, Option("--generate", help="Let the models think and answer now, greedily.")] = False,
+    question: Annotated[list[str] | None, Option(help="Ask this instead; implies --generate.")] = None,
+    max_tokens: Annotated[int | None, Option(min=1, help="Cap on a generated trace and answer; default: 256.")] = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -125,14 +118,14 @@ def cases(
 @app.command(epilog="Example: nrt analyze tokens --baseline runs/sft --runs runs/am runs/ws-neg-log-p")
 def tokens(
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=completion.runs, help="More of --runs.")
+        list[str] | None, Argument(metavar="[RUN]...", autocompletion=completion.runs, help="More of --runs.")
     ] = None,
-    baseline: Annotated[str, typer.Option(help="An SFT run: RUN, RUN@STEP or a model folder.")] = "",
-    runs: Annotated[list[str] | None, typer.Option(help="Runs to compare with it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Pairs to score; default: held-out ones of the baseline.")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Examples scored, at random.")] = 200,
-    max_trace_tokens: Annotated[int | None, typer.Option(min=1, help="Cap on traces; default: each run's own.")] = None,
-    width: Annotated[float, typer.Option(min=0.01, help="Width of a bin of H_SFT, in nats.")] = 0.5,
+    baseline: Annotated[str, Option(help="An SFT run: RUN, RUN@STEP or a model folder.")] = "",
+    runs: Annotated[list[str] | None, Option(help="Runs to compare with it.")] = None,
+    data: Annotated[Path | None, Option(help="Pairs to score; default: held-out ones of the baseline.")] = None,
+    n: Annotated[int, Option("--n", min=1, help="Examples scored, at random.")] = 200,
+    max_trace_tokens: Annotated[int | None, Option(min=1, help="Cap on traces; default: each run's own.")] = None,
+    width: Annotated[float, Option(min=0.01, help="Width of a bin of H_SFT, in nats.")] = 0.5,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -155,10 +148,10 @@ def tokens(
 
 @app.command(epilog="Example: nrt analyze leakage runs/am")
 def leakage(
-    run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run, or RUN@STEP.")],
-    traces: Annotated[str | None, typer.Option(help="Trace table; default: the held-out traces of the step.")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Traces scored.")] = 200,
-    span: Annotated[int, typer.Option(min=1, help="Words in a row that count as copied where they are masked.")] = 1,
+    run: Annotated[str, Argument(metavar="RUN", autocompletion=completion.runs, help="A run, or RUN@STEP.")],
+    traces: Annotated[str | None, Option(help="Trace table; default: the held-out traces of the step.")] = None,
+    n: Annotated[int, Option("--n", min=1, help="Traces scored.")] = 200,
+    span: Annotated[int, Option(min=1, help="Words in a row that count as copied where they are masked.")] = 1,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -179,14 +172,12 @@ def leakage(
 def schemes(
     bank: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN|BANK", autocompletion=completion.runs, help="A run, a trace table or a folder of them."
-        ),
+        Argument(metavar="RUN|BANK", autocompletion=completion.runs, help="A run, a trace table or a folder of them."),
     ],
     scheme: Annotated[
-        list[str] | None, typer.Option(help="Schemes beside each other, module:function too; default: all built in.")
+        list[str] | None, Option(help="Schemes beside each other, module:function too; default: all built in.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Groups used, evenly spaced.")] = 500,
+    n: Annotated[int, Option("--n", min=1, help="Groups used, evenly spaced.")] = 500,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:

@@ -7,31 +7,21 @@ import sys
 from collections.abc import Iterator
 
 from nrt_cli import console
+from nrt_cli.commands import generate
 from nrt_cli.commands.config import AsJson
-from nrt_cli.commands.generate import (
-    MaxAnswerTokens,
-    MaxTraceTokens,
-    Model,
-    Seed,
-    Suffix,
-    Temperature,
-    Think,
-    show,
-    think_mode,
-)
 from nrt_cli.errors import NrtError
 
 EXAMPLE = "Example: nrt chat runs/first\n\nOr: nrt chat runs/first --json < questions.txt"
 
 
 def chat(
-    model: Model,
-    think: Think = None,
-    max_trace_tokens: MaxTraceTokens = None,
-    max_answer_tokens: MaxAnswerTokens = None,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    suffix: Suffix = True,
+    model: generate.Model,
+    think: generate.Think = None,
+    max_trace_tokens: generate.MaxTraceTokens = None,
+    max_answer_tokens: generate.MaxAnswerTokens = None,
+    temperature: generate.Temperature = 0.0,
+    seed: generate.Seed = 0,
+    suffix: generate.Suffix = True,
     as_json: AsJson = False,
 ) -> None:
     """Talk with a model: a trace, dim, then its answer, question after question, a line each.
@@ -41,15 +31,9 @@ def chat(
     """
     from nrt_cli.workflows.generate import Conversation, Generator
 
-    mode = think_mode(think, max_trace_tokens)
-    talk = Conversation(
-        Generator(model, suffix),
-        mode,
-        seed,
-        max_trace_tokens=max_trace_tokens,
-        max_answer_tokens=max_answer_tokens,
-        temperature=temperature,
-    )
+    mode = generate.think_mode(think, max_trace_tokens)
+    caps = {"max_trace_tokens": max_trace_tokens, "max_answer_tokens": max_answer_tokens}
+    talk = Conversation(Generator(model, suffix), mode, seed, **caps, temperature=temperature)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     typed = sys.stdin.isatty()
@@ -62,7 +46,7 @@ def chat(
                 if as_json:
                     console.write(json.dumps(talk.generator.collect(question, talk.mode, pieces)) + "\n")
                 else:
-                    show(pieces)
+                    generate.show(pieces)
             console.stdout.file.flush()
         except KeyboardInterrupt:
             if not typed:

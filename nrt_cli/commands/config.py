@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -15,15 +16,15 @@ app = typer.Typer(help="Show, check, compare and explain configurations.", no_ar
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", autocompletion=completion.settings, help="Override a key: --set rollout.group_size=4."),
+    Option("--set", autocompletion=completion.settings, help="Override a key: --set rollout.group_size=4."),
 ]
-CONFIG = typer.Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+CONFIG = Argument(autocompletion=completion.presets_and_configs, help="YAML file, shipped config or preset.")
+AsJson = Annotated[bool, Option("--json", help="Print JSON for scripts.")]
 TrainData = Annotated[
-    str | None, typer.Option("--data", autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
+    str | None, Option("--data", autocompletion=completion.parquet, help="Parquet made by `nrt data prepare`.")
 ]
 HeldOutData = Annotated[
-    str | None, typer.Option("--validation", autocompletion=completion.parquet, help="Parquet for held-out scores.")
+    str | None, Option("--validation", autocompletion=completion.parquet, help="Parquet for held-out scores.")
 ]
 
 
@@ -46,11 +47,7 @@ def no_effect(why: str, **given: Any) -> None:
 
 
 @app.command(epilog="Example: nrt config show train/quickstart --set rollout.group_size=4")
-def show(
-    name: Annotated[str | None, CONFIG] = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
+def show(name: Annotated[str | None, CONFIG] = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the resolved configuration, preset, file and overrides put together, with a comment for every key."""
     from nrt_cli.config.explain import commented  # pydantic: a third of the time that `nrt --help` may take
 
@@ -60,20 +57,16 @@ def show(
 
 @app.command(epilog="Example: nrt config explain objective.token_signal")
 def explain(
-    key: Annotated[
-        str, typer.Argument(autocompletion=completion.keys, help="A key, such as train.steps, or a section.")
-    ],
+    key: Annotated[str, Argument(autocompletion=completion.keys, help="A key, such as train.steps, or a section.")],
     as_json: AsJson = False,
 ) -> None:
     """Say what a key is: what it does, what it may be, its default under each preset, and which modules read it."""
     from nrt_cli.config.explain import explain
-
-    console.result(explain(key), as_json, _explain)
-
-
-def _explain(found: dict[str, Any]) -> None:
     from nrt_cli.config.validation import written
 
+    found = explain(key)
+    if console.result(found, as_json):
+        return
     console.stdout.print(console.plain(f"{found['key']}\n{found['sentence']}"), style="bold", soft_wrap=True)
     rows = list(found.get("keys", {}).items())
     if "value" in found:
@@ -92,11 +85,7 @@ def _explain(found: dict[str, Any]) -> None:
 
 
 @app.command(epilog="Example: nrt config check my-run.yaml")
-def check(
-    name: Annotated[str, CONFIG],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
+def check(name: Annotated[str, CONFIG], overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say whether a configuration is valid; unknown keys and contradictions are errors."""
     _load(name, overrides)
     console.result({"config": name, "valid": True}, as_json, lambda _: console.write(f"{name}: valid.\n"))
@@ -105,9 +94,7 @@ def check(
 @app.command(epilog="Example: nrt config diff paper reference")
 def diff(
     left: Annotated[str, CONFIG],
-    right: Annotated[
-        str, typer.Argument(autocompletion=completion.presets_and_configs, help="What to compare it with.")
-    ],
+    right: Annotated[str, Argument(autocompletion=completion.presets_and_configs, help="What to compare it with.")],
     as_json: AsJson = False,
 ) -> None:
     """List every key on which two configurations differ."""

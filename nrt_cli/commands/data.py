@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
@@ -27,61 +28,56 @@ def data() -> None:
 
 @app.command(epilog=EXAMPLE)
 def prepare(
-    sources: Annotated[list[str], typer.Argument(help=SOURCES_HELP)],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    sources: Annotated[list[str], Argument(help=SOURCES_HELP)],
+    out: Annotated[Path, Option(help="Folder to write.")],
     mapping: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--map",
             help="Your column names: question=COLUMN,answer=COLUMN, and where there are such, context=COLUMN (which "
             "follows the question), system=COLUMN, source=COLUMN; or messages=COLUMN.",
         ),
     ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Use a random subset of this many pairs.")] = None,
+    size: Annotated[int | None, Option(min=1, help="Use a random subset of this many pairs.")] = None,
     train: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train on exactly this many pairs, drawn from what is left and not held out."),
+        int | None, Option(min=1, help="Train on exactly this many pairs, drawn from what is left and not held out.")
     ] = None,
-    stratify: Annotated[
-        bool, typer.Option("--stratify", help="Subset and split each source in its proportion.")
-    ] = False,
+    stratify: Annotated[bool, Option("--stratify", help="Subset and split each source in its proportion.")] = False,
     validation: Annotated[
-        str, typer.Option(help="Questions to hold out, with all their answers: a number (200) or a share (0.05).")
+        str, Option(help="Questions to hold out, with all their answers: a number (200) or a share (0.05).")
     ] = "0",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides the subset and the split.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Decides the subset and the split.")] = 0,
     selection: Annotated[
         Literal["content", "train-test-split"],
-        typer.Option(
+        Option(
             help="content: drops rows, then draws by what is in them. train-test-split: draws all rows as Hugging Face "
             "datasets' train_test_split(seed=SEED, test_size=VALIDATION) does, takes the first SIZE to train on, then "
             "drops."
         ),
     ] = "content",
-    duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="Keep rows that are the same.")] = False,
-    tokenizer: Annotated[Path | None, typer.Option(help="Model folder whose tokenizer measures the limits.")] = None,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Drop longer prompts, chat template included.")
-    ] = None,
-    max_answer_tokens: Annotated[int | None, typer.Option(min=1, help="Drop longer answers, eos included.")] = None,
+    duplicates: Annotated[bool, Option("--keep-duplicates", help="Keep rows that are the same.")] = False,
+    tokenizer: Annotated[Path | None, Option(help="Model folder whose tokenizer measures the limits.")] = None,
+    max_prompt_tokens: Annotated[int | None, Option(min=1, help="Drop longer prompts, chat template included.")] = None,
+    max_answer_tokens: Annotated[int | None, Option(min=1, help="Drop longer answers, eos included.")] = None,
     grader: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="How answers are graded: number, math, choice, exact, none or MODULE:FUNCTION; kept with the data. "
             "Without it, guessed from each source's answers."
         ),
     ] = None,
     suffix: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="A last line for every question, such as 'Answer with one short equation.'; who is trained on it is "
             "asked with it, too."
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first row that cannot be read, instead of leaving it out.")
+        bool, Option("--strict", help="Stop at the first row that cannot be read, instead of leaving it out.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older output of this command.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an older output of this command.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Filter, dedupe, sample and split question-answer pairs, and write them as Parquet.
 
@@ -93,20 +89,19 @@ def prepare(
     from nrt_cli.data.columns import parse_mapping
     from nrt_cli.progress import counted
 
+    try:  # 200 is questions, 0.05 a share
+        held_out = float(validation) if "." in validation else int(validation)
+    except ValueError:
+        held_out = -1
+    if held_out < 0 or (isinstance(held_out, float) and not 0 < held_out < 1):
+        raise DataError(
+            f"--validation {validation}: give a number of questions, such as 200, or a share below 1, such as 0.05."
+        )
     settings = room.Settings(
-        mapping=parse_mapping(mapping) if mapping else {},
-        size=size,
-        stratify=stratify,
-        validation=_number_or_share(validation),
-        seed=seed,
-        max_prompt_tokens=max_prompt_tokens,
-        max_answer_tokens=max_answer_tokens,
-        grader=grader,
-        suffix=(suffix or "").strip() or None,
-        train=train,
-        duplicates=duplicates,
-        selection=selection,
-    )
+        mapping=parse_mapping(mapping) if mapping else {}, size=size, stratify=stratify, validation=held_out, seed=seed,
+        max_prompt_tokens=max_prompt_tokens, max_answer_tokens=max_answer_tokens, grader=grader,
+        suffix=(suffix or "").strip() or None, train=train, duplicates=duplicates, selection=selection,
+    )  # fmt: skip
     limited = max_prompt_tokens or max_answer_tokens
     if limited and not tokenizer:
         raise DataError("--max-prompt-tokens and --max-answer-tokens need --tokenizer FOLDER to count tokens.")
@@ -123,24 +118,9 @@ def prepare(
         console.note(f"{out} already holds exactly this; nothing was written.")
         if settings.validation and "questions" not in manifest:
             console.note("An earlier version made it, which split by row: --overwrite splits it by question.")
-    console.result(manifest, as_json, lambda _: _show(manifest, out))
-
-
-def _number_or_share(text: str) -> int | float:
-    """`200` is questions, `0.05` a share. Raises DataError for anything else."""
-    try:
-        value = float(text) if "." in text else int(text)
-    except ValueError:
-        value = -1
-    if value < 0 or (isinstance(value, float) and not 0 < value < 1):
-        raise DataError(
-            f"--validation {text}: give a number of questions, such as 200, or a share below 1, such as 0.05."
-        )
-    return value
-
-
-def _show(manifest: dict[str, Any], out: Path) -> None:
-    """What was read, Table 4 of the paper with how answers are graded, what was left out, and what to do next."""
+    if console.result(manifest, as_json):
+        return
+    # What was read, Table 4 of the paper with how answers are graded, what was left out, and what to do next.
     counts = manifest["counts"]
     lines = [("rows read", counts["read"]), *((f"dropped, {why}", n) for why, n in counts["dropped"].items())]
     lines += [("kept", counts["kept"]), ("train", counts["train"]), ("validation", counts["validation"])]
@@ -152,13 +132,13 @@ def _show(manifest: dict[str, Any], out: Path) -> None:
     rows = ((label, f"{count:,}") for label, count in lines)
     style: dict[str, Any] = {"box": None, "show_header": False, "pad_edge": False, "padding": (0, 2, 0, 0)}
     console.stdout.print(console.table("", ">", rows=rows, **style))
-    sources, graders = manifest["composition"], manifest.get("graders", {})
+    composition, graders = manifest["composition"], manifest.get("graders", {})
     table = console.table("source", ">count", ">percentage", "grader")
-    for row in sources:
+    for row in composition:
         cells = (row["source"], f"{row['count']:,}", f"{row['percentage']:.2f}%", graders.get(row["source"], ""))
         table.add_row(*map(console.plain, cells))
     table.add_section()
-    table.add_row("total", f"{sum(row['count'] for row in sources):,}", "100.00%", "")
+    table.add_row("total", f"{sum(row['count'] for row in composition):,}", "100.00%", "")
     console.stdout.print(table)
     if unreadable := counts["dropped"].get("unreadable"):
         many = "1 row" if unreadable == 1 else f"{unreadable:,} rows"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commandline import pasted
@@ -17,16 +18,11 @@ from nrt_cli.records import measured
 
 if TYPE_CHECKING:
     from nrt_cli.checks.findings import Finding
-    from nrt_cli.checks.forecast import Cell, Forecast
+    from nrt_cli.checks.forecast import Cell
 
 EXAMPLE = "Example: nrt doctor laptop --model models/smollm2 --data data/mine/train.parquet"
 
-MARKS = {
-    "ok": ("ok      ", "green"),
-    "warning": ("warning ", "yellow"),
-    "problem": ("problem ", "red"),
-    "skipped": ("skipped ", "dim"),
-}
+STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "skipped": "dim"}
 INDENT = " " * 8
 SHOWN = 6
 """Tokens shown at either end of a part of a row."""
@@ -35,26 +31,21 @@ SHOWN = 6
 def doctor(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[CONFIG]",
-            autocompletion=completion.configs,
-            help="YAML file, shipped config, or a run.",
-        ),
+        Argument(metavar="[CONFIG]", autocompletion=completion.configs, help="YAML file, shipped config, or a run."),
     ] = None,
     method: Annotated[
-        str | None,
-        typer.Option(autocompletion=completion.methods, help="sft, a scheme, a paper name, or module:function."),
+        str | None, Option(autocompletion=completion.methods, help="sft, a scheme, a paper name, or module:function.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(autocompletion=completion.models, help="Folder made by `nrt model prepare`.")
+        str | None, Option(autocompletion=completion.models, help="Folder made by `nrt model prepare`.")
     ] = None,
     data: TrainData = None,
     validation: HeldOutData = None,
     overrides: Overrides = None,
     forecast: Annotated[
-        bool, typer.Option("--forecast", help="Instead, try other caps, K, temperatures and schemes on one bank.")
+        bool, Option("--forecast", help="Instead, try other caps, K, temperatures and schemes on one bank.")
     ] = False,
-    questions: Annotated[int, typer.Option(min=1, help="Questions that --forecast asks.")] = 8,
+    questions: Annotated[int, Option(min=1, help="Questions that --forecast asks.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Two minutes that save a week: eight questions and one tiny step, looked at from all sides.
@@ -76,7 +67,19 @@ def doctor(
         from nrt_cli.checks.forecast import forecast as make_forecast
 
         made = make_forecast(config, questions, console.note)
-        console.result(measured(made.record()), as_json, lambda _: _show_forecast(made))
+        if console.result(measured(made.record()), as_json):
+            return
+        # Two tables, of the config's own scheme and of all schemes under its own settings, and what they say.
+        chosen = made.own
+        of_scheme = [cell for cell in made.cells if cell.method == chosen.method]
+        of_settings = [cell for cell in made.cells if cell.changes | {"method": chosen.method} == chosen.changes]
+        rollout = {"temperature": "rollout.temperature", "cap": "rollout.max_trace_tokens", "K": "rollout.group_size"}
+        title = f"{chosen.method}, of {made.questions} (> as configured)"
+        console.show(_cells(title, rollout, of_scheme, chosen), least=("closed", "mixed"))
+        console.show(_cells("all schemes, with the config's other settings", {"scheme": "method"}, of_settings, chosen))
+        console.say(made.said)
+        if made.settings:
+            console.say(f"  {pasted([*made.settings])}")
         return
 
     from nrt_cli.checks.doctor import diagnose
@@ -93,24 +96,10 @@ def doctor(
         f"{count} {verdict}{'s' if verdict in ('problem', 'warning') and count != 1 else ''}"
         for verdict, count in counts.items()
     )
-    style = MARKS["problem" if counts["problem"] else "ok"][1]
+    style = STYLES["problem" if counts["problem"] else "ok"]
     console.result(measured(record), as_json, lambda _: console.stdout.print(console.plain(f"\n{each}."), style=style))
     if counts["problem"]:
         raise typer.Exit(1)
-
-
-def _show_forecast(found: "Forecast") -> None:
-    """Two tables, of the config's own scheme and of all schemes under its own settings, and what they say."""
-    own = found.own
-    of_scheme = [cell for cell in found.cells if cell.method == own.method]
-    of_settings = [cell for cell in found.cells if cell.changes | {"method": own.method} == own.changes]
-    rollout = {"temperature": "rollout.temperature", "cap": "rollout.max_trace_tokens", "K": "rollout.group_size"}
-    title = f"{own.method}, of {found.questions} (> as configured)"
-    console.show(_cells(title, rollout, of_scheme, own), least=("closed", "mixed"))
-    console.show(_cells("all schemes, with the config's other settings", {"scheme": "method"}, of_settings, own))
-    console.stdout.print(console.plain(found.said), soft_wrap=True)
-    if found.settings:
-        console.stdout.print(console.plain(f"  {pasted([*found.settings])}"), soft_wrap=True)
 
 
 def _cells(title: str, keys: dict[str, str], cells: list["Cell"], own: "Cell") -> Table:
@@ -133,9 +122,9 @@ def _cells(title: str, keys: dict[str, str], cells: list["Cell"], own: "Cell") -
 
 def show_finding(finding: "Finding") -> None:
     """A finding in a line, and what to do about it in another; rows in runs of tokens that the same terms reach."""
-    mark, style = MARKS[finding.verdict]
-    line = Text(mark, style=style).append(f"{finding.check}: ", style="bold").append_text(console.plain(finding.found))
-    console.stdout.print(line, soft_wrap=True)
+    style = STYLES[finding.verdict]
+    line = Text(f"{finding.verdict:<8}", style=style).append(f"{finding.check}: ", style="bold")
+    console.stdout.print(line.append_text(console.plain(finding.found)), soft_wrap=True)
     if finding.do:
         console.stdout.print(console.plain(f"{INDENT}-> {finding.do}"), style=style, soft_wrap=True)
     for row in finding.details.get("rows", ()):

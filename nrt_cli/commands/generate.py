@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -18,30 +19,30 @@ EXAMPLE = "Example: nrt generate runs/first 'What is 12 + 30 + 7?'"
 
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="RUN|MODEL",
         autocompletion=completion.models,
         help="A run directory, RUN@STEP, RUN@best, a model folder or builtin:NAME.",
     ),
 ]
-Think = Annotated[bool | None, typer.Option("--think/--no-think", help="Default: as the model was trained.")]
+Think = Annotated[bool | None, Option("--think/--no-think", help="Default: as the model was trained.")]
 MaxTraceTokens = Annotated[
-    int | None, typer.Option(min=1, help="Cap on the trace; default 256, less where the model has less room.")
+    int | None, Option(min=1, help="Cap on the trace; default 256, less where the model has less room.")
 ]
-MaxAnswerTokens = Annotated[int | None, typer.Option(min=1, help="Cap on the answer; default alike.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
+MaxAnswerTokens = Annotated[int | None, Option(min=1, help="Cap on the answer; default alike.")]
+Temperature = Annotated[float, Option(min=0.0, help="0 decodes greedily.")]
 Suffix = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--suffix/--no-suffix", help="End questions in the line that `data prepare --suffix` gave those of training."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling.")]
+Seed = Annotated[int, Option(min=0, help="Seed of sampling.")]
 
 
 def generate(
     model: Model,
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    question: Annotated[str, Argument(help="The question; - reads it from standard input.")],
     think: Think = None,
     max_trace_tokens: MaxTraceTokens = None,
     max_answer_tokens: MaxAnswerTokens = None,

@@ -5,6 +5,7 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
+from typer import Argument
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -17,7 +18,7 @@ EXAMPLE = "Example: nrt help data"
 def help(
     context: typer.Context,
     topic: Annotated[
-        str | None, typer.Argument(autocompletion=completion.topics, help="Which page; without it, all are listed.")
+        str | None, Argument(autocompletion=completion.topics, help="Which page; without it, all are listed.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

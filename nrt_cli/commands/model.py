@@ -1,9 +1,10 @@
 """`nrt model`: make a pretrained model ready for training."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt, settings
@@ -22,61 +23,45 @@ def model() -> None:
 @app.command(epilog="Example: nrt model prepare builtin:smollm2-135m --out models/smollm2")
 def prepare(
     source: Annotated[
-        str,
-        typer.Argument(help="Model folder, .gguf file, builtin:smollm2-135m, or a hub id (owner/name) to download."),
+        str, Argument(help="Model folder, .gguf file, builtin:smollm2-135m, or a hub id (owner/name) to download.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the prepared model to.")],
+    out: Annotated[Path, Option("--out", help="Folder to write the prepared model to.")],
     think_start: Annotated[
-        str, typer.Option(help="Token that opens a trace; 'null': a trace follows the prompt directly.")
+        str, Option(help="Token that opens a trace; 'null': a trace follows the prompt directly.")
     ] = USUAL["think_start"],
-    think_end: Annotated[str, typer.Option(help="Token that closes a trace.")] = USUAL["think_end"],
+    think_end: Annotated[str, Option(help="Token that closes a trace.")] = USUAL["think_end"],
     init_start: Annotated[
         str,
-        typer.Option(
-            help="Text whose tokens' row think-start starts from, or mean (of all rows).", show_default="'\\n\\n'"
-        ),
+        Option(help="Text whose tokens' row think-start starts from, or mean (of all rows).", show_default="'\\n\\n'"),
     ] = "\n\n",
     init_end: Annotated[
-        str, typer.Option(help="Text whose tokens' row think-end starts from, or mean.", show_default="'\\n'")
+        str, Option(help="Text whose tokens' row think-end starts from, or mean.", show_default="'\\n'")
     ] = "\n",
     init_noise: Annotated[
-        float, typer.Option(min=0.0, help="Gaussian noise on new rows, as a share of the rows' standard deviation.")
+        float, Option(min=0.0, help="Gaussian noise on new rows, as a share of the rows' standard deviation.")
     ] = 0.01,
-    dtype: Annotated[str, typer.Option(help="auto (rounds nothing), float32 or bfloat16.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that stands at --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    dtype: Annotated[str, Option(help="auto (rounds nothing), float32 or bfloat16.")] = "auto",
+    seed: Annotated[int, Option(min=0, help="Seed of the noise.")] = 0,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a model that stands at --out.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Add think tokens, a pad token and a chat template to a model, check it, and write it as safetensors."""
     if think_start == "null":
         no_effect("where a trace follows the prompt directly", init_start=init_start != "\n\n")
     # torch and transformers take seconds to import: only when there is work for them.
-    from nrt_cli.models.prepare import prepare_model
+    from nrt_cli.models.prepare import HALFWAY, MEAN, prepare_model, same_start, start_text
 
     if not as_json:
         console.note(f"Preparing {source} ...")
     # As shells pass them on.
     unescaped = [text.replace("\\n", "\n").replace("\\t", "\t") for text in (init_start, init_end)]
     prepared = prepare_model(
-        source,
-        out,
-        think_start=None if think_start == "null" else think_start,
-        think_end=think_end,
-        init_start=unescaped[0],
-        init_end=unescaped[1],
-        noise=init_noise,
-        dtype=dtype,
-        seed=seed,
-        overwrite=overwrite,
-    )
+        source, out, think_start=None if think_start == "null" else think_start, think_end=think_end,
+        init_start=unescaped[0], init_end=unescaped[1], noise=init_noise, dtype=dtype, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
     data = {"folder": str(out), "unchanged": prepared.unchanged, **prepared.metadata}
-    console.result(data, as_json, _render)
-
-
-def _render(data: dict[str, Any]) -> None:
-    """The summary for people."""
-    from nrt_cli.models.prepare import HALFWAY, MEAN, same_start, start_text
-
+    if console.result(data, as_json):
+        return
     tokens = data["tokens"]
     # A config expects the usual think tokens unless it says otherwise.
     words = settings(
@@ -106,5 +91,5 @@ def _render(data: dict[str, Any]) -> None:
         f"  tokens       {', '.join(named)}\n"
         f"  new rows     {', '.join(new)}\n"
         f"  template     {data['chat_template']}\n"
-        f"Next: {nrt('train', 'laptop', '--model', Path(data['folder']), '--data', 'DATA.parquet', *words)}"
+        f"Next: {nrt('train', 'laptop', '--model', out, '--data', 'DATA.parquet', *words)}"
     )

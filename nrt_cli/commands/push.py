@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -15,20 +15,20 @@ EXAMPLE = "Example: nrt push runs/mine --repo me/smollm2-nrt --private\n\nOr: nr
 def push(
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="MODEL", autocompletion=completion.models, help="RUN, RUN@STEP, RUN@best, folder or builtin:NAME."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
-    repo: Annotated[str | None, typer.Option(help="Repository on the Hugging Face hub, OWNER/NAME.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    license: Annotated[str | None, typer.Option(help="The licence you give it, such as apache-2.0.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Hub id of the starting model, for the card.")] = None,
+    out: Annotated[Path | None, Option(help="Folder to write.")] = None,
+    repo: Annotated[str | None, Option(help="Repository on the Hugging Face hub, OWNER/NAME.")] = None,
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
+    license: Annotated[str | None, Option(help="The licence you give it, such as apache-2.0.")] = None,
+    base_model: Annotated[str | None, Option(help="Hub id of the starting model, for the card.")] = None,
     gguf: Annotated[
-        bool, typer.Option("--gguf", help="Add a GGUF file for llama.cpp, made by its convert_hf_to_gguf.py.")
+        bool, Option("--gguf", help="Add a GGUF file for llama.cpp, made by its convert_hf_to_gguf.py.")
     ] = False,
-    converter: Annotated[Path | None, typer.Option(help="That converter, where it is not on the PATH.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that stands at --out.")] = False,
+    converter: Annotated[Path | None, Option(help="That converter, where it is not on the PATH.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a model that stands at --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Share a model: weights, tokenizer, a chat template that thinks by default, config, and a card made from the run.

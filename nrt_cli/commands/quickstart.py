@@ -6,18 +6,15 @@ import webbrowser
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.errors import ConfigError
 from nrt_cli.records import measured
-
-if TYPE_CHECKING:
-    from nrt_cli.workflows.quickstart import Expected, Outcome
 
 EXAMPLE = "Example: nrt quickstart"
 
@@ -50,18 +47,18 @@ With your own questions and answers
 def quickstart(
     model: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             help="With --real: a hub id, folder, GGUF file or built-in model in place of Qwen2.5-Coder-0.5B-Instruct."
         ),
     ] = None,
-    real: Annotated[bool, typer.Option("--real", help="A real language model, on word problems.")] = False,
-    arms: Annotated[str | None, typer.Option(help="Some of sft,control,nrt; default: all, with --real nrt.")] = None,
+    real: Annotated[bool, Option("--real", help="A real language model, on word problems.")] = False,
+    arms: Annotated[str | None, Option(help="Some of sft,control,nrt; default: all, with --real nrt.")] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Where runs and page go; default: quickstart, or quickstart-real.")
+        Path | None, Option(help="Where runs and page go; default: quickstart, or quickstart-real.")
     ] = None,
     overrides: Overrides = None,
     show: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open the page in a browser, where there is a screen.")
+        bool, Option("--open/--no-open", help="Open the page in a browser, where there is a screen.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +68,7 @@ def quickstart(
     answers alone that working helps. A tiny model adds four digits, of which the last counts; with --real, a language
     model works word problems out.
     """
+    from nrt_cli.checks.estimate import in_bytes
     from nrt_cli.commands.report import make_report, require_packages
     from nrt_cli.progress import Race, print_json_line
     from nrt_cli.workflows import quickstart as workflow
@@ -86,79 +84,42 @@ def quickstart(
         if as_json:
             print_json_line({"kind": "expected", **measured(asdict(expected))})
         else:
-            _tell(expected)
+            fetch = f"{in_bytes(expected.fetch)} to fetch" if expected.fetch else "nothing to fetch"
+            console.note(
+                f"{expected.model}: {expected.parameters / 1e6:,.0f} million parameters, {fetch}; "
+                f"{in_bytes(expected.disk)} of disk ({in_bytes(expected.free_disk)} free), about "
+                f"{in_bytes(expected.memory)} of memory ({in_bytes(expected.free_memory)} free), computed in "
+                f"{expected.dtype}"
+            )
+            if expected.memory > expected.free_memory:
+                console.warn(
+                    "that may be more than the memory that is free; a smaller model or --set "
+                    "train.micro_batch_tokens=1024 takes less."
+                )
+            each = [
+                f"{title} {training:.0f} minutes"
+                + (f" and {scores:.0f} of held-out scores" if scores == scores else "")
+                for title, training, scores in expected.arms
+                if training == training
+            ]
+            if each:
+                console.note(
+                    f"about {'; '.join(each)}, estimated from {expected.rate / 1e9:,.0f} GFLOP/s of this machine's "
+                    "matrix products; measured after two steps. Ctrl-C saves, the same command goes on."
+                )
     outcome = workflow.quickstart(start, partial(Race, as_json))
     page = make_report(outcome.runs, folder / "report", ["html"])[1][0]
     if as_json:
         runs = [str(run) for run in outcome.runs]
         print_json_line({"kind": "summary", **asdict(outcome), "runs": runs, "report": str(page)})
         return
-    _show(outcome, recipe.chance)
-    console.say(f"\nAll of it as a page: {page}")
-    if show and _has_screen():
-        webbrowser.open(page.resolve().as_uri())
-    last = start.arms[-1]
-    if not real:
-        another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
-        console.say("\n" + NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another))
-        return
-    missing = nrt("quickstart", "--real", "--folder", folder, "--arms", ",".join(recipe.arms))
-    mine = {"--data": Path("data/mine/train.parquet"), "--validation": Path("data/mine/validation.parquet")}
-    options = [part for pair in mine.items() for part in pair]
-    following = NEXT_REAL.format(
-        generate=nrt("generate", last.path, QUESTION_REAL),
-        chat=nrt("chat", last.path),
-        more="" if {arm.name for arm in start.arms} >= set(recipe.arms) else f"  {missing}\n",
-        train=nrt("train", "real", "--model", Path(last.config.model.path), *options, "--run", Path("runs/mine")),
-    )
-    console.say(f"\n{following}")
-
-
-def _has_screen() -> bool:
-    """Whether a person sits before a desktop: not in a pipe, over a plain SSH connection, or in CI."""
-    windows = sys.platform in ("win32", "darwin") and not os.environ.get("SSH_CONNECTION")
-    return console.stdout.is_terminal and (
-        windows or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    )
-
-
-def _tell(expected: "Expected") -> None:
-    """What is going to be fetched, taken and waited for, on the error stream beside the progress."""
-    from nrt_cli.checks.estimate import in_bytes
-
-    fetch = f"{in_bytes(expected.fetch)} to fetch" if expected.fetch else "nothing to fetch"
-    console.note(
-        f"{expected.model}: {expected.parameters / 1e6:,.0f} million parameters, {fetch}; {in_bytes(expected.disk)} of "
-        f"disk ({in_bytes(expected.free_disk)} free), about {in_bytes(expected.memory)} of memory "
-        f"({in_bytes(expected.free_memory)} free), computed in {expected.dtype}"
-    )
-    if expected.memory > expected.free_memory:
-        console.warn(
-            "that may be more than the memory that is free; a smaller model or --set train.micro_batch_tokens=1024 "
-            "takes less."
-        )
-    each = [
-        f"{title} {training:.0f} minutes" + (f" and {scoring:.0f} of held-out scores" if scoring == scoring else "")
-        for title, training, scoring in expected.arms
-        if training == training
-    ]
-    if each:
-        console.note(
-            f"about {'; '.join(each)}, estimated from {expected.rate / 1e9:,.0f} GFLOP/s of this machine's matrix "
-            "products; measured after two steps. Ctrl-C saves, the same command goes on."
-        )
-
-
-def _show(outcome: "Outcome", chance: float | None) -> None:
-    """The table, in pairs what thinking adds, and one question's traces."""
-    from nrt_cli.workflows.quickstart import KINDS, MORE
-
+    # The table, in pairs what thinking adds, and one question's traces.
     rows = [(row.title, *map(_percent, row.accuracies)) for row in outcome.rows]
     style: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "pad_edge": False, "title_style": "bold"}
     title = "Held-out questions answered right, in percent [95 % intervals]"
-    columns = [f">{measure.title.removeprefix('accuracy, ')}" for measure in KINDS]
+    columns = [f">{measure.title.removeprefix('accuracy, ')}" for measure in workflow.KINDS]
     console.stdout.print(console.table("", *columns, rows=rows, title=title, title_justify="left", **style))
-    guessed = "" if chance is None else f"; chance is {100 * chance:.0f}"
+    guessed = "" if recipe.chance is None else f"; chance is {100 * recipe.chance:.0f}"
     console.say(
         f"n = {outcome.questions} held-out questions, greedy answers, one seed{guessed}.\n"
         "Without a trace an answer may be longer by a trace, so what learned to work may do so there; another row's "
@@ -166,7 +127,7 @@ def _show(outcome: "Outcome", chance: float | None) -> None:
     )
     added = [
         f"{measure.title.removeprefix('thinking - ')} {_percent(found, '+')}"
-        for measure, found in zip(MORE, outcome.rows[-1].more, strict=True)
+        for measure, found in zip(workflow.MORE, outcome.rows[-1].more, strict=True)
         if found
     ]
     title = outcome.rows[-1].title
@@ -176,15 +137,38 @@ def _show(outcome: "Outcome", chance: float | None) -> None:
             f"{'; '.join(added)}."
         )
     console.say(f"Training took {outcome.seconds / 60:.1f} minutes, scoring aside.")
-    if not outcome.traces:
+    if outcome.traces:
+        console.stdout.print(f"\n[bold]What {title} thinks of the first held-out question[/bold] (not chosen)")
+        console.say(f"  {outcome.question.strip()}   reference: {outcome.reference.strip()}")
+        for said in outcome.traces:
+            line = console.plain(f"  step {said.step:>3}  {' '.join(said.trace.split()) or '(nothing)'}")
+            line.stylize("cyan" if said.right else "dim")
+            line.append(f"  -> {' '.join(said.reply.split())} {'(right)' if said.right else '(wrong)'}")
+            console.stdout.print(line, soft_wrap=True)
+    console.say(f"\nAll of it as a page: {page}")
+    if show and _has_screen():
+        webbrowser.open(page.resolve().as_uri())
+    last = start.arms[-1]
+    if not real:
+        another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
+        console.say("\n" + NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another))
         return
-    console.stdout.print(f"\n[bold]What {title} thinks of the first held-out question[/bold] (not chosen)")
-    console.say(f"  {outcome.question.strip()}   reference: {outcome.reference.strip()}")
-    for said in outcome.traces:
-        line = console.plain(f"  step {said.step:>3}  {' '.join(said.trace.split()) or '(nothing)'}")
-        line.stylize("cyan" if said.right else "dim")
-        line.append(f"  -> {' '.join(said.reply.split())} {'(right)' if said.right else '(wrong)'}")
-        console.stdout.print(line, soft_wrap=True)
+    missing = nrt("quickstart", "--real", "--folder", folder, "--arms", ",".join(recipe.arms))
+    mine = ("--data", "data/mine/train.parquet", "--validation", "data/mine/validation.parquet", "--run", "runs/mine")
+    following = NEXT_REAL.format(
+        generate=nrt("generate", last.path, QUESTION_REAL),
+        chat=nrt("chat", last.path),
+        more="" if {arm.name for arm in start.arms} >= set(recipe.arms) else f"  {missing}\n",
+        train=nrt("train", "real", "--model", Path(last.config.model.path), *mine),
+    )
+    console.say(f"\n{following}")
+
+
+def _has_screen() -> bool:
+    """Whether a person sits before a desktop: not in a pipe, over a plain SSH connection, or in CI."""
+    windows = sys.platform in ("win32", "darwin") and not os.environ.get("SSH_CONNECTION")
+    desktop = windows or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return console.stdout.is_terminal and bool(desktop)
 
 
 def _percent(found: Any, sign: str = "") -> str:

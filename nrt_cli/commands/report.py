@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich import box
 from rich.table import Table as RichTable
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -30,7 +30,7 @@ ROWS = 40
 def report(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(
+        Argument(
             metavar="STUDY|RUN",
             autocompletion=completion.runs,
             help="Studies, runs, or folders of them.",
@@ -38,10 +38,10 @@ def report(
         ),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Which of html, md, latex, csv, pdf; separated by commas.")
+        str, Option("--format", help="Which of html, md, latex, csv, pdf; separated by commas.")
     ] = DEFAULT,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the files; by default report in the one study or run, else here.")
+        Path | None, Option(help="Folder for the files; by default report in the one study or run, else here.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -13,7 +14,6 @@ from nrt_cli.errors import Interrupted, NrtError
 
 if TYPE_CHECKING:
     from nrt_cli.config.study import StudyConfig
-    from nrt_cli.workflows.study import StudyPlan
 
 EXAMPLE = "Example: nrt reproduce laptop"
 
@@ -21,18 +21,18 @@ EXAMPLE = "Example: nrt reproduce laptop"
 def reproduce(
     study: Annotated[
         str,
-        typer.Argument(
+        Argument(
             autocompletion=completion.studies,
             help="laptop, real, real-2, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.",
         ),
     ] = "laptop",
-    out: Annotated[Path | None, typer.Option(help="The study's folder; default: studies/STUDY.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: as the study says.")] = None,
+    out: Annotated[Path | None, Option(help="The study's folder; default: studies/STUDY.")] = None,
+    jobs: Annotated[int | None, Option(min=1, help="Runs at a time; default: as the study says.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key of the study: --set run.train.steps=40.")
+        list[str] | None, Option("--set", help="Override a key of the study: --set run.train.steps=40.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it takes and which commands it is; run nothing.")
+        bool, Option("--dry-run", help="Say what it takes and which commands it is; run nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,10 +42,32 @@ def reproduce(
     asked = load_study(study, overrides or [], jobs)
     folder = out or Path("studies") / Path(study).stem
     if dry_run:
+        from nrt_cli.checks.estimate import in_bytes
         from nrt_cli.workflows.study import plan_study
 
         plan = plan_study(folder, asked)
-        console.result(plan.record(), as_json, lambda _: _render_plan(plan))
+        if console.result(plan.record(), as_json):
+            return
+        console.stdout.print(console.plain(f"{plan.title}: {len(plan.steps)} runs in {plan.study}"))
+        if total := plan.total:
+            title = {"title": "The longest run", "title_justify": "left"}
+            console.stdout.print(console.table("one run", "", rows=plan.longest, **title))
+            expected, scoring = total["gpu_hours"], total["scoring"] / 3600
+            hours = f"{expected:,.1f} hours of training on this CPU, a run at a time"
+            hours += f"; scores {scoring:,.1f} more at most"
+            if math.isnan(expected):
+                hours = "no time is predicted"
+            elif math.isnan(scoring):
+                most = total["gpu_hours_most"]
+                hours = f"{expected:,.0f} GPU-hours expected, {most:,.0f} at the caps, evaluation not counted"
+            console.stdout.print(f"all runs: {in_bytes(total['disk'])} of disk; {hours}")
+        else:
+            console.stdout.print("data and model are made by the study itself; no time is predicted for it")
+        for judge in plan.judges:
+            console.stdout.print(console.plain(_judging(judge.judge, judge.requests, judge.dollars_most)))
+        console.stdout.print("commands:")
+        for command in plan.commands:
+            console.say(f"  {command}")
         return
     from nrt_cli.commands.report import DEFAULT, make_report, require_packages, show_report
     from nrt_cli.progress import StudyProgress
@@ -65,15 +87,12 @@ def reproduce(
     runs = {name: vars(outcome) for name, outcome in outcomes.items()}
     record = {"study": str(folder), "runs": runs, "report": contents.record(), "files": [str(path) for path in written]}
     missing = {name: outcome.reason for name, outcome in outcomes.items() if outcome.status != "finished"}
-
-    def show() -> None:
+    if not console.result(record, as_json):
         show_report(contents, written)
         for name, reason in missing.items():
             console.warn(f"{name} has no result: {reason}")
         if missing:
             console.note("the same command tries them again; the results of the others stand.")
-
-    console.result(record, as_json, lambda _: show())
     if missing:
         raise typer.Exit(1)
 
@@ -130,30 +149,3 @@ def _judging(judge: str, requests: int, dollars: float) -> str:
         f"judging (Figures 2e and 2f): {requests:,} requests to {judge}, ${dollars:,.2f} at most without repairs; "
         "OPENAI_BASE_URL and OPENAI_API_KEY say where"
     )
-
-
-def _render_plan(plan: "StudyPlan") -> None:
-    from nrt_cli.checks.estimate import in_bytes
-
-    console.stdout.print(console.plain(f"{plan.title}: {len(plan.steps)} runs in {plan.study}"))
-    if total := plan.total:
-        title = {"title": "The longest run", "title_justify": "left"}
-        console.stdout.print(console.table("one run", "", rows=plan.longest, **title))
-        expected, scoring = total["gpu_hours"], total["scoring"] / 3600
-        if math.isnan(expected):
-            hours = "no time is predicted"
-        elif math.isnan(scoring):
-            most = total["gpu_hours_most"]
-            hours = f"{expected:,.0f} GPU-hours expected, {most:,.0f} at the caps, evaluation not counted"
-        else:
-            hours = (
-                f"{expected:,.1f} hours of training on this CPU, a run at a time; scores {scoring:,.1f} more at most"
-            )
-        console.stdout.print(f"all runs: {in_bytes(total['disk'])} of disk; {hours}")
-    else:
-        console.stdout.print("data and model are made by the study itself; no time is predicted for it")
-    for judge in plan.judges:
-        console.stdout.print(console.plain(_judging(judge.judge, judge.requests, judge.dollars_most)))
-    console.stdout.print("commands:")
-    for command in plan.commands:
-        console.say(f"  {command}")

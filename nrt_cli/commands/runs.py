@@ -1,12 +1,11 @@
 """`nrt runs`: what was trained, and what to keep of it."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
-from rich.table import Table
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from nrt_cli import console
@@ -14,10 +13,6 @@ from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
 from nrt_cli.records import Status
-
-if TYPE_CHECKING:
-    from nrt_cli.measures.held_out import Found
-    from nrt_cli.workflows.runs import Compared, RunRecord, RunRow
 
 EXAMPLE = "Example: nrt runs runs/ --method am --status finished"
 
@@ -37,26 +32,22 @@ app = typer.Typer(
     epilog=EXAMPLE,
 )
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Run directory.")]
-RunPaths = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.")
-]
+Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
+RunPath = Annotated[Path, Argument(metavar="RUN", autocompletion=completion.runs, help="Run directory.")]
+RunPaths = Annotated[list[Path], Argument(metavar="RUN...", autocompletion=completion.runs, help="Run directories.")]
 
 
 @app.command("list", epilog=f"{EXAMPLE}\n\nOr: nrt runs --where seed=1 --where rollout.group_size=8 --json")
 def list_(
-    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
+    root: Annotated[Path, Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
     method: Annotated[
-        list[str] | None,
-        typer.Option(autocompletion=completion.methods, help="Only runs of this method; several: of any."),
+        list[str] | None, Option(autocompletion=completion.methods, help="Only runs of this method; several: of any.")
     ] = None,
     status: Annotated[
-        list[str] | None,
-        typer.Option(autocompletion=completion.statuses, help=f"Only {', '.join(get_args(Status))} ones."),
+        list[str] | None, Option(autocompletion=completion.statuses, help=f"Only {', '.join(get_args(Status))} ones.")
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; several: with all.")] = None,
-    where: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only runs with this setting.")] = None,
+    tag: Annotated[list[str] | None, Option(help="Only runs with this tag; several: with all.")] = None,
+    where: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="Only runs with this setting.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs: method, status, steps, held-out log P(y*) and gain over the null trace, tags."""
@@ -65,11 +56,10 @@ def list_(
     from nrt_cli.workflows.runs import list_runs
 
     records = list_runs(root, method or (), status or (), tag or (), where or ())
-    console.result(list(map(vars, records)), as_json, lambda _: _list(records, bool(method or status or tag or where)))
-
-
-def _list(records: "list[RunRow]", filtered: bool) -> None:
+    if console.result(list(map(vars, records)), as_json):
+        return
     if not records:
+        filtered = method or status or tag or where
         console.note("no run matches." if filtered else "no runs here; start one with `nrt train`.")
         return
     columns = ("run", "method", "status", "step", "log P(y*)", "gain", "tags", "created")
@@ -93,11 +83,9 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
     from nrt_cli.store import Run
     from nrt_cli.workflows.runs import describe
 
-    found = describe(Run.open(run))
-    console.result(found.record(), as_json, lambda _: _show(found))
-
-
-def _show(record: "RunRecord") -> None:
+    record = describe(Run.open(run))
+    if console.result(record.record(), as_json):
+        return
     row = record.row
     console.stdout.rule(console.plain(f"{row.run}: {row.title}, {row.status}"), style="bold")
     chosen, last = "-", "-"
@@ -132,8 +120,20 @@ def _show(record: "RunRecord") -> None:
     for scores in record.held_out_scores:
         shown = {key: console.number(value) for key, value in scores.items() if key not in ("kind", "step")}
         _pairs(f"held-out scores after step {scores['step']}", shown)
-    if record.held_out_measures:
-        console.stdout.print(measures_table(record.held_out_measures, "held-out pairs, before and after training"))
+    if measures := record.held_out_measures:
+        pairs = "/".join(dict.fromkeys(str(one.after.n) for one in measures))
+        table = console.table(
+            "", ">before", ">after", ">change",
+            rows=(
+                (one.measure.title, text["before"].partition(" ")[0], text["after"], text["change"])
+                for one in measures
+                for text in [one.text]
+            ),
+            title="held-out pairs, before and after training", title_justify="left", title_style="bold",
+            caption=f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent",
+            caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False,  # fits 80 columns
+        )  # fmt: skip
+        console.stdout.print(table)
     evaluations = {
         f"{e.benchmark} ({e.of}, {e.backend})": f"{console.number(e.score, '.3f')} ± "
         f"{console.number(e.error, '.3f')}, n {e.n}"
@@ -142,22 +142,6 @@ def _show(record: "RunRecord") -> None:
     _pairs("evaluations", evaluations)
     metrics = {key: console.number(value) for key, value in record.metrics.items()}
     _pairs("training, mean of the last 10 steps", metrics)
-
-
-def measures_table(measures: "Sequence[Found]", title: str) -> Table:
-    """Held-out measures before and after training, with their intervals."""
-    pairs = "/".join(dict.fromkeys(str(one.after.n) for one in measures))
-    return console.table(
-        "", ">before", ">after", ">change",
-        rows=(
-            (one.measure.title, text["before"].partition(" ")[0], text["after"], text["change"])
-            for one in measures
-            for text in [one.text]
-        ),
-        title=title, title_justify="left", title_style="bold", caption_justify="left",
-        caption=f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent",
-        box=None, padding=(0, 1, 0, 0), pad_edge=False,  # fits 80 columns
-    )  # fmt: skip
 
 
 def _pairs(title: str | None, pairs: dict[str, Any]) -> None:
@@ -183,10 +167,8 @@ def diff(runs: RunPaths, as_json: AsJson = False) -> None:
     if len(runs) < 2:
         raise ConfigError("name two runs or more to compare.")
     found = compare_runs(runs)
-    console.result(vars(found), as_json, lambda _: _diff(found))
-
-
-def _diff(found: "Compared") -> None:
+    if console.result(vars(found), as_json):
+        return
     for rows, title in (
         (found.settings, "settings"),
         (found.origins, "inputs, versions and machine"),
@@ -210,8 +192,8 @@ def _diff(found: "Compared") -> None:
 @app.command(epilog="Example: nrt runs tag runs/am baseline paper --remove draft")
 def tag(
     run: RunPath,
-    tags: Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="Tags to add.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="Tag to take away.")] = None,
+    tags: Annotated[list[str] | None, Argument(metavar="[TAG]...", help="Tags to add.")] = None,
+    remove: Annotated[list[str] | None, Option(help="Tag to take away.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tag a run; without tags, show those it has."""
@@ -255,15 +237,15 @@ def _ask(question: str, yes: bool) -> None:
 
 @app.command(epilog="Example: nrt runs gc runs/ --dry-run")
 def gc(
-    root: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
+    root: Annotated[Path, Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path("runs"),
     checkpoints: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--checkpoints",
             help="Also checkpoints of finished runs, which RUN@STEP and going on need, and states of failed steps.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would go.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -288,12 +270,10 @@ def gc(
 )
 def export(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Runs, or folders of runs.")
+        list[Path], Argument(metavar="RUN...", autocompletion=completion.runs, help="Runs, or folders of runs.")
     ],
-    out: Annotated[
-        Path, typer.Option(help=".tar.gz: an archive that unpacks to runs, without weights; .csv: all metrics.")
-    ],
-    model: Annotated[bool, typer.Option("--model", help="The trained models too (.tar.gz).")] = False,
+    out: Annotated[Path, Option(help=".tar.gz: an archive that unpacks to runs, without weights; .csv: all metrics.")],
+    model: Annotated[bool, Option("--model", help="The trained models too (.tar.gz).")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write runs to one file, to send or to read elsewhere."""

@@ -4,9 +4,9 @@ import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.padding import Padding
 from rich.text import Text
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -28,26 +28,24 @@ STOPS = {"end": "ended by itself", "eos": "ended by eos or t_start", "cap": "cut
 def score(
     models: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="MODEL...",
             autocompletion=completion.models,
             help="RUN, RUN@STEP, RUN@best, folder or builtin:NAME.",
         ),
     ],
-    question: Annotated[str, typer.Option(help="The question x.")],
-    answer: Annotated[str, typer.Option(help="The reference answer y*.")],
-    trace: Annotated[list[str] | None, typer.Option(help="A trace z; several make a group.")] = None,
+    question: Annotated[str, Option(help="The question x.")],
+    answer: Annotated[str, Option(help="The reference answer y*.")],
+    trace: Annotated[list[str] | None, Option(help="A trace z; several make a group.")] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Else traces sampled by each model that thinks; default: its group size.")
+        int | None, Option(min=1, help="Else traces sampled by each model that thinks; default: its group size.")
     ] = None,
-    sentences: Annotated[bool, typer.Option("--sentences", help="The gain of each sentence, by removing it.")] = False,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Also show the numbers of each answer token.")] = False,
-    scheme: Annotated[
-        list[str] | None, typer.Option(help="Schemes, module:function too; default: all built in.")
-    ] = None,
-    max_trace_tokens: Annotated[int | None, typer.Option(min=1, help="Cap on traces; default: the run's own.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.01, help="Of sampling; default: the run's own.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    sentences: Annotated[bool, Option("--sentences", help="The gain of each sentence, by removing it.")] = False,
+    tokens: Annotated[bool, Option("--tokens", help="Also show the numbers of each answer token.")] = False,
+    scheme: Annotated[list[str] | None, Option(help="Schemes, module:function too; default: all built in.")] = None,
+    max_trace_tokens: Annotated[int | None, Option(min=1, help="Cap on traces; default: the run's own.")] = None,
+    temperature: Annotated[float | None, Option(min=0.01, help="Of sampling; default: the run's own.")] = None,
+    seed: Annotated[int, Option(min=0, help="Seed of sampling.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score an answer given traces, token by token and under every scheme (Table 9)."""
@@ -71,9 +69,9 @@ def _show(records: "list[Scored]", tokens: bool) -> None:
     legend = Text("gain of each answer token in nats: ", style="dim")
     for gain in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0):
         legend.append(f" {gain:+.0f} ", style=_shade(gain))
-    named = [record.model + (f" ({record.title})" if record.title else "") for record in records]
     summary: list[tuple[str, ...]] = []
-    for name, record in zip(named, records, strict=True):
+    for record in records:
+        name = record.model + (f" ({record.title})" if record.title else "")
         out.rule(console.plain(name), style="bold")
         if record.direct:
             out.print(_headline("answered directly", record.direct.logprob))
@@ -125,10 +123,7 @@ def _show(records: "list[Scored]", tokens: bool) -> None:
             if trace.sentences is not None:
                 out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
                 rows = [
-                    (
-                        Text(console.number(of.gain, "+.3f"), style=_shade(of.gain)),
-                        " ".join(of.sentence.split()),
-                    )
+                    (Text(console.number(of.gain, "+.3f"), style=_shade(of.gain)), " ".join(of.sentence.split()))
                     for of in trace.sentences
                 ]
                 table = console.table(">gain", "sentence", rows=rows, **bare | {"padding": (0, 2, 0, 0)})

@@ -2,9 +2,10 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
@@ -12,25 +13,21 @@ from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, Overrides, no_effect
 from nrt_cli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from nrt_cli.workflows.speedrun import Entry, Verified
-
 EXAMPLE = "Example: nrt speedrun digits --set optimiser.lr=1e-3"
 
 
 def speedrun(
-    name: Annotated[str | None, typer.Argument(metavar="[digits|real]", autocompletion=completion.speedruns)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
+    name: Annotated[str | None, Argument(metavar="[digits|real]", autocompletion=completion.speedruns)] = None,
+    seed: Annotated[int | None, Option(min=0, help="Seed of data order and sampling.")] = None,
     overrides: Overrides = None,
     model: Annotated[
-        str | None, typer.Option(autocompletion=completion.models, help="Prepared starting model, for real.")
+        str | None, Option(autocompletion=completion.models, help="Prepared starting model, for real.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where runs and entries go.")] = Path("speedruns"),
+    out: Annotated[Path, Option(help="Where runs and entries go.")] = Path("speedruns"),
     verify: Annotated[
-        str | None,
-        typer.Option(autocompletion=completion.entries, metavar="ENTRY", help="Run an entry again and compare."),
+        str | None, Option(autocompletion=completion.entries, metavar="ENTRY", help="Run an entry again and compare.")
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print the table of the entries that were sent in.")] = False,
+    table: Annotated[bool, Option("--table", help="Print the table of the entries that were sent in.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train until the held-out questions are answered right, and say how long it took. An interrupted one goes on.
@@ -41,6 +38,7 @@ def speedrun(
         (table or verify) and (overrides or seed is not None)
     ):
         raise ConfigError("say one thing: which speedrun, with --seed and --set; or --verify ENTRY; or --table.")
+    from nrt_cli.commands.doctor import show_finding
     from nrt_cli.progress import choose, print_json_line
     from nrt_cli.workflows import speedrun as work
 
@@ -60,7 +58,21 @@ def speedrun(
             sides = {"entry": found.entry.model_dump(), "here": found.here.model_dump(), "run": str(found.run)}
             print_json_line({"kind": "summary", **sides, "findings": [vars(finding) for finding in found.findings]})
         else:
-            _compare(found)
+            both = (found.entry, found.here)
+            compared = console.table("step", ">entry", ">here", ">entry, s", ">here, s", box=None, padding=(0, 3, 0, 0))
+            by_step = [{score.step: score for score in side.scores} for side in both]
+            for step in sorted({*by_step[0], *by_step[1]}):
+                scores = [side.get(step) for side in by_step]
+                accuracies = ["-" if score is None else f"{score.accuracy:.1%}" for score in scores]
+                seconds = ["-" if score is None else f"{score.seconds:.1f}" for score in scores]
+                compared.add_row(str(step), *accuracies, *seconds)
+            console.stdout.print(compared)
+            minutes = ["never" if side.minutes is None else f"{side.minutes:.2f}" for side in both]
+            there, here = (side.machine for side in both)
+            console.say(f"minutes: {minutes[0]} on {there.name}, load {there.load:.1f}")
+            console.say(f"         {minutes[1]} here, {here.name}, load {here.load:.1f} ({found.run})")
+            for finding in found.findings:
+                show_finding(finding)
         if any(finding.verdict == "problem" for finding in found.findings):
             raise typer.Exit(1)
         return
@@ -69,48 +81,18 @@ def speedrun(
     if as_json:
         print_json_line({"kind": "summary", **entry.model_dump(), "run": str(attempt.run), "entry": str(attempt.entry)})
     else:
-        _show(entry, attempt.entry)
+        track, last = work.TRACKS[entry.track], entry.scores[-1]
+        told = f"{track.threshold:.0%} of {track.questions} held-out questions twice in a row after {entry.steps} steps"
+        told += f", {entry.minutes or 0:.2f} minutes of training."
+        if entry.minutes is None:
+            told = (
+                f"never {track.threshold:.0%} twice in a row in {last.step} steps ({last.seconds / 60:.2f} minutes of "
+                f"training); the best score was {entry.best:.0%}."
+            )
+        machine = entry.machine
+        console.say(f"{entry.track}: {told}\n{machine.name}, {machine.setup}; load {machine.load:.1f}.")
+        if entry.commit is None or not entry.clean:
+            console.say("What ran is in no commit; commit it and run again before you send the entry in.")
+        console.say(f"entry: {attempt.entry}\nagain: {nrt('speedrun', '--verify', attempt.entry)}")
     if entry.minutes is None:
         raise typer.Exit(1)
-
-
-def _show(entry: "Entry", file: Path) -> None:
-    from nrt_cli.workflows.speedrun import TRACKS
-
-    track, last = TRACKS[entry.track], entry.scores[-1]
-    if entry.minutes is None:
-        told = (
-            f"{entry.track}: never {track.threshold:.0%} twice in a row in {last.step} steps ({last.seconds / 60:.2f} "
-            f"minutes of training); the best score was {entry.best:.0%}."
-        )
-    else:
-        told = (
-            f"{entry.track}: {track.threshold:.0%} of {track.questions} held-out questions twice in a row after "
-            f"{entry.steps} steps, {entry.minutes:.2f} minutes of training."
-        )
-    console.say(f"{told}\n{entry.machine.name}, {entry.machine.setup}; load {entry.machine.load:.1f}.")
-    if entry.commit is None or not entry.clean:
-        console.say("What ran is in no commit; commit it and run again before you send the entry in.")
-    console.say(f"entry: {file}\nagain: {nrt('speedrun', '--verify', file)}")
-
-
-def _compare(found: "Verified") -> None:
-    """Both sides score by score, then what that says."""
-    from nrt_cli.commands.doctor import show_finding
-
-    sides = (found.entry, found.here)
-    rows: list[tuple[Any, ...]] = []
-    by_step = [{score.step: score for score in side.scores} for side in sides]
-    for step in sorted({*by_step[0], *by_step[1]}):
-        scores = [side.get(step) for side in by_step]
-        accuracies = ["-" if score is None else f"{score.accuracy:.1%}" for score in scores]
-        seconds = ["-" if score is None else f"{score.seconds:.1f}" for score in scores]
-        rows.append((step, *accuracies, *seconds))
-    columns = ("step", ">entry", ">here", ">entry, s", ">here, s")
-    console.stdout.print(console.table(*columns, rows=rows, box=None, padding=(0, 3, 0, 0)))
-    minutes = ["never" if side.minutes is None else f"{side.minutes:.2f}" for side in sides]
-    there, here = (side.machine for side in sides)
-    console.say(f"minutes: {minutes[0]} on {there.name}, load {there.load:.1f}")
-    console.say(f"         {minutes[1]} here, {here.name}, load {here.load:.1f} ({found.run})")
-    for finding in found.findings:
-        show_finding(finding)

@@ -1,17 +1,18 @@
-"""`nrt train`: one run from a config, or one continued."""
+"""`nrt train`: one run from a config, or one continued; with --dry-run, what would stop it and what it will take."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from rich.table import Table
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.backends import BACKENDS
 from nrt_cli.commandline import nrt
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import HeldOutData, Overrides, TrainData, flags, no_effect, section
-from nrt_cli.commands.plan import dry_run
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import METHODS
 
@@ -27,45 +28,33 @@ EXAMPLE = "Example: nrt train gsm8k-smollm2 --method am --run runs/gsm8k-am"
 
 def train(
     name: Annotated[
-        str | None,
-        typer.Argument(metavar="CONFIG", autocompletion=completion.configs, help="YAML file or shipped config."),
+        str | None, Argument(metavar="CONFIG", autocompletion=completion.configs, help="YAML file or shipped config.")
     ] = None,
     run: Annotated[
-        Path | None,
-        typer.Option(autocompletion=completion.runs, help="Run directory; default runs/CONFIG-METHOD-SEED."),
+        Path | None, Option(autocompletion=completion.runs, help="Run directory; default runs/CONFIG-METHOD-SEED.")
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(autocompletion=completion.methods, help=METHODS_HELP),
-    ] = None,
+    method: Annotated[str | None, Option(autocompletion=completion.methods, help=METHODS_HELP)] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            autocompletion=completion.models, help="Folder made by `nrt model prepare`, or a run to begin from."
-        ),
+        Option(autocompletion=completion.models, help="Folder made by `nrt model prepare`, or a run to begin from."),
     ] = None,
     data: TrainData = None,
     validation: HeldOutData = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: the config's epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and sampling.")] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(autocompletion=completion.engines, help=BACKENDS_HELP),
-    ] = None,
+    steps: Annotated[int | None, Option(help="Training steps; default: the config's epochs.")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Seed of data order and sampling.")] = None,
+    engine: Annotated[str | None, Option(autocompletion=completion.engines, help=BACKENDS_HELP)] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run at --run, with its own settings, from its last checkpoint."),
+        bool, Option("--resume", help="Continue the run at --run, with its own settings, from its last checkpoint.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Record where one step's time goes: a table and a trace in RUN/profiles.")
+        bool, Option("--profile", help="Record where one step's time goes: a table and a trace in RUN/profiles.")
     ] = False,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Check and plan only: GPUs, steps, tokens, memory, hours, disk.")
+        bool, Option("--dry-run", help="Check and plan only: GPUs, steps, tokens, memory, hours, disk.")
     ] = False,
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="JSON lines on stdout: kind train or held_out per score, at last kind summary."),
+        bool, Option("--json", help="JSON lines on stdout: kind train or held_out per score, at last kind summary.")
     ] = False,
 ) -> None:
     """Train a model to reason. Ctrl-C finishes the step, saves and exits; --resume goes on exactly there."""
@@ -86,7 +75,28 @@ def train(
         raise ConfigError("--resume needs --run RUN, the directory to go on with.")
     if dry:
         no_effect("on a plan, which is of a new run", resume=resume and resolved is not None, profile=profile)
-        return dry_run(resolved, path, as_json)
+        if resolved is None:
+            raise ConfigError("--dry-run plans a new run; name its config and leave --resume out.")
+        from nrt_cli.checks.estimate import describe
+        from nrt_cli.checks.preflight import Candidate, look
+        from nrt_cli.training import locate
+
+        # Nothing but the cache is written, and no process started; what failed first is raised once all is printed.
+        findings, plan = look(Candidate(locate.locate_inputs(resolved), path))
+        passed = {"ok": True, "problem": False}  # else it may turn out either way, or could not be seen here
+        checks = [(one.check, passed.get(one.verdict), one.text) for one in findings]
+        record = [dict(zip(("name", "ok", "text"), check, strict=True)) for check in checks]
+        if not console.result({"checks": record, "plan": dataclasses.asdict(plan) if plan else None}, as_json):
+            table, rows = (Table(box=None, show_header=False, padding=(0, 1)) for _ in range(2))
+            for check, is_ok, text in checks:
+                table.add_row({True: "ok", False: "no", None: "?"}[is_ok], check, console.plain(text))
+            for what, how_much in describe(plan) if plan else []:
+                rows.add_row(what, console.plain(how_much))
+            for part in (table, "", rows):
+                console.stdout.print(part)
+        if failed := [text for _, is_ok, text in checks if is_ok is False]:
+            raise ConfigError(f"would not start here: {failed[0]}")
+        return
 
     if resume and name:
         console.note(f"{path} goes on with its own settings, not with those of {name}; --set changes one.")

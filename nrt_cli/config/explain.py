@@ -65,12 +65,8 @@ def commented(config: RunConfig) -> str:
     def lines(values: Mapping[str, Any], prefix: str) -> str:
         text, indent = "", "  " * prefix.count(".")
         for name, value in values.items():
-            text += (
-                textwrap.indent(
-                    textwrap.fill(said[prefix + name], WIDTH - len(indent), break_on_hyphens=False), f"{indent}# "
-                )
-                + "\n"
-            )
+            sentence = textwrap.fill(said[prefix + name], WIDTH - len(indent), break_on_hyphens=False)
+            text += textwrap.indent(sentence, f"{indent}# ") + "\n"
             if any(key.startswith(f"{prefix}{name}.") for key in said):
                 text += f"{indent}{name}:\n{lines(value, f'{prefix}{name}.')}"
             else:
@@ -108,18 +104,18 @@ class Source(ast.NodeVisitor):
     """Collects the keys that are taken from sections."""
 
     def __init__(self) -> None:
-        sections = {key: inner.__name__ for key, _, inner in schema_fields(RunConfig) if inner}
-        self.prefixes = {"RunConfig": "", "RunSettings": ""} | {name: f"{key}." for key, name in sections.items()}
+        self.prefixes = {"RunConfig": "", "RunSettings": ""}
         """A section's class -> what its keys begin with."""
-        self.members = {
-            (outer, key.rpartition(".")[2]): name
-            for key, name in sections.items()
-            for outer, prefix in self.prefixes.items()
-            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-        }
+        self.members, self.keys = dict[tuple[str, str], str](), set[str]()
         """A class and the name of an attribute or method -> class of what it gives; "" has functions and classes."""
+        for key, _, inner in schema_fields(RunConfig):
+            if inner:
+                self.prefixes[inner.__name__] = f"{key}."
+                owners = [kind for kind, prefix in self.prefixes.items() if f"{prefix}{key.rpartition('.')[2]}" == key]
+                self.members |= {(kind, key.rpartition(".")[2]): inner.__name__ for kind in owners}
+            else:
+                self.keys.add(key)
         self.members |= {(kind, "model_copy"): kind for kind in self.prefixes}
-        self.keys = {key for key, _, inner in schema_fields(RunConfig) if not inner}
         self.methods: dict[tuple[str, str], ast.FunctionDef] = {}
         """A section's class and a method's name -> the method: who calls it reads what it reads."""
         self.names, self.found = dict[str, str](), set[str]()
@@ -138,18 +134,18 @@ class Source(ast.NodeVisitor):
             of = owner.name if isinstance(owner, ast.ClassDef) else ""
             self.members["", of] = of
             for node in owner.body:
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    note(of, node.target.id, node.annotation)
-                if isinstance(node, ast.FunctionDef):
-                    note(of, node.name, node.returns)
-                    if of in self.prefixes:
-                        self.methods[of, node.name] = node
-                    given = {arg.arg: arg.annotation for arg in node.args.args}
-                    for inner in ast.walk(node):
-                        if isinstance(inner, ast.Assign):
-                            for target, value in _pairs(inner.targets[0], inner.value):
-                                match target, value:
-                                    case ast.Attribute(ast.Name("self"), name), ast.Name(id=known):
+                match node:
+                    case ast.AnnAssign(ast.Name(name), annotation):
+                        note(of, name, annotation)
+                    case ast.FunctionDef(name):
+                        note(of, name, node.returns)
+                        if of in self.prefixes:
+                            self.methods[of, name] = node
+                        given = {arg.arg: arg.annotation for arg in node.args.args}
+                        for inner in (one for one in ast.walk(node) if isinstance(one, ast.Assign)):
+                            for pair in _pairs(inner):
+                                match pair:
+                                    case ast.Attribute(ast.Name("self"), name), ast.Name(known):
                                         note(of, name, given.get(known))
 
     def reads(self, tree: ast.AST) -> set[str]:
@@ -173,39 +169,38 @@ class Source(ast.NodeVisitor):
                 return self.kind(value) or self.kind(other)
         return ""
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        kind = self.kind(node.value)
-        if kind in self.prefixes:
-            self.found |= {self.prefixes[kind] + node.attr} & self.keys
-            if method := self.methods.get((kind, node.attr)):
-                self._visit_within(method, {"self": kind})
-        self.generic_visit(node)
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        self.generic_visit(node)
-        for target, value in _pairs(node.targets[0], node.value):
-            if isinstance(target, ast.Name):
-                self.names[target.id] = self.kind(value)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        self._visit_within(node, {arg.arg: _class(arg.annotation) for arg in arguments if arg.arg != "self"})
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self._visit_within(node, {"self": node.name})
-
-    def visit_Lambda(self, node: ast.Lambda) -> None:
-        # One that takes a config is in a table of such.
-        self._visit_within(node, {arg.arg: "RunConfig" for arg in node.args.args if arg.arg in ("c", "config")})
-
-    def _visit_within(self, node: ast.AST, names: dict[str, str]) -> None:
-        outside, self.names = self.names, self.names | names
+    def visit(self, node: ast.AST) -> None:
+        """Look at an expression or statement with what the names in it are there."""
+        outside, within = self.names, dict[str, str]()
+        match node:
+            case ast.FunctionDef(args=given) | ast.AsyncFunctionDef(args=given):
+                arguments = (*given.posonlyargs, *given.args, *given.kwonlyargs)
+                within = {arg.arg: _class(arg.annotation) for arg in arguments if arg.arg != "self"}
+            case ast.ClassDef(name):
+                within = {"self": name}
+            case ast.Lambda(given):  # one that takes a config is in a table of such
+                within = {arg.arg: "RunConfig" for arg in given.args if arg.arg in ("c", "config")}
+            case ast.Call(ast.Name("Setting"), [_, ast.Constant(str(key))]):  # of verl's, which a key of ours decides
+                self.found |= {key} & self.keys
+            case ast.Attribute(value, name) if (kind := self.kind(value)) in self.prefixes:
+                self.found |= {self.prefixes[kind] + name} & self.keys
+                if method := self.methods.get((kind, name)):
+                    self.names = outside | {"self": kind}
+                    self.generic_visit(method)
+                    self.names = outside
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            self.names = outside | within
         self.generic_visit(node)
         self.names = outside
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            self.names[node.target.id] = _class(node.annotation)
+        if isinstance(node, ast.Assign):
+            self.names |= {to.id: self.kind(value) for to, value in _pairs(node) if isinstance(to, ast.Name)}
 
 
-def _pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+def _pairs(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]]:
     """What is assigned to what; of `a, b = x, y` both."""
+    target, value = node.targets[0], node.value
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
         return list(zip(target.elts, value.elts, strict=False))
     return [(target, value)]

@@ -7,13 +7,11 @@ Row numbers refer to the decisions table in CONTRIBUTING.md.
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nrt_cli import methods
 from nrt_cli.backends import BACKENDS
 from nrt_cli.backends.facts import Facts
-from nrt_cli.config.evaluation import EvalSection
-from nrt_cli.config.judging import JudgeSection
 from nrt_cli.config.validation import Section, Seed, nearest
 from nrt_cli.methods import METHODS, own_name
 
@@ -116,8 +114,7 @@ class ObjectiveSection(Section):
     clip_high: float = Field(0.28, ge=0, description="ppo and cispo: ratios are bounded above by 1 + clip_high.")
     credit_forced_end: bool = Field(False, description="Policy gradient also on a t_end nobody sampled (row 9).")
     credit_eos: bool = Field(
-        False,
-        description="Policy gradient also on an eos that was sampled and ended a trace (row 30).",
+        False, description="Policy gradient also on an eos that was sampled and ended a trace (row 30)."
     )
     format: Literal["both", "missed-end"] = Field(
         "both", description="Which think tokens Eq. 11 supervises: both, or t_end where it was not sampled (row 10)."
@@ -250,6 +247,65 @@ class TrackSection(Section):
 
     to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field((), description="Which ones.")
     project: str = Field("nrt", description="Their project, or MLflow's experiment; TensorBoard has none.")
+
+
+class OlmesSection(Section):
+    """Where OLMES is, which cannot share this environment, and what it may use."""
+
+    python: str | None = Field(
+        None, description="The Python interpreter of the environment that OLMES is installed in."
+    )
+    max_length: int = Field(
+        8192, ge=1, description="Most tokens of prompt and generation; OLMES's own default is 2048."
+    )
+    batch_size: int = Field(8, ge=1, description="For model type hf; vllm batches by itself.")
+    gpus: int = Field(1, ge=0, description="GPUs that OLMES may use; 0: the CPU.")
+
+
+class EvalSection(Section):
+    """Settings of `nrt eval`; none changes what training does."""
+
+    data_dir: str | None = Field(
+        None, description="Folder of local benchmark rows, one folder per benchmark; null: the hub's datasets."
+    )
+    seed: Seed = Field(0, description="Seed of --limit's sample of documents and of sampled answers.")
+    max_trace_tokens: int = Field(2048, ge=1, description="Think budget; then t_end is forced.")
+    max_answer_tokens: int | None = Field(None, ge=1, description="Lowers every benchmark's own cap, for smoke tests.")
+    batch_rows: int = Field(16, ge=1, description="Answers generated together; results do not depend on it.")
+    olmes: OlmesSection = OlmesSection()
+
+
+Price = Annotated[float, Field(ge=0)]
+
+
+class JudgeSection(Section):
+    """Settings of `nrt judge`; none changes what training does. The defaults are Appendix H's where it names one."""
+
+    models: tuple[str, ...] = Field(
+        ("grok-4.1-fast",), min_length=1, description="The judges, by the names that the endpoint knows them by."
+    )
+    template: str = Field(
+        "judge/trace-quality",
+        description="What a judge is asked: a YAML like the shipped one, or one prompt as text, such as Table 8's.",
+    )
+    n: int = Field(100, ge=1, description="Held-out examples judged per checkpoint, the same for all of them.")
+    seed: Seed = Field(0, description="Decides which examples.")
+    temperature: float | None = Field(0.0, ge=0, description="null: not sent, as to judges that refuse one.")
+    max_output_tokens: int = Field(2048, ge=1, description="Cap on a judge's reply.")
+    concurrency: int = Field(8, ge=1, description="Requests under way at a time.")
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for a reply.")
+    retries: int = Field(6, ge=0, description="Tries after a first one that the endpoint could not serve.")
+    prices: dict[str, tuple[Price, Price]] = Field(
+        {"grok-4.1-fast": (0.20, 0.50)},
+        description="US dollars per million tokens in and out, by judge. They change: check them with the provider.",
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(models)) < len(models):
+            raise ValueError("a judge is named twice, which would count as agreement; name each once")
+        return models
 
 
 class RunSettings(Section):

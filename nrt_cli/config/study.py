@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from nrt_cli import config as configs
-from nrt_cli.config.judging import JudgeSection
-from nrt_cli.config.schema import RunConfig
+from nrt_cli.config.schema import JudgeSection, RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.config.validation import Section, Seed
 from nrt_cli.errors import ConfigError

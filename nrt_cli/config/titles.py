@@ -47,6 +47,5 @@ def thinks(method: str, config: Mapping[str, Any]) -> bool:
 
 def is_control(method: str, config: Mapping[str, Any]) -> bool:
     """Whether a run samples traces and learns nothing from their rewards."""
-    facts = methods.facts(method)
-    weight = config.get("objective", {}).get("weights", {}).get("trace", 1.0)
-    return facts.samples and (weight == 0 or not facts.policy_gradient)
+    facts, weights = methods.facts(method), config.get("objective", {}).get("weights", {})
+    return facts.samples and (weights.get("trace", 1.0) == 0 or not facts.policy_gradient)

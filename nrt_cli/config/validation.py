@@ -1,5 +1,6 @@
 """Values that people wrote against a schema: nothing is converted without a word, and a refusal says what to write."""
 
+import contextlib
 import difflib
 import json
 import math
@@ -56,7 +57,24 @@ def validated(section: type[S], values: Mapping[str, Any], origin: Callable[[str
         # By way of JSON, where pydantic's strictness is right for lists and mappings too.
         return section.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, section, origin)) from None
+        problems, keys = error.errors(include_url=False), schema_keys(section)
+        first = problems[0]
+        at = ".".join(map(str, first["loc"]))
+        said = origin(at)
+        if first["type"] == "extra_forbidden" and (now := RENAMED.get(at)):
+            told = f"there is no {at} any more: {f'it is called {now}' if now in keys else now}"
+        elif first["type"] == "extra_forbidden":
+            told = f"unknown key {at!r}{nearest_key(at, keys)}"
+        elif first["type"] == "missing":
+            told = f"{at} is missing"
+        elif first["type"] == "json_invalid":
+            told = "a text in it is not Unicode"
+        else:
+            key = _known_prefix(first["loc"], keys)
+            # A key with alternatives, such as `cap` or a number, has one problem for each.
+            reasons = [_reason(p, key, said) for p in problems if _known_prefix(p["loc"], keys) == key]
+            told = (f"{key}={written(first['input'])}: " if key else "") + "; or ".join(dict.fromkeys(reasons))
+        raise ConfigError(f"{said}: {told}.") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin('')}: a value is none that a config can hold ({error}).") from None
 
@@ -68,27 +86,6 @@ def _plain(value: Any) -> Any:
     if callable(item := getattr(value, "item", None)):
         return item()
     raise TypeError(f"{value!r} is a {type(value).__name__}")
-
-
-def _sentence(error: ValidationError, section: type[BaseModel], origin: Callable[[str], str]) -> str:
-    """The first problem of a validation error, as one sentence that names the key."""
-    problems, keys = error.errors(include_url=False), schema_keys(section)
-    first = problems[0]
-    at = ".".join(map(str, first["loc"]))
-    said = origin(at)
-    if first["type"] == "extra_forbidden":
-        if now := RENAMED.get(at):
-            return f"{said}: there is no {at} any more: {f'it is called {now}' if now in keys else now}."
-        return f"{said}: unknown key {at!r}{nearest_key(at, keys)}."
-    key = _known_prefix(first["loc"], keys)
-    if first["type"] == "missing":
-        return f"{said}: {at} is missing."
-    if first["type"] == "json_invalid":
-        return f"{said}: a text in it is not Unicode."
-    # A key with alternatives, such as `cap` or a number, has one problem for each.
-    reasons = [_reason(p, key, said) for p in problems if _known_prefix(p["loc"], keys) == key]
-    subject = f"{key}={written(first['input'])}: " if key else ""
-    return f"{said}: {subject}{'; or '.join(dict.fromkeys(reasons))}."
 
 
 def written(value: Any) -> str:
@@ -104,31 +101,25 @@ def _reason(problem: Mapping[str, Any], key: str, said: str) -> str:
     kind, given = problem["type"].partition("_")[0], problem["input"]
     if kind not in _NEEDED or not problem["type"].endswith(("_type", "_from_float", "_parsing")):
         return str(problem["msg"]).removeprefix("Value error, ")
-    instead = _meant(kind, given)
+    instead = ""
     if kind == "string" and isinstance(given, bool | int | float):
-        quoted = f'"{written(given)}"'
-        instead = f"--set '{key}={quoted}'" if said == "--set" else quoted
-    return f"{_NEEDED[kind]} is needed" + (f", so write {instead}" if instead else "")
-
-
-def _meant(kind: str, given: Any) -> str:
-    """The number, true or false that a value was meant as; "" where that is anybody's guess."""
-    if kind == "bool":
+        instead = f'"{written(given)}"'
+        if said == "--set":
+            instead = f"--set '{key}={instead}'"
+    elif kind == "bool":
         words = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
-        return words.get(str(given).lower(), "")
-    if kind == "tuple":
-        return f"[{given if isinstance(given, str) else written(given)}]" if not isinstance(given, dict) else ""
-    if kind not in ("int", "float") or not isinstance(given, str | float):
-        return ""
-    try:
-        number = float(given)  # takes `010`, `1_000` and numbers in quotes
-        if kind == "int":
-            return str(int(number)) if number == int(number) else ""
-    except (ValueError, OverflowError):
-        return ""
-    if not math.isfinite(number):
-        return ""
-    return repr(number).removesuffix(".0") if re.search(r"_|^[-+]?0[0-9]", str(given)) else str(given).strip()
+        instead = words.get(str(given).lower(), "")
+    elif kind == "tuple" and not isinstance(given, dict):
+        instead = f"[{given if isinstance(given, str) else written(given)}]"
+    elif kind in ("int", "float") and isinstance(given, str | float):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(given)  # takes `010`, `1_000` and numbers in quotes
+            if kind == "int":
+                instead = str(int(number)) if number == int(number) else ""
+            elif math.isfinite(number):
+                plain = not re.search(r"_|^[-+]?0[0-9]", str(given))
+                instead = str(given).strip() if plain else repr(number).removesuffix(".0")
+    return f"{_NEEDED[kind]} is needed" + (f", so write {instead}" if instead else "")
 
 
 def _known_prefix(location: Sequence[int | str], keys: Sequence[str]) -> str:

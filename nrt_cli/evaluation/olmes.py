@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.config.evaluation import OlmesSection
+from nrt_cli.config.schema import OlmesSection
 from nrt_cli.config.suite import BenchmarkSpec, select
 from nrt_cli.errors import EvalError
 from nrt_cli.evaluation.scores import Output, combined, differences, json_lines, keep, numbers

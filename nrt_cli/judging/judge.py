@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nrt_cli.config.judging import JudgeSection
+from nrt_cli.config.schema import JudgeSection
 from nrt_cli.errors import BudgetError, ConfigError, EndpointError, Interrupted, NrtError
 from nrt_cli.judging.api import Endpoint, ModelReply
 from nrt_cli.judging.plan import Plan, Question

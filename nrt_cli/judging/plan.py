@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nrt_cli import config as configs
-from nrt_cli.config.judging import JudgeSection
+from nrt_cli.config.schema import JudgeSection
 from nrt_cli.data.examples import read_texts
 from nrt_cli.data.sources import file_sha256
 from nrt_cli.errors import ConfigError, DataError, StoreError
@@ -72,7 +72,7 @@ def make_plan(references: Sequence[str], changes: Sequence[Mapping[str, Any]]) -
 
     runs = [run for run, _ in steps]
     first = runs[0]
-    settings = first.config(*changes).judge
+    settings: JudgeSection = first.config(*changes).judge
     for run in runs:
         for key, value in run.config(*changes).judge:
             if value != getattr(settings, key):

@@ -21,7 +21,7 @@ from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.estimate import describe, lengths_of_text, plan_for
 from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import RunConfig, flatten, merge, read_yaml, to_yaml
-from nrt_cli.config.evaluation import EvalSection
+from nrt_cli.config.schema import EvalSection
 from nrt_cli.config.study import (
     Planned,
     StudyConfig,

@@ -19,15 +19,15 @@ def run(*args: object) -> str:
     return ran.output
 
 
-def test_help_shows_an_example() -> None:
-    assert "nrt data prepare qa.jsonl --out data/qa" in " ".join(run("--help").split())
+def in_a_process(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "nrt_cli.cli", "data", "prepare", "qa.jsonl", "--out", "out", *options]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def test_a_person_reads_a_summary_and_the_next_command(tmp_path: Path) -> None:
     (tmp_path / "qa.jsonl").write_text('{"q": "1", "a": "2"}\n' * 2 + '{"q": "3", "a": "4"}\n{"q": "5", "a": ""}\n')
-    command = [sys.executable, "-m", "nrt_cli.cli", "data", "prepare", "qa.jsonl", "--out", "out"]
-    options = ["--map", "question=q,answer=a", "--validation", "0.5"]
-    ran = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, env=_environment())
+    ran = in_a_process(tmp_path, "--map", "question=q,answer=a", "--validation", "0.5")
     assert (ran.returncode, ran.stderr) == (0, "")
     words = " ".join(ran.stdout.split())
     for part in (
@@ -51,14 +51,9 @@ def test_a_script_reads_the_manifest(tmp_path: Path) -> None:
 
 def test_an_error_is_one_sentence_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "qa.jsonl").write_text('{"question": "1", "answer": "2"}\n{"question": \n')
-    command = [sys.executable, "-m", "nrt_cli.cli", "data", "prepare", "qa.jsonl", "--out", "out", "--strict"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_environment())
+    ran = in_a_process(tmp_path, "--strict")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "nrt: qa.jsonl:2: not valid JSON (Expecting value at column 14).\n"
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def test_limits_are_measured_with_the_models_tokenizer(tmp_path: Path, tiny_model_dir: Path) -> None:
