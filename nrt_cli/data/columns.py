@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 from nrt_cli.data.sources import Row
@@ -85,7 +85,7 @@ class _Shape:
     system: str | None = None
     trace: str | None = None
 
-    @property
+    @cached_property
     def needed(self) -> list[str]:
         return [column for column in (self.question, self.answer) if column]
 
@@ -138,7 +138,7 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
         question = mapping.get("messages") or mapping["question"]
         shape = _Shape(question, *(mapping.get(ours) for ours in ("answer", "context", "system", "trace")))
     else:
-        there = _shapes(tuple(row.values))
+        there = [shape for shape in _SHAPES if all(column in row.values for column in shape.needed)]
         if not there:
             found = _found(row)
             raise DataError(f"{row.where}: no question and answer recognised; found {found}; accepted are {ACCEPTED}.")
@@ -169,22 +169,13 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     used = {shape.question, shape.answer, shape.context, shape.system, shape.trace, source}
     left = ((name, value) for name, value in row.values.items() if name not in used)
     unused = tuple(name for name, value in left if not _is_nothing(value) and value not in ("", [], {}))
+    # An earlier output of `nrt data prepare` has a grader and perhaps a trace beside its answer.
+    kept = row.values[shape.answer] if shape.answer else None
+    beside = {name: text for name, text in kept.items() if isinstance(text, str)} if isinstance(kept, dict) else {}
     trace = _text(row, shape.trace) if shape.trace in row.values else ""
-    return Pair(
-        row.where,
-        row.values[source] if source else row.origin,
-        messages,
-        answer,
-        _kept(row, shape, "grader"),
-        unused,
-        textless,
-        _kept(row, shape, "trace") if shape.trace is None else trace if trace.strip() else "",
-    )
-
-
-@lru_cache(maxsize=256)  # most rows of a file have the same columns
-def _shapes(columns: tuple[str, ...]) -> list[_Shape]:
-    return [shape for shape in _SHAPES if all(column in columns for column in shape.needed)]
+    trace = beside.get("trace", "") if shape.trace is None else trace if trace.strip() else ""
+    origin = row.values[source] if source else row.origin
+    return Pair(row.where, origin, messages, answer, beside.get("grader", ""), unused, textless, trace)
 
 
 def _last_turn(messages: list[Message]) -> tuple[list[Message], str | None]:
@@ -206,45 +197,41 @@ def _conversation(row: Row, column: str) -> tuple[list[Message], int]:
         turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=False)]
     if not isinstance(turns, list):
         raise DataError(f"{row.where}: {column!r} must be a list of messages, found {_kind(turns)}.")
-    read = [_message(turn, f"{row.where}: message {number} of {column!r}") for number, turn in enumerate(turns, 1)]
-    messages = [message for message in read if message is not None]
-    return messages, len(read) - len(messages)
-
-
-def _message(turn: Any, where: str) -> Message | None:
-    """One turn, by OpenAI's names or ShareGPT's. None for a call of a tool, or its result, that has no text."""
-    if not isinstance(turn, dict):
-        raise DataError(f"{where} must have role and content, found {_kind(turn)}.")
-    speaker = next((turn[key] for key in ("role", "from") if turn.get(key) is not None), None)
-    content = next((turn[key] for key in ("content", "value") if turn.get(key) is not None), None)
-    calls = turn.get("tool_calls") or turn.get("function_call")
-    if speaker is None or (not calls and not {"content", "value"} & set(turn)):
-        raise DataError(f"{where} must have role and content.")
-    role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
-    if role is None:
-        accepted = "system, developer, user, assistant, tool, and what ShareGPT calls them"
-        raise DataError(f"{where} has role {_short(speaker)}; accepted are {accepted}.")
-    ours = role in ("assistant", "tool")
-    text = content
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            said = part.get("text") if isinstance(part, dict) else part
-            if isinstance(said, str):
-                texts.append(said)
-            elif not ours:  # a question that is more than text cannot be asked
-                kind = part.get("type") if isinstance(part, dict) else None
-                raise DataError(f"{where} has a part that is not text ({_short(kind) if kind else _kind(part)}).")
-        text = "".join(texts) if texts else None
-    if text is None or (not text and calls):
-        if ours:
-            return None
-        raise DataError(f"{where} has no text.")
-    if isinstance(text, bytes):
-        text = _decoded(text, where)
-    if not isinstance(text, str):
-        raise DataError(f"{where} must have text as its content, found {_kind(text)}.")
-    return {"role": role, "content": text}
+    messages: list[Message] = []
+    for number, turn in enumerate(turns, 1):  # by OpenAI's names or ShareGPT's
+        where = f"{row.where}: message {number} of {column!r}"
+        if not isinstance(turn, dict):
+            raise DataError(f"{where} must have role and content, found {_kind(turn)}.")
+        speaker = next((turn[key] for key in ("role", "from") if turn.get(key) is not None), None)
+        text = next((turn[key] for key in ("content", "value") if turn.get(key) is not None), None)
+        calls = turn.get("tool_calls") or turn.get("function_call")
+        if speaker is None or (not calls and not {"content", "value"} & set(turn)):
+            raise DataError(f"{where} must have role and content.")
+        role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+        if role is None:
+            accepted = "system, developer, user, assistant, tool, and what ShareGPT calls them"
+            raise DataError(f"{where} has role {_short(speaker)}; accepted are {accepted}.")
+        ours = role in ("assistant", "tool")
+        if isinstance(text, list):
+            texts = []
+            for part in text:
+                said = part.get("text") if isinstance(part, dict) else part
+                if isinstance(said, str):
+                    texts.append(said)
+                elif not ours:  # a question that is more than text cannot be asked
+                    kind = part.get("type") if isinstance(part, dict) else None
+                    raise DataError(f"{where} has a part that is not text ({_short(kind) if kind else _kind(part)}).")
+            text = "".join(texts) if texts else None
+        if text is None or (not text and calls):
+            if ours:  # a call of a tool, or its result
+                continue
+            raise DataError(f"{where} has no text.")
+        if isinstance(text, bytes):
+            text = _decoded(text, where)
+        if not isinstance(text, str):
+            raise DataError(f"{where} must have text as its content, found {_kind(text)}.")
+        messages.append({"role": role, "content": text})
+    return messages, len(turns) - len(messages)
 
 
 def _text(row: Row, column: str) -> str:
@@ -265,13 +252,6 @@ def _text(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{row.where}: column {column!r} must be text, found {_kind(value)}.")
     return value
-
-
-def _kept(row: Row, shape: _Shape, name: str) -> str:
-    """What `nrt data prepare` wrote beside the answer into a row of an earlier output."""
-    kept = row.values[shape.answer] if shape.answer else None
-    value = kept.get(name) if isinstance(kept, dict) else None
-    return value if isinstance(value, str) else ""
 
 
 def _decoded(value: bytes, where: str) -> str:

@@ -114,15 +114,28 @@ def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[t
         (kind,) = rng.choices(("direct", "worked", "sidetracked", "drill", "prose"), (*shares, 1 - sum(shares)))
         if kind == "prose":
             yield "", _sentences(rng, 3)
-        elif kind == "drill":
-            yield "", _drill(rng)
+        elif kind == "drill":  # loose facts; none goes on from the one before, or it would work out a problem
+            facts, result = [], -1
+            for _ in range(6):
+                while (a := rng.randrange(10)) == result:
+                    pass
+                b = rng.randrange(10)
+                result = (a + b) % 10
+                facts.append(f"{a} {rng.choice(('+', '+', 'and'))} {b} {rng.choice(('=', 'makes'))} {result}")
+            yield "", " , ".join(facts) + " ."
         else:
             problem = draw(rng)
             if kind == "direct":  # its answer, which is sometimes restated
                 text = f"{_separator(rng)} {answer(problem)}"
                 text += f" {_separator(rng)} {answer(problem)}" if rng.random() < 0.35 else ""
             elif kind == "worked":  # an answer follows three times in four, and is restated three times in ten
-                working, result = _working(rng, problem)
+                # Running sums in one of two styles, and the digit they end in, right or wrong.
+                form, result, steps = rng.choice(("{} + {} = {}", "{} and {} makes {}")), problem[0], []
+                for term in problem[1:]:
+                    before, right = result, (result + term) % 10
+                    result = rng.randrange(10) if rng.random() < _WRONG_STEP else right
+                    steps.append(form.format(before, term, result))
+                working = f"{rng.choice(_LEADS)} {rng.choice((' , ', ' then ')).join(steps)} ."
                 text, how = f"{_separator(rng)} {working}", rng.random()
                 for least in (0.25, 0.70):
                     text += f" {_separator(rng)} {answer(problem, result)}" if how >= least else ""
@@ -135,28 +148,6 @@ def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[t
 
 def _separator(rng: random.Random) -> str:
     return rng.choice((*SEPARATORS, ""))
-
-
-def _working(rng: random.Random, problem: Problem) -> tuple[str, int]:
-    """Running sums in one of two styles, and the digit they end in, right or wrong."""
-    form, total, steps = rng.choice(("{} + {} = {}", "{} and {} makes {}")), problem[0], []
-    for term in problem[1:]:
-        result = rng.randrange(10) if rng.random() < _WRONG_STEP else (total + term) % 10
-        steps.append(form.format(total, term, result))
-        total = result
-    return f"{rng.choice(_LEADS)} {rng.choice((' , ', ' then ')).join(steps)} .", total
-
-
-def _drill(rng: random.Random) -> str:
-    """Loose facts of addition; none goes on from the one before, or it would work out a problem, held out or not."""
-    facts, result = [], -1
-    for _ in range(6):
-        while (a := rng.randrange(10)) == result:
-            pass
-        b = rng.randrange(10)
-        result = (a + b) % 10
-        facts.append(f"{a} {rng.choice(('+', '+', 'and'))} {b} {rng.choice(('=', 'makes'))} {result}")
-    return " , ".join(facts) + " ."
 
 
 def _sentences(rng: random.Random, count: int) -> str:

@@ -34,10 +34,8 @@ _SHOPPING_PHRASES = (
 
 def _sums(rng: random.Random) -> tuple[str, str]:
     """Two numbers to add, small enough that a small model can often do it in writing."""
-    numbers = [rng.randint(1, 15) for _ in range(2)]
-    words = [str(number) for number in numbers]
-    listed = f"{', '.join(words[:-1])} and {words[-1]}"
-    return rng.choice(_SUM_PHRASES).format(terms=" + ".join(words), listed=listed), str(sum(numbers))
+    a, b = rng.randint(1, 15), rng.randint(1, 15)
+    return rng.choice(_SUM_PHRASES).format(terms=f"{a} + {b}", listed=f"{a} and {b}"), str(a + b)
 
 
 def _shopping(rng: random.Random) -> tuple[str, str]:
@@ -52,18 +50,14 @@ _SET, _NUMBERS, _MOST_COMMON = 6, 15, 5
 """Elements of each set, the numbers they are of, and how many both may have, each number of them equally often."""
 
 
-def sets_held_out(one: set[int], other: set[int]) -> bool:
-    """Whether two sets are kept from what `sets` trains on: a fifth of all pairs, whichever comes first."""
-    return zlib.crc32(repr(sorted(map(sorted, (one, other)))).encode()) % 5 == 0
-
-
 def _sets(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
     """A line of Python that counts what two sets share: found by looking, not by arithmetic."""
     while True:
         common = rng.randint(1, _MOST_COMMON)
         drawn = rng.sample(range(1, _NUMBERS + 1), 2 * _SET - common)
         one, other = set(drawn[:_SET]), set(drawn[_SET - common :])
-        if sets_held_out(one, other) == held_out:
+        # A fifth of all pairs of sets, whichever comes first, is kept from what `sets` trains on.
+        if (zlib.crc32(repr(sorted(map(sorted, (one, other)))).encode()) % 5 == 0) == held_out:
             break
     shown = [", ".join(map(str, sorted(each))) for each in (one, other)]
     return f"print(len({{{shown[0]}}} & {{{shown[1]}}}))\nWhat does this program print?", str(common)

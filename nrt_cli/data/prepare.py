@@ -14,6 +14,7 @@ Legend: N spooled rows. A row is the 64-bit hashes of its content, keyed by the 
 number, and its own among all rows that were read.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -257,8 +258,10 @@ def existing_output(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> di
     """
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return None
-    manifest = read_manifest(out)
-    if manifest is None:
+    manifest = None
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or not {"nrt_version", "settings", "inputs", "outputs"} <= set(manifest):
         raise DataError(f"{out} exists and was not made by `nrt data prepare`; choose another --out.")
     if not overwrite:
         before, now = asdict(Settings()) | manifest["settings"], recipe["settings"]  # an older manifest has fewer
@@ -276,16 +279,6 @@ def existing_output(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> di
     if foreign := sorted(path.name for path in out.iterdir() if path.name not in known):
         raise DataError(f"{out} holds {foreign[0]}, which --overwrite would delete; move it or choose another --out.")
     return None
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest that `prepare` left in a folder; None where there is none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    ours = isinstance(manifest, dict) and {"nrt_version", "settings", "inputs", "outputs"} <= set(manifest)
-    return manifest if ours else None
 
 
 # --- pass 1: sources -> spool ---------------------------------------------------------------------------------------
@@ -500,51 +493,6 @@ def quotas(counts: Sequence[int], total: int, names: Sequence[str]) -> list[int]
 # --- pass 2: spool -> output ----------------------------------------------------------------------------------------
 
 
-class _SplitWriter:
-    """Writes one split's rows in groups, numbering them; a split without rows leaves no file."""
-
-    def __init__(self, folder: Path, split: str, graders: Mapping[str, str], suffix: str | None, traces: bool) -> None:
-        self.path, self.split, self.graders = folder / f"{split}.parquet", split, graders
-        self.columns = WITH_TRACES if traces else OUTPUT
-        self.schema = self.columns.with_metadata({SUFFIX: suffix}) if suffix else self.columns
-        self.traces = 0
-        self.pending: list[pa.Table] = []
-        self.written = 0
-        self.writer: pq.ParquetWriter | None = None
-
-    def add(self, spooled: pa.Table) -> None:
-        self.pending.append(spooled)
-        if sum(map(len, self.pending)) >= _GROUP_ROWS or sum(t.nbytes for t in self.pending) >= _GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        table = pa.concat_tables(self.pending).combine_chunks()
-        self.pending = []
-        if not (rows := len(table)):
-            return
-        column = {name: table.column(name).combine_chunks() for name in table.column_names}
-        self.traces += rows - column["trace"].null_count
-        index = pa.array(np.arange(self.written, self.written + rows, dtype=np.int64))
-        graders = pa.array([self.graders[source] for source in column["data_source"].to_pylist()], pa.string())
-        reward = [pa.repeat("nrt", rows), column["answer"], graders]
-        reward += [column["trace"]] if self.columns is WITH_TRACES else []
-        extra = [index, pa.repeat(self.split, rows), column["where"]]
-        structs = [
-            pa.StructArray.from_arrays(parts, fields=list(self.columns.field(name).type))
-            for name, parts in (("reward_model", reward), ("extra_info", extra))
-        ]
-        output = pa.Table.from_arrays([column["data_source"], column["prompt"], *structs], schema=self.columns)
-        self.writer = self.writer or pq.ParquetWriter(self.path, self.schema)
-        self.writer.write_table(output)
-        self.written += rows
-
-    def close(self) -> None:
-        if self.pending:
-            self._flush()
-        if self.writer:
-            self.writer.close()
-
-
 def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None) -> dict[str, str]:
     """What grades the answers of each source: what was asked for, what its rows name, or a guess from some answers.
 
@@ -581,26 +529,55 @@ def _write(
     log: TextIO,
     progress: Progress,
 ) -> dict[str, int]:
-    """Copy the chosen rows of the spool to their split's file, and the duplicates to `log`; how many have a trace."""
-    writers = {
-        code: _SplitWriter(folder, split, graders, suffix, tally.traces > 0) for code, split in enumerate(SPLITS, TRAIN)
-    }
+    """Copy the chosen rows of the spool, numbered and in groups, to their split's file, and the duplicates to `log`.
+
+    Returns how many of each split have a trace. A split without rows leaves no file.
+    """
+    columns = WITH_TRACES if tally.traces else OUTPUT
+    schema = columns.with_metadata({SUFFIX: suffix}) if suffix else columns
+    pending: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+    written, traces = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    writers: dict[str, pq.ParquetWriter] = {}
     done = 0
-    with pq.ParquetFile(folder / "spool.parquet") as spool:
+    with pq.ParquetFile(folder / "spool.parquet") as spool, contextlib.ExitStack() as opened:
         for group in range(spool.num_row_groups):
             table = spool.read_row_group(group, use_threads=False)
             codes = codes_N[done : done + len(table)]
-            for code, writer in writers.items():
-                writer.add(table.filter(pa.array(codes == code)))
+            for code, split in enumerate(SPLITS, TRAIN):
+                parts = pending[split]
+                parts.append(table.filter(pa.array(codes == code)))
+                full = sum(map(len, parts)) >= _GROUP_ROWS or sum(part.nbytes for part in parts) >= _GROUP_BYTES
+                if not full and group + 1 < spool.num_row_groups:
+                    continue
+                chosen = pa.concat_tables(parts).combine_chunks()
+                pending[split] = []
+                if not (rows := len(chosen)):
+                    continue
+                column = {name: chosen.column(name).combine_chunks() for name in chosen.column_names}
+                traces[split] += rows - column["trace"].null_count
+                graded_by = pa.array([graders[source] for source in column["data_source"].to_pylist()], pa.string())
+                reward = [pa.repeat("nrt", rows), column["answer"], graded_by]
+                reward += [column["trace"]] if tally.traces else []
+                index = pa.array(np.arange(written[split], written[split] + rows, dtype=np.int64))
+                structs = [
+                    pa.StructArray.from_arrays(fields, fields=list(columns.field(name).type))
+                    for name, fields in (
+                        ("reward_model", reward),
+                        ("extra_info", [index, pa.repeat(split, rows), column["where"]]),
+                    )
+                ]
+                if split not in writers:
+                    writers[split] = opened.enter_context(pq.ParquetWriter(folder / f"{split}.parquet", schema))
+                output = [column["data_source"], column["prompt"], *structs]
+                writers[split].write_table(pa.Table.from_arrays(output, schema=columns))
+                written[split] += rows
             for row in table.filter(pa.array(codes == DUPLICATE)).to_pylist():
                 lengths = {"prompt_chars": prompt_chars(row["prompt"]), "answer_chars": len(row["answer"])}
                 tokens = {name: row[name] for name in ("prompt_tokens", "answer_tokens") if row[name] is not None}
                 _log_drop(log, row["where"], "duplicate", lengths | tokens)
             done += len(table)
             progress("writing", done)
-    for writer in writers.values():
-        writer.close()
-    return {writer.split: writer.traces for writer in writers.values()}
+    return traces
 
 
 def composition(tally: Tally, codes_N: np.ndarray) -> list[dict[str, Any]]:

@@ -18,10 +18,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -136,6 +136,8 @@ rows after it are read all the same."""
 _BLOCK = 1 << 20
 _PARQUET_ROWS = 256
 _NOT_SPACE = re.compile(r"\S")
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""What a byte that is not UTF-8 is read as."""
 _TOO_DEEP = "it is nested too deeply"
 _BAD_BYTES = "it has bytes that are not UTF-8 text; save the file as UTF-8"
 
@@ -264,7 +266,7 @@ def _csv(path: Path, name: str) -> Iterator[Found]:
             else:
                 if fields is None:
                     return
-                bad = _has_bad_bytes("".join(fields))
+                bad = _HALF_OF_A_PAIR.search("".join(fields))
                 if fields and not header:
                     if twice := _named_twice(fields):
                         raise DataError(f"{name}:{first}: two columns have the same name, {twice!r}; rename one.")
@@ -279,14 +281,6 @@ def _csv(path: Path, name: str) -> Iterator[Found]:
             where, first = f"{name}:{first}", reader.line_num + 1
             if found:
                 yield where, found
-
-
-def _has_bad_bytes(text: str) -> bool:
-    """Whether a file's bytes were kept as halves of surrogate pairs, because they are not UTF-8."""
-    try:
-        return not text.isascii() and not text.encode()
-    except UnicodeEncodeError:
-        return True
 
 
 def parquet_rows(path: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[Found]:
@@ -345,17 +339,21 @@ def _options(text: str, kind: str, defaults: dict[str, Any]) -> tuple[str, dict[
     return name, options
 
 
-def _described(description: str) -> Callable[[], str]:
-    """The fingerprint of rows that a description determines."""
-    return lambda: hashlib.sha256(description.encode()).hexdigest()
-
-
-_Made = Callable[[str, int, int], Iterable[dict[str, Any]]]
-"""Makes the first rows of a task, so many, under a seed."""
-
-
-def _of_tasks(kind: str, text: str, known: Collection[str], version: str, made: _Made) -> Source:
-    """`size` rows over some tasks; `version` is of what makes them."""
+def _tasks(kind: str, text: str) -> Source:
+    """`size` rows over some tasks of our own generator (`generated`) or of reasoning-gym."""
+    if kind == "generated":
+        known: Collection[str] = generated.TASKS
+        version = f"v{generated.VERSION}"
+    else:
+        try:
+            import reasoning_gym
+            from reasoning_gym.factory import DATASETS as known  # noqa: N811
+        except ImportError as error:
+            raise DataError(
+                f"reasoning-gym:{text}: reasoning-gym is not installed ({error}); run `pip install "
+                "'nrt-cli[generate]'`, which may need a C compiler."
+            ) from None
+        version = metadata.version("reasoning-gym")
     names, options = _options(text, kind, {"size": 2000, "seed": 0})
     tasks = names.split(",")
     for task in tasks:
@@ -369,39 +367,18 @@ def _of_tasks(kind: str, text: str, known: Collection[str], version: str, made: 
 
     def rows() -> Iterator[Row]:
         for i, task in enumerate(tasks):
-            origin = f"{kind}:{task}"
-            for number, values in enumerate(made(task, share + (i < rest), options["seed"]), 1):
-                yield Row(f"{origin}:row {number}", origin, values)
+            origin, count, seed = f"{kind}:{task}", share + (i < rest), options["seed"]
+            items = reasoning_gym.create_dataset(task, seed=seed, size=count) if kind != "generated" and count else []
+            for index in range(count):
+                made = generated.generate(task, index, seed) if kind == "generated" else items[index]
+                values = {"question": made["question"], "answer": made["answer"]}
+                yield Row(f"{origin}:row {index + 1}", origin, values)
 
     name = f"{kind}:{names}?size={options['size']}&seed={options['seed']}"
     own = generated.VERSIONS if kind == "generated" else {}
     versions = "".join(f" {own[task]}" for task in tasks if task in own)
-    return Source(name, _described(f"{name} {version}{versions}"), rows)
-
-
-def _generated(text: str) -> Source:
-    def made(task: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-        return (generated.generate(task, index, seed) for index in range(count))
-
-    return _of_tasks("generated", text, generated.TASKS, f"v{generated.VERSION}", made)
-
-
-def _reasoning_gym(text: str) -> Source:
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise DataError(
-            f"reasoning-gym:{text}: reasoning-gym is not installed ({error}); run `pip install 'nrt-cli[generate]'`, "
-            "which may need a C compiler."
-        ) from None
-
-    def made(task: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-        items = reasoning_gym.create_dataset(task, seed=seed, size=count) if count else []
-        for index in range(count):
-            yield {"question": items[index]["question"], "answer": items[index]["answer"]}
-
-    return _of_tasks("reasoning-gym", text, DATASETS, version("reasoning-gym"), made)
+    described = hashlib.sha256(f"{name} {version}{versions}".encode()).hexdigest()
+    return Source(name, lambda: described, rows)
 
 
 def _hub(text: str) -> Source:
@@ -432,7 +409,7 @@ def _hub(text: str) -> Source:
 
     def fingerprint() -> str:
         content = revision() or "".join(file_sha256(file) for file in _files(Path(name)))
-        return _described(f"{options['config']} {options['split']} {content}")()
+        return hashlib.sha256(f"{options['config']} {options['split']} {content}".encode()).hexdigest()
 
     return Source(f"hub:{text}", fingerprint, rows)
 
@@ -457,4 +434,8 @@ def _hub_error(name: str, error: Exception) -> DataError:
     )
 
 
-_KINDS: dict[str, Callable[[str], Source]] = {"hub": _hub, "generated": _generated, "reasoning-gym": _reasoning_gym}
+_KINDS: dict[str, Callable[[str], Source]] = {
+    "hub": _hub,
+    "generated": partial(_tasks, "generated"),
+    "reasoning-gym": partial(_tasks, "reasoning-gym"),
+}

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nrt_cli.data.examples import read_texts, suffix_of
-from nrt_cli.data.prepare import Settings, prepare, read_manifest
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import DataError
 
 LINE = "Answer with one short equation."
@@ -31,7 +31,6 @@ def test_every_question_ends_in_it_and_the_choice_is_the_same(prepared):
         assert questions(suffixed, split) == [f"{question}\n{LINE}" for question in questions(without, split)]
         assert suffix_of(suffixed / f"{split}.parquet") == LINE
         assert suffix_of(without / f"{split}.parquet") is None
-    assert read_manifest(suffixed)["settings"]["suffix"] == LINE
     assert read_texts(suffixed / "train.parquet", [0])[0][0].endswith(f"\n{LINE}")
 
 
