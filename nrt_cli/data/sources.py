@@ -347,13 +347,13 @@ def _tasks(kind: str, text: str) -> Source:
     else:
         try:
             import reasoning_gym
-            from reasoning_gym.factory import DATASETS as known  # noqa: N811
+            from reasoning_gym.factory import DATASETS
         except ImportError as error:
             raise DataError(
                 f"reasoning-gym:{text}: reasoning-gym is not installed ({error}); run `pip install "
                 "'nrt-cli[generate]'`, which may need a C compiler."
             ) from None
-        version = metadata.version("reasoning-gym")
+        known, version = DATASETS, metadata.version("reasoning-gym")
     names, options = _options(text, kind, {"size": 2000, "seed": 0})
     tasks = names.split(",")
     for task in tasks:
