@@ -1,11 +1,8 @@
 """NRT-GM: the geometric mean of the answer tokens' probabilities (Table 1)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nrt_cli.methods.method import Formula, Formulas, Rowwise
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from nrt_cli.methods.method import Formula, Formulas, Rowwise, Tensor
 
 
 class GeometricMean(Rowwise):
@@ -25,8 +22,8 @@ class GeometricMean(Rowwise):
         place=3,
     )
 
-    def reward(self, logprobs_KT: "Tensor", constants: Any) -> "Tensor":
+    def reward(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
         return logprobs_KT.mean(-1)
 
-    def token_signal(self, logprobs_KT: "Tensor", constants: Any) -> "Tensor":
+    def token_signal(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
         return logprobs_KT.mean(-1, keepdim=True).exp().expand_as(logprobs_KT) / logprobs_KT.shape[-1]

@@ -1,11 +1,8 @@
 """JLB: the log-probability of the answer (Table 1)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nrt_cli.methods.method import Formula, Formulas, Rowwise
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from nrt_cli.methods.method import Formula, Formulas, Rowwise, Tensor
 
 
 class SequenceLogprob(Rowwise):
@@ -24,8 +21,8 @@ class SequenceLogprob(Rowwise):
         place=1,
     )
 
-    def reward(self, logprobs_KT: "Tensor", constants: Any) -> "Tensor":
+    def reward(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
         return logprobs_KT.sum(-1)
 
-    def token_signal(self, logprobs_KT: "Tensor", constants: Any) -> "Tensor":
+    def token_signal(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
         return logprobs_KT.new_ones(logprobs_KT.shape)

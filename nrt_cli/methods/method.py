@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrt_cli.config import ObjectiveSection
+else:
+    Tensor = Any
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
 """NRT-WS: the answer tokens' probabilities, weighed by how unsure the model is of them without a trace (Table 2)."""
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from nrt_cli.methods.method import Formula, Formulas, Group, Rowwise
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from nrt_cli.methods.method import Formula, Formulas, Group, Rowwise, Tensor
 
 SUM = Formula("Σⱼ wⱼ cⱼ", r"\sum_{j=1}^T w_j c_j")
 
@@ -20,11 +17,11 @@ class WeightedSum(Rowwise):
     in_log = True
     reads = ("weight_cap", "weighted_sum")
 
-    def log_weight(self, base_T: "Tensor") -> "Tensor":
+    def log_weight(self, base_T: Tensor) -> Tensor:
         """log w of each token from log c_base."""
         raise NotImplementedError
 
-    def constants(self, group: Group) -> "Tensor":
+    def constants(self, group: Group) -> Tensor:
         """What is added to each token's log c."""
         # Rounding can put log c_base a hair above 0, where -log c_base would be negative.
         log_weight_T = self.log_weight(group.base_logprobs_T.clamp(max=0.0))
@@ -32,10 +29,10 @@ class WeightedSum(Rowwise):
             log_weight_T = log_weight_T.clamp(max=math.log(group.settings.weight_cap))
         return log_weight_T - (math.log(len(log_weight_T)) if group.settings.weighted_sum == "mean" else 0.0)
 
-    def reward(self, logprobs_KT: "Tensor", constants: "Tensor") -> "Tensor":
+    def reward(self, logprobs_KT: Tensor, constants: Tensor) -> Tensor:
         return (logprobs_KT + constants).logsumexp(-1)
 
-    def token_signal(self, logprobs_KT: "Tensor", constants: "Tensor") -> "Tensor":
+    def token_signal(self, logprobs_KT: Tensor, constants: Tensor) -> Tensor:
         return (logprobs_KT + constants).exp()
 
 
@@ -56,7 +53,7 @@ class InverseProbability(WeightedSum):
         place=5,
     )
 
-    def log_weight(self, base_T: "Tensor") -> "Tensor":
+    def log_weight(self, base_T: Tensor) -> Tensor:
         return -base_T
 
 
@@ -78,7 +75,7 @@ class NegativeLogProbability(WeightedSum):
         place=6,
     )
 
-    def log_weight(self, base_T: "Tensor") -> "Tensor":
+    def log_weight(self, base_T: Tensor) -> Tensor:
         return (-base_T).log()
 
 

@@ -19,7 +19,6 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from nrt_cli.backends.samplers import stream_seed
-from nrt_cli.backends.verl.cluster import Processes
 from nrt_cli.backends.verl.loss import as_rows, scored
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import StoreError
@@ -37,6 +36,7 @@ class VerlBackend:
     """A run's processes behind the verbs of `training.trainer.Backend`.
 
     Args:
+        processes: a `Cluster` or `TrainingRanks`; a test's may be in its own process.
         budget: tokens of a rank's forward pass; None: as the settings of the processes say.
     """
 
@@ -44,7 +44,7 @@ class VerlBackend:
     exact_sampler = False
     work = 0.0
 
-    def __init__(self, config: RunConfig, processes: Processes, budget: int | None = None) -> None:
+    def __init__(self, config: RunConfig, processes: Any, budget: int | None = None) -> None:
         self.config, self.processes = config, processes
         self.budget = processes.budget if budget is None else budget
         self.tokenizer, self.tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)

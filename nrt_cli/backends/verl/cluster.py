@@ -64,22 +64,6 @@ class Processes:
         """Ranks that hold different rows."""
         return int(self.workers.world_size) // self.sequence
 
-    def sample(self, requests: Sequence[dict[str, Any]], temperature: float) -> list[Rollout]:
-        """A trace for each request, in their order, under the weights of the last `publish`."""
-        raise NotImplementedError
-
-    def score(self, batch: TensorDict) -> TensorDict:
-        """`log_probs` and `entropy` of the rows, without gradient. A whole number of rows for each rank."""
-        raise NotImplementedError
-
-    def score_reference(self, batch: TensorDict) -> TensorDict:
-        """`log_probs` of the rows under the starting model."""
-        raise NotImplementedError
-
-    def update(self, batch: TensorDict) -> dict[str, Any]:
-        """One optimiser step on the rows; what the ranks say of it."""
-        raise NotImplementedError
-
     def publish(self, step: int) -> None:
         """The ranks' weights to vLLM's servers, where there are some."""
 
