@@ -28,9 +28,8 @@ def test_shipped_studies_compare_sft_with_all_schemes(name):
     runs = list(planned_runs(study, Path("s")))
     assert len(runs) == len(methods) * len(study.seeds)
     assert len({run.name for run in runs}) == len(runs)
-    assert {(run.config.model.path, run.config.data.train) for run in runs} == {
-        (f"s/models/{study.model.name}", "s/data/train.parquet")
-    }
+    model = f"s/models/{study.model.name}"
+    assert {(run.config.model.path, run.config.data.train) for run in runs} == {(model, "s/data/train.parquet")}
 
 
 def test_the_laptop_study_is_two_seeds_and_a_control():
@@ -46,9 +45,8 @@ def test_the_laptop_study_is_two_seeds_and_a_control():
 
 def test_later_layers_win(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "optimiser: {lr: 1.0e-3}\nrollout: {group_size: 3}\ntrain: {steps: 5, batch_size: 8, minibatch_size: 8}"
-    )
+    small = "train: {steps: 5, batch_size: 8, minibatch_size: 8}"
+    recipe.write_text(f"optimiser: {{lr: 1.0e-3}}\nrollout: {{group_size: 3}}\n{small}")
     values = SMALL | {
         "recipe": str(recipe),
         "run": {"rollout": {"group_size": 4}, "train": {"steps": 6}},
@@ -83,19 +81,16 @@ def test_the_real_study_is_of_the_pairs_of_its_recipe():
     assert {config.train.steps for name, config in runs.items() if not name.startswith("sft")} == {20}
 
 
-def test_a_variant_has_a_title_beside_its_settings(tmp_path):
+def test_a_variant_has_a_title_beside_its_settings():
     values = SMALL | {"methods": ["am", "x"], "variants": {"x": {"title": "Mine", "method": "gm", "seed": 4}}}
     study = parse_study(values, "x")
     assert [run.config.method for run in planned_runs(study, Path("s"))] == ["am", "gm"] * 2
     assert study.variants["x"].title == "Mine"
+    # It survives its YAML.
     assert parse_study(yaml.safe_load(configs.to_yaml(study)), "again") == study
-
-
-def test_a_study_survives_its_yaml():
     study = load_study("laptop", ["title=naïve – “study”", "seeds=[4, 5]"], jobs=3)
-    again = parse_study(yaml.safe_load(configs.to_yaml(study)), "again")
-    assert again == study
-    assert (again.title, again.seeds, again.jobs) == ("naïve – “study”", (4, 5), 3)
+    assert (study.title, study.seeds, study.jobs) == ("naïve – “study”", (4, 5), 3)
+    assert parse_study(yaml.safe_load(configs.to_yaml(study)), "again") == study
 
 
 def test_what_only_adds_runs_may_change():
@@ -122,10 +117,7 @@ def test_what_only_adds_runs_may_change():
         ({"model": {"name": "../m", "source": "x"}}, "model.name='../m': "),
         ({"recipe": "nowhere"}, "nowhere: no such config file"),
         ({"analysis": {"ask": [{"question": " "}]}}, "analysis.ask=' ': a question or answer is blank"),
-        (
-            {"analysis": {"ask": [{"question": "Q", "answer": 1852}]}},
-            'analysis.ask=1852: a text is needed, so write "1852"',
-        ),
+        ({"analysis": {"ask": [{"question": "Q", "answer": 1852}]}}, "ask=1852: a text is needed, so write "),
         ({"analysis": {"judge_max_cost": 1, "judge": {"models": ["mine"]}}}, "'analysis.judge.prices={mine: [0.2, 0"),
         ({"eval": {"benchmarks": ["gsm9k"]}}, "did you mean 'gsm8k'?"),
     ],
@@ -137,6 +129,8 @@ def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_
         load_study(str(path))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="laptop, paper-3b"):
+        load_study("labtop")
 
 
 def test_held_out_pairs_may_have_sources_of_their_own(tmp_path, monkeypatch):
@@ -149,11 +143,6 @@ def test_held_out_pairs_may_have_sources_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "qa.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert absolute(load_study("laptop", ["data.held_out=[qa.jsonl]"])).data.held_out == (str(tmp_path / "qa.jsonl"),)
-
-
-def test_an_unknown_study_names_those_there_are():
-    with pytest.raises(ConfigError, match="laptop, paper-3b"):
-        load_study("labtop")
 
 
 def test_a_study_keeps_paths_that_mean_the_same_from_any_folder(tmp_path, monkeypatch):

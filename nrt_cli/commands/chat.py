@@ -39,7 +39,7 @@ def chat(
     typed = sys.stdin.isatty()
     if typed:
         console.note("One question a line. Ctrl-C stops a reply, Ctrl-D ends the talk.")
-        talk.generator.load()  # now, and not while the first question waits
+        _ = talk.generator.reasoner.model  # loaded now, and not while the first question waits
     for question in _typed(as_json) if typed else filter(None, map(str.strip, sys.stdin)):
         try:
             with contextlib.closing(talk.ask(question)) as pieces:

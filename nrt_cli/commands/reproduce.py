@@ -1,6 +1,7 @@
 """`nrt reproduce`: a whole study, from data and model to the report, in one command."""
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,12 +47,12 @@ def reproduce(
         from nrt_cli.workflows.study import plan_study
 
         plan = plan_study(folder, asked)
-        if console.result(plan.record(), as_json):
+        if console.result(asdict(plan), as_json):
             return
-        console.stdout.print(console.plain(f"{plan.title}: {len(plan.steps)} runs in {plan.study}"))
+        console.stdout.print(console.plain(f"{plan.title}: {len(plan.runs)} runs in {plan.study}"))
         if total := plan.total:
             title = {"title": "The longest run", "title_justify": "left"}
-            console.stdout.print(console.table("one run", "", rows=plan.longest, **title))
+            console.stdout.print(console.table("one run", "", rows=plan.plan, **title))
             expected, scoring = total["gpu_hours"], total["scoring"] / 3600
             hours = f"{expected:,.1f} hours of training on this CPU, a run at a time"
             hours += f"; scores {scoring:,.1f} more at most"

@@ -114,10 +114,6 @@ class Generator:
             said[part] = (said[part] or "") + text
         return said
 
-    def load(self) -> None:
-        """Have the weights in memory before the first question."""
-        _ = self.reasoner.model
-
 
 class Conversation:
     """Questions that follow one another. Of earlier replies the answers stay, the traces do not, as stock templates do.

@@ -138,15 +138,10 @@ class Entry(Section):
         return f"{(self.commit or 'none')[:9]}{'' if self.clean else ' and changes'}"
 
 
-def reached(scores: Sequence[Score], threshold: float) -> Score | None:
-    """The second of the first two scores in a row that reach the threshold."""
-    return next((now for before, now in pairwise(scores) if min(before.accuracy, now.accuracy) >= threshold), None)
-
-
 def result_of(scores: Sequence[Score], threshold: float) -> tuple[float | None, int | None]:
-    """Minutes and steps up to the threshold, as entries have them."""
-    end = reached(scores, threshold)
-    return (None, None) if end is None else (round(end.seconds / 60, 3), end.step)
+    """Minutes and steps up to the second of the first two scores in a row that reach the threshold; None: never."""
+    ends = (now for before, now in pairwise(scores) if min(before.accuracy, now.accuracy) >= threshold)
+    return next(((round(end.seconds / 60, 3), end.step) for end in ends), (None, None))
 
 
 def read_entry(name: str) -> Entry:
@@ -267,7 +262,7 @@ def speedrun(attempt: Attempt, make_display: "MakeDisplay") -> Entry:
     if not there or Run.open(attempt.run).status() != "finished":
 
         def enough(records: Sequence[Mapping[str, Any]]) -> bool:
-            return reached([_score(record, ()) for record in records], track.threshold) is not None
+            return result_of([_score(record, ()) for record in records], track.threshold)[1] is not None
 
         try:
             train(attempt.run, None if there else attempt.config, there, make_display, enough=enough)
@@ -365,7 +360,20 @@ def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
         yield Finding("rounding", "ok", "processor, threads, dtype and torch are the same, so all must be equal")
     else:
         yield Finding("rounding", "ok", f"another set-up than here ({entry.machine.name}, {entry.machine.setup})")
-    yield _scores(entry, here, exact)
+    one, other = ([(score.step, score.accuracy) for score in side.scores] for side in (entry, here))
+    pairs = enumerate(zip(one, other, strict=False))
+    parted = next((i for i, (there, now) in pairs if there != now), min(len(one), len(other)))
+    first = f"equal up to step {other[parted - 1][0]}, and not after it" if parted else "not equal from the first on"
+    if one == other:
+        yield Finding("scores", "ok", f"all {len(other)} are equal")
+    elif exact:
+        yield Finding("scores", "problem", first, "the entry is not what its command does in this program.")
+    elif abs(one[0][1] - other[0][1]) > ROUNDED_FIRST or one[0][0] != other[0][0]:
+        found = f"before training {one[0][1]:.1%} there, {other[0][1]:.1%} here, more than rounding explains"
+        yield Finding("scores", "problem", found, "the models or questions are not the same.")
+    else:
+        why = "which rounding explains: traces that part once are others from then on"
+        yield Finding("scores", "ok", f"{first}, {why}")
     told = " there, ".join("never" if side.steps is None else str(side.steps) for side in (entry, here)) + " here"
     if entry.steps == here.steps:
         yield Finding("steps needed", "ok", told)
@@ -376,21 +384,6 @@ def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
         yield Finding("steps needed", "problem", more, "run more seeds on both machines before you believe either.")
     else:
         yield Finding("steps needed", "ok", f"{told}, within the {ROUNDED_STEPS:g} times that rounding explains")
-
-
-def _scores(entry: Entry, here: Entry, exact: bool) -> Finding:
-    there, again = ([(score.step, score.accuracy) for score in side.scores] for side in (entry, here))
-    if there == again:
-        return Finding("scores", "ok", f"all {len(again)} are equal")
-    pairs = zip(there, again, strict=False)
-    parted = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(there), len(again)))
-    first = f"equal up to step {again[parted - 1][0]}, and not after it" if parted else "not equal from the first on"
-    if exact:
-        return Finding("scores", "problem", first, "the entry is not what its command does in this program.")
-    if abs(there[0][1] - again[0][1]) > ROUNDED_FIRST or there[0][0] != again[0][0]:
-        found = f"before training {there[0][1]:.1%} there, {again[0][1]:.1%} here, more than rounding explains"
-        return Finding("scores", "problem", found, "the models or questions are not the same.")
-    return Finding("scores", "ok", f"{first}, which rounding explains: traces that part once are others from then on")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

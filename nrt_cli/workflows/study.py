@@ -67,9 +67,6 @@ INPUTS, BASE = "inputs", "base"
 SAMPLED = 8
 """How many times the work of an answer a sampled row is, measured on the laptop study; only the ETA knows it."""
 
-TRAINING = 0.9
-"""Share of a run's work that is training, where it is evaluated afterwards."""
-
 PRELOAD = ("nrt_cli.workflows.study", "transformers.models.llama.modeling_llama", "lm_eval.api.task")
 """What takes seconds to import."""
 
@@ -91,34 +88,14 @@ class StudyPlan:
 
     study: str
     title: str
-    steps: Mapping[str, int | None]
-    """Of each run; None where only the data tell."""
-    plans: Mapping[str, Plan]
-    """Of each run; none where the study makes its model itself."""
-    longest: tuple[tuple[str, str], ...]
+    runs: list[dict[str, Any]]
+    """Of each its name and plan; where the study makes its model itself, its steps, None where only the data tell."""
+    total: dict[str, float] | None
+    """Of all runs together; None where there are no plans."""
+    plan: list[tuple[str, str]]
     """The longest run, described."""
-    judges: tuple[JudgeCost, ...]
-    commands: tuple[str, ...]
-
-    @property
-    def total(self) -> dict[str, float] | None:
-        """Of all runs together; None where there are no plans."""
-        totals = ("gpu_hours", "gpu_hours_most", "scoring", "disk")
-        return {key: sum(getattr(plan, key) for plan in self.plans.values()) for key in totals} if self.plans else None
-
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
-        runs = [{"run": name, **asdict(plan)} for name, plan in self.plans.items()]
-        runs = runs or [{"run": name, "steps": steps} for name, steps in self.steps.items()]
-        return {
-            "study": self.study,
-            "title": self.title,
-            "runs": runs,
-            "total": self.total,
-            "plan": self.longest,
-            "judges": [asdict(judge) for judge in self.judges],
-            "commands": self.commands,
-        }
+    judges: list[JudgeCost]
+    commands: list[str]
 
 
 def plan_study(folder: Path, study: StudyConfig) -> StudyPlan:
@@ -153,8 +130,16 @@ def plan_study(folder: Path, study: StudyConfig) -> StudyPlan:
         tokens += requests * math.ceil(len(prompt.encode()) / BYTES_PER_TOKEN)
         costs = ((model, cost_of(judge, model, tokens, requests * judge.max_output_tokens)) for model in judge.models)
         judges = [JudgeCost(model, requests, dollars) for model, dollars in costs]
-    told = tuple(commands(folder, study, runs))
-    return StudyPlan(str(folder), study.title, steps, plans, tuple(longest), tuple(judges), told)
+    totals = ("gpu_hours", "gpu_hours_most", "scoring", "disk")
+    return StudyPlan(
+        study=str(folder),
+        title=study.title,
+        runs=[{"run": name} | (asdict(plans[name]) if plans else {"steps": steps[name]}) for name in steps],
+        total={key: sum(getattr(plan, key) for plan in plans.values()) for key in totals} if plans else None,
+        plan=longest,
+        judges=judges,
+        commands=list(commands(folder, study, runs)),
+    )
 
 
 def _shape(folder: Path, model: StudyModel) -> ModelShape:
@@ -322,7 +307,7 @@ def train_and_ask(run: Path | None, job: Job, config: RunConfig, tell: Tell) -> 
     """Train a run, or what is missing of it, and evaluate it; the starting model, no run, is evaluated alone."""
     begin = 0.0
     if run:
-        begin = TRAINING if job.benchmarks else 1.0
+        begin = 0.9 if job.benchmarks else 1.0  # the share of a run's work that is training
         started = (run / "manifest.json").is_file()
         # A run that is there goes on under the study's settings, which may name more steps than it had.
         train(run, config, started, partial(_TrainingTold, tell, begin))

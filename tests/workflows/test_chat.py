@@ -62,9 +62,8 @@ def test_a_reply_that_was_stopped_is_forgotten(generator, prompts):
         assert next(pieces)[0] == Part.trace
     assert talk.turns == []
     list(talk.ask("And 5?"))
-    assert list(prompts[-1].prompt_ids) == render_prompt(
-        generator.reasoner.tokenizer, [{"role": "user", "content": "And 5?"}]
-    )
+    turns = [{"role": "user", "content": "And 5?"}]
+    assert list(prompts[-1].prompt_ids) == render_prompt(generator.reasoner.tokenizer, turns)
 
 
 @pytest.mark.parametrize(("positions", "caps"), [(110, {}), (90, {"max_trace_tokens": 20}), (100, CAPS), (512, CAPS)])

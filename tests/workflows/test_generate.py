@@ -50,7 +50,8 @@ def test_greedy_repeats_itself_and_seeds_differ(generator):
 class Script:
     """Tokens in place of those that a model would choose, and the drafts that they were chosen for."""
 
-    def __init__(self, trace, answer):
+    def __init__(self, monkeypatch, trace, answer):
+        monkeypatch.setattr(reasoning, "choose", self.choose)
         self.tokens = {Part.trace: trace, Part.answer: answer}
         self.contexts = {Part.trace: [], Part.answer: []}
 
@@ -63,12 +64,7 @@ class Script:
 
 @pytest.fixture
 def script(monkeypatch):
-    def play(trace, answer):
-        played = Script(trace, answer)
-        monkeypatch.setattr(reasoning, "choose", played.choose)
-        return played
-
-    return play
+    return lambda trace, answer: Script(monkeypatch, trace, answer)
 
 
 def test_the_sequence_is_the_one_of_training(generator, script):
@@ -89,14 +85,6 @@ def test_a_trace_that_does_not_close_itself_is_closed(ended, generator, script):
     answer(generator, max_trace_tokens=3, max_answer_tokens=2)
     assert played.contexts[Part.answer][0] == [*played.contexts[Part.trace][0], *ids[:3], tokens.end_id]
     assert len(played.contexts[Part.answer]) == 2
-
-
-def test_caps_hold_on_the_real_model(generator):
-    long = generator.stream(QUESTION, max_trace_tokens=5, max_answer_tokens=3, temperature=2.0)
-    counted = [part for part, _ in long]
-    # One piece per token and a last one for what is left over.
-    assert counted.count(Part.trace) <= 6
-    assert counted.count(Part.answer) <= 4
 
 
 def test_what_does_not_fit_the_model_is_refused(generator):
@@ -156,11 +144,8 @@ def test_streamed_pieces_are_whole_letters_and_join_to_the_whole_text(text):
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
         assert sum(map(bool, pieces)) == len(text)
-
-
-def test_half_a_letter_at_the_end_is_not_lost():
-    fake = Bytes(lambda tokenizer: tokenizer.encode("ok é")[:-1])
-    assert "".join(fake.pieces()) == fake.tokenizer.decode(fake.ids) == "ok \ufffd"
+    half = Bytes(lambda tokenizer: tokenizer.encode("ok é")[:-1])  # a letter at the end is not lost
+    assert "".join(half.pieces()) == half.tokenizer.decode(half.ids) == "ok \ufffd"
 
 
 def test_a_run_generates_as_its_method_was_trained(shared_run):
@@ -197,8 +182,7 @@ def test_the_commands(nrt, shared_run):
     assert shown == f"trace\n{record['trace']}\nanswer\n{record['answer']}\n"
     assert json.loads(nrt("generate", "a [red]run", QUESTION, "--json", "--no-think", *caps[2:]).out)["trace"] is None
     ended = nrt("generate", "a [red]run", " ")
-    assert ended.code == 2
-    assert "the question is empty" in ended.err
+    assert (ended.code, "the question is empty" in ended.err) == (2, True)
 
 
 def test_runs_are_listed(nrt, shared_run):
@@ -215,6 +199,5 @@ def test_runs_are_listed(nrt, shared_run):
     assert (listed["method"], listed["status"], listed["step"], listed["steps"]) == ("am", "finished", 1, 1)
     assert listed["held_out"] == run.metrics("held_out")[-1]["answer_logprob"]
     empty = nrt("runs", "nowhere")
-    assert (empty.code, empty.out) == (0, "")
-    assert "no runs here" in empty.err
+    assert (empty.code, empty.out, "no runs here" in empty.err) == (0, "", True)
     assert json.loads(nrt("runs", "nowhere", "--json").out) == []

@@ -52,7 +52,7 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
     found = load_examples(folder / "data" / "train.parquet", tokenizer, *CAPS)
     assert (len(found), found.dropped) == (40, {})  # a run drops none of them
     plan = plan_study(folder, asked)
-    assert [(run.examples, run.steps) for run in plan.plans.values()] == [(40, 5)] * 2
+    assert [(run["examples"], run["steps"]) for run in plan.runs] == [(40, 5)] * 2
 
     # The commands that the plan prints make the same.
     again = plan_study(Path("by-hand"), asked).commands
@@ -71,6 +71,8 @@ def test_a_plan_is_shown_of_a_model_that_is_not_made_yet_with_what_this_cpu_take
     assert re.search(r"am, local .* small, [\d,]+ parameters", " ".join(shown.output.split()))
     assert re.search(r"disk; [\d.,]+ hours of training on this CPU", " ".join(shown.output.split()))
     assert "nan" not in shown.output
+    with pytest.raises(DataError, match="--size counts what is held out too"):
+        plan_study(Path("study"), load_study(str(study), ["data.size=50"]))
 
 
 def test_a_last_line_of_every_question_is_in_pairs_and_commands(tmp_path: Path) -> None:
@@ -88,11 +90,6 @@ def test_a_last_line_of_every_question_is_in_pairs_and_commands(tmp_path: Path) 
         assert suffix_of(tmp_path / file) == asked.data.suffix
 
 
-def test_what_cannot_be_meant_is_said_by_the_plan(study: Path) -> None:
-    with pytest.raises(DataError, match="--size counts what is held out too"):
-        plan_study(Path("study"), load_study(str(study), ["data.size=50"]))
-
-
 @pytest.mark.parametrize("name", ["paper-3b", "paper-mistral-7b", "paper-8b"])
 def test_the_papers_rows_are_one_number_everywhere(name: str) -> None:
     """Table 4's total is what studies draw, plans assume and 800 steps of 256 use up."""
@@ -102,9 +99,9 @@ def test_the_papers_rows_are_one_number_everywhere(name: str) -> None:
     assert (asked.data.selection, asked.data.seed, asked.data.validation) == ("train-test-split", 42, 1024)
     assert (asked.data.size, asked.data.duplicates) == (220_000, True)
     plan = plan_study(Path("study"), asked)
-    assert {run.examples for run in plan.plans.values()} == {rows}
+    assert {run["examples"] for run in plan.runs} == {rows}
     # SFT has a batch size of its own.
-    assert {run.steps for run in plan.plans.values() if run.method != "sft"} == {800}
+    assert {run["steps"] for run in plan.runs if run["method"] != "sft"} == {800}
     readme = Path("configs/README.md").read_text(encoding="utf-8")
     assert f"--train {rows} " in readme
     longest = next(planned_runs(asked, Path("study"))).config.longest_answer
