@@ -9,7 +9,6 @@ from nrt_cli import config as configs
 from nrt_cli.config import configs_dir
 from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs
 from nrt_cli.errors import ConfigError
-from nrt_cli.methods import SCHEMES
 
 SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
 SMALL = {
@@ -18,6 +17,9 @@ SMALL = {
     "data": {"sources": ["qa.jsonl"]},
     "methods": ["sft", "am"],
 }
+
+SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
+"""The paper's."""
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -78,6 +78,9 @@ class Weights(Section):
     format: float = Field(0.3, ge=0, description="Cross-entropy of the think tokens (Eq. 11).")
 
 
+_WEIGHTED = ", ".join(name for name, method in METHODS.items() if "weight_cap" in method.reads)
+
+
 class ObjectiveSection(Section):
     """How traces are rewarded, and what is learned from them and from y*."""
 
@@ -101,9 +104,9 @@ class ObjectiveSection(Section):
         "mean-centred, or R' itself (row 4).",
     )
     std_floor: float = Field(1e-6, ge=0, description="A group whose std is at most this share of its scale gets A = 0.")
-    weight_cap: float | None = Field(None, gt=0, description="Upper bound on the weights of ws-inv-p and ws-neg-log-p.")
+    weight_cap: float | None = Field(None, gt=0, description=f"Upper bound on the weights of {_WEIGHTED}.")
     weighted_sum: Literal["sum", "mean"] = Field(
-        "sum", description="mean divides the weighted sums of ws-inv-p and ws-neg-log-p by T (row 7)."
+        "sum", description=f"mean divides the weighted sums of {_WEIGHTED} by T (row 7)."
     )
     ratio: Literal["ppo", "cispo", "sequence"] = Field(
         "ppo",

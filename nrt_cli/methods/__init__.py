@@ -42,6 +42,9 @@ def _found() -> dict[str, Method]:
             if isinstance(kind, type) and issubclass(kind, Method) and vars(kind).get("name")
             if kind.__module__ == file.name
         ]
+    names = [kind.name for kind in classes]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"two methods are called {twice.pop()!r}; a name is one method's.")
     return {kind.name: kind() for kind in sorted(classes, key=lambda kind: (kind.place, kind.name))}
 
 
@@ -91,12 +94,17 @@ def get(name: str) -> Method:
     if isinstance(found, type):
         if not issubclass(found, Method):
             raise ConfigError(f"method {name!r} is a class, but no nrt_cli.Method; derive it from that.")
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            raise ConfigError(f"method {name!r} cannot be made without arguments ({error}).") from None
     if not isinstance(found, Method):
         if not callable(found):
             raise ConfigError(f"method {name!r} is neither a function nor a class.")
         found = reward(found)
     from nrt_cli.config import ObjectiveSection
 
+    if not (found.samples and found.policy_gradient):
+        raise ConfigError(f"method {name!r}: yours samples traces and trains them; objective.weights.trace=0 does not.")
     prove(found, name, ObjectiveSection())
     return found

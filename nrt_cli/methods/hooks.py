@@ -32,7 +32,7 @@ def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
         sys.path.append("")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module can fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a module can fail in any way while it is imported
         moved = getattr(error, "name", None) or ""
         hint = "; what stood there has moved, see Upgrading in the changelog" if moved.startswith("nrt_cli.") else ""
         raise ConfigError(f"{setting} {name!r} cannot be imported: {error}{hint}.") from None

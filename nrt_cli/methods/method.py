@@ -111,8 +111,8 @@ class Method:
     """What it learns from, for `nrt train --help`."""
     aliases: ClassVar[tuple[str, ...]] = ()
     """Other names that `method` may be set to, in small letters."""
-    place: ClassVar[float] = 100
-    """Where it stands among the others: the paper's come in the order of its Table 3."""
+    place: ClassVar[float] = 50
+    """Where it stands among the others: the paper's come first, in the order of its Table 3."""
     formulas: ClassVar[Formulas | None] = None
     samples: ClassVar[bool] = True
     """Whether traces are sampled and rewarded; without, y* (and a reference trace before it) is all that is learned."""
@@ -173,23 +173,17 @@ class _Hook(Rowwise):
 
     hook = "reward"
 
-    def __init__(
-        self,
-        function: Callable[[Tensor, Any], Tensor],
-        constants: Callable[[Group], Any] | None,
-        facts: dict[str, Any],
-    ) -> None:
-        self.reward = function  # type: ignore
+    def __init__(self, function: Any, constants: Any, in_log: bool) -> None:
+        self.reward, self.in_log = function, in_log  # type: ignore
         if constants is not None:
             self.constants = constants  # type: ignore
-        vars(self).update(facts)
 
 
 def reward(
     function: Callable[[Tensor, Any], Tensor] | None = None,
     *,
     constants: Callable[[Group], Any] | None = None,
-    **facts: Any,
+    in_log: bool = False,
 ) -> Any:
     """Register a function as a reward: `method` may then be set to `module:function`.
 
@@ -197,22 +191,26 @@ def reward(
         function: (logprobs_KT, constants) -> reward_K: each trace's row of log c to its reward, differentiable. More
             rows than one come at a time, and no row may look at another.
         constants: what it gets besides, prepared once from the `Group`; None: log c_base of the null trace, [T].
-        facts: fields of `Method`, such as `title`, `formulas` and `in_log` (it then returns log R).
+        in_log: it returns log R, for rewards that are positive and may be too small to be numbers.
     """
-    if unknown := sorted(set(facts) - set(Method.__annotations__)):
-        raise ConfigError(f"reward({unknown[0]}=...): no such fact; there are {', '.join(Method.__annotations__)}.")
-    return (lambda given: _Hook(given, constants, facts)) if function is None else _Hook(function, constants, facts)
+    if function is None:
+        return lambda given: _Hook(given, constants, in_log)
+    return _Hook(function, constants, in_log)
 
 
 def prove(method: Method, name: str, settings: Any) -> None:
     """Refuse a user's method whose numbers would be wrong without a word. Raises ConfigError.
 
     Tried on groups of two to four traces, whose last one makes y* exactly as likely as the null trace does: there the
-    reward must be the baseline's. Rewards must be finite and follow their traces when these change places, and a
-    function over one trace must not look at others.
+    reward must be the baseline's. Rewards must be finite and follow their traces when these change places, a function
+    over one trace must not look at others, and a closed form must be what autograd finds.
     """
     import torch
 
+    def refuse(why: str) -> None:
+        raise ConfigError(f"method {name!r}: {why}")
+
+    near = lambda a, b: torch.allclose(a, b, rtol=1e-6, atol=1e-9)  # noqa: E731
     for traces, tokens in ((2, 3), (3, 1), (4, 5)):
         at = torch.arange(traces * tokens, dtype=torch.float64).reshape(traces, tokens)
         logprobs_KT = -(0.1 + (at * 0.7548776662466927 % 1) * 2.5)
@@ -220,39 +218,46 @@ def prove(method: Method, name: str, settings: Any) -> None:
         group = Group(logprobs_KT, base_T, settings)
         size = f"{traces} traces of {tokens} answer token{'s' * (tokens > 1)}"
         try:
-            found = method.signals(group)
+            found, again = method.signals(group), method.signals(group)
             turned = method.signals(Group(logprobs_KT.flip(0), base_T, settings))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
-                f"method {name!r} fails on {size} ({type(error).__name__}: {error}). A function takes log-probs of "
-                "shape [K, T] and its constants (the null trace's log-probabilities of shape [T], unless it is "
-                "registered with others), and returns K rewards that are differentiable in the first; a class has "
-                "signals(group), which returns Signals."
+                f"method {name!r} fails on {size}, and any number from two on must do "
+                f"({type(error).__name__}: {error}). A function takes log-probs of shape [K, T] and its constants (the "
+                "null trace's log-probs of shape [T], unless it is registered with others), and returns K rewards that "
+                "are differentiable in the first; a class has signals(group), which returns Signals."
             ) from None
+        if not isinstance(found, Signals):
+            refuse(f"signals(group) must return nrt_cli.Signals; for {size} it returned a {type(found).__name__}.")
+        numbers = (found.scaled_K, found.scaled_base, found.token_KT)
+        if not all(isinstance(each, torch.Tensor) and each.is_floating_point() for each in numbers):
+            refuse("rewards, baseline and token signals must be tensors of floating-point numbers.")
         if found.scaled_K.shape != (traces,) or not bool(found.scaled_K.isfinite().all()):
-            raise ConfigError(
-                f"method {name!r} must return one finite reward per trace, shape [K]; for {size} it returned "
-                f"{found.scaled_K.tolist()}."
-            )
+            refuse(f"it must return one finite reward per trace, shape [K]; for {size} {found.scaled_K.tolist()}.")
         if found.token_KT.shape != (traces, tokens) or not bool(found.token_KT.isfinite().all()):
-            raise ConfigError(
-                f"method {name!r} must have one finite token signal per answer token, shape [K, T]; for {size} it is "
+            refuse(
+                f"it must have one finite token signal per answer token, shape [K, T]; for {size} it is "
                 f"{found.token_KT.tolist()}."
             )
-        near = lambda a, b: torch.allclose(a, b, rtol=1e-6, atol=1e-9)  # noqa: E731
+        if found.scaled_base.shape != () or not bool(found.scaled_base.isfinite()):
+            refuse(f"one finite baseline is needed, a scalar; for {size} it is {found.scaled_base.tolist()}.")
+        if not near(found.reward_K, again.reward_K) or not near(found.token_KT, again.token_KT):
+            refuse("it makes other numbers of the same group when it is asked again.")
         if not near(found.reward_K.flip(0), turned.reward_K) or not near(found.token_KT.flip(0), turned.token_KT):
-            raise ConfigError(f"method {name!r}: its rewards change when the traces of a group change places.")
+            refuse("its rewards change when the traces of a group change places.")
         if isinstance(method, Rowwise):
             constants = method.constants(group)
             alone_K = torch.cat([method.reward(row[None], constants) for row in logprobs_KT])
             if not near(method.reward(logprobs_KT, constants), alone_K):
-                raise ConfigError(
-                    f"method {name!r}: a trace's reward depends on the other traces of its group, so its token signals "
-                    "would be of another reward. Prepare what all traces share in constants "
-                    "(`@nrt_cli.reward(constants=...)`), or write a class with signals(group)."
+                refuse(
+                    "a trace's reward depends on the other traces of its group, so its token signals would be of "
+                    "another reward. Prepare what all traces share in constants (`@nrt_cli.reward(constants=...)`), or "
+                    "write a class with signals(group)."
                 )
+            if not near(found.token_KT, method.autograd_signal(logprobs_KT, constants)):
+                refuse("its token_signal is not (dR/dc) c of its reward; leave it out, and autograd finds it.")
         if not near(found.scaled_base, found.scaled_K[-1]):
-            raise ConfigError(
-                f"method {name!r}: its baseline is {float(found.base):.6g} where a trace that makes y* as likely as "
-                f"the null trace gets {float(found.reward_K[-1]):.6g}; the baseline is the null trace's reward."
+            refuse(
+                f"its baseline is {float(found.base):.6g} where a trace that makes y* as likely as the null trace gets "
+                f"{float(found.reward_K[-1]):.6g}; the baseline is the null trace's reward."
             )

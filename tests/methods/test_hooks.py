@@ -6,7 +6,6 @@ from fractions import Fraction
 import pytest
 import torch
 
-import nrt_cli
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection, resolve
 from nrt_cli.errors import ConfigError
@@ -20,7 +19,7 @@ import nrt_cli
 def spread(group, unbiased):
     return group.logprobs_KT.exp().var(0, unbiased=unbiased)
 
-@nrt_cli.reward(constants=lambda group: spread(group, False), title="Spread")
+@nrt_cli.reward(constants=lambda group: spread(group, False))
 def biased(logprobs_KT, weight_T):
     return (weight_T * logprobs_KT.exp()).sum(-1)
 
@@ -52,6 +51,44 @@ class Ranked(nrt_cli.Method):
 
 class Stranger:
     pass
+
+class Needy(nrt_cli.Method):
+    def __init__(self, alpha):
+        self.alpha = alpha
+
+class Bare(nrt_cli.Method):
+    def signals(self, group):
+        return group.logprobs_KT.sum(-1)
+
+class Whole(nrt_cli.Method):
+    def signals(self, group):
+        ones = group.logprobs_KT.new_ones(group.logprobs_KT.shape)
+        return nrt_cli.Signals.of(ones.sum(-1).long(), ones[0].sum().long(), ones)
+
+class Wide(nrt_cli.Method):
+    def signals(self, group):
+        return nrt_cli.Signals.of(group.logprobs_KT.mean(-1), group.base_logprobs_T, group.logprobs_KT)
+
+class Wrong(nrt_cli.Rowwise):
+    def reward(self, logprobs_KT, base_T):
+        return logprobs_KT.exp().mean(-1)
+
+    def token_signal(self, logprobs_KT, base_T):
+        return 5 * logprobs_KT.exp() / logprobs_KT.shape[-1]
+
+class Untrained(nrt_cli.Method):
+    policy_gradient = False
+
+class Moody(nrt_cli.Method):
+    asked = 0
+
+    def signals(self, group):
+        self.asked += 1
+        c = group.logprobs_KT.exp() * self.asked
+        return nrt_cli.Signals.of(c.mean(-1), group.base_logprobs_T.exp().mean() * self.asked, c)
+
+def leaving(logprobs_KT, base_T):
+    raise SystemExit("bye")
 
 @nrt_cli.grader
 def same(row, reply):
@@ -121,6 +158,14 @@ def test_a_class_over_a_group_is_a_method(mine):
         ("Stranger", "is a class, but no nrt_cli.Method"),
         ("same", "is registered as a grader, and method takes a method or reward"),
         ("number", "neither a function nor a class"),
+        ("Needy", "cannot be made without arguments"),
+        ("Bare", "must return nrt_cli.Signals; for 2 traces of 3 answer tokens it returned a Tensor"),
+        ("Whole", "must be tensors of floating-point numbers"),
+        ("Wide", "one finite baseline is needed, a scalar"),
+        ("Wrong", "its token_signal is not (dR/dc) c of its reward"),
+        ("Untrained", "yours samples traces and trains them"),
+        ("Moody", "other numbers of the same group when it is asked again"),
+        ("leaving", "SystemExit: bye"),
         ("gone", "cannot be imported"),
     ],
 )
@@ -135,9 +180,3 @@ def test_a_grader_is_told_from_a_reward(mine):
     assert find(mine("same")) is not None
     with pytest.raises(ConfigError, match="is registered as a reward, and grader takes a grader"):
         find(mine("biased"))
-
-
-def test_a_fact_that_no_method_has_is_refused():
-    with pytest.raises(ConfigError, match=r"reward\(colour=\.\.\.\): no such fact; there are .*title"):
-        nrt_cli.reward(lambda c, b: c.sum(-1), colour="red")
-    assert nrt_cli.reward(lambda c, b: c.sum(-1), title="Sum").title == "Sum"
