@@ -29,6 +29,8 @@ from nrt_cli.models.prepare import prepare_model
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE
 
 torch.set_num_threads(1)
+for room in ("backends", "training"):  # helpers beside the tests
+    sys.path.append(str(Path(__file__).parent / room))
 
 # The same examples at every run, so that what passes here passes everywhere; `HYPOTHESIS_PROFILE=fuzz` looks further.
 settings.register_profile("suite", derandomize=True, deadline=None)
@@ -304,6 +306,16 @@ def train_run(tiny_config: Callable[..., Any], tmp_path: Path) -> Callable[..., 
 def shared_run(tiny_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """The same, once per module for the same settings: to read, not to write to."""
     return functools.cache(_trainer(tiny_config, tmp_path_factory.mktemp("shared")))
+
+
+@pytest.fixture(scope="session")
+def untimed() -> Callable[[Any], list[dict[str, Any]]]:
+    """A run's metrics without what depends on the clock: steps, then held-out scores."""
+    return lambda run: [
+        {key: value for key, value in record.items() if "second" not in key and key != "mfu"}
+        for kind in ("train", "held_out")
+        for record in run.metrics(kind)
+    ]
 
 
 @pytest.fixture

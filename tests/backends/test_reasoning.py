@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sampling_checks import PROMPTS, asked, plain_logprobs, replies, sharpen
 
 from nrt_cli.backends.local import attention, reasoning
 from nrt_cli.backends.local.decoding import random_stream
@@ -19,37 +20,18 @@ from nrt_cli.records import Reply, Request
 from nrt_cli.text.reasoning import Draft, Part
 
 CPU = ModelSection(dtype="float32", device="cpu")
-PROMPTS = [(9, 31, 44), (5, 6, 7, 8, 9, 10, 11, 12, 60), (77,), (20, 30, 40, 50, 60), (9, 31, 44), (61, 9)]
-CAPS = [(6, 5), (3, 9), (12, 1), (1, 12), (7, 7), (0, 4)]
 
 
 def open_sharpened(folder, batch_rows):
     """With larger embeddings and head, so that distributions are far from uniform and depend on the prompt."""
     made = Reasoner(folder, CPU, batch_rows)
-    with torch.no_grad():
-        made.model.get_output_embeddings().weight *= 15
-        made.model.get_input_embeddings().weight *= 15
+    sharpen(made.model)
     return made
 
 
 @pytest.fixture(scope="module")
 def reasoner(tiny_model_dir):
     return open_sharpened(tiny_model_dir, 4)
-
-
-def asked(**changes):
-    """Six requests of all kinds, each with a random stream of its own."""
-    return [
-        Request(
-            f"{i}",
-            prompt,
-            think=i != 1,
-            max_trace_tokens=caps[0],
-            max_answer_tokens=caps[1],
-            **({"seed_key": (3, i), "min_trace_tokens": i % 2} | changes),
-        )
-        for i, (prompt, caps) in enumerate(zip(PROMPTS, CAPS, strict=True))
-    ]
 
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.8}
@@ -88,10 +70,6 @@ def pick_slowly(logits, draft):
         if passed > target:
             return token
     raise AssertionError
-
-
-def replies(reasoner, requests):
-    return {request.key: reply for request, reply in reasoner.run(requests)}
 
 
 @pytest.fixture(params=["shared prompts", "transformers' cache"])
@@ -187,19 +165,13 @@ def test_an_answer_opens_no_trace(reasoner):
         assert replies(reasoner, [request])["q"].answer
 
 
-@torch.no_grad()
-def plain_logprob(reasoner, prompt, continuation):
-    table = reasoner.model(torch.tensor([[*prompt, *continuation]]), use_cache=False).logits[0].log_softmax(-1)
-    return sum(table[len(prompt) + i - 1, token].item() for i, token in enumerate(continuation))
-
-
 def test_continuations_are_scored(reasoner):
     """Several of one prompt, the same one twice, and one that generates beside them."""
     pairs = [(p, c) for p in PROMPTS[:4] for c in ((3,), (8, 9, 31), (5, 5, 5, 5, 5, 5))] + [(PROMPTS[0], (3,))]
     scored = [Request(f"{i}", p, "loglikelihood", continuation_ids=c) for i, (p, c) in enumerate(pairs)]
     got = replies(reasoner, [*scored[::2], Request("g", (5,), max_answer_tokens=2), *scored[1::2]])
     for request in scored:
-        want = plain_logprob(reasoner, request.prompt_ids, request.continuation_ids)
+        want = sum(plain_logprobs(reasoner.model, request.prompt_ids, request.continuation_ids))
         assert got[request.key].logprob == pytest.approx(want, abs=1e-4)
     assert got["g"].logprob is None
     assert got["g"].answer_tokens

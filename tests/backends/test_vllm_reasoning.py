@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from sampling_checks import ASKED, PROMPTS, asked, plain_logprobs, replies
 
 from nrt_cli.backends.local import reasoning
 from nrt_cli.backends.local.reasoning import Reasoner, open_reasoner
@@ -14,8 +15,6 @@ from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Reply, Request
 
 CPU = ModelSection(dtype="float32", device="cpu")
-PROMPTS = [(9, 31, 44), (5, 6, 7, 8, 9, 10, 11, 12, 60), (77,), (20, 30, 40, 50, 60), (9, 31, 44), (61, 9)]
-CAPS = [(6, 5), (3, 9), (12, 1), (1, 12), (7, 7), (0, 4)]
 
 
 class SlowEngine:
@@ -42,16 +41,8 @@ class SlowEngine:
             stopped_by = ids[-1] if ids[-1] in request.stop_ids else next((s for s in request.stop if s in text), None)
         return VllmOutput(tuple(ids), (), stopped_by, shared=0)
 
-    @torch.no_grad()
     def score(self, sequences):
-        return [
-            self.model(torch.tensor([ids]), use_cache=False)
-            .logits[0]
-            .log_softmax(-1)[:-1]
-            .gather(-1, torch.tensor([ids]).T[1:])[:, 0]
-            .tolist()
-            for ids in sequences
-        ]
+        return [plain_logprobs(self.model, ids[:1], ids[1:]) for ids in sequences]
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +56,6 @@ def stand_in(tiny_model_dir, native, monkeypatch):
     made = open_reasoner(tiny_model_dir, "vllm", CPU, batch_rows=4)
     made.__dict__["engine"] = SlowEngine(native.model, native.tokenizer)
     return made
-
-
-def asked(**changes):
-    """Six requests of all kinds."""
-    return [
-        Request(
-            f"{i}",
-            prompt,
-            think=i != 1,
-            max_trace_tokens=caps[0],
-            max_answer_tokens=caps[1],
-            **({"min_trace_tokens": i % 2} | changes),
-        )
-        for i, (prompt, caps) in enumerate(zip(PROMPTS, CAPS, strict=True))
-    ]
-
-
-def replies(reasoner, requests):
-    return {request.key: reply for request, reply in reasoner.run(requests)}
 
 
 def agrees(reasoner, native, how):
@@ -108,7 +80,7 @@ def test_many_requests_are_handed_over_in_turns(stand_in, native, monkeypatch):
 def test_continuations_are_scored_and_what_does_not_fit_is_marked(stand_in, native):
     requests = [
         Request(f"{i}{c}", p, "loglikelihood", continuation_ids=c)
-        for i, p in enumerate(PROMPTS)
+        for i, p in enumerate(ASKED)
         for c in ((3,), (8, 9, 31))
     ]
     want = replies(native, requests)

@@ -239,7 +239,7 @@ def part(name: str, sides: dict[str, Side], job: Job, args: argparse.Namespace, 
 
 def _code() -> str:
     """Digest of what may be measured and of the benchmark's own files."""
-    rooms = ("engines", "core", "config", "text")
+    rooms = ("backends", "objective", "methods", "training", "config", "text")
     measured = [file for room in rooms for file in sorted((ROOT / "nrt_cli" / room).rglob("*.py"))]
     loaded = {Path(getattr(module, "__file__", None) or "") for module in list(sys.modules.values())}
     return listing_sha256(measured + sorted(file for file in loaded if file.parent == Path(__file__).parent))
