@@ -24,28 +24,24 @@ def draft(target: Path, locked: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _appear(temporary, target)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        # What stands at the target is moved aside first and deleted last: a kill in between leaves both.
+        aside = temporary.with_suffix(".old.tmp")
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            target.replace(aside)
+        try:
+            temporary.replace(target)
+        except OSError:
+            if aside.exists():
+                aside.replace(target)
+            raise
+        sync(target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         # Room is what a full disk lacks: leave none of a folder that never was.
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _appear(temporary: Path, target: Path) -> None:
-    """Rename into place. What stood there is moved aside first and deleted last: a kill in between leaves both."""
-    for path in (*temporary.iterdir(), temporary):
-        sync(path)
-    aside = temporary.with_suffix(".old.tmp")
-    if target.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        target.replace(aside)
-    try:
-        temporary.replace(target)
-    except OSError:
-        if aside.exists():
-            aside.replace(target)
-        raise
-    sync(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

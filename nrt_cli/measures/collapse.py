@@ -176,23 +176,21 @@ class Sentinel:
         begin, gain = _mean(self.first, "gain"), _mean(self.last, "gain")
         if gain.above(_ZERO):
             return []
-        falls = []
+        fallen = []
         helps = f"gain over the null trace {gain.value:+.2g} nats (from {begin.value:+.2g})"
         for sign in ("trace_length", "entropy", "distinct_ngrams"):
-            start, now = _mean(self.first, sign), _mean(self.last, sign)
-            part = GONE if gain.above(begin) and sign == "trace_length" else FALLEN
-            if now.value < part * start.value and (not gain.above(begin) or sign == "trace_length"):
-                falls.append(self._fall(sign, start.value, now.value, part * start.value, helps))
+            start, now = _mean(self.first, sign).value, _mean(self.last, sign).value
+            limit = start * (GONE if gain.above(begin) and sign == "trace_length" else FALLEN)
+            if now < limit and (not gain.above(begin) or sign == "trace_length"):
+                fallen.append((sign, start, now, limit, helps))
         if gain.value < (limit := begin.value - SPREADS * begin.spread):
-            falls.append(self._fall("gain", begin.value, gain.value, limit, "traces do not help"))
+            fallen.append(("gain", begin.value, gain.value, limit, "traces do not help"))
+        falls = []
+        for sign, start, now, limit, why in fallen:
+            seen = f"{SIGNS[sign]} fell to {now:.3g} (mean of the last {WINDOW} steps) from {start:.3g} at the run's "
+            seen += f"start, below {limit:.3g}, and nothing speaks for learning: {why}"
+            falls.append(Fall(sign, int(self.last[-1]["step"]), start, now, limit, seen))
         return falls
-
-    def _fall(self, sign: str, start: float, now: float, limit: float, why: str) -> Fall:
-        seen = (
-            f"{SIGNS[sign]} fell to {now:.3g} (mean of the last {WINDOW} steps) from {start:.3g} at the run's start, "
-            f"below {limit:.3g}, and nothing speaks for learning: {why}"
-        )
-        return Fall(sign, int(self.last[-1]["step"]), start, now, limit, seen)
 
 
 def watched(

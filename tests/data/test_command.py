@@ -119,9 +119,12 @@ def test_an_output_of_an_earlier_version_is_kept_and_its_split_is_said(tmp_path:
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     for key in ("questions", "graders", "unreadable", "unused_columns", "textless_turns"):
         del manifest[key]
-    del manifest["settings"]["grader"]
+    for key in ("grader", "train", "duplicates", "selection"):
+        del manifest["settings"][key]
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     words = " ".join(run(*command).split())
     assert "already holds exactly this" in words
     assert "split by row: --overwrite splits it by question" in words
+    with pytest.raises(DataError, match=r"made with other duplicates \(False, now True\)"):
+        run(*command, "--keep-duplicates")
     assert "already" not in run(*command, "--overwrite")

@@ -103,18 +103,6 @@ def test_a_row_is_known_by_its_number_whatever_the_file_calls_it(
     assert texts == {0: ("q0", "0"), 2: ("q2", "2")}
 
 
-def test_a_file_that_is_prepared_has_its_rows_numbers_in_it(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """Which is why traces of runs that stored those are still about the same rows."""
-    (tmp_path / "qa.jsonl").write_text(
-        "".join(json.dumps({"question": f"q{i}", "answer": "a"}) + "\n" for i in range(9))
-    )
-    prepare([str(tmp_path / "qa.jsonl")], tmp_path / "qa", Settings(validation=4))
-    for split in ("train", "validation"):
-        rows = pq.read_table(tmp_path / "qa" / f"{split}.parquet").to_pylist()
-        examples = load_examples(tmp_path / "qa" / f"{split}.parquet", tiny_tokenizer, 100, 100)
-        assert [row["extra_info"]["index"] for row in rows] == [example.index for example in examples]
-
-
 def test_rows_that_cannot_be_read_are_left_out_and_the_others_keep_their_numbers(
     tmp_path: Path, tiny_tokenizer: Any
 ) -> None:

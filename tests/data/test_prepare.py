@@ -223,13 +223,9 @@ def test_another_recipe_needs_overwrite_and_says_what_changed(tmp_path: Path) ->
     prepare([path], tmp_path / "out", Settings(size=12), overwrite=True)
     assert len(answers(tmp_path / "out")) == 12
     assert leftovers(tmp_path) == ["out"]
-
-
-def test_a_damaged_output_is_not_taken_for_right(tmp_path: Path) -> None:
-    make(tmp_path, pairs(5))
     (tmp_path / "out" / "train.parquet").write_bytes(b"cut")
     with pytest.raises(DataError, match="was changed since it was made"):
-        make(tmp_path, pairs(5))
+        prepare([path], tmp_path / "out", Settings(size=12))
 
 
 def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
@@ -705,16 +701,3 @@ def test_that_selection_draws_first_and_drops_afterwards(tmp_path: Path) -> None
     assert sorted(answers(tmp_path / "three")) == sorted(f"answer {i}" for i in places[:3])
     with pytest.raises(DataError, match="would hold out 10 of 10 rows"):
         make(tmp_path, rows, out="none", **{**settings, "validation": 10})
-
-
-def test_an_output_of_an_earlier_version_is_still_what_it_is(tmp_path: Path) -> None:
-    make(tmp_path, pairs(20), size=10)
-    file = tmp_path / "out" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    for key in ("train", "duplicates", "selection"):
-        del manifest["settings"][key]
-    file.write_text(json.dumps(manifest))
-    path = str(tmp_path / "qa.jsonl")
-    assert prepare([path], tmp_path / "out", Settings(size=10))[1]
-    with pytest.raises(DataError, match=r"made with other duplicates \(False, now True\)"):
-        prepare([path], tmp_path / "out", Settings(size=10, duplicates=True))

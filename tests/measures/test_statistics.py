@@ -28,21 +28,6 @@ from nrt_cli.measures.statistics import (
 documents = st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abc")), min_size=2, max_size=30)
 
 
-def test_a_mean_by_hand():
-    # Mean 3/4; squared deviations 3 * (1/4)^2 + (3/4)^2 = 3/4; variance 3/4 / 3 = 1/4; error sqrt(1/4 / 4) = 1/4.
-    assert mean_of([1, 0, 1, 1], ["", "", "", ""], "micro") == Mean(0.75, 0.25, 4)
-
-
-def test_micro_and_macro_by_hand():
-    scores, subsets = [1, 0, 1, 1, 0, 0], ["a", "a", "b", "b", "b", "b"]
-    # micro: 3/6. macro: a has 1/2, b has 2/4; the same here, so make b differ.
-    assert mean_of(scores, subsets, "micro").value == pytest.approx(0.5)
-    scores[-1] = 1
-    # micro: 4/6. macro: (1/2 + 3/4) / 2 = 5/8.
-    assert mean_of(scores, subsets, "micro").value == pytest.approx(4 / 6)
-    assert mean_of(scores, subsets, "macro").value == pytest.approx(5 / 8)
-
-
 def test_the_error_of_a_macro_mean_by_hand():
     # Weights 1/4, 1/4, 1/2; mean 3/4; deviations 1/4, -3/4, 1/4.
     # 3/2 * (1/16 * 1/16 + 1/16 * 9/16 + 1/4 * 1/16) = 3/2 * 14/256.

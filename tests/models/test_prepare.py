@@ -390,25 +390,8 @@ def test_the_builtin_model_answers_after_preparing(tmp_path):
     assert tokenizer.decode(ids) == "The capital of France is Paris.<|im_end|>"
 
 
-PIECES = [
-    "<unk>",
-    "<0x09>",
-    "<0xC3>",
-    "<0xA9>",
-    "▁",
-    "a",
-    "b",
-    "c",
-    "▁a",
-    "ab",
-    "bc",
-    "abc",
-    "▁ab",
-    "ca",
-    "bca",
-    "▁▁",
-    "\t",
-]
+PIECES = ["<unk>", "<0x09>", "<0xC3>", "<0xA9>", "▁", "a", "b", "c", "▁a", "ab", "bc", "abc", "▁ab", "ca", "bca",
+          "▁▁", "\t"]  # fmt: skip
 """A SentencePiece vocabulary, the best score first."""
 
 

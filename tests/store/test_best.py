@@ -42,7 +42,7 @@ def run(tmp_path):
 
 
 def finish(run: Run) -> None:
-    run.write_export(lambda folder: (folder / "config.json").write_text("{}"), 5)
+    run.write_model(5, lambda folder: (folder / "config.json").write_text("{}"), export=True)
     run.update_manifest(status="finished", summary={"steps": 5})
 
 

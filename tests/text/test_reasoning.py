@@ -51,9 +51,19 @@ def test_a_trace_ends_with_its_token_with_eos_or_at_its_cap(ended, tokenizer):
     assert draft.reply().forced == (ended != "end")
 
 
-def test_a_stop_token_in_the_last_place_is_no_cap(tokenizer):
-    draft, _ = play(tokenizer, asks(max_trace_tokens=3), ["ab", END, "c", EOS])
-    assert draft.reply() == Reply("ab", "c", 2, 1, "end")
+@pytest.mark.parametrize(
+    ("settings", "chosen", "reply"),
+    [
+        ({"max_trace_tokens": 3}, ["ab", END, "c", EOS], Reply("ab", "c", 2, 1, "end")),  # ended in the last place
+        ({"max_answer_tokens": 3}, [END, "abc"], Reply("", "abc", 0, 3, "end", cut=True)),
+        ({"stop": ("\n",)}, ["a\nb", END, "c", EOS], Reply("a\nb", "c", 3, 1, "end")),  # means nothing in a trace
+        ({"stop": ("\n",), "max_answer_tokens": 2}, [END, "a\n"], Reply("", "a", 0, 2, "end")),  # at the cap, no cut
+    ],
+)
+def test_what_ends_a_part_and_what_is_cut(settings, chosen, reply, tokenizer):
+    draft, _ = play(tokenizer, asks(**settings), chosen)
+    assert draft.done
+    assert draft.reply() == reply
 
 
 def test_t_end_one_token_after_the_cap_is_too_late(tokenizer):
@@ -71,12 +81,6 @@ def test_a_direct_answer_follows_the_prompt(tokenizer):
     assert (draft.context, draft.stop_ids) == ([1, 2], (EOS,))
     draft, _ = play(tokenizer, asks(think=False), ["ok", EOS])
     assert draft.reply() == Reply("", "ok", 0, 2, None)
-
-
-def test_an_answer_at_its_cap_is_cut(tokenizer):
-    draft, _ = play(tokenizer, asks(max_answer_tokens=3), [END, "abc"])
-    assert draft.done
-    assert draft.reply() == Reply("", "abc", 0, 3, "end", cut=True)
 
 
 @pytest.mark.parametrize(
@@ -100,16 +104,6 @@ def test_an_answer_ends_before_a_stop_string(chosen, answer, tokenizer):
 def test_a_stop_string_far_into_an_answer_ends_it(tokenizer):
     draft, _ = play(tokenizer, asks(max_answer_tokens=999, stop=("stop",)), [END, "word " * 100, "st op sto stop"])
     assert draft.reply().answer == "word " * 100 + "st op sto "
-
-
-def test_a_stop_string_in_a_trace_means_nothing(tokenizer):
-    draft, _ = play(tokenizer, asks(stop=("\n",)), ["a\nb", END, "c", EOS])
-    assert draft.reply() == Reply("a\nb", "c", 3, 1, "end")
-
-
-def test_a_stop_string_at_the_cap_is_no_cut(tokenizer):
-    draft, _ = play(tokenizer, asks(max_answer_tokens=2, stop=("\n",)), [END, "a\n"])
-    assert (draft.reply().answer, draft.reply().cut) == ("a", False)
 
 
 def test_the_shortest_trace_is_asked_for(tokenizer):
