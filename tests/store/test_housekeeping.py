@@ -89,7 +89,7 @@ def test_moving_a_run_while_it_is_written_keeps_its_lock(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from nrt_cli.store import Run
+from nrt_cli.store import Run, TraceRow
 run = Run(Path(sys.argv[1]))
 with run.writing():
     print("ready", flush=True)
@@ -113,6 +113,7 @@ def test_a_reader_of_a_run_that_is_written_sees_whole_records_only(tmp_path):
         try:
             seen = 0
             while seen < 40:
+                assert writer.poll() is None, "the writer died"
                 records = run.metrics()
                 assert [record["step"] for record in records] == list(range(1, len(records) + 1))
                 assert all(record["reward"] == record["step"] for record in records[2:])
