@@ -204,9 +204,8 @@ def doctor(config: "RunConfig | None" = None) -> "list[Finding]":
 def push(model: PathLike, out: PathLike | None = None, repo: str | None = None, **settings: Any) -> Mapping[str, Any]:
     """Write a model for others to a folder, or upload it to the hub's `repo`: with card and thinking chat template.
 
-    `settings` are other fields of `nrt_cli.workflows.push.Parcel`.
+    `settings` are other arguments of `nrt_cli.workflows.push.push`.
     """
-    from nrt_cli.workflows.push import Parcel
     from nrt_cli.workflows.push import push as run_push
 
-    return vars(run_push(Parcel(str(model), None if out is None else Path(out), repo, **settings)))
+    return vars(run_push(str(model), None if out is None else Path(out), repo, **settings))

@@ -186,10 +186,9 @@ def schemes(
 
     from nrt_cli.methods import SCHEMES as BUILT_IN
     from nrt_cli.progress import counted
-    from nrt_cli.workflows.scoring import open_bank, score_schemes
+    from nrt_cli.workflows.scoring import score_schemes
 
-    opened = open_bank(bank)
     with counted("tables") as report:
-        rows = list(score_schemes(opened, report, scheme or BUILT_IN, n))
+        rows, method = score_schemes(bank, report, scheme or BUILT_IN, n)
     home = bank if bank.is_dir() else bank.parent
-    deliver(scheme_report(rows, str(bank), opened.method), out, home, as_json)
+    deliver(scheme_report(rows, str(bank), method), out, home, as_json)

@@ -3,7 +3,6 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -41,21 +40,6 @@ NOT_SHOWN = (
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """What is to be pushed where: to a folder, or to a repository of the hub."""
-
-    model: str
-    out: Path | None = None
-    repo: str | None = None
-    private: bool = False
-    overwrite: bool = False
-    license: str | None = None
-    base_model: str | None = None
-    gguf: bool = False
-    converter: Path | None = None
-
-
-@dataclass(frozen=True)
 class Pushed:
     """What was pushed where to: a folder or an address, and the names of its files."""
 
@@ -65,61 +49,96 @@ class Pushed:
     thinks: bool
 
 
-def push(parcel: Parcel) -> Pushed:
-    """Write or upload model, tokenizer, card and config.
+def push(
+    model: str,
+    out: Path | None = None,
+    repo: str | None = None,
+    private: bool = False,
+    overwrite: bool = False,
+    license: str | None = None,
+    base_model: str | None = None,
+    gguf: bool = False,
+    converter: Path | None = None,
+) -> Pushed:
+    """Write model, tokenizer, card and config to a folder, or upload them to a repository of the hub.
 
     Raises:
         ConfigError: not exactly one destination.
         ModelError: there is no such model, or its chat template cannot be made to think.
         EndpointError: the hub refuses or cannot be reached.
     """
-    out, repo = parcel.out, parcel.repo
     if (out is None) == (repo is None):
         raise ConfigError("say where to: --out FOLDER or --repo OWNER/NAME, one of the two.")
-    if parcel.converter and not parcel.gguf:
+    if converter and not gguf:
         raise ConfigError("--converter has no effect without --gguf.")
-    converter = find_converter(parcel.converter) if parcel.gguf else None
-    located = locate_model(parcel.model)
+    program = find_converter(converter) if gguf else None
+    located = locate_model(model)
     metadata = read_metadata(located.folder)
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not parcel.overwrite:
+        if not overwrite:
             raise StoreError(f"{out}: exists; choose another --out, or add --overwrite.")
         if not (out / "config.json").is_file():
             raise StoreError(f"{out}: holds something that is not a model; remove it yourself or choose another --out.")
     run = None if located.run is None else Run.open(located.run)
-    config = run.config() if run else None
+    config, training = run.config() if run else None, None
+    if run and config:  # what the card says of it
+        manifest, scored = run.manifest(), run.metrics("held_out")
+        formula = FORMULAS.get(config.method)
+        plain = configs.resolve({"preset": config.preset, "method": config.method})
+        began, pairs = PurePath(config.model.path).name, PurePath(config.data.train).name
+        validation = PurePath(config.data.validation or "").name
+        data = manifest.get("data") or {}
+        inputs = {"--model": began, "--data": pairs} | ({"--validation": validation} if validation else {})
+        training = {
+            "command": nrt("train", CONFIG, *(word for key, file in inputs.items() for word in (key, Path(file)))),
+            "method": config.method,
+            "formula": formula.reward.text if formula else None,
+            "preset": config.preset,
+            "seed": config.seed,
+            "step": located.step,
+            "model": began,
+            "data": pairs,
+            "validation": validation,
+            "examples": data.get("examples"),
+            "dropped": {reason: count for reason, count in (data.get("dropped") or {}).items() if count},
+            "fingerprints": manifest.get("fingerprints") or {},
+            "versions": {name: value for name, value in (manifest.get("versions") or {}).items() if value},
+            "device": (manifest.get("device") or {}).get("name"),
+            "unlike": [each for each in configs.diff(plain, config) if not each[0].startswith(NOT_SHOWN)],
+            "held_out": [scored[0], *scored[1:][-1:]] if scored else [],  # before and after
+        }
     with tempfile.TemporaryDirectory(prefix="nrt-push-") if out is None else model_folder(out) as made:
         folder = Path(made)
         metadata = write_for_others(located.folder, folder, metadata)
         if config:
             values = {k: v for k, v in config.model_dump(mode="json").items() if k not in OTHER_SECTIONS}
             (folder / CONFIG).write_text(configs.dump_yaml(without_paths(values)), encoding="utf-8")
-        evaluations = (found.scores() for found in find_evaluations(results_of(parcel.model)))
+        evaluations = (found.scores() for found in find_evaluations(results_of(model)))
         measured = [found for found in evaluations if found and found["score"] == found["score"]]
         scores = list({score["benchmark"]: score for score in measured}.values())
         name = (repo or str(out)).rstrip("/").rpartition("/")[2] or located.name
-        if converter:
+        if program:
             console.note("converting to GGUF ...")
-            convert(converter, folder, folder / f"{name}.gguf")
+            convert(program, folder, folder / f"{name}.gguf")
         method = [] if config is None else [config.method.replace(":", ".")]
         tags = ["native-reasoning-training", *method, *(["reasoning"] if metadata.thinks else [])]
         loader = PackageLoader("nrt_cli.workflows", ".")
         jinja = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         place = repo or (out.name if out else "")
         card = jinja.get_template("card.md.jinja").render(
-            metadata=card_metadata(name, scores, parcel.license, parcel.base_model, tags).strip(),
+            metadata=card_metadata(name, scores, license, base_model, tags).strip(),
             name=name,
             address=place,
             thinks=metadata.thinks,
             start=metadata.think_start or "",
             end=metadata.think_end,
             folder=place.rpartition("/")[2],
-            gguf=parcel.gguf,
+            gguf=gguf,
             suffix=metadata.suffix,
             parsed=(metadata.think_start, metadata.think_end) == FIELD_MARKS,
-            training=_training(run, located.step) if run else None,
+            training=training,
             scores=scores,
-            license=parcel.license,
+            license=license,
             version=__version__,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -127,33 +146,5 @@ def push(parcel: Parcel) -> Pushed:
         address = str(out)
         if repo is not None:
             console.note(f"uploading {', '.join(files)} ...")
-            address = upload(folder, repo, parcel.private, f"Push {name} with nrt {__version__}")
-    return Pushed(parcel.model, address, files, metadata.thinks)
-
-
-def _training(run: Run, step: int | None) -> dict[str, Any]:
-    """What the card says of the run."""
-    manifest, config, scored = run.manifest(), run.config(), run.metrics("held_out")
-    formula, plain = FORMULAS.get(config.method), configs.resolve({"preset": config.preset, "method": config.method})
-    model, pairs = PurePath(config.model.path).name, PurePath(config.data.train).name
-    validation = PurePath(config.data.validation or "").name
-    data = manifest.get("data") or {}
-    files = {"--model": model, "--data": pairs} | ({"--validation": validation} if validation else {})
-    return {
-        "command": nrt("train", CONFIG, *(word for key, file in files.items() for word in (key, Path(file)))),
-        "method": config.method,
-        "formula": formula.reward.text if formula else None,
-        "preset": config.preset,
-        "seed": config.seed,
-        "step": step,
-        "model": model,
-        "data": pairs,
-        "validation": validation,
-        "examples": data.get("examples"),
-        "dropped": {reason: count for reason, count in (data.get("dropped") or {}).items() if count},
-        "fingerprints": manifest.get("fingerprints") or {},
-        "versions": {name: value for name, value in (manifest.get("versions") or {}).items() if value},
-        "device": (manifest.get("device") or {}).get("name"),
-        "unlike": [each for each in configs.diff(plain, config) if not each[0].startswith(NOT_SHOWN)],
-        "held_out": [scored[0], *scored[1:][-1:]] if scored else [],  # before and after
-    }
+            address = upload(folder, repo, private, f"Push {name} with nrt {__version__}")
+    return Pushed(model, address, files, metadata.thinks)

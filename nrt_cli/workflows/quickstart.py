@@ -27,7 +27,6 @@ from nrt_cli.workflows.train import train
 
 SFT, UNTRAINED, NRT = methods.SUPERVISED.name, methods.CONTROL.name, "nrt"
 """The arms."""
-CONTROL = {"objective": {"weights": {"trace": 0}}}
 
 
 @dataclass(frozen=True)
@@ -46,28 +45,26 @@ class Recipe:
     """The model that is made ready where the user names none; None where the config names one that is."""
 
 
+ARMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    SFT: (methods.SUPERVISED.title, {"method": SFT}),
+    UNTRAINED: (UNTRAINED, {"objective": {"weights": {"trace": 0}}}),
+    NRT: ("NRT", {}),
+}
 DIGITS = Recipe(
     config="quickstart",
-    # As many answers a step as the others have traces.
-    arms={
-        SFT: (methods.SUPERVISED.title, {"method": SFT, "train": {"batch_size": 64}}),
-        UNTRAINED: (UNTRAINED, CONTROL),
-        NRT: ("NRT", {}),
-    },
+    # SFT has as many answers a step as the others have traces.
+    arms={**ARMS, SFT: (methods.SUPERVISED.title, {"method": SFT, "train": {"batch_size": 64}})},
     usual=(SFT, UNTRAINED, NRT),
     chance=0.1,  # one of ten digits
     source=None,
 )
 REAL = Recipe(
     config="real",
-    arms={SFT: (methods.SUPERVISED.title, {"method": SFT}), UNTRAINED: (UNTRAINED, CONTROL), NRT: ("NRT", {})},
+    arms=ARMS,
     usual=(NRT,),
     chance=None,
     source="Qwen/Qwen2.5-Coder-0.5B-Instruct",
 )
-
-SHOWN = (0, 1, 2, -1)
-"""Of the steps that were scored, those whose trace is shown: most is learned early."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,25 @@ def choose(
     """
     if unknown := [name for name in names if name not in recipe.arms]:
         raise ConfigError(f"--arms {unknown[0]}: choose some of {','.join(recipe.arms)}.")
-    path, source = _model(recipe, folder, model) if recipe.source else (None, None)
+    path: str | None = None
+    source: str | None = None
+    if recipe.source:
+        # The prepared model's folder, and what it has to be made from, if it is not there.
+        made = folder / "model"
+        begun = [Run.open(folder / name) for name in recipe.arms if (folder / name / "manifest.json").is_file()]
+        used = begun[0].config().model.path if begun else None
+        there = read_json(made / METADATA)["source"] if (made / METADATA).is_file() else None
+        path = str(made)
+        if model is None:
+            path, source = used or path, None if used or there else recipe.source
+        else:
+            model = configs.absolute_path(model)
+            if ready := model.startswith("builtin:") or (Path(model) / METADATA).is_file():
+                path = str(locate_model(model).folder)
+            other = used is not None and Path(used).resolve() != Path(path).resolve()
+            if there != model if there and not ready else other:
+                raise ConfigError(f"{folder}: its runs began from {there or used}; name another --folder for {model}.")
+            source = model if path == str(made) and there is None else None
     arms = []
     for name in [name for name in recipe.arms if name in (names or recipe.usual)]:
         title, changes = recipe.arms[name]
@@ -178,28 +193,6 @@ def choose(
             config = configs.resolve(file, given, *layers, origin=recipe.config)
         arms.append(Arm(name, title, at, config, started))
     return Start(recipe, folder, tuple(arms), source)
-
-
-def _model(recipe: Recipe, folder: Path, model: str | None) -> tuple[str, str | None]:
-    """The prepared model's folder, and what it has to be made from, if it is not there."""
-    made = folder / "model"
-    runs = [Run.open(folder / name) for name in recipe.arms if (folder / name / "manifest.json").is_file()]
-    used = runs[0].config().model.path if runs else None
-    there = read_json(made / METADATA)["source"] if (made / METADATA).is_file() else None
-    if model is None:
-        if used or there:
-            return used or str(made), None
-        return str(made), recipe.source
-    model = configs.absolute_path(model)
-    if model.startswith("builtin:") or (Path(model) / METADATA).is_file():
-        path = str(locate_model(model).folder)
-        other = used is not None and Path(used).resolve() != Path(path).resolve()
-    else:
-        path = str(made)
-        other = there != model if there else used is not None and Path(used).resolve() != made.resolve()
-    if other:
-        raise ConfigError(f"{folder}: its runs began from {there or used}; name another --folder for {model}.")
-    return path, model if path == str(made) and there is None else None
 
 
 def expect(start: Start) -> Expected | None:
@@ -254,12 +247,20 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
     runs = [Run.open(arm.path) for arm in start.arms]
     # SFT comes first and NRT last: what thinks has all accuracies, and a trace to show.
     best, steps = runs[-1], [[record["step"] for record in run.metrics("held_out")] for run in runs]
-    rows = [_row("untrained", "untrained", best, steps[-1][0])]
-    rows += [_row(arm.name, arm.title, run, of[-1]) for arm, run, of in zip(start.arms, runs, steps, strict=True)]
+    shown = [("untrained", "untrained", best, steps[-1][0])]
+    shown += [(arm.name, arm.title, run, of[-1]) for arm, run, of in zip(start.arms, runs, steps, strict=True)]
+    rows = []
+    for name, title, run, step in shown:
+        found = run.held_out_rows(step, COLUMNS)
+        accuracies, more = (
+            tuple(one if one.n else None for one in (over_rows(measure, found) for measure in measures))
+            for measures in (KINDS, MORE)
+        )
+        rows.append(Row(name, title, accuracies, more))
     question = best.held_out_rows(steps[-1][-1], ("prompt", "answer"))[0]
     traces = []
     if start.arms[-1].config.thinks:  # of the first held-out question, which is not chosen
-        for step in dict.fromkeys(steps[-1][place] for place in SHOWN if place < len(steps[-1])):
+        for step in dict.fromkeys([*steps[-1][:3], steps[-1][-1]]):  # most is learned early
             row = best.held_out_rows(step, ("trace", "thinking_reply", "thinking_score"))[0]
             traces.append(Said(step, row["trace"], row["thinking_reply"], row["thinking_score"] == 1))
     return Outcome(
@@ -271,12 +272,3 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
         runs=tuple(run.path for run in runs),
         seconds=sum(record["seconds"] for run in runs for record in run.metrics()),
     )
-
-
-def _row(arm: str, title: str, run: Run, step: int) -> Row:
-    rows = run.held_out_rows(step, COLUMNS)
-    accuracies, more = (
-        tuple(one if one.n else None for one in (over_rows(measure, rows) for measure in measures))
-        for measures in (KINDS, MORE)
-    )
-    return Row(arm, title, accuracies, more)

@@ -109,12 +109,8 @@ class RunRecord:
             }
             for one in self.held_out_measures
         ]
-        others = vars(self) | {
-            "held_out_measures": measures,
-            "evaluations": list(map(asdict, self.evaluations)),
-            "best": self.best and asdict(self.best),
-        }
-        cleaned: dict[str, Any] = measured(asdict(others.pop("row")) | others)
+        found = asdict(self) | {"held_out_measures": measures}
+        cleaned: dict[str, Any] = measured(found.pop("row") | found)
         return cleaned
 
 

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from nrt_cli import config as configs
 from nrt_cli import console, methods
 from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.config import DataSection, ModelSection, ObjectiveSection, RolloutSection, RunConfig
+from nrt_cli.config import DataSection, ModelSection, ObjectiveSection, RolloutSection
 from nrt_cli.config.titles import run_label, run_title
 from nrt_cli.data.examples import load_examples
 from nrt_cli.data.sources import file_sha256
@@ -43,7 +43,7 @@ from nrt_cli.store.tables import PartTable, bank_rows, bank_tables
 from nrt_cli.text.pieces import copied_share, copied_words, pieces, sentence_spans, words
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import ending_in
-from nrt_cli.training.locate import Located, locate_model
+from nrt_cli.training.locate import locate_model
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done and how much there is."""
@@ -51,51 +51,42 @@ Report = Callable[[str, int, int], None]
 SCORING_STREAM = 2
 """First part of the random streams' key, after the seed: training and held-out scoring have 0 and 1."""
 
-DEFAULT_TRACE_CAP = 256
-"""Cap on traces of models that no run trained; a run has its own."""
 
-
-@dataclass(frozen=True)
 class Subject:
-    """A model to look into, not loaded yet. `config` is its run's, or the paper's defaults where there is no run."""
+    """The model that DIR, RUN, RUN@STEP or builtin:NAME means, to look into, not loaded yet.
 
-    located: Located
-    config: RunConfig
-    think_start: str | None
-    think_end: str
-    thinks: bool
+    `config` is its run's, or the paper's defaults where there is no run. Raises ModelError or StoreError.
+    """
 
-    def open(self) -> Scorer:
-        """Load it, on as many threads as its run had."""
-        use_threads(self.config)
-        bare = self.config.objective.null_trace == "bare"
-        scorer = Scorer(self.section, self.think_start, self.think_end, bare)
-        if reason := scorer.policy.no_packing:
-            console.note(f"{self.located.ref}: nothing is packed, since {reason}")
-        return scorer
+    def __init__(self, ref: str | Path) -> None:
+        self.located = locate_model(ref)
+        about = read_metadata(self.located.folder)
+        self.marks, self.thinks = (about.think_start, about.think_end), about.thinks
+        if self.located.run is None:
+            self.config = configs.resolve({"rollout": {"max_trace_tokens": 256}})
+        else:
+            self.config = Run.open(self.located.run).config()
+            # What the run used, which may be less than what its starting model was prepared with.
+            tokens = self.config.tokens
+            self.marks, self.thinks = (tokens.think_start, tokens.think_end), self.config.thinks
 
     @cached_property
     def section(self) -> ModelSection:
         """Its folder, and the dtype that it is computed in."""
         return self.located.section()
 
+    def open(self) -> Scorer:
+        """Load it, on as many threads as its run had."""
+        use_threads(self.config)
+        scorer = Scorer(self.section, *self.marks, self.config.objective.null_trace == "bare")
+        if reason := scorer.policy.no_packing:
+            console.note(f"{self.located.ref}: nothing is packed, since {reason}")
+        return scorer
+
     def rollout(self, max_trace_tokens: int | None = None, temperature: float | None = None) -> RolloutSection:
         """How its traces are sampled: as in its run, unless told otherwise."""
         given = {"max_trace_tokens": max_trace_tokens, "temperature": temperature}
         return self.config.rollout.model_copy(update={key: value for key, value in given.items() if value is not None})
-
-
-def subject(ref: str | Path) -> Subject:
-    """The model that DIR, RUN, RUN@STEP or builtin:NAME means. Raises ModelError or StoreError where there is none."""
-    located = locate_model(ref)
-    about = read_metadata(located.folder)
-    if located.run is None:
-        defaults = configs.resolve({"rollout": {"max_trace_tokens": DEFAULT_TRACE_CAP}})
-        return Subject(located, defaults, about.think_start, about.think_end, about.thinks)
-    config = Run.open(located.run).config()
-    # What the run used, which may be less than what its starting model was prepared with.
-    tokens = config.tokens
-    return Subject(located, config, tokens.think_start, tokens.think_end, config.thinks)
 
 
 def data_file(of: Subject, given: Path | None) -> Path:
@@ -231,7 +222,7 @@ def score_answer(ref: str, asked: Question) -> Scored:
 
     A model that answers directly has no traces of its own: without any given, it is scored on y* given x alone.
     """
-    of = subject(ref)
+    of = Subject(ref)
     if not asked.question.strip() or not asked.answer.strip():
         raise ConfigError("the question or the answer is empty; give both.")
     scorer, objective, trained = of.open(), of.config.objective, of.located.run is not None
@@ -386,7 +377,7 @@ def score_tokens(
         ConfigError: the baseline thinks, or there is nothing to compare it with.
         ModelError: the models' tokenizers differ, so that they have no ground-truth tokens in common.
     """
-    subjects = [subject(ref) for ref in (baseline, *models)]
+    subjects = [Subject(ref) for ref in (baseline, *models)]
     first, *others = subjects
     if not others:
         raise ConfigError("name at least one model to compare with the baseline: --runs RUN.")
@@ -458,8 +449,6 @@ def tokenizer_difference(first: Any, second: Any) -> str | None:
 # --- traces tampered with --------------------------------------------------------------------------------------------
 
 NGRAMS = (1, 2, 3, 4)
-MASK = " _"
-"""Stands for a masked token; its last token is used."""
 
 CONTROL_COLUMNS = {
     "example": "int64", "k": "int64", "control": "string", "trace_tokens": "int64", "changed_tokens": "int64",
@@ -490,7 +479,7 @@ def score_controls(
         count: traces, evenly spaced over those there are.
         span: words in a row that count as copied from the answer where they are masked.
     """
-    of = subject(ref)
+    of = Subject(ref)
     if of.located.run is None or not of.thinks:
         raise ConfigError(f"{ref}: leakage is looked for in the traces of a run; name one whose method samples traces.")
     run = Run.open(of.located.run)
@@ -557,7 +546,7 @@ def tampered(rows: Sequence[Mapping[str, Any]], i: int, tokenizer: Any, span: in
     others = [other for other in (*rows[i + 1 :], *rows[:i]) if other["example"] != row["example"]]
     if others:
         found["swapped"] = list(others[0]["trace_ids"])
-    mask = tokenizer.encode(MASK, add_special_tokens=False)[-1]
+    mask = tokenizer.encode(" _", add_special_tokens=False)[-1]
     texts, masked = pieces(tokenizer, ids), list(ids)
     said = words("".join(texts))
     marks = copied_words(_words(row["answer"]), [word for word, _, _ in said], _words(row["prompt"]), span)
@@ -577,35 +566,22 @@ def _words(text: str) -> list[str]:
 # --- a bank of rollouts under every scheme ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bank:
-    """Where rollouts are stored, with the objective that schemes are judged under."""
-
-    path: Path
-    objective: ObjectiveSection
-    method: str | None
-
-
-def open_bank(path: Path) -> Bank:
-    """A run, or a trace table or a folder of them, for which the paper's objective holds."""
-    if (path / "manifest.json").is_file():
-        config = Run.open(path).config()
-        return Bank(path, config.objective, config.method)
-    return Bank(path, ObjectiveSection(), None)
-
-
 def score_schemes(
-    bank: Bank, report: Report, schemes: Sequence[str] = SCHEMES, count: int = 500
-) -> Iterator[dict[str, Any]]:
-    """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme; needs no model.
+    bank: Path, report: Report, schemes: Sequence[str] = SCHEMES, count: int = 500
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme, and the method of the bank's run.
 
     Args:
+        bank: a run; or a trace table or a folder of them, for which the paper's objective holds.
         count: groups, evenly spaced over those there are.
     """
+    config = Run.open(bank).config() if (bank / "manifest.json").is_file() else None
+    objective = config.objective if config else ObjectiveSection()
     if len(schemes) < 2:
         raise ConfigError("name at least two schemes: what one would reward is seen beside another.")
     built = {name: methods.get(name) for name in schemes}
-    tables, numbers = bank_tables(bank.path), itertools.count()
+    tables, numbers = bank_tables(bank), itertools.count()
+    found: list[dict[str, Any]] = []
 
     def groups(table: Path, *columns: str) -> list[list[TraceRow]]:
         rows = bank_rows(table, ("step", "example", *columns))
@@ -623,13 +599,13 @@ def score_schemes(
             where = {"group": number, "step": group[0].step, "example": group[0].example}
             hardest = int(null_T.argmin())
             for name, scheme in built.items():
-                view = view_group(scheme, logprobs_KT, null_T, bank.objective)
-                agreement = half_agreement(scheme, logprobs_KT, null_T, bank.objective)
+                view = view_group(scheme, logprobs_KT, null_T, objective)
+                agreement = half_agreement(scheme, logprobs_KT, null_T, objective)
                 dead = {"dead_group": view.advantage.dead, "agreement": agreement}
-                yield where | {"kind": "group", "scheme": name, **dead}
+                found.append(where | {"kind": "group", "scheme": name, **dead})
                 signal_T = view.reward.token_KT.abs().mean(0)
                 for k, row in enumerate(group):
-                    yield where | {
+                    scored = {
                         "kind": "trace",
                         "scheme": name,
                         "k": row.k,
@@ -647,4 +623,6 @@ def score_schemes(
                         "entropy": float(np.mean(row.trace_entropies)) if row.trace_entropies else np.nan,
                         "trace": row.trace,
                     }
+                    found.append(where | scored)
         report("trace tables", done, len(tables))
+    return found, config.method if config else None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nrt_cli.errors import ConfigError, ModelError
-from nrt_cli.workflows.push import Parcel, push
+from nrt_cli.workflows.push import push
 
 CONVERTER = """#!{python}
 import pathlib, sys
@@ -34,7 +34,7 @@ def converter(tmp_path):
 
 def test_a_converter_that_is_given_writes_the_file(converter, tiny_model_dir, tmp_path):
     for name in ("mine.py", "mine"):
-        done = push(Parcel(str(tiny_model_dir), tmp_path / name, gguf=True, converter=converter(name)))
+        done = push(str(tiny_model_dir), tmp_path / name, gguf=True, converter=converter(name))
         assert f"{name}.gguf" in done.files
         assert (tmp_path / name / f"{name}.gguf").read_bytes().startswith(b"GGUF")
         assert f"{name}.gguf" in (tmp_path / name / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_a_converter_that_is_given_writes_the_file(converter, tiny_model_dir, tm
 @pytest.mark.parametrize("name", ["convert_hf_to_gguf.py", "convert-hf-to-gguf"])
 def test_an_installed_one_is_found(name, converter, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{converter(name).parent}{os.pathsep}{os.environ['PATH']}")
-    assert "shared.gguf" in push(Parcel(str(tiny_model_dir), tmp_path / "shared", gguf=True)).files
+    assert "shared.gguf" in push(str(tiny_model_dir), tmp_path / "shared", gguf=True).files
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_an_installed_one_is_found(name, converter, tiny_model_dir, tmp_path, mo
 )
 def test_a_failure_is_told_and_nothing_is_left(then, told, converter, tiny_model_dir, tmp_path):
     with pytest.raises(ModelError) as failed:
-        push(Parcel(str(tiny_model_dir), tmp_path / "shared", gguf=True, converter=converter("c.py", then)))
+        push(str(tiny_model_dir), tmp_path / "shared", gguf=True, converter=converter("c.py", then))
     assert told in str(failed.value)
     assert not (tmp_path / "shared").exists()
 
@@ -65,12 +65,12 @@ def test_a_failure_is_told_and_nothing_is_left(then, told, converter, tiny_model
 def test_where_there_is_none_that_is_said_first(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--converter FILE .*github\.com/ggml-org/llama\.cpp"):
-        push(Parcel("no such model, which is not looked at yet", tmp_path / "shared", gguf=True))
+        push("no such model, which is not looked at yet", tmp_path / "shared", gguf=True)
     with pytest.raises(ConfigError, match="no such file"):
-        push(Parcel(str(tiny_model_dir), tmp_path / "shared", gguf=True, converter=Path("elsewhere.py")))
+        push(str(tiny_model_dir), tmp_path / "shared", gguf=True, converter=Path("elsewhere.py"))
     with pytest.raises(ConfigError, match="no effect without --gguf"):
-        push(Parcel(str(tiny_model_dir), tmp_path / "shared", converter=Path(__file__)))
+        push(str(tiny_model_dir), tmp_path / "shared", converter=Path(__file__))
     not_runnable = tmp_path / "text"
     not_runnable.write_text("no program")
     with pytest.raises(ModelError, match="cannot be run"):
-        push(Parcel(str(tiny_model_dir), tmp_path / "shared", gguf=True, converter=not_runnable))
+        push(str(tiny_model_dir), tmp_path / "shared", gguf=True, converter=not_runnable)

@@ -16,7 +16,7 @@ from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.training.start import load_inputs
 from nrt_cli.workflows.runs import held_out_measures
-from nrt_cli.workflows.scoring import subject
+from nrt_cli.workflows.scoring import Subject
 from nrt_cli.workflows.train import train
 
 ON_TRACES = ("method=sft", "data.traces=true", "rollout.max_trace_tokens=40")
@@ -138,7 +138,7 @@ def test_a_think_token_that_is_no_special_token_drops_its_row(tmp_path, tiny_con
 def test_a_model_trained_on_traces_thinks(mixed, train_run):
     run = train_run(*ON_TRACES, *of(mixed[0]))
     assert read_metadata(run.export_path).thinks
-    assert subject(run.path).thinks
+    assert Subject(run.path).thinks
     kinds = ("thinking", "null", "direct", "other_trace")
     for record in run.metrics("held_out"):
         assert {"answer_logprob", "null_logprob", "gain", *(f"accuracy_{kind}" for kind in kinds)} <= record.keys()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from nrt_cli import config as configs
 from nrt_cli.store import Run
-from nrt_cli.workflows.scoring import data_file, subject
+from nrt_cli.workflows.scoring import Subject, data_file
 
 STEPS = ("--steps", 6)
 
@@ -324,7 +324,7 @@ def test_a_run_begun_with_relative_paths_is_the_same_from_any_folder(stored, nrt
     ):
         ended = nrt_in(away)(*command)
         assert ended.code == 0, ended.err
-    assert data_file(subject(run.path), None) == home / "data" / "validation.parquet"
+    assert data_file(Subject(run.path), None) == home / "data" / "validation.parquet"
 
 
 def test_under_a_schedule_the_number_of_steps_is_part_of_the_experiment(nrt, tiny_yaml):

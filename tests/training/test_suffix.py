@@ -14,7 +14,7 @@ from nrt_cli.progress import EvalProgress
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training.locate import locate_model
 from nrt_cli.workflows.generate import Conversation, Generator
-from nrt_cli.workflows.push import Parcel, push
+from nrt_cli.workflows.push import push
 from nrt_cli.workflows.scoring import Question, score_answer
 
 LINE = "Answer with one short equation."
@@ -36,7 +36,7 @@ def question_of(generator, **settings):
 
 
 def test_it_is_asked_with_it_wherever_the_model_is(run, tmp_path):
-    push(Parcel(str(run.path), tmp_path / "pushed"))
+    push(str(run.path), tmp_path / "pushed")
     for ref in (run.path, f"{run.path}@0", f"{run.path}@1", run.path / "export", tmp_path / "pushed"):
         assert locate_model(ref).suffix == LINE, ref
         generator = Generator(ref)

@@ -79,10 +79,10 @@ def test_a_model_of_ones_own_think_tokens_trains_as_printed(nrt, make_tiny_sourc
 
 
 def test_a_pushed_model_trains_as_its_card_and_a_refusal_say(shared_run, nrt_in, tmp_path):
-    from nrt_cli.workflows.push import Parcel, push
+    from nrt_cli.workflows.push import push
 
     run, pushed = shared_run("method=am", "train.steps=2"), tmp_path / "pushed model"
-    push(Parcel(str(run.path), pushed))
+    push(str(run.path), pushed)
     config = run.config()
     shutil.copytree(config.model.path, pushed / Path(config.model.path).name)
     for file in (config.data.train, config.data.validation):

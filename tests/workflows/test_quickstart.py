@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,13 +22,9 @@ from nrt_cli.training.locate import locate_inputs
 from nrt_cli.workflows.quickstart import DIGITS as RECIPE
 
 SMALL = (
-    "train.steps=3",
-    "train.batch_size=1",
-    "train.validate_every=1",
-    "rollout.max_trace_tokens=4",
-    "train.validation_size=4",
-    "train.threads=1",
-)
+    "train.steps=3", "train.batch_size=1", "train.validate_every=1", "rollout.max_trace_tokens=4",
+    "train.validation_size=4", "train.threads=1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +60,7 @@ def test_it_trains_three_arms_that_differ_in_what_they_are(first, folder):
 
 
 @pytest.mark.slow
-def test_the_table_is_what_the_runs_hold(first, folder):
+def test_what_it_prints_is_what_the_runs_hold_and_answers(first, folder):
     rows = Run.open(folder / "nrt").held_out_rows(3)
     for kind in ("thinking", "null", "direct", "other_trace"):
         found = share_over_rows([float(row[f"{kind}_score"]) for row in rows])
@@ -71,16 +68,14 @@ def test_the_table_is_what_the_runs_hold(first, folder):
         assert f"{100 * found.value:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]" in line
     assert "n = 4 held-out questions" in first.output
     assert "question by question: null trace" in " ".join(first.output.split())
-
-
-@pytest.mark.slow
-def test_one_question_is_shown_at_four_steps(first, folder):
-    run = Run.open(folder / "nrt")
-    for step in range(4):
+    for step in range(4):  # one question is shown
         (line,) = re.findall(rf"^  step   {step}  .*", first.output, re.MULTILINE)
-        row = run.held_out_rows(step)[0]
+        row = Run.open(folder / "nrt").held_out_rows(step)[0]
         assert " ".join(row["thinking_reply"].split()) in line
         assert line.endswith("(right)" if row["thinking_score"] == 1 else "(wrong)")
+    (words,) = re.findall(r"^  nrt generate (.+) '(Q : .+)'$", first.output, re.MULTILINE)
+    asked = CliRunner().invoke(app, ["generate", *words])
+    assert asked.exit_code == 0, asked.output
 
 
 @pytest.mark.slow
@@ -98,28 +93,16 @@ def test_again_it_does_nothing_and_says_the_same(first, quickstart, folder):
 
 
 @pytest.mark.slow
-def test_the_command_that_it_prints_answers(first, monkeypatch):
-    (words,) = re.findall(r"^  nrt generate (.+) '(Q : .+)'$", first.output, re.MULTILINE)
-    asked = CliRunner().invoke(app, ["generate", *words])
-    assert asked.exit_code == 0, asked.output
+def test_with_a_language_model_it_says_first_what_that_takes(tmp_path):
+    small = (
+        "train.steps=3", "train.batch_size=1", "train.validate_every=1", "train.validation_size=2", "train.threads=1",
+        "rollout.max_trace_tokens=4", "rollout.group_size=2", "data.max_prompt_tokens=400", "data.max_answer_tokens=8",
+    )  # fmt: skip
+    words = ["quickstart", "--real", "--folder", str(tmp_path), *(part for key in small for part in ("--set", key))]
 
+    def real(*more):
+        return CliRunner().invoke(app, [*words, *more])
 
-REAL = (
-    *("train.steps=3", "train.batch_size=1", "train.validate_every=1", "train.validation_size=2", "train.threads=1"),
-    *("rollout.max_trace_tokens=4", "rollout.group_size=2", "data.max_prompt_tokens=400", "data.max_answer_tokens=8"),
-)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """`nrt quickstart --real` with the small settings and another model, in one folder."""
-    folder = tmp_path_factory.mktemp("real")
-    options = [part for key in REAL for part in ("--set", key)]
-    return lambda *more: CliRunner().invoke(app, ["quickstart", "--real", "--folder", str(folder), *options, *more])
-
-
-@pytest.mark.slow
-def test_with_a_language_model_it_says_first_what_that_takes(real):
     made = real("builtin:tiny")
     assert made.exit_code == 0, made.output
     said = " ".join(made.stderr.split())
@@ -161,24 +144,17 @@ def test_what_stands_in_the_way_is_said_before_anything_is_made(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("terminal", "variables", "opens"),
-    [
-        (True, {"DISPLAY": ":0"}, True),
-        (True, {"WAYLAND_DISPLAY": "wayland-0"}, True),
-        (True, {}, False),  # no desktop
-        (False, {"DISPLAY": ":0"}, False),  # a pipe
-    ],
+    ("terminal", "display", "opens"),
+    [(True, "DISPLAY", True), (True, "WAYLAND_DISPLAY", True), (True, None, False), (False, "DISPLAY", False)],
 )
-def test_the_page_opens_only_before_a_person(monkeypatch, terminal, variables, opens):
-    class Out:
-        is_terminal = terminal
-
-    monkeypatch.setattr(command.console, "stdout", Out)
+def test_the_page_opens_only_before_a_person(monkeypatch, terminal, display, opens):
+    """Neither without a desktop nor into a pipe."""
+    monkeypatch.setattr(command.console, "stdout", SimpleNamespace(is_terminal=terminal))
     monkeypatch.setattr(command.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    if display:
+        monkeypatch.setenv(display, ":0")
     assert command._has_screen() == opens
 
 

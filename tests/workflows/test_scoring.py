@@ -1,5 +1,6 @@
 """`nrt score`, `analyze tokens`, `leakage` and `schemes` on small runs, against slow and obvious computations."""
 
+import io
 import json
 import math
 import shutil
@@ -12,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nrt_cli.config import ObjectiveSection, to_yaml
+from nrt_cli import console
+from nrt_cli.commands.score import _show as show_scores
+from nrt_cli.config import to_yaml
 from nrt_cli.errors import ConfigError, ModelError, StoreError
 from nrt_cli.methods import SCHEMES
 from nrt_cli.models.prepare import prepare_model
@@ -24,14 +28,17 @@ from nrt_cli.workflows import scoring
 from nrt_cli.workflows.generate import Generator
 from nrt_cli.workflows.scoring import (
     SCORING_STREAM,
+    AnswerScore,
     Question,
+    SchemeScore,
     Scored,
-    open_bank,
+    SentenceScore,
+    Subject,
+    TraceScore,
     score_answer,
     score_controls,
     score_schemes,
     score_tokens,
-    subject,
     tampered,
     tokenizer_difference,
 )
@@ -183,6 +190,26 @@ def test_a_given_trace_alone_has_no_advantage_and_its_special_tokens_stay_text(a
         score_answer(str(am.path), Question(" ", ANSWER))
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_what_is_not_finite_is_a_dash(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that diverged still has its table."""
+    answer = AnswerScore([value], [value], value, value)
+    scheme = SchemeScore(value, value, value, value, None, None, [value], [value])
+    sentences = [SentenceScore("so", 1, value)]
+    trace = TraceScore("so", 1, "end", **vars(answer), gains=[value], gain=value, sentences=sentences)
+    trace.schemes["am"] = scheme
+    record = Scored("m", "f", "am", None, "x", "7", ["7"], [7], {}, answer, answer, [trace])
+    said = io.StringIO()
+    monkeypatch.setattr(console, "stdout", Console(file=said, width=100))
+    show_scores([record], tokens=True)
+    text = said.getvalue()
+    assert "P(y*) = -, log P(y*) = - nats" in text
+    assert "nan" not in text
+    assert "None" not in text
+    (row,) = (line for line in text.splitlines() if line.strip().startswith("am "))
+    assert row.split()[1:] == ["-"] * 4
+
+
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
@@ -219,12 +246,12 @@ def test_a_models_probabilities_are_given_its_own_sampled_trace(
     sft: Run, am: Run, tmp_path: Path, slowly: Callable[..., list[float]]
 ) -> None:
     _, model = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=2, seed=5, max_trace_tokens=4)
-    scorer = subject(am.path).open()
+    scorer = Subject(am.path).open()
     known = {row["example"]: row for row in am.traces("held-out-000003")}
     for example in {row["example"] for row in all_rows(model)}:
         mine = [row for row in all_rows(model) if row["example"] == example]
         one = Example(example, "", tuple(known[example]["prompt_ids"]), tuple(known[example]["answer_ids"]))
-        (group,) = scorer.sample([one], 1, subject(am.path).rollout(4), (5, SCORING_STREAM))
+        (group,) = scorer.sample([one], 1, Subject(am.path).rollout(4), (5, SCORING_STREAM))
         (rollout,) = group.rollouts
         ids = [*one.prompt_ids, scorer.tokens.start_id, *rollout.trace_ids, scorer.tokens.end_id, *one.answer_ids]
         assert [row["logprob"] for row in mine] == pytest.approx(slowly(am, ids, len(mine)), abs=1e-5)
@@ -253,16 +280,16 @@ def test_a_runs_dtype_is_that_of_all_that_looks_into_it(
 ) -> None:
     """Runs in float32 are scored in float32, whatever `auto` is here; no part of another dtype is reused."""
     monkeypatch.setenv("NRT_AUTO_DTYPE", "bfloat16")
-    assert subject(am.path).open().policy.model.dtype == torch.float32
-    assert subject(f"{am.path}@0").open().policy.model.dtype == torch.float32
-    assert subject(am.export_path).open().policy.model.dtype == torch.bfloat16  # a folder does not say whose it is
+    assert Subject(am.path).open().policy.model.dtype == torch.float32
+    assert Subject(f"{am.path}@0").open().policy.model.dtype == torch.float32
+    assert Subject(am.export_path).open().policy.model.dtype == torch.bfloat16  # a folder does not say whose it is
     assert Generator(am.path).reasoner.model.dtype == torch.float32
     arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
     wide = [one.table.folder for one in score_tokens(*arguments, count=2)]
     leak = score_controls(str(am.path), tmp_path, quiet, count=2).table.folder
     narrow_sft, narrow_am = (_narrow(run, tmp_path) for run in (sft, am))
     narrow = [one.table.folder for one in score_tokens(str(narrow_sft), [str(narrow_am)], tmp_path, quiet, count=2)]
-    assert subject(narrow_am).open().policy.model.dtype == torch.bfloat16
+    assert Subject(narrow_am).open().policy.model.dtype == torch.bfloat16
     assert not set(wide) & set(narrow)
     assert leak != score_controls(str(narrow_am), tmp_path, quiet, count=2).table.folder
 
@@ -284,14 +311,9 @@ def test_other_tokenizers_are_refused_with_the_reason(
     prepare_model(str(tmp_path / "source"), tmp_path / "other", dtype="float32")
     with pytest.raises(ModelError, match=r"have different tokenizers .* is 2 in one and 3 in the other"):
         score_tokens(str(sft.path), [str(tmp_path / "other")], tmp_path, quiet)
-
-
-def test_how_tokenizers_differ(make_tiny_tokenizer: Any) -> None:
-    first = make_tiny_tokenizer()
+    first, turned = make_tiny_tokenizer(), make_tiny_tokenizer(chat_template="{{ messages }}")
     assert tokenizer_difference(first, make_tiny_tokenizer()) is None
-    assert tokenizer_difference(first, make_tiny_tokenizer(chat_template="{{ messages }}")).startswith(
-        "the same tokens, "
-    )
+    assert tokenizer_difference(first, turned).startswith("the same tokens, ")
     assert "'<end>' is" in tokenizer_difference(first, make_tiny_tokenizer(eos_token="<end>"))
 
 
@@ -334,12 +356,8 @@ def test_rewards_under_controls(am: Run, tmp_path: Path, slowly: Callable[..., l
 
 def test_what_is_masked_and_shuffled(am: Run) -> None:
     tokenizer = AutoTokenizer.from_pretrained(am.export_path)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    row = {"example": 1, "k": 0, "source": "", "prompt": "How many apples?", "answer": "He has 42 apples<eos>"}
-    row |= {"prompt_ids": [5], "answer_ids": [6], "trace_ids": encode("apples: 42, 420 has")}
+    row = {"example": 1, "k": 0, "prompt": "How many apples?", "answer": "He has 42 apples<eos>"}
+    row["trace_ids"] = tokenizer.encode("apples: 42, 420 has", add_special_tokens=False)
     traces = tampered([row], 0, tokenizer, 1, 0)
     assert "swapped" not in traces  # there is no other example
     assert sorted(traces["shuffled"]) == sorted(row["trace_ids"])
@@ -362,7 +380,9 @@ def test_runs_without_traces_are_told_what_makes_them(am: Run, sft: Run, tmp_pat
 
 def test_the_runs_own_scheme_is_what_it_was_trained_with(am: Run) -> None:
     """The store has R, R_base and A of the run's own scheme: the same rollouts give the same numbers again."""
-    rows = [row for row in score_schemes(open_bank(am.path), quiet) if row["kind"] == "trace" and row["scheme"] == "am"]
+    rows, method = score_schemes(am.path, quiet)
+    assert method == "am"
+    rows = [row for row in rows if (row["kind"], row["scheme"]) == ("trace", "am")]
     stored = [row for step in (1, 2, 3) for row in am.traces(f"step-{step:06d}")]
     assert len(rows) == len(stored) == 3 * 4 * 4
     for mine, theirs in zip(rows, stored, strict=True):
@@ -376,9 +396,8 @@ def test_the_runs_own_scheme_is_what_it_was_trained_with(am: Run) -> None:
 
 def test_a_bank_may_lie_anywhere_and_be_of_any_size(am: Run, tmp_path: Path) -> None:
     shutil.copy(am.path / "traces" / "step-000002.parquet", tmp_path / "bank.parquet")
-    bank = open_bank(tmp_path / "bank.parquet")
-    assert bank.objective == ObjectiveSection()
-    rows = list(score_schemes(bank, quiet, ("am", "gm"), count=2))
+    rows, method = score_schemes(tmp_path / "bank.parquet", quiet, ("am", "gm"), count=2)
+    assert method is None
     assert {row["step"] for row in rows} == {2}
     assert len([row for row in rows if row["kind"] == "group"]) == 2 * 2  # groups times schemes
     assert [row["group"] for row in rows if row["kind"] == "group" and row["scheme"] == "am"] == [0, 3]
@@ -386,7 +405,7 @@ def test_a_bank_may_lie_anywhere_and_be_of_any_size(am: Run, tmp_path: Path) -> 
 
 def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no scored traces are stored there; they come from `nrt train`"):
-        list(score_schemes(open_bank(sft.path), quiet))
+        score_schemes(sft.path, quiet)
     # Held-out traces of runs from before their rows were kept.
     scored = pq.read_table(am.path / "traces" / "held-out-000003.parquet")
     for name in ("answer_logprobs", "null_logprobs"):
@@ -394,15 +413,15 @@ def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
         scored = scored.set_column(at, name, pa.nulls(len(scored), scored.schema.field(at).type))
     pq.write_table(scored, tmp_path / "old.parquet")
     with pytest.raises(StoreError, match=r"its traces were not scored token by token"):
-        list(score_schemes(open_bank(tmp_path / "old.parquet"), quiet))
+        score_schemes(tmp_path / "old.parquet", quiet)
     with pytest.raises(ConfigError, match=r"name at least two schemes"):
-        list(score_schemes(open_bank(am.path), quiet, ("am",)))
+        score_schemes(am.path, quiet, ("am",))
     pq.write_table(pq.read_table(am.path / "traces" / "step-000001.parquet").drop(["trace"]), tmp_path / "x.parquet")
     with pytest.raises(StoreError, match=r"column trace is missing"):
-        list(score_schemes(open_bank(tmp_path / "x.parquet"), quiet))
+        score_schemes(tmp_path / "x.parquet", quiet)
     (tmp_path / "y.parquet").write_text("text")
     with pytest.raises(StoreError, match=r"not a readable trace table"):
-        list(score_schemes(open_bank(tmp_path / "y.parquet"), quiet))
+        score_schemes(tmp_path / "y.parquet", quiet)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
