@@ -139,15 +139,15 @@ def score(
 
     Args:
         traces: as text; without any, `samples` of the model's own.
-        settings: other fields of `nrt_cli.workflows.scoring.Question`.
+        settings: other arguments of `nrt_cli.workflows.scoring.score_answer`.
 
     Returns:
         `tokens`; `null` and each of `traces` with `logprobs`, `c`, `logprob` over answer tokens (eos included);
         each trace also `gains` in nats and `schemes`, by name: `reward`, `advantage`, `token_signals`, ...
     """
-    from nrt_cli.workflows.scoring import Question, score_answer
+    from nrt_cli.workflows.scoring import score_answer
 
-    return score_answer(str(model), Question(question, answer, tuple(traces), samples, **settings)).record()
+    return score_answer(str(model), question, answer, traces, samples, **settings).record()
 
 
 def evaluate(

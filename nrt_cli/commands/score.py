@@ -51,13 +51,10 @@ def score(
     """Score an answer given traces, token by token and under every scheme (Table 9)."""
     from nrt_cli.methods import SCHEMES
     from nrt_cli.records import json_line
-    from nrt_cli.workflows.scoring import Question, score_answer
+    from nrt_cli.workflows.scoring import score_answer
 
-    asked = Question(
-        question, answer, tuple(trace or ()), samples, max_trace_tokens, temperature, seed, sentences,
-        tuple(scheme or SCHEMES),
-    )  # fmt: skip
-    found = [score_answer(model, asked) for model in models]
+    how = (trace or (), samples, max_trace_tokens, temperature, seed, sentences, scheme or SCHEMES)
+    found = [score_answer(model, question, answer, *how) for model in models]
     # Through the line form, in which what is not finite is null.
     records = [json.loads(json_line(each.record())) for each in found]
     console.result(records, as_json, lambda _: _show(found, tokens))

@@ -122,24 +122,6 @@ def default_folder(ref: str | Path, analysis: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, what it is scored on, and which traces: those given, or `samples` of the model's own.
-
-    `samples` None takes the group size of the model's run.
-    """
-
-    question: str
-    answer: str
-    traces: tuple[str, ...] = ()
-    samples: int | None = None
-    max_trace_tokens: int | None = None
-    temperature: float | None = None
-    seed: int = 0
-    sentences: bool = False
-    schemes: tuple[str, ...] = SCHEMES
-
-
-@dataclass(frozen=True)
 class AnswerScore:
     """An answer's tokens and its whole: log c, c, log P and P."""
 
@@ -217,58 +199,72 @@ class Scored:
         return found
 
 
-def score_answer(ref: str, asked: Question) -> Scored:
+def score_answer(
+    ref: str,
+    question: str,
+    answer: str,
+    traces: Sequence[str] = (),
+    samples: int | None = None,
+    max_trace_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+    sentences: bool = False,
+    schemes: Sequence[str] = SCHEMES,
+) -> Scored:
     """One model's numbers.
 
-    A model that answers directly has no traces of its own: without any given, it is scored on y* given x alone.
+    A model that answers directly has no traces of its own: without any, it is scored on y* given x alone.
+
+    Args:
+        traces: as text; without any, `samples` of the model's own, None the group size of its run.
+        sentences: whether each sentence's gain is told, by removing it.
     """
     of = Subject(ref)
-    if not asked.question.strip() or not asked.answer.strip():
+    if not question.strip() or not answer.strip():
         raise ConfigError("the question or the answer is empty; give both.")
     scorer, objective, trained = of.open(), of.config.objective, of.located.run is not None
     tokenizer = scorer.tokenizer
-    question = ending_in(asked.question, of.located.suffix)
+    question = ending_in(question, of.located.suffix)
     prompt = render_prompt(tokenizer, [{"role": "user", "content": question}])
-    example = Example(0, "asked", tuple(prompt), tuple(encode_answer(tokenizer, asked.answer)))
+    example = Example(0, "asked", tuple(prompt), tuple(encode_answer(tokenizer, answer)))
     sampled: list[tuple[tuple[int, ...], str]] = []
-    if asked.traces:
-        if asked.samples or asked.max_trace_tokens or asked.temperature:
+    if traces:
+        if samples or max_trace_tokens or temperature:
             raise ConfigError(
                 "give either --trace or how to sample traces (--samples, --max-trace-tokens, --temperature): sampled "
                 "traces and others are no group."
             )
-        for text in asked.traces:  # which stays text, whatever special token it spells
+        for text in traces:  # which stays text, whatever special token it spells
             ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             sampled.append((tuple(ids), "given"))
     elif of.thinks:
-        rollout = of.rollout(asked.max_trace_tokens, asked.temperature)
-        key = (asked.seed, SCORING_STREAM)
-        (group,) = scorer.sample([example], asked.samples or rollout.group_size, rollout, key)
+        rollout = of.rollout(max_trace_tokens, temperature)
+        (group,) = scorer.sample([example], samples or rollout.group_size, rollout, (seed, SCORING_STREAM))
         sampled = [(one.trace_ids, one.stop) for one in group.rollouts]
     direct = None if of.thinks else _answer(scorer.score([scorer.direct_row(example)])[0].logprobs_T.double())
-    null, traces = None, None
+    null, found = None, None
     if sampled:
         rows = [scorer.null_row(example), *(scorer.row(example, ids) for ids, _ in sampled)]
-        null_T, *given = (scores.logprobs_T.double() for scores in scorer.score(rows))
-        null, traces = _answer(null_T), []
-        for (ids, stop), logprobs_T in zip(sampled, given, strict=True):
-            texts, answer, gains_T = pieces(tokenizer, ids), vars(_answer(logprobs_T)), logprobs_T - null_T
-            sentences = None
-            if asked.sentences:
+        null_T, *known = (scores.logprobs_T.double() for scores in scorer.score(rows))
+        null, found = _answer(null_T), []
+        for (ids, stop), logprobs_T in zip(sampled, known, strict=True):
+            texts, whole, gains_T = pieces(tokenizer, ids), vars(_answer(logprobs_T)), logprobs_T - null_T
+            parts: list[SentenceScore] | None = None
+            if sentences:
                 spans = sentence_spans(texts)
                 cut = scorer.score([scorer.row(example, (*ids[:start], *ids[end:])) for start, end in spans])
-                lost = [answer["logprob"] - float(rest.logprobs_T.sum()) for rest in cut]
-                sentences = [
+                lost = [whole["logprob"] - float(rest.logprobs_T.sum()) for rest in cut]
+                parts = [
                     SentenceScore("".join(texts[start:end]), end - start, gain)
                     for (start, end), gain in zip(spans, lost, strict=True)
                 ]
             gains, total = gains_T.tolist(), float(gains_T.sum())
             told = "".join(texts)
-            traces.append(TraceScore(told, len(ids), stop, **answer, gains=gains, gain=total, sentences=sentences))
-        alone = len(given) == 1 and objective.advantage != "raw"
-        for name in asked.schemes:
-            view = view_group(methods.get(name), torch.stack(given), null_T, objective)
-            for k, trace in enumerate(traces):
+            found.append(TraceScore(told, len(ids), stop, **whole, gains=gains, gain=total, sentences=parts))
+        alone = len(known) == 1 and objective.advantage != "raw"
+        for name in schemes:
+            view = view_group(methods.get(name), torch.stack(known), null_T, objective)
+            for k, trace in enumerate(found):
                 trace.schemes[name] = SchemeScore(
                     reward=float(view.reward.reward_K[k]),
                     log_reward=float(view.log_reward_K[k]),
@@ -286,13 +282,13 @@ def score_answer(ref: str, asked: Question) -> Scored:
         method=of.config.method if trained else None,
         title=run_title(of.config.method, of.config.model_dump()) if trained else None,
         question=question,
-        answer=asked.answer,
+        answer=answer,
         tokens=pieces(tokenizer, example.answer_ids),
         token_ids=list(example.answer_ids),
         objective={key: getattr(objective, key) for key in keys},
         direct=direct,
         null=null,
-        traces=traces,
+        traces=found,
     )
 
 

@@ -58,7 +58,7 @@ from nrt_cli.store.files import write_report
 from nrt_cli.store.study import Outcome, Study
 from nrt_cli.training.pretraining import pretrain
 from nrt_cli.workflows.generate import generate_cases
-from nrt_cli.workflows.scoring import Question, Report, ScoredModel, score_answer, score_tokens
+from nrt_cli.workflows.scoring import Report, ScoredModel, score_answer, score_tokens
 from nrt_cli.workflows.train import train
 
 INPUTS, BASE = "inputs", "base"
@@ -468,7 +468,7 @@ def score_questions(folder: Path, study: StudyConfig, report: Report) -> None:
         records: list[dict[str, Any]] = []
         for done, place in enumerate(runs, 1):
             # In a line what is not finite is null.
-            records.append(json.loads(json_line(score_answer(place, Question(*pair)).record())))
+            records.append(json.loads(json_line(score_answer(place, *pair).record())))
             report(f"question {number}", done, len(runs))
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
         write_report(folder / "analysis" / "score", {f"question-{number}.json": text.encode()})

@@ -15,7 +15,7 @@ from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training.locate import locate_model
 from nrt_cli.workflows.generate import Conversation, Generator
 from nrt_cli.workflows.push import push
-from nrt_cli.workflows.scoring import Question, score_answer
+from nrt_cli.workflows.scoring import score_answer
 
 LINE = "Answer with one short equation."
 ASKED = "What is 3 plus 4?"
@@ -64,7 +64,7 @@ def test_a_conversation_and_a_score_have_it(run):
     talk = Conversation(Generator(run.path), max_trace_tokens=2, max_answer_tokens=2)
     list(talk.ask(ASKED))
     assert talk.turns[0]["content"] == f"{ASKED}\n{LINE}"
-    found = score_answer(str(run.path), Question(ASKED, "7", traces=("3 + 4",)))
+    found = score_answer(str(run.path), ASKED, "7", traces=("3 + 4",))
     assert found.question == f"{ASKED}\n{LINE}"
 
 

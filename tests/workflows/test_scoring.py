@@ -29,7 +29,6 @@ from nrt_cli.workflows.generate import Generator
 from nrt_cli.workflows.scoring import (
     SCORING_STREAM,
     AnswerScore,
-    Question,
     SchemeScore,
     Scored,
     SentenceScore,
@@ -79,7 +78,7 @@ def slowly(am: Run) -> Callable[..., list[float]]:
 
 @pytest.fixture(scope="module")
 def scored(am: Run) -> Scored:
-    return score_answer(str(am.path), Question(QUESTION, ANSWER, ("3 + 4. It is 7!", "No."), sentences=True))
+    return score_answer(str(am.path), QUESTION, ANSWER, ("3 + 4. It is 7!", "No."), sentences=True)
 
 
 def ids_of(run: Run) -> Callable[..., list[int]]:
@@ -158,17 +157,16 @@ def test_the_gain_of_a_sentence_is_what_is_lost_without_it(
 
 
 def test_sampled_traces_are_a_group_and_the_seed_decides_them(am: Run) -> None:
-    ask = Question(QUESTION, ANSWER, max_trace_tokens=5, schemes=("am",))
-    one, again = (score_answer(str(am.path), ask) for _ in range(2))
+    of = {"max_trace_tokens": 5, "schemes": ("am",)}
+    one, again, other = (score_answer(str(am.path), QUESTION, ANSWER, **of, seed=seed) for seed in (0, 0, 1))
     assert len(one.traces) == 4  # the group size of its run
     assert one == again
     assert all(trace.trace_tokens <= 5 for trace in one.traces)
-    other = score_answer(str(am.path), Question(QUESTION, ANSWER, max_trace_tokens=5, schemes=("am",), seed=1))
     assert [t.trace for t in other.traces] != [t.trace for t in one.traces]
 
 
 def test_a_model_that_does_not_think_answers_directly(sft: Run, slowly: Callable[..., list[float]]) -> None:
-    found = score_answer(str(sft.path), Question(QUESTION, ANSWER, samples=2))
+    found = score_answer(str(sft.path), QUESTION, ANSWER, samples=2)
     assert found.traces is None
     assert not {"traces", "null"} & found.record().keys()
     tokenizer = AutoTokenizer.from_pretrained(sft.export_path)
@@ -179,7 +177,7 @@ def test_a_model_that_does_not_think_answers_directly(sft: Run, slowly: Callable
 
 def test_a_given_trace_alone_has_no_advantage_and_its_special_tokens_stay_text(am: Run) -> None:
     plain, spelled = (
-        score_answer(str(am.path), Question(QUESTION, ANSWER, (text,), schemes=("am",))).traces[0]
+        score_answer(str(am.path), QUESTION, ANSWER, (text,), schemes=("am",)).traces[0]
         for text in ("", "<|think_end|>")
     )
     assert (plain.schemes["am"].advantage, plain.schemes["am"].dead_group) == (None, None)
@@ -187,7 +185,7 @@ def test_a_given_trace_alone_has_no_advantage_and_its_special_tokens_stay_text(a
     assert spelled.trace_tokens > 1
     assert spelled.trace == "<|think_end|>"
     with pytest.raises(ConfigError, match="the question or the answer is empty"):
-        score_answer(str(am.path), Question(" ", ANSWER))
+        score_answer(str(am.path), " ", ANSWER)
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
