@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nrt_cli.methods import Group, Method, Rowwise, Signals, reward
-from nrt_cli.methods.hooks import grader
+from nrt_cli.methods import Group, Method, Rowwise, Signals, grader, reward
 
 if TYPE_CHECKING:
     from nrt_analysis.document import Analysis

@@ -36,8 +36,8 @@ from nrt_cli.models.prepare import prompt_doubts, prompt_problems, token_problem
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training import start
-from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.locate import locate_inputs
+from nrt_cli.training.trainer import LocalTrainer
 
 ENVIRONMENT: Checks[RunConfig | None] = Checks()
 MODEL: Checks[RunConfig] = Checks()

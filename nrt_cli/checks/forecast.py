@@ -23,8 +23,7 @@ from nrt_cli.methods import SCHEMES
 from nrt_cli.models.loading import positions
 from nrt_cli.records import Rollout, RolloutGroup
 from nrt_cli.training import start
-from nrt_cli.training.local import LocalTrainer
-from nrt_cli.training.trainer import TRAIN_STREAM
+from nrt_cli.training.trainer import TRAIN_STREAM, LocalTrainer
 
 COOLER, USUAL = 0.7, 1.0
 """The other temperature that is tried: 0.7, or 1 where that is the config's own or below it."""

@@ -32,8 +32,8 @@ from nrt_cli.models.loading import positions
 from nrt_cli.objective.losses import group_advantage
 from nrt_cli.records import ACCURACIES, Example, Request, RolloutGroup, Stop
 from nrt_cli.text.pieces import pieces
-from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import Inputs
+from nrt_cli.training.trainer import LocalTrainer
 
 QUESTIONS = 8
 """Enough to tell never from often, and cheap."""

@@ -32,7 +32,7 @@ from nrt_cli.models.shapes import model_shape
 from nrt_cli.records import Overlap, Plan
 from nrt_cli.text.questions import KnownDocuments
 from nrt_cli.training import start
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 PROJECT = "nrt-cli"
 LATER = "nothing now: it is looked at again before the run begins."

@@ -24,13 +24,12 @@ from nrt_cli.checks.estimate import in_bytes, plan_for, refined
 from nrt_cli.checks.findings import Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights
 from nrt_cli.errors import TrainingError
-from nrt_cli.objective import balance
 from nrt_cli.objective.losses import Known, group_loss
+from nrt_cli.objective.metrics import TERMS, balance_described, balance_doubt
 from nrt_cli.records import Example, Plan, RolloutGroup
 from nrt_cli.text.pieces import pieces
-from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import Inputs
-from nrt_cli.training.trainer import Update
+from nrt_cli.training.trainer import LocalTrainer, Update
 
 QUESTIONS, GROUP, TRACE = 2, 4, 64
 """How much is tried at most: questions, traces of each, tokens of a trace."""
@@ -51,7 +50,6 @@ SAFE_SHARE = 0.9
 """Share of the available memory or disk that a prediction may fill without a warning."""
 
 LONG_DAYS = 7.0
-TERMS = ("trace", "answer", "format")
 EXPLAINED = "(rounding explains {:.1e})"
 
 
@@ -307,8 +305,8 @@ def gradient(trial: Trial) -> Finding:
     """How much of the gradient each term of the loss has."""
     metrics = trial.update.metrics
     keys = ("share_trace", "share_answer", "share_format", "token_signal", "answer_tokens", "answer_weight")
-    doubt = balance.doubt(metrics, trial.config.objective)
-    return judged(balance.described(metrics), doubt, {key: metrics[key] for key in keys})
+    doubt = balance_doubt(metrics, trial.config.objective)
+    return judged(balance_described(metrics), doubt, {key: metrics[key] for key in keys})
 
 
 # --- what the run will take ------------------------------------------------------------------------------------------

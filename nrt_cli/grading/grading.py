@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from nrt_cli.errors import ConfigError
 from nrt_cli.grading import graders
 from nrt_cli.grading.mathematics import Verifier
-from nrt_cli.methods.hooks import load_hook
+from nrt_cli.methods import load_hook
 
 
 class Row(Protocol):

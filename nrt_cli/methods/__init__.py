@@ -5,30 +5,12 @@ Imports no torch: what computes is a function of tensors that it is given.
 
 import importlib
 import pkgutil
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from nrt_cli.errors import ConfigError
-from nrt_cli.methods.hooks import load_hook
 from nrt_cli.methods.method import Formula, Formulas, Group, Method, Rowwise, Signals, prove, reward
-
-__all__ = [
-    "ALIASES",
-    "CONTROL",
-    "DEFAULT",
-    "FORMULAS",
-    "METHODS",
-    "SCHEMES",
-    "SUPERVISED",
-    "Formula",
-    "Formulas",
-    "Group",
-    "Method",
-    "Rowwise",
-    "Signals",
-    "facts",
-    "get",
-    "own_name",
-    "reward",
-]
 
 
 def _found() -> dict[str, Method]:
@@ -107,4 +89,41 @@ def get(name: str) -> Method:
     if not (found.samples and found.policy_gradient):
         raise ConfigError(f"method {name!r}: yours samples traces and trains them; objective.weights.trace=0 does not.")
     prove(found, name, ObjectiveSection())
+    return found
+
+
+# --- a user's own function or class, named in a setting as `module:attribute`, and what it was registered as ----------
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def grader(function: F) -> F:
+    """Register a function of (row, reply) as a grader of answers: a score in [0, 1], True or False, or a `Grade`."""
+    function.hook = "grader"  # type: ignore[attr-defined]
+    return function
+
+
+def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
+    """What `module:attribute` names; the module may stand in the working directory.
+
+    Args:
+        setting: where the name was given, for the error.
+        kinds: what it may be registered as; what is not registered is taken for what the setting needs.
+
+    Raises:
+        ConfigError: it cannot be imported, or was registered as something else.
+    """
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        # The working directory, which a console script lacks. Last, so that it shadows nothing.
+        sys.path.append("")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a module can fail in any way while it is imported
+        moved = getattr(error, "name", None) or ""
+        hint = "; what stood there has moved, see Upgrading in the changelog" if moved.startswith("nrt_cli.") else ""
+        raise ConfigError(f"{setting} {name!r} cannot be imported: {error}{hint}.") from None
+    kind = getattr(found, "hook", None)
+    if isinstance(kind, str) and kind not in kinds:
+        raise ConfigError(f"{setting} {name!r} is registered as a {kind}, and {setting} takes a {' or '.join(kinds)}.")
     return found

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nrt_cli.config import ObjectiveSection
 from nrt_cli.objective.losses import GroupContext, GroupLogprobs, Known
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
@@ -65,11 +64,6 @@ class Layout:
 
     def __init__(self, tokens: ThinkTokens, bare_null: bool = False, credit_eos: bool = False) -> None:
         self.tokens, self.bare_null, self.credit_eos = tokens, bare_null, credit_eos
-
-    @classmethod
-    def of(cls, objective: ObjectiveSection, tokens: ThinkTokens) -> "Layout":
-        """As a run's objective asks for."""
-        return cls(tokens, objective.null_trace == "bare", objective.credit_eos)
 
     def rows(self, group: RolloutGroup) -> list[Row]:
         """x [t_start] z t_end y* of each trace, of which everything after x is scored; then x [t_start] z eos of each

@@ -41,8 +41,8 @@ class Objective:
     """The method, the constants and the layout that a run's units are made with."""
 
     def __init__(self, config: RunConfig, tokens: ThinkTokens) -> None:
-        self.settings, self.layout, self.name = config.objective, Layout.of(config.objective, tokens), config.method
-        divisor = config.objective.length_divisor
+        self.settings, self.name, divisor = config.objective, config.method, config.objective.length_divisor
+        self.layout = Layout(tokens, self.settings.null_trace == "bare", self.settings.credit_eos)
         self.divisor = config.rollout.max_trace_tokens if divisor == "cap" else divisor
 
     @cached_property

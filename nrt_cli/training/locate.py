@@ -141,15 +141,10 @@ def locate_inputs(config: RunConfig) -> RunConfig:
     # Most models are named by their folder; one that is missing is refused where it is read.
     if named is None or named.spans is not None or (named.path / "manifest.json").is_file():
         changes["model"] = config.model.model_copy(update={"path": str(locate_model(model).folder)})
-    if config.data.train.startswith("generated:"):
-        pairs = _pairs(config.data.train)
-        if config.data.validation:  # named apart
-            del pairs["validation"]
-        changes["data"] = config.data.model_copy(update=pairs)
-    if config.data.validation and config.data.validation.startswith("generated:"):
-        whole = {"validation": _pairs(config.data.validation, 0)["train"]}
-        changes["data"] = changes.get("data", config.data).model_copy(update=whole)
-    return config.model_copy(update=changes)
+    pairs = _pairs(config.data.train) if config.data.train.startswith("generated:") else {}
+    if held_out := config.data.validation:  # named apart
+        pairs["validation"] = _pairs(held_out, 0)["train"] if held_out.startswith("generated:") else held_out
+    return config.model_copy(update=changes | {"data": config.data.model_copy(update=pairs)})
 
 
 def _pairs(source: str, held_out: float = HELD_OUT) -> dict[str, str]:

@@ -16,7 +16,7 @@ from nrt_cli.methods import SUPERVISED
 from nrt_cli.models.loading import quiet
 from nrt_cli.records import Example
 from nrt_cli.text.tokens import ThinkTokens
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 UNKNOWN, EOS, PAD = "<unk>", "<eos>", "<pad>"
 CHAT_TEMPLATE = "{%- for message in messages -%}{{ message['content'] + ' ' }}{%- endfor -%}"
@@ -27,8 +27,6 @@ LR, BETAS, DECAY, WARMUP, CLIP = 2e-3, (0.9, 0.98), 0.01, 50, 1.0
 STEADY = 0.6
 """Share of the steps after which the learning rate falls, linearly, to a twentieth."""
 
-MICRO_BATCH_TOKENS = 16384
-
 Documents = Sequence[tuple[str, str]]
 """(Context that is read, text that is learned) pairs."""
 
@@ -38,13 +36,8 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate([UNKNOWN, EOS, PAD, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=UNKNOWN,
-        eos_token=EOS,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-    )
+    names: dict[str, Any] = {"unk_token": UNKNOWN, "eos_token": EOS, "pad_token": PAD}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -86,14 +79,11 @@ def pretrain(
 def _trainer(model: LlamaForCausalLM, tokenizer: Any, steps: int) -> LocalTrainer:
     """Cross-entropy on text is what SFT is on answers; no think tokens have a part in it."""
     optimiser = {"lr": LR, "betas": BETAS, "weight_decay": DECAY, "clip_norm": CLIP}
-    train = {"minibatch_size": None, "micro_batch_tokens": MICRO_BATCH_TOKENS}
-    config = resolve(
-        {"method": SUPERVISED.name, "optimiser": optimiser, "train": train, "engine": {"packing": "off"}},
-        origin="pretraining",
-    )
+    train = {"minibatch_size": None, "micro_batch_tokens": 16384}
+    settings = {"method": SUPERVISED.name, "optimiser": optimiser, "train": train, "engine": {"packing": "off"}}
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    tokens = ThinkTokens(None, eos, eos, pad, (eos,))
-    return LocalTrainer(config, steps, Loaded(model, tokenizer, tokens), factor=lambda step: _rate(step, steps))
+    loaded = Loaded(model, tokenizer, ThinkTokens(None, eos, eos, pad))
+    return LocalTrainer(resolve(settings, origin="pretraining"), steps, loaded, factor=lambda step: _rate(step, steps))
 
 
 def _rate(step: int, steps: int) -> float:
@@ -113,6 +103,7 @@ def _example(tokenizer: Any, context: str, text: str) -> Example:
     return Example(0, "document", ids[:learned], ids[learned:])
 
 
+@torch.no_grad()
 def _new_model(tokenizer: Any) -> LlamaForCausalLM:
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -129,16 +120,11 @@ def _new_model(tokenizer: Any) -> LlamaForCausalLM:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    _initialise(model)
-    return model
-
-
-@torch.no_grad()
-def _initialise(model: LlamaForCausalLM) -> None:
-    """Wider rows than transformers' 0.02: at this size, small embeddings keep copying from being learned."""
+    # Wider rows than transformers' 0.02: at this size, small embeddings keep copying from being learned.
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             scale = 0.4 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             weight.normal_(std=scale / math.sqrt(weight.shape[1]))
     model.model.embed_tokens.weight.normal_(std=0.7)
     model.lm_head.weight.normal_(std=0.02)
+    return model

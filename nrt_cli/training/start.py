@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from nrt_cli import config as configs
 from nrt_cli import console, methods
@@ -18,11 +19,12 @@ from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.grading.grading import Pair, find
-from nrt_cli.models.loading import load_tokenizer, load_tokens, pick_device, positions, require_model, resolved
+from nrt_cli.models.loading import load_tokens, pick_device, positions, require_model, resolved
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
+from nrt_cli.text.tokens import ThinkTokens
 from nrt_cli.training.locate import locate_inputs
 
 FREE_ON_RESUME = (
@@ -75,19 +77,25 @@ class Inputs:
 
 
 def new_config(config: RunConfig | None) -> RunConfig:
-    """The config of a new run."""
+    """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
     if config is None:
         raise ConfigError(
             "give a config, for example `nrt train laptop --model MODEL --data PARQUET`, or --resume with --run."
         )
-    return _resolved(config)
+    config = locate_inputs(config)
+    methods.get(config.method)  # a user's own is refused before anything is begun
+    device = pick_device(config.model.device)
+    engine = config.backend.sampler(config) or pick_engine(config.rollout.engine, config.samples, device)
+    return config.model_copy(
+        update={"model": resolved(config.model), "rollout": config.rollout.model_copy(update={"engine": engine})}
+    )
 
 
 def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping[str, Any]]) -> RunConfig:
     """The run's own config with changes on top, or the one given; never a different experiment."""
     stored = run.config()
-    old = _resolved(stored)
-    config = _resolved(run.config(*changes) if config is None else configs.as_old(config, stored))
+    old = new_config(stored)
+    config = new_config(run.config(*changes) if config is None else configs.as_old(config, stored))
     differences = [row for row in configs.diff(old, config) if not row[0].startswith(OTHER_COMMANDS)]
     free = set(FREE_ON_RESUME)
     if config.optimiser.schedule != "constant" or config.optimiser.warmup:
@@ -99,17 +107,6 @@ def resumed_config(run: Run, config: RunConfig | None, changes: Sequence[Mapping
             f"`{resume(run.path)}` goes on with the run's own config."
         )
     return config
-
-
-def _resolved(config: RunConfig) -> RunConfig:
-    """Each `auto` becomes what it means on this machine, so that the record says what was computed."""
-    config = locate_inputs(config)
-    methods.get(config.method)  # a user's own is refused before anything is begun
-    device = pick_device(config.model.device)
-    engine = config.backend.sampler(config) or pick_engine(config.rollout.engine, config.samples, device)
-    return config.model_copy(
-        update={"model": resolved(config.model), "rollout": config.rollout.model_copy(update={"engine": engine})}
-    )
 
 
 def load_inputs(config: RunConfig) -> Inputs:
@@ -127,26 +124,21 @@ def load_inputs(config: RunConfig) -> Inputs:
                 f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
             )
     fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
-    tokenizer = load_tokenizer(config.model.path)
-    require_think_tokens(config)
+    tokenizer, tokens = require_think_tokens(config)
     limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
-    references = None
-    if config.data.traces:
-        # As long as the model may think, and as it ends.
-        _, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
-        references = References(config.rollout.trace_cap, tokens.trace_ends)
+    # As long as the model may think, and as it ends.
+    references = References(config.rollout.trace_cap, tokens.trace_ends) if config.data.traces else None
     sets: dict[str, ExampleSet] = {}
+    limit = positions(config.model.path)
     for name, file in files.items():
         # Held-out pairs are scored with traces that the model samples, so theirs are not read.
-        sets[name] = load_examples(file, tokenizer, *limits, references if name == "train" else None)
-    limit = positions(config.model.path)
-    for name, examples in sets.items():
-        fingerprints[name] = examples.fingerprint
+        examples = load_examples(file, tokenizer, *limits, references if name == "train" else None)
+        sets[name], fingerprints[name] = examples, examples.fingerprint
         longest = examples.longest_with(config.rollout.trace_cap) if config.thinks else examples.longest
         if limit is not None and longest > limit:
             with_trace, cap = (" with its trace", "rollout.max_trace_tokens, ") if config.thinks else ("", "")
             raise ConfigError(
-                f"{files[name]}: the longest example would be {longest} tokens{with_trace}, but the model has {limit} "
+                f"{file}: the longest example would be {longest} tokens{with_trace}, but the model has {limit} "
                 f"positions; lower {cap}data.max_prompt_tokens or data.max_answer_tokens."
             )
     held_out = sets.get("validation")
@@ -165,11 +157,11 @@ def load_inputs(config: RunConfig) -> Inputs:
     return Inputs(sets["train"], held_out, shown, pairs, steps, fingerprints)
 
 
-def require_think_tokens(config: RunConfig) -> None:
-    """Refuse a config whose think tokens are not those that its model was prepared with."""
+def require_think_tokens(config: RunConfig) -> tuple[PreTrainedTokenizerBase, ThinkTokens]:
+    """Tokenizer and think tokens; refuses a config whose think tokens are not those of its model."""
     start, end = config.tokens.think_start, config.tokens.think_end
     try:
-        load_tokens(config.model.path, start, end)
+        return load_tokens(config.model.path, start, end)
     except ModelError as error:
         try:
             about = read_metadata(Path(config.model.path))

@@ -47,14 +47,12 @@ class Trackers:
         logged: Collection[tuple[str, int]] = (),
     ) -> None:
         self.complain, self.logged = complain, logged
-        self.trackers = {}
-        self.continued: set[str] = set()
-        for name in config.track.to:
-            # Holds the name of the tracker's own run.
-            identity = run_path / "trackers" / f"{name}.id"
-            if done is not None and identity.is_file():
-                self.continued.add(name)
-            self.trackers[name] = _open(name, config, run_path, done, identity, name in self.continued)
+        # Each holds the name of the tracker's own run.
+        files = {name: run_path / "trackers" / f"{name}.id" for name in config.track.to}
+        self.continued = {name for name, file in files.items() if done is not None and file.is_file()}
+        self.trackers = {
+            name: _open(name, config, run_path, done, file, name in self.continued) for name, file in files.items()
+        }
 
     def __enter__(self) -> "Trackers":
         return self
@@ -86,7 +84,8 @@ class Trackers:
     def _each(self, act: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
-                with _no_stdout():
+                # What a client library has to say goes to stderr: stdout may be JSON lines.
+                with contextlib.redirect_stdout(sys.stderr):
                     act(name, tracker)
             except Exception as error:  # whatever a client library raises
                 del self.trackers[name]
@@ -97,14 +96,13 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: 
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    project, run, folder = config.track.project, run_path.absolute().name, run_path.absolute() / "trackers" / name
     PartialState()  # accelerate's adapters ask it which process may write
     if name == "mlflow" and "MLFLOW_TRACKING_URI" not in os.environ:
         # Its own default is a database that the light package cannot open, in whatever folder one stands in.
-        os.environ["MLFLOW_TRACKING_URI"] = (run_path.absolute() / "trackers" / name).as_uri()
+        os.environ["MLFLOW_TRACKING_URI"] = folder.as_uri()
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    project, run = config.track.project, run_path.absolute().name
-    folder = run_path.absolute() / "trackers" / name
     arguments: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": run, "logging_dir": folder},
         "wandb": {"run_name": project, "name": run, "dir": folder},
@@ -122,7 +120,7 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: 
             "trackio": {"name": known, "resume": "allow"},
         }[name]
     try:
-        with _no_stdout():
+        with contextlib.redirect_stdout(sys.stderr):
             os.makedirs(folder, exist_ok=True)
             tracker = LOGGER_TYPE_TO_CLASS[name](**arguments[name])
             if hasattr(tracker, "start"):
@@ -140,8 +138,3 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: 
     except Exception as error:
         raise ConfigError(f"track.to has {name!r}, which cannot start: {first_line(error)}") from None
     return tracker
-
-
-def _no_stdout() -> contextlib.AbstractContextManager[object]:
-    """What a client library has to say goes to stderr: stdout may be JSON lines."""
-    return contextlib.redirect_stdout(sys.stderr)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nrt_cli.backends.local.backend import Loaded, LocalBackend
 from nrt_cli.backends.local.reasoning import Reasoner
 from nrt_cli.backends.local.throughput import Clock
 from nrt_cli.config import OptimiserSection, RunConfig
@@ -284,6 +285,15 @@ class Trainer:
         """Go on from a checkpoint."""
         self.backend.load(folder, state, tensors)
         self.updated = state["updates"]
+
+
+class LocalTrainer(Trainer):
+    """The same in this process, its policy, sampler and optimiser within reach: for checks, benchmarks and tests."""
+
+    backend: LocalBackend
+
+    def __init__(self, config: RunConfig, updates: int, loaded: Loaded | None = None, **settings: Any) -> None:
+        super().__init__(config, LocalBackend(config, loaded), updates, **settings)
 
 
 def mean_total(logprobs: Sequence[Sequence[float]]) -> float:

@@ -36,7 +36,7 @@ from nrt_cli.methods import SCHEMES, Group
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
-from nrt_cli.objective.comparison import half_agreement, view_group
+from nrt_cli.objective.losses import half_agreement, view_group
 from nrt_cli.records import Example, Rollout, TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.tables import PartTable, bank_rows, bank_tables

@@ -24,7 +24,7 @@ from nrt_cli.grading.accuracies import Graded, Question
 from nrt_cli.measures.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.measures.held_out import overlap_warnings
 from nrt_cli.models.metadata import record_suffix
-from nrt_cli.objective import balance
+from nrt_cli.objective.metrics import balance_described, balance_doubt
 from nrt_cli.progress import Progress
 from nrt_cli.records import ACCURACIES, Example
 from nrt_cli.store import Run, require_vacant
@@ -247,8 +247,8 @@ class _Session:
             sample = vars(rows[0])
         self.display.step(record, sample)
         if step == 1 and groups:
-            self.display.note(f"gradient by term: {balance.described(update.metrics)}")
-            if doubt := balance.doubt(update.metrics, self.config.objective):
+            self.display.note(f"gradient by term: {balance_described(update.metrics)}")
+            if doubt := balance_doubt(update.metrics, self.config.objective):
                 self.display.warn(doubt)
         self.watch(record)
 

@@ -5,7 +5,7 @@ import torch
 
 from nrt_cli.backends.local.backend import LEAST_TOKENS, Budget, ran_out
 from nrt_cli.records import Example
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 EXAMPLES = [Example(i, "made", tuple(range(5 + i, 105 + 2 * i)), (7, 8, 9, 1)) for i in range(4)]
 

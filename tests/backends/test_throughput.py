@@ -11,7 +11,7 @@ from nrt_cli.config import ModelSection
 from nrt_cli.models.loading import load_model
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 from nrt_cli.workflows.train import throughput as totals
 
 EXAMPLES = [Example(i, "made", tuple(range(5, 25 + i)), (7, 8, 9, 1)) for i in range(4)]

@@ -27,8 +27,8 @@ from nrt_cli.objective.units import Objective
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
 from nrt_cli.training import locate
-from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import load_inputs
+from nrt_cli.training.trainer import LocalTrainer
 from nrt_cli.workflows.train import batch_for, train
 
 ROOT = Path(__file__).parents[2] / ".bench" / "balance"

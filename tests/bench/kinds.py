@@ -18,7 +18,7 @@ from nrt_cli.checks.interview import STEP, Interview, prospects
 from nrt_cli.grading.grading import Pair, guess
 from nrt_cli.records import Example
 from nrt_cli.text.prompts import encode_answer, render_prompt
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 Made = tuple[str, str]
 WORDS = [

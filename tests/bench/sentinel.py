@@ -30,8 +30,8 @@ from nrt_cli.grading.graders import number, same_number
 from nrt_cli.measures.collapse import Sentinel, trace_health, watched
 from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
-from nrt_cli.training.local import LocalTrainer
 from nrt_cli.training.start import load_inputs
+from nrt_cli.training.trainer import LocalTrainer
 from nrt_cli.workflows.study import make_inputs
 from nrt_cli.workflows.train import batch_for
 

@@ -39,8 +39,8 @@ def steps(wait: dict[str, str], job: Job, turn: Turn) -> None:
     import torch
 
     from nrt_cli import config as configs
-    from nrt_cli.training.local import LocalTrainer
     from nrt_cli.training.start import load_inputs
+    from nrt_cli.training.trainer import LocalTrainer
     from nrt_cli.workflows.train import batch_for
 
     torch.set_num_threads(job["threads"])

@@ -18,7 +18,7 @@ from nrt_cli.files import draft
 from nrt_cli.models.loading import load_model, quiet, resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Example, Rollout, RolloutGroup
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 SOURCE = "builtin:smollm2-135m"
 NEVER_SAMPLED = ("<repo_name>", "<file_sep>")

@@ -15,7 +15,7 @@ from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.grading.grading import Grade, Pair
 from nrt_cli.records import Example, Request
 from nrt_cli.training import start
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 
 def seen(config) -> dict:

@@ -11,7 +11,7 @@ from nrt_cli.models.lora import merged_weights
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.objective.rows import Row
 from nrt_cli.records import Example
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 pytest.importorskip("peft", reason="the lora extra is not installed")
 

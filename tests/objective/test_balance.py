@@ -3,7 +3,7 @@
 import pytest
 
 from nrt_cli.config import ObjectiveSection
-from nrt_cli.objective.balance import described, doubt
+from nrt_cli.objective.metrics import balance_described, balance_doubt
 
 STEP = {
     "share_trace": 0.5,
@@ -17,7 +17,7 @@ STEP = {
 
 def test_a_step_in_words():
     """Signals of 0.25 on average sum to 2 of 8 tokens."""
-    said = described(STEP)
+    said = balance_described(STEP)
     assert said.startswith("trace 50%, answer 30%, format 20%; an answer's token signals sum to 2 of 8 tokens")
     assert "pulls 0.5 times as hard" in said
 
@@ -37,6 +37,6 @@ def test_a_step_in_words():
     ],
 )
 def test_what_is_out_of_proportion_is_said_with_what_to_do(settings, step, advice):
-    said = doubt(STEP | step, ObjectiveSection(**settings))
+    said = balance_doubt(STEP | step, ObjectiveSection(**settings))
     assert advice in said
     assert bool(said) == bool(advice)

@@ -8,7 +8,7 @@ import torch
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.methods import SCHEMES
-from nrt_cli.objective.comparison import half_agreement, view_group
+from nrt_cli.objective.losses import half_agreement, view_group
 
 C = torch.tensor([[0.5, 0.8], [0.2, 0.9]], dtype=torch.float64)
 BASE = torch.tensor([0.25, 0.5], dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 
 from nrt_cli.errors import TrainingError
 from nrt_cli.records import Example, Rollout, RolloutGroup
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 sys.path.append(str(Path(__file__).parent))
 import algorithm_1

@@ -12,7 +12,7 @@ import torch
 
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Rollout
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 try:
     importlib.metadata.version("verl")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrt_cli.training.local import LocalTrainer
+from nrt_cli.training.trainer import LocalTrainer
 
 try:
     importlib.metadata.version("verl")
