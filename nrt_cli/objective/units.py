@@ -41,8 +41,9 @@ class Objective:
     """The method, the constants and the layout that a run's units are made with."""
 
     def __init__(self, config: RunConfig, tokens: ThinkTokens) -> None:
-        self.settings, self.name, divisor = config.objective, config.method, config.objective.length_divisor
-        self.layout = Layout(tokens, self.settings.null_trace == "bare", self.settings.credit_eos)
+        settings = self.settings = config.objective
+        self.name, divisor = config.method, settings.length_divisor
+        self.layout = Layout(tokens, settings.null_trace == "bare", settings.credit_eos)
         self.divisor = config.rollout.max_trace_tokens if divisor == "cap" else divisor
 
     @cached_property
