@@ -2,35 +2,18 @@
 
 import pytest
 import torch
+from architectures import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from nrt_cli.backends.local import attention, decoding
 from nrt_cli.backends.local.decoding import Batch, SharedBatch, open_batch, prepacked
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
-MADE = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen": (Qwen3Config, Qwen3ForCausalLM),
-    "gemma": (GemmaConfig, GemmaForCausalLM),
-}
 PROMPTS = [(3, 1, 4, 1, 5), (9, 2, 6), (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5), (8,)]
 
 
 def model_of(kind):
-    config, cls = MADE[kind]
-    torch.manual_seed(0)
-    model = cls(config(**SIZES)).eval()
+    model = made(kind)
     for weight in model.parameters():
         # Far from uniform, so that a row which sees a wrong token shows it.
         weight.data = weight.data * 3 if weight.ndim > 1 else weight.data
@@ -38,7 +21,7 @@ def model_of(kind):
     return model
 
 
-@pytest.fixture(scope="module", params=MADE)
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gemma"])
 def model(request):
     return model_of(request.param)
 
@@ -68,6 +51,11 @@ class Twin:
     def keep(self, rows):
         self.batch.keep(rows)
         self.rows = [self.rows[row] for row in rows]
+
+
+def llama():
+    model = model_of("llama")
+    return Twin(model, SharedBatch(model))
 
 
 @pytest.fixture(params=[SharedBatch, lambda model: Batch(model, 0)], ids=["shared", "padded"])
@@ -112,8 +100,7 @@ def test_rows_leave_and_join_between_steps(twin):
 @settings(max_examples=25)
 @given(data=st.data())
 def test_any_order_of_joining_and_leaving_changes_nothing(data):
-    model = model_of("llama")
-    twin = Twin(model, SharedBatch(model))
+    twin = llama()
     for _ in range(data.draw(st.integers(1, 4))):
         twin.add(data.draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3)))
         for _ in range(data.draw(st.integers(0, 3))):
@@ -124,8 +111,7 @@ def test_any_order_of_joining_and_leaving_changes_nothing(data):
 
 def test_room_for_more_tokens_is_made_as_they_come(monkeypatch):
     monkeypatch.setattr(decoding, "ROOM", 3)
-    model = model_of("llama")
-    twin = Twin(model, SharedBatch(model))
+    twin = llama()
     twin.add(PROMPTS[:2])
     for step in range(8):
         twin.step([step, step + 1])
@@ -133,24 +119,21 @@ def test_room_for_more_tokens_is_made_as_they_come(monkeypatch):
 
 def test_long_prompts_are_read_in_parts(read, monkeypatch):
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 8)
-    model = model_of("llama")
-    twin = Twin(model, SharedBatch(model))
+    twin = llama()
     twin.add([PROMPTS[0], PROMPTS[1], PROMPTS[2]])
     assert read == [5 + 3, 11], "each prompt once, no pass above 8 tokens but for the prompt that is longer"
     twin.step([1, 2, 3])
 
 
 def test_a_beginning_that_all_prompts_share_is_read_once(read):
-    model = model_of("llama")
-    shots = tuple(range(10, 50))
-    twin = Twin(model, SharedBatch(model))
+    twin, shots = llama(), tuple(range(10, 50))
     twin.add([(*shots, 1, 2), (*shots, 3), (*shots, 3), (*shots, 5, 6, 7)])
     assert read == [40 + 2 + 1 + 3]
     twin.step([1, 2, 3, 4])
 
 
 def test_prepacked_layers_compute_the_same_and_are_restored():
-    model = model_of("qwen")
+    model = model_of("qwen3")
     ids = torch.arange(12)[None]
     forwards = {name: module.forward for name, module in model.named_modules()}
     with torch.no_grad():

@@ -2,45 +2,20 @@
 
 import copy
 
+import architectures
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from nrt_cli.backends.local.fused import fuse
 
-SIZE = {
-    "vocab_size": 61,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 6,
-}
-FAMILIES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE)),
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZE)),
-}
 FUSED = {"llama": 2 * 3 + 1, "mistral": 2 * 3 + 1, "qwen3": 2 * 5 + 1, "gemma": 0}
 """Of each of two layers: two norms, two more of queries and keys for Qwen 3, the feed-forward; and the last norm."""
 
 
 def make(family: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     """A model with norm weights that are not all 1, and the same fused."""
-    torch.manual_seed(0)
-    plain = FAMILIES[family]()
+    plain = architectures.made(family)
     for name, weight in plain.named_parameters():
         if "norm" in name:
             nn.init.uniform_(weight, 0.5, 1.5)
@@ -56,7 +31,7 @@ def gradients(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"logits": logits.detach()} | {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FUSED)
 def test_fused_is_plain_with_gradients(family):
     plain, fused = make(family, torch.float32)
     ids = torch.randint(0, 61, (3, 11))
@@ -89,7 +64,7 @@ def test_gradients_of_each_operation_by_finite_differences():
 
 
 def test_a_feed_forward_with_another_activation_stays_as_it_is():
-    model = LlamaForCausalLM(LlamaConfig(**SIZE, hidden_act="gelu"))
+    model = architectures.made("llama", hidden_act="gelu")
     norms_alone = 2 * 2 + 1
     assert fuse(model) == norms_alone
 
@@ -115,7 +90,7 @@ def test_a_layer_keeps_a_third_less():
 
 def test_a_feed_forward_with_a_multiplier_stays_as_it_is():
     """By its parts' names it is like any other, as Falcon H1's is; what it computes is not."""
-    model = LlamaForCausalLM(LlamaConfig(**SIZE))
+    model = architectures.made("llama")
     mlp = model.model.layers[0].mlp
     mlp.forward = lambda x: 2 * mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
     assert fuse(model) == FUSED["llama"] - 1

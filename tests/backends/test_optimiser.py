@@ -200,27 +200,17 @@ def test_tied_and_frozen_weights():
 # --- states kept otherwise -------------------------------------------------------------------------------------------
 
 
-def trained(states, steps=4, resume_at=None):
-    """A layer after some steps on fixed gradients, and its optimiser; resumed in between if asked."""
+def trained(states):
+    """A layer after four steps on fixed gradients, and its optimiser."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(128, 64)  # bitsandbytes keeps tensors of less than 4096 numbers in float32
-    optimiser = Optimiser(layer, settings_of(states=states))
-    for step in range(steps):
-        if step == resume_at:
-            kept = {name: value.clone() for name, value in optimiser.state().items()}
-            with torch.no_grad():
-                layer = torch.nn.Linear(128, 64)
-            optimiser = Optimiser(layer, settings_of(states=states))
-            optimiser.load_state(kept)
+    optimiser = Optimiser(layer, OptimiserSection(lr=1e-2, states=states))
+    for step in range(4):
         generator = torch.Generator().manual_seed(step)
         (layer.weight * torch.randn(64, 128, generator=generator)).sum().backward()
         layer.bias.sum().backward()
         optimiser.step(1e-2)
     return layer, optimiser
-
-
-def settings_of(**values):
-    return OptimiserSection(lr=1e-2, **values)
 
 
 def test_states_kept_elsewhere_update_alike():
@@ -235,15 +225,6 @@ def test_states_in_8_bits_update_nearly_alike():
     gap = (trained("8bit")[0].weight - trained("float32")[0].weight).abs()
     assert 0 < gap.mean() < 2e-4
     assert gap.max() < 1e-2
-
-
-@pytest.mark.parametrize("states", ["float32", "cpu", "8bit"])
-def test_every_kind_of_state_is_restored_to_the_bit(states):
-    if states == "8bit":
-        pytest.importorskip("bitsandbytes", reason="the lora extra is not installed")
-    whole, resumed = trained(states)[0], trained(states, resume_at=2)[0]
-    assert torch.equal(whole.weight, resumed.weight)
-    assert torch.equal(whole.bias, resumed.bias)
 
 
 def test_8_bit_states_take_8_bits():

@@ -2,20 +2,7 @@
 
 import pytest
 import torch
-from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from architectures import made
 
 from nrt_cli.backends.local import attention
 from nrt_cli.backends.local import policy as policy_module
@@ -23,28 +10,17 @@ from nrt_cli.backends.local.attention import FlexSegments, Packed, Segment, Segm
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.objective.rows import Row, by_prompt
 
-SIZE = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-}
 ARCHITECTURES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
-    "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE)),
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZE)),
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": None},
+    "qwen3": {},
+    "gemma": {},
 }
 
 
 def model_of(name):
-    torch.manual_seed(1)
-    return ARCHITECTURES[name]().eval()
+    return made(name.partition("-")[0], seed=1, **ARCHITECTURES[name])
 
 
 def rows_of(lengths, prompt=7, prompts=1, seed=0):
@@ -128,8 +104,8 @@ def test_micro_batches_count_what_is_computed():
 
 
 def test_sliding_windows_and_capped_scores_are_padded_instead():
-    window = MistralForCausalLM(MistralConfig(**SIZE, sliding_window=4))
-    capped = Gemma2ForCausalLM(Gemma2Config(**SIZE))
+    window = made("mistral", sliding_window=4)
+    capped = made("gemma2")
     assert "everything before" in attention.enable(window)
     assert "capped" in attention.enable(capped)
     assert not Policy(window, 0, packing=True).packing
@@ -270,12 +246,11 @@ def test_rows_with_nothing_in_common_attend_to_themselves():
 
 
 def test_heads_whose_values_are_narrower_than_their_keys_are_padded():
-    config = DeepseekV3Config(
-        vocab_size=61, hidden_size=24, intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        topk_group=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=6,
-        first_k_dense_replace=1,
-    )  # fmt: skip
-    policy = Policy(DeepseekV3ForCausalLM(config).eval(), 0, packing=True)
+    config = {
+        "moe_intermediate_size": 16, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 1, "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 1,
+    }  # fmt: skip
+    policy = Policy(made("deepseek_v3", **config), 0, packing=True)
     assert policy.no_packing == "its values may be narrower than its keys"
     assert not policy.packing

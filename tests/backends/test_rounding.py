@@ -2,19 +2,12 @@
 
 import pytest
 import torch
+from architectures import made
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from nrt_cli.backends.local.rounding import FLOOR, SPREAD, UNMEASURED, allowed_gap, widened
 
 IDS = torch.tensor([[5, 9, 2, 7, 7, 1]])
-
-
-def llama(tied=False):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)).eval()
 
 
 def logprobs(model):
@@ -24,9 +17,9 @@ def logprobs(model):
 @pytest.mark.parametrize("tied", [False, True])
 @torch.no_grad()
 def test_a_widened_model_computes_what_its_weights_say_and_is_itself_again(tied):
-    model = llama(tied).bfloat16()
+    model = made("llama", tie_word_embeddings=tied).bfloat16()
     before, tensors = logprobs(model), {name: weight.data_ptr() for name, weight in model.named_parameters()}
-    want = logprobs(llama(tied).bfloat16().float())
+    want = logprobs(made("llama", tie_word_embeddings=tied).bfloat16().float())
     with widened(model):
         torch.testing.assert_close(logprobs(model), want)
         with widened(model):
@@ -40,7 +33,7 @@ def test_a_widened_model_computes_what_its_weights_say_and_is_itself_again(tied)
 
 @torch.no_grad()
 def test_a_pass_that_fails_leaves_the_weights_as_they_were():
-    model = llama().bfloat16()
+    model = made("llama").bfloat16()
     model.model.layers[1].mlp.forward = lambda x: 1 / 0
     with pytest.raises(ZeroDivisionError), widened(model):
         model(IDS)
@@ -50,7 +43,7 @@ def test_a_pass_that_fails_leaves_the_weights_as_they_were():
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.0])])
 def test_what_is_allowed_is_a_multiple_of_the_measured_error(weights):
     """Rounding moves one of two numbers by 0.002: 0.001 on average, 0.002 where only that one counts."""
-    model = llama().bfloat16()
+    model = made("llama").bfloat16()
     score = lambda: torch.tensor([0.502 if model.dtype == torch.bfloat16 else 0.5, 0.25])  # noqa: E731
     want = 0.001 if weights is None else 0.002
     assert allowed_gap(model, score, weights_N=weights) == pytest.approx(FLOOR + SPREAD * want, rel=1e-3)
@@ -61,6 +54,6 @@ def test_a_model_that_names_a_type_has_a_limit_all_the_same():
         def forward(self, x):
             return x @ torch.eye(32)
 
-    model = llama()
+    model = made("llama")
     model.model.layers[0].mlp = Stubborn()
     assert allowed_gap(model, lambda: logprobs(model)) == FLOOR + UNMEASURED[torch.float32]

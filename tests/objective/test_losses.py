@@ -378,9 +378,7 @@ def test_a_push_is_the_gradient_by_the_logits_of_the_tokens_themselves(ratio, si
         objective = ObjectiveSection(**settings_of, weights=dict.fromkeys(weights, 0.0) | only)
         return group_loss(methods.get("ws-neg-log-p"), logprobs, context, objective, 1, 1)
 
-    loss = group_loss(
-        methods.get("ws-neg-log-p"), logprobs, context, ObjectiveSection(**settings_of, weights=weights), 1, 1
-    )
+    loss = of(**weights)
     pulls = {
         term: sum(
             own_logit_gradient(of(**{term: weight}).total, logits, ids)

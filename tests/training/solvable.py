@@ -1,6 +1,7 @@
 """A backend that can be solved: a policy that is a table of logits over five tokens, a row for every prefix.
 
-It runs through the real trainer. Every trace can be enumerated, and a gradient is exact: float64, plain SGD.
+It runs through the real trainer. Every trace can be enumerated, and a gradient is exact: float64, plain SGD. Below it
+stand traces that are given, for it and for models.
 """
 
 import math
@@ -8,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from nrt_cli.records import Rollout, RolloutGroup
+from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 
 A, B, START, END, EOS = range(5)
@@ -107,3 +108,22 @@ def rollout(ids, logprobs, tokens):
     if ids[-1] not in tokens.trace_ends:
         return Rollout(ids, logprobs, "cap")
     return Rollout(ids[:-1], logprobs, "end" if ids[-1] == tokens.end_id else "eos", ids[-1])
+
+
+def batch(tokens, vocabulary=100):
+    """Four prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap."""
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda n: tuple(torch.randint(4, vocabulary, (n,), generator=generator).tolist())  # noqa: E731
+    shapes = [
+        ((5, "end"), (0, "end"), (6, "cap"), (3, "eos")),
+        ((2, "end"),) * 4,
+        ((6, "cap"), (1, "eos")) * 2,
+        ((4, "end"),) * 4,
+    ]
+    groups = []
+    for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4, 9), (3, 1, 5, 2), shapes, strict=True)):
+        example = Example(i, "made", draw(prompt), (*draw(answer), tokens.eos_id))
+        ended_by = {"end": tokens.end_id, "eos": tokens.eos_id, "cap": None}
+        rollouts = tuple(Rollout(draw(n), (-4.5,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
+        groups.append(RolloutGroup(example, rollouts))
+    return groups

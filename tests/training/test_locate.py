@@ -27,27 +27,36 @@ def run(shared_run, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_folder_is_itself(tiny_model_dir):
-    found = locate_model(tiny_model_dir)
-    assert (found.folder, found.run, found.step, found.name) == (tiny_model_dir, None, None, "prepared")
+def test_a_name_is_a_folder_a_run_or_one_of_its_steps(run, tiny_model_dir, tmp_path):
+    at_sign = shutil.copytree(tiny_model_dir, tmp_path / "model@7")
+    for ref, folder, of, step, name in (
+        (tiny_model_dir, tiny_model_dir, None, None, "prepared"),
+        (at_sign, at_sign, None, None, "model@7"),
+        (str(run), run / "export", run, 3, "run"),
+        (f"{run}@3", run / "models" / "step-000003", run, 3, "run@3"),
+        (f"{run}@0", tiny_model_dir, run, 0, "run@0"),
+    ):
+        found = locate_model(ref)
+        assert (found.folder, found.run, found.step, found.name) == (folder, of, step, name)
+    assert same_model(run / "models" / "step-000003", run / "export")
+    earlier = locate_model(f"{run}@2").folder
+    assert not same_model(earlier, run / "export")
+    assert json.loads((earlier / "nrt.json").read_text())["training"]["method"] == "am"
 
 
-def test_a_run_is_its_export(run):
-    found = locate_model(str(run))
-    assert (found.folder, found.run, found.step, found.name) == (run / "export", run, 3, "run")
-
-
-def test_the_last_checkpoint_is_the_export(run):
-    found = locate_model(f"{run}@3")
-    assert found.folder != run / "export"
-    assert (found.run, found.step, found.name) == (run, 3, "run@3")
-    assert same_model(found.folder, run / "export")
-
-
-def test_an_earlier_checkpoint_is_another_model(run):
-    found = locate_model(f"{run}@2")
-    assert not same_model(found.folder, run / "export")
-    assert json.loads((found.folder / "nrt.json").read_text())["training"]["method"] == "am"
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [
+        ("run@1", "has no checkpoint of step 1; there is run@0, run@2, run@3"),
+        ("run@2-3", "one model is asked for here"),
+        ("nowhere", "no model there"),
+        ("nowhere@3", "no such run directory"),
+    ],
+)
+def test_what_is_no_model_is_refused(ref, says, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ModelError, StoreError), match=says):
+        locate_model(ref)
 
 
 def test_master_weights_are_rounded_to_the_compute_dtype(train_run):
@@ -61,25 +70,11 @@ def test_a_checkpoint_is_written_out_once(run, monkeypatch):
     assert locate_model(f"{run}@3").folder == first
 
 
-def test_step_0_is_the_model_it_began_from(run, tiny_model_dir):
-    assert locate_model(f"{run}@0").folder == tiny_model_dir
-
-
 def test_an_unfinished_run_has_checkpoints(run):
     shutil.rmtree(run / "export")
     assert locate_model(f"{run}@3").step == 3
     with pytest.raises(ModelError, match=r"no exported model yet; finish it with .* name one of its checkpoints: .*@2"):
         locate_model(run)
-
-
-def test_a_missing_step_names_those_there_are(run):
-    with pytest.raises(StoreError, match=rf"has no checkpoint of step 1; there is {run}@0, {run}@2, {run}@3"):
-        locate_model(f"{run}@1")
-
-
-def test_several_steps_are_not_one_model(run):
-    with pytest.raises(StoreError, match="one model is asked for here"):
-        locate_model(f"{run}@2-3")
 
 
 def test_a_damaged_checkpoint_is_not_used(run):
@@ -88,18 +83,6 @@ def test_a_damaged_checkpoint_is_not_used(run):
     with pytest.raises(StoreError, match="damaged"):
         locate_model(f"{run}@2")
     assert not (run / "models").exists() or not any((run / "models").iterdir())
-
-
-@pytest.mark.parametrize(("ref", "says"), [("nowhere", "no model there"), ("nowhere@3", "no such run directory")])
-def test_nothing_there(ref, says, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises((ModelError, StoreError), match=says):
-        locate_model(ref)
-
-
-def test_an_at_sign_in_a_folders_name(tiny_model_dir, tmp_path):
-    shutil.copytree(tiny_model_dir, tmp_path / "model@7")
-    assert locate_model(tmp_path / "model@7").folder == tmp_path / "model@7"
 
 
 def test_a_builtin_model_is_prepared_in_the_users_cache(tmp_path, monkeypatch):

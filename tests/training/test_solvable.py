@@ -2,21 +2,17 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
+import algorithm_1
 import pytest
 import torch
+from solvable import END, EOS, START, A, B, Solvable, rollout
 
 from nrt_cli import methods
 from nrt_cli.config import resolve
 from nrt_cli.methods import METHODS, Group, Rowwise
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.training.trainer import Trainer
-
-sys.path.append(str(Path(__file__).parent))
-import algorithm_1
-from solvable import END, EOS, START, A, B, Solvable, rollout
 
 SAMPLING = [name for name, method in METHODS.items() if method.samples]
 EXAMPLES = [

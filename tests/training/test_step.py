@@ -5,45 +5,28 @@ The reference (`algorithm_1.py`) uses nothing of `nrt_cli`: one trace at a time,
 """
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import algorithm_1
 import pytest
 import torch
+from solvable import batch
 
 from nrt_cli.errors import TrainingError
-from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.training.trainer import LocalTrainer
-
-sys.path.append(str(Path(__file__).parent))
-import algorithm_1
 
 SCHEMES = ["logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p"]
 
 
-def batch(engine, vocabulary=100):
-    """Three prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap."""
-    generator = torch.Generator().manual_seed(3)
-    draw = lambda n: tuple(torch.randint(4, vocabulary, (n,), generator=generator).tolist())  # noqa: E731
-    shapes = [((5, "end"), (0, "end"), (6, "cap"), (3, "eos")), ((2, "end"),) * 4, ((6, "cap"), (1, "eos")) * 2]
-    groups = []
-    for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4), (3, 1, 5), shapes, strict=True)):
-        example = Example(i, "made", draw(prompt), (*draw(answer), engine.backend.tokens.eos_id))
-        ended_by = {"end": engine.backend.tokens.end_id, "eos": engine.backend.tokens.eos_id, "cap": None}
-        rollouts = tuple(Rollout(draw(n), (-1.0,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
-        groups.append(RolloutGroup(example, rollouts))
-    return groups
+def groups_of(engine):
+    """Three prompts of four traces each."""
+    return batch(engine.backend.tokens)[:3]
 
 
-def logprobs(model, ids):
-    """log pi(ids[i] | ids[:i]) for i >= 1, from whole logits; entry 0 is a placeholder."""
-    table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return [None] + [table[i - 1, token] for i, token in enumerate(ids) if i]
-
-
-def answer_probabilities(model, prefix, answer):
-    return torch.stack(logprobs(model, [*prefix, *answer])[len(prefix) :]).exp()
+def logprobs(model, before, after):
+    """log pi of each token of `after`, from whole logits."""
+    policy = lambda ids: model(torch.tensor([ids])).logits[0]  # noqa: E731
+    return torch.stack(algorithm_1.logprobs(policy, [*before, *after], len(before)))
 
 
 def double_engine(config):
@@ -56,14 +39,14 @@ def double_engine(config):
 TEMPERED = ("rollout.temperature=0.7", "objective.entropy_weight=0.1")
 
 
-@pytest.mark.parametrize("extra", [(), ("objective.credit_eos=true",), TEMPERED])
+@pytest.mark.parametrize("extra", [(), ("objective.credit_eos=true", "rollout.temperature=0.7"), TEMPERED])
 @pytest.mark.parametrize("packing", ["auto", "off"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_paper_step_equals_algorithm_1(scheme, packing, extra, tiny_config):
     config = tiny_config("preset=paper", f"method={scheme}", f"engine.packing={packing}", *extra)
     engine = double_engine(config)
     slow = copy.deepcopy(engine.backend.policy.model)
-    groups = batch(engine)
+    groups = groups_of(engine)
     policy = lambda ids: slow(torch.tensor([ids])).logits[0]  # noqa: E731
     algorithm_1.loss(policy, policy, policy, groups, config, engine.backend.tokens).backward()
     torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
@@ -75,14 +58,13 @@ def test_a_paper_step_equals_algorithm_1(scheme, packing, extra, tiny_config):
         torch.testing.assert_close(fast, reference, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def gradients(config, groups):
-    engine = double_engine(config)
+def gradients(engine, batch):
+    """Of a step that is not taken; and its metrics."""
     kept = {}
     engine.backend.optimiser.step = lambda rate: (
         kept.update({n: m.grad.clone() for n, m in engine.backend.optimiser.masters.items()}) or 1.0
     )
-    update = engine.update(groups(engine))
-    return kept, update.metrics
+    return kept, engine.update(batch).metrics
 
 
 @pytest.mark.parametrize("packing", ["auto", "off"])
@@ -94,33 +76,21 @@ def test_results_do_not_depend_on_the_micro_batch_or_on_padding(scheme, extra, p
     """10000 tokens hold the batch, 80 a packed group, 40 none: those are scored first and redone in parts."""
     tokens = ("tokens.think_start=<|think_start|>", "tokens.think_end=<|think_end|>")
     settings = (f"method={scheme}", f"engine.packing={packing}", *extra, *tokens)
-    whole, metrics = gradients(tiny_config(*settings, "train.micro_batch_tokens=10000"), batch)
+    found = {}
+    for budget in (10000, 80, 40):
+        engine = double_engine(tiny_config(*settings, f"train.micro_batch_tokens={budget}"))
+        found[budget] = gradients(engine, groups_of(engine))
+    whole, metrics = found.pop(10000)
     assert any(gradient.any() for gradient in whole.values())
-    for budget in (40, 80):
-        parts, cut_metrics = gradients(tiny_config(*settings, f"train.micro_batch_tokens={budget}"), batch)
+    for parts, cut_metrics in found.values():
         assert metrics["loss"] == pytest.approx(cut_metrics["loss"], rel=1e-6)
         for name in whole:
             torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=3e-8)
 
 
-def test_sft_is_cross_entropy_on_the_answer(tiny_config):
-    engine = double_engine(tiny_config("method=sft"))
-    slow = copy.deepcopy(engine.backend.policy.model)
-    examples = [group.example for group in batch(engine)]
-    losses = [-torch.stack(logprobs(slow, [*e.prompt_ids, *e.answer_ids])[len(e.prompt_ids) :]).sum() for e in examples]
-    loss = sum(losses) / sum(len(e.answer_ids) for e in examples)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(slow.parameters(), 1.0)
-    torch.optim.AdamW(slow.parameters(), lr=1e-3, weight_decay=0.01).step()
-    update = engine.update(examples)
-    assert update.metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
-    for fast, reference in zip(engine.backend.policy.model.parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(fast, reference, rtol=1e-7, atol=1e-9)
-
-
 def with_traces(engine):
     """Three examples, of which the second has no reference trace."""
-    first, second, third = [group.example for group in batch(engine)]
+    first, second, third = [group.example for group in groups_of(engine)]
     return [replace(first, trace_ids=(9, 8, 7, 9)), second, replace(third, trace_ids=(5,))]
 
 
@@ -128,37 +98,32 @@ def with_traces(engine):
     "settings",
     [
         (),
-        ("engine.packing=off",),
-        ("train.micro_batch_tokens=1",),
-        ("train.micro_batch_tokens=1", "engine.packing=off"),
+        ("data.traces=true",),
+        ("data.traces=true", "engine.packing=off"),
+        ("data.traces=true", "train.micro_batch_tokens=1"),
+        ("data.traces=true", "train.micro_batch_tokens=1", "engine.packing=off"),
     ],
 )
-def test_sft_on_traces_is_cross_entropy_on_trace_and_answer(tiny_config, settings):
+def test_sft_is_cross_entropy_on_trace_and_answer(tiny_config, settings):
     """Eq. 1, one sequence at a time: all that follows x, both think tokens included; x y* where there is no trace."""
-    engine = double_engine(tiny_config("method=sft", "data.traces=true", *settings))
+    engine = double_engine(tiny_config("method=sft", *settings))
     slow = copy.deepcopy(engine.backend.policy.model)
     start, end = engine.backend.tokens.start_id, engine.backend.tokens.end_id
-    examples = with_traces(engine)
+    examples = with_traces(engine) if settings else [group.example for group in groups_of(engine)]
     loss, answers, count = 0.0, [], 0
     for e in examples:
         output = [*([start, *e.trace_ids, end] if e.trace_ids else []), *e.answer_ids]
-        scored = logprobs(slow, [*e.prompt_ids, *output])[len(e.prompt_ids) :]
-        loss, count = loss - torch.stack(scored).sum(), count + len(output)
-        answers += [float(logprob.detach()) for logprob in scored[-len(e.answer_ids) :]]
+        scored = logprobs(slow, e.prompt_ids, output)
+        loss, count = loss - scored.sum(), count + len(output)
+        answers += scored[-len(e.answer_ids) :].tolist()
     (loss / count).backward()
-    kept = {}
-    taken = engine.backend.optimiser.step
-    engine.backend.optimiser.step = lambda rate: (
-        kept.update({n: m.grad.clone() for n, m in engine.backend.optimiser.masters.items()}) or 1.0
-    )
-    report = engine.update(examples).metrics
-    assert count == sum(len(e.answer_ids) for e in examples) + 4 + 2 + 1 + 2
+    kept, report = gradients(engine, examples)
+    assert count == sum(len(e.answer_ids) for e in examples) + (4 + 2 + 1 + 2 if settings else 0)
+    assert report["tokens"] == count + sum(len(e.prompt_ids) for e in examples)
     assert report["loss"] == pytest.approx(float(loss.detach()) / count, rel=1e-5)
     assert report["answer_logprob_per_token"] == pytest.approx(sum(answers) / len(answers), rel=1e-5)
     for name, reference in slow.named_parameters():
         torch.testing.assert_close(kept[name], reference.grad, rtol=1e-5, atol=3e-8)
-    engine.backend.optimiser.step = taken
-    assert engine.update(examples).metrics["tokens"] == count + sum(len(e.prompt_ids) for e in examples)
 
 
 def test_sft_on_traces_is_scored_with_traces_of_its_own(tiny_config):
@@ -174,7 +139,7 @@ def test_sft_on_traces_is_scored_with_traces_of_its_own(tiny_config):
 
 def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
     engine = double_engine(tiny_config("method=am"))
-    examples = [group.example for group in batch(engine)]
+    examples = [group.example for group in groups_of(engine)]
     scores = engine.held_out(examples)
     groups = scores.groups
     tokens, model = engine.backend.tokens, engine.backend.policy.model
@@ -182,7 +147,7 @@ def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
     for group in groups:
         x, y, z = group.example.prompt_ids, group.example.answer_ids, group.rollouts[0].trace_ids
         openings = ([*x, tokens.start_id, *z, tokens.end_id], [*x, tokens.start_id, tokens.end_id])
-        by_token = [answer_probabilities(model, o, y).log().detach() for o in openings]
+        by_token = [logprobs(model, opening, y).detach() for opening in openings]
         totals.append([float(logprobs.sum()) for logprobs in by_token])
         i = len(totals) - 1
         assert scores.answer_logprobs[i] == pytest.approx(by_token[0].tolist(), rel=1e-6)
@@ -204,7 +169,7 @@ def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
 def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(tiny_config, monkeypatch):
     """Where packing is wrong, the run goes on padded, says so, and learns what one without packing does."""
     padded = LocalTrainer(tiny_config("method=am", "engine.packing=off"), updates=3)
-    groups = batch(padded)
+    groups = groups_of(padded)
     padded.update(groups)
     engine, said = LocalTrainer(tiny_config("method=am"), updates=3), []
     engine.backend.tell(said.append)
@@ -219,19 +184,9 @@ def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(
         torch.testing.assert_close(one, other)
 
 
-def test_an_eos_is_scored_at_the_temperature_it_was_sampled_at(tiny_config):
-    engine = LocalTrainer(tiny_config("method=am", "rollout.temperature=0.7", "objective.credit_eos=true"), 3)
-    row = engine.layout.rows(batch(engine)[0])[-1]
-    assert row.ids[-1] == engine.backend.tokens.eos_id
-    logits_V = engine.backend.policy.model(torch.tensor([row.ids[:-1]])).logits[0, -1]
-    want = (logits_V / 0.7).log_softmax(-1)[row.ids[-1]]
-    (got,), _ = engine.backend.policy.score([row])
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-
-
 def test_sampling_from_weights_that_are_not_the_policys_is_refused(tiny_config):
     engine = LocalTrainer(tiny_config("method=am"), updates=3)
-    examples = [group.example for group in batch(engine)]
+    examples = [group.example for group in groups_of(engine)]
     engine.sample(examples, 1)
     layer = engine.backend.policy.model.get_output_embeddings()
     stale = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)

@@ -13,6 +13,17 @@ TRAIN = {"kind": "train", "step": 3, "gain": 0.5, "loss": math.nan}
 HELD_OUT = {"kind": "held_out", "step": 3, "gain": -0.25}
 
 
+@pytest.fixture(autouse=True)
+def _offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # where this is the first test that imports it
+    # Set and removed again, so that what the tracker sets does not outlive the test.
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def follow(tiny_config, tmp_path):
     """Sends two records to a tracker and returns what it complained about."""
@@ -76,29 +87,23 @@ def test_tensorboard_shows_a_step_that_was_taken_again_once(tiny_config, tmp_pat
     assert len(list(tmp_path.rglob("hparams.yml"))) == 1
 
 
-def test_mlflow_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
+def test_mlflow_goes_on_in_its_own_run(tiny_config, tmp_path):
     pytest.importorskip("mlflow")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     resume("mlflow", tiny_config, tmp_path / "my-run")
     (gain,) = [p for p in tmp_path.rglob("gain") if p.parent.name == "train"]
     assert [line.split()[1:] for line in gain.read_text().splitlines()] == [[f"{n}.0", f"{n}"] for n in (1, 2, 3, 4)]
 
 
-def test_wandb_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
+def test_wandb_goes_on_in_its_own_run(tiny_config, tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     resume("wandb", tiny_config, tmp_path / "my-run")
     first, second = sorted((tmp_path / "my-run").rglob("run-*.wandb"), key=lambda path: path.stat().st_mtime)
     assert first.name == second.name  # one id
     assert b"_step" in second.read_bytes()
 
 
-def test_trackio_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
+def test_trackio_goes_on_in_its_own_run(tiny_config, tmp_path):
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # where this is the first test that imports it
     from trackio.sqlite_storage import SQLiteStorage
 
     resume("trackio", tiny_config, tmp_path / "my-run", project=tmp_path.name)
@@ -108,10 +113,6 @@ def test_trackio_goes_on_in_its_own_run(tiny_config, tmp_path, monkeypatch):
 
 def test_mlflow_writes_below_the_run_unless_told_of_a_server(follow, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
-    # Set and removed again, so that what the tracker sets does not outlive the test.
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     assert follow("mlflow") == []
     (gain,) = [p for p in tmp_path.rglob("gain") if p.parent.name == "train"]
@@ -120,17 +121,14 @@ def test_mlflow_writes_below_the_run_unless_told_of_a_server(follow, tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == ["my-run"]
 
 
-def test_wandb_works_offline(follow, tmp_path, monkeypatch):
+def test_wandb_works_offline(follow, tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     assert follow("wandb") == []
     assert list((tmp_path / "my-run" / "trackers" / "wandb").rglob("*.wandb"))
 
 
-def test_trackio_keeps_its_own_store_and_stdout_clean(follow, tmp_path, monkeypatch, capsys):
+def test_trackio_keeps_its_own_store_and_stdout_clean(follow, capsys):
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     assert follow("trackio") == []
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -2,29 +2,10 @@
 
 from typing import Any
 
-import torch
 from ranks_of_verl import Ranks
+from solvable import batch
 
-from nrt_cli.records import Example, Rollout, RolloutGroup
-
-
-def batch(tokens: Any, vocabulary: int = 100) -> list[RolloutGroup]:
-    """Four prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap."""
-    generator = torch.Generator().manual_seed(3)
-    draw = lambda n: tuple(torch.randint(4, vocabulary, (n,), generator=generator).tolist())  # noqa: E731
-    shapes = [
-        ((5, "end"), (0, "end"), (6, "cap"), (3, "eos")),
-        ((2, "end"),) * 4,
-        ((6, "cap"), (1, "eos")) * 2,
-        ((4, "end"),) * 4,
-    ]
-    groups = []
-    for i, (prompt, answer, shape) in enumerate(zip((7, 11, 4, 9), (3, 1, 5, 2), shapes, strict=True)):
-        example = Example(i, "made", draw(prompt), (*draw(answer), tokens.eos_id))
-        ended_by = {"end": tokens.end_id, "eos": tokens.eos_id, "cap": None}
-        rollouts = tuple(Rollout(draw(n), (-4.5,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
-        groups.append(RolloutGroup(example, rollouts))
-    return groups
+from nrt_cli.records import Example
 
 
 def trainer_of(ranks: Ranks, config: Any, updates: int = 4, budget: int | None = None) -> Any:

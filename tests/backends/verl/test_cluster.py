@@ -1,22 +1,16 @@
 """What is waited for, without Ray: every wait ends, and says what it was for."""
 
-import importlib.metadata
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import needs_verl  # noqa: F401
 import pytest
-
-from nrt_cli.errors import ConfigError, TrainingError
-
-try:
-    importlib.metadata.version("verl")
-except importlib.metadata.PackageNotFoundError:
-    pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
 
 from nrt_cli.backends.verl.cluster import Processes
 from nrt_cli.backends.verl.settings import environment
+from nrt_cli.errors import ConfigError, TrainingError
 
 
 class Quiet(Processes):

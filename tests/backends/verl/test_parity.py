@@ -3,25 +3,20 @@
 The ranks are verl's own (FSDP2 over gloo) in processes of their own; Ray and vLLM have no part in a step.
 """
 
-import importlib.metadata
 from typing import Any
 
+import algorithm_1
+import needs_verl  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from ranks_of_verl import in_ranks
+from ranks_work import gradients_of_cases, weights_after_steps
+from solvable import batch
 
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Rollout
 from nrt_cli.training.trainer import LocalTrainer
-
-try:
-    importlib.metadata.version("verl")
-except importlib.metadata.PackageNotFoundError:
-    pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
-
-import algorithm_1
-from ranks_of_verl import in_ranks
-from ranks_work import batch, gradients_of_cases, weights_after_steps
 
 pytestmark = pytest.mark.slow
 

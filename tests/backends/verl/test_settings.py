@@ -1,20 +1,15 @@
 """Our config as verl's: against the config that the installed verl really has."""
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+import needs_verl  # noqa: F401
 import pytest
 
 from nrt_cli.backends.verl import settings
 from nrt_cli.config import RunConfig, flatten, resolve, schema_keys
 from nrt_cli.config import parse_override as parse
 from nrt_cli.errors import ConfigError
-
-try:
-    importlib.metadata.version("verl")
-except importlib.metadata.PackageNotFoundError:
-    pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 RUN = Path("runs/a")

@@ -1,21 +1,15 @@
 """SFT on verl's workers against the local engine's: the same batches give the same losses, rates and weights."""
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
+import needs_verl  # noqa: F401
 import numpy as np
 import pytest
-
-from nrt_cli.training.trainer import LocalTrainer
-
-try:
-    importlib.metadata.version("verl")
-except importlib.metadata.PackageNotFoundError:
-    pytest.skip("verl is not installed; see CONTRIBUTING.md", allow_module_level=True)
-
 from ranks_of_verl import in_ranks
 from sft_work import examples, sft_steps
+
+from nrt_cli.training.trainer import LocalTrainer
 
 pytestmark = pytest.mark.slow
 
