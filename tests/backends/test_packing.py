@@ -249,7 +249,7 @@ def test_heads_whose_values_are_narrower_than_their_keys_are_padded():
     config = {
         "moe_intermediate_size": 16, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
         "n_group": 1, "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 1,
+        "qk_nope_head_dim": 4, "v_head_dim": 6, "head_dim": 4, "first_k_dense_replace": 1,
     }  # fmt: skip
     policy = Policy(made("deepseek_v3", **config), 0, packing=True)
     assert policy.no_packing == "its values may be narrower than its keys"
