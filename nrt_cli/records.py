@@ -172,7 +172,8 @@ class Request:
     `prompt_ids` is x rendered up to where the assistant turn begins, without t_start. What is generated depends on
     the request alone, never on what is computed beside it: `seed_key` names its random stream. `temperature` 0 is
     greedy. With `min_trace_tokens` 1, the trace may not be skipped. `trace_ids` is a trace that is given, () the null
-    trace; None lets the model think for itself.
+    trace; None lets the model think for itself. `prefill_ids` begin the answer, after the trace; its reply goes on from
+    there.
     """
 
     key: str
@@ -188,6 +189,7 @@ class Request:
     seed_key: tuple[int, ...] = ()
     min_trace_tokens: int = 0
     trace_ids: tuple[int, ...] | None = None
+    prefill_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

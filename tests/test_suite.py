@@ -2,6 +2,7 @@
 
 import pytest
 
+from nrt_cli.config.schema import EvalSection
 from nrt_cli.config.suite import ORDER, benchmark, categories, select
 from nrt_cli.errors import ConfigError
 
@@ -18,15 +19,16 @@ TABLE_7 = {
     "IFEval": ("Instruction Following", "Standard Prompting", 0, "Pass@10"),
 }
 # OLMES: alias, metric, aggregation, generation (answer tokens, temperature, top_p, samples), documents.
+# Source: oe_eval/configs/tasks.py at 5a51f502, with the defaults of oe_eval/tasks/oe_eval_tasks.
 OLMES = {
     "mmlu": ("mmlu:0shot_cot::tulu3", "exact_match", "macro", (2048, 0.0, 1.0, 1), 14042),
     "bbh": ("bbh:cot-v1::tulu", "exact_match", "micro", (512, 0.0, 1.0, 1), 6511),
     "drop": ("drop:0shot-chat::olmes", "f1", "micro", (512, 0.0, 1.0, 1), 1000),
     "popqa": ("popqa::tulu", "exact_match", "micro", (15, 0.0, 1.0, 1), 14267),
     "truthfulqa": ("truthfulqa::tulu", "mc2", "micro", (1, 0.0, 1.0, 1), 817),
-    "gsm8k": ("gsm8k::zs_cot", "exact_match", "micro", (2048, 0.0, 1.0, 1), 1319),
-    "math": ("minerva_math::hamish_zs_reasoning", "exact_match", "macro", (2048, 0.0, 1.0, 1), 5000),
-    "humaneval": ("codex_humaneval::tulu", "pass_at_10", "micro", (1024, 0.8, 0.95, 20), 164),
+    "gsm8k": ("gsm8k::zs_cot", "exact_match", "micro", (131072, 0.0, 1.0, 1), 1319),
+    "math": ("minerva_math::hamish_zs_reasoning", "exact_match", "macro", (131072, 0.7, 1.0, 1), 5000),
+    "humaneval": ("codex_humaneval::tulu", "pass_at_10", "micro", (999999, 0.8, 0.95, 20), 164),
     "ifeval": ("ifeval::tulu", "prompt_level_loose_acc", "micro", (2048, 0.0, 1.0, 1), 541),
 }
 
@@ -43,7 +45,19 @@ def test_settings_are_those_of_olmes(name: str) -> None:
     settings = spec.generation
     generation = (settings.max_tokens, settings.temperature, settings.top_p, settings.samples)
     assert (spec.olmes, spec.metric, spec.aggregation, generation, spec.instances) == OLMES[name]
-    assert settings.stop == ()
+    stops = {
+        "popqa": ("\n\n",),
+        "humaneval": ("\nclass", "\nif", "\nprint", "\n#", "\n```", "\n```\n\n", "<|eot_id|>"),
+    }
+    assert settings.stop == stops.get(name, ())
+
+
+def test_settings_lower_samples_and_make_math_greedy() -> None:
+    fewer = EvalSection(max_samples=4, math_greedy=True)
+    changed = {spec.name: spec.under(fewer).generation for spec in select(["all"])}
+    assert {name: g.samples for name, g in changed.items() if g.samples > 1} == {"humaneval": 4}
+    assert {name: g.temperature for name, g in changed.items() if g.temperature} == {"humaneval": 0.8}
+    assert [spec.under(EvalSection()) for spec in select(["all"])] == list(select(["all"]))
 
 
 def test_examples_are_as_many_as_the_table_says() -> None:

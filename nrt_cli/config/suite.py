@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr
 
 from nrt_cli.config import configs_dir, read_yaml, validated
+from nrt_cli.config.schema import EvalSection
 from nrt_cli.config.validation import Section, nearest
 from nrt_cli.errors import ConfigError
 
@@ -85,6 +86,7 @@ class BenchmarkSpec(Section):
     id_column: str | None = None
     description: str = Field("", description="Before the examples, in the user's turn.")
     prompt: str = Field(description="Jinja over the row's columns.")
+    prefill: str = Field("", description="What every answer begins with, after the trace; replies go on from there.")
     examples: Shots | None = None
     mode: Literal["generate", "loglikelihood"] = "generate"
     generation: Generation = Generation(max_tokens=512)
@@ -106,6 +108,13 @@ class BenchmarkSpec(Section):
     def own(self) -> bool:
         """Whether it is a user's."""
         return self.name not in NAMES
+
+    def under(self, settings: EvalSection) -> "BenchmarkSpec":
+        """The benchmark with the samples and the temperature that settings give it."""
+        samples = min(filter(None, (self.generation.samples, settings.max_samples)))
+        temperature = 0.0 if settings.math_greedy and self.name == "math" else self.generation.temperature
+        changed = {"samples": samples, "temperature": temperature}
+        return self.model_copy(update={"generation": self.generation.model_copy(update=changed)})
 
 
 @cache

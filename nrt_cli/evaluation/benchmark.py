@@ -23,7 +23,7 @@ from nrt_cli.evaluation.benchmark_graders import grader_of, sentence_data
 from nrt_cli.evaluation.rows import Row, read_rows
 from nrt_cli.grading.grading import guess
 from nrt_cli.records import Document, Reply, Request
-from nrt_cli.text.prompts import encode_within, render_prompt
+from nrt_cli.text.prompts import encode_within, prompt_text
 
 NO_PART = {"files", "notes", "title", "question", "rows", "reference", "version"}
 """Keys of a benchmark that decide neither prompts nor grades, or are told otherwise: by its documents or `grading`."""
@@ -50,7 +50,7 @@ class Benchmark:
         # lm-eval once rendered every prompt of ours: with its version, what was answered then is still found.
         packages = dict.fromkeys((*(() if self.spec.own else ("lm_eval",)), *self._needed))
         settings = {
-            "suite": self.spec.model_dump(mode="json", exclude=NO_PART),
+            "suite": self.spec.model_dump(mode="json", exclude=NO_PART if self.spec.prefill else {*NO_PART, "prefill"}),
             "grading": self.spec.version,
             "versions": {name: version(name) for name in packages},
         }
@@ -144,12 +144,13 @@ class Benchmark:
             max_answer_tokens: lowers the benchmark's cap of an answer where it is smaller.
         """
         asked, key = self.spec.generation, f"{self.name}/{document.id}"
-        prompt_ids = tuple(render_prompt(tokenizer, [dict(turn) for turn in document.messages]))
+        prompt = prompt_text(tokenizer, [dict(turn) for turn in document.messages])
+        prompt_ids = tuple(tokenizer.encode(prompt, add_special_tokens=False))
         if not self.thinks:
-            # The space belongs to the answer, as in OLMES.
-            choices = [f" {choice}" for choice in self._rows[document.id]["mc2_targets"]["choices"]]
+            # A reply begins with no space, as in OLMES.
+            choices = [str(choice).lstrip() for choice in self._rows[document.id]["mc2_targets"]["choices"]]
             return [
-                Request(f"{key}#{i}", prompt_ids, "loglikelihood", tuple(encode_within(tokenizer, choice)))
+                Request(f"{key}#{i}", prompt_ids, "loglikelihood", tuple(encode_within(tokenizer, choice, prompt)))
                 for i, choice in enumerate(choices)
             ]
         stream = (seed, zlib.crc32(json.dumps(document.messages, ensure_ascii=False).encode()))
@@ -163,6 +164,8 @@ class Benchmark:
             temperature=asked.temperature,
             top_p=asked.top_p,
             min_trace_tokens=min_trace_tokens if think else 0,
+            # What follows a trace is encoded as in training: by itself.
+            prefill_ids=tuple(encode_within(tokenizer, self.spec.prefill, "" if think else prompt)),
         )
         return [replace(request, key=f"{key}#{i}", seed_key=(*stream, i)) for i in range(asked.samples)]
 

@@ -27,7 +27,7 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
     Raises:
         NrtError: none of them can run, or the model cannot.
     """
-    suite = select(job.benchmarks)
+    suite = [spec.under(config.eval) for spec in select(job.benchmarks)]
     session = Session(job, config, display)
     use_threads(config)
     if session.located.suffix:

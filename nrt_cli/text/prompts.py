@@ -18,6 +18,9 @@ DEFAULT_CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|assistant|>\n' }}{%- endif -%}"
 )
 
+TAIL = 32
+"""Characters of a text that decide how another goes on from it."""
+
 BARE_PROMPT = "bare_prompt"
 """Set by us: a template that opens a trace by itself (`thinking_template`) is to leave that to whoever samples it."""
 
@@ -73,14 +76,17 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
         raise DataError(f"The model's chat template refused the messages: {error}.") from None
 
 
-def encode_within(tokenizer: Any, text: str) -> list[int]:
+def encode_within(tokenizer: Any, text: str, after: str = "") -> list[int]:
     """The ids of a text that goes on from another. Where it begins with a blank, it gets none put before it.
 
     Some tokenizers put a space before every text (Llama 2 as first stored): alone, " A" has two and a line end one.
+
+    Args:
+        after: what it goes on from, where that is known: then it gets none in any case.
     """
-    before = tokenizer.encode("a", add_special_tokens=False)
-    whole = tokenizer.encode("a" + text, add_special_tokens=False)
-    if text[:1].isspace() and whole[: len(before)] == before:
+    after = after[-TAIL:] or "a" * text[:1].isspace()
+    before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (after, after + text))
+    if whole[: len(before)] == before:
         return list(whole[len(before) :])
     return list(tokenizer.encode(text, add_special_tokens=False))
 

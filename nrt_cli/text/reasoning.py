@@ -3,6 +3,7 @@
 No model in here: an engine asks a draft what comes next and gives it the tokens that the model chose.
 """
 
+import math
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -40,9 +41,10 @@ class Draft:
     """A request on its way to a reply.
 
     Args:
-        positions: how many the model has; None where that is unknown. The answer's cap gets what the prompt leaves of
-            them, the trace's cap what is left then. Nothing is dropped in silence: a lowered cap shows in the reply as
-            a forced t_end or as a cut answer, and a prompt without room for an answer gets none, which counts as cut.
+        positions: how many the model has; None where that is unknown. Of what the prompt leaves of them, the trace's
+            cap gets what the answer's cap leaves, or half if that is more; the answer what the trace has left. Nothing
+            is dropped in silence: a lowered cap shows in the reply as a forced t_end or as a cut answer, and a prompt
+            without room for an answer gets none, which counts as cut.
     """
 
     def __init__(self, request: Request, tokens: ThinkTokens, tokenizer: Any, positions: int | None) -> None:
@@ -55,14 +57,12 @@ class Draft:
         self.cut = False
         thinks = request.think and request.trace_ids is None
         self.part: Part | None = Part.trace if thinks else Part.answer
-        room = None
-        if positions is not None:
-            # What the prompt, the think tokens and a trace that is given leave to what is generated.
-            marks = (tokens.start_id is not None) + 1 if request.think else 0
-            room = positions - len(request.prompt_ids) - marks - len(request.trace_ids or ())
-        self.answer_cap = request.max_answer_tokens if room is None else min(request.max_answer_tokens, max(room, 0))
-        left = request.max_trace_tokens if room is None else room - self.answer_cap
-        self.trace_cap = min(request.max_trace_tokens, left) if thinks else 0
+        marks = (tokens.start_id is not None) + 1 if request.think else 0
+        # What the prompt, the think tokens and the answer's given beginning leave to trace and answer.
+        self.room: float = math.inf if positions is None else positions - len(request.prompt_ids) - marks
+        self.room -= len(request.prefill_ids)
+        left = max(self.room - request.max_answer_tokens, self.room / 2)
+        self.trace_cap = int(min(request.max_trace_tokens, max(left, 0))) if thinks else 0
         if self.answer_cap < 1:
             self.part, self.cut = None, True
         # Characters have at most four bytes and tokens of text at least one, so a stop string ends within so many.
@@ -74,15 +74,20 @@ class Draft:
         return self.part is None
 
     @property
+    def answer_cap(self) -> int:
+        """How many tokens the answer may have after the trace as it is."""
+        return int(min(self.request.max_answer_tokens, max(self.room - len(self.trace_ids), 0)))
+
+    @property
     def context(self) -> list[int]:
-        """What the next token follows: x t_start z, or x t_start z t_end y, or x y."""
+        """What the next token follows: x t_start z, or x t_start z t_end y, or x y; y with its given beginning."""
         ids = list(self.request.prompt_ids)
         if self.request.think:
             ids += [] if self.tokens.start_id is None else [self.tokens.start_id]
             ids += self.trace_ids
             if self.part is not Part.trace:
                 ids.append(self.tokens.end_id)
-        return ids + self.answer_ids
+        return ids if self.part is Part.trace else [*ids, *self.request.prefill_ids, *self.answer_ids]
 
     @property
     def position(self) -> int:

@@ -46,17 +46,10 @@ class Generator:
         return self.reasoner.stream(self.request(question, mode, *settings, **named))
 
     def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
-        """What is said greedily, at once, with how trace and answer ended.
-
-        Of a model with too few positions for both caps, the trace gets what the answer's leaves, or half.
-        """
+        """What is said greedily, at once, with how trace and answer ended."""
         request = self.request(question, "on", 1, 1)
-        alone = dataclasses.replace(request, max_trace_tokens=0, max_answer_tokens=sys.maxsize)
-        room = self.reasoner.draft(alone).answer_cap
-        trace = min(max_trace_tokens, max(room - max_answer_tokens, room // 2)) if request.think else 0
-        answer = min(max_answer_tokens, room - trace)
-        request = dataclasses.replace(request, max_trace_tokens=trace, max_answer_tokens=answer)
-        ((_, reply),) = self.reasoner.run([request])
+        caps = {"max_trace_tokens": max_trace_tokens, "max_answer_tokens": max_answer_tokens}
+        ((_, reply),) = self.reasoner.run([dataclasses.replace(request, **caps)])
         return reply
 
     def request(
@@ -97,9 +90,8 @@ class Generator:
         usual = max(1, min(USUAL_CAP, left // max(1, asked.count(None))))
         trace, answer = (usual if cap is None else cap for cap in asked)
         request = dataclasses.replace(request, max_trace_tokens=trace, max_answer_tokens=answer)
-        draft = self.reasoner.draft(request)
         # An evaluation would lower the caps and say so.
-        if (draft.trace_cap, draft.answer_cap) != (trace, answer):
+        if trace + answer > self.reasoner.draft(request).room:
             raise ModelError(
                 f"{self.folder}: the question ({len(request.prompt_ids)} tokens) and the caps "
                 f"({' + '.join(str(cap) for cap in (trace, answer) if cap)}) do not fit the model's "

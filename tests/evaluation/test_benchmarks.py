@@ -189,22 +189,41 @@ def test_prompts_of_the_zero_shot_benchmarks() -> None:
     assert mmlu.endswith("is one of (A), (B), (C), (D).")
 
 
-def test_bbh_has_three_worked_examples_in_one_turn() -> None:
-    (turn,) = opened("bbh").documents(OWN_ROWS)[0].messages
-    text = turn["content"]
-    assert text.startswith(
-        "Evaluate the result of a random Boolean expression.\n\nQ: not ( ( not not True ) ) is\nA: Let's"
+def test_bbh_has_three_worked_examples_in_turns() -> None:
+    turns = opened("bbh").documents(OWN_ROWS)[0].messages
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 3 + ["user"]
+    assert turns[0]["content"] == (
+        "Evaluate the result of a random Boolean expression.\n\nQ: not ( ( not not True ) ) is\n"
+        "A: Let's think step by step."
     )
-    assert text.count("So the answer is ") == 3
-    assert text.endswith("\n\nQ: not ( False ) and True is\nA: Let's think step by step.\n")
+    assert turns[1]["content"].endswith("= not True = False. So the answer is False.")
+    assert turns[-1]["content"] == "Q: not ( False ) and True is\nA: Let's think step by step."
+
+
+def test_humaneval_begins_the_answer(tiny_tokenizer: Any) -> None:
+    benchmark = opened("humaneval")
+    document = benchmark.documents(None)[0]
+    (turn,) = document.messages
+    begun = "Here is the completed function:\n\n```python\n"
+    assert turn["content"].startswith("from typing import List\n\n\ndef has_close_elements(")
+    assert turn["content"].endswith(
+        f'    False\n    >>> has_close_elements([1.0, 2.8, 3.0, 4.0, 5.0, 2.0], 0.3)\n    True\n    """\n{begun}'
+    )
+    for think in (True, False):
+        request = benchmark.requests(document, tiny_tokenizer, think, 64, 0)[0]
+        assert tiny_tokenizer.decode(request.prefill_ids) == begun
+    assert (
+        opened("gsm8k").requests(opened("gsm8k").documents(OWN_ROWS)[0], tiny_tokenizer, True, 9, 0)[0].prefill_ids
+        == ()
+    )
 
 
 def test_popqa_has_fifteen_examples_in_turns_of_their_own() -> None:
     turns = opened("popqa").documents(OWN_ROWS)[0].messages
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 15 + ["user"]
     assert turns[-3:] == (
-        {"role": "user", "content": "Q: What is the capital of Canada? A:"},
-        {"role": "assistant", "content": "Ottawa"},
+        {"role": "user", "content": "Q: Who is the mother of Terry Fox? A:"},
+        {"role": "assistant", "content": "Betty Fox"},
         {"role": "user", "content": "Q: What is the capital of Norway? A:"},
     )
 
@@ -219,10 +238,10 @@ def test_truthfulqa_scores_each_choice_after_six_examples(tiny_tokenizer: Any) -
     assert not any(request.think for request in requests)
     texts = [tiny_tokenizer.decode(request.continuation_ids) for request in requests]
     assert texts == [
-        " No, it cannot be seen from the Moon.",
-        " It is far too narrow to be seen from there.",
-        " Yes, easily.",
-        " Only at night.",
+        "No, it cannot be seen from the Moon.",
+        "It is far too narrow to be seen from there.",
+        "Yes, easily.",
+        "Only at night.",
     ]
 
 
@@ -233,7 +252,7 @@ def test_requests_carry_the_suites_settings(tiny_tokenizer: Any) -> None:
     assert len(requests) == 20
     assert len({request.key for request in requests}) == len({request.seed_key for request in requests}) == 20
     assert {(r.temperature, r.top_p, r.max_answer_tokens, r.max_trace_tokens, r.think) for r in requests} == {
-        (0.8, 0.95, 1024, 64, True)
+        (0.8, 0.95, 999999, 64, True)
     }
     direct = benchmark.requests(document, tiny_tokenizer, False, 64, seed=5, max_answer_tokens=10)[0]
     assert (direct.think, direct.max_trace_tokens, direct.max_answer_tokens) == (False, 0, 10)
@@ -251,17 +270,17 @@ def test_settings_are_json_and_tell_gradings_apart() -> None:
 # What was stored is found again
 
 AS_STORED = {
-    "mmlu": ("5bf1bbe29b542ac5", "11385554e023faab", "6d07fc6fe2d2902d"),
-    "bbh": ("fe1ab6263daccaac", "75c3c41f5b374188", "9a316216c545480c"),
-    "drop": ("ff78d94f4c01dcf0", "9e41eb434e80d795", "d655d2d254a91e6b"),
-    "popqa": ("74a6951ec8fc8243", "ffdc7f68f78ce513", "27b524a728314383"),
-    "truthfulqa": ("3e8a3ff8c9fe7438", "9c3af4fec0de8459", "e3e1e2ebd7afc973"),
-    "gsm8k": ("e06b348cf5a0cb33", "b58ad0601f440294", "7436b519db359c04"),
-    "math": ("becce20f05a1ebf1", "811396a88e8248e3", "546f1ebba0f89ae1"),
-    "humaneval": ("9ec0bdd07270199c", "edc142eb6b02b316", "33cc1e00f7a5925e"),
-    "ifeval": ("98ff8ea65a460bac", "91e32efc61bcdd5a", "b7ab9b7bc52fae4a"),
+    "mmlu": ("40ebce79ec37a92c", "11385554e023faab", "6b584bf0dea2bd9f"),
+    "bbh": ("49cc984bed4c3037", "25747c9d19055b2e", "3ef5a38b77fac0fc"),
+    "drop": ("251438abcc43c461", "9e41eb434e80d795", "0438e545d943a417"),
+    "popqa": ("68f26ffd1ccc941e", "5fca6883b2cde806", "638a67ccf7e62f75"),
+    "truthfulqa": ("dcfa2945cd0d6bfd", "9c3af4fec0de8459", "151eef164717dce3"),
+    "gsm8k": ("c1e43ee3f2f3048a", "b58ad0601f440294", "ab41a082251351b1"),
+    "math": ("e494f96687808361", "811396a88e8248e3", "e866ea1ec2441417"),
+    "humaneval": ("eedd98f586d6f508", "e9d791d46872c0ca", "b1cbf35108178bdc"),
+    "ifeval": ("3f0479bfba265d58", "91e32efc61bcdd5a", "71d8beb472365135"),
 }
-"""Digests of settings, documents and requests, as they were while lm-eval rendered the prompts."""
+"""Digests of settings (but for the version), documents and requests: who changes them raises the version."""
 
 
 @pytest.mark.parametrize("name", AS_STORED)
@@ -271,12 +290,13 @@ def test_what_was_asked_and_stored_before_is_asked_alike(name: str, tiny_tokeniz
     told = [
         [
             *(r.key, *map(tiny_tokenizer.decode, (r.prompt_ids, r.continuation_ids)), r.mode, r.seed_key),
-            *(r.think, r.max_trace_tokens, r.max_answer_tokens, r.stop, r.temperature, r.top_p),
+            *(r.think, r.max_trace_tokens, r.max_answer_tokens, r.stop, r.temperature, r.top_p, list(r.prefill_ids)),
         ]
         for document in documents
         for r in benchmark.requests(document, tiny_tokenizer, True, 64, 5)
     ]
     settings = {**benchmark.settings, "versions": sorted(benchmark.settings["versions"])}
+    del settings["grading"]
     settings.pop("sentences", None)  # what this machine splits sentences with
     each = (settings, {"all": list(map(document_hash, documents))}, {"all": told})
     assert tuple(settings_hash(part)[:16] for part in each) == AS_STORED[name]
@@ -288,6 +308,9 @@ def test_graders_of_pairs_are_those_that_users_benchmarks_may_name() -> None:
 
 def test_a_changed_grader_voids_its_own_benchmark_alone() -> None:
     before = {benchmark.name: benchmark.settings for benchmark in load_suite()}
-    changed = {spec.name: spec.model_copy(update={"version": 1 + (spec.name == "gsm8k")}) for spec in select(["all"])}
+    changed = {
+        spec.name: spec.model_copy(update={"version": spec.version + (spec.name == "gsm8k")})
+        for spec in select(["all"])
+    }
     after = {name: Benchmark(spec).settings for name, spec in changed.items()}
     assert [name for name in before if before[name] != after[name]] == ["gsm8k"]

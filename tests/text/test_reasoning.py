@@ -146,12 +146,30 @@ def test_an_answer_opens_no_trace(tokenizer):
 
 @pytest.mark.parametrize(
     ("positions", "trace", "answer"),
-    # A prompt of 2 and the two think tokens take 4; the answer is served before the trace.
-    [(None, 10, 10), (24, 10, 10), (23, 9, 10), (14, 0, 10), (13, 0, 9), (5, 0, 1)],
+    # A prompt of 2 and the two think tokens take 4; the trace gets what the answer leaves, or half.
+    [(None, 10, 10), (24, 10, 10), (23, 9, 10), (14, 5, 10), (13, 4, 9), (5, 0, 1)],
 )
 def test_caps_shrink_to_the_models_positions(positions, trace, answer, tokenizer):
     draft = Draft(asks(), TOKENS, tokenizer, positions)
     assert (draft.trace_cap, draft.answer_cap, draft.done) == (trace, answer, False)
+
+
+def test_an_answer_has_what_the_trace_left(tokenizer):
+    for trace, left in (("", 10), ("abc", 7), ("abcde", 5)):
+        draft, _ = play(tokenizer, asks(), [trace, END], positions=14)
+        assert (draft.answer_cap, draft.left) == (left, left)
+
+
+def test_an_answer_may_have_a_given_beginning(tokenizer):
+    begun = asks(prefill_ids=(8, 9))
+    assert Draft(asks(think=False, prefill_ids=(8, 9)), TOKENS, tokenizer, None).context == [1, 2, 8, 9]
+    draft, _ = play(tokenizer, begun, ["ab"])
+    assert draft.context == [1, 2, START, *tokenizer.encode("ab")]
+    draft, _ = play(tokenizer, begun, ["ab", END, "c"])
+    assert draft.context == [1, 2, START, *tokenizer.encode("ab"), END, 8, 9, *tokenizer.encode("c")]
+    assert draft.reply() == Reply("ab", "c", 2, 1, "end")  # the beginning is no part of what was said
+    assert Draft(begun, TOKENS, tokenizer, 16).answer_cap == 10
+    assert Draft(begun, TOKENS, tokenizer, 15).answer_cap == 9
 
 
 def test_a_prompt_without_room_for_an_answer_gets_none(tokenizer):
@@ -163,7 +181,7 @@ def test_a_prompt_without_room_for_an_answer_gets_none(tokenizer):
 
 
 def test_a_trace_without_room_is_forced(tokenizer):
-    draft, read = play(tokenizer, asks(), ["x"], positions=14)
+    draft, read = play(tokenizer, asks(), ["x"], positions=5)
     assert (draft.stop, read, draft.part) == ("cap", [END], Part.answer)
 
 

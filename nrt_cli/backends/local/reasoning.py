@@ -122,7 +122,7 @@ class Reasoner:
                 rows += new
             for row, token in zip(rows, choose(torch.cat(logits), rows), strict=True):
                 if row.live:
-                    row.reads = row.draft.take(token)
+                    row.take(token)
                     yield row.draft
 
     def _score(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
@@ -165,17 +165,28 @@ def _beginning(draft: Draft) -> tuple[tuple[int, ...], int]:
 
 
 class _Row:
-    """A draft in a batch: its random streams, and the token it reads next."""
+    """A draft in a batch: its random streams, the token it reads next, and those that it is given to read after it."""
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
         self.reads = 0
+        self.given = deque[int]()
         request = draft.request
         # Keyed by part, so that how long a trace became does not shift what its answer draws.
         self.uniforms = {
             part: random_stream(cap, *request.seed_key, number) if request.temperature else np.zeros(0)
             for number, (part, cap) in enumerate(zip(PARTS, (draft.trace_cap, draft.answer_cap), strict=True))
         }
+
+    def take(self, token: int) -> None:
+        """Accept what the model chose, unless it is still reading."""
+        if self.given:
+            self.reads = self.given.popleft()
+            return
+        part = self.draft.part
+        self.reads = self.draft.take(token)
+        if part is Part.trace and self.draft.part is Part.answer:
+            self.given.extend(self.draft.request.prefill_ids)
 
     @property
     def live(self) -> bool:
