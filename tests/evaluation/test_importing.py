@@ -79,7 +79,7 @@ def test_other_settings_than_the_suites_are_named(write):
     output = read_output(
         write({"gsm8k": ({"exact_match,strict-match": 1.0}, [sample(0, exact_match=1.0)], config)}), GSM8K
     )
-    assert output.differences == ["max_gen_toks 256, in the suite 2048", "num_fewshot 5, in the suite 0"]
+    assert output.differences == ["max_gen_toks 256, in the suite 131072", "num_fewshot 5, in the suite 0"]
 
 
 @pytest.mark.slow

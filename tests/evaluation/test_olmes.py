@@ -243,7 +243,7 @@ def test_other_settings_than_the_suites_are_named(tmp_path):
     assert output.differences == [
         "task gsm8k::tulu, in the suite gsm8k::zs_cot",
         "num_shots 8, in the suite 0",
-        "max_gen_toks 512, in the suite 2048",
+        "max_gen_toks 512, in the suite 131072",
         "temperature 0.7, in the suite 0.0",
     ]
 
@@ -273,7 +273,10 @@ def test_an_output_directory_is_imported(tmp_path, monkeypatch):
     assert outcome["results"] == "evals/theirs"
     assert {row["benchmark"]: row["score"] for row in outcome["benchmarks"]} == {"mmlu": 0.75, "gsm8k": 0.5}
     assert outcome["backend"] == "olmes"
-    assert said == ["gsm8k: task gsm8k::tulu, in the suite gsm8k::zs_cot"]
+    assert said == [
+        "gsm8k: task gsm8k::tulu, in the suite gsm8k::zs_cot",
+        "gsm8k: max_gen_toks 2048, in the suite 131072",
+    ]
     again = import_results(Path("theirs"), None, None, said.append)
     folder = Path(again["benchmarks"][0]["folder"])
     assert len((folder / "documents.jsonl").read_text().splitlines()) == 6
