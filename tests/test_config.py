@@ -416,9 +416,9 @@ def test_every_key_is_read() -> None:
 
 
 def test_what_reads_a_key_is_found_by_the_classes_of_expressions() -> None:
-    source = config_explain.Source()
-    source.learn(ast.parse("class Job:\n    given: RunConfig | None\ndef made() -> 'ObjectiveSection': ..."))
-    source.learn(ast.parse("class ParallelSection:\n    def ranks(self): return self.nodes * self.gpus_per_node"))
+    job = ast.parse("class Job:\n    given: RunConfig | None\ndef made() -> 'ObjectiveSection': ...")
+    own = ast.parse("class ParallelSection:\n    def ranks(self): return self.nodes * self.gpus_per_node")
+    source = config_explain.Source(job, own)
 
     def reads(*lines: str) -> set[str]:
         return source.reads(ast.parse("\n".join(lines)))

@@ -1,11 +1,13 @@
 """What a setting is: its sentence, what it may be, its default under each preset, and which modules read it."""
 
 import ast
+import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +80,14 @@ def commented(config: RunConfig) -> str:
 
 @cache
 def readers() -> dict[str, list[str]]:
-    """Key -> names of the modules that read it, except for those that check the config itself.
-
-    Found in the program's own source: an expression's class is followed from annotations and assignments, as far as
-    these go, so `config.train.steps` is read wherever `config` is a `RunConfig`. A section that is handed on whole is
-    read where its keys are taken from it.
-    """
+    """Key -> names of the modules that read it, except for those that check the config itself."""
     trees, found = {}, defaultdict(list)
     for spec in filter(None, map(find_spec, ("nrt_cli", "nrt_analysis"))):
         for folder in map(Path, spec.submodule_search_locations or ()):
             for file in sorted(folder.rglob("*.py")):
                 module = ".".join((folder.name, *file.relative_to(folder).with_suffix("").parts))
                 trees[module.removesuffix(".__init__")] = ast.parse(file.read_bytes())
-    source = Source()
-    for tree in trees.values():
-        source.learn(tree)
+    source = Source(*trees.values())
     for module, tree in trees.items():
         if not module.startswith("nrt_cli.config"):
             for key in source.reads(tree):
@@ -100,114 +95,95 @@ def readers() -> dict[str, list[str]]:
     return found
 
 
-class Source(ast.NodeVisitor):
-    """Collects the keys that are taken from sections."""
+Names = dict[str, set[str]]
+"""The names of a module, and attributes that it gives a value with a dot before them -> sections that they may be."""
 
-    def __init__(self) -> None:
-        self.prefixes = {"RunConfig": "", "RunSettings": ""}
+
+class Source:
+    """Finds the keys that modules of a program, which are `trees`, take from sections.
+
+    Annotations say what a name is, so `config.train.steps` is read where `config` is a `RunConfig`. A section that is
+    handed on whole is read where its keys are taken from it.
+    """
+
+    def __init__(self, *trees: ast.Module) -> None:
+        fields = list(schema_fields(RunConfig))
+        self.keys = {key for key, _, inner in fields if not inner}
+        self.sections = {key: {inner.__name__} for key, _, inner in fields if inner}
+        self.prefixes = {"RunConfig": "", "RunSettings": ""} | {
+            kind: f"{key}." for key, (kind,) in self.sections.items()
+        }
         """A section's class -> what its keys begin with."""
-        self.members, self.keys = dict[tuple[str, str], str](), set[str]()
-        """A class and the name of an attribute or method -> class of what it gives; "" has functions and classes."""
-        for key, _, inner in schema_fields(RunConfig):
-            if inner:
-                self.prefixes[inner.__name__] = f"{key}."
-                owners = [kind for kind, prefix in self.prefixes.items() if f"{prefix}{key.rpartition('.')[2]}" == key]
-                self.members |= {(kind, key.rpartition(".")[2]): inner.__name__ for kind in owners}
-            else:
-                self.keys.add(key)
-        self.members |= {(kind, "model_copy"): kind for kind in self.prefixes}
-        self.methods: dict[tuple[str, str], ast.FunctionDef] = {}
-        """A section's class and a method's name -> the method: who calls it reads what it reads."""
-        self.names, self.found = dict[str, str](), set[str]()
+        self.gives: Names = defaultdict(set, {kind: {kind} for kind in self.prefixes})
+        """Functions, classes and attributes of all modules."""
+        self.methods: dict[str, set[str]] = defaultdict(set)
+        """The name of a section's method -> keys that it reads, as do those who call it."""
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        own = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name in self.prefixes]
+        of_sections = [node for section in own for node in section.body]
+        for node in nodes:
+            match node:
+                case ast.FunctionDef(name, returns=said) | ast.AnnAssign(ast.Name(name), said) if (
+                    node not in of_sections
+                ):
+                    self.gives[name] |= self.named(said)
+        for tree in trees:
+            for name, kinds in self.names(tree).items():
+                self.gives[name.removeprefix(".")] |= kinds if name.startswith(".") else set()
+        for section in own * 2:  # one of them may call a later one
+            for method in section.body:
+                if isinstance(method, ast.FunctionDef):
+                    self.methods[method.name] |= self.reads(method, {"self": {section.name}})
 
-    def learn(self, tree: ast.Module) -> None:
-        """Take note of what classes and functions say of themselves."""
+    def named(self, annotation: ast.expr | None) -> set[str]:
+        """The sections that an annotation names."""
+        return set(self.prefixes) & set(re.findall(r"\w+", ast.unparse(annotation))) if annotation else set()
 
-        def note(of: str, name: str, annotation: ast.expr | None) -> None:
-            kind = _class(annotation)
-            if kind and (kind in self.prefixes or (of, name) not in self.members):
-                self.members[of, name] = kind
-
-        for owner in ast.walk(tree):
-            if not isinstance(owner, ast.ClassDef | ast.Module):
-                continue
-            of = owner.name if isinstance(owner, ast.ClassDef) else ""
-            self.members["", of] = of
-            for node in owner.body:
-                match node:
-                    case ast.AnnAssign(ast.Name(name), annotation):
-                        note(of, name, annotation)
-                    case ast.FunctionDef(name):
-                        note(of, name, node.returns)
-                        if of in self.prefixes:
-                            self.methods[of, name] = node
-                        given = {arg.arg: arg.annotation for arg in node.args.args}
-                        for inner in (one for one in ast.walk(node) if isinstance(one, ast.Assign)):
-                            for pair in _pairs(inner):
-                                match pair:
-                                    case ast.Attribute(ast.Name("self"), name), ast.Name(known):
-                                        note(of, name, given.get(known))
-
-    def reads(self, tree: ast.AST) -> set[str]:
-        """Keys that a piece of source reads."""
-        self.found = set()
-        self.visit(tree)
-        return self.found
-
-    def kind(self, node: ast.AST) -> str:
-        """The class of an expression; empty where it cannot be told."""
+    def kinds(self, node: ast.AST, names: Names) -> set[str]:
+        """The sections that an expression may be, where names are these."""
         match node:
-            case ast.Name(id=name):
-                return self.names.get(name, "")
+            case ast.Name(name):
+                return names.get(name, set())
+            case ast.Call(ast.Name(name)):
+                return self.gives[name]
+            case ast.Call(ast.Attribute(value, "model_copy")) | ast.Call(value):
+                return self.kinds(value, names)
             case ast.Attribute(value, name):
-                return self.members.get((self.kind(value), name), "")
-            case ast.Call(ast.Name(id=name)):
-                return self.members.get(("", name), "")
-            case ast.Call(method):
-                return self.kind(method)
+                inner = [self.sections.get(self.prefixes[kind] + name, set()) for kind in self.kinds(value, names)]
+                return set().union(*inner) or names.get(f".{name}") or self.gives[name]
             case ast.IfExp(_, value, other):
-                return self.kind(value) or self.kind(other)
-        return ""
+                return self.kinds(value, names) | self.kinds(other, names)
+        return set()
 
-    def visit(self, node: ast.AST) -> None:
-        """Look at an expression or statement with what the names in it are there."""
-        outside, within = self.names, dict[str, str]()
-        match node:
-            case ast.FunctionDef(args=given) | ast.AsyncFunctionDef(args=given):
-                arguments = (*given.posonlyargs, *given.args, *given.kwonlyargs)
-                within = {arg.arg: _class(arg.annotation) for arg in arguments if arg.arg != "self"}
-            case ast.ClassDef(name):
-                within = {"self": name}
-            case ast.Lambda(given):  # one that takes a config is in a table of such
-                within = {arg.arg: "RunConfig" for arg in given.args if arg.arg in ("c", "config")}
-            case ast.Call(ast.Name("Setting"), [_, ast.Constant(str(key))]):  # of verl's, which a key of ours decides
-                self.found |= {key} & self.keys
-            case ast.Attribute(value, name) if (kind := self.kind(value)) in self.prefixes:
-                self.found |= {self.prefixes[kind] + name} & self.keys
-                if method := self.methods.get((kind, name)):
-                    self.names = outside | {"self": kind}
-                    self.generic_visit(method)
-                    self.names = outside
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-            self.names = outside | within
-        self.generic_visit(node)
-        self.names = outside
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            self.names[node.target.id] = _class(node.annotation)
-        if isinstance(node, ast.Assign):
-            self.names |= {to.id: self.kind(value) for to, value in _pairs(node) if isinstance(to, ast.Name)}
+    def names(self, tree: ast.AST) -> Names:
+        """What names are in a module or function, wherever in it."""
+        names: Names = defaultdict(set)
+        nodes = list(ast.walk(tree))
+        for node in nodes:
+            match node:
+                case ast.arg(name, annotation) | ast.AnnAssign(ast.Name(name), annotation):
+                    names[name] |= self.named(annotation)
+                case ast.Lambda(given):  # one that takes a config is in a table of such
+                    names |= {arg.arg: {"RunConfig"} for arg in given.args if arg.arg in ("c", "config")}
+        for of_attributes, node in product((True, False), nodes):
+            match node:
+                case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)) | ast.Assign(targets, values):
+                    for target, value in zip(targets, values if isinstance(values, list) else [values], strict=False):
+                        if isinstance(target, ast.Attribute) == of_attributes:
+                            name = f".{target.attr}" if of_attributes else ast.unparse(target)
+                            names[name] |= self.kinds(value, names)
+        return names
 
-
-def _pairs(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]]:
-    """What is assigned to what; of `a, b = x, y` both."""
-    target, value = node.targets[0], node.value
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        return list(zip(target.elts, value.elts, strict=False))
-    return [(target, value)]
-
-
-def _class(annotation: ast.expr | None) -> str:
-    """The one class that an annotation names, None beside it or not."""
-    text = annotation.value if isinstance(annotation, ast.Constant) else annotation and ast.unparse(annotation)
-    named = [name for part in str(text).split("|") if (name := part.strip("'\" ")) != "None"]
-    return named[0].rpartition(".")[2] if len(named) == 1 else ""
+    def reads(self, tree: ast.AST, names: Names | None = None) -> set[str]:
+        """Keys that a piece of source reads."""
+        found, names = set[str](), self.names(tree) | (names or {})
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    ast.Name("Setting"), [_, ast.Constant(str(key))]
+                ):  # of verl's, which a key of ours decides
+                    found.add(key)
+                case ast.Attribute(value, name):
+                    for kind in self.kinds(value, names):
+                        found |= {self.prefixes[kind] + name} | self.methods[name]
+        return found & self.keys
