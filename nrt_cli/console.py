@@ -89,10 +89,6 @@ def write(text: str) -> None:
     stdout.file.write(text)
 
 
-PAGE_WIDTH = 110
-"""Columns of a page at most: longer lines are hard to read."""
-
-
 def page(text: str) -> None:
     """Print Markdown: rendered where a person reads, as it stands where a program does."""
     if not stdout.is_terminal:
@@ -111,7 +107,8 @@ def page(text: str) -> None:
 
     # A link within the project is its text: the files are not where a reader of an installed package could follow it.
     text = re.sub(r"\[([^]]+)]\((?!https?:)[^)]*\)", r"\1", text)
-    stdout.print(Page(text), width=min(stdout.width, PAGE_WIDTH), crop=False)
+    # Longer lines are hard to read.
+    stdout.print(Page(text), width=min(stdout.width, 110), crop=False)
 
 
 def number(value: Any, form: str = ".4g") -> str:

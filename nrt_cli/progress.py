@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rich import progress as widgets
 from rich.console import Group
@@ -22,35 +22,25 @@ from rich.text import Text
 from nrt_cli import console, methods
 from nrt_cli.records import ACCURACIES, measured
 
-
-class Column(NamedTuple):
-    """How a metric is shown: on the panel by its title, in a line by its short name."""
-
-    title: str
-    short: str
-    form: str
-
-
 COLUMNS = {
-    "loss": Column("loss", "loss", "{:.3f}"),
-    "reward": Column("reward", "reward", "{:.4g}"),
-    "gain": Column("gain over the null trace (nats)", "gain", "{:+.3f}"),
-    "answer_logprob": Column("log P(y*) with trace (nats)", "logp", "{:.2f}"),
-    "answer_logprob_per_token": Column("log P per answer token", "logp/token", "{:.3f}"),
-    "trace_length": Column("trace length (tokens)", "length", "{:.1f}"),
-    "entropy": Column("trace entropy (nats)", "entropy", "{:.2f}"),
-    "dead_groups": Column("dead groups", "dead", "{:.0%}"),
-    "forced_share": Column("forced ends", "forced", "{:.0%}"),
-    "sampler_gap": Column("sampler gap (nats)", "gap", "{:.1e}"),
-    "tokens_per_second": Column("tokens per second", "tok/s", "{:.0f}"),
-    "mfu": Column("share of the matmul rate", "mfu", "{:.0%}"),
+    "loss": ("loss", "loss", "{:.3f}"),
+    "reward": ("reward", "reward", "{:.4g}"),
+    "gain": ("gain over the null trace (nats)", "gain", "{:+.3f}"),
+    "answer_logprob": ("log P(y*) with trace (nats)", "logp", "{:.2f}"),
+    "answer_logprob_per_token": ("log P per answer token", "logp/token", "{:.3f}"),
+    "trace_length": ("trace length (tokens)", "length", "{:.1f}"),
+    "entropy": ("trace entropy (nats)", "entropy", "{:.2f}"),
+    "dead_groups": ("dead groups", "dead", "{:.0%}"),
+    "forced_share": ("forced ends", "forced", "{:.0%}"),
+    "sampler_gap": ("sampler gap (nats)", "gap", "{:.1e}"),
+    "tokens_per_second": ("tokens per second", "tok/s", "{:.0f}"),
+    "mfu": ("share of the matmul rate", "mfu", "{:.0%}"),
 }
-"""Metrics worth a person's attention, in reading order; all others are in metrics.jsonl."""
+"""Metrics worth a person's attention, in reading order, by their titles on the panel and their short names in a line;
+all others are in metrics.jsonl."""
 
 WINDOW = 10
 """Steps over which the panel averages: one step's numbers jump with its prompts."""
-
-SAMPLE_LINES = 3
 
 
 class Display:
@@ -87,7 +77,8 @@ class Progress(Display):
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         """A finished step and one of its traces (prompt, trace, answer), if there is one."""
         self.done = record["step"]
-        shown = "  ".join(f"{c.short} {c.form.format(record[key])}" for key, c in COLUMNS.items() if key in record)
+        metrics = ((name, form.format(record[key])) for key, (_, name, form) in COLUMNS.items() if key in record)
+        shown = "  ".join(map(" ".join, metrics))
         self.note(f"step {self.done}/{self.steps}  {shown}  eta {self.eta()}")
 
     def held_out(self, record: dict[str, Any]) -> None:
@@ -158,11 +149,11 @@ class LiveProgress(Progress):
         )
         parts: list[Any] = [bar]
         if recent := list(self.recent):
-            seen = {key: (self.first[key], [record[key] for record in recent]) for key in COLUMNS if key in self.first}
-            rows = [
-                (COLUMNS[key].title, *map(COLUMNS[key].form.format, (first, sum(last) / len(last), last[-1])))
-                for key, (first, last) in seen.items()
-            ]
+            rows = []
+            for key, (title, _, form) in COLUMNS.items():
+                if key in self.first:
+                    last = [record[key] for record in recent]
+                    rows.append((title, *map(form.format, (self.first[key], sum(last) / len(last), last[-1]))))
             titles = ("", ">first", f">mean of {len(recent)}", ">now")
             parts += [Text(), console.table(*titles, rows=rows, box=None, padding=(0, 3, 0, 0))]
         warned = [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
@@ -176,7 +167,7 @@ class LiveProgress(Progress):
 
 
 class _Clipped:
-    """Untrusted text after its name, in at most `SAMPLE_LINES` lines of whatever width there is."""
+    """Untrusted text after its name, in at most 3 lines of whatever width there is."""
 
     def __init__(self, name: str, text: str, style: str) -> None:
         self.name, self.text, self.style = name, text, style
@@ -186,8 +177,8 @@ class _Clipped:
         shown = console.plain(" ".join(self.text.strip().replace("\n", " ⏎ ").split()))
         shown.stylize(self.style)
         lines = list(Text(f"{self.name}: ", style="bold").append_text(shown).wrap(target, options.max_width))
-        if len(lines) > SAMPLE_LINES:
-            lines = lines[:SAMPLE_LINES]
+        if len(lines) > 3:
+            lines = lines[:3]
             lines[-1].truncate(options.max_width - 4)
             lines[-1].append(" ...", style="dim")
         yield from lines
@@ -233,10 +224,6 @@ class Race(Display):
         if console.stderr.is_terminal and not as_json:
             self.screen = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
 
-    def displays(self, name: str) -> Callable[[int, int], Progress]:
-        """What `train` asks for the display of one of the runs."""
-        return lambda steps, done: _RaceProgress(self, name, steps, done)
-
     def note(self, message: str) -> None:
         if self.screen:
             self.now = message
@@ -261,11 +248,7 @@ class Race(Display):
         return Panel(Group(*parts), title="nrt quickstart: held-out questions right, by seconds of training")
 
 
-MEASURED, WORTH_SAYING = 2, 60.0
-"""Steps after which a run's pace is said, and seconds from which on it is."""
-
-
-class _RaceProgress(Progress):
+class RaceProgress(Progress):
     """One run of a race."""
 
     def __init__(self, race: Race, name: str, steps: int, done: int) -> None:
@@ -277,13 +260,12 @@ class _RaceProgress(Progress):
         self.seconds += record["seconds"]
         self.race.sample = sample
         self._tell(record)
-        left, taken = self.steps - self.done, self.done - self.start_step
-        if taken == MEASURED and left * self.seconds / taken >= WORTH_SAYING:
+        left, pace = self.steps - self.done, self.seconds / max(1, self.done - self.start_step)
+        if self.done - self.start_step == 2 and left * pace >= 60:  # after two steps, where a minute or more is left
             score = f" (the first took {self.scored / 60:.0f})" if self.scored else ""
             self.race.pace = (
-                f"{self.title}: {self.seconds / taken:.0f} s a step as measured, about "
-                f"{left * self.seconds / taken / 60:.0f} minutes for the other {left} steps; held-out scores are "
-                f"besides{score}"
+                f"{self.title}: {pace:.0f} s a step as measured, about {left * pace / 60:.0f} minutes for the other "
+                f"{left} steps; held-out scores are besides{score}"
             )
             if not self.race.screen:
                 console.note(self.race.pace)

@@ -120,7 +120,7 @@ def test_a_documented_command_exists_with_its_options(found):
     assert len(names) > 1 or found.words[1].startswith("--")  # a command, or an option of nrt itself
     for override in params.get("overrides") or ():
         (key,) = config.flatten(config.parse_override(override))
-        assert key in config.schema_keys(config.RunConfig) or key.startswith("verl."), f"--set {key}: no such setting"
+        assert key in config.sentences(config.RunConfig) or key.startswith("verl."), f"--set {key}: no such setting"
 
 
 @pytest.mark.parametrize(

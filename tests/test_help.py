@@ -95,4 +95,4 @@ def test_in_a_terminal_code_is_not_folded_and_links_are_text(monkeypatch, width)
     assert [line.strip() for line in lines].count(command) == 2
     assert "that file" in shown.getvalue()
     assert "x.md" not in shown.getvalue()
-    assert max(len(line) for line in lines if command not in line) <= min(width, console.PAGE_WIDTH)
+    assert max(len(line) for line in lines if command not in line) <= min(width, 110)

@@ -120,7 +120,7 @@ def test_the_panel_is_readable_at_80_columns(rendered, clock):
     (gain,) = [line.split() for line in lines if "gain over" in line]
     # first, mean of the last ten (3 to 12), now
     assert gain[-4:-1] == ["+1.000", "+7.500", "+12.000"]
-    assert all(column.title in text for column in COLUMNS.values())
+    assert all(title in text for title, *_ in COLUMNS.values())
     assert text.count("held-out after step") == 2  # the first and the newest
     assert "after step 6" not in text
     assert [line for line in lines if "trace: two and two" in line]

@@ -7,7 +7,7 @@ import yaml
 
 from nrt_cli import config as configs
 from nrt_cli.config import configs_dir
-from nrt_cli.config.study import absolute, changed_sections, judged_runs, load_study, parse_study, planned_runs
+from nrt_cli.config.study import StudyConfig, absolute, changed_sections, judged_runs, load_study, planned_runs
 from nrt_cli.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
@@ -56,7 +56,7 @@ def test_later_layers_win(tmp_path):
         "variants": {"long": {"method": "gm", "train": {"steps": 7}}},
         "seeds": [3],
     }
-    short, long = planned_runs(parse_study(values, "x"), Path("s"))
+    short, long = planned_runs(StudyConfig.model_validate(values), Path("s"))
     assert [short.name, long.name] == ["am-s3", "long-s3"]
     assert [short.config.method, long.config.method] == ["am", "gm"]
     assert [run.config.rollout.group_size for run in (short, long)] == [4, 4]
@@ -66,10 +66,10 @@ def test_later_layers_win(tmp_path):
 
 
 def test_what_comes_later_waits_for_all_seeds_of_the_others():
-    study = parse_study(SMALL | {"later": ["gm", "p"], "seeds": [0, 3]}, "x")
+    study = StudyConfig.model_validate(SMALL | {"later": ["gm", "p"], "seeds": [0, 3]})
     names = [run.name for run in planned_runs(study, Path("s"))]
     assert names == ["sft-s0", "am-s0", "sft-s3", "am-s3", "gm-s0", "p-s0", "gm-s3", "p-s3"]
-    assert changed_sections(parse_study(SMALL, "before"), study) == []
+    assert changed_sections(StudyConfig.model_validate(SMALL), study) == []
 
 
 def test_the_real_study_is_of_the_pairs_of_its_recipe():
@@ -85,14 +85,14 @@ def test_the_real_study_is_of_the_pairs_of_its_recipe():
 
 def test_a_variant_has_a_title_beside_its_settings():
     values = SMALL | {"methods": ["am", "x"], "variants": {"x": {"title": "Mine", "method": "gm", "seed": 4}}}
-    study = parse_study(values, "x")
+    study = StudyConfig.model_validate(values)
     assert [run.config.method for run in planned_runs(study, Path("s"))] == ["am", "gm"] * 2
     assert study.variants["x"].title == "Mine"
     # It survives its YAML.
-    assert parse_study(yaml.safe_load(configs.to_yaml(study)), "again") == study
+    assert StudyConfig.model_validate(yaml.safe_load(configs.to_yaml(study))) == study
     study = load_study("laptop", ["title=naïve – “study”", "seeds=[4, 5]"], jobs=3)
     assert (study.title, study.seeds, study.jobs) == ("naïve – “study”", (4, 5), 3)
-    assert parse_study(yaml.safe_load(configs.to_yaml(study)), "again") == study
+    assert StudyConfig.model_validate(yaml.safe_load(configs.to_yaml(study))) == study
 
 
 def test_what_only_adds_runs_may_change():

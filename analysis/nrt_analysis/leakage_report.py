@@ -1,5 +1,7 @@
 """Whether traces reason or smuggle the answer in: copied words, and the gain of traces tampered with."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,7 @@ import pandas as pd
 
 from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, error_bars, intervals_beside, line_style, new_figure, panel
-from nrt_analysis.frames import stacked
 from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
-from nrt_cli.store.tables import PartTable
 
 CONTROLS = {
     "sampled": "as sampled",
@@ -41,14 +41,15 @@ UNITS = {
 }
 
 
-def leakage_report(table: PartTable, parts: int, method: str, traces: str, span: int) -> Document:
+def leakage_report(parts: Sequence[Path], method: str, traces: str, span: int) -> Document:
     """Gains under controls, and the share of answer n-grams that are copied into traces.
 
     Args:
+        parts: tables of controls, as `nrt_cli/workflows/scoring.py` stores them.
         method, traces: the run's method and the name of its trace table, for the notes.
         span: words in a row that counted as copied where they were masked.
     """
-    frame = stacked((part.to_pandas() for part in table.read(parts)), list(table.columns))
+    frame = pd.concat(map(pd.read_parquet, parts), ignore_index=True)
     controls, copies = by_control(frame), by_length(frame)
     sampled = frame[frame["control"] == "sampled"]
     spans = "words" if span == 1 else f"runs of {span} or more words"

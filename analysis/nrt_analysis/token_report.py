@@ -1,7 +1,8 @@
 """How thinking changes the probability of ground-truth tokens, by how unsure an SFT model is of them (Figure 3)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,7 @@ from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, n
 from nrt_analysis.frames import stacked
 from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
 from nrt_cli.errors import StoreError
-from nrt_cli.store.tables import PartTable
 
-COLUMNS = ("example", "position", "token_id", "token", "logprob", "entropy")
 FEWEST = 30
 """Tokens that a bin must have; the bins of the highest entropies are joined until they do."""
 
@@ -40,25 +39,22 @@ UNITS = {
 }
 
 
-def token_report(
-    baseline: PartTable, models: Mapping[str, PartTable], parts: int, width: float = 0.5, notes: Sequence[str] = ()
-) -> Document:
+def token_report(models: Iterable[tuple[str, Sequence[Path]]], width: float = 0.5) -> Document:
     """Figure 3 and its numbers.
 
     Args:
-        parts: of each table; all hold the same examples.
+        models: labels and tables of the same examples, as `nrt_cli/workflows/scoring.py` stores them; the baseline's
+            come first.
         width: of a bin of H_SFT, in nats.
     """
-
-    def read(table: PartTable) -> pd.DataFrame:
-        return stacked((part.to_pandas() for part in table.read(parts, COLUMNS)), COLUMNS)
-
-    sft = read(baseline)
+    columns = ["example", "position", "token_id", "token", "logprob", "entropy"]
+    scored = ((label, (pd.read_parquet(part, columns=columns) for part in parts)) for label, parts in models)
+    (_, sft), *others = ((label, stacked(frames, columns)) for label, frames in scored)
     if sft["entropy"].isna().all():
         raise StoreError("the baseline gives no finite probabilities to compare with; name another with --baseline.")
     joined = {}
-    for label, rows in models.items():
-        both = sft.merge(read(rows), on=["example", "position"], suffixes=("_sft", ""), validate="one_to_one")
+    for label, rows in others:
+        both = sft.merge(rows, on=["example", "position"], suffixes=("_sft", ""), validate="one_to_one")
         if len(both) != len(sft) or (both["token_id"] != both["token_id_sft"]).any():
             raise StoreError(
                 f"{label}: was not scored on the baseline's tokens; delete the `scored` folder and run again."
@@ -101,7 +97,6 @@ def token_report(
             "shown: mean P / P_SFT [interval] by H_SFT in nats; all columns are in tokens.csv",
             "ratio is the mean of P / P_SFT as in the paper: single tokens with a tiny P_SFT can dominate it; typical "
             "is the geometric mean",
-            *notes,
         ),
         UNITS,
     )

@@ -141,9 +141,7 @@ def tokens(
     folder = out or default_folder(baseline, "tokens")
     with counted("examples") as report:
         scored = score_tokens(baseline, [*(runs or []), *(more or [])], folder, report, data, n, seed, max_trace_tokens)
-    sft, *others = scored
-    tables = {model.label: model.table for model in others}
-    deliver(token_report(sft.table, tables, sft.parts, width), folder, folder, as_json)
+    deliver(token_report(scored, width), folder, folder, as_json)
 
 
 @app.command(epilog="Example: nrt analyze leakage runs/am")
@@ -164,8 +162,8 @@ def leakage(
 
     folder = out or default_folder(run, "leakage")
     with counted("traces") as report:
-        found = score_controls(run, folder, report, traces, n, span, seed)
-    deliver(leakage_report(found.table, found.parts, found.method, found.traces, found.span), folder, folder, as_json)
+        scored = score_controls(run, folder, report, traces, n, span, seed)
+    deliver(leakage_report(*scored, span), folder, folder, as_json)
 
 
 @app.command(epilog="Example: nrt analyze schemes runs/am --scheme gm --scheme my_rewards:median")

@@ -28,7 +28,7 @@ def _shipped(*folders: str) -> list[str]:
 
 def _keys() -> list[str]:
     config = import_module("nrt_cli.config")
-    return list(config.schema_keys(config.RunConfig))
+    return list(config.sentences(config.RunConfig))
 
 
 configs = _one_of(lambda: _shipped("train"), "*.yaml")

@@ -73,11 +73,10 @@ def explain(
         presets: dict[str, list[str]] = {}
         for preset, value in found["defaults"].items():
             presets.setdefault(written(value), []).append(preset)
-        rows += [("value", found["value"])]
-        rows += [
-            ("default", text if len(presets) == 1 else f"{text} ({', '.join(names)})")
-            for text, names in presets.items()
-        ]
+        several = {
+            text: f"{text} ({', '.join(names)})" if len(presets) > 1 else text for text, names in presets.items()
+        }
+        rows += [("value", found["value"]), *(("default", text) for text in several.values())]
     rows += [("read by", ", ".join(found["read_by"]) or "no module")]
     table = console.table("", "", rows=rows, box=None, show_header=False, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
@@ -101,7 +100,6 @@ def diff(
     from nrt_cli import config  # pydantic: a third of the time that `nrt --help` may take
 
     rows = config.diff(_load(left), _load(right))
-
     record = [{"key": key, "left": a, "right": b} for key, a, b in rows]
     table = console.table("key", left, right, rows=rows)
     console.result(record, as_json, lambda _: console.stdout.print(table if rows else "no differences"))

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -54,9 +53,7 @@ def judge(
         console.note(note)
     if dry_run:
         rows = estimate(plan)
-        table = Table()
-        for name in rows[0]:
-            table.add_column(name, justify="left" if name == "judge" else "right")
+        table = console.table(*(name if name == "judge" else f">{name}" for name in rows[0]))
         for row in rows:
             cells = (f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for value in list(row.values())[1:])
             table.add_row(console.plain(row["judge"]), *("no price" if cell == "nan" else cell for cell in cells))

@@ -65,7 +65,7 @@ def reproduce(
         else:
             console.stdout.print("data and model are made by the study itself; no time is predicted for it")
         for judge in plan.judges:
-            console.stdout.print(console.plain(_judging(judge.judge, judge.requests, judge.dollars_most)))
+            console.stdout.print(console.plain(_judging(*judge.values())))
         console.stdout.print("commands:")
         for command in plan.commands:
             console.say(f"  {command}")
@@ -109,9 +109,7 @@ def _score_tokens(asked: "StudyConfig", folder: Path) -> None:
     with counted("pairs") as report:
         scored = score_pairs(folder, asked, report)
     if scored:
-        sft, *others = scored
-        found = token_report(sft.table, {model.label: model.table for model in others}, sft.parts)
-        write(found, folder / "analysis" / "tokens", ("csv", "md"))
+        write(token_report(scored), folder / "analysis" / "tokens", ("csv", "md"))
 
 
 def _ask(asked: "StudyConfig", folder: Path) -> None:

@@ -134,11 +134,10 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
             caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False,  # fits 80 columns
         )  # fmt: skip
         console.stdout.print(table)
-    evaluations = {
-        f"{e.benchmark} ({e.of}, {e.backend})": f"{console.number(e.score, '.3f')} ± "
-        f"{console.number(e.error, '.3f')}, n {e.n}"
-        for e in record.evaluations
-    }
+    evaluations = {}
+    for e in record.evaluations:
+        score, error = (console.number(e[key], ".3f") for key in ("score", "error"))
+        evaluations[f"{e['benchmark']} ({e['of']}, {e['backend']})"] = f"{score} ± {error}, n {e['n']}"
     _pairs("evaluations", evaluations)
     metrics = {key: console.number(value) for key, value in record.metrics.items()}
     _pairs("training, mean of the last 10 steps", metrics)
@@ -167,26 +166,22 @@ def diff(runs: RunPaths, as_json: AsJson = False) -> None:
     if len(runs) < 2:
         raise ConfigError("name two runs or more to compare.")
     found = compare_runs(runs)
-    if console.result(vars(found), as_json):
+    if console.result(found, as_json):
         return
-    for rows, title in (
-        (found.settings, "settings"),
-        (found.origins, "inputs, versions and machine"),
-        (found.metrics, "scores; of training metrics, the mean of the last 10 steps"),
-    ):
-        if not rows:
-            console.stdout.print(f"{title}: no differences")
-            continue
-        with_difference = rows is found.metrics and len(found.runs) == 2
-        columns = ("", *found.runs, *(["difference"] if with_difference else []))
-        table = console.table(*columns, title=title, title_justify="left")
-        for row in rows:
-            cells = [row["key"], *(console.number(value)[:40] for value in row["values"])]
-            if with_difference:
+    titles = {
+        "settings": "settings",
+        "origins": "inputs, versions and machine",
+        "metrics": "scores; of training metrics, the mean of the last 10 steps",
+    }
+    for part, title in titles.items():
+        rows, extra = [], ["difference"] if part == "metrics" and len(runs) == 2 else []
+        for row in found[part]:
+            rows.append([row["key"], *(console.number(value)[:40] for value in row["values"])])
+            if extra:
                 a, b = row["values"]
-                cells.append("-" if a is None or b is None else f"{b - a:+.4g}")
-            table.add_row(*map(console.plain, cells))
-        console.stdout.print(table)
+                rows[-1].append("-" if a is None or b is None else f"{b - a:+.4g}")
+        table = console.table("", *found["runs"], *extra, rows=rows, title=title, title_justify="left")
+        console.stdout.print(table if rows else f"{title}: no differences")
 
 
 @app.command(epilog="Example: nrt runs tag runs/am baseline paper --remove draft")

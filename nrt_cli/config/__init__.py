@@ -22,7 +22,7 @@ from nrt_cli.config.schema import (
     TokensSection,
     Weights,
 )
-from nrt_cli.config.validation import Section, schema_keys, sentences, validated
+from nrt_cli.config.validation import Section, sentences, validated
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import own_name

@@ -15,9 +15,6 @@ from nrt_cli.config import RunConfig, configs_dir, dump_yaml, resolve
 from nrt_cli.config.validation import nearest_key, schema_fields, sentences
 from nrt_cli.errors import ConfigError
 
-WIDTH = 100
-"""Columns of a comment."""
-
 
 def explain(key: str) -> dict[str, Any]:
     """A key or section of a run's config. Raises ConfigError where there is none of that name."""
@@ -67,7 +64,7 @@ def commented(config: RunConfig) -> str:
     def lines(values: Mapping[str, Any], prefix: str) -> str:
         text, indent = "", "  " * prefix.count(".")
         for name, value in values.items():
-            sentence = textwrap.fill(said[prefix + name], WIDTH - len(indent), break_on_hyphens=False)
+            sentence = textwrap.fill(said[prefix + name], 100 - len(indent), break_on_hyphens=False)
             text += textwrap.indent(sentence, f"{indent}# ") + "\n"
             if any(key.startswith(f"{prefix}{name}.") for key in said):
                 text += f"{indent}{name}:\n{lines(value, f'{prefix}{name}.')}"

@@ -182,7 +182,7 @@ def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None
         values = configs.merge(values, configs.parse_override(text))
     if jobs is not None:
         values["jobs"] = jobs
-    study = parse_study(values, name)
+    study = configs.validated(StudyConfig, values, lambda _: name)
     # What a run, a judge or a benchmark cannot mean is said before anything is begun.
     list(planned_runs(study, Path("study")))
     judge = study.analysis.judge
@@ -194,11 +194,6 @@ def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None
     if study.eval.benchmarks:
         select(study.eval.benchmarks)
     return study
-
-
-def parse_study(values: dict[str, Any], origin: str) -> StudyConfig:
-    """The study of a mapping. Raises ConfigError naming the first key that is wrong."""
-    return configs.validated(StudyConfig, values, lambda _: origin)
 
 
 def absolute(study: StudyConfig) -> StudyConfig:

@@ -57,7 +57,7 @@ def validated(section: type[S], values: Mapping[str, Any], origin: Callable[[str
         # By way of JSON, where pydantic's strictness is right for lists and mappings too.
         return section.model_validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as error:
-        problems, keys = error.errors(include_url=False), schema_keys(section)
+        problems, keys = error.errors(include_url=False), list(sentences(section))
         first = problems[0]
         at = ".".join(map(str, first["loc"]))
         said = origin(at)
@@ -156,11 +156,6 @@ def schema_fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
         yield prefix + name, field, inner
         if inner:
             yield from schema_fields(inner, f"{prefix}{name}.")
-
-
-def schema_keys(section: type[BaseModel]) -> list[str]:
-    """All dotted keys of a config, sections included."""
-    return [key for key, _, _ in schema_fields(section)]
 
 
 def sentences(section: type[BaseModel]) -> dict[str, str]:

@@ -139,9 +139,6 @@ def _store(questions: Sequence[Question], record: Mapping[str, Any]) -> None:
         Judgements(q.run).append({**record, "step": q.step, "example": q.example, **(FREE if i else {})})
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
-
-
 async def _ask_all(
     plan: Plan,
     pending: Mapping[str, list[Question]],
@@ -223,9 +220,6 @@ async def _judgement(plan: Plan, endpoint: Endpoint, question: Question, replies
         "cost": cost_of(settings, question.judge, sent, replied),
         "time": now(),
     }
-
-
-# --- money -----------------------------------------------------------------------------------------------------------
 
 
 class Budget:

@@ -23,8 +23,8 @@ What transformers would do by itself and this does not:
 import contextlib
 import json
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -68,19 +68,6 @@ HALFWAY = " and the mean, since think_end starts there"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What was asked for. Two preparations with equal settings and source give the same folder."""
-
-    think_start: str | None
-    think_end: str
-    init_start: str
-    init_end: str
-    noise: float
-    dtype: str
-    seed: int
-
-
-@dataclass(frozen=True)
 class Prepared:
     """The folder, its metadata (`nrt.json`), and whether it was there already."""
 
@@ -110,9 +97,13 @@ def prepare_model(
     """
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"dtype {dtype!r} is unknown; choose auto, {' or '.join(DTYPES)}.")
-    settings = Settings(think_start, think_end, init_start, init_end, noise, dtype, seed)
+    # Two preparations with equal settings and source give the same folder.
+    settings = {
+        "think_start": think_start, "think_end": think_end, "init_start": init_start, "init_end": init_end,
+        "noise": noise, "dtype": dtype, "seed": seed,
+    }  # fmt: skip
     found = find_source(source)
-    origin = {"source": source, "source_fingerprint": found.fingerprint, "settings": asdict(settings)}
+    origin = {"source": source, "source_fingerprint": found.fingerprint, "settings": settings}
     if existing := _existing(out, found, origin, overwrite):
         return Prepared(out, existing, unchanged=True)
     with quiet(), model_folder(out) as folder:
@@ -125,14 +116,14 @@ def prepare_model(
             raise ModelError(f"{found.name}: its tokenizer has no end-of-sequence token, so answers could never end.")
         # float16 is widened rather than rounded to bfloat16; a GGUF's weights come out of transformers as float32.
         lossless = model.dtype if model.dtype in DTYPES.values() else torch.float32
-        model = model.to(DTYPES.get(settings.dtype, lossless)).eval()
+        model = model.to(DTYPES.get(dtype, lossless)).eval()
         had_template, tied, rows_before = bool(tokenizer.chat_template), is_tied(model), count_rows(model)
         probe_ids = tokenizer.encode(PROBE, add_special_tokens=False)
         logits_before = _logits(model, probe_ids)
 
         # Taken before anything is added: the mean must not see padding rows or the new tokens themselves.
         real_ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows_before)
-        named = row_starts(tokenizer, settings)
+        named = row_starts(tokenizer, {think_start: init_start, think_end: init_end})
         new_rows = {token: tokenizer.convert_ids_to_tokens(list(ids)) for token, ids in named.items()}
         # Its own eos is one of them whatever the configs say, also where another closes the assistant's turn.
         declared = declared_stops(model.config, model.generation_config.eos_token_id)
@@ -140,7 +131,7 @@ def prepare_model(
         for token in named:
             tokenizer.add_tokens(AddedToken(token, special=True, normalized=False), special_tokens=True)
         # The tokenizer's own pad where that is no other token too, else one its family reserves, else a new one.
-        taken = {tokenizer.eos_token, tokenizer.bos_token, settings.think_start, settings.think_end}
+        taken = {tokenizer.eos_token, tokenizer.bos_token, think_start, think_end}
         free = tokenizer.get_vocab().keys() - taken - set(tokenizer.convert_ids_to_tokens(list(stop_ids)))
         pad = next((token for token in (tokenizer.pad_token, *PAD_NAMES) if token in free), NEW_PAD)
         tokenizer.add_special_tokens({"pad_token": pad})
@@ -159,27 +150,27 @@ def prepare_model(
         new_ids = sorted(set(tokenizer.get_vocab().values()) - set(real_ids))
         # Padding is never to be sampled: the mean row makes it improbable wherever the think tokens start from.
         starts = {i: named.get(tokenizer.convert_ids_to_tokens(i), ()) for i in new_ids}
-        halfway = single_id(tokenizer, str(settings.think_start)) if same_start(list(named.values())) else None
+        halfway = single_id(tokenizer, str(think_start)) if same_start(list(named.values())) else None
         if starts:
             # Every new id gets a row in the input embedding and in the head; they grow where ids lie beyond their end.
             if max(starts) >= rows_before:
                 model.resize_token_embeddings(max(starts) + 1, mean_resizing=False)
-            generator = torch.Generator().manual_seed(settings.seed)
+            generator = torch.Generator().manual_seed(seed)
             head = model.get_output_embeddings()
             matrices = [model.get_input_embeddings().weight, *([] if tied else [head.weight])]
             if getattr(head, "bias", None) is not None:
                 matrices.append(head.bias.unsqueeze(1))
             for W_VD in matrices:
-                init_rows(W_VD, real_ids, starts, halfway, settings.noise, generator)
+                init_rows(W_VD, real_ids, starts, halfway, noise, generator)
         set_token_ids(model, tokenizer, stop_ids)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         stops = declared_stops(model.config, model.generation_config.eos_token_id)
-        ids = think_tokens(tokenizer, settings.think_start, settings.think_end, stops)
+        ids = think_tokens(tokenizer, think_start, think_end, stops)
         facts = {
             "tokens": {
-                "think_start": {"token": settings.think_start, "id": ids.start_id},
-                "think_end": {"token": settings.think_end, "id": ids.end_id},
+                "think_start": {"token": think_start, "id": ids.start_id},
+                "think_end": {"token": think_end, "id": ids.end_id},
                 "eos": {"token": tokenizer.eos_token, "id": ids.eos_id},
                 "pad": {"token": tokenizer.pad_token, "id": ids.pad_id},
             },
@@ -211,7 +202,7 @@ def prepare_model(
             problems.append("plain text is tokenised differently")
         if is_tied(model) != tied:
             problems.append(f"the head {'is no longer' if tied else 'became'} tied to the embedding")
-        more = token_problems(tokenizer, model.config, settings.think_start, settings.think_end)
+        more = token_problems(tokenizer, model.config, think_start, think_end)
         for problem in chain(problems, more, prompt_problems(tokenizer, [{"role": "user", "content": "Hi"}])):
             raise ModelError(f"The prepared model did not survive saving and loading: {problem}; nothing was written.")
         logits_after, tolerance = _logits(model, probe_ids)[:, old_ids], LOGIT_TOLERANCE[model.dtype]
@@ -238,8 +229,7 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
         tokenizer = _load_tokenizer(found)
     usual = TokensSection()
     tokens = {"think_start": str(usual.think_start), "think_end": usual.think_end}
-    settings = Settings(**tokens, init_start=init_start, init_end=init_end, noise=0.0, dtype="auto", seed=0)
-    starts = row_starts(tokenizer, settings)
+    starts = row_starts(tokenizer, {token: asked[role] for role, token in tokens.items()})
     names = {role: tokenizer.convert_ids_to_tokens(list(starts[new])) for role, new in tokens.items() if new in starts}
     halfway = {"think_start": HALFWAY if same_start(list(names.values())) else ""}
     new_rows = (f"{role} from {start_text(asked[role], names[role])}{halfway.get(role, '')}" for role in names)
@@ -249,10 +239,14 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
 # --- the new tokens: names, ids, rows
 
 
-def row_starts(tokenizer: Any, settings: Settings) -> dict[str, tuple[int, ...]]:
-    """Each think token that the tokenizer lacks, with the tokens whose rows its own starts from (`start_ids`)."""
+def row_starts(tokenizer: Any, asked: Mapping[str | None, str]) -> dict[str, tuple[int, ...]]:
+    """Each think token that the tokenizer lacks, with the tokens whose rows its own starts from (`start_ids`).
+
+    Args:
+        asked: think tokens, None for none, and the texts that their rows are to start from.
+    """
     starts = {}
-    for token, text in ((settings.think_start, settings.init_start), (settings.think_end, settings.init_end)):
+    for token, text in asked.items():
         if token is not None:
             try:
                 single_id(tokenizer, token)

@@ -172,9 +172,6 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-# --- GGUF, by llama.cpp's own converter, where that is at hand
-
-
 def find_converter(given: Path | None) -> list[str]:
     """The command that begins a conversion.
 
@@ -208,9 +205,6 @@ def convert(converter: list[str], folder: Path, file: Path) -> None:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = said[-1] if said else f"it ended with {done.returncode} and said nothing"
         raise ModelError(f"{converter[-1]}: wrote no GGUF file ({reason}); nothing was pushed.")
-
-
-# --- the Hugging Face hub
 
 
 def card_metadata(

@@ -82,13 +82,10 @@ class Run:
         """A new run in an empty or missing folder; anything else there is refused, nothing is overwritten."""
         require_vacant(path)
         run = cls(path)
-        with writes_to(path):
-            path.mkdir(parents=True, exist_ok=True)
         with run.writing():
             require_vacant(path)  # another start may have been quicker
-            with writes_to(path):
-                write(path / CONFIG, config_yaml)
-                write(path / MANIFEST, pretty_json({"format": FORMAT, "created": now(), **manifest}))
+            write(path / CONFIG, config_yaml)
+            write(path / MANIFEST, pretty_json({"format": FORMAT, "created": now(), **manifest}))
         return run
 
     @classmethod
@@ -140,8 +137,7 @@ class Run:
         return suffix
 
     def update_manifest(self, **changes: Any) -> None:
-        with writes_to(self.path):
-            write(self.path / MANIFEST, pretty_json({**self.manifest(), **changes}))
+        write(self.path / MANIFEST, pretty_json({**self.manifest(), **changes}))
 
     @property
     def config_path(self) -> Path:
@@ -172,8 +168,7 @@ class Run:
         return configs.recorded(stored, *changes, origin=str(self.config_path))
 
     def update_config(self, config_yaml: str) -> None:
-        with writes_to(self.path):
-            write(self.config_path, config_yaml)
+        write(self.config_path, config_yaml)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         append_line(self.path / METRICS, record)
@@ -281,10 +276,10 @@ class Run:
                 weights = {name.removeprefix(OF_WEIGHT): t for name, t in weights.items()}
                 save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
                 save_file(tensors, folder / TENSORS)
-            write(folder / STATE, pretty_json(state))
+            (folder / STATE).write_text(pretty_json(state), encoding="utf-8")
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-            write(folder / SUMS, pretty_json(sums))
+            (folder / SUMS).write_text(pretty_json(sums), encoding="utf-8")
         return target
 
     def checkpoint_steps(self) -> list[int]:
@@ -352,7 +347,7 @@ class Run:
         """Where the time of a step went: a table, and a trace that `save_trace` writes to the path it is given."""
         with writes_to(self.path), draft(self.path / "profiles" / f"step-{step:06d}", locked=True) as folder:
             save_trace(str(folder / "trace.json"))
-            write(folder / "table.txt", table)
+            (folder / "table.txt").write_text(table, encoding="utf-8")
         return self.path / "profiles" / f"step-{step:06d}"
 
     def exported_step(self) -> int | None:

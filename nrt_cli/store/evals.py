@@ -16,7 +16,7 @@ from typing import Any
 
 from nrt_cli.errors import StoreError
 from nrt_cli.records import Document, Reply, measured
-from nrt_cli.store.files import append_line, lines, now, pretty_json, read_json, sole_writer, write, writes_to
+from nrt_cli.store.files import append_line, lines, now, pretty_json, read_json, sole_writer, write, write_report
 
 FORMAT = "nrt-eval-1"
 SETTINGS, DOCUMENTS, SCORES = "settings.json", "documents.jsonl", "scores.json"
@@ -51,9 +51,8 @@ class Evaluation:
         evaluation = cls(root / f"{benchmark}-{digest[:12]}")
         if not (evaluation.path / SETTINGS).is_file():
             record = {"format": FORMAT, "benchmark": benchmark, "hash": digest, "created": now(), **about}
-            with writes_to(evaluation.path):
-                evaluation.path.mkdir(parents=True, exist_ok=True)
-                write(evaluation.path / SETTINGS, pretty_json(record | {"settings": dict(settings)}))
+            content = pretty_json(record | {"settings": dict(settings)}).encode()
+            write_report(evaluation.path, {SETTINGS: content})
         return evaluation
 
     @contextlib.contextmanager
@@ -93,8 +92,7 @@ class Evaluation:
         }
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
-        with writes_to(self.path):
-            write(self.path / SCORES, pretty_json(measured({**scores, "finished": now()})))
+        write(self.path / SCORES, pretty_json(measured({**scores, "finished": now()})))
 
     def scores(self) -> dict[str, Any] | None:
         """What `write_scores` wrote, and when; null as NaN; None for an evaluation that is not finished."""

@@ -40,9 +40,13 @@ def writes_to(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path, busy: str) -> Iterator[None]:
-    """Hold a folder's lock, which goes with the process. Raises StoreError saying `busy` where another one holds it."""
+    """Hold a folder's lock, which goes with the process; the folder is made if need be.
+
+    Raises StoreError saying `busy` where another one holds it.
+    """
     lock = FileLock(folder / LOCK)
     with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             # A few tries, since `is_locked` holds it for a moment too.
             lock.acquire(timeout=0.1, poll_interval=0.02)
@@ -74,8 +78,8 @@ def need_room(folder: Path, size: int) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a small file at once."""
-    with replacing(path) as temporary:
+    """Replace a small file at once. Raises StoreError where the disk does not take it."""
+    with writes_to(path.parent), replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -38,9 +38,6 @@ class Sweepable:
     size: int
 
 
-# --- tags ------------------------------------------------------------------------------------------------------------
-
-
 def tags_of(run: Run) -> list[str]:
     """A run's tags, sorted; none where it has no file of them."""
     with contextlib.suppress(OSError, ValueError):
@@ -52,11 +49,7 @@ def tags_of(run: Run) -> list[str]:
 
 def set_tags(run: Run, tags: Iterable[str]) -> None:
     """Replace a run's tags. They have a file of their own, so a run in training can be tagged."""
-    with writes_to(run.path):
-        write(run.path / TAGS, pretty_json({"tags": sorted(set(tags))}))
-
-
-# --- sizes and removal -----------------------------------------------------------------------------------------------
+    write(run.path / TAGS, pretty_json({"tags": sorted(set(tags))}))
 
 
 def size_of(path: Path, freed: bool = False) -> int:
@@ -133,9 +126,6 @@ def sweep(found: Iterable[Sweepable]) -> int:
                 item.path.unlink(missing_ok=True)
         freed += item.size
     return freed
-
-
-# --- archives --------------------------------------------------------------------------------------------------------
 
 
 def write_archive(runs: Sequence[Run], out: Path, model: bool = False) -> int:

@@ -13,7 +13,7 @@ from nrt_cli.config.titles import thinks
 from nrt_cli.errors import StoreError
 from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
-from nrt_cli.store.files import append_line, lines, sole_writer, write, writes_to
+from nrt_cli.store.files import append_line, lines, sole_writer, write
 
 FOLDER, SCORES = "judgements", "scores.jsonl"
 HELD_OUT = "held-out-"
@@ -30,8 +30,6 @@ class Judgements:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Be the only judge at work. Raises StoreError where another process already is."""
-        with writes_to(self.path):
-            self.path.mkdir(exist_ok=True)
         with sole_writer(self.path, f"{self.run.path}: another process is judging this run; wait or stop it."):
             yield
 
@@ -40,8 +38,7 @@ class Judgements:
 
     def keep_template(self, digest: str, text: str, suffix: str = ".yaml") -> None:
         """The file that judges are asked with, under the name that records give it."""
-        with writes_to(self.path):
-            write(self.path / f"template-{digest}{suffix}", text)
+        write(self.path / f"template-{digest}{suffix}", text)
 
     def records(self) -> list[dict[str, Any]]:
         """All judgements in the order they were made, a number that is not known as NaN.

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nrt_cli.errors import StoreError
 from nrt_cli.records import Ended
-from nrt_cli.store.files import pretty_json, read_json, sole_writer, write, writes_to
+from nrt_cli.store.files import pretty_json, read_json, sole_writer, write
 
 STUDY, OUTCOMES = "study.yaml", "outcomes.json"
 
@@ -39,30 +38,15 @@ class Study:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_path = path / STUDY
-        self.runs_path = path / "runs"
-
-    @classmethod
-    def open(cls, path: Path) -> "Study":
-        """An existing study. Raises StoreError where there is none."""
-        study = cls(path)
-        if not study.config_path.is_file():
-            raise StoreError(f"{path}: no study ({STUDY} is missing); `nrt reproduce` makes one.")
-        return study
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Be the only writer, in a folder that is made if need be. Raises StoreError where another process is."""
-        with writes_to(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
         with sole_writer(self.path, f"{self.path}: another process works on this study; wait for it or stop it."):
             # Drafts of data and models that a killed process left.
             for left in [*self.path.glob(".*.tmp"), *self.path.glob("models/.*.tmp")]:
                 shutil.rmtree(left, ignore_errors=True)
             yield
-
-    def write_config(self, study_yaml: str) -> None:
-        with writes_to(self.path):
-            write(self.config_path, study_yaml)
 
     def outcomes(self) -> dict[str, Outcome]:
         """How the runs ended that have ended, by name."""
@@ -74,21 +58,8 @@ class Study:
         """Note how a run ended."""
         known = {**self.outcomes(), name: outcome}
         records = {key: asdict(known[key]) for key in sorted(known)}
-        with writes_to(self.path):
-            write(self.path / OUTCOMES, pretty_json({"runs": records}))
+        write(self.path / OUTCOMES, pretty_json({"runs": records}))
 
     def log_path(self, name: str) -> Path:
         """Where a run's output goes."""
         return self.path / "logs" / f"{name}.log"
-
-    def holds(self, name: str) -> bool:
-        """Whether a run has left its model."""
-        return (self.runs_path / name / "export").is_dir()
-
-    def write_documents(self, benchmark: str, lines: str) -> Path:
-        """Documents of the study's own benchmark, as JSON lines, where eval.data_dir finds them."""
-        folder = self.path / "benchmarks" / benchmark
-        with writes_to(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder / "test.jsonl", lines)
-        return folder

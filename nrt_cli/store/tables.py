@@ -1,13 +1,12 @@
-"""Parquet tables: written whole or not at all, made part by part, documented, and read to score traces anew."""
+"""Parquet tables: written whole or not at all, and read to score traces anew."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nrt_cli.errors import StoreError
 from nrt_cli.files import replacing
-from nrt_cli.records import TRACE_COLUMNS, TraceRow
+from nrt_cli.records import TraceRow
 from nrt_cli.store.files import writes_to
 
 _MADE_BY = "`nrt train` with a method that samples traces and train.trace_groups above 0"
@@ -28,41 +27,6 @@ def write_table(file: Path, columns: Mapping[str, str], rows: Iterable[Mapping[s
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
-
-
-def described() -> str:
-    """The trace table's columns as `README.md` beside this file has them."""
-    rows = (f"| `{name}` | {column.unit} | {column.what} |" for name, column in TRACE_COLUMNS.items())
-    return "\n".join(("| column | type | what it is |", "|---|---|---|", *rows)).replace("y*", r"y\*")
-
-
-@dataclass(frozen=True)
-class PartTable:
-    """Parquet parts in one folder, numbered from 0, each appearing whole; after an interruption the rest are made.
-
-    `columns` are names and Arrow types. The folder's name has to say what the rows depend on: a part that is there is
-    taken for granted.
-    """
-
-    folder: Path
-    columns: Mapping[str, str]
-
-    def path(self, part: int) -> Path:
-        return self.folder / f"part-{part:06d}.parquet"
-
-    def has(self, part: int) -> bool:
-        return self.path(part).is_file()
-
-    def write(self, part: int, rows: list[dict[str, Any]]) -> None:
-        """Store a part. Raises StoreError where the disk does not take it."""
-        write_table(self.path(part), self.columns, rows)
-
-    def read(self, parts: int, columns: Sequence[str] | None = None) -> Iterator[Any]:
-        """The first `parts` parts as Arrow tables, one at a time."""
-        import pyarrow.parquet as pq
-
-        for part in range(parts):
-            yield pq.read_table(self.path(part), columns=None if columns is None else list(columns))
 
 
 def bank_tables(path: Path) -> list[Path]:

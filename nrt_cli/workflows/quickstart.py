@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nrt_cli.models.loading import resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.shapes import source_shape
 from nrt_cli.models.sources import METADATA, bytes_to_fetch, read_json
-from nrt_cli.progress import Race
+from nrt_cli.progress import Race, RaceProgress
 from nrt_cli.records import Plan
 from nrt_cli.store import Run
 from nrt_cli.training.locate import locate_model, without_suffix
@@ -243,7 +244,7 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
         prepare_model(start.source, start.folder / "model")
     with make_race({arm.name: arm.title for arm in start.arms}, start.recipe.chance) as race:
         for arm in start.arms:
-            train(arm.path, arm.config, arm.started, race.displays(arm.name))
+            train(arm.path, arm.config, arm.started, partial(RaceProgress, race, arm.name))
     runs = [Run.open(arm.path) for arm in start.arms]
     # SFT comes first and NRT last: what thinks has all accuracies, and a trace to show.
     best, steps = runs[-1], [[record["step"] for record in run.metrics("held_out")] for run in runs]

@@ -58,19 +58,6 @@ class RunRow:
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
-    """A finished evaluation of a run, or of a checkpoint of it."""
-
-    of: str
-    benchmark: str | None
-    score: float | None
-    error: float | None
-    n: int | None
-    metric: str | None
-    backend: str | None
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """Everything worth knowing of one run; some of it as its manifest and its metrics have it."""
 
@@ -87,7 +74,8 @@ class RunRecord:
     """Means over the last steps."""
     held_out_scores: Sequence[Mapping[str, Any]]
     held_out_measures: Sequence[Found]
-    evaluations: Sequence[EvaluationRow]
+    evaluations: Sequence[Mapping[str, Any]]
+    """As `evaluations_of` has them."""
     checkpoints: Sequence[int]
     best: Best | None
     traces: Sequence[str]
@@ -185,14 +173,11 @@ def _last_metrics(run: Run) -> dict[str, float]:
     return means
 
 
-def evaluations_of(run: Run) -> list[EvaluationRow]:
-    """The run's finished evaluations, those of its checkpoints too."""
+def evaluations_of(run: Run) -> list[dict[str, Any]]:
+    """The finished evaluations `of` a run and of its checkpoints, and of their scores what there is."""
     keys = ("benchmark", "score", "error", "n", "metric", "backend")
     return [
-        EvaluationRow(
-            found.path.parent.relative_to(run.path / "evals").as_posix(),
-            **{key: scores.get(key) for key in keys},
-        )
+        {"of": folder.name} | {key: scores.get(key) for key in keys}
         for folder in sorted(run.path.glob("evals/*"))
         for found in find_evaluations(folder)
         for scores in [found.scores() or {}]
@@ -210,23 +195,11 @@ def held_out_measures(run: Run) -> list[Found]:
     return [one for one in found if one.after.n]
 
 
-# --- several runs ----------------------------------------------------------------------------------------------------
+def compare_runs(paths: Sequence[Path]) -> dict[str, list[Any]]:
+    """The `runs` and their `status`, and what they differ on: a row for each key with one value per run, None for none.
 
-
-@dataclass(frozen=True)
-class Compared:
-    """What runs differ on: a row for each key, with one value per run, None for none."""
-
-    runs: list[str]
-    status: list[str]
-    settings: list[dict[str, Any]]
-    origins: list[dict[str, Any]]
-    """Inputs, versions and machine."""
-    metrics: list[dict[str, Any]]
-    """All scores, those that are the same too."""
-
-
-def compare_runs(paths: Sequence[Path]) -> Compared:
+    In `settings`, in `origins` (inputs, versions, machine), and in `metrics`: all scores, those that are the same too.
+    """
     runs, origins, scores = [Run.open(path) for path in paths], [], []
     for run in runs:
         manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
@@ -235,7 +208,7 @@ def compare_runs(paths: Sequence[Path]) -> Compared:
         ended: dict[str, Any] = {"steps done": done[-1]["step"] if done else 0}
         last = held_out[-1] if held_out else {}
         ended |= {f"held-out {k}": value for k, value in last.items() if k not in (*NOT_COMPARED, "examples")}
-        ended |= {f"{found.benchmark} ({found.of})": found.score for found in evaluations_of(run)}
+        ended |= {f"{found['benchmark']} ({found['of']})": found["score"] for found in evaluations_of(run)}
         scores.append(ended | _last_metrics(run))
     settings = [configs.flatten(run.config().model_dump(mode="json")) for run in runs]
 
@@ -248,16 +221,13 @@ def compare_runs(paths: Sequence[Path]) -> Compared:
             if same or any(value != values[0] for value in values)
         ]
 
-    return Compared(
-        runs=[str(path) for path in paths],
-        status=[run.status() for run in runs],
-        settings=aligned(settings, False),
-        origins=aligned(origins, False),
-        metrics=aligned(scores, True),
-    )
-
-
-# --- export ----------------------------------------------------------------------------------------------------------
+    return {
+        "runs": [str(path) for path in paths],
+        "status": [run.status() for run in runs],
+        "settings": aligned(settings, False),
+        "origins": aligned(origins, False),
+        "metrics": aligned(scores, True),
+    }
 
 
 def metrics_csv(runs: Sequence[Run]) -> bytes:

@@ -39,7 +39,7 @@ from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.objective.losses import half_agreement, view_group
 from nrt_cli.records import Example, Rollout, TraceRow
 from nrt_cli.store import Run
-from nrt_cli.store.tables import PartTable, bank_rows, bank_tables
+from nrt_cli.store.tables import bank_rows, bank_tables, write_table
 from nrt_cli.text.pieces import copied_share, copied_words, pieces, sentence_spans, words
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import ending_in
@@ -314,23 +314,23 @@ def fill(
     size: int,
     rows: Callable[[Scorer, slice], list[dict[str, Any]]],
     report: Report,
-) -> tuple[PartTable, int]:
-    """The table of a model's rows, in a folder named by all that they depend on, and how many parts it has.
+) -> list[Path]:
+    """The tables of a model's rows, `size` to a part, in a folder named by all that they depend on.
 
-    Parts of `size` that are not there are made, the model opened where there are any.
+    Parts that are not there are made, the model opened where there are any.
     """
     whole = {**settings, "model": model_fingerprint(of.located.folder), "dtype": of.section.dtype}
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-    table = PartTable(folder / "scored" / f"{name}-{digest[:12]}", columns)
     scorer: Scorer | None = None
-    starts = range(0, total, size)
-    for number, start in enumerate(starts):
+    parts: list[Path] = []
+    for start in range(0, total, size):
         stop = min(start + size, total)
-        if not table.has(number):
+        parts.append(folder / "scored" / f"{name}-{digest[:12]}" / f"part-{len(parts):06d}.parquet")
+        if not parts[-1].is_file():
             scorer = scorer or of.open()
-            table.write(number, rows(scorer, slice(start, stop)))
+            write_table(parts[-1], columns, rows(scorer, slice(start, stop)))
         report(what, stop, total)
-    return table, len(starts)
+    return parts
 
 
 # --- ground-truth tokens under several models ------------------------------------------------------------------------
@@ -342,16 +342,6 @@ TOKEN_COLUMNS = {
 """One row per token of y*, its eos included; the last two are null where the model answered directly."""
 
 
-@dataclass(frozen=True)
-class ScoredModel:
-    """Where a model's rows are, `parts` of them; `thinks` says whether they are given a sampled trace."""
-
-    label: str
-    thinks: bool
-    table: PartTable
-    parts: int
-
-
 def score_tokens(
     baseline: str,
     models: Sequence[str],
@@ -361,8 +351,8 @@ def score_tokens(
     count: int = 200,
     seed: int = 0,
     max_trace_tokens: int | None = None,
-) -> list[ScoredModel]:
-    """Score the same examples with the baseline, which comes first, and with each model.
+) -> list[tuple[str, list[Path]]]:
+    """Score the same examples with the baseline, which comes first, and with each model: its label and its tables.
 
     Args:
         folder: where the rows go, each model's in a folder of its own.
@@ -421,8 +411,8 @@ def score_tokens(
             return table
 
         name = re.sub(r"[^\w.@-]", "-", label)
-        filled = fill(of, folder, name, settings, TOKEN_COLUMNS, label, len(examples), TOKENS_PART, rows, report)
-        scored.append(ScoredModel(label, of.thinks, *filled))
+        parts = fill(of, folder, name, settings, TOKEN_COLUMNS, label, len(examples), TOKENS_PART, rows, report)
+        scored.append((label, parts))
     return scored
 
 
@@ -453,21 +443,12 @@ CONTROL_COLUMNS = {
 """One row per trace and control. `copied_N` is the share of the answer's N-grams that are in the controlled trace."""
 
 
-@dataclass(frozen=True)
-class ScoredControls:
-    """Where the rows are, in `parts` parts, and what they were made from."""
-
-    table: PartTable
-    parts: int
-    method: str
-    traces: str
-    span: int
-
-
 def score_controls(
     ref: str, folder: Path, report: Report, traces: str | None = None, count: int = 200, span: int = 1, seed: int = 0
-) -> ScoredControls:
+) -> tuple[list[Path], str, str]:
     """Score stored traces of a run, and controls of each, with the model that sampled them.
+
+    Returns the tables, the run's method and the name of the trace table.
 
     Args:
         ref: RUN or RUN@STEP.
@@ -526,8 +507,8 @@ def score_controls(
 
     settings = {"traces": name, "rows": len(rows), "seed": seed, "span": span}
     what = f"traces of {name}"
-    filled = fill(of, folder, name, settings, CONTROL_COLUMNS, what, len(rows), TRACES_PART, score, report)
-    return ScoredControls(*filled, of.config.method, name, span)
+    parts = fill(of, folder, name, settings, CONTROL_COLUMNS, what, len(rows), TRACES_PART, score, report)
+    return parts, of.config.method, name
 
 
 def tampered(rows: Sequence[Mapping[str, Any]], i: int, tokenizer: Any, span: int, seed: int) -> dict[str, list[int]]:

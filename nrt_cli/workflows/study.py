@@ -20,7 +20,7 @@ from nrt_cli import console
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.estimate import describe, lengths_of_text, plan_for
 from nrt_cli.commandline import nrt, pasted, settings
-from nrt_cli.config import RunConfig, flatten, merge, read_yaml, to_yaml
+from nrt_cli.config import RunConfig, flatten, merge, read_yaml, to_yaml, validated
 from nrt_cli.config.schema import EvalSection
 from nrt_cli.config.study import (
     Planned,
@@ -33,7 +33,6 @@ from nrt_cli.config.study import (
     changed_sections,
     held_out_file,
     judged_runs,
-    parse_study,
     planned_runs,
     uses_own_benchmark,
 )
@@ -54,11 +53,11 @@ from nrt_cli.models.sources import tokenizer_here
 from nrt_cli.progress import EvalProgress, Progress, StudyProgress
 from nrt_cli.records import Ended, ModelShape, Plan, json_line
 from nrt_cli.store.evals import settings_hash
-from nrt_cli.store.files import write_report
+from nrt_cli.store.files import write, write_report
 from nrt_cli.store.study import Outcome, Study
 from nrt_cli.training.pretraining import pretrain
 from nrt_cli.workflows.generate import generate_cases
-from nrt_cli.workflows.scoring import Report, ScoredModel, score_answer, score_tokens
+from nrt_cli.workflows.scoring import Report, score_answer, score_tokens
 from nrt_cli.workflows.train import train
 
 INPUTS, BASE = "inputs", "base"
@@ -74,15 +73,6 @@ PRELOAD = ("nrt_cli.workflows.study", "transformers.models.llama.modeling_llama"
 
 
 @dataclass(frozen=True)
-class JudgeCost:
-    """What asking a judge about all traces comes to at most, repairs not counted."""
-
-    judge: str
-    requests: int
-    dollars_most: float
-
-
-@dataclass(frozen=True)
 class StudyPlan:
     """What a study takes, run by run, and the commands that come to the same."""
 
@@ -94,7 +84,8 @@ class StudyPlan:
     """Of all runs together; None where there are no plans."""
     plan: list[tuple[str, str]]
     """The longest run, described."""
-    judges: list[JudgeCost]
+    judges: list[dict[str, Any]]
+    """What asking each about all traces comes to at most, repairs not counted: `judge`, `requests`, `dollars_most`."""
     commands: list[str]
 
 
@@ -124,12 +115,12 @@ def plan_study(folder: Path, study: StudyConfig) -> StudyPlan:
             asked = traces * len({0, last, *range(0, last, config.train.validate_every or last)})
             texts = config.data.max_prompt_tokens + config.rollout.max_trace_tokens + config.data.max_answer_tokens
             requests, tokens = requests + asked, tokens + asked * texts
-    judges: list[JudgeCost] = []
+    judges: list[dict[str, Any]] = []
     if requests:
         prompt = read_template(judge.template).prompt("", "", "")
         tokens += requests * math.ceil(len(prompt.encode()) / BYTES_PER_TOKEN)
         costs = ((model, cost_of(judge, model, tokens, requests * judge.max_output_tokens)) for model in judge.models)
-        judges = [JudgeCost(model, requests, dollars) for model, dollars in costs]
+        judges = [{"judge": model, "requests": requests, "dollars_most": dollars} for model, dollars in costs]
     totals = ("gpu_hours", "gpu_hours_most", "scoring", "disk")
     return StudyPlan(
         study=str(folder),
@@ -273,7 +264,8 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
         return f"{model.name}: as it was made"
     if uses_own_benchmark(study):  # problems that nothing trains on
         rows = [{"question": digits.question(p), "answer": digits.answer(p)} for p in digits.held_out_problems()]
-        Study(folder).write_documents("digits", "".join(json.dumps(row) + "\n" for row in rows))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_report(folder / "benchmarks" / "digits", {"test.jsonl": lines.encode()})
     named = next(planned_runs(study, folder)).config.eval.data_dir
     for benchmark in load_suite(study.eval.benchmarks) if study.eval.benchmarks else ():
         benchmark.check(Path(named).expanduser() if named else None)  # what comes last can be done
@@ -382,14 +374,14 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
     preload = [name for name in PRELOAD if find_spec(name.partition(".")[0])] if on_cpu else ()
     with store.writing():
         if store.config_path.is_file():
-            before = absolute(parse_study(read_yaml(store.config_path), str(store.config_path)))
+            before = absolute(validated(StudyConfig, read_yaml(store.config_path), lambda _: str(store.config_path)))
             if changed := changed_sections(before, study):
                 again = nrt("reproduce", store.config_path, "--out", store.path)
                 raise ConfigError(
                     f"{store.path}: holds a study with another {', '.join(changed)}; choose another --out, or go on "
                     f"with the one that is there: `{again}`."
                 )
-        store.write_config(to_yaml(study))
+        write(store.config_path, to_yaml(study))
         recorder = _Recorder(store, display)
         display.begin({INPUTS: 1.0})
         make = Task(INPUTS, partial(make_inputs, store.path, study), store.log_path(INPUTS))
@@ -409,7 +401,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
             recorder.digests[BASE] = settings_hash({"eval": asked, "run": own[planned[0].name]["eval"]})
         work: dict[str, float] = {}
         for run in planned:
-            place = store.runs_path / run.name
+            place = store.path / "runs" / run.name
             train_one = partial(train_and_ask, place, Job(str(place), **given), run.config)
             tasks.append(Task(run.name, train_one, store.log_path(run.name)))
             recorder.digests[run.name] = settings_hash({"eval": asked, "run": own[run.name]})
@@ -422,7 +414,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
             name
             for name, known in outcomes.items()
             if known.status == "finished" and known.digest == recorder.digests.get(name)
-            if name == BASE or store.holds(name)
+            if name == BASE or (store.path / "runs" / name / "export").is_dir()
         }
         tasks = [task for task in tasks if task.name not in done]
         left, logs = sum(task.name != BASE for task in tasks), folder / "logs"
@@ -444,12 +436,12 @@ def first_runs(folder: Path, study: StudyConfig) -> dict[str, Planned]:
     return {str(folder / "runs" / run.name): run for run in runs}
 
 
-def score_pairs(folder: Path, study: StudyConfig, report: Report) -> list[ScoredModel] | None:
-    """Held-out pairs token by token, the SFT run's first; None where that, or another to compare, is missing."""
+def score_pairs(folder: Path, study: StudyConfig, report: Report) -> list[tuple[str, list[Path]]]:
+    """Held-out pairs token by token, the SFT run's first; none where that, or another to compare, is missing."""
     runs = first_runs(folder, study)
     direct, thinking = ([p for p, run in runs.items() if run.config.thinks == thinks] for thinks in (False, True))
     if not (study.analysis.tokens and direct and thinking):
-        return None
+        return []
     return score_tokens(direct[0], thinking, folder / "analysis" / "tokens", report, count=study.analysis.tokens)
 
 

@@ -119,14 +119,6 @@ def batch_for(examples: ExampleSet, config: RunConfig, step: int) -> list[Exampl
 class _Session:
     """One process's work on a run."""
 
-    run: Run
-    config: RunConfig
-    inputs: Inputs
-    trainer: Trainer
-    display: Progress
-    trackers: Trackers
-    sentinel: Sentinel
-
     def __init__(self, make_display: MakeDisplay, profile: bool, enough: Enough | None) -> None:
         self.make_display, self.profile, self.enough = make_display, profile, enough
 

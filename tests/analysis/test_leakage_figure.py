@@ -9,7 +9,7 @@ import pytest
 from nrt_analysis.formats import render
 from nrt_analysis.leakage_report import by_control, by_length, leakage_report
 
-from nrt_cli.store.tables import PartTable
+from nrt_cli.store.tables import write_table
 from nrt_cli.workflows.scoring import CONTROL_COLUMNS as COLUMNS
 
 
@@ -48,19 +48,19 @@ def test_copied_shares_beside_those_of_another_trace() -> None:
 
 
 def test_the_report(tmp_path: Path) -> None:
-    table = PartTable(tmp_path / "rows", COLUMNS)
-    table.write(0, ROWS[:3])
-    table.write(1, ROWS[3:])
-    report = leakage_report(table, 2, "am", "held-out-000003", 1)
+    parts = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    for part, rows in zip(parts, (ROWS[:3], ROWS[3:]), strict=True):
+        write_table(part, COLUMNS, rows)
+    report = leakage_report(parts, "am", "held-out-000003", 1)
     assert any("1-grams" in note and "30.0% are in the trace, 20.0% in another" in note for note in report.notes)
     assert report.frames["gains"]["gain (nats)"].tolist()[0] == "+1.0 [-2.0, +4.0]"
     assert {"leakage.csv", "leakage-copied.csv", "leakage.png"} <= render(report, ("csv", "md")).keys()
 
 
 def test_what_was_not_measured_is_a_dash_and_no_share_of_0(tmp_path: Path) -> None:
-    table = PartTable(tmp_path / "rows", COLUMNS)
-    table.write(0, [row(0, "sampled", np.nan, 0.5), row(0, "empty", np.nan, np.nan), row(1, "sampled", np.nan, np.nan)])
-    report = leakage_report(table, 1, "am", "held-out-000003", 1)
+    rows = [row(0, "sampled", np.nan, 0.5), row(0, "empty", np.nan, np.nan), row(1, "sampled", np.nan, np.nan)]
+    write_table(tmp_path / "0.parquet", COLUMNS, rows)
+    report = leakage_report([tmp_path / "0.parquet"], "am", "held-out-000003", 1)
     assert report.frames["gains"][["gain (nats)", "lost (nats)"]].to_numpy().tolist() == [["-", "-"]] * 2
     assert report.frames["leakage"]["helpful_share"].isna().all()
     # A single example has no other's trace.

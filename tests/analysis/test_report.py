@@ -17,7 +17,7 @@ from nrt_analysis.report.paper_report import dynamics_figure, gather, tables
 from nrt_analysis.report.run_cards import find_cards
 
 from nrt_cli.config import resolve, to_yaml
-from nrt_cli.config.study import parse_study, planned_runs
+from nrt_cli.config.study import StudyConfig, planned_runs
 from nrt_cli.config.suite import ORDER
 from nrt_cli.config.titles import CONTROL, TITLES
 from nrt_cli.errors import StoreError
@@ -190,7 +190,7 @@ def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
     study.mkdir()
     (study / "study.yaml").write_text(json.dumps(values))  # JSON is YAML
     Study(study).record("gm-s0", Outcome("failed", "the disk was full"))
-    for run in planned_runs(parse_study(values, "x"), study):
+    for run in planned_runs(StudyConfig.model_validate(values), study):
         if run.method in ("am", "control", "fast"):
             Study(study).record(run.name, Outcome("finished"))
             manifest = {"method": run.config.method, "status": "finished", "fingerprints": {}}

@@ -11,7 +11,7 @@ from nrt_analysis.formats import render
 from nrt_analysis.token_report import bin_edges, by_entropy, token_report
 
 from nrt_cli.errors import StoreError
-from nrt_cli.store.tables import PartTable
+from nrt_cli.store.tables import write_table
 from nrt_cli.workflows.scoring import TOKEN_COLUMNS as COLUMNS
 
 # (example, position, P_SFT, H_SFT, P)
@@ -24,13 +24,15 @@ TOKENS = [
 ]
 
 
-def table(folder: Path, which: int, rows: list[Any] = TOKENS) -> PartTable:
-    """A model's rows in two parts; `which` is 2 for the baseline and 4 for the model."""
-    made = PartTable(folder / str(which), COLUMNS)
-    for part in (0, 1):
-        mine = [row for row in rows if row[0] == part]
-        made.write(part, [token(row, row[which]) for row in mine])
-    return made
+def tables(folder: Path, base: list[Any] = TOKENS, model: list[Any] = TOKENS) -> list[tuple[str, list[Path]]]:
+    """The rows of the baseline and of a model in two parts each."""
+    found = []
+    for label, which, rows in (("sft", 2, base), ("am", 4, model)):
+        parts = [folder / f"{label}-{part}.parquet" for part in (0, 1)]
+        for part, file in enumerate(parts):
+            write_table(file, COLUMNS, [token(row, row[which]) for row in rows if row[0] == part])
+        found.append((label, parts))
+    return found
 
 
 def token(row: Any, probability: float) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def token(row: Any, probability: float) -> dict[str, Any]:
 
 def test_ratios_by_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "FEWEST", 1)
-    report = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4)}, 2, width=1.0)
+    report = token_report(tables(tmp_path), width=1.0)
     found = report.frames["tokens"].set_index("h_low")
     assert found.index.tolist() == [0.0, 1.0, 3.0]  # no token between 2 and 3 nats
     assert found["h_high"].tolist() == [1.0, 2.0, np.inf]
@@ -80,14 +82,13 @@ def test_every_token_is_in_one_bin() -> None:
 
 
 def test_other_tokens_than_the_baselines_are_refused(tmp_path: Path) -> None:
-    other = table(tmp_path / "other", 4, TOKENS[:-1])
     with pytest.raises(StoreError, match="am: was not scored on the baseline's tokens"):
-        token_report(table(tmp_path, 2), {"am": other}, 2)
+        token_report(tables(tmp_path, model=TOKENS[:-1]))
 
 
 def test_a_model_without_finite_numbers_leaves_its_cells_empty(tmp_path: Path) -> None:
     nothing = [(*row[:4], np.nan) for row in TOKENS]
-    report = token_report(table(tmp_path, 2), {"am": table(tmp_path, 4, nothing)}, 2, width=1.0)
+    report = token_report(tables(tmp_path, model=nothing), width=1.0)
     assert render(report, ("csv", "md"))
     assert report.frames["ratios"]["am"].tolist() == ["-"]
     assert report.frames["tokens"][["ratio", "typical", "improved", "p"]].isna().all(axis=None)
@@ -97,4 +98,4 @@ def test_a_model_without_finite_numbers_leaves_its_cells_empty(tmp_path: Path) -
 def test_a_baseline_without_finite_numbers_is_no_baseline(tmp_path: Path) -> None:
     nothing = [(*row[:2], np.nan, np.nan, row[4]) for row in TOKENS]
     with pytest.raises(StoreError, match="no finite probabilities"):
-        token_report(table(tmp_path, 2, nothing), {"am": table(tmp_path, 4)}, 2)
+        token_report(tables(tmp_path, nothing))

@@ -19,7 +19,7 @@ import pytest
 
 from nrt_cli import config as configs
 from nrt_cli.commands import reproduce
-from nrt_cli.config.study import StudyConfig, load_study, parse_study, planned_runs
+from nrt_cli.config.study import StudyConfig, load_study, planned_runs
 from nrt_cli.errors import BudgetError, ConfigError, EndpointError, StoreError
 from nrt_cli.judging.judge import Outcome, estimate
 from nrt_cli.judging.judge import judge as run_judges
@@ -939,7 +939,7 @@ def study(make_run: MakeRun, tmp_path: Path) -> tuple[Path, StudyConfig]:
     make_run("study/runs/am-s0", trace=lambda step, example: f"{example} at {step}")
     for name, status in (("sft-s0", "finished"), ("am-s0", "finished"), ("am-s1", "finished"), ("gm-s0", "failed")):
         Study(folder).record(name, Ended(status))
-    return folder, parse_study(values, "x")
+    return folder, StudyConfig.model_validate(values)
 
 
 def test_a_study_names_the_cost_and_asks_nothing_without_a_key(
@@ -978,10 +978,10 @@ def test_a_plan_counts_every_checkpoint_and_texts_up_to_their_caps(tmp_path: Pat
     study = load_study("laptop", ["analysis.judge_max_cost=3", "analysis.judge.n=50", "data.validation=40"])
     (judge,) = plan_study(tmp_path, study).judges
     # Six schemes and the control; 80 steps, scored at 0, 20, 40, 60, 80; 40 held-out pairs.
-    assert judge.requests == 7 * 5 * 40
+    assert judge["requests"] == 7 * 5 * 40
     settings = next(run.config for run in planned_runs(study, tmp_path) if run.name == "am-s0")
     template = read_template(SHIPPED)
     caps = settings.data.max_prompt_tokens + settings.rollout.max_trace_tokens + settings.data.max_answer_tokens
     sent = caps + math.ceil(len(template.prompt("", "", "")) / 4)
-    assert judge.dollars_most == pytest.approx(1400 * (sent * 0.2 + 2048 * 0.5) / 1e6)
+    assert judge["dollars_most"] == pytest.approx(1400 * (sent * 0.2 + 2048 * 0.5) / 1e6)
     assert template.name == SHIPPED

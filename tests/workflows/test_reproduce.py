@@ -44,7 +44,7 @@ def straight(nrt_in, tmp_path_factory):
 def test_a_failed_run_has_its_reason_and_the_others_their_scores(straight):
     ended, folder = straight
     assert ended.code == 1
-    outcomes = Study.open(folder).outcomes()
+    outcomes = Study(folder).outcomes()
     ends = dict.fromkeys(("inputs", "base", "sft-s0", "am-s0"), "finished") | {"broken-s0": "failed"}
     assert {name: outcome.status for name, outcome in outcomes.items()} == ends
     reason = outcomes["broken-s0"].reason

@@ -211,16 +211,16 @@ def test_what_is_not_finite_is_a_dash(value: float, monkeypatch: pytest.MonkeyPa
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def all_rows(scored: Any) -> list[dict[str, Any]]:
-    return [row for part in scored.table.read(scored.parts) for row in part.to_pylist()]
+def all_rows(parts: list[Path]) -> list[dict[str, Any]]:
+    return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
 
 def test_ground_truth_tokens_under_both_models(
     sft: Run, am: Run, tmp_path: Path, slowly: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "TOKENS_PART", 3)
-    base, model = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=8)
-    assert (base.label, model.label, base.parts, base.thinks, model.thinks) == ("sft", "am", 3, False, True)
+    (label, base), (other, model) = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=8)
+    assert (label, other, len(base)) == ("sft", "am", 3)
     rows, theirs = all_rows(base), all_rows(model)
     assert [(r["example"], r["position"], r["token_id"]) for r in rows] == [
         (r["example"], r["position"], r["token_id"]) for r in theirs
@@ -243,7 +243,7 @@ def test_ground_truth_tokens_under_both_models(
 def test_a_models_probabilities_are_given_its_own_sampled_trace(
     sft: Run, am: Run, tmp_path: Path, slowly: Callable[..., list[float]]
 ) -> None:
-    _, model = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=2, seed=5, max_trace_tokens=4)
+    _, (_, model) = score_tokens(str(sft.path), [str(am.path)], tmp_path, quiet, count=2, seed=5, max_trace_tokens=4)
     scorer = Subject(am.path).open()
     known = {row["example"]: row for row in am.traces("held-out-000003")}
     for example in {row["example"] for row in all_rows(model)}:
@@ -261,13 +261,13 @@ def test_only_what_an_interruption_left_out_is_made_again(
 ) -> None:
     monkeypatch.setattr(scoring, "TOKENS_PART", 3)
     arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
-    base, model = score_tokens(*arguments, count=8)
-    whole = [all_rows(one) for one in (base, model)]
-    model.table.path(1).unlink()
+    scored = score_tokens(*arguments, count=8)
+    whole = [all_rows(parts) for _, parts in scored]
+    scored[1][1][1].unlink()
     loaded = []
     open_it = scoring.Subject.open
     monkeypatch.setattr(scoring.Subject, "open", lambda of: loaded.append(of.config.method) or open_it(of))
-    assert [all_rows(one) for one in score_tokens(*arguments, count=8)] == whole
+    assert [all_rows(parts) for _, parts in score_tokens(*arguments, count=8)] == whole
     assert loaded == ["am"]  # the baseline's rows were all there, so its model was not even loaded
     score_tokens(*arguments, count=8, seed=1)
     assert loaded == ["am", "sft", "am"]  # other examples are other rows
@@ -283,13 +283,14 @@ def test_a_runs_dtype_is_that_of_all_that_looks_into_it(
     assert Subject(am.export_path).open().policy.model.dtype == torch.bfloat16  # a folder does not say whose it is
     assert Generator(am.path).reasoner.model.dtype == torch.float32
     arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
-    wide = [one.table.folder for one in score_tokens(*arguments, count=2)]
-    leak = score_controls(str(am.path), tmp_path, quiet, count=2).table.folder
+    wide = [parts[0].parent for _, parts in score_tokens(*arguments, count=2)]
+    leak = score_controls(str(am.path), tmp_path, quiet, count=2)[0]
     narrow_sft, narrow_am = (_narrow(run, tmp_path) for run in (sft, am))
-    narrow = [one.table.folder for one in score_tokens(str(narrow_sft), [str(narrow_am)], tmp_path, quiet, count=2)]
+    scored = score_tokens(str(narrow_sft), [str(narrow_am)], tmp_path, quiet, count=2)
+    narrow = [parts[0].parent for _, parts in scored]
     assert Subject(narrow_am).open().policy.model.dtype == torch.bfloat16
     assert not set(wide) & set(narrow)
-    assert leak != score_controls(str(narrow_am), tmp_path, quiet, count=2).table.folder
+    assert leak != score_controls(str(narrow_am), tmp_path, quiet, count=2)[0]
 
 
 def _narrow(run: Run, folder: Path) -> Path:
@@ -326,11 +327,11 @@ def test_a_baseline_that_thinks_is_refused(am: Run, sft: Run, tmp_path: Path) ->
 
 
 def test_rewards_under_controls(am: Run, tmp_path: Path, slowly: Callable[..., list[float]]) -> None:
-    found = score_controls(str(am.path), tmp_path, quiet, count=8)
+    parts, *_ = score_controls(str(am.path), tmp_path, quiet, count=8)
     stored = {row["example"]: row for row in am.traces("held-out-000003")}
     tokenizer = AutoTokenizer.from_pretrained(am.export_path)
     start, end = (tokenizer.convert_tokens_to_ids(f"<|think_{which}|>") for which in ("start", "end"))
-    rows = all_rows(found)
+    rows = all_rows(parts)
     assert {row["control"] for row in rows} == {"sampled", "empty", "shuffled", "swapped", "masked"}
     assert len(rows) == 5 * len(stored)
     order = list(stored)

@@ -11,8 +11,8 @@ from typing import Any
 
 from nrt_analysis.report.paper import paper, paper_model
 from nrt_cli import methods
-from nrt_cli.config import RunConfig, flatten, read_yaml, recorded
-from nrt_cli.config.study import Planned, StudyConfig, Variant, parse_study, planned_runs
+from nrt_cli.config import RunConfig, flatten, read_yaml, recorded, validated
+from nrt_cli.config.study import Planned, StudyConfig, Variant, planned_runs
 from nrt_cli.config.titles import TITLES, is_control, method_title, run_title, thinks
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run, find_runs
@@ -222,7 +222,7 @@ def read_study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
 def _read_study(folder: Path, _: int) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
     """Read once, for as long as its file is not written again."""
     try:
-        study = parse_study(read_yaml(Study(folder).config_path), str(folder))
+        study = validated(StudyConfig, read_yaml(Study(folder).config_path), lambda _: str(folder))
         return study, tuple(planned_runs(study, folder))
     except ConfigError:  # damaged, or of another version
         return None, ()

@@ -7,7 +7,7 @@ import needs_verl  # noqa: F401
 import pytest
 
 from nrt_cli.backends.verl import settings
-from nrt_cli.config import RunConfig, flatten, resolve, schema_keys
+from nrt_cli.config import RunConfig, flatten, resolve, sentences
 from nrt_cli.config import parse_override as parse
 from nrt_cli.errors import ConfigError
 
@@ -43,7 +43,7 @@ def test_verl_has_every_key_that_is_set(
 
 
 def test_the_table_names_keys_that_our_config_has() -> None:
-    ours = schema_keys(RunConfig)
+    ours = list(sentences(RunConfig))
     for setting in (*settings.RL, *settings.SFT):
         for key in setting.ours.split(" and "):
             assert key in ours or (key.endswith(".*") and key[:-2] in ours), setting
