@@ -77,7 +77,7 @@ def commented(config: RunConfig) -> str:
 
 @cache
 def readers() -> dict[str, list[str]]:
-    """Key -> names of the modules that read it, except for those that check the config itself."""
+    """Key -> names of the modules that read it, except for the one that checks the config itself."""
     trees, found = {}, defaultdict(list)
     for spec in filter(None, map(find_spec, ("nrt_cli", "nrt_analysis"))):
         for folder in map(Path, spec.submodule_search_locations or ()):
@@ -86,7 +86,7 @@ def readers() -> dict[str, list[str]]:
                 trees[module.removesuffix(".__init__")] = ast.parse(file.read_bytes())
     source = Source(*trees.values())
     for module, tree in trees.items():
-        if not module.startswith("nrt_cli.config"):
+        if module != "nrt_cli.config.schema":
             for key in source.reads(tree):
                 found[key].append(module)
     return found
@@ -167,7 +167,7 @@ class Source:
                 case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)) | ast.Assign(targets, values):
                     for target, value in zip(targets, values if isinstance(values, list) else [values], strict=False):
                         if isinstance(target, ast.Attribute) == of_attributes:
-                            name = f".{target.attr}" if of_attributes else ast.unparse(target)
+                            name = f".{target.attr}" if isinstance(target, ast.Attribute) else ast.unparse(target)
                             names[name] |= self.kinds(value, names)
         return names
 
