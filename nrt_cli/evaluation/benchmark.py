@@ -56,7 +56,7 @@ class Benchmark:
         }
         return settings | ({"sentences": sentence_data()} if self.spec.grader == "instructions" else {})
 
-    def check(self, data_dir: Path | None, allow_unsafe_code: bool = False) -> list[str]:
+    def check(self, data_dir: Path | None, allow_unsafe_code: bool = False, offline: bool = False) -> list[str]:
         """Make sure that the benchmark can be run, without a model: sentences that a person should read.
 
         Raises DataError for missing documents, EvalError for a missing package or a sandbox with holes, and ConfigError
@@ -68,7 +68,7 @@ class Benchmark:
                     f"{self.name} needs {package.replace('_', '-')}, which is not installed; run "
                     "`pip install 'nrt-cli[eval]'`."
                 )
-        rows, file = read_rows(self.spec, data_dir), self.spec.file
+        rows, file = read_rows(self.spec, data_dir, offline), self.spec.file
         # A user's own: can every row be asked, and does the grader take every reference answer for right?
         for subset, found in rows.items() if self.spec.own else ():
             for number, row in enumerate(found, 1):
@@ -105,12 +105,14 @@ class Benchmark:
             ]
         return []
 
-    def documents(self, data_dir: Path | None, limit: int | None = None, seed: int = 0) -> list[Document]:
+    def documents(
+        self, data_dir: Path | None, limit: int | None = None, seed: int = 0, offline: bool = False
+    ) -> list[Document]:
         """The documents to ask, unanswered: the same for every model, and those of a smaller limit among them.
 
         A limit is spread over the subsets. Raises DataError as `check` does.
         """
-        rows = read_rows(self.spec, data_dir)
+        rows = read_rows(self.spec, data_dir, offline)
         # The data's own id where there is one, else the row's number; what is there twice gets both.
         column = self.spec.id_column or ""
         ids = {subset: [str(row.get(column, i)) for i, row in enumerate(found)] for subset, found in rows.items()}

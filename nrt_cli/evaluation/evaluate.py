@@ -47,7 +47,7 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
             session.reasoner.tokenizer  # noqa: B018  a model that cannot be asked is said before anything else is done
             for benchmark in benchmarks:  # what keeps one from running is found before the model is loaded
                 try:
-                    for sentence in benchmark.check(session.data_dir, job.allow_unsafe_code):
+                    for sentence in benchmark.check(session.data_dir, job.allow_unsafe_code, config.eval.offline):
                         display.warn(sentence)
                 except NrtError as error:
                     problems[benchmark.name] = error
@@ -74,7 +74,7 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
 
 def _evaluate(session: Session, benchmark: Benchmark) -> dict[str, Any]:
     section, think = session.config.eval, session.think and benchmark.thinks
-    documents = benchmark.documents(session.data_dir, session.job.limit, section.seed)
+    documents = benchmark.documents(session.data_dir, session.job.limit, section.seed, section.offline)
     about = session.described() | ({"file": str(Path(benchmark.spec.file).resolve())} if benchmark.spec.own else {})
     settings = session.settings(benchmark.settings, think)
     evaluation = Evaluation.create(session.root, benchmark.name, settings, about)

