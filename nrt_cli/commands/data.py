@@ -16,7 +16,7 @@ COLUMNS_SHOWN = 8
 
 SOURCES_HELP = (
     "Any of: .jsonl, .json, .csv or .parquet files, folders of them, hub:OWNER/NAME?split=train&config=NAME, "
-    "generated:sums,shopping?size=2000&seed=0, reasoning-gym:chain_sum?size=2000."
+    "generated:sums,shopping?size=2000&seed=0, reasoning-gym:chain_sum?size=2000, builtin:squad."
 )
 EXAMPLE = "Example: nrt data prepare qa.jsonl --out data/qa --validation 0.05 --size 2000"
 

@@ -61,6 +61,14 @@ def test_pairs(pack: Pack, name: str, row: dict[str, Any], question: str, answer
     assert rows[1].values == {"prompt": question, "reward_model": {"ground_truth": answer, "grader": grader}}
 
 
+def test_they_are_prepared_with_their_grader(pack: Pack, nrt: Any) -> None:
+    pack(PAIRS["sciq"].files, [{"question": f"What is {i}?", "correct_answer": "a" * i} for i in range(1, 1001)])
+    ended = nrt("data", "prepare", "builtin:sciq", "--out", "data/sciq", "--validation", 200, "--json")
+    assert ended.code == 0, ended.err
+    manifest = json.loads(ended.out)
+    assert (manifest["counts"]["train"], manifest["graders"]) == (800, {"builtin:sciq": "exact"})
+
+
 ROW = {
     "mmlu": {"question": "What is 1 + 1?", "choices": ["0", "1", "2", "3"], "answer": 2, "subject": "anatomy"},
     "drop": {"query_id": "1", "passage": "One and one.", "question": "How many?", "answers": [["2"]]},
