@@ -168,7 +168,7 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     source = next((name for name in columns if isinstance(value := row.values.get(name), str) and value), None)
     used = {shape.question, shape.answer, shape.context, shape.system, shape.trace, source}
     left = ((name, value) for name, value in row.values.items() if name not in used)
-    unused = tuple(name for name, value in left if not _is_nothing(value) and value not in ("", [], {}))
+    unused = tuple(name for name, value in left if not is_nothing(value) and value not in ("", [], {}))
     # An earlier output of `nrt data prepare` has a grader and perhaps a trace beside its answer.
     kept = row.values[shape.answer] if shape.answer else None
     beside = {name: text for name, text in kept.items() if isinstance(text, str)} if isinstance(kept, dict) else {}
@@ -210,7 +210,7 @@ def _conversation(row: Row, column: str) -> tuple[list[Message], int]:
         role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
         if role is None:
             accepted = "system, developer, user, assistant, tool, and what ShareGPT calls them"
-            raise DataError(f"{where} has role {_short(speaker)}; accepted are {accepted}.")
+            raise DataError(f"{where} has role {short(speaker)}; accepted are {accepted}.")
         ours = role in ("assistant", "tool")
         if isinstance(text, list):
             texts = []
@@ -220,7 +220,7 @@ def _conversation(row: Row, column: str) -> tuple[list[Message], int]:
                     texts.append(said)
                 elif not ours:  # a question that is more than text cannot be asked
                     kind = part.get("type") if isinstance(part, dict) else None
-                    raise DataError(f"{where} has a part that is not text ({_short(kind) if kind else _kind(part)}).")
+                    raise DataError(f"{where} has a part that is not text ({short(kind) if kind else _kind(part)}).")
             text = "".join(texts) if texts else None
         if text is None or (not text and calls):
             if ours:  # a call of a tool, or its result
@@ -243,7 +243,7 @@ def _text(row: Row, column: str) -> str:
         if value is None:
             raise DataError(f"{row.where}: reward_model has no ground_truth.")
         column = "reward_model.ground_truth"
-    if _is_nothing(value):
+    if is_nothing(value):
         return ""
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return f"{value:f}" if isinstance(value, Decimal) else str(value)
@@ -262,17 +262,17 @@ def _decoded(value: bytes, where: str) -> str:
         raise DataError(f"{where} must be text, found bytes that are not UTF-8.") from None
 
 
-def _is_nothing(value: Any) -> bool:
+def is_nothing(value: Any) -> bool:
     return value is None or value != value  # NaN, which is how pandas writes nothing, is not equal to itself
 
 
 def _found(row: Row) -> str:
-    names = [_short(name) for name in row.values]
+    names = [short(name) for name in row.values]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}" if names else "no columns"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value from the data as a message can quote it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from nrt_cli import __version__
 from nrt_cli.data.columns import OPTIONAL, SUFFIX, Message, Pair, read_pair
-from nrt_cli.data.sources import Source, file_sha256, open_sources
+from nrt_cli.data.sources import NO_TEXT, Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
 from nrt_cli.files import draft, listing_sha256
 from nrt_cli.grading.grading import find, guess
@@ -382,8 +382,7 @@ def hashes(pair: Pair, seed: int) -> tuple[int, int]:
         content = digest(json.dumps([turns, pair.answer, *reply], ensure_ascii=False), seed)
         return content, digest(question)
     except UnicodeEncodeError:
-        reason = "the text has half of a surrogate pair, or bytes that are not UTF-8"
-        raise DataError(f"{pair.where}: {reason}; save the file as UTF-8.") from None
+        raise DataError(f"{pair.where}: {NO_TEXT}.") from None
 
 
 def prompt_chars(messages: Sequence[Message]) -> int:

@@ -83,7 +83,7 @@ def open_sources(specs: Sequence[str]) -> list[Source]:
         if len(set(names)) == len(names):
             break
     opened = [
-        Source(name, partial(file_sha256, path), partial(_file_rows, path, name))
+        Source(name, partial(file_sha256, path), partial(file_rows, path, name))
         for path, name in zip(files, names, strict=True)
     ]
     opened += others
@@ -120,9 +120,11 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _file_rows(path: Path, name: str) -> Iterator[Row]:
+def file_rows(path: Path, name: str, decoder: json.JSONDecoder | None = None) -> Iterator[Row]:
+    """The rows of a file, each called by `name`. Raises DataError where it cannot be read on."""
+    read = READERS[path.suffix.lower()]
     try:
-        for where, found in READERS[path.suffix.lower()](path, name):
+        for where, found in read(path, name, decoder or SPELLED) if read in (_jsonl, _json) else read(path, name):
             yield Row(where, name, {}, found) if isinstance(found, str) else Row(where, name, found)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
@@ -138,10 +140,11 @@ rows after it are read all the same."""
 _BLOCK = 1 << 20
 _PARQUET_ROWS = 256
 _NOT_SPACE = re.compile(r"\S")
-_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 """What a byte that is not UTF-8 is read as."""
+NO_TEXT = "the text has half of a surrogate pair, or bytes that are not UTF-8; save the file as UTF-8"
 _TOO_DEEP = "it is nested too deeply"
-_BAD_BYTES = "it has bytes that are not UTF-8 text; save the file as UTF-8"
+BAD_BYTES = "it has bytes that are not UTF-8 text; save the file as UTF-8"
 
 
 def _named_twice(names: Sequence[str]) -> str | None:
@@ -158,26 +161,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-_DECODER = json.JSONDecoder(
-    # A whole number that is longer than Python likes to convert stays the text that it is, digit by digit.
-    parse_int=lambda digits: int(digits) if len(digits) <= 4000 else digits,
-    parse_float=str,
-    object_pairs_hook=_unique,
-)
-"""Of numbers that are not whole it keeps the digits: as an answer, 3.10 is not 3.1."""
+def _decoder(parse_float: Callable[[str], Any]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        # A whole number that is longer than Python likes to convert stays the text that it is, digit by digit.
+        parse_int=lambda digits: int(digits) if len(digits) <= 4000 else digits,
+        parse_float=parse_float,
+        object_pairs_hook=_unique,
+    )
 
 
-def _jsonl(path: Path, name: str) -> Iterator[Found]:
+SPELLED, FLOATS = _decoder(str), _decoder(float)
+"""What becomes of a number that is not whole. As an answer, 3.10 is not 3.1; for what computes with it, it is."""
+
+
+def _jsonl(path: Path, name: str, decoder: json.JSONDecoder) -> Iterator[Found]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                found = _columns(_DECODER.decode(line.decode("utf-8-sig").rstrip("\r\n")))
+                found = _columns(decoder.decode(line.decode("utf-8-sig").rstrip("\r\n")))
             except json.JSONDecodeError as error:
                 found = f"not valid JSON ({error.msg} at column {error.colno})"
             except UnicodeDecodeError:
-                found = _BAD_BYTES
+                found = BAD_BYTES
             except RecursionError:
                 found = _TOO_DEEP
             except _NamedTwice as error:
@@ -185,7 +192,7 @@ def _jsonl(path: Path, name: str) -> Iterator[Found]:
             yield f"{name}:{number}", found
 
 
-def _json(path: Path, name: str) -> Iterator[Found]:
+def _json(path: Path, name: str, decoder: json.JSONDecoder) -> Iterator[Found]:
     """The items of an array, decoded one by one: `json.load` would hold all of them at once."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         # text[at:] is what was read of the file and not used yet; `line` is the line of text[at].
@@ -220,7 +227,7 @@ def _json(path: Path, name: str) -> Iterator[Found]:
         mark = next_char()
         while mark != "]":
             try:
-                values, end = _DECODER.raw_decode(text, at)
+                values, end = decoder.raw_decode(text, at)
             except json.JSONDecodeError as error:
                 # It may only be cut off by the end of the block. Doubling keeps the retries linear in the file.
                 where = line + text.count("\n", at, error.pos)
@@ -268,7 +275,7 @@ def _csv(path: Path, name: str) -> Iterator[Found]:
             else:
                 if fields is None:
                     return
-                bad = _HALF_OF_A_PAIR.search("".join(fields))
+                bad = HALF_OF_A_PAIR.search("".join(fields))
                 if fields and not header:
                     if twice := _named_twice(fields):
                         raise DataError(f"{name}:{first}: two columns have the same name, {twice!r}; rename one.")
@@ -279,7 +286,7 @@ def _csv(path: Path, name: str) -> Iterator[Found]:
                 if fields and len(fields) != len(header):
                     found = f"{len(fields)} fields where the header names {len(header)} columns"
                 else:
-                    found = _BAD_BYTES if bad else dict(zip(header, fields, strict=False))
+                    found = BAD_BYTES if bad else dict(zip(header, fields, strict=False))
             where, first = f"{name}:{first}", reader.line_num + 1
             if found:
                 yield where, found
@@ -317,7 +324,7 @@ def _cell(value: pa.Scalar) -> Any:
         return ValueError(first_line(error).rstrip("."))
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Found]]] = {
+READERS: dict[str, Callable[..., Iterator[Found]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,

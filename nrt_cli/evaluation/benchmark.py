@@ -68,25 +68,32 @@ class Benchmark:
                     f"{self.name} needs {package.replace('_', '-')}, which is not installed; run "
                     "`pip install 'nrt-cli[eval]'`."
                 )
-        rows, file = read_rows(self.spec, data_dir, offline), self.spec.file
-        # A user's own: can every row be asked, and does the grader take every reference answer for right?
-        for subset, found in rows.items() if self.spec.own else ():
+        # Can every row be asked, and does its grader take a reference answer for right?
+        file, grader, own = self.spec.file, self.spec.grader, self.spec.own
+        for subset, found in read_rows(self.spec, data_dir, offline).items():
             for number, row in enumerate(found, 1):
+                reason = ""
                 try:
-                    messages(self.spec, subset, row)
+                    if own and not messages(self.spec, subset, row)[-1]["content"].strip():
+                        reason = "its prompt is empty"
                 except (jinja2.TemplateError, TypeError, KeyError) as error:
-                    raise ConfigError(f"{file}: prompt: row {number} cannot be put into it ({error}).") from None
-                grader, reason = self.spec.grader, ""
+                    raise ConfigError(f"{file}: prompt: {row.where} cannot be put into it ({error}).") from None
                 try:
                     answer = self.grader.gold(row)
-                    if grader in AS_PAIRS or (":" in grader and number == 1):
-                        right = self.grader.grade(row, answer, [answer], ()).score == 1
+                    if own and (grader in AS_PAIRS or ":" in grader):
+                        if grader in AS_PAIRS or number == 1:
+                            right = self.grader.grade(row, answer, [answer], ()).score == 1
                         if grader in AS_PAIRS and not (right and (grader != "choice" or guess([answer]) == "choice")):
                             reason = f"{answer!r} is no reference answer that it can compare with"
-                except (KeyError, TypeError, ValueError, IndexError) as error:
+                    elif grader != "code":
+                        if not _says_something(answer):
+                            reason = "no reference answer can be read in it, so that no reply would be right"
+                        empty = [""] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
+                        self.grader.grade(row, answer, empty, ("x",))
+                except Exception as error:  # whatever a grader does with a row that is not for it
                     reason = f"its columns are not those of a benchmark with this grader ({error!r})"
                 if reason:
-                    raise DataError(f"{file}: grader={grader}: row {number}: {reason}.")
+                    raise DataError(f"{row.where}: {reason} (grader={grader} in {file}).")
         if self.spec.grader == "code":
             from nrt_cli.evaluation.sandbox import missing
 
@@ -199,6 +206,11 @@ def messages(spec: BenchmarkSpec, subset: str, row: Row) -> list[dict[str, str]]
         else:
             text = f"{asked}{shots.delimiter}{example['target']}\n\n"
     return [*turns, {"role": "user", "content": text + _template(spec.prompt).render(row)}]
+
+
+def _says_something(answer: Any) -> bool:
+    """Whether there is any text in a reference answer, which may be a list of lists."""
+    return any(map(_says_something, answer)) if isinstance(answer, list) else bool(str(answer or "").strip())
 
 
 @cache
