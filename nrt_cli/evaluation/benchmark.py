@@ -91,7 +91,7 @@ class Benchmark:
                         empty = [""] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
                         self.grader.grade(row, answer, empty, ("x",))
                 except Exception as error:  # whatever a grader does with a row that is not for it
-                    reason = f"its columns are not those of a benchmark with this grader ({error!r})"
+                    reason = f"its columns are not those that its grader reads ({error!r})"
                 if reason:
                     raise DataError(f"{row.where}: {reason} (grader={grader} in {file}).")
         if self.spec.grader == "code":

@@ -112,7 +112,7 @@ def test_a_grader_of_the_suite_reads_the_suites_columns(tmp_path: Path) -> None:
     text = MINE.replace("number", "aliases") + "metric: exact_match\n"
     path = written(tmp_path, text, [{"question": "?", "possible_answers": ["Oslo", "Christiania"]}])
     assert scores(path, "It was Christiania") == [1]
-    with pytest.raises(DataError, match=r"mine.yaml: grader=aliases: row 1: its columns are not .*possible_answers"):
+    with pytest.raises(DataError, match=r"mine.jsonl:1: its columns .*'possible_answers'\)\) \(grader=aliases in"):
         scores(written(tmp_path, text), "", "")
 
 
@@ -177,11 +177,11 @@ def test_it_stands_after_the_suite_and_once(tmp_path: Path) -> None:
         ("mine", MINE.replace("number", "no_such:thing"), "mine.yaml: grader 'no_such:thing' cannot be imported"),
         ("mine", MINE.replace("number", "phrase"), "mine.yaml: answers is missing"),
         ("mine", MINE.replace("mine.jsonl", "yours.jsonl"), "yours.jsonl: no such file; a path is taken from where"),
-        ("mine", MINE.replace("mine.jsonl", "mine.yaml"), "rows are read from .jsonl, .json, .parquet"),
-        ("mine", MINE.replace("{{question}}", "{{ask}}"), "mine.jsonl: row 1 has no 'ask'; it has question, answer"),
-        ("mine", MINE + "reference: sum", "mine.jsonl: row 1 has no 'sum'"),
-        ("mine", MINE.replace("number", "choice"), "mine.yaml: grader=choice: row 1: '5' is no reference answer"),
-        ("mine", MINE + "subsets: [a]\nsubset_column: kind", "has no rows of subset a"),
+        ("mine", MINE.replace("mine.jsonl", "mine.yaml"), "rows are read from .jsonl, .json, .csv, .parquet"),
+        ("mine", MINE.replace("{{question}}", "{{ask}}"), "mine.jsonl:1: has no 'ask'; it has question, answer"),
+        ("mine", MINE + "reference: sum", "mine.jsonl:1: has no 'sum'"),
+        ("mine", MINE.replace("number", "choice"), "mine.jsonl:1: '5' is no reference answer"),
+        ("mine", MINE + "subsets: [a]\nsubset_column: kind", "mine.jsonl:1: has no 'kind'; it has question"),
         ("gsm8k", MINE, "gsm8k.yaml: name='gsm8k' is a shipped benchmark's; give yours another with `name: ...`"),
         ("data-mine", MINE, "name='data-mine': letters, digits"),
         ("my own", MINE, "name='my own': letters, digits"),
@@ -209,7 +209,7 @@ def test_what_is_not_there_and_what_is_there_twice(tmp_path: Path, nrt: Any, tin
 
 def test_a_sandboxed_template_sees_columns_only(tmp_path: Path) -> None:
     path = written(tmp_path, MINE.replace("{{question}}", "{{question.__class__.__mro__}}"))
-    with pytest.raises(ConfigError, match="prompt: row 1 cannot be put into it"):
+    with pytest.raises(ConfigError, match="prompt: .*mine.jsonl:1 cannot be put into it"):
         Benchmark(select([str(path)])[0]).check(None)
 
 
