@@ -192,7 +192,7 @@ class Benchmark:
 def messages(spec: BenchmarkSpec, subset: str, row: Row) -> list[dict[str, str]]:
     """The turns of a row's prompt: description and worked examples, then the question."""
     shots = spec.examples or Shots()
-    examples: Sequence[Row] = shots.examples
+    examples: Sequence[dict[str, Any]] = shots.examples
     description = spec.description
     if shots.lm_eval_task:
         file = _lm_eval_file(shots.lm_eval_task.replace("{subset}", subset))

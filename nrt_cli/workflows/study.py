@@ -266,10 +266,10 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
         rows = [{"question": digits.question(p), "answer": digits.answer(p)} for p in digits.held_out_problems()]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_report(folder / "benchmarks" / "digits", {"test.jsonl": lines.encode()})
-    asked = next(planned_runs(study, folder)).config.eval
-    data_dir = Path(asked.data_dir).expanduser() if asked.data_dir else None
+    settings = next(planned_runs(study, folder)).config.eval
+    data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
     for benchmark in load_suite(study.eval.benchmarks) if study.eval.benchmarks else ():
-        benchmark.check(data_dir, offline=asked.offline)  # what comes last can be done
+        benchmark.check(data_dir, offline=settings.offline)  # what comes last can be done
     if section:  # a model made from nothing, as a hub model would be
         new, steps = folder / "models" / f"{model.name}-source", section.steps
         source = str(new)
