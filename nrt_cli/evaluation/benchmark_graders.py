@@ -21,6 +21,8 @@ from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.rows import Row
 from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Grade, find, verifier
+from nrt_cli.grading.numerals import last_number, same_number
+from nrt_cli.grading.plain import boxed, plain
 
 Answers = Sequence[Any]
 """Texts, or for benchmarks in mode `loglikelihood` the log-probability of each choice in nats."""
@@ -131,11 +133,11 @@ def _code(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> G
 
 GRADERS = {
     "choice": BenchmarkGrader(
-        lambda row: "ABCD"[row["answer"]], _exact_match(lambda answer, *_: graders.choice(answer), eq)
+        lambda row: "ABCD"[row["answer"]], _exact_match(lambda answer, *_: graders.letter(answer, "ABCD"), eq)
     ),
     "number": BenchmarkGrader(
-        lambda row: graders.number(row["answer"].rpartition("####")[2]),
-        _exact_match(lambda answer, *_: graders.number(answer), graders.same_number),
+        lambda row: last_number(row["answer"].rpartition("####")[2]),
+        _exact_match(lambda answer, *_: last_number(answer), same_number),
     ),
     "phrase": BenchmarkGrader(
         lambda row: row["target"],
@@ -155,7 +157,7 @@ GRADERS = {
         lambda row, gold, answers, _: Grade((), {"mc2": graders.mc2(answers, row["mc2_targets"]["labels"])}),
     ),
     "math": BenchmarkGrader(
-        lambda row: graders.boxed(row["solution"]) or "",
+        lambda row: boxed(plain(row["solution"], latex=True)) or "",
         _exact_match(lambda answer, *_: graders.mathematics(answer), _equal_mathematics),
         ("lm_eval", "math_verify"),
     ),

@@ -26,7 +26,7 @@ from nrt_cli.config import RunConfig
 from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data import digits
 from nrt_cli.errors import TrainingError
-from nrt_cli.grading.graders import number, same_number
+from nrt_cli.grading.numerals import last_number, same_number
 from nrt_cli.measures.collapse import Sentinel, trace_health, watched
 from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
@@ -95,7 +95,7 @@ def accuracy(engine: LocalTrainer, folder: Path, count: int) -> float:
     ]
     with torch.no_grad():
         replies = list(reasoner.run(requests))
-    right = [same_number(number(reply.answer), str(sum(asked[r.key]) % 10)) for r, reply in replies]
+    right = [same_number(last_number(reply.answer), str(sum(asked[r.key]) % 10)) for r, reply in replies]
     return sum(right) / len(right)
 
 

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli.grading import graders
+from nrt_cli.grading.numerals import last_number, same_number
+from nrt_cli.grading.plain import boxed
 
 # Text that looks like answers, so that the patterns have something to find.
 PIECES = ["the answer is ", "The answer is <", "(A)", "\\boxed{", *"<>{}$-3,./\n", "```python\n"]
@@ -17,11 +19,11 @@ TEXT = st.one_of(st.text(), st.lists(st.sampled_from([*PIECES, "def f(x):", "Tru
 
 @given(TEXT)
 def test_no_text_makes_a_grader_raise(text: str) -> None:
-    found = graders.number(text)
-    graders.same_number(found, "3")
-    graders.choice(text)
+    found = last_number(text)
+    same_number(found, "3")
+    graders.letter(text)
     graders.spans(text)
-    graders.boxed(text)
+    boxed(text)
     graders.mathematics(text)
     graders.code(text, "f", "def f(x):\n")
     for patterns in (("True|False",), (".+",), (r"\([A-R]\)", "[A-R]"), (r"[\])}>]+(?: [\])}>]+)*",)):
@@ -32,19 +34,19 @@ def test_no_text_makes_a_grader_raise(text: str) -> None:
     st.integers(-(10**12), 10**12), st.sampled_from(["{:d}", "{:,d}", "{:d}.00", "so it is {:,d} dollars.", "${:,d}"])
 )
 def test_a_number_is_read_however_it_is_written(value: int, form: str) -> None:
-    assert graders.same_number(graders.number(form.format(value)), str(value))
+    assert same_number(last_number(form.format(value)), str(value))
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_the_last_number_counts(first: int, last: int) -> None:
-    assert graders.number(f"{first} apples, or rather {last}") == str(last)
+    assert last_number(f"{first} apples, or rather {last}") == str(last)
 
 
 @given(st.text(alphabet="abc{}", max_size=12).filter(lambda text: text.count("{") == text.count("}")))
 def test_boxed_keeps_balanced_braces(inside: str) -> None:
     balanced = all(inside[:at].count("{") >= inside[:at].count("}") for at in range(len(inside) + 1))
     if balanced:
-        assert graders.boxed(f"so \\boxed{{{inside}}} is it") == inside.strip()
+        assert boxed(f"so \\boxed{{{inside}}} is it") == inside.strip()
 
 
 @pytest.mark.parametrize(("samples", "k"), [(5, 1), (5, 3), (6, 6), (7, 2)])

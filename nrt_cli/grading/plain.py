@@ -1,0 +1,156 @@
+r"""A written answer in one way of writing, and what it says its answer is: what every grader reads first.
+
+Pure functions of text. None raises, whatever the text, and all take a time that grows as the text does: no pattern meets
+a run of white space, and none that may fail looks again at what another start has seen.
+"""
+
+import re
+import unicodedata
+from functools import cache
+
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+")
+_LOWERED = re.compile("[\u2080-\u2089\u208a\u208b]+")
+_SQUARED = re.compile("[\u3300-\u33ff]")  # whole units in one sign, such as that of square metres
+_HALVES = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2013\u2010\u2011\u2012", "-"),
+        **dict.fromkeys("\u2018\u2019", "'"),
+        **dict.fromkeys("\u201c\u201d", '"'),
+        **dict.fromkeys("\u00ba\u02da", "\u00b0"),
+        "\u2044": "/",
+        "\u2215": "/",
+        "\u066c": ",",
+        "\u066b": ".",
+    }
+)
+_LATEX = {
+    "\u221e": r"\infty ",
+    "\u00b7": r"\cdot ",
+    "\u22c5": r"\cdot ",
+    "\u00d7": r"\times ",
+    "\u00f7": r"\div ",
+    "\u03c0": r"\pi ",
+    "\u00b0": r"^\circ ",
+    "\u2264": r"\le ",
+    "\u2265": r"\ge ",
+    "\u222a": r"\cup ",
+    "\u221a": r"\sqrt ",
+}
+_ROOT = re.compile(r"\u221a ?(?:\(([^()]*)\)|(\d+|\w))")
+_GROUPED = re.compile(r"(?<=\d)(?:[\u00a0\u2009\u202f'\u2019_]|,?\\[,!; ]|\{,\})(?=\d{3}(?!\d))")
+_COMMAS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:,\d{3})+(?![\w,])")
+_WRAPPED = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox) ?\{([^{}]*)\}")
+_TOLD = re.compile(r"####|(?i:<answer>|\banswer\b[*_]*(?:\sis\b(?!\snot\b)|\s?[:=])[*_:=\s]*)")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
+_COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
+_ARGUMENTS = dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac", "binom", "dbinom", "tbinom"), 2) | dict.fromkeys(
+    ("sqrt", "text", "textbf", "textit", "textrm", "mathrm", "mathbf", "mathit", "mathbb", "mathcal", "mbox"), 1
+)
+_INSIDE = r"((?:[^$\\]|\\[\s\S])+)"
+_FORMULA = re.compile(
+    rf"(?<!\\)\$\${_INSIDE}\$\$|(?<!\\)\${_INSIDE}\$|\\\(((?:[^\\]|\\(?!\())+?)\\\)|\\\[((?:[^\\]|\\(?!\[))+?)\\\]"
+)
+
+
+def plain(text: str, latex: bool = False) -> str:
+    r"""A text in plain signs: ASCII digits, minus signs, quotes and spaces, no sign that cannot be seen, no empty line.
+
+    Raised digits become powers (`cm\u00b2` is `cm^2`), lowered ones indices; nothing becomes a digit that was none. What
+    groups thousands goes.
+
+    Args:
+        latex: for mathematics: signs of Unicode's own become LaTeX. Otherwise LaTeX's and Markdown's ways of setting
+            text are undone, and numbers lose the commas between thousands, which in mathematics may be those of a list.
+    """
+    text = _GROUPED.sub("", text)
+    if not text.isascii():
+        text = _SQUARED.sub(lambda sign: _composed_of(sign[0]), text)
+        text = _RAISED.sub(lambda run: "^" + _grouped(run[0]), text)
+        text = _LOWERED.sub(lambda run: "_" + _grouped(run[0]), _HALVES.sub(" ", text))
+        text = "".join(map(_seen, unicodedata.normalize("NFKC", text.translate(_SIGNS)).translate(_SIGNS)))
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line and not line.isspace())
+    if latex:
+        return "".join(_LATEX.get(c, c) for c in _ROOT.sub(r"\\sqrt{\1\2}", text))
+    for _ in range(3):  # one in the other
+        text = _WRAPPED.sub(r"\1", text)
+    text = text.replace("\\$", "$").replace("\\%", "%")
+    text = re.sub(r"(?<=[A-Za-z])_(?:(\d)|\{(\d+)\})", r"\1\2", text)  # the 2 of H_2O
+    return _COMMAS.sub(lambda number: number[0].replace(",", ""), text)
+
+
+def _composed_of(sign: str) -> str:
+    return "".join(chr(int(code, 16)) for code in unicodedata.decomposition(sign).split()[1:])
+
+
+def _grouped(digits: str) -> str:
+    digits = unicodedata.normalize("NFKC", digits).translate(_SIGNS)
+    return digits if len(digits) == 1 else f"{{{digits}}}"
+
+
+@cache
+def _seen(sign: str) -> str:
+    """A sign, in ASCII where it is a digit; nothing where it cannot be seen."""
+    if unicodedata.category(sign) == "Cf":
+        return ""
+    digit = unicodedata.decimal(sign, None)
+    return sign if digit is None else str(digit)
+
+
+def told(text: str) -> list[str]:
+    """What a plain text says its answer is, the last first: what follows `####`, `<answer>`, `answer is` or `Answer:`
+    up to the next of these, never what the answer is not."""
+    found = list(_TOLD.finditer(text))
+    ends = [one.start() for one in found[1:]] + [len(text)] * bool(found)
+    rests = [text[one.end() : end].strip() for one, end in zip(found, ends, strict=True)]
+    return [rest for rest in reversed(rests) if rest]
+
+
+def formulas(text: str) -> list[str]:
+    r"""What stands in `$`, `$$`, `\(` or `\[`, in order."""
+    return ["".join(parts).strip() for parts in _FORMULA.findall(text)]
+
+
+def boxed(text: str) -> str | None:
+    r"""The argument of the last \boxed, \fbox or \framebox; None where there is none or it is open.
+
+    As LaTeX reads it: a group in braces, of which escaped ones are none, or one token: a command with its own arguments,
+    or a character, here a whole number.
+    """
+    starts = [found.end() for found in _BOX.finditer(text)]
+    if not starts:
+        return None
+    start = at = starts[-1]
+    wanted = 1
+    while wanted:
+        while text[at : at + 1].isspace():
+            at += 1
+        if at >= len(text) or text[at] == "}":
+            return None
+        if text[at] == "{":
+            if (end := _closing(text, at)) is None:
+                return None
+            if wanted == 1 and not text[start:at].strip():
+                start, at = at + 1, end
+                return text[start:at].strip().strip("$").strip()
+            at = end + 1
+        elif command := _COMMAND.match(text, at):
+            wanted += _ARGUMENTS.get(command[1], 0)
+            at = command.end()
+            if command[1] == "sqrt" and text[at : at + 1] == "[":  # which root
+                at = max(at, text.find("]", at) + 1)
+        else:
+            number = re.compile(r"[-+]?\d+(?:[.,]\d+)*").match(text, at) if not text[start:at].strip() else None
+            at = number.end() if number else at + 1
+        wanted -= 1
+    return text[start:at].strip()
+
+
+def _closing(text: str, at: int) -> int | None:
+    """Where the brace that opens at `at` closes."""
+    depth = 0
+    for found in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, at):
+        depth += (found[0] == "{") - (found[0] == "}")
+        if depth == 0:
+            return found.start()
+    return None
