@@ -6,6 +6,8 @@ HumanEval runs in the sandbox. A user's own benchmark is graded as pairs are. No
 
 import atexit
 import logging
+import random
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +84,13 @@ def _exact_match(read: Callable[..., str | None], same: Callable[[Any, Any], boo
     return grade
 
 
+def _phrase(answer: str, patterns: tuple[str, ...], gold: str) -> str | None:
+    if not re.fullmatch(r"\([A-R]\)", gold):
+        return graders.phrase(answer, patterns)
+    letter = graders.letter(answer, "ABCDEFGHIJKLMNOPQR")
+    return letter and f"({letter})"
+
+
 def _spans(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
     from lm_eval.tasks.drop.utils import process_results
 
@@ -110,8 +119,12 @@ def _instructions(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ..
     import langdetect
     from lm_eval.tasks.ifeval.utils import process_results
 
-    langdetect.DetectorFactory.seed = 0  # it guesses at random otherwise
+    # Languages are guessed and what an instruction does not say is drawn, such as a letter where "#" is none.
+    langdetect.DetectorFactory.seed = 0
+    state = random.getstate()
+    random.seed(0)
     found = process_results({**row, "kwargs": [{**given} for given in row["kwargs"]]}, [answers[0]])
+    random.setstate(state)
     followed = [name for name, kept in zip(gold, found["inst_level_loose_acc"], strict=True) if kept]
     scores = {key: float(found[key]) for key in ("prompt_level_loose_acc", "prompt_level_strict_acc")}
     for strictness in ("loose", "strict"):
@@ -139,10 +152,7 @@ GRADERS = {
         lambda row: last_number(row["answer"].rpartition("####")[2]),
         _exact_match(lambda answer, *_: last_number(answer), same_number),
     ),
-    "phrase": BenchmarkGrader(
-        lambda row: row["target"],
-        _exact_match(lambda answer, patterns, _: graders.phrase(answer, patterns), graders.same_phrase),
-    ),
+    "phrase": BenchmarkGrader(lambda row: row["target"], _exact_match(_phrase, graders.same_phrase)),
     "aliases": BenchmarkGrader(
         lambda row: graders.alias_list(row["possible_answers"]),
         _exact_match(lambda answer, _, gold: graders.any_alias(answer, gold), lambda found, _: found is not None),

@@ -5,6 +5,8 @@ corrects itself, what it says last counts. Nothing in here raises, whatever the 
 """
 
 import ast
+import contextlib
+import doctest
 import json
 import math
 import re
@@ -16,32 +18,27 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from nrt_cli.grading.numerals import last_number
-from nrt_cli.grading.plain import boxed, formulas, plain, told
+from nrt_cli.grading.numerals import last_number, pure_number, ready, same_number
+from nrt_cli.grading.plain import bare, boxed, formulas, plain, result, told
 
-_HEAD_LETTER = re.compile(r"[\s(\[{*_\"'$]*(?:([A-Z])(?!\w|'\w)|([a-z])(?=[\s*_\"'$]*(?:[)\]}.:,]|\Z)))")
+_DENIED = r"(?!\)?\s+is\s+(?:wrong|incorrect|false|not\s+(?:the|true|correct|right)))"
+_HEAD_LETTER = re.compile(r"[\s(\[{*_\"'$]*(?:([A-Z])(?!\w|'\w)|([a-z])(?=[\s*_\"'$]*(?:[)\]}.:,]|\Z)))(?!\)?\s+is\s)")
 _LETTER_ELSEWHERE = (
-    re.compile(r"\b([A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right)"),
-    re.compile(r"\(([A-Za-z])\)(?!\s+is\s+(?:wrong|incorrect|false|not))"),
-    re.compile(r"(?i:\b(?:option|choice|choose|pick|select)\s+)([A-Za-z])\b(?!\)?\s+is\s+(?:wrong|incorrect|false|not))"),
+    re.compile(r"\b([A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right|true|best|answer)"),
+    re.compile(rf"\([ ]?([A-Za-z])[ ]?(?=\)){_DENIED}"),
+    re.compile(rf"(?i:\b(?:option|choice|choose|pick|select)\s+)([A-Za-z])\b{_DENIED}"),
     re.compile(r"(?<![\w'])(?<!\bnot\s)([B-HJ-Z]|A(?!\s+[a-z])|I(?=\W*\Z))(?!\w|'\w)"),
 )
-_BETWEEN_LETTERS = re.compile(r"[\s(\[*_\"'$]*[A-Z]\W{0,3}\s*(?:\b(?:or|and)\b|/|&)\s*\W{0,3}[A-Z](?!\w)")
+_BETWEEN_LETTERS = re.compile(
+    r"[\s(\[*_\"'$]*[A-Z]\W{0,3}\s*(?:\b(?:or|and)\b|/|&|,(?=\W{0,3}[A-Z]\W*\Z))\s*\W{0,3}[A-Z](?!\w)"
+)
 _MARKDOWN = MarkdownIt("zero").enable(["code", "fence", "list", "blockquote"])
-
-
-def said(text: str, latex: bool = False) -> str | None:
-    r"""What a reply says its answer is: the last \boxed{}, else the line that follows the last `####` or `answer is`."""
-    text = plain(text, latex)
-    if inside := boxed(text):
-        return inside
-    return next((rest.partition("\n")[0].removesuffix("</answer>").strip() for rest in told(text)), None) or None
 
 
 def letter(text: str, among: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ") -> str | None:
     """The letter, in upper case, of the option that a reply settles on."""
-    text = plain(text)
-    for part in (*told(text)[:1], text):
+    said, text = told(text)[:1], plain(text)
+    for part in (*said, text):
         if _BETWEEN_LETTERS.match(part):
             return None
         if head := _HEAD_LETTER.match(part):
@@ -51,46 +48,46 @@ def letter(text: str, among: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ") -> str | None:
             if (found := (head[1] or head[2]).upper()) in among:
                 return found
     for pattern in _LETTER_ELSEWHERE:
-        if found := [one.upper() for one in pattern.findall(text) if one.upper() in among]:
-            return str(found[-1])
+        if letters := [one.upper() for one in pattern.findall(text) if one.upper() in among]:
+            return str(letters[-1])
     return None
 
 
 def phrase(answer: str, patterns: Sequence[str]) -> str | None:
     """A task's answer: what one of its patterns finds in what the answer says it is, else the last anywhere.
 
-    The patterns are regular expressions, such as `True|False`, tried in order: first where the answer begins, then in
-    the rest of its line; only the first pattern is looked for anywhere.
+    The patterns are regular expressions, such as `True|False`, tried in order, each on a line of its own: first where
+    what the line comes to begins, then anywhere there, then in all of the line; only the first pattern is
+    looked for anywhere. What they find is no part of a word or of another number.
     """
-    text = plain(answer)
-    words = [re.compile(rf"(?<![^\W_])(?:{pattern})(?![^\W_])") for pattern in patterns]
-    for rest in told(text):
-        line = rest.partition("\n")[0].lstrip(" *_`\"'$:")
-        for found in (*(word.match(line) for word in words), *(word.search(line) for word in words)):
-            if found and found[0].strip():
+    words = [re.compile(rf"(?<![^\W_])(?<!\d[.,/])(?:{pattern})(?![^\W_]|[.,/]\d)") for pattern in patterns]
+    for rest in told(answer):
+        line = ready(rest.partition("\n")[0])
+        last = result(line).lstrip(" *_`\"'$:")
+        tried = ((word.match, last) for word in words), ((word.search, last) for word in words)
+        for look, part in (*tried[0], *tried[1], *((word.search, line) for word in words)):
+            if (found := look(part)) and found[0].strip():
                 return found[0].strip()
-    anywhere = [found[0].strip() for found in words[0].finditer(text) if found[0].strip()]
+    anywhere = [found[0].strip() for found in words[0].finditer(ready(answer)) if found[0].strip()]
     return anywhere[-1] if anywhere else None
 
 
 def same_phrase(one: str | None, other: str) -> bool:
-    """Whether two short answers are equal but for case, white space, quotation marks, and brackets or a full stop."""
-    return one is not None and _bare(one) == _bare(other)
-
-
-def _bare(text: str) -> str:
-    bare = " ".join(plain(text).lower().split()).strip("\"'`*_$ ").removesuffix(".").strip("\"'`*_$ ")
-    return bare[1:-1] if re.fullmatch(r"\([a-z]\)", bare) else bare
+    """Whether two short answers are the same, but for case, spacing, and brackets and marks around them, or numbers."""
+    if one is None:
+        return False
+    left, right = bare(one), bare(other)
+    number = pure_number(left) and pure_number(right) and same_number(left, right)
+    return number or left == right or left.replace(",", " ") == right
 
 
 def spans(answer: str) -> list[str] | None:
     """The spans, number or date of a DROP answer: what it says it is, else the whole text; in `<...>`, on that line and
     on those of a list below it, or else all of the line."""
-    text = plain(answer)
-    lines = next(iter(told(text)), text.replace("\n", " ")).split("\n")
+    lines = next(iter(told(answer)), plain(answer).replace("\n", " ")).split("\n")
     marked = [re.findall(r"<([^<>]*)>", line) for line in lines]
     inside = [span.strip() for line in takewhile(bool, marked) for span in line]
-    found = [span for span in inside if span] or [lines[0].strip("* ").removesuffix(".").strip("* ")]
+    found = [span for span in inside if span] or [lines[0].strip("*`$ ").removesuffix(".").strip("*`$ ")]
     return found if found != [""] else None
 
 
@@ -99,7 +96,11 @@ def any_alias(answer: str, aliases: Sequence[str]) -> str | None:
     text = plain(answer)
     forms = {alias: bare for alias in aliases if (bare := plain(alias))}
     return next(
-        (alias for alias, bare in forms.items() if any(form in text for form in (bare, bare.lower(), bare.capitalize()))),
+        (
+            alias
+            for alias, bare in forms.items()
+            if any(form in text for form in (bare, bare.lower(), bare.capitalize()))
+        ),
         None,
     )
 
@@ -114,21 +115,22 @@ def mathematics(answer: str) -> str | None:
     text = plain(answer, latex=True)
     if (inside := boxed(text)) is not None:
         return inside or None
-    for rest in told(text):
+    for rest in told(answer, latex=True):
         line = rest.partition("\n")[0]
         if line := line.removesuffix(" I hope it is correct.").strip().removesuffix(".").strip("$* "):
             return (formulas(rest.partition("\n")[0]) or [line])[0]
-    return (formulas(text) or [last_number(text)])[-1]
+    return formulas(text)[-1] if formulas(text) else last_number(text)
 
 
 def code(answer: str, entry_point: str, prompt: str) -> str | None:
     """The program of a HumanEval answer: the function written anew, or what continues the prompt.
 
-    Read as Markdown, it is the last code block that defines `entry_point`, else what does so outside of blocks, else the
-    first block of Python as the function's body, or the text before it: the first of these that is Python. What begins
-    as indented code continues the prompt. Prose after the program goes.
+    Read as Markdown, it is the last code block that defines `entry_point`, else what does so outside of blocks, else
+    the first block of Python as the function's body, or the text before it: the first of these that is Python. What
+    begins as indented code continues the prompt. Prose after the program goes.
     """
-    programs = list(islice(_programs(re.sub(r"\r\n?", "\n", answer), entry_point, prompt), 60))
+    answer = re.sub(r"(?m)^[^\S\n]+", lambda indent: indent[0].replace("\u00a0", " "), re.sub(r"\r\n?", "\n", answer))
+    programs = list(islice(_programs(answer, entry_point, prompt), 60))
     found = (_python(program, own) for program, own in programs)
     return next(filter(None, found), programs[0][0] if programs else None)
 
@@ -137,23 +139,30 @@ def _programs(answer: str, entry_point: str, prompt: str) -> Iterator[tuple[str,
     """What may be the program of an answer, the likeliest first, with the number of its lines that are the prompt's."""
     lines, blocks, end = answer.split("\n"), [], len(answer)
     outside = dict(enumerate(lines))
+    definition = re.compile(
+        rf"^(?:(?:async )?def {re.escape(entry_point)}\b|{re.escape(entry_point)} *=)", re.MULTILINE
+    )
     for token in _MARKDOWN.parse(answer):
-        if token.type == "fence" and token.map:
-            language = re.match(r"[\s{.]*(\w*)", token.info.lower())
-            blocks.append((textwrap.dedent(token.content), bool(language and re.match(r"i?py|\Z", language[1]))))
+        text = textwrap.dedent(token.content)
+        # Indented text is a block only where it has the function: it may be the function's body.
+        if token.map and (token.type == "fence" or (token.type == "code_block" and definition.search(text))):
+            if text.startswith(">>> "):
+                with contextlib.suppress(ValueError):
+                    text = doctest.script_from_examples(text)
+            python = re.match(r"[\s{.]*(?:i?py|$|[{}=])", token.info.lower()) is not None
+            blocks.append((text.rstrip().removesuffix("```") + "\n", python))
             for line in range(*token.map):
                 outside.pop(line, None)
             end = min(end, token.map[0])
     # What stands before the function in the prompt: imports and helpers it may take for granted.
     head = prompt[: prompt.rfind(f"def {entry_point}")] + "\n"
-    definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
-    beside = "\n".join(outside.values())
-    for text in (*(block for block, _ in reversed(blocks)), beside):
+    for text in (*(block for block, _ in reversed(blocks)), "\n".join(outside.values())):
         if found := definition.search(text):
-            yield head + text, head.count("\n")
+            others = [block for block, python in blocks if python and block is not text]
+            before = head + "".join(_helpers(block, text) for block in others)
             begun = re.search(r"^(?:from|import|def|class|async|@\w+)\b", text, re.MULTILINE)
-            start = begun.start() if begun else found.start()
-            yield head + text[start:], head.count("\n")
+            yield before + text, before.count("\n")
+            yield before + text[begun.start() if begun else found.start() :], before.count("\n")
     before = "\n".join(lines[:end])
     bodies = [*(block for block, python in blocks if python), *(block for block, python in blocks if not python)]
     for body in (before, *bodies) if re.match(r"\n*(?: {4}|\t)", answer) or not bodies else (*bodies, before):
@@ -170,8 +179,30 @@ def _programs(answer: str, entry_point: str, prompt: str) -> Iterator[tuple[str,
         yield prompt + textwrap.indent(textwrap.dedent(whole), "    "), prompt.count("\n")
 
 
+def _helpers(block: str, text: str) -> str:
+    """The imports, functions and classes of a block, where the program in `text` names one that it has not itself."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            own, other = ast.parse(text), ast.parse(block)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return ""
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    found = [node for node in other.body if isinstance(node, kinds)]
+    there, here = (
+        {
+            getattr(each, "asname", None) or each.name.partition(".")[0]
+            for node in nodes
+            if isinstance(node, kinds)
+            for each in getattr(node, "names", [node])
+        }
+        for nodes in (other.body, own.body)
+    )
+    used = {node.id for node in ast.walk(own) if isinstance(node, ast.Name)}
+    return "".join(f"{ast.unparse(node)}\n" for node in found) if used & (there - here) else ""
+
+
 def _python(program: str, own: int) -> str | None:
-    """A program without the prose after it; None where it is no Python, or nothing is left beyond its `own` first lines."""
+    """A program without the prose after it; None where it is no Python or has no more than its `own` first lines."""
     lines = program.split("\n")
     for _ in range(3):
         try:

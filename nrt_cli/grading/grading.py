@@ -16,7 +16,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.grading import graders
 from nrt_cli.grading.mathematics import Verifier
 from nrt_cli.grading.numerals import is_numeral, numeral, only_number, pure_number, same_number
-from nrt_cli.grading.plain import boxed, formulas, plain
+from nrt_cli.grading.plain import bare, boxed, formulas, plain, told
 from nrt_cli.methods import load_hook
 
 
@@ -114,25 +114,12 @@ def _kind(answer: str) -> str:
         return "choice"
     if boxed(text) or _ONLY_MATH.fullmatch(text) or (re.search(r"\\[A-Za-z]+", text) and len(text) <= 80):
         return "math"
-    short = len(_bare(text)) > 0 and len(text) <= 40 and "\n" not in text and len(text.split()) <= 4
+    short = len(bare(text)) > 0 and len(text) <= 40 and "\n" not in text and len(text.split()) <= 4
     return "exact" if short else "none"
 
 
 _ONLY_OPTION = re.compile(r"[(\[]?[A-Za-z][)\]]?[.:]?|[(\[]?[A-Za-z][)\].]\s.*|(?i:yes|no|true|false)\.?")
 _ONLY_MATH = re.compile(r"\$[^$]+\$\.?")
-
-
-def _bare(text: str) -> str:
-    """A short answer without case, marks of lists and LaTeX, and what quotes and punctuation stand around it."""
-    bare = " ".join(plain(text).casefold().split())
-    bare = re.sub(r" ?([,;/()\[\]{}]) ?", r"\1", re.sub(r"\A(?:#+|[-*\u2022]) (?=\D)", "", bare))
-    inside = bare.strip("\"'`*_ .,;:!?()[]{}\u00ab\u00bb")
-    if re.fullmatch(r"\$[^$]+\$", inside):
-        inside = inside.strip("$ ")
-    # The point of .5 belongs to it.
-    if bare[: bare.find(inside)].endswith(".") and inside[:1].isdigit():
-        inside = f".{inside}"
-    return inside or bare
 
 
 def _judged(extracted: str | None, right: bool) -> Grade:
@@ -145,14 +132,14 @@ def _number(row: Row, reply: str) -> Grade:
 
 
 def _exact(row: Row, reply: str) -> Grade:
-    gold, said, first = _bare(row.answer), graders.said(reply), plain(reply).partition("\n")[0]
-    found = [part.strip() for part in (reply, said, first) if part and part.strip()]
+    gold, said, first = bare(row.answer), (told(reply) or [""])[0].partition("\n")[0], plain(reply).partition("\n")[0]
+    found = [part for part in (reply.strip(), said.removesuffix("</answer>").strip(), first) if part]
     for part in found:
-        for text in (_bare(part), _bare(graders.said(part) or part)):
-            # Numbers may be written in other ways, but not without zeros that they begin with: these belong to a code.
-            numbers = pure_number(gold) and pure_number(text)
-            if text == gold or (numbers and same_number(numeral(gold), numeral(text))):
-                return _judged(part, True)
+        # Numbers may be written in other ways, but not without zeros that they begin with: these belong to a code.
+        text = bare(part)
+        numbers = pure_number(gold) and pure_number(text)
+        if text == gold or (numbers and same_number(numeral(gold), numeral(text))):
+            return _judged(part, True)
     return _judged(found[0] if found else None, False)
 
 
@@ -162,10 +149,10 @@ def _choice(row: Row, reply: str) -> Grade:
         # What the reply says its answer is, else how it begins, else the last of the two words.
         options = r"\b(yes|no)\b" if word[1].lower() in ("yes", "no") else r"\b(true|false)\b"
         text = plain(reply)
-        told = re.search(options, graders.said(reply) or "", re.IGNORECASE)
-        told = told or re.match(rf"\W*{options}", text, re.IGNORECASE)
+        said = re.search(options, (told(reply) or [""])[0].partition("\n")[0], re.IGNORECASE)
+        said = said or re.match(rf"\W*{options}", text, re.IGNORECASE)
         anywhere = re.findall(options, text, re.IGNORECASE)
-        found = told[1].lower() if told else anywhere[-1].lower() if anywhere else None
+        found = said[1].lower() if said else anywhere[-1].lower() if anywhere else None
         return _judged(found, found == word[1].lower())
     letter, right = graders.letter(reply), graders.letter(gold)
     return _judged(letter, letter is not None and letter == right) if right else _exact(row, reply)
@@ -195,7 +182,7 @@ def _mathematics(text: str) -> list[str | None]:
     text = plain(text, latex=True)
     if inside := boxed(text):
         return [inside]
-    said = (graders.said(text, latex=True) or "").removesuffix(".").strip("$* ")
+    said = (told(text, latex=True) or [""])[0].partition("\n")[0].removesuffix(".").strip("$* ")
     marked = formulas(text)
     whole = text.strip("*") if "\n" not in text and len(text) <= 200 else ""
     # The last number of a term is not what it comes to.

@@ -3,15 +3,16 @@
 import re
 from fractions import Fraction
 
-from nrt_cli.grading.plain import boxed, plain, told
+from nrt_cli.grading.plain import plain, result, told
 
 _SPACED = re.compile(r"(?<![\w.,/])[1-9]\d{0,2}(?: \d{3})+(?![\d/]| /)")
 _POWER_OF_TEN = re.compile(
     r"(?:(?<=\d) ?(?:[*x\u00d7\u00b7]|\\times|\\cdot) ?|(?<![\w.,^])(?=10))10 ?\^ ?\{? ?(-?\d{1,3})\b ?\}?"
 )
-_SMALL_POWER = re.compile(r"(?<![\w.,^/])(\d{1,6})\^(?:(\d)|\{ ?(-?\d{1,2}) ?\})(?![\d.])")
+_SMALL_POWER = re.compile(r"(?<![\w.,^/])(\d{1,6})\^(?:(\d{1,2})|\{ ?(-?\d{1,2}) ?\})(?![\d.])")
 _FRACTION = re.compile(r"\\[dt]?frac ?(?:\{ ?(-?\d+) ?\} ?\{ ?(\d+) ?\}|(\d) ?(\d))")
 _SPOKEN_MINUS = re.compile(r"(?i)(?<![\d%)])(?<![\d%)]\s)\b(?:minus|negative)\s(?=[\d.$])")
+_APART = re.compile(r"(?<![\w.)\n])(?<![\w.)%] )- (?=[\d.])")  # neither a subtraction nor a list's mark
 _CURRENCY = "$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u20aa\u0e3f\u20ab\u20b4\u20a6\u20b1"
 _SCALES = {
     "%": Fraction(1, 100),
@@ -29,23 +30,26 @@ _POWER = r"(?:[eE][-+]?\d{1,3}(?!\d))?"
 _UNSIGNED = (
     rf"(?:\d+\s{{1,2}})?\d+\s?/\s?\d+|{_DOTTED}|(?:{_COMMAS}|{_DECIMAL_COMMA}|\d+(?:\.\d+)?){_POWER}|\.\d+{_POWER}"
 )
-_NUMERAL = re.compile(rf"(?:(?<![\w.)])-\s?(?=[\d.]))?(?<![A-Za-z\d])(?:{_UNSIGNED})(?:{_SCALE})?")
+_NUMERAL = re.compile(rf"(?:(?<![\w.)])-(?=[\d.]))?(?<![A-Za-z\d])(?:{_UNSIGNED})(?:{_SCALE})?")
 _UNIT = r"[^\W\d]+[.]?(?:[ /][^\W\d]+\.?){0,2}"
 _ONLY_NUMBER = re.compile(rf"[-+]?\s?[{_CURRENCY}]?\s?-?(?:{_UNSIGNED})\s?(?:%|\u00b0\s?(?:{_UNIT})?|{_UNIT})?\.?")
 _PURE_NUMBER = re.compile(rf"(?!0\d)-?\s?(?:{_UNSIGNED})")
 _FINAL_NUMBER = re.compile(rf"####\s*[-+]?[{_CURRENCY}]?\s?-?[\d.][\d,.]*\s*\Z")
 
 
-def _ready(text: str) -> str:
-    """A text whose numbers are digits with thousands together; powers and indices that are of no number are gone."""
+def ready(text: str) -> str:
+    """A text in plain signs whose numbers are digits with their sign and their thousands together; powers of units and
+    indices, which are no numbers, are gone, and powers of numbers worked out."""
     text = _SPACED.sub(lambda found: found[0].replace(" ", ""), plain(text))
     text = _FRACTION.sub(lambda part: f" {part[1] or part[3]}/{part[2] or part[4]}", text)
     text = re.sub(r"\^ ?\{? ?\\circ ?\}?", "\u00b0", text)
     text = _POWER_OF_TEN.sub(lambda power: f"{'1' if power[0].startswith('10') else ''}e{power[1]}", text)
     text = _SMALL_POWER.sub(lambda power: _raised(int(power[1]), int(power[2] or power[3])), text)
-    text = re.sub(r"(?<=[\w)}])(?:\^ ?\{? ?-?|_\{?)\d+ ?\}?", "", text)  # the 2 of m^2 is no number, nor that of 101_2
+    text = re.sub(
+        r"(?<=[\w)}])(?:\^ ?\{? ?-?|_\{?)\d+(?: ?\})?", "", text
+    )  # the 2 of m^2 is no number, nor that of 101_2
     text = re.sub(rf"-?\s?[{_CURRENCY}]\s?-?", lambda sign: " -" if "-" in sign[0] else " ", text)
-    return _SPOKEN_MINUS.sub("-", text)
+    return _APART.sub("-", _SPOKEN_MINUS.sub("-", text))
 
 
 def _raised(base: int, power: int) -> str:
@@ -54,28 +58,28 @@ def _raised(base: int, power: int) -> str:
 
 def last_number(text: str) -> str | None:
     """The last number in a text, as it is written there but for what groups its thousands and its currency."""
-    found = _NUMERAL.findall(_ready(text))
+    found = _NUMERAL.findall(ready(text))
     return str(found[-1]) if found else None
 
 
 def numeral(text: str) -> str | None:
     """The number that a text ends up with: the first of what it says its answer is; else what alone is its first line,
     but for what follows in brackets; else its last."""
-    said = boxed(text) or next(iter(told(plain(text))), "").partition("\n")[0]
-    if found := _NUMERAL.findall(_ready(said.rpartition("=")[2])):
+    said = next(iter(told(text)), "").partition("\n")[0]
+    if found := _NUMERAL.findall(ready(result(said))):
         return str(found[0])
     first = text.strip().partition("\n")[0]
     head, bracket, tail = first.rpartition("(")
     if bracket and re.fullmatch(r"[^()]*\)\W*", tail):
         first = head
     if only_number(first):
-        return str(_NUMERAL.findall(_ready(first))[0])
+        return str(_NUMERAL.findall(ready(first))[0])
     return last_number(text)
 
 
 def only_number(text: str) -> bool:
     """Whether a text is a number, maybe with its unit and marked as Markdown or LaTeX mark it, and nothing else."""
-    return _ONLY_NUMBER.fullmatch(_ready(text.strip("*_`$ \n")).strip()) is not None
+    return _ONLY_NUMBER.fullmatch(ready(text.strip("*_`$ \n")).strip()) is not None
 
 
 def pure_number(text: str) -> bool:
@@ -89,8 +93,10 @@ def is_numeral(text: str) -> bool:
 
 
 def same_number(one: str | None, other: str | None) -> bool:
-    """Whether two numerals say the same number: 18 is 18.00, and 1/2 is 0.5. What only one of them says in percent or in
-    thousands may be meant either way, since the question may name the unit."""
+    """Whether two numerals say the same number: 18 is 18.00, and 1/2 is 0.5.
+
+    What only one of them says in percent or in thousands may be meant either way, since the question may name the unit.
+    """
     if one is None or other is None:
         return False
     (left, left_scale), (right, right_scale) = _value(one), _value(other)
