@@ -23,7 +23,7 @@ from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.rows import Row
 from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Grade, find, verifier
-from nrt_cli.grading.numerals import last_number, same_number
+from nrt_cli.grading.numerals import last_number, pure_number, same_number
 from nrt_cli.grading.plain import boxed, plain
 
 Answers = Sequence[Any]
@@ -95,6 +95,9 @@ def _spans(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> 
     from lm_eval.tasks.drop.utils import process_results
 
     found = graders.spans(answers[0])
+    if found and len(found) == 1 and pure_number(found[0]):
+        # The scorer splits at hyphens, and so takes -5 for 5.
+        gold = [spans for spans in gold if plain(spans[0]).startswith("-") == found[0].startswith("-")]
     scores = process_results({"answers": gold}, found or [""])
     return Grade((", ".join(found) if found else None,), {key: float(scores[key]) for key in ("f1", "em")})
 
