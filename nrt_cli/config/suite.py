@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 from nrt_cli.config import configs_dir, read_yaml, validated
 from nrt_cli.config.schema import EvalSection
 from nrt_cli.config.validation import Section, nearest
-from nrt_cli.errors import ConfigError
+from nrt_cli.errors import ConfigError, first_line
 
 ORDER = ("mmlu", "bbh", "drop", "popqa", "truthfulqa", "gsm8k", "math", "humaneval", "ifeval")
 """The benchmarks in the order of the paper's Table 7: what `all` and Overall mean."""
@@ -135,17 +135,31 @@ def own_benchmark(path: Path) -> BenchmarkSpec:
         raise ConfigError(f"{path}: is empty; a benchmark has at least {NEEDED}.")
     if unknown := [key for key in values if key not in BenchmarkSpec.model_fields]:
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], [*BenchmarkSpec.model_fields])}.")
-    read = []
-    if isinstance(prompt := values.get("prompt"), str):
-        import jinja2
-        from jinja2 import meta
+    import jinja2
+    from jinja2 import meta
 
+    read: dict[str, list[str]] = {}
+    for key in ("prompt", "description"):
         try:
-            read = sorted(meta.find_undeclared_variables(jinja2.Environment().parse(prompt)))
+            read[key] = sorted(meta.find_undeclared_variables(jinja2.Environment().parse(str(values.get(key, "")))))
         except jinja2.TemplateError as error:
-            raise ConfigError(f"{path}: prompt is not a Jinja template: {error}.") from None
-    read += [str(values.get("reference", "answer"))] * (values.get("grader") in AS_PAIRS)
-    spec = _read(path, {"title": values.get("name", path.stem), "columns": list(dict.fromkeys(read))})
+            raise ConfigError(f"{path}: {key} is not a Jinja template: {first_line(error).rstrip('.')}.") from None
+    columns = [*read["prompt"], *read["description"]]
+    columns += [str(values.get("reference", "answer"))] * (values.get("grader") in AS_PAIRS)
+    given = {
+        "title": values.get("name", path.stem),
+        "columns": list(dict.fromkeys(columns)),
+        "question": read["prompt"],
+    }
+    spec = _read(path, given)
+    if not read["prompt"]:
+        raise ConfigError(
+            f"{path}: prompt={spec.prompt[:60]!r} names no column, so every row would be asked alike; "
+            "write a column's name in {{ }}."
+        )
+    for number, example in enumerate(spec.examples.examples if spec.examples else (), 1):
+        if lacking := [column for column in (*read["prompt"], "target") if column not in example]:
+            raise ConfigError(f"{path}: examples: example {number} has no {lacking[0]!r}.")
     if not re.fullmatch(r"(?!data-)[A-Za-z0-9][\w.-]*", spec.name):
         raise ConfigError(
             f"{path}: name={spec.name!r}: letters, digits, _, . and - are needed, not after `data-`; give it one with "
@@ -157,6 +171,16 @@ def own_benchmark(path: Path) -> BenchmarkSpec:
         raise ConfigError(f"{path}: rows and hub: give one of them; a benchmark has at least {NEEDED}.")
     if spec.grader == "phrase" and not spec.answers:
         raise ConfigError(f"{path}: answers is missing: grader phrase looks for its patterns.")
+    for pattern in (pattern for patterns in spec.answers.values() for pattern in patterns):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{path}: answers: {pattern!r} is no regular expression ({error}).") from None
+    if (spec.mode == "loglikelihood") != (spec.grader == "mc2"):
+        raise ConfigError(f"{path}: mode={spec.mode} and grader={spec.grader}: mc2 alone grades log-likelihoods.")
+    unread = ("package", *(("files",) if spec.rows else ()), *(() if spec.grader == "phrase" else ("answers",)))
+    if idle := [key for key in unread if key in values]:
+        raise ConfigError(f"{path}: {idle[0]} has no effect in this benchmark; leave it out.")
     return spec
 
 

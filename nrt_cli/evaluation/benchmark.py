@@ -18,10 +18,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nrt_cli.backends.machine import version
 from nrt_cli.config.suite import AS_PAIRS, BenchmarkSpec, Shots, select
-from nrt_cli.errors import ConfigError, DataError, EvalError
+from nrt_cli.errors import ConfigError, DataError, EvalError, NrtError
 from nrt_cli.evaluation.benchmark_graders import grader_of, sentence_data
 from nrt_cli.evaluation.rows import Row, read_rows
-from nrt_cli.grading.grading import guess
+from nrt_cli.grading.grading import Grade, guess
 from nrt_cli.records import Document, Reply, Request
 from nrt_cli.text.prompts import encode_within, prompt_text
 
@@ -76,22 +76,28 @@ class Benchmark:
                 try:
                     if own and not messages(self.spec, subset, row)[-1]["content"].strip():
                         reason = "its prompt is empty"
+                except OSError as error:
+                    raise ConfigError(f"{file}: examples: lm-eval's file cannot be read ({error}).") from None
                 except (jinja2.TemplateError, TypeError, KeyError) as error:
                     raise ConfigError(f"{file}: prompt: {row.where} cannot be put into it ({error}).") from None
                 try:
-                    answer = self.grader.gold(row)
+                    answer, grade = self.grader.gold(row), Grade()
                     if own and (grader in AS_PAIRS or ":" in grader):
                         if grader in AS_PAIRS or number == 1:
-                            right = self.grader.grade(row, answer, [answer], ()).score == 1
-                        if grader in AS_PAIRS and not (right and (grader != "choice" or guess([answer]) == "choice")):
+                            grade = self.grader.grade(row, answer, [answer], ())
+                        if grader in AS_PAIRS and (grade.score != 1 or (grader == "choice" != guess([answer]))):
                             reason = f"{answer!r} is no reference answer that it can compare with"
                     elif grader != "code":
+                        empty = [""] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
+                        grade = self.grader.grade(row, answer, empty, ("x",))
                         if not _says_something(answer):
                             reason = "no reference answer can be read in it, so that no reply would be right"
-                        empty = [""] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
-                        self.grader.grade(row, answer, empty, ("x",))
+                except NrtError as error:  # a function of the user's own that fails
+                    raise ConfigError(f"{file}: {error}") from None
                 except Exception as error:  # whatever a grader does with a row that is not for it
                     reason = f"its columns are not those that its grader reads ({error!r})"
+                if own and grade.scores and self.spec.metric not in {*grade.scores, "accuracy"}:
+                    raise ConfigError(f"{file}: metric={self.spec.metric}: {grader} gives {', '.join(grade.scores)}.")
                 if reason:
                     raise DataError(f"{row.where}: {reason} (grader={grader} in {file}).")
         if self.spec.grader == "code":

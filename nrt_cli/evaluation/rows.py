@@ -89,7 +89,11 @@ def _taken_apart(prompt: str) -> frozenset[str]:
 
 def _fault(spec: BenchmarkSpec, row: dict[str, Any], types: dict[str, TypeAdapter[Any]]) -> str:
     """What keeps a row from being asked and graded; nothing where it can be."""
-    for column in (*spec.columns, *([spec.subset_column] if spec.own and spec.subset_column else [])):
+    # Of DROP's two forms, the one that a row is in.
+    other = () if spec.grader != "spans" else HUB_SPANS if row.get("answers") else ("answers",)
+    types = {column: kind for column, kind in types.items() if column not in other}
+    told = [column for column in (spec.subset_column, spec.id_column) if column and spec.own]
+    for column in dict.fromkeys((*spec.columns, *types, *told)):
         value = row.get(column)
         if is_nothing(value) or (value == "" and not spec.own):
             there = "where it stands, nothing does" if column in row else f"it has {', '.join(map(str, row)) or 'none'}"
@@ -103,15 +107,13 @@ def _fault(spec: BenchmarkSpec, row: dict[str, Any], types: dict[str, TypeAdapte
     text = json.dumps([row.get(column) for column in (*spec.columns, *types)], ensure_ascii=False, default=str)
     if sources.HALF_OF_A_PAIR.search(text):
         return sources.NO_TEXT
-    unread = HUB_SPANS if spec.grader == "spans" and row.get("answers") else {}
     for column, kind in types.items():
-        if column not in unread and not is_nothing(row.get(column)):
-            try:
-                kind.validate_python(row[column], strict=True)
-            except ValidationError as error:
-                wrong = error.errors()[0]
-                what = f"{wrong['loc'][-1]!r} is missing" if wrong["type"] == "missing" else wrong["msg"]
-                return f"{column!r}: {what.replace('Input', 'it', 1)}, found {short(wrong['input'])}"
+        try:
+            kind.validate_python(row[column], strict=True)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            what = f"{wrong['loc'][-1]!r} is missing" if wrong["type"] == "missing" else wrong["msg"]
+            return f"{column!r}: {what.replace('Input', 'it', 1)}, found {short(wrong['input'])}"
     return ""
 
 
@@ -228,8 +230,9 @@ def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str
         found = read_rows(spec, data_dir, offline=True)
     except DataError:
         return []  # `nrt eval` says what is wrong with them
-    known_by = spec.question or [column for column in spec.columns if column != spec.reference]
     texts = (
-        tuple(row[each] for each in known_by if isinstance(row[each], str)) for rows in found.values() for row in rows
+        tuple(row[each] for each in spec.question if isinstance(row[each], str))
+        for rows in found.values()
+        for row in rows
     )
     return [text for text in texts if text]
