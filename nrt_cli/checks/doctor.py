@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from nrt_cli.checks.interview import SAMPLE, interview_of
 from nrt_cli.checks.preflight import PROJECT, Candidate, held_out, look, required
 from nrt_cli.checks.trial import STEP, tried
 from nrt_cli.config import RunConfig
+from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.data.examples import read_texts
 from nrt_cli.models.loading import (
     load_tokenizer,
@@ -52,10 +53,10 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 LOW_DISK = 10e9
 
 
-def diagnose(config: RunConfig | None) -> Iterator[Finding]:
+def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ()) -> Iterator[Finding]:
     """Every check of the environment and, with a config, of its model, data, engine and objective, one at a time.
 
-    A check that fails never stops those that do not need it.
+    A check that fails never stops those that do not need it. `benchmarks` are the user's own.
     """
     if config is not None:
         # What is not there, such as a device or a method, is found by the check that needs it.
@@ -72,7 +73,7 @@ def diagnose(config: RunConfig | None) -> Iterator[Finding]:
         do = "give --model a folder made by `nrt model prepare`."
         yield Finding("model", "skipped", "the config names no model", do)
         return
-    run = Candidate(config)
+    run = Candidate(config, benchmarks=tuple(benchmarks))
     yield from MODEL.findings(config)
     engine, distributed = config.engine.name, config.backend.DISTRIBUTED
     if distributed:

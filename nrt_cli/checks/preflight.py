@@ -5,6 +5,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -22,7 +23,7 @@ from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_f
 from nrt_cli.checks.findings import Checks, Finding, advised, guarded, judged, ok, skipped
 from nrt_cli.checks.trial import gradient, tried
 from nrt_cli.config import RunConfig
-from nrt_cli.config.suite import NAMES, benchmark
+from nrt_cli.config.suite import NAMES, BenchmarkSpec, benchmark
 from nrt_cli.data.examples import documents_in
 from nrt_cli.errors import ConfigError, ModelError, NrtError
 from nrt_cli.evaluation.rows import questions_here
@@ -46,6 +47,8 @@ class Candidate:
 
     config: RunConfig
     run_path: Path = Path("runs")
+    benchmarks: tuple[BenchmarkSpec, ...] = ()
+    """Of the user's own, looked for in the training data beside the suite's."""
 
     @cached_property
     def inputs(self) -> start.Inputs:
@@ -201,18 +204,19 @@ def held_out(run: Candidate) -> Finding:
     """Whether what is asked later is trained on."""
     if not (run.config.data.train and run.model_there):
         return skipped("compared with the training data once there are data and a model", LATER)
-    found = overlap(run.config, run.inputs)
+    found = overlap(run.config, run.inputs, run.benchmarks)
     doubts = " ".join(overlap_warnings(found))
     return judged(*(advised(doubts) if doubts else (overlap_described(found), "")), asdict(found))
 
 
-def overlap(config: RunConfig, inputs: start.Inputs) -> Overlap:
+def overlap(config: RunConfig, inputs: start.Inputs, own: Sequence[BenchmarkSpec] = ()) -> Overlap:
     """Which questions of the training data are asked again: held out, or by a benchmark whose documents are here.
 
-    Uses no network.
+    Uses no network. Raises DataError where a user's own benchmark has no rows.
     """
     folder = Path(config.eval.data_dir).expanduser() if config.eval.data_dir else None
-    documents = {name: here for name in NAMES if (here := questions_here(benchmark(name), folder))}
+    suite = (*map(benchmark, NAMES), *own)
+    documents = {spec.name: here for spec in suite if (here := questions_here(spec, folder))}
     owners = [name for name, here in documents.items() for _ in here]
     known, held_out = KnownDocuments([*chain(*documents.values())]), inputs.validation
     found = Counter(owners[number] for number in documents_in(Path(config.data.train), known)) if owners else Counter()

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from nrt_cli import console
 from nrt_cli.commandline import pasted
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, section
+from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, no_effect, section
 from nrt_cli.records import measured
 
 if TYPE_CHECKING:
@@ -42,6 +42,13 @@ def doctor(
     data: TrainData = None,
     validation: HeldOutData = None,
     overrides: Overrides = None,
+    benchmarks: Annotated[
+        str | None,
+        Option(
+            autocompletion=completion.benchmarks,
+            help="A benchmark of your own (mine.yaml), whose rows are looked for in the training data, too.",
+        ),
+    ] = None,
     forecast: Annotated[
         bool, Option("--forecast", help="Instead, try other caps, K, temperatures and schemes on one bank.")
     ] = False,
@@ -60,6 +67,8 @@ def doctor(
         # A run is asked about by its own config.
         own = Path(name or "", "config.yaml")
         config = configs.load(str(own) if name and own.is_file() else name, overrides or [], **given)
+    if config is None or forecast or not config.data.train:
+        no_effect("without training data to look into", benchmarks=benchmarks)
     if forecast:
         if config is None:
             raise typer.BadParameter("name a config: nrt doctor CONFIG --forecast", param_hint="CONFIG")
@@ -84,9 +93,10 @@ def doctor(
 
     from nrt_cli.checks.doctor import diagnose
     from nrt_cli.checks.findings import VERDICTS
+    from nrt_cli.config.suite import select
 
     findings = []
-    for finding in diagnose(config):
+    for finding in diagnose(config, [spec for spec in select([benchmarks]) if spec.own] if benchmarks else ()):
         findings.append(finding)
         if not as_json:
             show_finding(finding)

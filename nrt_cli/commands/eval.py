@@ -161,13 +161,20 @@ def import_(
     model: Annotated[
         str | None, typer.Option(help="The model it is of, as for nrt eval; the results go there.")
     ] = None,
+    benchmarks: Annotated[
+        str,
+        typer.Option(
+            autocompletion=completion.benchmarks,
+            help="Which to look for: all, names, or a YAML of your own (mine.yaml), which is the task of its name.",
+        ),
+    ] = "all",
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Read an output folder of OLMES or lm-eval into the store. Default place: evals/NAME-OF-DIR."""
     from nrt_cli.evaluation.importing import import_results
 
-    show(import_results(folder, model, out, console.warn), as_json, _render)
+    show(import_results(folder, model, out, console.warn, benchmarks), as_json, _render)
 
 
 def show(data: dict[str, Any], as_json: bool, render: Any) -> None:

@@ -57,7 +57,7 @@ def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
         raise EvalError(f"{file}: is not what lm-eval writes ({type(error).__name__}: {error}).") from None
     if not tasks:
         return None
-    metrics, generates = METRICS.get(spec.name, OTHER_METRICS), spec.mode == "generate"
+    metrics, generates = METRICS.get(spec.name, (spec.metric, *OTHER_METRICS)), spec.mode == "generate"
     documents: list[Document] = []
     scores: list[float] = []
     counts: list[int] = []
@@ -109,7 +109,7 @@ def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
 
 def _subset_of(task: str, spec: BenchmarkSpec) -> str | None:
     """Which subset of a benchmark a task is, "" for a benchmark without; None for a task of another benchmark."""
-    for head in TASKS[spec.name]:
+    for head in TASKS.get(spec.name, (spec.name,)):
         if not spec.subsets and task == head:
             return ""
         if task.removeprefix(f"{head}_") in spec.subsets and task.startswith(f"{head}_"):
@@ -118,27 +118,32 @@ def _subset_of(task: str, spec: BenchmarkSpec) -> str | None:
     return "counting_and_probability" if task.endswith("math_counting_and_prob") and spec.name == "math" else None
 
 
-def import_results(folder: Path, model: str | None, out: Path | None, warn: Callable[[str], None]) -> dict[str, Any]:
-    """Read every benchmark of the suite that a folder has results of.
+def import_results(
+    folder: Path, model: str | None, out: Path | None, warn: Callable[[str], None], benchmarks: str = "all"
+) -> dict[str, Any]:
+    """Read every benchmark that a folder has results of.
 
     Args:
         model: what they are results of; they are stored where `nrt eval` stores its own. None: below `evals/`.
+        benchmarks: those that are looked for, as `select` reads them; a user's own is the task of its name.
 
     Raises:
         EvalError: the folder is of neither harness, has none of the benchmarks, or is damaged.
     """
+    suite = select([benchmarks])
     if (folder / olmes.METRICS).is_file():
-        backend, outputs = "olmes", [olmes.read_output(folder, spec, None) for spec in select(["all"])]
+        backend, outputs = "olmes", [olmes.read_output(folder, spec, None) for spec in suite]
     elif file := results_file(folder):
-        backend, outputs = "lm-eval", [read_output(file, spec) for spec in select(["all"])]
+        backend, outputs = "lm-eval", [read_output(file, spec) for spec in suite]
     else:
         raise EvalError(
             f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({RESULTS}) there; name the folder that was "
             "its --output-dir or --output_path."
         )
-    found = [(spec, output) for spec, output in zip(select(["all"]), outputs, strict=True) if output is not None]
+    found = [(spec, output) for spec, output in zip(suite, outputs, strict=True) if output is not None]
     if not found:
-        raise EvalError(f"{folder}: has results of none of the nine benchmarks.")
+        names = "the nine benchmarks" if benchmarks == "all" else ", ".join(spec.name for spec in suite)
+        raise EvalError(f"{folder}: has results of none of {names}; name one of your own with --benchmarks mine.yaml.")
     located = locate_model(model) if model else None
     root = out or (results_folder(located) if located else Path("evals") / folder.resolve().name)
     about = {
@@ -157,7 +162,8 @@ def import_results(folder: Path, model: str | None, out: Path | None, warn: Call
             "differences": output.differences,
             "versions": output.versions,
         }
-        rows.append(keep(root, spec, output, settings, about | {"versions": output.versions}))
+        of_own = {"file": str(Path(spec.file).resolve())} if spec.own else {}
+        rows.append(keep(root, spec, output, settings, about | of_own | {"versions": output.versions}))
         for difference in rows[-1]["differences"]:
             warn(f"{spec.name}: {difference}")
     return outcome(about | {"limit": None, "results": str(root)}, rows)

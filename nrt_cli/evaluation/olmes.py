@@ -125,7 +125,7 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
     path = folder / METRICS
     if not path.is_file():
         raise EvalError(f"{folder}: no {METRICS} there, so OLMES has not finished; see its log.")
-    pattern = (spec.olmes_subtask or spec.olmes).partition(":")[0]
+    pattern = (spec.olmes_subtask or spec.olmes or spec.name).partition(":")[0]
     tasks: list[tuple[str, str, dict[str, Any]]] = []  # alias and subset, "" for a benchmark without
     for record in json_lines(path):
         if isinstance(record.get("task_idx"), int):  # a single task; suites have no index of their own

@@ -225,10 +225,15 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None, offline: bool = False)
 
 
 def questions_here(spec: BenchmarkSpec, data_dir: Path | None) -> list[tuple[str, ...]]:
-    """The texts that each of a benchmark's documents is known by; none where no documents are on this machine."""
+    """The texts that each of a benchmark's documents is known by; none where no documents are on this machine.
+
+    Raises DataError for a user's own that cannot be read.
+    """
     try:
         found = read_rows(spec, data_dir, offline=True)
     except DataError:
+        if spec.own:
+            raise
         return []  # `nrt eval` says what is wrong with them
     texts = (
         tuple(row[each] for each in spec.question if isinstance(row[each], str))

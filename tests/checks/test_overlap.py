@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from nrt_cli.checks.preflight import Candidate, held_out, overlap
 from nrt_cli.cli import app
 from nrt_cli.config import to_yaml
-from nrt_cli.config.suite import NAMES, benchmark
+from nrt_cli.config.suite import NAMES, benchmark, own_benchmark
 from nrt_cli.data.packaged import DOCUMENTS
+from nrt_cli.errors import DataError
 from nrt_cli.evaluation.rows import questions_here
 from nrt_cli.measures.held_out import overlap_described, overlap_warnings
 from nrt_cli.progress import Progress
@@ -110,6 +111,23 @@ def test_doctor_and_dry_run_say_it(tiny_config: Callable[..., Any], tmp_path: Pa
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     ran = CliRunner().invoke(app, ["train", str(tmp_path / "config.yaml"), "--run", str(tmp_path / "r"), "--dry-run"])
     assert "40 of 40 held-out questions are in the training data" in " ".join(ran.output.split())
+
+
+def test_a_users_benchmark_is_looked_for_too(tiny_config: Callable[..., Any], tmp_path: Path, nrt: Any) -> None:
+    asked = [f"{i} + {i}?" for i in range(4)]
+    train = asking(tmp_path / "train.parquet", "What is the capital of Norway?", *asked)
+    config = tiny_config("method=sft", f"data.train={train}")
+    own, rows = tmp_path / "mine.yaml", tmp_path / "mine.csv"
+    own.write_text('{rows: mine.csv, prompt: "{{ask}}", grader: exact}')
+    rows.write_text("ask,answer\nWhat is the capital of Norway?,Oslo\nWhat is not there?,x\n")
+    found = held_out(Candidate(config, benchmarks=(own_benchmark(own),)))
+    assert (found.verdict, "1 of 2 documents of mine are in the training data" in found.text) == ("warning", True)
+    assert found.details["benchmark_documents"]["mine"] == 2
+    rows.write_text("ask\nq\n")
+    with pytest.raises(DataError, match=r"mine.csv:2: has no 'answer'; it has ask\."):
+        held_out(Candidate(config, benchmarks=(own_benchmark(own),)))
+    ended = nrt("doctor", "--benchmarks", own)
+    assert (ended.code, "--benchmarks has no effect without training data" in ended.err) == (2, True)
 
 
 def test_both_numbers_are_described() -> None:

@@ -131,3 +131,17 @@ def test_what_lm_eval_did_not_write_is_refused(tmp_path):
 
 def test_every_benchmark_has_a_name_there():
     assert set(importing.TASKS) == set(ORDER)
+
+
+def test_a_users_benchmark_is_the_task_of_its_name(write, tmp_path, nrt):
+    path = tmp_path / "capitals.yaml"
+    path.write_text('{rows: capitals.jsonl, prompt: "{{question}}", grader: exact}')
+    rows = [sample(0, acc=1.0), sample(1, acc=0.0)]
+    file = write({"capitals": ({"acc,none": 0.5, "acc_stderr,none": 0.5}, rows, {})})
+    ended = nrt("eval", "import", file.parent, "--benchmarks", path, "--json")
+    assert ended.code == 0, ended.err
+    (row,) = json.loads(ended.out)["benchmarks"]
+    assert (row["benchmark"], row["score"], row["n"]) == ("capitals", 0.5, 2)
+    ended = nrt("eval", "import", file.parent)
+    assert ended.code == 1
+    assert "has results of none of the nine benchmarks; name one of your own with --benchmarks mine.yaml" in ended.err
