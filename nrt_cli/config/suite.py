@@ -52,7 +52,7 @@ class Shots(Section):
     count: int | None = Field(None, ge=1, description="So many of them; null: all.")
     multiturn: bool = Field(False, description="As turns of their own, or all in the one user turn.")
     delimiter: str = Field(" ", description="Between a question and its answer, where they share a turn.")
-    examples: tuple[dict[str, str], ...] = Field((), description="Rows with the template's columns and `target`.")
+    examples: tuple[dict[str, Any], ...] = Field((), description="Rows with the template's columns and `target`.")
     lm_eval_task: str | None = Field(None, description="File below lm_eval/tasks; `{subset}` is the subset's name.")
 
 

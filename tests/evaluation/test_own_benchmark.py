@@ -51,9 +51,10 @@ def test_the_example_of_the_help_page_runs(nrt: Any, tiny_model_dir: Path) -> No
     blocks = [
         "".join(re.findall(r"(?m)^    (.*\n)", part)) for part in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
     ]
-    text, rows, command = blocks
-    (nrt.folder / "capitals.yaml").write_text(text)
-    (nrt.folder / "capitals.jsonl").write_text(rows)
+    text, rows, command, ten_lines, planets, others = blocks
+    for name, content in (("capitals", (text, rows)), ("planets", (ten_lines, planets))):
+        for suffix, written_there in zip((".yaml", ".jsonl"), content, strict=True):
+            (nrt.folder / f"{name}{suffix}").write_text(written_there)
     shutil.copytree(tiny_model_dir, nrt.folder / "runs" / "mine")
     shutil.copytree(GSM8K, nrt.folder / "rows" / "gsm8k")
     words = [*command.split()[1:], *(part for cap in (*CAPS, "eval.data_dir=rows") for part in ("--set", cap))]
@@ -68,6 +69,15 @@ def test_the_example_of_the_help_page_runs(nrt: Any, tiny_model_dir: Path) -> No
     assert json.loads(nrt(*words, "--json").out)["benchmarks"][1]["cached"] == 2
     compared = json.loads(nrt("eval", "compare", "runs/mine", "runs/mine", "--json").out)
     assert [(row["benchmark"], row["n"]) for row in compared["benchmarks"]] == [("gsm8k", 4), ("capitals", 2)]
+    ended = nrt(*others.splitlines()[0].split()[1:], *words[words.index("--set") :], "--json")
+    assert ended.code == 0, ended.err
+    (row,) = json.loads(ended.out)["benchmarks"]
+    assert (row["title"], row["n"], row["aggregation"], len(ten_lines.splitlines())) == ("Planets", 2, "macro", 10)
+    size, looks = load_suite([str(nrt.folder / "planets.yaml")])[0].documents(None)
+    assert (size.subset, looks.gold) == ("size", "A")
+    assert size.messages[0]["content"] == (
+        "Which is red?\n(A) Mars\n(B) Venus\nAnswer: (A)\n\nWhich is the largest?\n(A) Earth\n(B) Jupiter\nAnswer:"
+    )
 
 
 def test_the_prompt_and_the_reference_are_the_rows(tmp_path: Path) -> None:
