@@ -13,7 +13,7 @@ What a user can fix is raised as `nrt_cli.errors.NrtError`, whose text says what
 logarithm is natural; what was not measured is NaN or None.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -200,11 +200,11 @@ def doctor(config: "RunConfig | None" = None) -> "list[Finding]":
     return list(diagnose(config))
 
 
-def push(model: PathLike, out: PathLike | None = None, repo: str | None = None, **settings: Any) -> Mapping[str, Any]:
+def push(model: PathLike, out: PathLike | None = None, repo: str | None = None, **settings: Any) -> dict[str, Any]:
     """Write a model for others to a folder, or upload it to the hub's `repo`: with card and thinking chat template.
 
     `settings` are other arguments of `nrt_cli.workflows.push.push`.
     """
     from nrt_cli.workflows.push import push as run_push
 
-    return vars(run_push(str(model), None if out is None else Path(out), repo, **settings))
+    return run_push(str(model), None if out is None else Path(out), repo, **settings)

@@ -10,8 +10,6 @@ from nrt_analysis.figures import COLUMN, intervals_beside, new_figure, panel
 from nrt_analysis.intervals import DRAWS, clustered_means
 from nrt_cli.errors import StoreError
 
-FEATURES = ("gain", "hardest_gain", "trace_length", "entropy")
-
 UNITS = {
     "scheme": "reward scheme (Tables 1 and 2)",
     "dead_share": "share of groups whose advantages are all 0",
@@ -53,7 +51,8 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     spread = within.std(ddof=0) / within.agg(lambda values: values.abs().mean())
     # How the trace with the highest reward differs from its group's mean, by (scheme, group).
     best, means = _preferred(traces).set_index(["scheme", "group"]), traces.groupby(["scheme", "group"])
-    gaps = {feature: best[feature] - means[feature].mean() for feature in FEATURES}
+    features = ("gain", "hardest_gain", "trace_length", "entropy")
+    gaps = {feature: best[feature] - means[feature].mean() for feature in features}
     clipped = (traces["clipped"] == 0).astype(float).where(traces["clipped"].notna())
     table = pd.DataFrame(
         {

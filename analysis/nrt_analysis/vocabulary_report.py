@@ -21,12 +21,6 @@ from nrt_cli.store import Reference, Run
 PRIOR = 5.0
 """Each word is counted as if it had been seen this many times more, at the same rate in traces and in answers."""
 
-CLOUD_WORDS = 80
-CLOUD_SIZE = (1.75, 1.85)  # inches
-TICKS = 6.5  # points
-SMALLEST = 5.5
-"""Points: the smallest word of a cloud."""
-
 UNITS = {
     "in_traces": "occurrences",
     "in_answers": "occurrences; each answer counts once, however many traces it has",
@@ -187,7 +181,7 @@ def _bars(axis: Axes, words: pd.DataFrame, color: str) -> list[str]:
     places = np.arange(len(words))
     axis.barh(places, words["ratio"] - 1, left=1, color=color, height=0.7)
     font = font_for(words["word"])
-    font.set_size(TICKS)
+    font.set_size(6.5)
     axis.set_yticks(
         places,
         ["".join(c if draws(font, c) else "\ufffd" for c in word[:16]) for word in words["word"]],
@@ -206,16 +200,15 @@ def _bars(axis: Axes, words: pd.DataFrame, color: str) -> list[str]:
 def _cloud(axis: Axes, counts: pd.Series) -> list[str]:
     """A cloud of the words that one font can draw; returns those of the rest that would have been in it."""
     axis.set_axis_off()
-    counts = counts[counts > 0].sort_values(ascending=False, kind="stable").head(CLOUD_WORDS)
+    counts = counts[counts > 0].sort_values(ascending=False, kind="stable").head(80)
     font = font_for(counts.index)
     able = [draws(font, word) for word in counts.index]
     if any(able):
-        width, height = CLOUD_SIZE
         cloud = WordCloud(
             font_path=font.get_file(),
-            width=round(width * DPI),
-            height=round(height * DPI),
-            min_font_size=round(SMALLEST * DPI / 72),
+            width=round(1.75 * DPI),
+            height=round(1.85 * DPI),
+            min_font_size=round(5.5 * DPI / 72),
             max_font_size=round(20 * DPI / 72),
             background_color="white",
             color_func=lambda *_, font_size, **__: "black" if font_size > 12 * DPI / 72 else "#444444",

@@ -43,6 +43,6 @@ def push(
     from nrt_cli.workflows.push import push as run_push
 
     done = run_push(model, out, repo, private, overwrite, license, base_model, gguf, converter)
-    thinks = "its chat template opens a trace" if done.thinks else "it answers directly"
-    told = f"{done.to}: {', '.join(done.files)}; {thinks}. Read README.md before you share it."
-    console.result(vars(done), as_json, lambda _: console.note(told))
+    thinks = "its chat template opens a trace" if done["thinks"] else "it answers directly"
+    told = f"{done['to']}: {', '.join(done['files'])}; {thinks}. Read README.md before you share it."
+    console.result(done, as_json, lambda _: console.note(told))

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: nrt report runs/sft runs/am runs/ws-neg-log-p --format html,md --out report"
 
 DEFAULT = "html,md,csv"
-MAIN = ("table-3", "table-3-own", "table-3-gain")
-"""What the terminal shows of a report, where there is something in it."""
-
 ROWS = 40
 """Rows of a table that the terminal shows; the files have all."""
 
@@ -93,7 +90,7 @@ def show_report(document: "Document", written: Sequence[Path]) -> None:
         ours = [i for i, column in enumerate(table.columns) if column.kind == "number" and column.group != "Paper"]
         if any(row.cells[i].text for row in table.rows for i in ours):
             measured[table.key] = table
-    shown = [measured[key] for key in MAIN if key in measured]
+    shown = [measured[key] for key in ("table-3", "table-3-own", "table-3-gain") if key in measured]
     show_document(document, shown, f"Written: {written[0]} and {len(written) - 1} other files")
 
 

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: nrt score runs/am --question 'What is 12 + 30?' --answer '42' --samples 4 --sentences"
 
-FULL_SHADE = 3.0
-"""Nats of gain at which a token has the full shade: its probability is 20 times, or a 20th of, that without a trace."""
-
-GAIN, LOSS = (46, 139, 87), (200, 60, 50)
 TOKEN_ROWS = 40
 STOPS = {"end": "ended by itself", "eos": "ended by eos or t_start", "cap": "cut at the cap", "given": "given"}
 
@@ -159,7 +155,7 @@ def _size(gain: float) -> float:
 
 def _shade(gain: float) -> str:
     """Green for a gain, red for a loss, white for neither; text stays dark on all of them."""
-    share = min(1.0, _size(gain) / FULL_SHADE)
-    target = GAIN if gain > 0 else LOSS
+    # A full shade means 3 nats: the probability is 20 times, or a 20th of, that without a trace.
+    share, target = min(1.0, _size(gain) / 3), (46, 139, 87) if gain > 0 else (200, 60, 50)
     red, green, blue = (round(255 + (channel - 255) * share) for channel in target)
     return f"rgb(0,0,0) on rgb({red},{green},{blue})"

@@ -53,12 +53,12 @@ def speedrun(
         return
     display = partial(choose, as_json)
     if verify is not None:
-        found = work.verify(verify, out, display, model)
+        *both, run, findings = work.verify(verify, out, display, model)
         if as_json:
-            sides = {"entry": found.entry.model_dump(), "here": found.here.model_dump(), "run": str(found.run)}
-            print_json_line({"kind": "summary", **sides, "findings": [vars(finding) for finding in found.findings]})
+            sides = dict(zip(("entry", "here"), (side.model_dump() for side in both), strict=True))
+            told = {"kind": "summary", **sides, "run": str(run), "findings": list(map(vars, findings))}
+            print_json_line(told)
         else:
-            both = (found.entry, found.here)
             compared = console.table("step", ">entry", ">here", ">entry, s", ">here, s", box=None, padding=(0, 3, 0, 0))
             by_step = [{score.step: score for score in side.scores} for side in both]
             for step in sorted({*by_step[0], *by_step[1]}):
@@ -70,10 +70,10 @@ def speedrun(
             minutes = ["never" if side.minutes is None else f"{side.minutes:.2f}" for side in both]
             there, here = (side.machine for side in both)
             console.say(f"minutes: {minutes[0]} on {there.name}, load {there.load:.1f}")
-            console.say(f"         {minutes[1]} here, {here.name}, load {here.load:.1f} ({found.run})")
-            for finding in found.findings:
+            console.say(f"         {minutes[1]} here, {here.name}, load {here.load:.1f} ({run})")
+            for finding in findings:
                 show_finding(finding)
-        if any(finding.verdict == "problem" for finding in found.findings):
+        if any(finding.verdict == "problem" for finding in findings):
             raise typer.Exit(1)
         return
     attempt = work.plan(str(name), out, overrides or (), seed, model)

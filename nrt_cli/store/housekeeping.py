@@ -25,9 +25,6 @@ REMOVED = ".removed.tmp"
 STALE_SECONDS = 3600
 """A half-written file or folder that was not touched for so long has no writer any more."""
 
-HEAVY_FOLDERS = ("checkpoints", "models", "post-mortem", "export")
-"""What holds weights; all else of a run is small."""
-
 
 @dataclass(frozen=True)
 class Sweepable:
@@ -134,7 +131,8 @@ def write_archive(runs: Sequence[Run], out: Path, model: bool = False) -> int:
     The same files give the same bytes. A run may be written to meanwhile: each of its files is as it was when its turn
     came.
     """
-    left_out = set(HEAVY_FOLDERS) - ({"export"} if model else set())
+    # What holds weights; all else of a run is small.
+    left_out = {"checkpoints", "models", "post-mortem", *([] if model else ["export"])}
     shared = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     with writes_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)

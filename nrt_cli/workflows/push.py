@@ -1,8 +1,8 @@
 """`nrt push`: a trained model as others load it, and a card that says how it came to be, read off the run."""
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -30,23 +30,10 @@ from nrt_cli.training.locate import locate_model
 CONFIG = "nrt-config.yaml"
 """A run's config beside its model, without places of the machine."""
 
-OTHER_SECTIONS = ("eval", "judge", "track")
-"""Sections that training does not read, and that may name what is only here."""
-
 NOT_SHOWN = (
     "method", "seed", "model.path", "data.train", "data.validation", "train.threads", "track.", "eval.", "judge.",
 )  # fmt: skip
 """Settings that the card states elsewhere, or that change no result."""
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """What was pushed where to: a folder or an address, and the names of its files."""
-
-    model: str
-    to: str
-    files: list[str]
-    thinks: bool
 
 
 def push(
@@ -59,8 +46,10 @@ def push(
     base_model: str | None = None,
     gguf: bool = False,
     converter: Path | None = None,
-) -> Pushed:
+) -> dict[str, Any]:
     """Write model, tokenizer, card and config to a folder, or upload them to a repository of the hub.
+
+    Returns `model`, where `to` (a folder or an address), the names of the `files`, and whether it `thinks`.
 
     Raises:
         ConfigError: not exactly one destination.
@@ -111,7 +100,8 @@ def push(
         folder = Path(made)
         metadata = write_for_others(located.folder, folder, metadata)
         if config:
-            values = {k: v for k, v in config.model_dump(mode="json").items() if k not in OTHER_SECTIONS}
+            # Without sections that training does not read, and that may name what is only here.
+            values = config.model_dump(mode="json", exclude={"eval", "judge", "track"})
             (folder / CONFIG).write_text(configs.dump_yaml(without_paths(values)), encoding="utf-8")
         evaluations = (found.scores() for found in find_evaluations(results_of(model)))
         measured = [found for found in evaluations if found and found["score"] == found["score"]]
@@ -147,4 +137,4 @@ def push(
         if repo is not None:
             console.note(f"uploading {', '.join(files)} ...")
             address = upload(folder, repo, private, f"Push {name} with nrt {__version__}")
-    return Pushed(model, address, files, metadata.thinks)
+    return {"model": model, "to": address, "files": files, "thinks": metadata.thinks}

@@ -315,19 +315,13 @@ def _score(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Sco
 # --- an entry, run again ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Verified:
-    """An entry, what its command came to here, and what was found when the two were compared."""
+def verify(
+    name: str, folder: Path, make_display: "MakeDisplay", model: str | None = None
+) -> tuple[Entry, Entry, Path, list[Finding]]:
+    """Run an entry's settings here, with its seed, threads, device and dtype, and compare.
 
-    entry: Entry
-    here: Entry
-    run: Path
-    """The run here; what is there is not run again."""
-    findings: tuple[Finding, ...]
-
-
-def verify(name: str, folder: Path, make_display: "MakeDisplay", model: str | None = None) -> Verified:
-    """Run an entry's settings here, with its seed, threads, device and dtype, and compare."""
+    Returns the entry, what it came to here, the run, which is not run again where it is there, and what was found.
+    """
     entry = read_entry(name)
     machine = entry.machine
     as_there = {
@@ -338,7 +332,7 @@ def verify(name: str, folder: Path, make_display: "MakeDisplay", model: str | No
     overrides = settings({**entry.settings, **as_there})[1::2]
     attempt = plan(entry.track, folder / "verified" / Path(name).stem, overrides, entry.seed, model)
     here = speedrun(attempt, make_display)
-    return Verified(entry, here, attempt.run, tuple(compared(entry, here)))
+    return entry, here, attempt.run, list(compared(entry, here))
 
 
 def compared(entry: Entry, here: Entry) -> Iterator[Finding]:

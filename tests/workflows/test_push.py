@@ -169,7 +169,7 @@ def test_a_template_that_cannot_be_made_to_think_is_refused(run, tmp_path, monke
 
 def test_a_model_that_answers_directly_keeps_its_template(shared_run, tmp_path):
     sft = shared_run("method=sft", "train.steps=1")
-    assert push(str(sft.path), tmp_path / "shared").thinks is False
+    assert push(str(sft.path), tmp_path / "shared")["thinks"] is False
     theirs = AutoTokenizer.from_pretrained(tmp_path / "shared")
     assert rendered(theirs) == render_prompt(load_tokenizer(sft.export_path), TURNS)
     assert "answers directly" in (tmp_path / "shared" / "README.md").read_text()
@@ -469,7 +469,7 @@ def test_what_is_uploaded_is_what_a_folder_would_hold(run, tmp_path, monkeypatch
 
     monkeypatch.setattr("nrt_cli.workflows.push.upload", upload)
     done = push(str(run.path), repo="me/model", private=True)
-    assert (done.to, done.files) == ("https://hub/me/model", sorted(uploaded))
+    assert (done["to"], done["files"]) == ("https://hub/me/model", sorted(uploaded))
     push(str(run.path), tmp_path / "model")
     assert "--model model --reasoning-parser qwen3" in uploaded.pop("README.md").decode()
     assert {name: (tmp_path / "model" / name).read_bytes() for name in uploaded} == uploaded

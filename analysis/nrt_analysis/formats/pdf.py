@@ -12,9 +12,6 @@ from nrt_analysis.figures import draws
 from nrt_cli.errors import ConfigError
 
 FONT, SIZE, SMALL = "DejaVuSans", 7.5, 6.5
-WIDTHS: dict[str, float] = {"text": 22, "number": 11, "long": 75}
-"""Shares of the page's width that columns get."""
-
 MOST = {"text": (300, 8), "number": (300, 8), "long": (4000, 32)}
 """Characters and lines that a cell may have: a row has to fit on a page."""
 
@@ -65,7 +62,7 @@ def render(document: Document) -> dict[str, bytes]:
             two = any(group for group, _ in groups)
             pdf.set_font(FONT, "", SIZE)
             with pdf.table(
-                col_widths=tuple(WIDTHS[column.kind] for column in part.columns),
+                col_widths=tuple({"text": 22.0, "number": 11.0, "long": 75.0}[column.kind] for column in part.columns),
                 text_align=tuple("RIGHT" if column.kind == "number" else "LEFT" for column in part.columns),
                 headings_style=FontFace(emphasis="BOLD"),
                 num_heading_rows=2 if two else 1,

@@ -20,9 +20,6 @@ from nrt_cli.measures.held_out import (
 from nrt_cli.measures.statistics import Difference, Mean, mean
 from nrt_cli.records import Overlap
 
-NOT_STORED = "not stored, the run is of an older version"
-NOT_GRADED = "not measured: the answers have no grader, or the engine is verl"
-
 
 def held_out_table(cards: Sequence[RunCard]) -> Table | None:
     """All measures of every run with held-out pairs; None where no run has any."""
@@ -32,7 +29,9 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
     rows = []
     for card in cards:
         measured = of_run(card)
-        reason = NOT_GRADED if measured[0].after.n else NOT_STORED
+        reason = "not measured: the answers have no grader, or the engine is verl"
+        if not measured[0].after.n:
+            reason = "not stored, the run is of an older version"
         for found in measured:
             measure, n, signed = found.measure, found.after.n, found.measure.difference
             ends = (_cell(at, measure, signed, reason) for at in (found.before, found.after))

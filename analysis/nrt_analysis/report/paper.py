@@ -13,9 +13,6 @@ from nrt_cli.measures.statistics import Grid, Mean, coarsest_grid, overall
 PRINTED = 0.05
 """Half of the last digit that Table 3 prints, in percent."""
 
-LUCK = 1e-6
-"""Above this chance of being luck, a grid that printed numbers lie on says nothing of their documents."""
-
 
 @cache
 def paper() -> dict[str, Any]:
@@ -54,8 +51,8 @@ def grid(name: str) -> Grid:
 
 
 def told(name: str) -> bool:
-    """Whether the digits of a benchmark's scores tell how many documents they are of."""
-    return grid(name).chance < LUCK
+    """Whether the digits of a benchmark's scores tell how many documents they are of: not by luck."""
+    return grid(name).chance < 1e-6
 
 
 def documents(name: str) -> int:

@@ -24,9 +24,6 @@ from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.records import Document
 from nrt_cli.store.evals import find_evaluations
 
-POINTS = 300
-"""Steps of a run that are drawn."""
-
 LIKELIHOOD = "held_out"
 ANSWER = "answer_logprob_per_token"
 
@@ -62,7 +59,7 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
             falls = collapses(frame, card.run) if sampled else []
             keys = [key for key in (ANSWER, *PANELS) if key in frame]
             means = frame[keys].rolling(WINDOW, min_periods=1).mean()
-            keep = spread(range(len(frame)), POINTS)
+            keep = spread(range(len(frame)), 300)  # steps that are drawn
             step = [int(value) for value in frame["step"].iloc[keep]]
             for key in keys:
                 raw, mean = ([four_digits(float(x)) for x in of[key].iloc[keep]] for of in (frame, means))
@@ -92,9 +89,6 @@ LONGEST = 400
 """Tokens of a trace or an answer that are shown."""
 BUDGET = 250_000
 """Tokens on the page, an answer's once per trace: at about 15 bytes each, well below the page's 15 MB."""
-
-SCORED = 40
-"""Records of `nrt score` on the page."""
 
 COLUMNS = (
     "example", "source", "k", "prompt", "trace", "answer", "stop", "trace_ids", "answer_ids", "trace_entropies",
@@ -188,7 +182,7 @@ def scored_sets(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
     run but `name` says by which model."""
     records = [record for _, found in stored_analyses(cards, "score") if isinstance(found, list) for record in found]
     sets = []
-    for record in records[:SCORED]:
+    for record in records[:40]:
         # A model that answers directly has no traces; what is no record at all has nothing of one.
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
             group = {
