@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nrt_analysis.document import Document, section
-from nrt_analysis.frames import STEP, label_of, plain_text, questions, trace_steps, traces_frame
+from nrt_analysis.frames import STEP, labels_of, plain_text, questions, trace_steps, traces_frame
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Reference, Run
 
@@ -38,7 +38,7 @@ def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int 
         raise StoreError(
             f"{paths}: their {part} data differ, so they share no examples; give questions with --question."
         )
-    labels = case_labels(references)
+    labels = labels_of(references)
     frames = []
     for run, reference in zip(runs, references, strict=True):
         there = trace_steps(run, kind)
@@ -78,23 +78,6 @@ def stored_questions(references: Sequence[Reference], n: int, kind: str) -> list
             prompts = traces_frame(run, kind, steps[-1:], ("example", "prompt")).drop_duplicates("example")
             return questions(list(prompts.sort_values("example")["prompt"]))[:n]
     raise StoreError("none of these runs stored traces to take questions from; ask one with --question TEXT.")
-
-
-def case_labels(references: Sequence[Reference]) -> list[str]:
-    """A name for each run: its method, its folder where two share one, its steps where two share a folder."""
-    methods = [label_of(Run.open(reference.path)) for reference in references]
-    folders = [reference.path.resolve().name for reference in references]
-    spans = []
-    for reference in references:
-        steps = [str(a) if a == b else f"{a}-{b}" for a, b in reference.spans or ()]
-        spans.append("@" + ",".join(steps) if steps else "")
-    for names, ends in (
-        (methods, [""] * len(spans)), (methods, spans), (folders, spans), ([str(r.path) for r in references], spans),
-    ):  # fmt: skip
-        labels = [f"{name}{end}" for name, end in zip(names, ends, strict=True)]
-        if len(set(labels)) == len(labels):
-            return labels
-    raise StoreError("the same run is named twice with the same steps.")
 
 
 def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Document:

@@ -16,7 +16,7 @@ from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import distinct_ngrams
 from nrt_cli.methods import SCHEMES, facts
 from nrt_cli.records import TRACE_COLUMNS
-from nrt_cli.store import Run
+from nrt_cli.store import Reference, Run
 from nrt_cli.store.evals import find_evaluations
 
 STEP, HELD_OUT = "step", "held-out"
@@ -27,16 +27,24 @@ _SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?(?:s|pad|unk|bos|eos|mask|(?:sta
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
-    """Runs by label: the method, or the folder's name where two runs share a method, or the path where that is shared.
+    """Runs by label. Raises StoreError for what is no run."""
+    return dict(zip(labels_of([Reference(path, None) for path in paths]), map(Run.open, paths), strict=True))
 
-    Raises StoreError for what is no run.
-    """
-    runs = [Run.open(path) for path in paths]
-    choices = [[label_of(run) for run in runs], [run.path.resolve().name for run in runs]]
-    for labels in (*choices, [str(run.path) for run in runs]):
+
+def labels_of(references: Sequence[Reference]) -> list[str]:
+    """A name for each run: its method, its folder where two share one, its steps where two share a folder."""
+    methods = [label_of(Run.open(reference.path)) for reference in references]
+    folders = [reference.path.resolve().name for reference in references]
+    spans = []
+    for reference in references:
+        steps = [str(a) if a == b else f"{a}-{b}" for a, b in reference.spans or ()]
+        spans.append("@" + ",".join(steps) if steps else "")
+    paths = [str(reference.path) for reference in references]
+    for names, ends in ((methods, [""] * len(spans)), (methods, spans), (folders, spans), (paths, spans)):
+        labels = [f"{name}{end}" for name, end in zip(names, ends, strict=True)]
         if len(set(labels)) == len(labels):
-            return dict(zip(labels, runs, strict=True))
-    raise StoreError(f"{', '.join(map(str, paths))}: the same run is named twice.")
+            return labels
+    raise StoreError(f"{', '.join(paths)}: the same run is named twice{' with the same steps' if any(spans) else ''}.")
 
 
 STEP_METRICS = (

@@ -92,7 +92,7 @@ def cases(
 ) -> None:
     """The same questions across runs, side by side (Table 10): stored traces, or traces and answers made now."""
     from nrt_analysis import case_report as room
-    from nrt_analysis.frames import HELD_OUT, STEP
+    from nrt_analysis.frames import HELD_OUT, STEP, labels_of
 
     from nrt_cli.store import Reference
 
@@ -108,7 +108,7 @@ def cases(
     from nrt_cli.workflows.generate import generate_cases
 
     asked = question or room.stored_questions(references, n or 3, kind)
-    models = dict(zip(room.case_labels(references), runs, strict=True))
+    models = dict(zip(labels_of(references), runs, strict=True))
     cap = max_tokens or 256
     rows = generate_cases(models, asked, cap, cap, console.note)
     how = f"generated greedily, at most {cap} tokens of trace and of answer"

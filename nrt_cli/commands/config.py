@@ -29,7 +29,6 @@ HeldOutData = Annotated[
 
 
 def flags(**given: Any) -> dict[str, Any]:
-    """The flags that were given."""
     return {key: value for key, value in given.items() if value is not None}
 
 

@@ -288,5 +288,4 @@ def cost_of(settings: JudgeSection, judge: str, sent: float, replied: float) -> 
 
 
 def dollars(amount: float) -> str:
-    """An amount as people read it."""
     return "cost not known" if math.isnan(amount) else f"${amount:.4f}"

@@ -317,7 +317,6 @@ class Run:
             raise StoreError(f"{folder} is not a whole checkpoint (a file in it cannot be read).") from None
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where `save_checkpoint` puts a step's state."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     # --- the trained model -----------------------------------------------------------------------------------------
@@ -360,7 +359,6 @@ class Run:
         return _steps_in(self.path / "models")
 
     def model_path(self, step: int) -> Path:
-        """Where `write_model` puts a step's model."""
         return self.path / "models" / f"step-{step:06d}"
 
 

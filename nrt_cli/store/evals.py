@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,9 @@ class Evaluation:
             write_report(evaluation.path, {SETTINGS: content})
         return evaluation
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> contextlib.AbstractContextManager[None]:
         """Be the only writer. Raises StoreError where another process already is."""
-        with sole_writer(self.path, f"{self.path}: another process is evaluating this; wait for it or stop it."):
-            yield
+        return sole_writer(self.path, f"{self.path}: another process is evaluating this; wait for it or stop it.")
 
     def about(self) -> dict[str, Any]:
         """What `create` recorded: benchmark, hash, settings, model, versions."""
@@ -70,7 +68,6 @@ class Evaluation:
         raise StoreError(f"{self.path}: not an evaluation ({SETTINGS} is missing or damaged); remove the folder.")
 
     def append(self, document: Document) -> None:
-        """Keep an answered document."""
         append_line(self.path / DOCUMENTS, {"hash": document_hash(document), **asdict(document)})
 
     def documents(self, first: int | None = None) -> dict[str, Document]:

@@ -3,9 +3,9 @@
 Judging needs no part of a run that training writes, so it has a lock of its own and may go on beside training.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from nrt_cli.config import load_yaml
@@ -27,11 +27,9 @@ class Judgements:
     def __init__(self, run: Run) -> None:
         self.run, self.path = run, run.path / FOLDER
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Be the only judge at work. Raises StoreError where another process already is."""
-        with sole_writer(self.path, f"{self.run.path}: another process is judging this run; wait or stop it."):
-            yield
+        return sole_writer(self.path, f"{self.run.path}: another process is judging this run; wait or stop it.")
 
     def append(self, record: Mapping[str, Any]) -> None:
         append_line(self.path / SCORES, record)

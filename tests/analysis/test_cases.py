@@ -1,8 +1,8 @@
 """The same questions across runs."""
 
 import pytest
-from nrt_analysis.case_report import SHOWN, case_labels, generated_cases, stored_cases, stored_questions
-from nrt_analysis.frames import HELD_OUT, STEP
+from nrt_analysis.case_report import SHOWN, generated_cases, stored_cases, stored_questions
+from nrt_analysis.frames import HELD_OUT, STEP, labels_of
 
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Reference
@@ -79,9 +79,9 @@ def test_what_cannot_be_compared_is_refused(two_runs, make_run, row):
 
 def test_labels_tell_runs_apart(make_run):
     one, two, three = make_run("one", "am"), make_run("two", "am"), make_run("three", "gm")
-    assert case_labels(refer(one.path, three.path)) == ["am", "gm"]
-    assert case_labels(refer(one.path, two.path)) == ["one", "two"]
-    assert case_labels(refer(f"{one.path}@1-3", f"{one.path}@9", three.path)) == ["am@1-3", "am@9", "gm"]
+    assert labels_of(refer(one.path, three.path)) == ["am", "gm"]
+    assert labels_of(refer(one.path, two.path)) == ["one", "two"]
+    assert labels_of(refer(f"{one.path}@1-3", f"{one.path}@9", three.path)) == ["am@1-3", "am@9", "gm"]
 
 
 def test_questions_to_ask_come_from_the_first_run_with_traces(two_runs, make_run):

@@ -79,28 +79,20 @@ class Results:
         found = (self.scores[member.label].get(benchmark) for member in self.rows.get(row, ()))
         return [score for score in found if score is not None]
 
-    def estimate(self, row: RowName, benchmark: str) -> Difference:
-        """The mean over a row's seeds; of `overall`, over the seeds that have all nine."""
-        return over_seeds(self.means(row, benchmark))
+    def estimate(self, row: RowName, *benchmarks: str) -> Difference:
+        """The mean over benchmarks and over a row's seeds that have them all; `overall` is all nine."""
+        return over_seeds(self.means(row, *benchmarks))
 
-    def means(self, row: RowName, benchmark: str) -> list[Mean]:
-        """What each of a row's seeds scored; NaN where one has not all nine."""
-        if benchmark == OVERALL:
-            return [self._overall(member) for member in self.rows.get(row, ())]
-        return [score.mean for score in self.seeds(row, benchmark)]
-
-    def mean(self, row: RowName, benchmarks: Sequence[str]) -> Difference:
-        """The mean over some benchmarks, of the seeds that have them all."""
-        return over_seeds([self._overall(member, benchmarks) for member in self.rows.get(row, ())])
+    def means(self, row: RowName, *benchmarks: str) -> list[Mean]:
+        """The mean over benchmarks of each of a row's seeds; NaN where one has not all of them."""
+        names = ORDER if benchmarks == (OVERALL,) else benchmarks
+        of = (self.scores[member.label] for member in self.rows.get(row, ()))
+        return [overall({name: scores[name].mean for name in names if name in scores}, names)[0] for scores in of]
 
     def benchmarks(self) -> list[str]:
         """Every benchmark that some run has: the nine in the suite's order, then the others by name."""
         found = {name for scores in self.scores.values() for name in scores}
         return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
-
-    def _overall(self, member: Member, names: Sequence[str] = ORDER) -> Mean:
-        scores = self.scores[member.label]
-        return overall({name: scores[name].mean for name in names if name in scores}, names)[0]
 
 
 def results(cards: Sequence[RunCard]) -> Results:
@@ -441,7 +433,7 @@ def gain_table(results: Results) -> Table:
     for title in (*methods, *others):
         cells = []
         for model, found in names.items():
-            ours, base = results.mean((model, title), found), results.mean((model, sft), found)
+            ours, base = (results.estimate((model, name), *found) for name in (title, sft))
             if (model, title) not in results.rows:
                 cells.append(Cell(reason=results.absent.get((model, title), "not run")))
             elif (model, sft) not in results.rows or math.isnan(base.value):
