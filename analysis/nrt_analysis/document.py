@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby, product
+from string import ascii_lowercase as letters
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -101,7 +102,7 @@ class Table:
     def marks(self) -> dict[str, str]:
         """A letter for every reason why a cell is empty: a, b, ..., z, aa, ..."""
         reasons = dict.fromkeys(cell.reason for row in self.rows for cell in row.cells if not cell.text and cell.reason)
-        return {reason: _letter(i) for i, reason in enumerate(reasons)}
+        return dict(zip(reasons, chain(letters, map("".join, product(letters, repeat=2))), strict=False))
 
     def below(self) -> list[str]:
         """Everything that stands below the table, why cells are empty included."""
@@ -133,10 +134,6 @@ class Table:
     def names(self) -> list[str]:
         """Each column by its whole name."""
         return [f"{column.group}: {column.title}" if column.group else column.title for column in self.columns]
-
-
-def _letter(i: int) -> str:
-    return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
 
 
 @dataclass(frozen=True)

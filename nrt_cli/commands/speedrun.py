@@ -56,8 +56,7 @@ def speedrun(
         *both, run, findings = work.verify(verify, out, display, model)
         if as_json:
             sides = dict(zip(("entry", "here"), (side.model_dump() for side in both), strict=True))
-            told = {"kind": "summary", **sides, "run": str(run), "findings": list(map(vars, findings))}
-            print_json_line(told)
+            print_json_line({"kind": "summary", **sides, "run": str(run), "findings": list(map(vars, findings))})
         else:
             compared = console.table("step", ">entry", ">here", ">entry, s", ">here, s", box=None, padding=(0, 3, 0, 0))
             by_step = [{score.step: score for score in side.scores} for side in both]

@@ -5,6 +5,7 @@ whole files and folders appear by rename, so a reader never sees half of one; li
 """
 
 import contextlib
+import errno
 import filecmp
 import json
 import math
@@ -27,7 +28,6 @@ from nrt_cli.store.files import (
     append_line,
     is_locked,
     lines,
-    need_room,
     now,
     pretty_json,
     read_json,
@@ -270,7 +270,9 @@ class Run:
             if callable(content):
                 content(folder)
             else:
-                need_room(folder, sum(t.numel() * t.element_size() for t in content.values()))
+                size, free = sum(t.numel() * t.element_size() for t in content.values()), shutil.disk_usage(folder).free
+                if free < size:
+                    raise OSError(errno.ENOSPC, f"{size} bytes needed, {free} free")
                 tensors = {name: t.contiguous() for name, t in content.items()}
                 weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OF_WEIGHT)}
                 weights = {name.removeprefix(OF_WEIGHT): t for name, t in weights.items()}

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,12 +68,6 @@ def is_locked(folder: Path) -> bool:
         return True
     except OSError:
         return False
-
-
-def need_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise OSError(errno.ENOSPC, f"{size} bytes needed, {free} free")
 
 
 def write(path: Path, text: str) -> None:

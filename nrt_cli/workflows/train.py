@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -218,8 +218,16 @@ class _Session:
         try:
             with torch.profiler.profile() if profile else contextlib.nullcontext() as recorded:
                 update, groups = self.trainer.train_step(examples, step)
-        except TrainingError as error:
-            self.post_mortem(step, examples, error)
+        except TrainingError as error:  # the weights that the step failed on are saved
+            state = self.trainer.state() | {"error": str(error), "examples": [e.index for e in examples]}
+            try:
+                where = f"are in {self.run.save_post_mortem(step, state, self.trainer.backend.save())}"
+            except (StoreError, TrainingError) as another:
+                where = f"could not be saved ({another})"
+            raise TrainingError(
+                f"step {step} failed: {error}. The weights it failed on {where}; the checkpoints are untouched. A new "
+                "run with a lower optimiser.lr, objective.weight_cap or model.dtype=float32 is the usual remedy."
+            ) from None
         except (MemoryError, torch.OutOfMemoryError):
             raise TrainingError(
                 f"step {step} ran out of memory; what was saved is kept. Go on with --resume and, without changing "
@@ -267,35 +275,31 @@ class _Session:
         held_out = self.inputs.held_out
         if not held_out:
             return
-        scores = self.trainer.held_out(held_out)
-        answered = self.answer_held_out(step, ends=last or step == 0)
+        inputs, config, scores = self.inputs, self.config, self.trainer.held_out(held_out)
+        # Each example's graded replies: of all kinds at both ends, with thinking alone in between.
+        kinds = ["direct"] if not config.thinks else [*ACCURACIES] if last or step == 0 else ["thinking"]
+        reasoner = self.trainer.backend.reasoner()
+        graded = [i for i, pair in enumerate(inputs.pairs) if pair.grader != "none"] if reasoner else []
+        questions = [Question(str(i), held_out[i].prompt_ids, inputs.pairs[i]) for i in graded]
+        cap = accuracies.answer_cap(max(len(example.answer_ids) for example in held_out), config.longest_answer)
+        answered: list[dict[str, Graded]] = [{} for _ in inputs.pairs]
+        try:
+            found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
+            for i, replies in zip(graded, found, strict=True):
+                answered[i] = replies
+        except ConfigError as error:  # a grader of the user's own; training does not depend on it
+            console.warn(f"held-out accuracy is not measured after step {step}: {error}")
         record = {"kind": "held_out", "step": step, "examples": len(held_out), **scores.metrics}
         if any(answered):
-            found = accuracies.mean_scores(answered)
-            record |= {"graded": sum(map(bool, answered)), **{f"accuracy_{kind}": found[kind] for kind in found}}
-        rows = held_out_rows(step, held_out, scores, self.inputs.pairs, answered, self.trainer.backend.tokenizer)
+            means = accuracies.mean_scores(answered)
+            record |= {"graded": sum(map(bool, answered)), **{f"accuracy_{kind}": means[kind] for kind in means}}
+        rows = held_out_rows(step, held_out, scores, inputs.pairs, answered, self.trainer.backend.tokenizer)
         # Before the record: who reads that finds the rows behind it.
         self.run.write_traces(f"{'held-out' if scores.groups else 'direct'}-{step:06d}", rows)
         self.run.append_metrics(record)
         self.trackers.log(record)
         self.display.held_out(record)
         self.watch(record)
-
-    def answer_held_out(self, step: int, ends: bool) -> list[dict[str, Graded]]:
-        """Each held-out example's graded replies: of all kinds at both ends, with thinking alone in between."""
-        inputs, config, reasoner = self.inputs, self.config, self.trainer.backend.reasoner()
-        kinds = ["direct"] if not config.thinks else [*ACCURACIES] if ends else ["thinking"]
-        graded = [i for i, pair in enumerate(inputs.pairs) if pair.grader != "none"] if reasoner else []
-        questions = [Question(str(i), inputs.held_out[i].prompt_ids, inputs.pairs[i]) for i in graded]
-        longest = max((len(example.answer_ids) for example in inputs.held_out), default=0)
-        cap = accuracies.answer_cap(longest, config.longest_answer)
-        try:
-            found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
-        except ConfigError as error:  # a grader of the user's own; training does not depend on it
-            console.warn(f"held-out accuracy is not measured after step {step}: {error}")
-            return [{} for _ in inputs.pairs]
-        of_row = dict(zip(graded, found, strict=True))
-        return [of_row.get(i, {}) for i in range(len(inputs.pairs))]
 
     def save(self, step: int) -> None:
         """A checkpoint; weights that are not finite take no good one's place."""
@@ -307,18 +311,6 @@ class _Session:
             )
         self.run.save_checkpoint(step, self.trainer.state(), backend.save(), self.config.train.keep_checkpoints)
         self.run.event("checkpoint", step=step)
-
-    def post_mortem(self, step: int, examples: Sequence[Example], error: TrainingError) -> NoReturn:
-        """Save the weights that a step failed on, and say where they are."""
-        state = self.trainer.state() | {"error": str(error), "examples": [e.index for e in examples]}
-        try:
-            where = f"are in {self.run.save_post_mortem(step, state, self.trainer.backend.save())}"
-        except (StoreError, TrainingError) as another:
-            where = f"could not be saved ({another})"
-        raise TrainingError(
-            f"step {step} failed: {error}. The weights it failed on {where}; the checkpoints are untouched. A new run "
-            "with a lower optimiser.lr, objective.weight_cap or model.dtype=float32 is the usual remedy."
-        ) from None
 
     def finish(self) -> dict[str, Any]:
         """Export the policy; the summary."""

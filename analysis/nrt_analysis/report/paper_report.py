@@ -130,34 +130,30 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
     rows += [("quality", of, f"judged quality, {asked}", "score") for asked, of in quality.groupby("asked")]
     if quality.empty:
         rows.append(("quality", quality, "judged quality", "score"))
-    models, panels = list(by_step["model"].unique()), []
+    models, panels = list(by_step["model"].unique()), list[list[StepPanel]]()
     for metric, frame, title, unit in rows:
         named = [f"{title}, {model}".replace("$", r"\$") if len(models) > 1 else title for model in models]
-        found = [_lines(frame[frame["model"] == model], metric) for model in models]
-        dots = metric == "quality"
-        panels.append([StepPanel(n, unit, f, share=dots, points=dots) for n, f in zip(named, found, strict=True)])
+        panels.append([])
+        for model, name in zip(models, named, strict=True):
+            lines = {}  # one per method: the mean over seeds, of quality at the steps that were judged
+            for label, of in frame[frame["model"] == model].groupby("title", sort=False):
+                if metric == "quality":
+                    mean = of.groupby("step")["quality"].mean()
+                    # Where lines are means over seeds or judges there are no intervals.
+                    bars = (of["high"] - of["quality"]).to_numpy() if of["step"].is_unique else None
+                    lines[str(label)] = StepLine(mean.index, mean, bars=bars)
+                else:
+                    wide = of.pivot_table(index="step", columns="seed", values=metric)
+                    mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
+                    lines[str(label)] = StepLine(mean.index, mean, wide.iloc[:, 0] if len(wide.columns) == 1 else None)
+            dots = metric == "quality"
+            panels[-1].append(StepPanel(name, unit, lines, share=dots, points=dots))
     drawing, said = draw_steps(panels, TEXT if len(models) > 1 else COLUMN, 0.4 + 1.4 * len(rows))
     notes = [f"thick: mean over seeds of the trailing mean over {WINDOW} steps; thin: steps of a single seed"]
     notes += [f"quality: {asked}" for asked in quality["asked"].unique()]
     notes += said if len(quality) else [*said, "no traces were judged: `nrt judge RUN` scores them"]
     numbers = {"steps": by_step} | ({"quality": quality} if len(quality) else {})
     return Figure("figure-2", "Figure 2", caption, drawing, numbers, tuple(notes))
-
-
-def _lines(frame: pd.DataFrame, metric: str) -> dict[str, StepLine]:
-    """A line per method: the mean over seeds, of quality at the steps that were judged."""
-    lines = {}
-    for title, of in frame.groupby("title", sort=False):
-        if metric == "quality":
-            mean = of.groupby("step")["quality"].mean()
-            # Where lines are means over seeds or judges there are no intervals.
-            bars = (of["high"] - of["quality"]).to_numpy() if of["step"].is_unique else None
-            lines[str(title)] = StepLine(mean.index, mean, bars=bars)
-        else:
-            wide = of.pivot_table(index="step", columns="seed", values=metric)
-            mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
-            lines[str(title)] = StepLine(mean.index, mean, wide.iloc[:, 0] if len(wide.columns) == 1 else None)
-    return lines
 
 
 def token_figures(cards: Sequence[RunCard]) -> list[Figure]:

@@ -106,7 +106,34 @@ def find_cards(paths: Sequence[Path]) -> list[RunCard]:
     if not runs:
         places = ", ".join(map(str, paths))
         raise StoreError(f"{places}: no runs are there; `nrt reproduce laptop` or `nrt train` makes some.")
-    found = sorted(_titled([_card(run) for run in runs.values()]), key=_order)
+    # Models of one name are told apart by their digests: they are groups.
+    found, digests, groups = [_card(run) for run in runs.values()], defaultdict(set), defaultdict(list)
+    for card in found:
+        digests[card.model].add(card.fingerprint("model") or "unknown")
+    for i, card in enumerate(found):
+        if len(digests[card.model]) > 1:
+            found[i] = replace(card, model=f"{card.model} ({(card.fingerprint('model') or 'unknown')[:8]})")
+        groups[found[i].model, card.title].append(found[i])
+    # Runs of one model and title that differ in more than the seed get those settings into their titles.
+    usual, titled = flatten(RunConfig().model_dump(mode="json")), []
+    for (_, title), group in groups.items():
+        settings = [
+            {"method": card.method}
+            | {key: value for key, value in card.settings.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
+            for card in group
+        ]
+
+        def distance(own: dict[str, Any], all_settings: list[dict[str, Any]] = settings) -> tuple[int, int, int]:
+            differing = [key for key, value in own.items() if usual.get(key) != value]
+            objective = sum(key.startswith("objective.") for key in differing)
+            return objective, len(differing), -all_settings.count(own)
+
+        # The runs nearest to the paper's objective, then to its other settings, keep the plain title.
+        plain = min(settings, key=distance)
+        for card, own in zip(group, settings, strict=True):
+            differing = [f"{key}={own.get(key)}" for key in own | plain if own.get(key) != plain.get(key)]
+            titled.append(replace(card, title=f"{title} [{', '.join(differing)}]") if differing else card)
+    found = sorted(titled, key=_order)
     # Labels: title and seed, with the model where there are several; runs that share all of it get their path.
     names = [f"{card.title}, seed {card.seed}" for card in found]
     if len({card.model for card in found}) > 1:
@@ -179,37 +206,6 @@ def _card(run: Run) -> RunCard:
         settings=settings,
         sources=sources,
     )
-
-
-def _titled(found: list[RunCard]) -> list[RunCard]:
-    """Models of one name are told apart by their digests: they are groups. Runs of one model and title that differ in
-    more than the seed get those settings into their titles."""
-    digests, groups = defaultdict(set), defaultdict(list)
-    for card in found:
-        digests[card.model].add(card.fingerprint("model") or "unknown")
-    for i, card in enumerate(found):
-        if len(digests[card.model]) > 1:
-            found[i] = replace(card, model=f"{card.model} ({(card.fingerprint('model') or 'unknown')[:8]})")
-        groups[found[i].model, card.title].append(found[i])
-    usual, titled = flatten(RunConfig().model_dump(mode="json")), []
-    for (_, title), group in groups.items():
-        settings = [
-            {"method": card.method}
-            | {key: value for key, value in card.settings.items() if key.startswith(DECIDES) or key in DECIDES_TOO}
-            for card in group
-        ]
-
-        def distance(own: dict[str, Any], all_settings: list[dict[str, Any]] = settings) -> tuple[int, int, int]:
-            differing = [key for key, value in own.items() if usual.get(key) != value]
-            objective = sum(key.startswith("objective.") for key in differing)
-            return objective, len(differing), -all_settings.count(own)
-
-        # The runs nearest to the paper's objective, then to its other settings, keep the plain title.
-        plain = min(settings, key=distance)
-        for card, own in zip(group, settings, strict=True):
-            differing = [f"{key}={own.get(key)}" for key in own | plain if own.get(key) != plain.get(key)]
-            titled.append(replace(card, title=f"{title} [{', '.join(differing)}]") if differing else card)
-    return titled
 
 
 def read_study(folder: Path) -> tuple[StudyConfig | None, tuple[Planned, ...]]:
