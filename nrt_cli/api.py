@@ -185,12 +185,15 @@ def analyze(name: Literal["dynamics", "vocab", "cases"], *runs: PathLike, **sett
     if not runs or (name == "vocab" and len(runs) > 1):
         raise ConfigError(f"analyze({name!r}): name {'one run' if name == 'vocab' else 'one run or more'}.")
     if name == "dynamics":
-        return Analysis.of(dynamics_report.dynamics(frames.open_runs([Path(run) for run in runs]), **settings))
-    if name == "vocab":
-        return Analysis.of(vocabulary_report.vocabulary(references[0], **settings))
-    if name == "cases":
-        return Analysis.of(case_report.stored_cases(references, **{"kind": frames.HELD_OUT, "n": 3, **settings}))
-    raise ConfigError(f"analyze({name!r}): unknown; choose dynamics, vocab or cases.")
+        found = dynamics_report.dynamics(frames.open_runs([Path(run) for run in runs]), **settings)
+    elif name == "vocab":
+        found = vocabulary_report.vocabulary(references[0], **settings)
+    elif name == "cases":
+        found = case_report.stored_cases(references, **{"kind": frames.HELD_OUT, "n": 3, **settings})
+    else:
+        raise ConfigError(f"analyze({name!r}): unknown; choose dynamics, vocab or cases.")
+    drawings = {figure.key: figure.drawing for figure in found.figures if figure.drawing}
+    return Analysis(found.frames, drawings, found.notes, found.units)
 
 
 def doctor(config: "RunConfig | None" = None) -> "list[Finding]":

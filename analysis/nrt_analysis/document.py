@@ -256,11 +256,6 @@ class Analysis:
     units: Mapping[str, str]
     """Column -> its unit or meaning."""
 
-    @classmethod
-    def of(cls, document: Document) -> "Analysis":
-        drawings = {figure.key: figure.drawing for figure in document.figures if figure.drawing}
-        return cls(document.frames, drawings, document.notes, document.units)
-
 
 def shown(value: Any) -> str:
     """A value as people read it: 4 significant digits, `-` for what was not measured."""

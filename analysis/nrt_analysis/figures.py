@@ -95,11 +95,8 @@ def line_style(i: int) -> dict[str, Any]:
     return {"color": color, "linestyle": (0, other.dash) if other.dash else "-", "marker": other.marker}
 
 
-def new_figure(
-    rows: int = 1, columns: int = 1, width: float = COLUMN, height: float | None = None, **grid: Any
-) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes [rows, columns]; `height` in inches, by default panels of 4:3."""
-    height = height or 0.75 * width / columns * rows
+def new_figure(rows: int, columns: int, width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches and its axes [rows, columns]."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(figure)

@@ -44,14 +44,14 @@ def test_a_section_as_files_and_json(tmp_path):
     assert paths[0].read_bytes() == files[paths[0].name]
     # Written again, with figures: other files are left alone, and what is new replaces what was.
     (folder / "mine.txt").write_text("kept")
-    drawings = {name: new_figure()[0] for name in ("things", "more")}
+    drawings = {name: new_figure(1, 1, COLUMN, 2.5)[0] for name in ("things", "more")}
     formats.write(section("things", {"summary": FRAME}, drawings, ["more"], {}), folder, ("csv", "md"))
     assert {"mine.txt", "things.png", "things-more.svg", "things-more.pdf"} <= {p.name for p in folder.iterdir()}
     assert (folder / "things.md").read_bytes().count(b"![") == 2
 
 
 def drawn(height: float) -> dict[str, bytes]:
-    figure, axes = new_figure(1, 1)
+    figure, axes = new_figure(1, 1, COLUMN, 2.5)
     axes[0, 0].plot([0, 1], [0, height])
     return render(figure)
 

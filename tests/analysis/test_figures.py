@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 from nrt_analysis.dynamics_report import dynamics
-from nrt_analysis.figures import LINES, fitted, legend_above, line_style, new_figure, numbered, panel, render, span
+from nrt_analysis.figures import (
+    COLUMN,
+    LINES,
+    fitted,
+    legend_above,
+    line_style,
+    new_figure,
+    numbered,
+    panel,
+    render,
+    span,
+)
 from nrt_analysis.frames import open_runs
 
 from nrt_cli.config.titles import CONTROL, TITLES
@@ -41,7 +52,7 @@ def outside(figure):
 @pytest.mark.parametrize("count", [1, len(NAMES)])
 @pytest.mark.parametrize("columns", [1, 2])
 def test_all_text_of_a_figure_is_inside_it_and_every_name_is_in_the_legend(count, columns):
-    figure, axes = new_figure(2, columns)
+    figure, axes = new_figure(2, columns, COLUMN, 5 / columns)
     names = NAMES[-count:]
     handles = [axes[0, 0].plot([1, 2], [i, i + 1], **line_style(i))[0] for i in range(count)]
     for axis, letter in zip(axes.flat, "abcd", strict=False):

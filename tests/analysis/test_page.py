@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nrt_analysis.document import Cell, Column, Document, Figure, Made, Row, Table
-from nrt_analysis.figures import new_figure
+from nrt_analysis.figures import COLUMN, new_figure
 from nrt_analysis.formats import FORMATS, write
 from nrt_analysis.formats import page as html
 from nrt_analysis.formats import render as formats_of
@@ -343,7 +343,10 @@ def test_every_format_shows_any_number_of_tables_and_figures_whatever_they_are_c
     columns, row = (Column("Method"), Column("Score", kind="number")), Row((Cell("a"), Cell("1.0", 1.0)))
     tables = [Table(f"table-{i}", f"My table {i}", "c", columns, (row,)) for i in (*range(11, 25), 90, "x")]
     numbers = {"behind": pd.DataFrame({"n": [1]})}
-    figures = [Figure(f"figure-{i}", f"My figure {i}", "c", new_figure()[0], numbers) for i in (5, 8, 22, "mine")]
+    figures = [
+        Figure(f"figure-{i}", f"My figure {i}", "c", new_figure(1, 1, COLUMN, 2.5)[0], numbers)
+        for i in (5, 8, 22, "mine")
+    ]
     empty = Figure("figure-7", "My empty figure", "c", reason="`nrt nothing` draws it")
     packages = {"latex": "pylatexenc", "pdf": "fpdf"}
     formats = [name for name in FORMATS if name not in packages or find_spec(packages[name])]
