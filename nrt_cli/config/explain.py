@@ -107,8 +107,9 @@ class Source:
         fields = list(schema_fields(RunConfig))
         self.keys = {key for key, _, inner in fields if not inner}
         self.sections = {key: {inner.__name__} for key, _, inner in fields if inner}
-        self.prefixes = {"RunConfig": "", "RunSettings": ""} | {
-            kind: f"{key}." for key, (kind,) in self.sections.items()
+        self.prefixes = {kind: f"{key}." for key, (kind,) in self.sections.items()} | {
+            "RunConfig": "",
+            "RunSettings": "",
         }
         """A section's class -> what its keys begin with."""
         self.gives: Names = defaultdict(set, {kind: {kind} for kind in self.prefixes})
@@ -117,12 +118,9 @@ class Source:
         """The name of a section's method -> keys that it reads, as do those who call it."""
         nodes = [node for tree in trees for node in ast.walk(tree)]
         own = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name in self.prefixes]
-        of_sections = [node for section in own for node in section.body]
-        for node in nodes:
+        for node in {*nodes}.difference(*(section.body for section in own)):  # `sections` has those of sections
             match node:
-                case ast.FunctionDef(name, returns=said) | ast.AnnAssign(ast.Name(name), said) if (
-                    node not in of_sections
-                ):
+                case ast.FunctionDef(name, returns=said) | ast.AnnAssign(ast.Name(name), said):
                     self.gives[name] |= self.named(said)
         for tree in trees:
             for name, kinds in self.names(tree).items():
@@ -176,9 +174,7 @@ class Source:
         found, names = set[str](), self.names(tree) | (names or {})
         for node in ast.walk(tree):
             match node:
-                case ast.Call(
-                    ast.Name("Setting"), [_, ast.Constant(str(key))]
-                ):  # of verl's, which a key of ours decides
+                case ast.Call(ast.Name("Setting"), [_, ast.Constant(str(key))]):  # verl's, which a key of ours decides
                     found.add(key)
                 case ast.Attribute(value, name):
                     for kind in self.kinds(value, names):

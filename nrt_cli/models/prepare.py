@@ -236,9 +236,6 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
     return ", ".join(new_rows) or "none: the model has both think tokens"
 
 
-# --- the new tokens: names, ids, rows
-
-
 def row_starts(tokenizer: Any, asked: Mapping[str | None, str]) -> dict[str, tuple[int, ...]]:
     """Each think token that the tokenizer lacks, with the tokens whose rows its own starts from (`start_ids`).
 
@@ -331,9 +328,6 @@ def is_tied(model: Any) -> bool:
 
 def count_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
-
-
-# --- loading
 
 
 def _load_tokenizer(source: Source) -> Any:
@@ -429,9 +423,6 @@ def prompt_doubts(tokenizer: Any, messages: Sequence[dict[str, str]], answer: st
             "a whole conversation is rendered with another beginning of the assistant's turn than a prompt, so the "
             "model may meet both"
         )
-
-
-# --- the output folder
 
 
 def _existing(out: Path, source: Source, origin: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
 """Speedruns: training until the held-out questions are answered right. What is run; an entry, which says how long that
-took, where, and with what; the table of entries; and an entry, run again.
+took, where, and with what; a speedrun; an entry, run again; and the table of entries.
 
 An entry is a YAML; `configs/speedrun` has those that were sent in. What is heavy is imported by what trains.
 """
@@ -61,8 +61,6 @@ TRACKS = {
     "digits": Track("quickstart", 0.9, 2, 128, "c9a8a651a2cf5b9340e5ab4b155f3431eb3a911f09e039f13f5fc01d05f58b84"),
     "real": Track("real", 0.8, 2, 64, None),
 }
-
-# --- entries ---------------------------------------------------------------------------------------------------------
 
 
 class Score(Section):
@@ -158,9 +156,6 @@ def read_entry(name: str) -> Entry:
 def entry_files() -> list[Path]:
     """The shipped entries."""
     return sorted((configs.configs_dir() / "speedrun").glob("*.yaml"))
-
-
-# --- a speedrun ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -312,9 +307,6 @@ def _score(record: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Sco
     return Score(step=record["step"], accuracy=record["accuracy_thinking"], seconds=round(seconds, 3))
 
 
-# --- an entry, run again ---------------------------------------------------------------------------------------------
-
-
 def verify(
     name: str, folder: Path, make_display: "MakeDisplay", model: str | None = None
 ) -> tuple[Entry, Entry, Path, list[Finding]]:
@@ -378,9 +370,6 @@ def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
         yield Finding("steps needed", "problem", more, "run more seeds on both machines before you believe either.")
     else:
         yield Finding("steps needed", "ok", f"{told}, within the {ROUNDED_STEPS:g} times that rounding explains")
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

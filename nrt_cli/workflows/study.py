@@ -69,8 +69,6 @@ SAMPLED = 8
 PRELOAD = ("nrt_cli.workflows.study", "transformers.models.llama.modeling_llama", "lm_eval.api.task")
 """What takes seconds to import."""
 
-# --- what it takes ---------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class StudyPlan:
@@ -246,9 +244,6 @@ def _options(given: Mapping[str, Any]) -> Iterator[str | Path]:
                 yield value if isinstance(value, Path) else str(value)
 
 
-# --- what its processes do -------------------------------------------------------------------------------------------
-
-
 def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     """Benchmark documents, starting model and pairs; what is there already is kept."""
     model, data, drawn = study.model, study.data, pair_settings(study)
@@ -342,9 +337,6 @@ class _AskingTold(EvalProgress):
         self.at += self.room
 
 
-# --- the study -------------------------------------------------------------------------------------------------------
-
-
 class _Recorder:
     """Notes in the store how tasks ended, and hands on to the display what they say."""
 
@@ -424,9 +416,6 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         run_tasks(tasks, study.jobs, recorder, preload)
     outcomes = store.outcomes()
     return {name: outcomes[name] for name in names if name in outcomes}
-
-
-# --- what is looked into afterwards ----------------------------------------------------------------------------------
 
 
 def first_runs(folder: Path, study: StudyConfig) -> dict[str, Planned]:

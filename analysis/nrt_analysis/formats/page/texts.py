@@ -44,11 +44,6 @@ class Dot:
     def bounded(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
-    @property
-    def ends(self) -> list[float]:
-        """All numbers that a drawing must have room for."""
-        return [x for x in (self.value, self.low, self.high, *self.before, *self.after) if math.isfinite(x)]
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -61,13 +56,10 @@ class Panel:
 
     def at(self, value: float) -> str:
         """Where a value lies between the panel's smallest and largest, in per cent of its width."""
-        low, high = self.span
+        drawn = (x for dot in self.dots for x in (dot.value, dot.low, dot.high, *dot.before, *dot.after))
+        ends = list(filter(math.isfinite, drawn))
+        low, high = min(ends), max(ends)
         return f"{2 + 96 * (value - low) / ((high - low) or 1):.2f}%"
-
-    @property
-    def span(self) -> tuple[float, float]:
-        ends = [end for dot in self.dots for end in dot.ends]
-        return min(ends), max(ends)
 
     @property
     def sections(self) -> dict[str, list[Dot]]:
