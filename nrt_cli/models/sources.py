@@ -31,7 +31,7 @@ TEXT_FILES = (
     "vocab*",
     "merges.txt",
     "special_tokens_map.json",
-    "added_tokens.json"
+    "added_tokens.json",
 )
 MODEL_FILES = (*WEIGHT_FILES, "*config.json", *TEXT_FILES)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -59,13 +59,7 @@ DIGITS = Recipe(
     chance=0.1,  # one of ten digits
     source=None,
 )
-REAL = Recipe(
-    config="real",
-    arms=ARMS,
-    usual=(NRT,),
-    chance=None,
-    source="Qwen/Qwen2.5-Coder-0.5B-Instruct",
-)
+REAL = Recipe(config="real", arms=ARMS, usual=(NRT,), chance=None, source="Qwen/Qwen2.5-Coder-0.5B-Instruct")
 
 
 @dataclass(frozen=True)
