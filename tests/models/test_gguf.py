@@ -35,7 +35,7 @@ def converter(tmp_path):
 def test_a_converter_that_is_given_writes_the_file(converter, tiny_model_dir, tmp_path):
     for name in ("mine.py", "mine"):
         done = push(str(tiny_model_dir), tmp_path / name, gguf=True, converter=converter(name))
-        assert f"{name}.gguf" in done.files
+        assert f"{name}.gguf" in done["files"]
         assert (tmp_path / name / f"{name}.gguf").read_bytes().startswith(b"GGUF")
         assert f"{name}.gguf" in (tmp_path / name / "README.md").read_text()
 
@@ -43,7 +43,7 @@ def test_a_converter_that_is_given_writes_the_file(converter, tiny_model_dir, tm
 @pytest.mark.parametrize("name", ["convert_hf_to_gguf.py", "convert-hf-to-gguf"])
 def test_an_installed_one_is_found(name, converter, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{converter(name).parent}{os.pathsep}{os.environ['PATH']}")
-    assert "shared.gguf" in push(str(tiny_model_dir), tmp_path / "shared", gguf=True).files
+    assert "shared.gguf" in push(str(tiny_model_dir), tmp_path / "shared", gguf=True)["files"]
 
 
 @pytest.mark.parametrize(
