@@ -88,10 +88,15 @@ class Benchmark:
                         if grader in AS_PAIRS and (grade.score != 1 or (grader == "choice" != guess([answer]))):
                             reason = f"{answer!r} is no reference answer that it can compare with"
                     elif grader != "code":
-                        empty = [""] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
-                        grade = self.grader.grade(row, answer, empty, ("x",))
-                        if not _says_something(answer):
+                        patterns = self.spec.answers.get(subset, self.spec.answers.get("*", ()))
+                        reply = answer if own and grader == "phrase" else ""
+                        empty = [reply] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
+                        if grader == "phrase" and not patterns:
+                            reason = f"answers has no patterns for its subset {subset!r}"
+                        elif not _says_something(answer):
                             reason = "no reference answer can be read in it, so that no reply would be right"
+                        elif (grade := self.grader.grade(row, answer, empty, patterns)).score != 1 and reply:
+                            reason = f"{answer!r} is no reference answer that the patterns of `answers` find"
                 except NrtError as error:  # a function of the user's own that fails
                     raise ConfigError(f"{file}: {error}") from None
                 except Exception as error:  # whatever a grader does with a row that is not for it

@@ -35,6 +35,9 @@ class Row(dict[str, Any]):
 Texts = Annotated[list[str], Field(min_length=1)]
 
 
+Instruction = dict[str, str | int | list[str] | None]
+
+
 class Choices(TypedDict):
     choices: Texts
     labels: list[Literal[0, 1]]
@@ -66,7 +69,7 @@ READS: dict[str, dict[str, Any]] = {
     "spans": {"answers": TypeAdapter(list[list[str]]), **HUB_SPANS},
     "mc2": {"mc2_targets": TypeAdapter(Choices)},
     "math": {"solution": TypeAdapter(str)},
-    "instructions": {"instruction_id_list": TypeAdapter(Texts), "kwargs": TypeAdapter(list[dict[str, Any]])},
+    "instructions": {"instruction_id_list": TypeAdapter(Texts), "kwargs": TypeAdapter(list[Instruction])},
     "code": {column: TypeAdapter(str) for column in ("prompt", "test", "entry_point")},
 }
 

