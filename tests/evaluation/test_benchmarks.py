@@ -263,7 +263,7 @@ def test_settings_are_json_and_tell_gradings_apart() -> None:
 
 AS_STORED = {
     "mmlu": ("40ebce79ec37a92c", "11385554e023faab", "6b584bf0dea2bd9f"),
-    "bbh": ("49cc984bed4c3037", "25747c9d19055b2e", "3ef5a38b77fac0fc"),
+    "bbh": ("a98fd012fd0d7b0b", "25747c9d19055b2e", "3ef5a38b77fac0fc"),
     "drop": ("251438abcc43c461", "9e41eb434e80d795", "0438e545d943a417"),
     "popqa": ("68f26ffd1ccc941e", "5fca6883b2cde806", "638a67ccf7e62f75"),
     "truthfulqa": ("dcfa2945cd0d6bfd", "9c3af4fec0de8459", "151eef164717dce3"),
