@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
+OLMES = "olmes"
+"""Name of the score that OLMES gives a document, among its scores."""
+
 ACCURACIES = {"thinking": "thinking", "null": "null trace", "direct": "direct", "other_trace": "other row's trace"}
 """The accuracies on question-answer pairs and what they are called; `grading.accuracies` defines them."""
 
@@ -220,8 +223,8 @@ class Document:
     """One question of a benchmark, and once it is answered and graded, what came of it.
 
     `id` is unique in the benchmark and the same for every model; `subset` is "" where there are none. `messages` are
-    the turns of the prompt; `gold` is JSON. `scores` has the benchmark's metrics, each in [0, 1], and `extracted` what
-    the grader found in each reply, None for nothing.
+    the turns of the prompt; `gold` is JSON. `scores` has the benchmark's metrics, each in [0, 1], for one of the nine
+    also what OLMES gives it (`OLMES`); `extracted` is what the grader found in each reply, None for nothing.
     """
 
     benchmark: str

@@ -199,6 +199,9 @@ def _render(outcome: dict[str, Any]) -> None:
     rows, mean = outcome["benchmarks"], outcome["overall"]
     for row in rows:
         other = "micro" if row["aggregation"] == "macro" else "macro"
+        others = {other: row[other]}
+        other_grading = "strict" if row.get("grading") == "olmes" else "olmes"
+        others[other_grading] = row.get(f"{other_grading}_score", math.nan)
         cells = (
             row["title"],
             _score(row["score"], row["error"]) + ("*" if row["truncated_share"] > 0 else ""),
@@ -206,13 +209,15 @@ def _render(outcome: dict[str, Any]) -> None:
             _number(row["trace_tokens"], "{:.0f}"),
             _number(row["forced_share"], "{:.0%}"),
             _number(row["truncated_share"], "{:.0%}"),
-            "" if math.isnan(row[other]) else f"{other} {100 * row[other]:.1f}",
+            ", ".join(f"{name} {100 * value:.1f}" for name, value in others.items() if not math.isnan(value)),
         )
         table.add_row(*map(console.plain, cells))
     table.add_section()
     table.add_row("Overall", _score(mean["score"], mean["error"]), str(mean["n"]), "", "", "", "")
     console.show(table, ("also", "cut", "forced", "trace", "n"))
     notes = ["score ± standard error, in percent; trace: mean tokens; forced: traces whose end was appended"]
+    if any("olmes_score" in row and "strict_score" in row for row in rows):
+        notes.append("strict, olmes: two gradings of the same answers; eval.grading says which of them is the score")
     if any(row["truncated_share"] > 0 for row in rows):
         notes.append("* answers were cut at their cap (share: cut), which may cost points; raise the cap to know")
     notes += [f"{row['title']} has no score: {row['failed']}" for row in rows if row["failed"]]

@@ -275,6 +275,10 @@ class EvalSection(Section):
         False, description="Documents that data_dir has no folder of come from a package on this machine, not the hub."
     )
     seed: Seed = Field(0, description="Seed of --limit's sample of documents and of sampled answers.")
+    grading: Literal["strict", "olmes"] = Field(
+        "strict",
+        description="Which grades are shown; both are stored. olmes: OLMES's, oddities and all, as in Table 3.",
+    )
     max_trace_tokens: int = Field(2048, ge=1, description="Think budget; then t_end is forced.")
     max_answer_tokens: int | None = Field(None, ge=1, description="Lowers every benchmark's own cap, for smoke tests.")
     max_samples: int | None = Field(None, ge=1, description="Lowers every benchmark's own number of samples, likewise.")

@@ -19,10 +19,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from nrt_cli.backends.machine import version
 from nrt_cli.config.suite import AS_PAIRS, BenchmarkSpec, Shots, select
 from nrt_cli.errors import ConfigError, DataError, EvalError, NrtError
+from nrt_cli.evaluation import olmes_grades
 from nrt_cli.evaluation.benchmark_graders import grader_of, sentence_data
 from nrt_cli.evaluation.rows import Row, read_rows
 from nrt_cli.grading.grading import Grade, guess
-from nrt_cli.records import Document, Reply, Request
+from nrt_cli.records import OLMES, Document, Reply, Request
 from nrt_cli.text.prompts import encode_within, prompt_text
 
 NO_PART = {"files", "notes", "title", "question", "rows", "reference", "version"}
@@ -190,13 +191,20 @@ class Benchmark:
         return [replace(request, key=f"{key}#{i}", seed_key=(*stream, i)) for i in range(asked.samples)]
 
     def grade(self, document: Document, replies: Sequence[Reply]) -> Document:
-        """The document with its replies, what was found in them, and its scores. Reads answers, never traces."""
+        """The document with its replies, what was found in them, and its scores, of the nine also OLMES's of the same
+        answers. Reads answers, never traces.
+        """
         row = self._rows[document.id]
         answers = [reply.answer if self.thinks else reply.logprob for reply in replies]
         patterns = self.spec.answers.get(document.subset, self.spec.answers.get("*", ()))
         grade = self.grader.grade(row, self.grader.gold(row), answers, patterns)
-        scores = dict(grade.scores)
-        scores.setdefault(self.spec.metric, grade.score)
+        scores = {self.spec.metric: grade.score, **grade.scores}
+        if not self.spec.olmes:
+            scores.pop(OLMES, None)
+        elif self.spec.grader in olmes_grades.SCORES:
+            scores[OLMES] = olmes_grades.SCORES[self.spec.grader](row, document.subset, answers)
+        else:
+            scores.setdefault(OLMES, scores[self.spec.metric])
         return replace(document, replies=tuple(replies), extracted=grade.extracted, scores=scores)
 
 

@@ -25,6 +25,7 @@ from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Grade, find, verifier
 from nrt_cli.grading.numerals import last_number, pure_number, same_number
 from nrt_cli.grading.plain import boxed, plain
+from nrt_cli.records import OLMES
 
 Answers = Sequence[Any]
 """Texts, or for benchmarks in mode `loglikelihood` the log-probability of each choice in nats."""
@@ -138,13 +139,15 @@ def _instructions(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ..
 
 def _code(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
     found = [graders.code(answer, row["entry_point"], row["prompt"]) for answer in answers]
-    tested = [program and f"{program}\n\n{row['test']}\n\ncheck({row['entry_point']})\n" for program in found]
+    as_olmes = [row["prompt"] + answer for answer in answers]
+    tests = f"\n\n{row['test']}\n\ncheck({row['entry_point']})\n"
     # Samples are often the same text; the same program is run once.
-    programs = list(dict.fromkeys(program for program in tested if program))
-    passed = dict(zip(programs, sandbox.run(programs), strict=True))
-    correct = sum(passed[program] for program in tested if program)
+    programs = list(dict.fromkeys(filter(None, (*found, *as_olmes))))
+    passed = dict(zip(programs, sandbox.run([program + tests for program in programs]), strict=True))
+    correct = sum(passed[program] for program in found if program)
     scores = {f"pass_at_{k}": graders.pass_at_k(len(answers), correct, k) for k in (1, 10)}
-    return Grade(tuple(found), scores)
+    olmes = graders.pass_at_k(len(answers), sum(passed[program] for program in as_olmes), 10)
+    return Grade(tuple(found), scores | {OLMES: olmes})
 
 
 GRADERS = {

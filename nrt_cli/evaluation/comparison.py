@@ -11,7 +11,7 @@ from nrt_cli.config.suite import NAMES, ORDER
 from nrt_cli.errors import StoreError
 from nrt_cli.evaluation.pairs import DATA
 from nrt_cli.measures.statistics import interval, mean_of, paired_difference
-from nrt_cli.records import ACCURACIES
+from nrt_cli.records import ACCURACIES, OLMES
 from nrt_cli.store import Reference
 from nrt_cli.store.evals import Evaluation, find_evaluations
 
@@ -59,6 +59,11 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
         one, other = ({(d.subset, d.id): d for d in e.documents().values()} for e in pair)
         both = [key for key in one if key in other]
         subsets, aggregation = [subset for subset, _ in both], right["aggregation"]
+        # Where one side shows OLMES's grades, both are compared by them if they can be.
+        if OLMES in (left.get("grading"), right.get("grading")) and all(
+            OLMES in side[key].scores for side in (one, other) for key in both
+        ):
+            titles = {OLMES: right["title"]}
         for metric, title in titles.items():
             of_a, of_b = ([side[key].scores[metric] for key in both] for side in (one, other))
             difference, draws_R = paired_difference(of_a, of_b, subsets, aggregation, seed)

@@ -107,7 +107,7 @@ def _evaluate(session: Session, benchmark: Benchmark) -> dict[str, Any]:
                         known[key] = benchmark.grade(todo[key], own)
                         evaluation.append(known[key])
                         session.display.advance()
-        row = score_row(head(benchmark.spec), [known[key] for key in keys])
+        row = score_row(head(benchmark.spec), [known[key] for key in keys], section.grading)
         row |= {"backend": session.job.backend, "cached": len(documents) - len(todo), "folder": str(evaluation.path)}
         evaluation.write_scores(row)
     session.display.end(row)

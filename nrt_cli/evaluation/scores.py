@@ -4,14 +4,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.suite import ORDER, BenchmarkSpec
 from nrt_cli.errors import EvalError, NrtError
 from nrt_cli.measures.statistics import Mean, mean_of, overall
-from nrt_cli.records import Document
+from nrt_cli.records import OLMES, Document
 from nrt_cli.store.evals import Evaluation, document_hash
 
 LENGTHS = ("trace_tokens", "answer_tokens", "forced_share", "truncated_share")
@@ -23,24 +23,33 @@ def head(spec: BenchmarkSpec) -> dict[str, Any]:
     return {"benchmark": spec.name} | {key: getattr(spec, key) for key in ("title", "domain", "metric", "aggregation")}
 
 
-def score_row(of: Mapping[str, Any], documents: Sequence[Document]) -> dict[str, Any]:
+def score_row(of: Mapping[str, Any], documents: Sequence[Document], grading: str = "strict") -> dict[str, Any]:
     """The row of what `head` describes: its score with its error, its other metrics and means, and how its traces and
     answers ended.
 
+    Where the documents have OLMES's grades too, both scores are there, and `grading` says which of them is the row's.
     `trace_tokens` is a mean over the replies that have a trace, `forced_share` those of them whose t_end was appended,
     `truncated_share` the replies whose answer ran into its cap.
     """
     subsets = [document.subset for document in documents]
-    scores = [document.scores.get(of["metric"], math.nan) for document in documents]
-    mean = mean_of(scores, subsets, of["aggregation"])
+    graded = {"strict": [document.scores.get(of["metric"], math.nan) for document in documents]}
+    if documents and all(OLMES in document.scores for document in documents):
+        graded[OLMES] = [document.scores[OLMES] for document in documents]
+    grading = grading if grading in graded else "strict"
+    scores = graded[grading]
+    means = {name: mean_of(values, subsets, of["aggregation"]) for name, values in graded.items()}
+    mean = means[grading]
     by_subset = defaultdict(list)
     for subset, score in zip(subsets, scores, strict=True):
         by_subset[subset].append(score)
-    names = sorted({name for document in documents for name in document.scores})
+    names = sorted({name for document in documents for name in document.scores} - {OLMES})
     replies = [reply for document in documents for reply in document.replies]
     traces = [reply for reply in replies if reply.stop is not None]
+    both = {f"{name}_score": found.value for name, found in means.items()}
+    both |= {f"{name}_error": found.error for name, found in means.items()}
     return {
         **of,
+        **({"grading": grading, **both} if OLMES in means else {}),
         "score": mean.value,
         "error": mean.error,
         "n": mean.n,
@@ -131,17 +140,25 @@ def keep(
     root: Path, spec: BenchmarkSpec, output: Output, settings: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Put another harness's results into the store. The score is the harness's own; its error comes from ours."""
-    row = score_row(head(spec), output.documents) | {"backend": about["backend"]}
+    documents = output.documents
+    if about["backend"] == OLMES:
+        documents = [
+            replace(each, scores={OLMES: each.scores.get(spec.metric, math.nan), **each.scores}) for each in documents
+        ]
+    row = score_row(head(spec), documents, about["backend"]) | {"backend": about["backend"]}
+    for key in ("strict_score", "strict_error"):  # nobody's
+        row.pop(key, None)
     ours, found = row["score"], list(output.differences)
     if not math.isnan(ours) and abs(ours - output.score) > 1e-4:
         found.append(f"score {output.score:.4f}, recomputed from its documents {ours:.4f}")
     row |= {"score": output.score, "recomputed": ours, "differences": found}
+    row |= {"olmes_score": output.score} if about["backend"] == OLMES else {}
     if not output.lengths:
         row |= dict.fromkeys(LENGTHS, math.nan)
     evaluation = Evaluation.create(root, spec.name, settings, about)
     with evaluation.writing():
         known = evaluation.documents()
-        for document in output.documents:
+        for document in documents:
             if document_hash(document) not in known:
                 evaluation.append(document)
         row["folder"] = str(evaluation.path)

@@ -73,7 +73,7 @@ class Watch(EvalProgress):
 def right(monkeypatch):
     """A model that answers some questions right: replies by question, the rest is real."""
 
-    def answers(share):
+    def answers(share, form="So the answer is {}."):
         run = Reasoner.run
 
         def improved(self, requests):
@@ -81,7 +81,7 @@ def right(monkeypatch):
                 question = self.tokenizer.decode(request.prompt_ids)
                 a, b = (int(word.strip("?")) for word in question.split() if word.strip("?").isdigit())
                 number = a + b if (a * 9 + b) % 10 < 10 * share else -1
-                yield request, type(reply)(**{**reply.__dict__, "answer": f"So the answer is {number}."})
+                yield request, type(reply)(**{**reply.__dict__, "answer": form.format(number)})
 
         monkeypatch.setattr(Reasoner, "run", improved)
 
@@ -125,6 +125,18 @@ def test_the_second_time_nothing_is_asked(job, settings, monkeypatch):
     assert second["benchmarks"][0]["cached"] == 5
     for key in ("score", "error", "trace_tokens", "metrics"):
         assert second["benchmarks"][0][key] == first["benchmarks"][0][key]
+
+
+def test_both_gradings_are_stored_and_one_is_shown(job, settings, right):
+    right(1, "{}.0")  # a right number, which OLMES compares as text
+    outcome = evaluate(job(), settings(), Watch())
+    results, (strict,) = outcome["results"], outcome["benchmarks"]
+    assert (strict["grading"], strict["score"], strict["olmes_score"], strict["cached"]) == ("strict", 1, 0, 0)
+    assert compare(results, results)["benchmarks"][0]["a"] == 1
+    shown = evaluate(job(), settings("eval.grading=olmes"), Watch())["benchmarks"][0]
+    assert (shown["grading"], shown["score"], shown["strict_score"], shown["cached"]) == ("olmes", 0, 1, 5)
+    assert shown["metrics"] == {"exact_match": 1}
+    assert compare(results, results)["benchmarks"][0]["a"] == 0
 
 
 def test_the_same_documents_for_every_model_and_another_seed_takes_others(job, settings):

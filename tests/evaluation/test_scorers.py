@@ -1,5 +1,6 @@
 """Every grader on cases kept as data, through the same call that an evaluation makes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def test_case(suite: dict[str, Any], group: str, case: dict[str, Any]) -> None:
     samples = benchmark.spec.generation.samples
     found = graded(benchmark, CASES[group], [Reply(trace=case.get("trace", ""), answer=case["answer"])] * samples)
     assert found.scores[benchmark.spec.metric] == pytest.approx(case["score"], abs=0.005)
+    assert found.scores.get("olmes", case["score"]) == pytest.approx(case.get("olmes", case["score"]), abs=0.005)
     if "extracted" in case:
         assert found.extracted[0] == case["extracted"]
 
@@ -62,7 +64,8 @@ def test_pass_at_10_counts_the_samples_that_pass(suite: dict[str, Any]) -> None:
         pytest.skip("no complete sandbox here")
     replies = [Reply(answer="return 0")] * 19 + [Reply(answer="return sum(values)")]
     found = graded(suite["humaneval"], CASES["humaneval"], replies)
-    assert found.scores == {"pass_at_1": pytest.approx(1 / 20), "pass_at_10": pytest.approx(1 / 2)}
+    # OLMES puts the body behind the prompt as it stands.
+    assert found.scores == {"pass_at_1": pytest.approx(1 / 20), "pass_at_10": pytest.approx(1 / 2), "olmes": 0}
     assert len(found.extracted) == 20
 
 
@@ -74,6 +77,8 @@ def test_mc2_is_the_true_answers_share(suite: dict[str, Any]) -> None:
     share = (0.36787944 + 0.13533528) / (0.36787944 + 0.13533528 + 0.04978707)
     assert near.scores["mc2"] == pytest.approx(share)
     assert far.scores["mc2"] == pytest.approx(share)
+    assert near.scores["olmes"] == pytest.approx(share)
+    assert math.isnan(far.scores["olmes"])  # all probabilities are 0 there
 
 
 def test_strict_and_loose_instructions_differ(suite: dict[str, Any]) -> None:
