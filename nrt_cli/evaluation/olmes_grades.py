@@ -134,6 +134,9 @@ def _boxed(text: str) -> str | None:
     return None
 
 
+LONGEST = 200
+"""Characters of an answer whose value is looked for: a whole solution has none."""
+
 _REPLACED = {
     **{"an ": "", "a ": "", ".$": "$", r"\$": "", "\\ ": "", " ": "", "mbox": "text"},
     **{r",\text{and}": ",", r"\text{and}": ",", r"\text{m}": r"\text{}"},
@@ -182,7 +185,7 @@ def _same_value(answer: str, gold: str) -> bool:
     """
     read = [re.split(r",|\\%|\\text", each)[0] for each in (answer, gold)]
     closed = all(each and each.count("(") == each.count(")") and r"\begin" not in each for each in read)
-    return closed and verifier().equal(*reversed(read))
+    return closed and len(read[0]) <= LONGEST and verifier().equal(*reversed(read))
 
 
 SCORES: dict[str, Callable[[Row, str, Sequence[Any]], float]] = {
