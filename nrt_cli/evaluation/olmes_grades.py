@@ -141,10 +141,11 @@ _REPLACED = {
     **{"an ": "", "a ": "", ".$": "$", r"\$": "", "\\ ": "", " ": "", "mbox": "text"},
     **{r",\text{and}": ",", r"\text{and}": ",", r"\text{m}": r"\text{}"},
 }
+_WORDS = (
+    r"square ways integers dollars mph inches ft hours km units \ldots sue points feet minutes digits cents degrees "
+    "cm gm pounds meters meals edges students childrentickets multiples"
+)
 _REMOVED = (
-    *("square", "ways", "integers", "dollars", "mph", "inches", "ft", "hours", "km", "units", r"\ldots", "sue"),
-    *("points", "feet", "minutes", "digits", "cents", "degrees", "cm", "gm", "pounds", "meters", "meals", "edges"),
-    *("students", "childrentickets", "multiples"),
     *(r"\text{s}", r"\text{.}", "\\text{\ns}", r"\text{}^2", r"\text{}^3", "\\text{\n}", r"\text{}", r"\mathrm{th}"),
     *(r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', r"\dots"),
 )
@@ -153,7 +154,7 @@ _REMOVED = (
 def _spelled(answer: str) -> str:
     """An answer as Minerva's authors spell it, so that equal ones are more often the same text."""
     answer = answer.split("=")[-1]
-    for old, new in (*_REPLACED.items(), *((old, "") for old in _REMOVED)):
+    for old, new in (*_REPLACED.items(), *((old, "") for old in (*_WORDS.split(), *_REMOVED))):
         answer = answer.replace(old, new)
     lines = [f"${line.split('$')[1]}$" if line.count("$") > 1 else line for line in answer.split("\n")]
     for command, inside in (("text", ".*?"), ("textbf", ".*?"), ("overline", ".*?"), ("boxed", ".*")):
