@@ -129,12 +129,7 @@ class GroupLoss:
 
 
 def group_loss(
-    method: Method,
-    logprobs: GroupLogprobs,
-    context: GroupContext,
-    objective: ObjectiveSection,
-    rows: int,
-    divisor: int,
+    method: Method, logprobs: GroupLogprobs, context: GroupContext, objective: ObjectiveSection, rows: int, divisor: int
 ) -> GroupLoss:
     """Loss of one group, such that the sum over a minibatch's groups is that minibatch's loss.
 

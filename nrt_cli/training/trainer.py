@@ -112,11 +112,8 @@ def rate_factor(settings: OptimiserSection, update: int, updates: int) -> float:
     if update < warmup:
         return (update + 1) / (warmup + 1)
     progress = (update - warmup) / max(1, updates - warmup)
-    return {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[settings.schedule]
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": cosine}[settings.schedule]
 
 
 class Trainer:

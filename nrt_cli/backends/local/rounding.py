@@ -29,10 +29,7 @@ UNMEASURED = {torch.bfloat16: 0.2, torch.float16: 0.02, torch.float32: 1e-3}
 
 @torch.no_grad()
 def allowed_gap(
-    model: PreTrainedModel,
-    *ways: Callable[[], Tensor],
-    floor: float = FLOOR,
-    weights_N: Tensor | None = None,
+    model: PreTrainedModel, *ways: Callable[[], Tensor], floor: float = FLOOR, weights_N: Tensor | None = None
 ) -> float:
     """The mean difference, in nats, that rounding explains between ways to the same log-probs.
 

@@ -9,12 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from verl.experimental.agent_loop.agent_loop import (
-    AgentLoopBase,
-    AgentLoopManager,
-    AgentLoopOutput,
-    AgentLoopWorker,
-)
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 
 from nrt_cli.backends.local.decoding import rollout_of
 from nrt_cli.objective.rows import trace_prompt

@@ -11,8 +11,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
 
 from nrt_cli.backends.verl.loss import loss
 from nrt_cli.backends.verl.settings import environment
@@ -28,13 +30,15 @@ START = 1800.0
 class Processes:
     """The ranks of one run, and what they run on, from start to `close`.
 
-    A subclass sets `workers`, a worker group of verl's, in `start`.
-
-    Raises:
-        TimeoutError: something did not start in time.
+    A subclass sets what is declared here in `start`. Raises TimeoutError where something does not start in time.
     """
 
     workers: Any
+    """A worker group of verl's."""
+    sequence: int
+    """Ranks that share a row."""
+    budget: int
+    """Tokens of a rank's forward pass."""
     asleep = False
     """Whether vLLM's servers have given their memory back, and their weights with it."""
 
@@ -54,11 +58,6 @@ class Processes:
         """Bring the ranks up."""
         raise NotImplementedError
 
-    sequence: int
-    """Ranks that share a row."""
-    budget: int
-    """Tokens of a rank's forward pass."""
-
     @property
     def ranks(self) -> int:
         """Ranks that hold different rows."""
@@ -77,8 +76,6 @@ class Processes:
 
     def close(self) -> None:
         """End every process that was started."""
-        import ray
-
         with contextlib.suppress(Exception):
             ray.shutdown()
         self._calls.put(None)
@@ -110,7 +107,6 @@ class Processes:
                 future.set_exception(own if isinstance(own, NrtError) else error)
 
     def _start_ray(self) -> None:
-        import ray
         from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
         if ray.is_initialized():
@@ -132,13 +128,10 @@ class Processes:
 class Cluster(Processes):
     """The ranks, vLLM's servers beside them, and the agent-loop workers that ask those for traces."""
 
-    def __init__(self, settings: DictConfig, gpu: bool, seconds: float) -> None:
-        actor = settings.actor_rollout_ref.actor
-        self.sequence, self.budget = int(actor.ulysses_sequence_parallel_size), int(actor.ppo_max_token_len_per_gpu)
-        self.sleeps = bool(settings.actor_rollout_ref.rollout.free_cache_engine)
-        super().__init__(settings, gpu, seconds)
-
     def start(self) -> None:
+        actor = self.settings.actor_rollout_ref.actor
+        self.sequence, self.budget = int(actor.ulysses_sequence_parallel_size), int(actor.ppo_max_token_len_per_gpu)
+        self.sleeps = bool(self.settings.actor_rollout_ref.rollout.free_cache_engine)
         self.trainer = self.starting("the ranks and vLLM's servers to start", lambda: _trainer(self.settings))
         self.workers = self.trainer.actor_rollout_wg
         self.within("the ranks to take the loss", lambda: self.workers.set_loss_fn(loss))
@@ -165,8 +158,6 @@ class Cluster(Processes):
         return self.within("a pass of the starting model", lambda: reference.compute_ref_log_prob(batch))
 
     def update(self, batch: TensorDict) -> dict[str, Any]:
-        from verl.utils import tensordict_utils as tu
-
         return dict(tu.get(self.within("an update", lambda: self.workers.update_actor(batch)), "metrics"))
 
     def publish(self, step: int) -> None:
@@ -206,18 +197,13 @@ class TrainingRanks(Processes):
     the trainer's. So its loop is left out and its workers are asked for one step at a time.
     """
 
-    def __init__(self, settings: DictConfig, gpu: bool, seconds: float) -> None:
-        self.sequence = int(settings.engine.ulysses_sequence_parallel_size)
-        self.budget = int(settings.data.max_token_len_per_gpu)
-        super().__init__(settings, gpu, seconds)
-
     def start(self) -> None:
+        self.sequence = int(self.settings.engine.ulysses_sequence_parallel_size)
+        self.budget = int(self.settings.data.max_token_len_per_gpu)
         self.trainer = self.starting("verl's workers to start", lambda: _sft_trainer(self.settings))
         self.workers = self.trainer.training_client
 
     def update(self, batch: TensorDict) -> dict[str, Any]:
-        from verl.utils import tensordict_utils as tu
-
         self._dress(batch)
         output = self.within("an update", lambda: self.workers.train_mini_batch(batch).get())
         return dict(tu.get(output, "metrics"))
@@ -228,8 +214,6 @@ class TrainingRanks(Processes):
 
     def _dress(self, batch: TensorDict) -> None:
         """What the actor's worker adds by itself to a batch."""
-        from verl.utils import tensordict_utils as tu
-
         tu.assign_non_tensor(
             batch,
             use_remove_padding=self.settings.model.use_remove_padding,
@@ -241,7 +225,6 @@ class TrainingRanks(Processes):
 
 def _sft_trainer(settings: DictConfig) -> Any:
     """verl's SFT trainer, set up, without its data and with ranks whose learning rate comes with each update."""
-    import ray
     from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
     from verl.trainer.sft_trainer_ray import SFTTrainer
     from verl.workers.engine_workers import TrainingWorkerConfig

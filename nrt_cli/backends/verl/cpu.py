@@ -7,7 +7,6 @@ shim says what stops without it. They reach into verl, so they refuse any versio
 import contextlib
 import importlib.metadata
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,29 +37,27 @@ import verl.utils.distributed as verl_distributed  # noqa: E402  after the metad
 from verl.plugin.platform import PlatformBase, PlatformRegistry  # noqa: E402
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """What a CPU has no use for."""
+def _always(value: Any) -> Any:
+    """What a CPU has one answer to, or no use for."""
+    return lambda *_, **__: value
 
 
 def _device_module() -> types.ModuleType:
     """torch.cpu with what verl calls on torch.cuda besides."""
     module = types.ModuleType("nrt_cpu_device")
-    for name in (name for name in dir(torch.cpu) if not name.startswith("__")):
-        setattr(module, name, getattr(torch.cpu, name))
-    for name in ("empty_cache", "ipc_collect", "set_device", "reset_peak_memory_stats", "synchronize"):
-        setattr(module, name, _nothing)
-    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
-        setattr(module, name, lambda *_: 0)
-    extra = {
-        "mem_get_info": lambda *_: (0, 0),
-        "get_device_name": lambda *_: "CPU",
+    nothing = ("empty_cache", "ipc_collect", "set_device", "reset_peak_memory_stats", "synchronize")
+    zero = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
+    vars(module).update(
+        {name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("__")}
+        | dict.fromkeys(nothing, _always(None))
+        | dict.fromkeys(zero, _always(0)),
+        mem_get_info=_always((0, 0)),
+        get_device_name=_always("CPU"),
         # False, so that nobody divides a memory of 0 bytes between processes.
-        "is_available": lambda: False,
-        "get_rng_state": torch.get_rng_state,
-        "set_rng_state": torch.set_rng_state,
-    }
-    for name, value in extra.items():
-        setattr(module, name, value)
+        is_available=_always(False),
+        get_rng_state=torch.get_rng_state,
+        set_rng_state=torch.set_rng_state,
+    )
     return module
 
 
@@ -71,60 +68,27 @@ DEVICE = _device_module()
 class CpuPlatform(PlatformBase):
     """verl has platforms for CUDA and NPU only, and stops at its import without one."""
 
-    device_name = property(lambda self: "cpu")
-    vendor_name = property(lambda self: "cpu")
+    device_name = vendor_name = property(lambda self: "cpu")
     device_module = property(lambda self: DEVICE)
+    is_available = _always(True)
+    current_device, device_count = _always("cpu"), _always(1)
+    get_device_capability = _always((None, None))
+    communication_backend_name = _always("gloo")
+    visible_devices_envvar = _always("CUDA_VISIBLE_DEVICES")
+    nvtx_range = _always(contextlib.nullcontext())
+    # verl gives each rank a whole accelerator; ours are CPUs that Ray is told are GPUs (`cluster.py`).
+    ray_resource_name = _always("GPU")
+    ray_noset_envvars = _always(["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"])
+    # Weights reach the sampler through shared memory, there being no CUDA handle to send.
+    is_ipc_supported = _always(False)
 
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return True
-
-    def current_device(self) -> str:
-        return "cpu"
-
-    def device_count(self) -> int:
-        return 1
+    set_device = synchronize = set_allocator_settings = empty_cache = _always(None)
+    profiler_start = profiler_stop = cudart = _always(None)
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
-
-    @contextlib.contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-    def ray_resource_name(self) -> str:
-        """verl gives each rank a whole accelerator; ours are CPUs that Ray is told are GPUs (`cluster.py`)."""
-        return "GPU"
-
-    def ray_noset_envvars(self) -> list[str]:
-        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
-
-    def ray_resource_options(self, num_gpus: float) -> dict[str, float]:
-        return {"num_gpus": num_gpus}
-
-    def is_ipc_supported(self) -> bool:
-        """Weights reach the sampler through shared memory, there being no CUDA handle to send."""
-        return False
-
-    def rollout_env_vars(self) -> dict[str, str]:
-        return {}
-
-    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
-    profiler_start = profiler_stop = cudart = _nothing
+    manual_seed_all = manual_seed
 
 
 _initialise = verl_distributed.initialize_global_process_group_ray

@@ -40,18 +40,14 @@ class NrtEngine(FSDPEngineWithLMHead):
     ) -> dict[str, torch.Tensor]:
         if "temperatures" in micro_batch.keys():  # noqa: SIM118  a TensorDict has no `in`
             temperatures = micro_batch["temperatures"]
-            if micro_batch_is_packed(micro_batch):
+            # Packed: rows lie one after another in one, without padding.
+            if tu.get_non_tensor_data(micro_batch, "use_remove_padding", True):
                 values = temperatures.values()[None]
                 values = torch.nn.functional.pad(values, (0, output.logits.shape[1] - values.shape[1]), value=1.0)
             else:
                 values = temperatures.to_padded_tensor(1.0, output_size=output.logits.shape[:2])
             output.logits = output.logits / values[..., None].to(output.logits.dtype)
         return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-
-
-def micro_batch_is_packed(micro_batch: TensorDict) -> bool:
-    """Whether the rows lie one after another in one, without padding."""
-    return bool(tu.get_non_tensor_data(micro_batch, "use_remove_padding", True))
 
 
 class TrainingRank(TrainingWorker):
