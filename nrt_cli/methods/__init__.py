@@ -1,4 +1,4 @@
-"""The methods: what is learned. A file each, found here; from their facts come choices, tables, plans and documents.
+"""The methods: what is learned. Found in the files here; from their facts come choices, tables, plans and documents.
 
 Imports no torch: what computes is a function of tensors that it is given.
 """
@@ -110,8 +110,7 @@ def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
         setting: where the name was given, for the error.
         kinds: what it may be registered as; what is not registered is taken for what the setting needs.
 
-    Raises:
-        ConfigError: it cannot be imported, or was registered as something else.
+    Raises ConfigError where it cannot be imported or was registered as something else.
     """
     module, _, attribute = name.partition(":")
     if "" not in sys.path:

@@ -28,25 +28,10 @@ from nrt_cli.text.tokens import ThinkTokens
 from nrt_cli.training.locate import locate_inputs
 
 FREE_ON_RESUME = (
-    "model.path",
-    "model.gradient_checkpointing",
-    "engine.packing",
-    "engine.patience",
-    "data.train",
-    "data.validation",
-    "data.strict",
-    "rollout.batch_rows",
-    "train.steps",
-    "train.epochs",
-    "train.micro_batch_tokens",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.validate_every",
-    "train.trace_groups",
-    "train.on_collapse",
-    "train.threads",
-    "track.to",
-    "track.project",
+    *("model.path", "model.gradient_checkpointing", "engine.packing", "engine.patience", "rollout.batch_rows"),
+    *("data.train", "data.validation", "data.strict", "train.steps", "train.epochs", "train.micro_batch_tokens"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.validate_every", "train.trace_groups"),
+    *("train.on_collapse", "train.threads", "track.to", "track.project"),
 )
 """Keys that may change when a run is resumed: none changes what a step does. Moved files must be the same files."""
 

@@ -48,8 +48,7 @@ class Reasoner:
         section: dtype and device; its path is not used.
         batch_rows: rows in flight. Replies do not depend on it.
 
-    Raises:
-        ModelError: there is no model, or it lacks think tokens, eos or pad.
+    Raises ModelError where there is no model, or it lacks think tokens, eos or pad.
     """
 
     def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
@@ -78,9 +77,14 @@ class Reasoner:
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
         """Each request with its reply as it finishes, in any order; more at once keep more rows busy."""
         asked = list(requests)
-        yield from self._score([request for request in asked if request.mode == "loglikelihood"])
-        drafts = [self.draft(request) for request in asked if request.mode == "generate"]
-        for draft in self.steps(drafts):
+        # Log-probabilities of continuations; NaN for those that do not fit the model.
+        scored = [request for request in asked if request.mode == "loglikelihood"]
+        fits = lambda r: self.positions is None or len(r.prompt_ids) + len(r.continuation_ids) <= self.positions  # noqa: E731
+        yield from ((request, Reply(logprob=math.nan, cut=True)) for request in scored if not fits(request))
+        # Neighbours that share a prompt share its computation.
+        fitting = sorted(filter(fits, scored), key=lambda r: (len(r.prompt_ids), r.prompt_ids))
+        yield from ((request, Reply(logprob=logprob)) for request, logprob in self._logprobs(fitting))
+        for draft in self.steps([self.draft(request) for request in asked if request.mode == "generate"]):
             if draft.done:
                 yield draft.request, draft.reply()
 
@@ -103,35 +107,25 @@ class Reasoner:
         """Complete drafts; each is yielded whenever it has got a token, and once where there is no room for any."""
         yield from (draft for draft in drafts if draft.done)
         # Prompts with the same worked examples join together, so that these are read once; then the long ones first.
-        waiting = deque(sorted((d for d in drafts if not d.done), key=_beginning))
-        if waiting:
-            with prepacked(self.model):
-                yield from self._in_flight(waiting)
-
-    def _in_flight(self, waiting: deque[Draft]) -> Iterator[Draft]:
-        """Steps of `batch_rows` rows, in which those that are finished are replaced by those that wait."""
-        batch = open_batch(self.model, self.tokens.pad_id)
-        rows: list[_Row] = []
-        while waiting or any(row.live for row in rows):
-            if sum(not row.live for row in rows) >= REFILL_SHARE * len(rows):
-                batch.keep([i for i, row in enumerate(rows) if row.live])
-                rows = [row for row in rows if row.live]
-            logits = [batch.step([row.reads for row in rows], [row.live for row in rows])] if rows else []
-            if new := [_Row(waiting.popleft()) for _ in range(min(len(waiting), self.batch_rows - len(rows)))]:
-                logits.append(batch.add([row.draft.context for row in new]))
-                rows += new
-            for row, token in zip(rows, choose(torch.cat(logits), rows), strict=True):
-                if row.live:
-                    row.take(token)
-                    yield row.draft
-
-    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Log-probabilities of continuations; NaN for those that do not fit the model."""
-        fits = lambda r: self.positions is None or len(r.prompt_ids) + len(r.continuation_ids) <= self.positions  # noqa: E731
-        yield from ((request, Reply(logprob=math.nan, cut=True)) for request in requests if not fits(request))
-        # Neighbours that share a prompt share its computation.
-        fitting = sorted(filter(fits, requests), key=lambda r: (len(r.prompt_ids), r.prompt_ids))
-        yield from ((request, Reply(logprob=logprob)) for request, logprob in self._logprobs(fitting))
+        beginning = lambda draft: (draft.request.prompt_ids[:OPENING], -len(draft.request.prompt_ids))  # noqa: E731
+        waiting = deque(sorted((draft for draft in drafts if not draft.done), key=beginning))
+        if not waiting:
+            return
+        with prepacked(self.model):
+            batch = open_batch(self.model, self.tokens.pad_id)
+            rows: list[_Row] = []
+            while waiting or any(row.live for row in rows):
+                if sum(not row.live for row in rows) >= REFILL_SHARE * len(rows):
+                    batch.keep([i for i, row in enumerate(rows) if row.live])
+                    rows = [row for row in rows if row.live]
+                logits = [batch.step([row.reads for row in rows], [row.live for row in rows])] if rows else []
+                if new := [_Row(waiting.popleft()) for _ in range(min(len(waiting), self.batch_rows - len(rows)))]:
+                    logits.append(batch.add([row.draft.context for row in new]))
+                    rows += new
+                for row, token in zip(rows, choose(torch.cat(logits), rows), strict=True):
+                    if row.live:
+                        row.take(token)
+                        yield row.draft
 
     def _logprobs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, float]]:
         """Each request with the log-probability of its continuation."""
@@ -156,12 +150,6 @@ class LoadedReasoner(Reasoner):
     def steps(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
         with evaluating(self.model):
             yield from super().steps(drafts)
-
-
-def _beginning(draft: Draft) -> tuple[tuple[int, ...], int]:
-    """What a prompt begins with, and how long it is."""
-    ids = draft.request.prompt_ids
-    return ids[:OPENING], -len(ids)
 
 
 class _Row:
@@ -238,16 +226,12 @@ TURNS = 8
 
 
 class VllmReasoner(Reasoner):
-    """The same replies as from transformers where decoding is greedy, up to rounding; random streams are vLLM's.
+    """The same replies as from transformers where decoding is greedy, up to rounding; random streams are vLLM's."""
 
-    Raises:
-        ModelError: as Reasoner does; or vLLM is not installed.
-    """
-
-    def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
+    def __init__(self, *args: Any) -> None:
         if installed() is None:
             raise ModelError(f"vllm is not installed; {INSTALL}, or use --engine hf.")
-        super().__init__(folder, section, batch_rows)
+        super().__init__(*args)
         self.longest = self.positions = min(self.positions or LONGEST, LONGEST)
 
     @cached_property
@@ -313,7 +297,6 @@ def open_reasoner(
 ) -> Reasoner:
     """A model folder behind transformers in this process, or behind vLLM; its weights are loaded at the first request.
 
-    Raises:
-        ModelError: there is no model, it lacks think tokens, or vLLM is asked for and not installed.
+    Raises ModelError where there is no model, it lacks think tokens, or vLLM is asked for and not installed.
     """
     return (Reasoner if engine == "hf" else VllmReasoner)(folder, section, batch_rows)
