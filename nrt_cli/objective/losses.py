@@ -147,9 +147,24 @@ def group_loss(
     log_ratio_KZ = torch.where(credit_KZ, logprobs.trace_KZ - old_KZ, 0.0)
     sequence_ratio_K = log_ratio_KZ.detach().sum(-1).exp()
 
-    surrogate_KZ, slope_KZ, clipped_KZ = _surrogate(
-        logprobs.trace_KZ, log_ratio_KZ, advantage.advantage_K.to(dtype), objective
-    )
+    # The objective to maximise, its slope by log pi, and where its ratio is outside the clip range (decision 8). All
+    # three have the gradient A * grad log pi where the ratio is 1.
+    advantage_K1 = advantage.advantage_K.to(dtype)[:, None]
+    ratio_KZ, low, high = log_ratio_KZ.exp(), 1 - objective.clip_low, 1 + objective.clip_high
+    bounded_KZ, clipped_KZ = ratio_KZ.clamp(low, high), (ratio_KZ < low) | (ratio_KZ > high)
+    if objective.ratio == "ppo":
+        free_KZ, held_KZ = ratio_KZ * advantage_K1, bounded_KZ * advantage_K1
+        surrogate_KZ, slope_KZ = torch.minimum(free_KZ, held_KZ), torch.where(free_KZ <= held_KZ, free_KZ, 0.0).detach()
+    else:
+        if objective.ratio == "sequence":
+            slope_KZ = (sequence_ratio_K[:, None] * advantage_K1).expand_as(ratio_KZ)
+            clipped_KZ = torch.zeros_like(clipped_KZ)
+        else:
+            # cispo: the clamped ratio is a weight, not differentiated; tokens already pushed past the range in the
+            # direction of their advantage are left out.
+            past_KZ = ((advantage_K1 > 0) & (ratio_KZ > high)) | ((advantage_K1 < 0) & (ratio_KZ < low))
+            slope_KZ = torch.where(past_KZ, 0.0, bounded_KZ.detach() * advantage_K1)
+        surrogate_KZ = slope_KZ * logprobs.trace_KZ
     if objective.tis_cap is not None and context.sampler_trace_KZ is not None:
         # The gap between pi_old in the trainer and in the sampler is numerical; its ratio is cut at the cap.
         sampler_gap_KZ = torch.where(context.sampled_mask_KZ, old_KZ.detach() - context.sampler_trace_KZ, 0.0)
@@ -172,7 +187,13 @@ def group_loss(
         # Eq. 8 to the letter: r_k multiplies both terms, without clipping.
         signal_KT = signal_KT * sequence_ratio_K[:, None]
     if objective.balance == "auto":
-        signal_KT = signal_KT * _balance(logprobs, credit_KZ, signal_KT)
+        # At most 1: what keeps the answer term's push within a share of what the trace term has to work with. That is a
+        # trace term whose advantages are all 1, since those of a group that is dead today say nothing about the
+        # balance, and whose traces each have a token left to choose: where traces are empty or certain, y* is learned
+        # on. It depends on nothing outside the group, so results do not depend on how a minibatch is cut up.
+        undecided_KZ = torch.where(credit_KZ, -torch.expm1(logprobs.trace_KZ.detach()), 0.0)
+        allowed = ANSWER_SHARE * undecided_KZ.sum(-1).clamp(min=1.0).sum()
+        signal_KT = signal_KT * (allowed / _push(answer_KT, signal_KT).clamp(min=allowed))
     answer_K = -(signal_KT * answer_KT).sum(-1)
 
     # Eq. 11: log pi(t_end | x, t_start, z) and log pi(t_start | x), 0 where not supervised (decision 10).
@@ -211,18 +232,6 @@ def group_loss(
     )
 
 
-def _balance(logprobs: GroupLogprobs, credit_KZ: Tensor, signal_KT: Tensor) -> Tensor:
-    """At most 1: what keeps the answer term's push within a share of what the trace term has to work with.
-
-    That is a trace term whose advantages are all 1, since those of a group that is dead today say nothing about the
-    balance, and whose traces each have a token left to choose: where traces are empty or certain, y* is learned on.
-    It depends on nothing outside the group, so results do not depend on how a minibatch is cut up.
-    """
-    undecided_KZ = torch.where(credit_KZ, -torch.expm1(logprobs.trace_KZ.detach()), 0.0)
-    allowed = ANSWER_SHARE * undecided_KZ.sum(-1).clamp(min=1.0).sum()
-    return allowed / _push(logprobs.answer_KT, signal_KT).clamp(min=allowed)
-
-
 def _push(logprobs: Tensor, slope: Tensor | None = None) -> Tensor:
     """Sum over tokens of |slope| (1 - p): the size of the loss's gradient by each token's own logit.
 
@@ -232,32 +241,6 @@ def _push(logprobs: Tensor, slope: Tensor | None = None) -> Tensor:
     """
     size = -torch.expm1(logprobs.detach())
     return (size if slope is None else slope.abs() * size).sum()
-
-
-def _surrogate(
-    logprobs_KZ: Tensor, log_ratio_KZ: Tensor, advantage_K: Tensor, objective: ObjectiveSection
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-token objective to maximise, its slope by log pi, and where its ratio is outside the clip range (decision 8).
-
-    All three have the gradient A * grad log pi where the ratio is 1.
-    """
-    advantage_K1 = advantage_K[:, None]
-    ratio_KZ = log_ratio_KZ.exp()
-    low, high = 1 - objective.clip_low, 1 + objective.clip_high
-    outside_KZ = (ratio_KZ < low) | (ratio_KZ > high)
-    if objective.ratio == "sequence":
-        sequence_ratio_K1 = log_ratio_KZ.detach().sum(-1, keepdim=True).exp()
-        slope_KZ = (sequence_ratio_K1 * advantage_K1).expand_as(logprobs_KZ)
-        return slope_KZ * logprobs_KZ, slope_KZ, torch.zeros_like(outside_KZ)
-    bounded_KZ = ratio_KZ.clamp(low, high)
-    if objective.ratio == "ppo":
-        free_KZ, held_KZ = ratio_KZ * advantage_K1, bounded_KZ * advantage_K1
-        return torch.minimum(free_KZ, held_KZ), torch.where(free_KZ <= held_KZ, free_KZ, 0.0).detach(), outside_KZ
-    # cispo: the clamped ratio is a weight, not differentiated; tokens already pushed past the range in the direction
-    # of their advantage are left out.
-    past_KZ = ((advantage_K1 > 0) & (ratio_KZ > high)) | ((advantage_K1 < 0) & (ratio_KZ < low))
-    slope_KZ = torch.where(past_KZ, 0.0, bounded_KZ.detach() * advantage_K1)
-    return slope_KZ * logprobs_KZ, slope_KZ, outside_KZ
 
 
 # --- one group of traces under any scheme: what was rewarded, and what it would have been otherwise ------------------

@@ -251,8 +251,10 @@ class _Attend(torch.autograd.Function):
                 # Without an order among queries, those of all heads that share a key head are more queries to it.
                 part, part_sums = flash(_per_key_head(queries, key), keys, values, 0.0, False, scale=scaling)
                 part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
-            if joins:
-                part, part_sums = _join(out[:, :, at], sums[:, :, at], part, part_sums)
+            if joins:  # attention to two stretches from attention to each
+                before, both = sums[:, :, at], torch.logaddexp(sums[:, :, at], part_sums)
+                weight, part_weight = (before - both).exp()[..., None], (part_sums - both).exp()[..., None]
+                part, part_sums = (out[:, :, at] * weight + part * part_weight).to(out.dtype), both
             out[:, :, at], sums[:, :, at] = part, part_sums
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.segments, ctx.scaling = segments, scaling
@@ -296,13 +298,6 @@ def _calls(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, bool, bo
             yield slice(*tail), slice(*tail), True, has_prefix
 
 
-def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to two stretches from attention to each."""
-    both = torch.logaddexp(sums, part_sums)
-    weight, part_weight = (sums - both).exp()[..., None], (part_sums - both).exp()[..., None]
-    return (out * weight + part * part_weight).to(out.dtype), both
-
-
 def _per_head(shared: Tensor, query: Tensor) -> Tensor:
     """Keys or values, once for each query head."""
     return shared.repeat_interleave(query.shape[1] // shared.shape[1], 1)
@@ -314,6 +309,9 @@ def _per_key_head(queries: Tensor, key: Tensor) -> Tensor:
 
 
 # --- the same on a GPU -----------------------------------------------------------------------------------------------
+
+compiled = cache(lambda: torch.compile(flex_attention, dynamic=True))
+"""Compiled once; lengths differ from pass to pass."""
 
 
 class FlexSegments:
@@ -342,12 +340,6 @@ class FlexSegments:
         self.mask = create_block_mask(sees, None, None, length, length, device=str(device))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        attend = _compiled() if query.is_cuda else flex_attention
+        attend = compiled() if query.is_cuda else flex_attention
         out: Tensor = attend(query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=True)
         return out
-
-
-@cache
-def _compiled() -> Any:
-    """Compiled once; lengths differ from pass to pass."""
-    return torch.compile(flex_attention, dynamic=True)

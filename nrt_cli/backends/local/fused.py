@@ -100,7 +100,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide_ND, inverse_N1 = _inverse_rms(x_ND, eps)
+        wide_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+        inverse_N1 = torch.rsqrt(wide_ND.pow(2).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x_ND, weight_D, inverse_N1)
         return weight_D * (wide_ND * inverse_N1).to(x_ND.dtype)
 
@@ -114,9 +115,3 @@ class _RMSNorm(torch.autograd.Function):
         along_N1 = (inner_ND * normed_ND).mean(-1, keepdim=True)
         grad_x_ND = inner_ND.sub_(normed_ND.mul_(along_N1)).mul_(inverse_N1)
         return grad_x_ND.to(x_ND.dtype), grad_weight_D, None
-
-
-def _inverse_rms(x_ND: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x in at least float32, and 1 / rms(x)."""
-    wide_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
-    return wide_ND, torch.rsqrt(wide_ND.pow(2).mean(-1, keepdim=True) + eps)

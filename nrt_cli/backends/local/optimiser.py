@@ -11,23 +11,12 @@ from nrt_cli.config import OptimiserSection
 from nrt_cli.errors import ConfigError
 
 
-def _adamw(settings: OptimiserSection) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW with the states asked for. Raises ConfigError where bitsandbytes is missing."""
-    if settings.states != "8bit":
-        return partial(torch.optim.AdamW, fused=True)
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise ConfigError("optimiser.states=8bit needs bitsandbytes; pip install 'nrt-cli[lora]'.") from None
-    # Paged states move to the CPU when the GPU is full; on a CPU there is nowhere to move.
-    return bitsandbytes.optim.PagedAdamW8bit if torch.cuda.is_available() else bitsandbytes.optim.AdamW8bit
-
-
 class Optimiser:
     """Updates a model's weights; where they are narrower than float32, through float32 copies.
 
     Each backward pass moves its gradients into float32 sums and frees them, so sums over micro-batches do not lose
-    small contributions, and a learning rate of 1e-5 is not rounded away.
+    small contributions, and a learning rate of 1e-5 is not rounded away. Raises ConfigError where bitsandbytes is
+    needed and missing.
     """
 
     def __init__(self, model: nn.Module, settings: OptimiserSection) -> None:
@@ -35,13 +24,16 @@ class Optimiser:
         # named_parameters lists a tied head once.
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.masters = {name: self._master(weight) for name, weight in self.weights.items()}
-        self.adamw = _adamw(settings)(
-            self.masters.values(),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
+        adamw: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=True)
+        if settings.states == "8bit":
+            try:
+                from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+            except ImportError:
+                raise ConfigError("optimiser.states=8bit needs bitsandbytes; pip install 'nrt-cli[lora]'.") from None
+            # Paged states move to the CPU when the GPU is full; on a CPU there is nowhere to move.
+            adamw = PagedAdamW8bit if torch.cuda.is_available() else AdamW8bit
+        lr, betas, eps, decay = settings.lr, settings.betas, settings.eps, settings.weight_decay
+        self.adamw = adamw(self.masters.values(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
 
     def _master(self, weight: nn.Parameter) -> nn.Parameter:
         device = torch.device("cpu") if self.settings.states == "cpu" else weight.device

@@ -128,15 +128,12 @@ class Policy:
     def _check_head(self) -> None:
         """Refuse models whose logits are not head @ hidden, such as those with a logit scale."""
         ids = torch.arange(8, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-
-        def plain() -> Tensor:
-            logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].double()
-            return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-
+        logits = lambda: self.model(input_ids=ids, use_cache=False).logits[0, :-1].double()  # noqa: E731
+        plain = lambda: logits().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]  # noqa: E731
+        ours = lambda: self.score([Row(tuple(ids[0].tolist()), 1)])[0]  # noqa: E731
         want = plain()
         if not want.isfinite().all():
             raise ModelError("the model's weights are not finite: its log-probabilities are NaN or infinite.")
-        ours = lambda: self.score([Row(tuple(ids[0].tolist()), 1)])[0]  # noqa: E731
         gap_N = (ours() - want).abs()
         if not float(gap_N.mean()) <= allowed_gap(self.model, plain, ours):
             raise ModelError(

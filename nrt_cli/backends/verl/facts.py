@@ -55,11 +55,8 @@ def opening(config: "RunConfig", run_dir: Path, steps: int) -> Iterator[Any]:
     with console.noise_to(log):
         console.note(f"starting Ray, the ranks and the sampler, which takes a minute or two; their output: {log}")
         try:
-            backend = open_backend(config, run_dir, steps)
-            try:
+            with contextlib.closing(open_backend(config, run_dir, steps)) as backend:
                 yield backend
-            finally:
-                backend.close()
         except (KeyboardInterrupt, NrtError):
             raise
         except Exception as error:
