@@ -118,9 +118,7 @@ def lengths_of_text(sources: Sequence[str], suffix: str | None) -> Lengths:
 def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, gpu: Gpu) -> Plan:
     """Predict a run. Pure: everything it depends on is an argument, and the dtype is resolved.
 
-    Args:
-        examples: how many are left to train on after the caps.
-        lengths: what to expect; where the caps are lower, those.
+    `examples` are left to train on after the caps; `lengths` are what to expect, or the caps where those are lower.
     """
     train, rollout, parallel = config.train, config.rollout, config.parallel
     sampled, distributed = config.samples, config.backend.DISTRIBUTED
@@ -299,12 +297,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
 
 
 def disk_of(config: RunConfig, steps: int, checkpoint: float, parameters: float) -> tuple[float, float]:
-    """Bytes of a run's checkpoints and exported model: the most while it goes on, and what is left.
-
-    Args:
-        checkpoint: bytes of one.
-        parameters: of the model.
-    """
+    """Bytes of a run's checkpoints (each of `checkpoint`) and exported model: at most, and what is left at its end."""
     train, local = config.train, not config.backend.DISTRIBUTED
     saved = math.ceil(steps / train.checkpoint_every)
     exported = parameters * (NARROW if config.model.dtype == "bfloat16" and local else WIDE)

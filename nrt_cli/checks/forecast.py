@@ -72,12 +72,7 @@ class Forecast:
 
 
 def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forecast:
-    """Sample, score and answer the bank, then look at every cell.
-
-    Args:
-        count: questions.
-        say: told what is being done and how long it will take.
-    """
+    """Sample, score and answer a bank of `count` questions, then look at every cell; `say` is told how it goes."""
     config = start.new_config(config)
     if not config.samples or config.backend.DISTRIBUTED:
         raise ConfigError(

@@ -57,9 +57,8 @@ def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
 class Layout:
     """The sequences of the objective over one set of think tokens.
 
-    Args:
-        bare_null: the null trace lacks t_start too (decision 12).
-        credit_eos: an eos that ended a trace is scored too, as the policy's choice (decision 30).
+    With `bare_null` the null trace lacks t_start too (decision 12); with `credit_eos` an eos that ended a trace is
+    scored too, as the policy's choice (decision 30).
     """
 
     def __init__(self, tokens: ThinkTokens, bare_null: bool = False, credit_eos: bool = False) -> None:

@@ -55,11 +55,8 @@ class Objective:
         return {key: value for key, value in vars(self).items() if key != "method"}
 
     def of_group(self, group: RolloutGroup, known: Known, traces: int) -> Unit:
-        """A group's traces, and its null trace where that is not known: its row comes last, and no loss reaches it.
-
-        Args:
-            traces: those of the whole minibatch.
-        """
+        """A group's traces of the minibatch's `traces`, and its null trace where that is not known: the last row, which
+        no loss reaches."""
         rows = self.layout.rows(group) if known.base_logprobs_T is not None else self.layout.rows_with_null(group)
         return Unit(tuple(rows), partial(self._group, group, known, traces))
 

@@ -52,10 +52,8 @@ def pretrain(
 ) -> None:
     """Train on `batch(step)` for steps 0 to `steps` and save model and tokenizer, as a hub model would be, in `folder`.
 
-    On one thread, so that the same arguments give the same weights on the same machine.
-
-    Args:
-        progress: called after every step with the number of steps done and the loss in nats per token.
+    On one thread, so that the same arguments give the same weights on the same machine. `progress` is called after
+    every step with the number of steps done and the loss in nats per token.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

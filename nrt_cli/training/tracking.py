@@ -30,12 +30,8 @@ class Trackers:
     A tracker that fails while the run goes on is named through `complain` and dropped: what it would have shown is in
     the run directory, and no dashboard is worth a run.
 
-    A resumed run goes on in the tracker's own run. It takes some steps again, which come out as they did before: what
-    was logged of them is not logged twice.
-
-    Args:
-        done: the step after which a resumed run goes on; None for a new one.
-        logged: kind and step of the records that earlier processes logged.
+    A resumed run goes on after step `done` (None: it is a new one) in the tracker's own run. It takes some steps again,
+    which come out as they did before: what earlier processes `logged`, by kind and step, is not logged twice.
     """
 
     def __init__(

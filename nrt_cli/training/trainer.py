@@ -117,14 +117,9 @@ def rate_factor(settings: OptimiserSection, update: int, updates: int) -> float:
 
 
 class Trainer:
-    """A run's policy in training.
+    """A run's policy in training: `updated` of the whole run's `updates` optimiser steps are taken.
 
-    Args:
-        updates: optimiser steps of the whole run.
-        factor: share of the peak learning rate at an update (from 0); None: as the config's schedule has it.
-
-    Attributes:
-        updated: optimiser steps taken.
+    `factor` is the share of the peak learning rate at an update (from 0); None: as the config's schedule has it.
     """
 
     def __init__(

@@ -283,10 +283,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _calls(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, bool, bool]]:
-    """Each call: a prefix, all tails to their prefix, then each tail to itself.
-
-    Queries, keys, whether causal, and whether the result joins that of an earlier call.
-    """
+    """Each call, a prefix, all tails to it, each tail to itself: queries, keys, if causal, if it joins an earlier."""
     for segment in segments:
         prefix = slice(*segment.prefix)
         has_prefix = prefix.stop > prefix.start

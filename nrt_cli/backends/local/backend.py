@@ -44,11 +44,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 class Budget:
-    """Tokens of one forward pass, halved whenever memory runs out.
-
-    Attributes:
-        say: told once, at the first time.
-    """
+    """Tokens of one forward pass, halved whenever memory runs out; `say` is told once, at the first time."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -58,8 +54,7 @@ class Budget:
     def retrying(self, work: Callable[[], Result], undo: Callable[[], None]) -> Result:
         """Do some work; where memory runs out, undo what it began and do it again with half the budget.
 
-        Raises:
-            MemoryError: it ran out at the smallest budget too.
+        Raises MemoryError where it ran out at the smallest budget too.
         """
         while True:
             try:
@@ -92,11 +87,7 @@ class Loaded(NamedTuple):
 
 
 class LocalBackend:
-    """A policy, its optimiser and its sampler; the verbs are `training.trainer.Backend`'s.
-
-    Args:
-        loaded: None: the config's model, from its folder.
-    """
+    """A policy, its optimiser and its sampler; the verbs are `training.trainer.Backend`'s. `loaded` or the config's."""
 
     def __init__(self, config: RunConfig, loaded: Loaded | None = None) -> None:
         self.config = config

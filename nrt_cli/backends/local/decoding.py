@@ -407,13 +407,9 @@ def decode(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Decode a row for each prompt, a token of every unfinished row at a time; equal prompts are read once.
 
-    Args:
-        uniforms_RC: the random number for each row and position; None decodes greedily.
-        stop_ids: a row is finished once it samples one of these, or after `cap` tokens.
-
-    Yields:
-        rows_R (row numbers, finished ones left out), tokens_R (stop tokens included) and logprobs_R under the tempered
-        distribution they were drawn from.
+    `uniforms_RC` has the random number for each row and position; None decodes greedily. A row is finished once it
+    samples one of `stop_ids`, or after `cap` tokens. Yields rows_R (row numbers, finished ones left out), tokens_R
+    (stop tokens included) and logprobs_R under the tempered distribution they were drawn from.
     """
     with evaluating(model):
         stops = torch.tensor(stop_ids, device=model.device)
@@ -445,11 +441,8 @@ def sample_groups(
 ) -> list[RolloutGroup]:
     """K traces for each example, at most `settings.batch_rows` rows at a time, in the examples' order.
 
-    Every trace has a random stream of its own, keyed by (*key, example, k), so what it samples does not depend on what
-    it shares a batch with, and a resumed run continues as if it had never stopped.
-
-    Args:
-        key: names the random streams, such as (seed, step); each trace adds its example and its k.
+    Every trace has a random stream of its own, keyed by (*key, example, k) with a key such as (seed, step), so what it
+    samples does not depend on what it shares a batch with, and a resumed run continues as if it had never stopped.
     """
     traces = [(example, k) for example in examples for k in range(group_size)]
     # Whole groups, as long as one fits: each batch reads its prompts anew.

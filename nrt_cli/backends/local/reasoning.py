@@ -42,13 +42,9 @@ SCORE_BUDGET = 4096
 class Reasoner:
     """A model folder that answers requests, in one implementation for `nrt eval` and `nrt generate`.
 
-    Tokenizer and think tokens are there at once; the weights are loaded at the first request.
-
-    Args:
-        section: dtype and device; its path is not used.
-        batch_rows: rows in flight. Replies do not depend on it.
-
-    Raises ModelError where there is no model, or it lacks think tokens, eos or pad.
+    Tokenizer and think tokens are there at once; the weights are loaded at the first request. Of `section` dtype and
+    device are used; replies do not depend on `batch_rows`, the rows in flight. Raises ModelError where there is no
+    model, or it lacks think tokens, eos or pad.
     """
 
     def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:

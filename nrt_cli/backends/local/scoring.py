@@ -16,6 +16,9 @@ from nrt_cli.models.loading import load_model, load_tokens, positions
 from nrt_cli.objective.rows import Layout, Row, trace_prompt
 from nrt_cli.records import Example, RolloutGroup
 
+BUDGET = 4096
+"""Tokens of one forward pass; results do not depend on it."""
+
 
 @dataclass(frozen=True)
 class AnswerScores:
@@ -28,22 +31,12 @@ class AnswerScores:
 class Scorer:
     """A loaded model folder; its memory does not grow with what it is asked to score.
 
-    Args:
-        section: the folder, dtype and device.
-        think_start: None where a trace follows the prompt directly.
-        bare_null: the null trace lacks t_start too (decision 12).
-        budget: tokens of one forward pass; results do not depend on it.
+    Without `think_start` a trace follows the prompt directly; with `bare_null` the null trace lacks t_start too
+    (decision 12).
     """
 
-    def __init__(
-        self,
-        section: ModelSection,
-        think_start: str | None,
-        think_end: str,
-        bare_null: bool = False,
-        budget: int = 4096,
-    ) -> None:
-        self.folder, self.budget = section.path, budget
+    def __init__(self, section: ModelSection, think_start: str | None, think_end: str, bare_null: bool = False) -> None:
+        self.folder = section.path
         self.tokenizer, self.tokens = load_tokens(section.path, think_start, think_end)
         self.policy = Policy(load_model(section), self.tokens.pad_id, packing=True)
         self.layout = Layout(self.tokens, bare_null)
@@ -60,7 +53,7 @@ class Scorer:
 
     def score(self, rows: Sequence[Row]) -> list[AnswerScores]:
         """What the model says of each row's answer."""
-        return [AnswerScores(*scores) for scores in self.policy.score_without_gradient(rows, self.budget)]
+        return [AnswerScores(*scores) for scores in self.policy.score_without_gradient(rows, BUDGET)]
 
     def row(self, example: Example, trace_ids: Sequence[int]) -> Row:
         """x [t_start] z t_end y*, of which y* is scored."""

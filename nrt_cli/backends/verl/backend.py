@@ -33,11 +33,9 @@ Scores = list[tuple[Tensor, Tensor]]
 
 
 class VerlBackend:
-    """A run's processes behind the verbs of `training.trainer.Backend`.
+    """A run's processes, `Cluster` or `TrainingRanks` (a test's may be in its own), behind `training.trainer.Backend`.
 
-    Args:
-        processes: a `Cluster` or `TrainingRanks`; a test's may be in its own process.
-        budget: tokens of a rank's forward pass; None: as the settings of the processes say.
+    `budget` are the tokens of a rank's forward pass; None: as the settings of the processes say.
     """
 
     device = torch.device("cpu")
