@@ -14,7 +14,7 @@ from typing import Any
 
 from nrt_cli import methods
 from nrt_cli.backends.machine import use_threads
-from nrt_cli.checks.interview import STEP, Interview, Prospects, SampledGroup, interview_of, prospects
+from nrt_cli.checks.interview import STEP, Prospects, SampledGroup, interview_of, prospects
 from nrt_cli.commandline import settings
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
@@ -90,7 +90,37 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     most = {"max_trace_tokens": max(caps), "group_size": max(sizes)}
     largest = config.model_copy(update={"rollout": rollout.model_copy(update=most)})
     interview = interview_of(largest, LocalTrainer(largest, 1), inputs, count)
-    banks = _banks(interview, caps, temperatures, say)
+    backend, examples, pairs = interview.trainer.backend, interview.examples, interview.pairs
+    assert backend.sampler is not None
+    # The groups of all questions by temperature and cap, a few questions at a time.
+    together = max(1, rollout.batch_rows // max(sizes))
+    parts = [*product(temperatures, range(0, len(examples), together))]
+    traces = len(examples) * max(sizes) * len(temperatures)
+    # Two products a weight and token: every trace is sampled once, and under each cap scored and answered.
+    prompt, answer = (mean([len(getattr(e, key)) for e in examples]) for key in ("prompt_ids", "answer_ids"))
+    tokens = max(caps) + sum(prompt + 2 * (each + answer) for each in caps)
+    weights = sum(weight.numel() for weight in backend.policy.model.parameters())
+    say(
+        f"{traces} traces of up to {max(caps)} tokens, each answered and scored at {len(caps)} caps: about "
+        f"{2 * weights * tokens * traces / backend.ceiling / 60:.1f} minutes at this machine's matmul rate if all run "
+        f"to the cap; the first of {len(parts)} parts tells more (--questions asks fewer)"
+    )
+    banks: dict[tuple[float, int], list[SampledGroup]] = {key: [] for key in product(temperatures, caps)}
+    started = time.perf_counter()
+    for done, (temperature, first) in enumerate(parts, 1):
+        some = slice(first, first + together)
+        part = replace(interview, examples=examples[some], pairs=pairs[some], known={})
+        backend.sampler.settings = largest.rollout.model_copy(update={"temperature": temperature})
+        groups = backend.sampler.sample_groups(part.examples, max(sizes), (config.seed, TRAIN_STREAM, STEP))
+        for each in caps:
+            trace_cap = rollout.model_copy(update={"max_trace_tokens": each}).trace_cap
+            banks[temperature, each] += part.looked_at([
+                RolloutGroup(g.example, tuple(cut_to(r, trace_cap(len(g.example.answer_ids))) for r in g.rollouts))
+                for g in groups
+            ])  # fmt: skip
+        if done < len(parts):
+            left = (time.perf_counter() - started) / done * (len(parts) - done)
+            say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
     found = {
         (method, temperature, cap, size): prospects(split(groups, size), methods.get(method), config.objective)
         for method in dict.fromkeys((config.method, *SCHEMES))
@@ -107,48 +137,26 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     # Of the cells with signal the one that changes the fewest settings, of those the cheapest, then the surest.
     chosen = min((cell for cell in cells.values() if cell.found.mark == "signal"), key=distance, default=None)
     changed = {key: value for key, value in chosen.changes.items() if own.changes[key] != value} if chosen else {}
-    asked = f"{len(interview.examples)} {interview.whose}" + (f" ({interview.ungraded})" if interview.ungraded else "")
-    return Forecast(asked, own, tuple(cells.values()), _said(own, chosen, [*cells.values()]), tuple(settings(changed)))
-
-
-def _banks(
-    interview: Interview, caps: Sequence[int], temperatures: Sequence[float], say: Callable[[str], None]
-) -> dict[tuple[float, int], list[SampledGroup]]:
-    """The groups of all questions by temperature and cap, a few questions at a time."""
-    config, backend, examples, pairs = interview.config, interview.trainer.backend, interview.examples, interview.pairs
-    assert backend.sampler is not None
-    together = max(1, config.rollout.batch_rows // config.rollout.group_size)
-    parts = [*product(temperatures, range(0, len(examples), together))]
-    traces = len(examples) * config.rollout.group_size * len(temperatures)
-    # Two products a weight and token: every trace is sampled once, and under each cap scored and answered.
-    prompt, answer = (mean([len(getattr(e, key)) for e in examples]) for key in ("prompt_ids", "answer_ids"))
-    tokens = max(caps) + sum(prompt + 2 * (cap + answer) for cap in caps)
-    weights = sum(weight.numel() for weight in backend.policy.model.parameters())
-    say(
-        f"{traces} traces of up to {max(caps)} tokens, each answered and scored at {len(caps)} caps: about "
-        f"{2 * weights * tokens * traces / backend.ceiling / 60:.1f} minutes at this machine's matmul rate if all run "
-        f"to the cap; the first of {len(parts)} parts tells more (--questions asks fewer)"
-    )
-    banks: dict[tuple[float, int], list[SampledGroup]] = {key: [] for key in product(temperatures, caps)}
-    started = time.perf_counter()
-    for done, (temperature, first) in enumerate(parts, 1):
-        part = replace(
-            interview, examples=examples[first : first + together], pairs=pairs[first : first + together], known={}
-        )
-        backend.sampler.settings = config.rollout.model_copy(update={"temperature": temperature})
-        groups = backend.sampler.sample_groups(
-            part.examples, config.rollout.group_size, (config.seed, TRAIN_STREAM, STEP)
-        )
-        for cap in caps:
-            trace_cap = config.rollout.model_copy(update={"max_trace_tokens": cap}).trace_cap
-            banks[temperature, cap] += part.looked_at([
-                RolloutGroup(g.example, tuple(cut_to(r, trace_cap(len(g.example.answer_ids))) for r in g.rollouts))
-                for g in groups
-            ])  # fmt: skip
-        if done < len(parts):
-            left = (time.perf_counter() - started) / done * (len(parts) - done)
-            say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
-    return banks
+    asked = f"{len(examples)} {interview.whose}" + (f" ({interview.ungraded})" if interview.ungraded else "")
+    # Where there is signal, what is dead, and what the config's own settings are.
+    marks = Counter(cell.found.mark for cell in cells.values())
+    said = f"Of {len(cells)} cells {marks['signal']} have signal, {marks['weak']} are weak and {marks['dead']} dead"
+    where = []
+    for key, name in zip(own.changes, ("", "temperature ", "cap ", "K "), strict=True):
+        counts: dict[str, tuple[int, int]] = {}
+        for value in dict.fromkeys(cell.changes[key] for cell in cells.values()):
+            alike = [cell.found.mark == "signal" for cell in cells.values() if cell.changes[key] == value]
+            counts[f"{name}{value}"] = (sum(alike), len(alike))
+        if len(set(counts.values())) > 1:  # else it does not matter
+            where.append(", ".join(f"{value} {some} of {all_}" for value, (some, all_) in counts.items()))
+    said += f"; with signal: {'; '.join(where)}." if where else "."
+    if chosen is None:
+        said += " None has signal: other questions, another form of them (--suffix) or a larger model are needed."
+    elif chosen is own:
+        said += " The config's own settings have signal."
+    else:
+        said += f" The config's own settings are {own.found.mark}; the nearest that have signal:"
+    return Forecast(asked, own, tuple(cells.values()), said, tuple(settings(changed)))
 
 
 def cut_to(rollout: Rollout, cap: int) -> Rollout:
@@ -165,23 +173,3 @@ def split(groups: Sequence[SampledGroup], size: int) -> list[SampledGroup]:
         for group in groups
         for start in range(0, len(group.traces) - size + 1, size)
     ]
-
-
-def _said(own: Cell, chosen: Cell | None, cells: Sequence[Cell]) -> str:
-    """Where there is signal, what is dead, and what the config's own settings are."""
-    marks = Counter(cell.found.mark for cell in cells)
-    said = f"Of {len(cells)} cells {marks['signal']} have signal, {marks['weak']} are weak and {marks['dead']} dead"
-    where = []
-    for key, name in zip(own.changes, ("", "temperature ", "cap ", "K "), strict=True):
-        counts = {}
-        for value in dict.fromkeys(cell.changes[key] for cell in cells):
-            alike = [cell.found.mark == "signal" for cell in cells if cell.changes[key] == value]
-            counts[f"{name}{value}"] = (sum(alike), len(alike))
-        if len(set(counts.values())) > 1:  # else it does not matter
-            where.append(", ".join(f"{value} {some} of {all_}" for value, (some, all_) in counts.items()))
-    said += f"; with signal: {'; '.join(where)}." if where else "."
-    if chosen is None:
-        return f"{said} None has signal: other questions, another form of them (--suffix) or a larger model are needed."
-    if chosen is own:
-        return f"{said} The config's own settings have signal."
-    return f"{said} The config's own settings are {own.found.mark}; the nearest that have signal:"

@@ -246,34 +246,18 @@ def _push(logprobs: Tensor, slope: Tensor | None = None) -> Tensor:
 # --- one group of traces under any scheme: what was rewarded, and what it would have been otherwise ------------------
 
 
-@dataclass(frozen=True)
 class SchemeView:
-    """A group as one scheme sees it."""
-
-    reward: Signals
-    log_reward_K: Tensor
-    """log R where R is made in logs and so is positive; NaN otherwise."""
-    clipped_K: Tensor
-    """R' = max(0, R - R_base), Eq. 9."""
-    advantage: GroupAdvantage
-    weight_KT: Tensor
-    """alpha = df/dc_i, such that the token signal is alpha_i c_i (Table 1)."""
-
-
-def view_group(method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> SchemeView:
     """Rewards, clipped rewards, advantages, weights and token signals of one group under one scheme."""
-    reward = method.signals(Group.of(logprobs_KT, base_T, objective))
-    log_reward_K = reward.scaled_K.log() + reward.log_scale
-    if not method.in_log:
-        log_reward_K = torch.full_like(log_reward_K, torch.nan)
-    return SchemeView(
-        reward,
-        log_reward_K,
-        # `raw` leaves R' as it is.
-        group_advantage(reward, "clip", "raw").advantage_K,
-        group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor),
-        reward.token_KT / logprobs_KT.double().exp(),
-    )
+
+    def __init__(self, method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> None:
+        reward = self.reward = method.signals(Group.of(logprobs_KT, base_T, objective))
+        # Where R is not made in logs, it may be negative.
+        self.log_reward_K = reward.scaled_K.log() + reward.log_scale if method.in_log else reward.scaled_K * torch.nan
+        # R' = max(0, R - R_base), Eq. 9: `raw` leaves it as it is.
+        self.clipped_K = group_advantage(reward, "clip", "raw").advantage_K
+        self.advantage = group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor)
+        # alpha = df/dc_i, such that the token signal is alpha_i c_i (Table 1).
+        self.weight_KT = reward.token_KT / logprobs_KT.double().exp()
 
 
 def half_agreement(method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> float:

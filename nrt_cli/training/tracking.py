@@ -1,6 +1,7 @@
 """Experiment trackers, through accelerate's adapters: TensorBoard, Weights & Biases, MLflow, trackio."""
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -54,16 +55,8 @@ class Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        def finish(name: str, tracker: Any) -> None:
-            if name == "trackio":
-                import trackio
-
-                # The adapter ends the run but not trackio's notion of it, which would end it again, aloud, at exit.
-                trackio.finish()
-            else:
-                tracker.finish()
-
-        self._each(finish)
+        # trackio's adapter ends the run but not trackio's notion of it, which would end it again, aloud, at exit.
+        self._each(lambda name, tracker: (importlib.import_module(name) if name == "trackio" else tracker).finish())
 
     def log(self, record: dict[str, Any]) -> None:
         """One metrics record, its kind as prefix: `train/gain`, `held_out/gain`."""

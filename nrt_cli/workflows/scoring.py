@@ -36,7 +36,7 @@ from nrt_cli.methods import SCHEMES, Group
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
-from nrt_cli.objective.losses import half_agreement, view_group
+from nrt_cli.objective.losses import SchemeView, half_agreement
 from nrt_cli.records import Example, Rollout, TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.tables import bank_rows, bank_tables, write_table
@@ -241,11 +241,11 @@ def score_answer(
         rollout = of.rollout(max_trace_tokens, temperature)
         (group,) = scorer.sample([example], samples or rollout.group_size, rollout, (seed, SCORING_STREAM))
         sampled = [(one.trace_ids, one.stop) for one in group.rollouts]
-    direct = None if of.thinks else _answer(scorer.score([scorer.direct_row(example)])[0].logprobs_T.double())
+    direct = None if of.thinks else _answer(scorer.score([scorer.direct_row(example)])[0][0].double())
     null, found = None, None
     if sampled:
         rows = [scorer.null_row(example), *(scorer.row(example, ids) for ids, _ in sampled)]
-        null_T, *known = (scores.logprobs_T.double() for scores in scorer.score(rows))
+        null_T, *known = (logprobs_T.double() for logprobs_T, _ in scorer.score(rows))
         null, found = _answer(null_T), []
         for (ids, stop), logprobs_T in zip(sampled, known, strict=True):
             texts, whole, gains_T = pieces(tokenizer, ids), vars(_answer(logprobs_T)), logprobs_T - null_T
@@ -253,7 +253,7 @@ def score_answer(
             if sentences:
                 spans = sentence_spans(texts)
                 cut = scorer.score([scorer.row(example, (*ids[:start], *ids[end:])) for start, end in spans])
-                lost = [whole["logprob"] - float(rest.logprobs_T.sum()) for rest in cut]
+                lost = [whole["logprob"] - float(rest_T.sum()) for rest_T, _ in cut]
                 parts = [
                     SentenceScore("".join(texts[start:end]), end - start, gain)
                     for (start, end), gain in zip(spans, lost, strict=True)
@@ -263,7 +263,7 @@ def score_answer(
             found.append(TraceScore(told, len(ids), stop, **whole, gains=gains, gain=total, sentences=parts))
         alone = len(known) == 1 and objective.advantage != "raw"
         for name in schemes:
-            view = view_group(methods.get(name), torch.stack(known), null_T, objective)
+            view = SchemeView(methods.get(name), torch.stack(known), null_T, objective)
             for k, trace in enumerate(found):
                 trace.schemes[name] = SchemeScore(
                     reward=float(view.reward.reward_K[k]),
@@ -401,9 +401,9 @@ def score_tokens(
                 traces = [group.rollouts[0] for group in groups]
             pairs, table = list(zip(examples[part], traces, strict=True)), []
             asked = [scorer.direct_row(e) if z is None else scorer.row(e, z.trace_ids) for e, z in pairs]
-            for (example, trace), scores in zip(pairs, scorer.score(asked), strict=True):
+            for (example, trace), (logprobs_T, entropies_T) in zip(pairs, scorer.score(asked), strict=True):
                 texts = pieces(scorer.tokenizer, example.answer_ids)
-                numbers = (scores.logprobs_T.tolist(), scores.entropies_T.tolist())
+                numbers = (logprobs_T.tolist(), entropies_T.tolist())
                 about = {} if trace is None else {"trace_tokens": len(trace.trace_ids), "stop": trace.stop}
                 for position, cells in enumerate(zip(example.answer_ids, texts, *numbers, strict=True)):
                     row = dict(zip(("token_id", "token", "logprob", "entropy"), cells, strict=True))
@@ -479,7 +479,7 @@ def score_controls(
             row, controls = rows[i], tampered(rows, i, scorer.tokenizer, span, seed)
             example = Example(row["example"], row["source"], tuple(row["prompt_ids"]), tuple(row["answer_ids"]))
             asked = [scorer.null_row(example), *(scorer.row(example, ids) for ids in controls.values())]
-            null_T, *given = (scores.logprobs_T.double() for scores in scorer.score(asked))
+            null_T, *given = (logprobs_T.double() for logprobs_T, _ in scorer.score(asked))
             # Rewards of one group are made together, constants of the group's own among them.
             group = Group.of(torch.stack(given), null_T, of.config.objective)
             reward = method.signals(group)
@@ -576,7 +576,7 @@ def score_schemes(
             where = {"group": number, "step": group[0].step, "example": group[0].example}
             hardest = int(null_T.argmin())
             for name, scheme in built.items():
-                view = view_group(scheme, logprobs_KT, null_T, objective)
+                view = SchemeView(scheme, logprobs_KT, null_T, objective)
                 agreement = half_agreement(scheme, logprobs_KT, null_T, objective)
                 dead = {"dead_group": view.advantage.dead, "agreement": agreement}
                 found.append(where | {"kind": "group", "scheme": name, **dead})

@@ -53,10 +53,10 @@ def test_scores_are_those_of_the_full_softmax(scorer: Scorer, truth: Any, tiny_m
         "direct": (lambda: scorer.direct_row(EXAMPLE), []),
     }[kind]
     # Beside another row, so that batching has its chance to go wrong.
-    _, found = scorer.score([scorer.row(EXAMPLE, (50, 51, 52)), row()])
+    _, (logprobs_T, entropies_T) = scorer.score([scorer.row(EXAMPLE, (50, 51, 52)), row()])
     logprobs, entropies = truth([*EXAMPLE.prompt_ids, *before, *EXAMPLE.answer_ids], 5)
-    assert found.logprobs_T.tolist() == pytest.approx(logprobs, abs=1e-5)
-    assert found.entropies_T.tolist() == pytest.approx(entropies, abs=1e-5)
+    assert logprobs_T.tolist() == pytest.approx(logprobs, abs=1e-5)
+    assert entropies_T.tolist() == pytest.approx(entropies, abs=1e-5)
 
 
 def test_what_a_trace_is_sampled_from_does_not_depend_on_its_neighbours(scorer: Scorer) -> None:

@@ -8,7 +8,7 @@ import torch
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
 from nrt_cli.methods import SCHEMES
-from nrt_cli.objective.losses import half_agreement, view_group
+from nrt_cli.objective.losses import SchemeView, half_agreement
 
 C = torch.tensor([[0.5, 0.8], [0.2, 0.9]], dtype=torch.float64)
 BASE = torch.tensor([0.25, 0.5], dtype=torch.float64)
@@ -30,7 +30,7 @@ BY_HAND = {
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_number_of_a_view(name: str) -> None:
     rewards, base, weights = BY_HAND[name]
-    view = view_group(methods.get(name), C.log(), BASE.log(), ObjectiveSection())
+    view = SchemeView(methods.get(name), C.log(), BASE.log(), ObjectiveSection())
     assert view.reward.reward_K.tolist() == pytest.approx(rewards)
     assert float(view.reward.base) == pytest.approx(base)
     assert view.clipped_K.tolist() == pytest.approx([max(0.0, reward - base) for reward in rewards])
@@ -45,7 +45,7 @@ def test_every_number_of_a_view(name: str) -> None:
 
 
 def test_the_objective_decides_the_advantage_but_not_the_clipped_reward() -> None:
-    view = view_group(methods.get("am"), C.log(), BASE.log(), ObjectiveSection(baseline="none", advantage="mean"))
+    view = SchemeView(methods.get("am"), C.log(), BASE.log(), ObjectiveSection(baseline="none", advantage="mean"))
     assert view.advantage.advantage_K.tolist() == pytest.approx([0.05, -0.05])
     assert view.clipped_K.tolist() == pytest.approx([0.275, 0.175])
 

@@ -4,7 +4,6 @@ Shapes: T answer tokens, eos included.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,14 +17,6 @@ from nrt_cli.records import Example, RolloutGroup
 
 BUDGET = 4096
 """Tokens of one forward pass; results do not depend on it."""
-
-
-@dataclass(frozen=True)
-class AnswerScores:
-    """Per answer token: log c, natural, and the exact entropy of the distribution it came from, in nats."""
-
-    logprobs_T: Tensor
-    entropies_T: Tensor
 
 
 class Scorer:
@@ -51,9 +42,9 @@ class Scorer:
             self._check_room(example, settings.max_trace_tokens + 2)
         return sample_groups(self.policy.model, examples, self.tokens, settings, group_size, key)
 
-    def score(self, rows: Sequence[Row]) -> list[AnswerScores]:
-        """What the model says of each row's answer."""
-        return [AnswerScores(*scores) for scores in self.policy.score_without_gradient(rows, BUDGET)]
+    def score(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
+        """For each row, per answer token: log c, natural, and the entropy of the distribution it came from, in nats."""
+        return self.policy.score_without_gradient(rows, BUDGET)
 
     def row(self, example: Example, trace_ids: Sequence[int]) -> Row:
         """x [t_start] z t_end y*, of which y* is scored."""

@@ -135,12 +135,10 @@ class Cluster(Processes):
         self.trainer = self.starting("the ranks and vLLM's servers to start", lambda: _trainer(self.settings))
         self.workers = self.trainer.actor_rollout_wg
         self.within("the ranks to take the loss", lambda: self.workers.set_loss_fn(loss))
-        self.traces = self.starting("the agent-loop workers to start", self._start_traces)
-
-    def _start_traces(self) -> Any:
         from nrt_cli.backends.verl.agent_loop import TraceManager
 
-        return TraceManager.create(config=self.settings, llm_client=self.trainer.get_llm_client())
+        create = lambda: TraceManager.create(config=self.settings, llm_client=self.trainer.get_llm_client())  # noqa: E731
+        self.traces = self.starting("the agent-loop workers to start", create)
 
     def sample(self, requests: Sequence[dict[str, Any]], temperature: float) -> list[Rollout]:
         rollouts = self.within("traces", lambda: self.traces.sample(requests, temperature, self.seconds))
