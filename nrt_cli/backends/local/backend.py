@@ -236,6 +236,3 @@ class LocalBackend:
     def export(self, folder: Path, checkpoint: Path) -> None:
         base = Path(self.config.model.path)
         export_model(self.policy.model, self.tokenizer, self.tokens, self.config, base, folder)
-
-    def close(self) -> None:
-        """Nothing runs beside this process."""
