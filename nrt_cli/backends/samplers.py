@@ -111,9 +111,7 @@ class VllmSampler(Sampler):
             min(longest, positions(config.model.path) or longest),
             config.rollout.batch_rows,
             CACHE_SHARE if config.rollout.cache_share is None else config.rollout.cache_share,
-            # They come from the trainer before anything is sampled; random ones cannot be taken for them.
-            load_weights=False,
-            sleeps=True,
+            of_trainer=True,
         )
         self.stale = True
 

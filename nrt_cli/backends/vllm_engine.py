@@ -93,9 +93,8 @@ class VllmEngine:
         max_length: tokens of the longest sequence, prompt included.
         rows: sequences decoded together.
         cache_share: share of the device's memory for keys and values; no more is taken than `rows` can fill.
-        load_weights: False leaves the weights random until `load` is called.
-        tokenizer: whether requests have stop texts.
-        sleeps: whether the GPU's memory is given back between calls (`sleep`, `wake`).
+        of_trainer: the weights are a trainer's: random until `load` is called, and gone with all of a GPU's memory
+            between calls (`sleep`); requests have no stop texts.
 
     A process has one at a time: when it is deleted, it takes down what vLLM keeps for the whole process. Raises
     ModelError where vLLM is not installed, does not run here, or not with this model.
@@ -109,13 +108,11 @@ class VllmEngine:
         max_length: int,
         rows: int,
         cache_share: float = CACHE_SHARE,
-        load_weights: bool = True,
-        tokenizer: bool = False,
-        sleeps: bool = False,
+        of_trainer: bool = False,
     ) -> None:
         folder = require_model(path)
         self.path, self.device = str(path), device
-        self.sleeps = sleeps and device == "cuda"
+        self.sleeps = of_trainer and device == "cuda"
         self.asleep = False
         with self._at_work():
             vllm, shape = _import(device), model_shape(str(folder))
@@ -131,8 +128,8 @@ class VllmEngine:
                 kv_cache_memory_bytes=int(min(cache_share * total, 1.1 * max_length * rows * of_token + 64 * 1024**2)),
                 # Only checked against what is free at the start, since the cache's size is given.
                 gpu_memory_utilization=cache_share,
-                load_format="auto" if load_weights else "dummy",
-                skip_tokenizer_init=not tokenizer,
+                load_format="dummy" if of_trainer else "auto",
+                skip_tokenizer_init=of_trainer,
                 enable_prefix_caching=True,
                 # Log-probs of what was sampled from, so after temperature and top_p.
                 logprobs_mode="processed_logprobs",

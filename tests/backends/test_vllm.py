@@ -262,7 +262,7 @@ def tied(tmp_path_factory, make_tiny_source, make_tiny_tokenizer):
     # Less than above: a tied head would say what it just read, for ever.
     model = sharpened(source, by=5)
     model.save_pretrained(source)
-    return model, VllmEngine(source, "float32", "cpu", max_length=128, rows=8, tokenizer=True)
+    return model, VllmEngine(source, "float32", "cpu", max_length=128, rows=8)
 
 
 def test_a_tied_head_and_spare_vocabulary_rows_are_the_trainers(tied):

@@ -234,7 +234,7 @@ class VllmReasoner(Reasoner):
     def engine(self) -> VllmEngine:
         """The weights, in vLLM."""
         device = pick_device(self.section.device)
-        return VllmEngine(self.folder, self.section.dtype, device.type, self.longest, self.batch_rows, tokenizer=True)
+        return VllmEngine(self.folder, self.section.dtype, device.type, self.longest, self.batch_rows)
 
     def steps(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
         """As Reasoner does, but many at a time: all traces, then all answers."""
