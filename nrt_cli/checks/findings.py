@@ -8,6 +8,7 @@ def data(run: Candidate) -> Finding:
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
 from nrt_cli.errors import NrtError, first_line
@@ -15,6 +16,8 @@ from nrt_cli.errors import NrtError, first_line
 Subject = TypeVar("Subject")
 Verdict = Literal["ok", "warning", "problem", "skipped"]
 VERDICTS: tuple[Verdict, ...] = ("problem", "warning", "skipped", "ok")
+WITH_TRACES = attrgetter("config.samples")
+"""When a check asks something of a subject whose method samples traces."""
 READ = "see what it says."
 """What to do about an error that does not say it."""
 

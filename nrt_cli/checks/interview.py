@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from nrt_cli.checks.findings import Checks, Finding, judged, ok, skipped, warning
+from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, skipped, warning
 from nrt_cli.commandline import settings
 from nrt_cli.config import ObjectiveSection, RunConfig
 from nrt_cli.data.examples import graded_pairs, suffix_of
@@ -278,7 +277,6 @@ def why_ungraded(pairs: Sequence[Pair]) -> str:
 # --- in words: accuracies, traces, the answer, the scheme's signal ---------------------------------------------------
 
 SAMPLE: Checks[Interview] = Checks()
-WITH_TRACES = attrgetter("config.samples")
 
 
 @SAMPLE.check("accuracy")

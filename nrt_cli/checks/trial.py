@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from nrt_cli.backends.local.rounding import allowed_gap
 from nrt_cli.backends.samplers import Canary, next_logprobs
 from nrt_cli.checks.estimate import in_bytes, plan_for, refined
-from nrt_cli.checks.findings import Checks, Finding, judged, ok, problem, skipped
+from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import Known, group_loss
@@ -95,7 +94,6 @@ class Trial:
 
 
 STEP: Checks[Trial] = Checks()
-WITH_TRACES = attrgetter("config.samples")
 
 
 def tried(config: RunConfig, trainer: LocalTrainer, inputs: Inputs) -> Trial:
@@ -160,7 +158,25 @@ def positions(trial: Trial) -> Finding:
     backend, group = trial.trainer.backend, trial.groups[0]
     answer, think = group.example.answer_ids, {backend.tokens.start_id, backend.tokens.end_id}
     rows = trial.trainer.layout.rows_with_null(group)
-    null, terms = rows[-1], _terms(trial, group, backend.score(rows))
+    null, scores = rows[-1], backend.score(rows)
+    # For each trace's row, for each scored token, the loss terms with a gradient there: as if every trace were better
+    # than none, and every answer token alike, so that no position is silent by chance.
+    layout, method = trial.trainer.layout, trial.trainer.objective.method
+    alike = {"advantage": "raw", "baseline": "none", "token_signal": "fixed"}
+    flat, entropies = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
+    context = layout.context(group, Known(), scores[-1][0].double())
+    sizes = [row.scored for row in layout.rows(group)]
+    terms: list[list[list[str]]] = [[[] for _ in range(size)] for size in sizes]
+    for term in TERMS:
+        weights = Weights(**dict.fromkeys(TERMS, 0.0) | {term: 1.0})
+        only = trial.config.objective.model_copy(update=alike | {"weights": weights})
+        leaf_N = flat.clone().requires_grad_()
+        loss = group_loss(method, layout.assemble(group, leaf_N, entropies), context, only, 1, 1)
+        if loss.total.requires_grad:
+            (grad_N,) = torch.autograd.grad(loss.total, leaf_N, allow_unused=True)
+            for names, grads in zip(terms, grad_N[: sum(sizes)].split(sizes), strict=True):
+                for at in grads.nonzero()[:, 0].tolist():
+                    names[at].append(term)
     shown = []
     for name, row, names in (("a trace", rows[0], terms[0]), ("the null trace", null, [["baseline"]] * null.scored)):
         reached: list[list[str]] = [[]] * row.scored_from + list(names)
@@ -187,27 +203,6 @@ def positions(trial: Trial) -> Finding:
         do = "do not train: report it with the output of `nrt doctor --json`."
         return problem(f"{found}; {'; '.join(misplaced)}", do, details)
     return ok(found, "look at the rows below: is this where your answers begin and end?", details)
-
-
-def _terms(trial: Trial, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> list[list[list[str]]]:
-    """For each trace's row, for each scored token, the loss terms with a gradient there."""
-    layout, objective, method = trial.trainer.layout, trial.config.objective, trial.trainer.objective.method
-    # As if every trace were better than none, and every answer token alike, so that no position is silent by chance.
-    objective = objective.model_copy(update={"advantage": "raw", "baseline": "none", "token_signal": "fixed"})
-    flat, entropies = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
-    context = layout.context(group, Known(), scores[-1][0].double())
-    sizes = [row.scored for row in layout.rows(group)]
-    found: list[list[list[str]]] = [[[] for _ in range(size)] for size in sizes]
-    for term in TERMS:
-        only = objective.model_copy(update={"weights": Weights(**dict.fromkeys(TERMS, 0.0) | {term: 1.0})})
-        leaf_N = flat.clone().requires_grad_()
-        loss = group_loss(method, layout.assemble(group, leaf_N, entropies), context, only, 1, 1)
-        if loss.total.requires_grad:
-            (grad_N,) = torch.autograd.grad(loss.total, leaf_N, allow_unused=True)
-            for row, grads in zip(found, grad_N[: sum(sizes)].split(sizes), strict=True):
-                for at in grads.nonzero()[:, 0].tolist():
-                    row[at].append(term)
-    return found
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

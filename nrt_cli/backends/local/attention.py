@@ -251,10 +251,8 @@ class _Attend(torch.autograd.Function):
                 # Without an order among queries, those of all heads that share a key head are more queries to it.
                 part, part_sums = flash(_per_key_head(queries, key), keys, values, 0.0, False, scale=scaling)
                 part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
-            if joins:  # attention to two stretches from attention to each
-                before, both = sums[:, :, at], torch.logaddexp(sums[:, :, at], part_sums)
-                weight, part_weight = (before - both).exp()[..., None], (part_sums - both).exp()[..., None]
-                part, part_sums = (out[:, :, at] * weight + part * part_weight).to(out.dtype), both
+            if joins:
+                part, part_sums = _join(out[:, :, at], sums[:, :, at], part, part_sums)
             out[:, :, at], sums[:, :, at] = part, part_sums
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.segments, ctx.scaling = segments, scaling
@@ -293,6 +291,13 @@ def _calls(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, bool, bo
             yield slice(segment.tails[0][0], segment.tails[-1][1]), prefix, False, False
         for tail in segment.tails:
             yield slice(*tail), slice(*tail), True, has_prefix
+
+
+def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to two stretches from attention to each."""
+    both = torch.logaddexp(sums, part_sums)
+    weight, part_weight = (sums - both).exp()[..., None], (part_sums - both).exp()[..., None]
+    return (out * weight + part * part_weight).to(out.dtype), both
 
 
 def _per_head(shared: Tensor, query: Tensor) -> Tensor:
