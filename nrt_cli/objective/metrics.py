@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,12 +31,6 @@ class GroupScore:
     def gain_K(self) -> Tensor:
         """log P(y* | x, z) - log P(y* | x, null trace) per trace, in nats over the whole answer."""
         return self.logprobs.answer_KT.double().sum(-1) - self.context.base_logprobs_T.double().sum()
-
-    def detached(self) -> "GroupScore":
-        """The same numbers without the graph they came from."""
-        numbers = {name: value.detach() for name, value in vars(self.logprobs).items() if value is not None}
-        logprobs = replace(self.logprobs, **numbers)
-        return GroupScore(logprobs, self.context, replace(self.loss, total=self.loss.total.detach()))
 
 
 def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str, float]:

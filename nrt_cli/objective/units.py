@@ -8,7 +8,7 @@ does not know. Units can be sent to other processes.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -71,7 +71,10 @@ class Objective:
         loss = group_loss(self.method, logprobs, context, self.settings, traces, self.divisor)
         if not math.isfinite(float(loss.total.detach())):
             raise TrainingError(f"the loss is {float(loss.total.detach())} on example {group.example.index}")
-        return loss.total, GroupScore(logprobs, context, loss).detached()
+        # The same numbers without the graph they came from.
+        numbers = {name: value.detach() for name, value in vars(logprobs).items() if value is not None}
+        detached = replace(loss, total=loss.total.detach())
+        return loss.total, GroupScore(replace(logprobs, **numbers), context, detached)
 
     def of_examples(self, examples: Sequence[Example]) -> list[Unit]:
         """Cross-entropy on what follows x, per such token of the minibatch: y*, and before it z* where there is one."""
