@@ -22,9 +22,11 @@ from nrt_cli.checks.findings import Checks, Finding, judged, of_error, ok, probl
 from nrt_cli.checks.interview import SAMPLE, interview_of
 from nrt_cli.checks.preflight import PROJECT, Candidate, held_out, look, required
 from nrt_cli.checks.trial import STEP, tried
+from nrt_cli.commandline import pasted
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.data.examples import read_texts
+from nrt_cli.evaluation.olmes import lacks, versions
 from nrt_cli.models.loading import (
     load_tokenizer,
     load_tokens,
@@ -34,6 +36,7 @@ from nrt_cli.models.loading import (
     resolved,
 )
 from nrt_cli.models.prepare import prompt_doubts, prompt_problems, token_problems
+from nrt_cli.network import find_hub
 from nrt_cli.text.pieces import text_within
 from nrt_cli.text.prompts import render_prompt
 from nrt_cli.training import start
@@ -43,6 +46,7 @@ from nrt_cli.training.trainer import LocalTrainer
 ENVIRONMENT: Checks[RunConfig | None] = Checks()
 MODEL: Checks[RunConfig] = Checks()
 ROWS: Checks[Candidate] = Checks()
+OLMES: Checks[RunConfig] = Checks()
 
 REST = ("dev",)
 """Extras that are no capability."""
@@ -101,6 +105,35 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
     # Questions first, since a step changes the weights.
     yield from SAMPLE.of("sample", lambda: interview_of(config, trainer, inputs).sampled())
     yield from STEP.of("one step", lambda: tried(config, trainer, inputs))
+
+
+@OLMES.check("OLMES")
+def olmes_there(config: RunConfig) -> Iterator[Finding]:
+    """What OLMES's own environment lacks for the nine benchmarks."""
+    section = config.eval.olmes
+    found = versions(section)
+    yield ok(", ".join(f"{name} {value}" for name, value in found.items() if value), details={"versions": found})
+    lack = lacks(section)
+    if lack["missing"]:
+        names = ", ".join(lack["missing"])
+        do = f"install them there, `{pasted([str(section.python), '-m', 'pip', 'install', *lack['missing']])}`."
+        yield problem(f"its imports need modules that are not there: {names}", do, lack)
+    if lack["broken"]:
+        yield problem(f"it cannot be imported ({lack['broken']})", "install the versions that OLMES asks for.", lack)
+    if lack["unknown"]:
+        names = ", ".join(lack["unknown"][:3])
+        yield problem(f"it knows no {names} ({len(lack['unknown'])} in all)", "use a commit that has them.", lack)
+    if lack["data"]:
+        names = " ".join(lack["data"])
+        do = f"`{pasted([str(section.python), '-m', 'nltk.downloader', *lack['data']])}`."
+        yield warning(f"IFEval needs data of nltk that is not there: {names}", do, lack)
+    if found["vllm"] is None:
+        yield warning("it has no vllm, so --engine hf alone runs", "install vllm there for --engine vllm.", lack)
+    if section.gpus > lack["gpus"]:
+        do = f"--set eval.olmes.gpus={lack['gpus']}."
+        yield problem(f"eval.olmes.gpus={section.gpus}, and torch there sees {lack['gpus']}", do, lack)
+    if config.eval.data_dir is None and (reason := find_hub()):
+        yield warning(f"OLMES reads documents from the hub ({reason})", "--set eval.data_dir=FOLDER.", lack)
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ def doctor(
     forecast: Annotated[
         bool, Option("--forecast", help="Instead, try other caps, K, temperatures and schemes on one bank.")
     ] = False,
+    olmes: Annotated[
+        bool, Option("--olmes", help="Instead, what the environment of eval.olmes.python lacks to run OLMES.")
+    ] = False,
     questions: Annotated[int, Option(min=1, help="Questions that --forecast asks.")] = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -61,9 +64,11 @@ def doctor(
     """
     from nrt_cli import config as configs
 
+    if olmes:
+        no_effect("with --olmes", method=method, model=model, data=data, validation=validation, forecast=forecast)
     given = flags(method=method) | section("model", path=model) | section("data", train=data, validation=validation)
     config = None
-    if name is not None or given or overrides:
+    if name is not None or given or overrides or olmes:
         # A run is asked about by its own config.
         own = Path(name or "", "config.yaml")
         config = configs.load(str(own) if name and own.is_file() else name, overrides or [], **given)
@@ -91,12 +96,13 @@ def doctor(
             console.say(f"  {pasted([*made.settings])}")
         return
 
-    from nrt_cli.checks.doctor import diagnose
+    from nrt_cli.checks.doctor import OLMES, diagnose
     from nrt_cli.checks.findings import VERDICTS
     from nrt_cli.config.suite import select
 
     findings = []
-    for finding in diagnose(config, [spec for spec in select([benchmarks]) if spec.own] if benchmarks else ()):
+    own = [spec for spec in select([benchmarks]) if spec.own] if benchmarks else ()
+    for finding in OLMES.findings(config) if olmes and config else diagnose(config, own):
         findings.append(finding)
         if not as_json:
             show_finding(finding)

@@ -106,8 +106,8 @@ def evaluate(
         raise ConfigError("--grader is for --data; benchmarks have their own.")
     if data is not None and (benchmarks != "all" or backend == "olmes"):
         raise ConfigError("--data is evaluated alone: drop --benchmarks and --backend.")
-    if offline and (data is not None or backend == "olmes"):
-        raise ConfigError("--offline says where our own backend reads benchmarks; drop it, or --data and --backend.")
+    if offline and data is not None:
+        raise ConfigError("--offline says where benchmarks are read; drop it, or --data.")
     resolved = config.load(None, [*(overrides or []), *(["eval.offline=true"] if offline else [])])
 
     from nrt_cli.evaluation.evaluate import evaluate as run_evaluation

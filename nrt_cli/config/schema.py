@@ -260,6 +260,11 @@ class OlmesSection(Section):
     max_length: int = Field(
         8192, ge=1, description="Most tokens of prompt and generation; OLMES's own default is 2048."
     )
+    trace_budget: Literal["own", "shared"] = Field(
+        "own",
+        description="own: eval.max_trace_tokens, then OLMES's budget and stop strings for the answer alone; shared: "
+        "OLMES to the letter, which counts both in one, 15 tokens in PopQA, and an unclosed trace as an empty answer.",
+    )
     batch_size: int = Field(8, ge=1, description="For model type hf; vllm batches by itself.")
     gpus: int = Field(1, ge=0, description="GPUs that OLMES may use; 0: the CPU.")
 
@@ -273,7 +278,7 @@ class EvalSection(Section):
     offline: bool = Field(
         False, description="Documents that data_dir has no folder of come from a package on this machine, not the hub."
     )
-    seed: Seed = Field(0, description="Seed of --limit's sample of documents and of sampled answers.")
+    seed: Seed = Field(0, description="Seed of --limit's sample of documents (0: OLMES's own) and of sampled answers.")
     grading: Literal["strict", "olmes"] = Field(
         "strict",
         description="Which grades are shown; both are stored. olmes: OLMES's, oddities and all, as in Table 3.",

@@ -85,6 +85,9 @@ class StudyEval(Section):
     benchmarks: tuple[str, ...] = Field((), description="all, names or category:NAME; none: no evaluation.")
     limit: int | None = Field(None, ge=1, description="Documents of each benchmark, a seeded sample; null: all.")
     engine: Literal["hf", "vllm"] = Field("hf", description="What answers: transformers, or vLLM on a GPU.")
+    backend: Literal["lm-eval", "olmes"] = Field(
+        "lm-eval", description="As for `nrt eval`; olmes: in the interpreter that run.eval.olmes.python names."
+    )
     base: bool = Field(True, description="Ask the starting model too, which answers directly.")
 
 
@@ -191,8 +194,9 @@ def load_study(name: str, overrides: Sequence[str] = (), jobs: int | None = None
             f"{name}: analysis.judge_max_cost needs what {unpriced[0]} costs, in dollars per million tokens in and "
             f"out: --set 'analysis.judge.prices={{{unpriced[0]}: [0.2, 0.5]}}'."
         )
-    if study.eval.benchmarks:
-        select(study.eval.benchmarks)
+    for spec in select(study.eval.benchmarks) if study.eval.benchmarks else ():
+        if study.eval.backend == "olmes" and not spec.olmes:
+            raise ConfigError(f"{name}: eval.backend=olmes: {spec.name} is not in OLMES; leave one of them out.")
     return study
 
 

@@ -1,6 +1,7 @@
 """Benchmarks as data: a YAML each, those of the suite in `configs/eval`, read and checked. Imports nothing heavy."""
 
 import os
+import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,6 +22,9 @@ OTHERS = ("digits",)
 """Benchmarks that are not the paper's, asked for by name only."""
 
 NAMES = (*ORDER, *OTHERS)
+
+OLMES_SEED = 1234
+"""What OLMES draws documents with where nobody says otherwise: DROP's thousand, and those under a limit at seed 0."""
 
 AS_PAIRS = ("number", "math", "choice", "exact")
 """Graders of question-answer pairs, which a user's benchmark may name."""
@@ -72,7 +76,7 @@ class BenchmarkSpec(Section):
     metric: str = Field("accuracy", description="Which of a document's scores is the benchmark's; default: the first.")
     aggregation: Literal["macro", "micro"] = Field("micro", description="Mean of the subsets' means, or of all rows.")
     instances: int = Field(0, ge=0, description="Documents of the full set, after `sample`; 0: as many as there are.")
-    sample: int | None = Field(None, ge=1, description="A seeded sample of the documents instead of all of them.")
+    sample: int | None = Field(None, ge=1, description="So many of the documents, the same for every seed.")
     rows: str | None = Field(None, description="A file of your own: .jsonl, .json or .parquet, from where the YAML is.")
     hub: Hub | None = Field(None, description="null: local files only.")
     files: tuple[str, ...] = Field(
@@ -115,6 +119,20 @@ class BenchmarkSpec(Section):
         temperature = 0.0 if settings.math_greedy and self.name == "math" else self.generation.temperature
         changed = {"samples": samples, "temperature": temperature}
         return self.model_copy(update={"generation": self.generation.model_copy(update=changed)})
+
+    def asked(self, subsets: Sequence[str], limit: int | None, seed: int) -> tuple[int, dict[str, int | None]]:
+        """Which documents are asked, drawn as OLMES draws them: a seed, and how many of each subset (None: all of it).
+
+        Those of a subset are `random.Random(seed).sample(documents, number)`. A limit is of the benchmark: its subsets
+        share it, as many as it reaches, in an order of the seed. A smaller subset gives what it has.
+        """
+        start = OLMES_SEED + (0 if self.sample else seed)
+        limit = min(filter(None, (limit, self.sample)), default=None)
+        if limit is None:
+            return start, dict.fromkeys(subsets)
+        share, extra = divmod(limit, len(subsets))
+        more = random.Random(start).sample(subsets, len(subsets))[:extra]
+        return start, {subset: share + (subset in more) for subset in subsets}
 
 
 @cache

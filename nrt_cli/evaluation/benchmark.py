@@ -5,7 +5,7 @@ import logging
 import random
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -127,9 +127,9 @@ class Benchmark:
     def documents(
         self, data_dir: Path | None, limit: int | None = None, seed: int = 0, offline: bool = False
     ) -> list[Document]:
-        """The documents to ask, unanswered: the same for every model, and those of a smaller limit among them.
+        """The documents to ask, unanswered: the same for every model and harness, in the data's order.
 
-        A limit is spread over the subsets. Raises DataError as `check` does.
+        `BenchmarkSpec.asked` says which they are under a limit. Raises DataError as `check` does.
         """
         rows = read_rows(self.spec, data_dir, offline)
         # The data's own id where there is one, else the row's number; what is there twice gets both.
@@ -137,14 +137,18 @@ class Benchmark:
         ids = {subset: [str(row.get(column, i)) for i, row in enumerate(found)] for subset, found in rows.items()}
         times = {subset: Counter(names) for subset, names in ids.items()}
         made = []
-        limit = min(filter(None, (limit, self.spec.sample)), default=None)
-        for subset, index in _sample(rows, limit, f"{seed}/{self.name}"):
-            name, row = ids[subset][index], rows[subset][index]
-            unique = name if times[subset][name] == 1 else f"{name}@{index}"
-            identity = f"{subset}/{unique}" if subset else unique
-            self._rows[identity] = row
-            turns = tuple(messages(self.spec, subset, row))
-            made.append(Document(self.name, subset, identity, turns, self.grader.gold(row)))
+        start, numbers = self.spec.asked(list(rows), limit, seed)
+        for subset, number in numbers.items():
+            drawn: Sequence[int] = range(len(rows[subset]))
+            if number is not None and number < len(drawn):
+                drawn = sorted(random.Random(start).sample(drawn, number))
+            for index in drawn:
+                name, row = ids[subset][index], rows[subset][index]
+                unique = name if times[subset][name] == 1 else f"{name}@{index}"
+                identity = f"{subset}/{unique}" if subset else unique
+                self._rows[identity] = row
+                turns = tuple(messages(self.spec, subset, row))
+                made.append(Document(self.name, subset, identity, turns, self.grader.gold(row)))
         return made
 
     def requests(
@@ -244,18 +248,3 @@ def _lm_eval_file(name: str) -> dict[str, Any]:
     import lm_eval
 
     return dict(yaml.safe_load((Path(str(lm_eval.__file__)).parent / "tasks" / name).read_text(encoding="utf-8")))
-
-
-def _sample(rows: Mapping[str, Sequence[Row]], limit: int | None, seed: str) -> list[tuple[str, int]]:
-    """Which documents are asked, in the data's order: all, or a seeded sample that takes the subsets in turn."""
-    everything = [(subset, index) for subset, found in rows.items() for index in range(len(found))]
-    if limit is None or limit >= len(everything):
-        return everything
-    shuffled = {
-        subset: random.Random(f"{seed}/{subset}").sample(range(len(found)), len(found))
-        for subset, found in rows.items()
-    }
-    order = random.Random(seed).sample(list(rows), len(rows))
-    rounds = range(max(map(len, shuffled.values())))
-    turns = [(subset, shuffled[subset][turn]) for turn in rounds for subset in order if turn < len(shuffled[subset])]
-    return sorted(turns[:limit], key={turn: i for i, turn in enumerate(everything)}.__getitem__)

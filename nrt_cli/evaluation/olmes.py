@@ -5,18 +5,25 @@ its output folder, its aliases and traps are those of its public repository at t
 """
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.schema import OlmesSection
-from nrt_cli.config.suite import BenchmarkSpec, select
+from nrt_cli.config.suite import BenchmarkSpec, benchmark, select
 from nrt_cli.errors import EvalError
+from nrt_cli.evaluation.rows import Row, read_rows
 from nrt_cli.evaluation.scores import Output, combined, differences, json_lines, keep, numbers
 from nrt_cli.evaluation.session import Session
+from nrt_cli.models.loading import positions
+from nrt_cli.models.publish import config_for_all, tokenizer_for_all
+from nrt_cli.models.sources import read_json
 from nrt_cli.records import Document, Reply
 from nrt_cli.store.evals import settings_hash
 
@@ -58,16 +65,15 @@ INSTALL = (
 )
 
 
-def tasks(spec: BenchmarkSpec, limit: int | None) -> list[str]:
-    """What `--task` gets: the benchmark's alias; under a limit, its subsets with their shares of it."""
+def tasks(spec: BenchmarkSpec, limit: int | None, seed: int) -> tuple[int, list[str]]:
+    """The seed that OLMES draws documents with, and what `--task` gets: the benchmark's alias, or its subsets' under a
+    limit, each with its share of it."""
+    start, numbers = spec.asked(spec.subsets or ("",), limit, seed)
     if limit is None:
-        return [spec.olmes]
-    if not spec.subsets:
-        return [json.dumps({"task_name": spec.olmes, "limit": min(limit, spec.instances)})]
-    share, extra = divmod(limit, len(spec.subsets))
-    limits = [share + (i < extra) for i in range(len(spec.subsets))]
-    names = [subtask(spec, subset) for subset in spec.subsets]
-    return [json.dumps({"task_name": name, "limit": n}) for name, n in zip(names, limits, strict=True) if n]
+        return start, [spec.olmes]
+    # OLMES names the alias itself only where it stands alone.
+    aliases = [(subtask(spec, subset), number) for subset, number in numbers.items() if number]
+    return start, [json.dumps({"task_name": name, "limit": n, "metadata": {"alias": name}}) for name, n in aliases]
 
 
 def subtask(spec: BenchmarkSpec, subset: str) -> str:
@@ -77,31 +83,56 @@ def subtask(spec: BenchmarkSpec, subset: str) -> str:
 
 def versions(section: OlmesSection) -> dict[str, str | None]:
     """Commit of OLMES and versions of what it computes with. Raises EvalError where it is not installed."""
+    return _told(section, "-c", VERSIONS)
+
+
+def lacks(section: OlmesSection) -> dict[str, Any]:
+    """What keeps OLMES from running the nine: missing modules, what else broke, unknown tasks, nltk's data; its GPUs.
+
+    Raises EvalError as `versions` does.
+    """
+    suite = [spec for spec in select(["all"]) if spec.olmes]
+    subtasks = [subtask(spec, subset) for spec in suite for subset in spec.subsets]
+    return _told(section, str(WRAPPER), "lacks", *(spec.olmes for spec in suite), *subtasks)
+
+
+def _told(section: OlmesSection, *arguments: str) -> dict[str, Any]:
+    """The last line that OLMES's interpreter prints, as JSON."""
     if section.python is None:
         raise EvalError(f"--backend olmes needs OLMES: {INSTALL}.")
     try:
-        asked = subprocess.run([section.python, "-c", VERSIONS], capture_output=True, text=True, check=True)
-        return dict(json.loads(asked.stdout))
+        asked = subprocess.run([section.python, *arguments], capture_output=True, text=True, check=True)
+        return dict(json.loads(asked.stdout.splitlines()[-1]))
     except OSError as error:
         raise EvalError(f"eval.olmes.python={section.python}: cannot be run ({error.strerror}); {INSTALL}.") from None
     except subprocess.CalledProcessError as error:
         reason = _last_line(error.stderr)
         raise EvalError(f"eval.olmes.python={section.python}: has no OLMES ({reason}); {INSTALL}.") from None
-    except ValueError:
+    except (ValueError, IndexError):
         raise EvalError(f"eval.olmes.python={section.python}: is not a Python interpreter; {INSTALL}.") from None
 
 
 def run(arguments: Sequence[str], output: Path) -> None:
-    """Run OLMES; what it says goes to a log in the output folder. Raises EvalError where it fails."""
+    """Run OLMES; what it says goes to a log in the output folder. It ends with this process, however that ends.
+
+    Raises EvalError where it fails.
+    """
     output.mkdir(parents=True, exist_ok=True)
     log = output / LOG
     with log.open("a") as file:
         file.write(shlex.join(arguments) + "\n")
         file.flush()
-        done = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    if done.returncode:
+        watched = os.environ | {"NRT_PARENT": str(os.getpid())}
+        apart: Any = {"env": watched, "start_new_session": True, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, **apart)
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:  # Ctrl-C; it has processes of its own
+                os.killpg(process.pid, signal.SIGTERM)
+    if code:
         reason = _last_line(log.read_text(encoding="utf-8", errors="replace"))
-        raise EvalError(f"OLMES ended with exit code {done.returncode} ({reason}); its log is {log}.")
+        raise EvalError(f"OLMES ended with exit code {code} ({reason}); its log is {log}.")
 
 
 def _last_line(text: str) -> str:
@@ -138,7 +169,9 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
     if not tasks:
         return None
     counts = [record.get("num_instances", 0) for *_, record in tasks]
-    if expected is not None and sum(counts) != expected:
+    # Under a limit, a subset may have fewer documents than its share.
+    enough = len(tasks) >= len(spec.subsets[:expected]) if expected != spec.instances and spec.subsets else False
+    if expected is not None and not (sum(counts) == expected or (enough and sum(counts) < expected)):
         raise EvalError(
             f"{folder}: OLMES scored {sum(counts)} documents of {spec.name}, not {expected}; see {LOG} there."
         )
@@ -151,6 +184,13 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
         if alias not in (subtask(spec, subset), spec.olmes):
             others.append(f"task {alias}, in the suite {subtask(spec, subset)}")
         others += differences(config, spec, "num_shots")
+        if ours := (record.get("model_config", {}).get("custom_kwargs") or {}).get("nrt"):
+            own = (
+                f"{ours['trace_tokens']} tokens before the answer's"
+                if ours["trace_tokens"]
+                else "a share of the answer's"
+            )
+            others.append(f"budget of traces {own}")
         top_p = (config.get("generation_kwargs") or {}).get("top_p")
         if spec.generation.temperature and top_p not in (None, spec.generation.top_p):
             others.append(f"top_p {top_p}, in the suite {spec.generation.top_p}")
@@ -197,19 +237,18 @@ def _documents(folder: Path, record: Mapping[str, Any], subset: str, spec: Bench
 
 
 def _reply(output: Mapping[str, Any], cap: int | None) -> Reply:
-    """One result of OLMES; how its trace ended is known where our wrapper split it."""
+    """One result of OLMES; its trace is known where our wrapper split it."""
     if "continuation" not in output:
         return Reply(logprob=output.get("sum_logits"))
-    tokens, closed = int(output.get("num_tokens") or 0), output.get("nrt_trace_closed")
-    full = cap is not None and tokens >= cap
-    trace_tokens = int(output.get("nrt_trace_tokens") or 0)
+    tokens, ours = int(output.get("num_tokens") or 0), output.get("nrt") or {}
     return Reply(
         trace=output.get("reasoning_content") or "",
         answer=output["continuation"],
-        trace_tokens=trace_tokens,
-        answer_tokens=max(0, tokens - trace_tokens - (closed is True)),
-        stop=None if closed is None else "end" if closed else "cap" if full else "eos",
-        cut=full,
+        trace_tokens=ours.get("trace_tokens", 0),
+        answer_tokens=ours.get("answer_tokens", tokens),
+        stop=ours.get("trace_stop"),
+        # What stopped at a string has one more text; transformers' number of tokens is that of its batch then.
+        cut=cap is not None and tokens >= cap and "continuation_raw" not in output,
     )
 
 
@@ -219,7 +258,7 @@ def _reply(output: Mapping[str, Any], cap: int | None) -> Reply:
 def olmes_commands(session: Session) -> dict[str, str]:
     """The shell command of each benchmark, by name; run by hand, its output is found and read all the same."""
     found = versions(session.config.eval.olmes) if session.config.eval.olmes.python else {}
-    suite = [spec for spec in select(session.job.benchmarks) if spec.olmes]
+    suite = [spec.under(session.config.eval) for spec in select(session.job.benchmarks) if spec.olmes]
     return {spec.name: shlex.join(_call(session, spec, found)[0]) for spec in suite}
 
 
@@ -249,36 +288,98 @@ def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> tu
     """
     if session.job.think == "forced":
         raise EvalError("--think forced: OLMES cannot keep a model from an empty trace; use --think on or off.")
-    job, section, about, seed = session.job, session.config.eval.olmes, session.about, session.config.eval.seed
+    job, settled, about = session.job, session.config.eval, session.about
+    section, thinks = settled.olmes, session.think and spec.mode == "generate"
+    trace_tokens = settled.max_trace_tokens if section.trace_budget == "own" else None
+    answer = spec.generation
+    # In what settings differ from the suite, and so from OLMES's own.
+    changed: dict[str, Any] = {}
+    if spec.mode == "generate" and (settled.max_answer_tokens or answer.max_tokens) < answer.max_tokens:
+        changed["max_gen_toks"] = settled.max_answer_tokens
+    if answer.samples < benchmark(spec.name).generation.samples:
+        changed["repeats"] = answer.samples
+    if answer.temperature < benchmark(spec.name).generation.temperature:
+        changed |= {"temperature": answer.temperature, "do_sample": answer.temperature > 0}
+    reach = min(filter(None, (section.max_length, positions(session.located.folder))))
     settings = {
         "benchmark": {"name": spec.name, "olmes": spec.olmes},
         "model": session.fingerprint,
         "backend": "olmes",
         "engine": job.engine,
-        "think": session.think and spec.mode == "generate",
-        "tokens": [about.think_start, about.think_end] if session.think else [],
-        "max_length": section.max_length,
+        "think": thinks,
+        "tokens": [about.think_start, about.think_end] if thinks else [],
+        "trace_budget": section.trace_budget if thinks else None,
+        "max_trace_tokens": trace_tokens if thinks else 0,
+        "generation": changed,
+        "max_length": reach,
         "limit": job.limit,
-        "seed": seed,
+        "seed": settled.seed,
+        "documents": None,
         "versions": dict(found),
     }
+    local: dict[str, bytes] = {}
+    if session.data_dir or settled.offline:
+        found_rows = read_rows(spec, session.data_dir, settled.offline)
+        local = {subset or "all": _lines(spec, rows) for subset, rows in found_rows.items()}
+        settings["documents"] = {name: sha256(lines).hexdigest() for name, lines in local.items()}
     folder = session.root / "olmes" / f"{spec.name}-{settings_hash(settings)[:12]}"
-    model, output = session.located.folder.absolute(), folder.absolute()
-    for path in (model, output):
-        if re.search(r"[=,\s]", str(path)):
-            raise EvalError(
-                f"{path}: OLMES reads =, commas and blanks in a path as its own; move or rename the folder."
-            )
-    arguments: dict[str, Any] = {"max_length": section.max_length}
-    environment = []
-    if session.think:
-        arguments["process_output"] = "nrt"
-        environment = ["env", f"NRT_THINK_START={about.think_start or ''}", f"NRT_THINK_END={about.think_end}"]
-        environment.append(f"NRT_STOPS={json.dumps(about.stops)}")
+    output = folder.absolute()
+    if re.search(r"[=,\s]", str(output)):
+        raise EvalError(f"{output}: OLMES reads =, commas and blanks in a path as its own; move or rename the folder.")
+    model = _readable(session.located.folder.absolute(), output / "model")
+    taught: dict[str, Any] = {}
+    if local:
+        documents = output / "documents"
+        documents.mkdir(parents=True, exist_ok=True)
+        for name, lines in local.items():
+            (documents / f"{name}.jsonl").write_bytes(lines)
+        taught["documents"] = {"folder": str(documents), "split": spec.hub.split if spec.hub else "test"}
+    if thinks:
+        tokens = {"start": about.think_start or "", "end": about.think_end, "stops": about.stops}
+        taught["nrt"] = {**tokens, "trace_tokens": trace_tokens}
+    arguments = {"max_length": reach, **({"custom_kwargs": taught} if taught else {})}
+    start, names = tasks(spec, job.limit, settled.seed)
     command = [
-        *(*environment, section.python or "python", str(WRAPPER)),
+        *(section.python or "python", str(WRAPPER)),
         *("--model", str(model), "--model-type", job.engine, "--model-args", json.dumps(arguments)),
-        *("--task", *tasks(spec, job.limit), "--random-subsample-seed", str(seed)),
+        *("--task", *names, "--random-subsample-seed", str(start)),
         *("--batch-size", str(section.batch_size), "--gpus", str(section.gpus), "--output-dir", str(output)),
     ]
+    if changed:
+        # What a task says for chat models counts last.
+        command += ["--task-args", json.dumps({"chat_overrides": {"generation_kwargs": changed}})]
     return command, folder, settings
+
+
+def _readable(model: Path, folder: Path) -> Path:
+    """The model as transformers 4 reads it, which OLMES wants: its files, and its configs under older names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in model.iterdir():
+        told = {"config.json": config_for_all, "tokenizer_config.json": tokenizer_for_all}.get(file.name)
+        if told:
+            (folder / file.name).write_text(json.dumps(told(read_json(file))), encoding="utf-8")
+        elif not (folder / file.name).is_symlink():
+            (folder / file.name).symlink_to(file)
+    return folder
+
+
+def _lines(spec: BenchmarkSpec, rows: Sequence[Row]) -> bytes:
+    """Local rows as OLMES reads them: with those of the hub's columns, too, that neither ask nor grade."""
+    no_date = {"day": "", "month": "", "year": ""}
+    told = []
+    for row in rows:
+        row = dict(row)
+        if spec.name == "popqa":
+            row = {"id": None, "prop_id": 0, "obj": "", **row}
+        elif spec.name == "humaneval":
+            row = {"canonical_solution": "", **row}
+        elif spec.name == "truthfulqa":
+            row = {"mc1_targets": row["mc2_targets"], **row}
+        elif spec.name == "drop" and "answers" in row:
+            first, *others = row.pop("answers")
+            n = len(others)
+            row |= {"answer": {"number": "", "date": no_date, "spans": first}}
+            row |= {"validated_answers": {"number": [""] * n, "date": [no_date] * n, "spans": others}}
+            row = {"query_id": None, **row}
+        told.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(told).encode()

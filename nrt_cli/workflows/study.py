@@ -41,6 +41,8 @@ from nrt_cli.data.prepare import Settings, Tokenizer, prepare, tokenizer_fingerp
 from nrt_cli.errors import ConfigError, EvalError, ModelError, NrtError
 from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.evaluation.evaluate import evaluate
+from nrt_cli.evaluation.olmes import versions
+from nrt_cli.evaluation.rows import read_rows
 from nrt_cli.evaluation.session import Job
 from nrt_cli.evaluation.tasks import Task, Tell, run_tasks
 from nrt_cli.judging.judge import BYTES_PER_TOKEN, cost_of
@@ -200,7 +202,7 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         yield nrt("train", *recipe, *_options(inputs | named), *others)
     if study.eval.benchmarks:
         asked = {"--benchmarks": ",".join(study.eval.benchmarks), "--limit": study.eval.limit}
-        asked |= {"--engine": study.eval.engine}
+        asked |= {"--backend": study.eval.backend, "--engine": study.eval.engine}
         if study.eval.base:  # it answers directly, as it was never taught to think
             base = {"--model": runs[0].config.model.path} | asked | {"--think": "off", "--out": folder / "evals/base"}
             yield nrt("eval", *_options(base), *_eval_settings(runs[0].config))
@@ -263,8 +265,13 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
         write_report(folder / "benchmarks" / "digits", {"test.jsonl": lines.encode()})
     settings = next(planned_runs(study, folder)).config.eval
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else None
-    for benchmark in load_suite(study.eval.benchmarks) if study.eval.benchmarks else ():
-        benchmark.check(data_dir, offline=settings.offline)  # what comes last can be done
+    if study.eval.benchmarks and study.eval.backend == "olmes":
+        versions(settings.olmes)
+    for benchmark in load_suite(study.eval.benchmarks) if study.eval.benchmarks else ():  # what comes last can be done
+        if study.eval.backend != "olmes":
+            benchmark.check(data_dir, offline=settings.offline)
+        elif data_dir or settings.offline:  # else OLMES reads the hub by itself
+            read_rows(benchmark.spec, data_dir, settings.offline)
     if section:  # a model made from nothing, as a hub model would be
         new, steps = folder / "models" / f"{model.name}-source", section.steps
         source = str(new)
@@ -385,7 +392,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         # What has not been done under these settings: without the folder's own path, lest a moved study be another.
         asked = study.eval.model_dump(mode="json")
         own = {run.name: run.config.model_dump(mode="json") for run in planned_runs(study, Path())}
-        given: dict[str, Any] = {key: getattr(study.eval, key) for key in ("benchmarks", "limit", "engine")}
+        given: dict[str, Any] = {key: getattr(study.eval, key) for key in ("benchmarks", "limit", "engine", "backend")}
         tasks: list[Task] = []
         if study.eval.base and study.eval.benchmarks:  # it answers directly, as it was never taught to think
             config = planned[0].config

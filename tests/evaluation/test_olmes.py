@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import shutil
 import subprocess
@@ -45,33 +46,32 @@ def job(model, out, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["hf", "vllm"])
-def test_olmes_learns_our_think_tokens(engine, tiny_model_dir, tmp_path, settings):
-    outcome = evaluate(job(tiny_model_dir, tmp_path / "out", engine=engine), settings, EvalProgress())
+@pytest.mark.parametrize(
+    ("budget", "think", "score", "trace_tokens", "forced", "trace", "answer"),
+    [
+        # Traces of three, three and, where the context of 100 leaves the answer its 20 after a prompt of 7, 73 words;
+        # the task's stop string is in them, and ends answers only. Its given beginning comes after the trace.
+        ("own", "on", 1, 79 / 3, 1 / 3, "two ; five", "It is 7"),
+        # To the letter: the stop string ends what is one text, so nothing is ever answered.
+        ("shared", "on", 0, (1 + 1 + 20) / 3, 1, "two", ""),
+        # Left alone, two of three are right.
+        ("own", "off", 2 / 3, math.nan, math.nan, "", "It is 7"),
+    ],
+)
+def test_olmes_learns_our_think_tokens(
+    engine, budget, think, score, trace_tokens, forced, trace, answer, tiny_model_dir, tmp_path, interpreter
+):
+    settings = configs.load(None, [f"eval.olmes.python={interpreter}", f"eval.olmes.trace_budget={budget}"])
+    outcome = evaluate(job(tiny_model_dir, tmp_path / "out", engine=engine, think=think), settings, EvalProgress())
     (row,) = outcome["benchmarks"]
-    # Two of three answers are right; the third is a trace that never ends, full of 7s, which must not count.
     assert row["failed"] is None
-    assert row["score"] == pytest.approx(2 / 3)
-    # Error of 1, 1, 0: sqrt(1/3) / sqrt(3) = 1/3.
-    assert row["error"] == pytest.approx(1 / 3)
-    # Traces of three, three and (cut at the cap) twenty words.
-    assert row["trace_tokens"] == pytest.approx(26 / 3)
-    assert row["forced_share"] == pytest.approx(1 / 3)
-    assert row["truncated_share"] == pytest.approx(1 / 3)
-    documents = Evaluation(Path(row["folder"])).documents().values()
-    first = min(documents, key=lambda document: document.id)
+    assert (row["score"], row["trace_tokens"], row["forced_share"]) == pytest.approx(
+        (score, trace_tokens, forced), nan_ok=True
+    )
+    assert row["truncated_share"] == pytest.approx((1 / 3) * (budget == "shared"))
+    first, *_ = sorted(Evaluation(Path(row["folder"])).documents().values(), key=lambda document: document.id)
     assert first.messages == ({"role": "user", "content": "What is 0 + 7?"},)
-    assert first.replies[0].trace.split() == ["two", "and", "five"]
-    assert first.replies[0].answer.split() == ["It", "is", "7", "."]
-
-
-@pytest.mark.slow
-def test_without_thinking_olmes_is_left_alone(tiny_model_dir, tmp_path, settings):
-    outcome = evaluate(job(tiny_model_dir, tmp_path / "out", think="off"), settings, EvalProgress())
-    (row,) = outcome["benchmarks"]
-    assert row["score"] == pytest.approx(2 / 3)
-    assert math.isnan(row["trace_tokens"])
-    (document, *_) = Evaluation(Path(row["folder"])).documents().values()
-    assert document.replies[0].answer == "It is 7 ."
+    assert (first.replies[0].trace.strip(), first.replies[0].answer.strip()) == (trace, answer)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_what_is_there_is_not_run_again_and_a_changed_setting_is(tiny_model_dir,
     monkeypatch.setattr(olmes, "run", lambda arguments, output: runs.append(output))
     for changed, how in ((settings, {"think": "off"}), (settings, {"limit": 2}), (settings, {"engine": "vllm"})):
         evaluate(job(tiny_model_dir, out, **how), changed, EvalProgress())
-    shorter = configs.load(None, [f"eval.olmes.python={settings.eval.olmes.python}", "eval.olmes.max_length=512"])
+    shorter = configs.load(None, [f"eval.olmes.python={settings.eval.olmes.python}", "eval.olmes.max_length=64"])
     evaluate(job(tiny_model_dir, out), shorter, EvalProgress())
     assert len(set(runs)) == 4
 
@@ -99,7 +99,7 @@ def test_the_printed_command_is_the_one_that_runs(tiny_model_dir, tmp_path, sett
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(olmes, "run", lambda *_: pytest.fail("what was run by hand is run again"))
-    assert evaluate(session.job, settings, EvalProgress())["benchmarks"][0]["score"] == pytest.approx(2 / 3)
+    assert evaluate(session.job, settings, EvalProgress())["benchmarks"][0]["score"] == 1
 
 
 @pytest.mark.slow
@@ -139,6 +139,39 @@ def test_the_commit_is_that_of_olmess_own_checkout(tmp_path):
 
 
 @pytest.mark.slow
+def test_doctor_says_what_an_environment_lacks(nrt, interpreter):
+    there = ("--set", f"eval.olmes.python={interpreter}", "--set", "eval.olmes.gpus=99")
+    asked = nrt("doctor", "--olmes", *there, "--json")
+    assert asked.code == 1
+    said = [finding["found"] for finding in json.loads(asked.out)["findings"]]
+    # The stand-in imports `nowhere`, and has two of OLMES's tasks.
+    assert "its imports need modules that are not there: nowhere" in said
+    assert any(text.startswith("it knows no bbh:cot-v1::tulu, drop:0shot-chat::olmes, popqa::tulu") for text in said)
+    assert any(text.startswith("eval.olmes.gpus=99, and torch there sees") for text in said)
+    refused = nrt("doctor", "--olmes", "--forecast")
+    assert (refused.code, "--forecast has no effect with --olmes" in refused.err) == (1, True)
+
+
+@pytest.mark.slow
+def test_olmes_ends_with_what_started_it(tmp_path):
+    """A killed `nrt` leaves no OLMES behind, which would go on in the dark."""
+    fifo, package = tmp_path / "fifo", tmp_path / "oe_eval"
+    os.mkfifo(fifo)
+    package.mkdir()
+    (package / "launch.py").write_text(
+        "import time\ndef make_cli_command(*_): ...\n"
+        f"def main():\n    print('begun', file=open({str(fifo)!r}, 'w', 1))\n    time.sleep(600)\n"
+    )
+    script = f"olmes.run([{sys.executable!r}, str(olmes.WRAPPER)], olmes.Path({str(tmp_path)!r}))"
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", f"from nrt_cli.evaluation import olmes; {script}"]
+    with subprocess.Popen(command, env=os.environ | path) as nrt, fifo.open() as said:
+        assert said.readline() == "begun\n"
+        nrt.kill()
+        assert said.read() == ""  # whoever could write is gone
+
+
+@pytest.mark.slow
 def test_an_interpreter_without_olmes_says_so():
     section = configs.load(None, [f"eval.olmes.python={sys.executable}"]).eval.olmes
     with pytest.raises(EvalError, match=r"has no OLMES .*oe_eval"):
@@ -148,25 +181,26 @@ def test_an_interpreter_without_olmes_says_so():
 # --- the command
 
 
-def test_the_whole_benchmark_is_its_alias(tiny_model_dir):
-    asked = job(tiny_model_dir, Path("out"), limit=None, think="off")
+def test_the_whole_benchmark_is_its_alias(tiny_model_dir, tmp_path):
+    asked = job(tiny_model_dir, tmp_path, limit=None, think="off")
     (command,) = olmes_commands(Session(asked, configs.load(None, ["eval.seed=3"]), EvalProgress())).values()
     arguments = shlex.split(command)
     at = arguments.index("--task")
-    assert arguments[at + 1 : at + 4] == ["gsm8k::zs_cot", "--random-subsample-seed", "3"]
-    assert "env" not in arguments
-    assert json.loads(arguments[arguments.index("--model-args") + 1]) == {"max_length": 8192}
+    assert arguments[at + 1 : at + 4] == ["gsm8k::zs_cot", "--random-subsample-seed", "1237"]
+    assert json.loads(arguments[arguments.index("--model-args") + 1]) == {"max_length": 512}
 
 
 def test_a_limit_is_of_the_benchmark_not_of_each_subset():
     (mmlu,) = select(["mmlu"])
-    chosen = [json.loads(task) for task in olmes.tasks(mmlu, 60)]
-    assert sum(task["limit"] for task in chosen) == 60
-    assert len(chosen) == 57
-    assert chosen[0] == {"task_name": "mmlu_abstract_algebra:0shot_cot::tulu3", "limit": 2}
-    assert len(olmes.tasks(mmlu, 8)) == 8
+    seed, names = olmes.tasks(mmlu, 60, 0)
+    chosen = [json.loads(task) for task in names]
+    assert (seed, len(chosen), sum(task["limit"] for task in chosen)) == (1234, 57, 60)
+    alias = "mmlu_abstract_algebra:0shot_cot::tulu3"
+    assert chosen[0] == {"task_name": alias, "limit": 1, "metadata": {"alias": alias}}
+    assert len(olmes.tasks(mmlu, 8, 0)[1]) == 8
     (drop,) = select(["drop"])
-    assert json.loads(olmes.tasks(drop, 5000)[0])["limit"] == 1000
+    assert json.loads(olmes.tasks(drop, 5000, 7)[1][0])["limit"] == 1000
+    assert olmes.tasks(drop, 5000, 7)[0] == 1234  # which thousand is no matter of the seed
 
 
 @pytest.mark.parametrize("name", ["lr=1e-5", "a b", "a,b"])
@@ -289,7 +323,8 @@ def test_the_commands(nrt, tiny_model_dir):
     printed = nrt("eval", "--model", tiny_model_dir, "--print-olmes", "--benchmarks", "gsm8k,mmlu")
     assert printed.code == 0, printed.err
     first, second = map(shlex.split, printed.out.splitlines())
-    assert first[:3] == ["env", "NRT_THINK_START=<|think_start|>", "NRT_THINK_END=<|think_end|>"]
+    taught = json.loads(first[first.index("--model-args") + 1])["custom_kwargs"]["nrt"]
+    assert taught == {"start": "<|think_start|>", "end": "<|think_end|>", "stops": ["<eos>"], "trace_tokens": 2048}
     assert "mmlu:0shot_cot::tulu3" in first
     assert "gsm8k::zs_cot" in second
     layout(nrt.folder / "theirs", [("gsm8k::zs_cot", [1.0, 0.0], {})])

@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--model-type", choices=["hf", "vllm"])
     parser.add_argument("--model-args")
     parser.add_argument("--task", nargs="+")
+    parser.add_argument("--task-args", default="{}")
     parser.add_argument("--random-subsample-seed", type=int)
     parser.add_argument("--batch-size")
     parser.add_argument("--gpus", type=int)
@@ -34,21 +35,20 @@ def main():
     asked = parser.parse_args()
     assert "=" not in asked.model, "a model path with = is read as arguments"
     model = {"model": asked.model, "model_type": asked.model_type, **json.loads(asked.model_args)}
-    unknown = set(model) - {"model", "model_type", "max_length", "process_output"}
+    unknown = set(model) - {"model", "model_type", "max_length", "custom_kwargs"}
     assert not unknown, f"unknown model args {unknown}"
     tasks = []
     for task in asked.task:
         given = json.loads(task) if task.startswith("{") else {"task_name": task}
         for alias in SUITES.get(given["task_name"], [given["task_name"]]):
-            name = alias.partition("::")[0]
-            tasks.append(
-                {
-                    **given,
-                    "task_name": name,
-                    "metadata": {"alias": alias},
-                    "random_subsample_seed": asked.random_subsample_seed,
-                }
-            )
+            config = {
+                **given,
+                "task_name": alias.partition("::")[0],
+                "random_subsample_seed": asked.random_subsample_seed,
+                **json.loads(asked.task_args),
+            }
+            # As there, a task that is given as JSON has no alias but its own.
+            tasks.append(config if task.startswith("{") else {**config, "metadata": {"alias": alias}})
     name = model.pop("model")
     command = make_cli_command(
         "python -m oe_eval.run_eval",

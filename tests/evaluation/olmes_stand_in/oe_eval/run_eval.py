@@ -6,8 +6,9 @@ import json
 import os
 
 import lm_eval
+from oe_eval.components.requests import GenerateUntilRequest
 from oe_eval.models.eleuther_huggingface import HFLM_Verbose
-from oe_eval.models.output_processors import MODEL_OUTPUT_PROCESSORS
+from oe_eval.models.eleuther_vllm_causallms import VLLM_Verbose
 
 _parser = argparse.ArgumentParser()
 _parser.add_argument("--model")
@@ -18,16 +19,11 @@ _parser.add_argument("--gpus", type=int)
 _parser.add_argument("--batch-size")
 
 
-class Request:
-    def __init__(self, context):
-        self.context = context
-
-
 class Instance:
     request_type = "generate_until"
 
-    def __init__(self, context):
-        self.request = Request(context)
+    def __init__(self, request):
+        self.request = request
 
 
 def convert_chat_instance(model, ins, chat_template=None):
@@ -50,25 +46,25 @@ def run_eval(arguments):
     everything = []
     for index, task in enumerate(map(json.loads, arguments["task"])):
         count = task.get("limit", 3)
-        cap = 20
-        model = HFLM_Verbose(model_config["model"])
+        generation = {"max_gen_toks": 20, "temperature": 0.0} | task.pop("chat_overrides", {}).get(
+            "generation_kwargs", {}
+        )
+        model = {"hf": HFLM_Verbose, "vllm": VLLM_Verbose}[model_config["model_type"]](model_config["model"])
         predictions, requests = [], []
         for number in range(count):
             messages = [{"role": "user", "content": f"What is {number} + {7 - number}?"}]
-            ins = Instance({"messages": messages, "assistant_prefix": "Answer:"})
+            context = {"messages": messages, "assistant_prefix": "Answer:"}
+            ins = Instance(GenerateUntilRequest(context, [";"], generation))
             requests.append(
                 {
                     "doc_id": number,
                     "native_id": f"q{number}",
                     "idx": 0,
-                    "request": {"context": copy.deepcopy(ins.request.context)},
+                    "request": {"context": copy.deepcopy(context)},
                 }
             )
             convert_chat_instance(model, ins)
-            text = model.say(ins.request.context, model_config["model_type"], number)
-            result = {"continuation": text, "num_tokens": min(cap, len(text.split()))}
-            if model_config.get("process_output"):
-                result = MODEL_OUTPUT_PROCESSORS[model_config["process_output"]](result)
+            (result,) = model.generate_until_verbose([ins.request])
             right = float("7" in result["continuation"])
             predictions.append(
                 {
@@ -80,7 +76,6 @@ def run_eval(arguments):
                 }
             )
         score = sum(p["metrics"]["exact_match"] for p in predictions) / max(1, count)
-        generation = {"max_gen_toks": cap, "temperature": 0.0}
         record = {
             "task_name": task["task_name"],
             "task_idx": index,

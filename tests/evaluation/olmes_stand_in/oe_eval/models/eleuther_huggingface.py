@@ -12,20 +12,39 @@ class Tokenizer:
         return " ".join(kept)
 
 
-class HFLM_Verbose:  # noqa: N801  as OLMES calls it
+class Model:
+    """Thinks where it is asked to; every third time it never stops thinking of 7, or answers wrongly.
+
+    Its thoughts have the string in them at which answers stop, as a blank line is in OLMES's PopQA.
+    """
+
+    max_length = 100
+
     def __init__(self, folder):
         self.tokenizer = Tokenizer()
 
+    def generate_until_verbose(self, requests):
+        return [self.say(request) for request in requests]
+
+    def say(self, request):
+        prompt, late = request.context, "What is 2 +" in request.context
+        thinks, answers = prompt.endswith("<|think_start|>"), "<|think_end|>" in prompt
+        if thinks:
+            words = "two ; five <|think_end|> It is 7 ; no, 8" if not late else " ".join(["seven 7"] * 40)
+        else:
+            words = "It is 7 ; no, 8" if not late or (answers and "Answer:" in prompt) else "It is 8 ; no, 7"
+        tokens = [*words.split(), "<eos>", "8", "8"][: request.generation_kwargs["max_gen_toks"]]
+        raw = self.finish(tokens)
+        text = raw
+        for stop in [*request.stop_sequences, "<eos>"]:
+            text = text.partition(stop)[0]
+        return {"continuation": text, "num_tokens": len(tokens)} | ({"continuation_raw": raw} if raw != text else {})
+
+
+class HFLM_Verbose(Model):  # noqa: N801  as OLMES calls it
     def tok_decode(self, tokens, skip_special_tokens=True):
         return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
-    def say(self, prompt, kind, number):
-        """Thinks where it is asked to; every third time it never stops thinking of 7, or answers wrongly."""
-        if prompt.endswith("<|think_start|>"):
-            words = "two and five <|think_end|> It is 7 ." if number % 3 != 2 else " ".join(["seven 7"] * 10)
-            if kind == "hf":
-                # transformers hands back the token that it stopped at too, and padding.
-                words += " <eos> 8 8"
-        else:
-            words = "It is 7 ." if number % 3 != 2 else "It is 8 ."
-        return self.tok_decode(words.split()) if kind == "hf" else words
+    def finish(self, tokens):
+        """transformers hands back the token that it stopped at too, and padding."""
+        return self.tok_decode(tokens)

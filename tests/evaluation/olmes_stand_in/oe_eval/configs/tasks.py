@@ -1,0 +1,1 @@
+TASK_CONFIGS = {"gsm8k::zs_cot": {}}

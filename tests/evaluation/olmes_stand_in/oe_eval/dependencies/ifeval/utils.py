@@ -1,0 +1,1 @@
+import nowhere.part  # noqa: F401
