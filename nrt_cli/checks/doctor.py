@@ -132,7 +132,7 @@ def olmes_there(config: RunConfig) -> Iterator[Finding]:
     if section.gpus > lack["gpus"]:
         do = f"--set eval.olmes.gpus={lack['gpus']}."
         yield problem(f"eval.olmes.gpus={section.gpus}, and torch there sees {lack['gpus']}", do, lack)
-    if config.eval.data_dir is None and (reason := find_hub()):
+    if not (config.eval.data_dir or config.eval.offline) and (reason := find_hub()):
         yield warning(f"OLMES reads documents from the hub ({reason})", "--set eval.data_dir=FOLDER.", lack)
 
 

@@ -65,7 +65,8 @@ def doctor(
     from nrt_cli import config as configs
 
     if olmes:
-        no_effect("with --olmes", method=method, model=model, data=data, validation=validation, forecast=forecast)
+        others = {"model": model, "data": data, "validation": validation, "benchmarks": benchmarks}
+        no_effect("with --olmes", method=method, forecast=forecast, **others)
     given = flags(method=method) | section("model", path=model) | section("data", train=data, validation=validation)
     config = None
     if name is not None or given or overrides or olmes:
