@@ -102,8 +102,8 @@ def doctor(
     from nrt_cli.config.suite import select
 
     findings = []
-    own = [spec for spec in select([benchmarks]) if spec.own] if benchmarks else ()
-    for finding in OLMES.findings(config) if olmes and config else diagnose(config, own):
+    users = [spec for spec in select([benchmarks]) if spec.own] if benchmarks else []
+    for finding in OLMES.findings(config) if olmes and config else diagnose(config, users):
         findings.append(finding)
         if not as_json:
             show_finding(finding)

@@ -367,8 +367,8 @@ def _lines(spec: BenchmarkSpec, rows: Sequence[Row]) -> bytes:
     """Local rows as OLMES reads them: with those of the hub's columns, too, that neither ask nor grade."""
     no_date = {"day": "", "month": "", "year": ""}
     told = []
-    for row in rows:
-        row = dict(row)
+    for each in rows:
+        row: dict[str, Any] = dict(each)
         if spec.name == "popqa":
             row = {"id": None, "prop_id": 0, "obj": "", **row}
         elif spec.name == "humaneval":

@@ -144,11 +144,12 @@ def lacks(aliases):
                 importlib.import_module(f"oe_eval.{name}")
             break
         except ModuleNotFoundError as error:
-            broken = str(error) if error.name in missing else None
-            missing.append(error.name)
-            empty = types.ModuleType(error.name)  # to see what else is missing
-            empty.__path__, empty.__getattr__ = [], lambda name: type(name, (), {})
-            sys.modules[error.name] = empty
+            absent = str(error.name)
+            broken = str(error) if absent in missing else None
+            missing.append(absent)
+            empty = types.ModuleType(absent)  # to see what else is missing
+            vars(empty).update(__path__=[], __getattr__=lambda name: type(name, (), {}))
+            sys.modules[absent] = empty
             for name in [name for name in sys.modules if name.startswith("oe_eval")]:
                 del sys.modules[name]
         except Exception as error:
