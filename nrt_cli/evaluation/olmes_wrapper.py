@@ -135,6 +135,13 @@ def stay_here():
         os.environ.setdefault("TIKTOKEN_CACHE_DIR", bundled)
 
 
+def anything(name):
+    """What a module that is missing is taken to have."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+
+
 def lacks(aliases):
     """What keeps OLMES from running: modules that are missing, what else broke, tasks it has not, and nltk's data."""
     missing, broken = [], None
@@ -148,7 +155,7 @@ def lacks(aliases):
             broken = str(error) if absent in missing else None
             missing.append(absent)
             empty = types.ModuleType(absent)  # to see what else is missing
-            vars(empty).update(__path__=[], __getattr__=lambda name: type(name, (), {}))
+            vars(empty).update(__path__=[], __getattr__=anything)
             sys.modules[absent] = empty
             for name in [name for name in sys.modules if name.startswith("oe_eval")]:
                 del sys.modules[name]
