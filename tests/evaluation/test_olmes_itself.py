@@ -38,7 +38,8 @@ def both_ways(model, benchmark, tmp_path, think, tokens, limit=2):
         if backend == "olmes":
             (folder,) = (tmp_path / "olmes" / "olmes").iterdir()
             (row,) = import_results(folder, None, tmp_path / "imported", print)["benchmarks"]
-        found.append({each.messages: each for each in Evaluation(Path(row["folder"])).documents().values()})
+        documents = Evaluation(Path(row["folder"])).documents().values()
+        found.append({tuple(turn["content"] for turn in each.messages): each for each in documents})
     assert found[0].keys() == found[1].keys()  # prompts, to the byte
     return [(found[0][asked], found[1][asked]) for asked in found[0]]
 
