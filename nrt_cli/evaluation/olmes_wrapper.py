@@ -12,7 +12,8 @@ teaches it:
   the answer after it, with the task's budget and stops. null is OLMES to the letter: both are one text of the task's
   budget, cut at the task's stops, without a given beginning; what has no `end` in it has no answer;
 - `stops`, a list, end trace and answer: transformers stops at each of them, and OLMES would go on to the padding;
-- transformers' decoding keeps special tokens, as vLLM's does there already, or the end of the trace would be lost.
+- transformers' decoding keeps special tokens and the first space, as vLLM's does there already, or the end of the trace
+  would be lost.
 
 Graders see the answer only. `olmes` starts `python -m oe_eval.run_eval` in a shell: this file takes that place too, so
 the interpreter stays.
@@ -89,7 +90,7 @@ def teach(start, end, stops, trace_tokens):
             thoughts = []
             for result, cap in zip(traces, caps, strict=True):
                 ids = self.tokenizer(result["continuation"], add_special_tokens=False).input_ids
-                text = result["continuation"] if len(ids) <= cap else self.tokenizer.decode(ids[:cap])
+                text = result["continuation"] if len(ids) <= cap else tok_decode(self, ids[:cap])
                 # What stopped it, which vLLM does not tell.
                 rest = result.get("continuation_raw", "")[len(result["continuation"]) :]
                 ended = result["num_tokens"] < max(caps) or rest.startswith(end)
@@ -106,7 +107,11 @@ def teach(start, end, stops, trace_tokens):
         return generate_until_verbose
 
     def tok_decode(self, tokens, skip_special_tokens=False):
-        return self.tokenizer.decode(tokens, skip_special_tokens=False)
+        # After a letter: some tokenizers drop the space that a text begins with.
+        tokens = [tokens] if isinstance(tokens, int) else list(tokens)
+        before = self.tokenizer.encode("a", add_special_tokens=False)
+        first, whole = (self.tokenizer.decode(ids, skip_special_tokens=False) for ids in (before, [*before, *tokens]))
+        return whole.removeprefix(first)
 
     run_eval.convert_chat_instance = convert_chat_instance
     HFLM_Verbose.tok_decode = tok_decode

@@ -7,6 +7,9 @@ class Tokenizer:
     def __call__(self, text, add_special_tokens=True):
         return type("Encoded", (), {"input_ids": text.split()})
 
+    def encode(self, text, add_special_tokens):
+        return text.split()
+
     def decode(self, tokens, skip_special_tokens):
         kept = [t for t in tokens if not (skip_special_tokens and t.startswith("<|"))]
         return " ".join(kept)
