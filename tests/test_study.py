@@ -122,6 +122,7 @@ def test_what_only_adds_runs_may_change():
         ({"analysis": {"ask": [{"question": "Q", "answer": 1852}]}}, "ask=1852: a text is needed, so write "),
         ({"analysis": {"judge_max_cost": 1, "judge": {"models": ["mine"]}}}, "'analysis.judge.prices={mine: [0.2, 0"),
         ({"eval": {"benchmarks": ["gsm9k"]}}, "did you mean 'gsm8k'?"),
+        ({"eval": {"benchmarks": ["digits"], "backend": "olmes"}}, "digits is not in OLMES"),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_path):

@@ -20,7 +20,7 @@ from nrt_cli.evaluation.importing import import_results
 from nrt_cli.evaluation.olmes import olmes_commands
 from nrt_cli.evaluation.session import Job, Session
 from nrt_cli.progress import EvalProgress
-from nrt_cli.store.evals import Evaluation
+from nrt_cli.store.evals import Evaluation, find_evaluations
 
 STAND_IN = Path(__file__).parent / "olmes_stand_in"
 (GSM8K,) = select(["gsm8k"])
@@ -72,6 +72,28 @@ def test_olmes_learns_our_think_tokens(
     first, *_ = sorted(Evaluation(Path(row["folder"])).documents().values(), key=lambda document: document.id)
     assert first.messages == ({"role": "user", "content": "What is 0 + 7?"},)
     assert (first.replies[0].trace.strip(), first.replies[0].answer.strip()) == (trace, answer)
+
+
+@pytest.mark.slow
+def test_a_study_is_evaluated_by_olmes(nrt, interpreter):
+    small = (
+        "model.pretrain.steps=4",
+        "data.sources=['generated:digits?size=300']",
+        "data.validation=4",
+        f"run={{train: {{steps: 2}}, eval: {{olmes: {{python: {interpreter}}}}}}}",
+        "methods=[sft]",
+        "variants={}",
+        "seeds=[0]",
+        "eval={benchmarks: [gsm8k], limit: 3, backend: olmes}",
+        "analysis={tokens: 0, questions: 0}",
+    )
+    done = nrt("reproduce", "laptop", "--out", "study", *(part for text in small for part in ("--set", text)))
+    assert done.code == 0, done.err
+    for place in ("evals/base", "runs/sft-s0/evals/export"):
+        (evaluation,) = find_evaluations(nrt.folder / "study" / place)
+        assert (evaluation.scores()["backend"], evaluation.scores()["n"]) == ("olmes", 3)
+    asked = nrt("reproduce", "laptop", "--dry-run", *(part for text in small for part in ("--set", text)))
+    assert "--backend olmes" in asked.out
 
 
 @pytest.mark.slow
