@@ -79,15 +79,15 @@ class Benchmark:
                         reason = "its prompt is empty"
                 except OSError as error:
                     raise ConfigError(f"{file}: examples: lm-eval's file cannot be read ({error}).") from None
-                except (jinja2.TemplateError, TypeError, KeyError) as error:
-                    raise ConfigError(f"{file}: prompt: {row.where} cannot be put into it ({error}).") from None
+                except Exception as error:  # whatever a prompt of the user's own computes
+                    raise DataError(f"{row.where}: cannot be put into the prompt of {file} ({error}).") from None
                 try:
                     answer, grade = self.grader.gold(row), Grade()
                     if own and (grader in AS_PAIRS or ":" in grader):
                         if grader in AS_PAIRS or number == 1:
                             grade = self.grader.grade(row, answer, [answer], ())
                         if grader in AS_PAIRS and (grade.score != 1 or (grader == "choice" != guess([answer]))):
-                            reason = f"{answer!r} is no reference answer that it can compare with"
+                            reason = f"{answer!r} is no reference answer that grader={grader} can compare with"
                     elif grader != "code":
                         patterns = self.spec.answers.get(subset, self.spec.answers.get("*", ()))
                         reply = answer if own and grader == "phrase" else ""
@@ -101,11 +101,11 @@ class Benchmark:
                 except NrtError as error:  # a function of the user's own that fails
                     raise ConfigError(f"{file}: {error}") from None
                 except Exception as error:  # whatever a grader does with a row that is not for it
-                    reason = f"its columns are not those that its grader reads ({error!r})"
+                    reason = f"its columns are not those that grader={grader} reads ({error!r})"
                 if own and grade.scores and self.spec.metric not in {*grade.scores, "accuracy"}:
                     raise ConfigError(f"{file}: metric={self.spec.metric}: {grader} gives {', '.join(grade.scores)}.")
                 if reason:
-                    raise DataError(f"{row.where}: {reason} (grader={grader} in {file}).")
+                    raise DataError(f"{row.where}: {reason} ({file}).")
         if self.spec.grader == "code":
             from nrt_cli.evaluation.sandbox import missing
 
@@ -236,9 +236,20 @@ def _says_something(answer: Any) -> bool:
     return any(map(_says_something, answer)) if isinstance(answer, list) else bool(str(answer or "").strip())
 
 
+def _written(value: Any) -> Any:
+    """What a prompt writes for a value. Raises TemplateRuntimeError for what only Python would write so."""
+    if value is None or isinstance(value, list | dict):
+        what = "a list, to be written by `| join(', ')` or in a loop" if isinstance(value, list) else "no text"
+        raise jinja2.TemplateRuntimeError(f"{value!r:.60} is {what}")
+    return value
+
+
 @cache
 def _template(text: str) -> jinja2.Template:
-    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(text)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
+    )
+    return environment.from_string(text)
 
 
 @cache

@@ -253,7 +253,7 @@ def test_what_is_not_there_and_what_is_there_twice(tmp_path: Path, nrt: Any, tin
 
 def test_a_sandboxed_template_sees_columns_only(tmp_path: Path) -> None:
     path = written(tmp_path, MINE.replace("{{question}}", "{{question.__class__.__mro__}}"))
-    with pytest.raises(ConfigError, match=r"prompt: .*mine.jsonl:1 cannot be put into it"):
+    with pytest.raises(DataError, match=r"mine.jsonl:1: cannot be put into the prompt of .*mine.yaml"):
         Benchmark(select([str(path)])[0]).check(None)
 
 
