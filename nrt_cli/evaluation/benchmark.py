@@ -44,6 +44,7 @@ class Benchmark:
         shots = ("lm_eval",) if spec.examples and spec.examples.lm_eval_task else ()
         self._needed = (*shots, *self.grader.packages)
         self._rows: dict[str, Row] = {}
+        self._read: tuple[Any, dict[str, list[Row]]] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Benchmark:
                 )
         # Can every row be asked, and does its grader take a reference answer for right?
         file, grader, own = self.spec.file, self.spec.grader, self.spec.own
-        for subset, found in read_rows(self.spec, data_dir, offline).items():
+        for subset, found in self._all_rows(data_dir, offline).items():
             for number, row in enumerate(found, 1):
                 reason = ""
                 try:
@@ -96,8 +97,12 @@ class Benchmark:
                             reason = f"answers has no patterns for its subset {subset!r}"
                         elif not _says_something(answer):
                             reason = "no reference answer can be read in it, so that no reply would be right"
-                        elif (grade := self.grader.grade(row, answer, empty, patterns)).score != 1 and reply:
-                            reason = f"{answer!r} is no reference answer that the patterns of `answers` find"
+                        elif (
+                            number == 1 or reply or grader in ("mc2", "instructions")
+                        ):  # which read more than an answer
+                            grade = self.grader.grade(row, answer, empty, patterns)
+                            if reply and grade.score != 1:
+                                reason = f"{answer!r} is no reference answer that the patterns of `answers` find"
                 except NrtError as error:  # a function of the user's own that fails
                     raise ConfigError(f"{file}: {error}") from None
                 except Exception as error:  # whatever a grader does with a row that is not for it
@@ -124,6 +129,12 @@ class Benchmark:
             ]
         return []
 
+    def _all_rows(self, data_dir: Path | None, offline: bool) -> dict[str, list[Row]]:
+        """All rows by subset, read once."""
+        if self._read is None or self._read[0] != (data_dir, offline):
+            self._read = ((data_dir, offline), read_rows(self.spec, data_dir, offline))
+        return self._read[1]
+
     def documents(
         self, data_dir: Path | None, limit: int | None = None, seed: int = 0, offline: bool = False
     ) -> list[Document]:
@@ -131,7 +142,7 @@ class Benchmark:
 
         `BenchmarkSpec.asked` says which they are under a limit. Raises DataError as `check` does.
         """
-        rows = read_rows(self.spec, data_dir, offline)
+        rows = self._all_rows(data_dir, offline)
         # The data's own id where there is one, else the row's number; what is there twice gets both.
         column = self.spec.id_column or ""
         ids = {subset: [str(row.get(column, i)) for i, row in enumerate(found)] for subset, found in rows.items()}

@@ -90,6 +90,13 @@ def _taken_apart(prompt: str) -> frozenset[str]:
     return frozenset(each.name for each in apart if isinstance(each, nodes.Name))
 
 
+def _has_half(value: Any) -> bool:
+    """Whether a text in a value, however deep, has half of a surrogate pair."""
+    if isinstance(value, str):
+        return not value.isascii() and bool(sources.HALF_OF_A_PAIR.search(value))
+    return isinstance(value, list | dict) and any(map(_has_half, value.values() if isinstance(value, dict) else value))
+
+
 def _fault(spec: BenchmarkSpec, row: dict[str, Any], types: dict[str, TypeAdapter[Any]]) -> str:
     """What keeps a row from being asked and graded; nothing where it can be."""
     # Of DROP's two forms, the one that a row is in.
@@ -107,8 +114,7 @@ def _fault(spec: BenchmarkSpec, row: dict[str, Any], types: dict[str, TypeAdapte
             return f"the prompt takes {column!r} apart, so it should be a list, found {short(value)}"
         if spec.own and spec.grader in AS_PAIRS and column == spec.reference and isinstance(value, list | dict):
             return f"{column!r} should be one answer, as text or a number, found {short(value)}"
-    text = json.dumps([row.get(column) for column in (*spec.columns, *types)], ensure_ascii=False, default=str)
-    if sources.HALF_OF_A_PAIR.search(text):
+    if any(_has_half(row[column]) for column in (*spec.columns, *types)):
         return sources.NO_TEXT
     for column, kind in types.items():
         try:
