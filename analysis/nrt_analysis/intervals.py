@@ -53,20 +53,23 @@ def share_above_0(values: pd.Series) -> float:
     return float((values.dropna() > 0).mean())
 
 
-FEW = 30
-"""Documents below which their spread is too chancy to be taken at its word."""
+def _variance(mean: Mean, spread: float) -> float:
+    """The variance of the mean of n documents, whose own is `spread`, and of four more: two that score 0 and two that
+    score 1 (Agresti and Coull). So no mean is certain, also where all documents score alike."""
+    n = mean.n + 4
+    squares = (mean.n * (spread + mean.value**2) + 2) / n
+    return (squares - ((mean.n * mean.value + 2) / n) ** 2) / n
 
 
 def trusted(mean: Mean) -> Mean:
-    """A mean whose error is at least that of Agresti and Coull's adjusted share, where documents are few or all alike.
+    """A mean with the error that four documents more would give it.
 
     Four documents that all score 0 have a standard error of 0, and still say little.
     """
-    if mean.n < 1 or math.isnan(mean.value) or (mean.n >= FEW and mean.error > 0):
+    if mean.n < 1 or math.isnan(mean.value):
         return mean
-    share = (mean.n * mean.value + 2) / (mean.n + 4)
-    least = math.sqrt(share * (1 - share) / (mean.n + 4))
-    return Mean(mean.value, least if math.isnan(mean.error) else max(mean.error, least), mean.n)
+    spread = mean.value * (1 - mean.value) if math.isnan(mean.error) else mean.error**2 * (mean.n - 1)
+    return Mean(mean.value, math.sqrt(_variance(mean, spread)), mean.n)
 
 
 def over_seeds(means: Sequence[Mean]) -> Difference:
@@ -86,15 +89,14 @@ def over_seeds(means: Sequence[Mean]) -> Difference:
     value, n = sum(mean.value for mean in means) / len(means), min(mean.n for mean in means)
     if n < 2:
         return Difference(value, math.nan, math.nan, n)
-    documents = sum(mean.error**2 for mean in means) / len(means)
+    documents = sum(max(mean.error**2, _variance(mean, 0.0)) for mean in means) / len(means)
     seeds = float(np.var([mean.value for mean in means], ddof=1)) / len(means) if len(means) > 1 else 0.0
-    variance, spread = documents + seeds, value * (1 - value)
-    freedom = float(n - 1)
-    if variance > 0:
-        freedom = variance**2 / (documents**2 / (n - 1) + (seeds**2 / (len(means) - 1) if seeds else 0.0))
-    z, of = float(stdtrit(freedom, 0.975)), spread / variance if variance > 0 and spread > 0 else n
+    variance, share = documents + seeds, (n * value + 2) / (n + 4)
+    freedom = variance**2 / (documents**2 / (n - 1) + seeds**2 / max(1, len(means) - 1))
+    # A share of so many documents has this variance; of right or wrong and one seed, they are n.
+    z, of = float(stdtrit(freedom, 0.975)), n / (n + 4) * share * (1 - share) / variance
     centre = (value + z**2 / (2 * of)) / (1 + z**2 / of)
-    margin = z / (1 + z**2 / of) * math.sqrt(value * (1 - value) / of + z**2 / (4 * of**2))
+    margin = z / (1 + z**2 / of) * math.sqrt(max(0.0, value * (1 - value)) / of + z**2 / (4 * of**2))
     return Difference(value, max(0.0, centre - margin), min(1.0, centre + margin), n)
 
 

@@ -10,12 +10,11 @@ import pandas as pd
 from nrt_analysis.document import Document, number, section
 from nrt_analysis.figures import COLUMN, StepLine, StepPanel, draw_steps
 from nrt_cli.errors import ConfigError, StoreError
-from nrt_cli.measures.statistics import mean_of, paired_difference
+from nrt_cli.measures.statistics import paired_difference, share_over_rows
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements
 
 KEY = ["run", "step", "example", "judge", "template"]
-Z95 = 1.959964
 """Standard errors to either side of a mean that hold 95 % of a normal distribution."""
 
 UNITS = {
@@ -23,11 +22,11 @@ UNITS = {
     "n": "traces judged",
     "unscored": "traces whose judge gave no readable score, left out of the mean",
     "quality": "mean score, 0 (worst) to 1",
-    "low": "95 % interval of the mean: 1.96 standard errors below",
+    "low": "95 % interval of the mean: Wilson's, lower end",
     "high": "and above",
     "first": "mean score at the first step, of examples scored at both",
     "last": "the same at the last step",
-    "change": "mean of last - first; its 95 % interval is a paired bootstrap over examples",
+    "change": "mean of last - first; its 95 % interval is that of Agresti and Min over examples",
     "spearman": "rank correlation of the scores of traces that both judges scored",
     "difference": "mean of the second judge's score - the first's",
     "alpha": "Krippendorff's alpha for interval data: 1 is agreement, 0 what chance gives",
@@ -115,10 +114,9 @@ def quality_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (run, judge, step), group in frame.groupby(["run", "judge", "step"], sort=False):
         scored = group["score"].dropna().tolist()
-        mean = mean_of(scored, [""] * len(scored), "micro")
-        margin = Z95 * mean.error
+        mean = share_over_rows(scored)
         counts = {"n": len(group), "unscored": len(group) - mean.n}
-        interval = {"quality": mean.value, "low": mean.value - margin, "high": mean.value + margin}
+        interval = {"quality": mean.value, "low": mean.low, "high": mean.high}
         rows.append({"run": run, "judge": judge, "step": step, **counts, **interval})
     return pd.DataFrame(rows)
 
@@ -131,7 +129,7 @@ def change_table(frame: pd.DataFrame) -> pd.DataFrame:
         ends = by_step[[by_step.columns.min(), by_step.columns.max()]].dropna()
         ends.columns = pd.Index(["first", "last"])
         if len(by_step.columns) > 1:
-            difference, _ = paired_difference(ends["first"].tolist(), ends["last"].tolist(), [""] * len(ends), "micro")
+            difference = paired_difference(ends["first"].tolist(), ends["last"].tolist(), [""] * len(ends), "micro")
             interval = {"change": difference.value, "low": difference.low, "high": difference.high}
             rows.append({"run": run, "judge": judge, "n": len(ends), **ends.mean().to_dict(), **interval})
     return pd.DataFrame(rows, columns=["run", "judge", "n", "first", "last", "change", "low", "high"])

@@ -146,13 +146,12 @@ def compare(
     b: Annotated[
         str, typer.Argument(metavar="B", autocompletion=completion.models, help="The same; the differences are B - A.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """How much better B is than A on the documents both have answered, with a paired bootstrap interval."""
+    """How much better B is than A on the documents both have answered, with a 95 % interval of the pairs."""
     from nrt_cli.evaluation.comparison import compare as run_comparison
 
-    show(run_comparison(a, b, seed), as_json, _render_comparison)
+    show(run_comparison(a, b), as_json, _render_comparison)
 
 
 @app.command("import", epilog="Example: nrt eval import olmes-output --model runs/first")

@@ -1,16 +1,16 @@
 """`nrt eval compare`: two models on the same documents."""
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nrt_cli.commandline import nrt
 from nrt_cli.config import flatten
 from nrt_cli.config.suite import NAMES, ORDER
 from nrt_cli.errors import StoreError
 from nrt_cli.evaluation.pairs import DATA
-from nrt_cli.measures.statistics import interval, mean_of, paired_difference
+from nrt_cli.measures.statistics import mean, mean_of, paired_difference
 from nrt_cli.records import ACCURACIES, OLMES
 from nrt_cli.store import Reference
 from nrt_cli.store.evals import Evaluation, find_evaluations
@@ -28,7 +28,7 @@ def results_of(ref: str) -> Path:
     return named.path if find_evaluations(named.path) else Path("evals") / named.path.resolve().name
 
 
-def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
+def compare(a: str, b: str) -> dict[str, Any]:
     """How much better b is than a: per benchmark, and over all nine where both have them.
 
     Of several evaluations of a benchmark, those are compared whose settings agree best, the newest first. Documents are
@@ -45,7 +45,7 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
             of_ref.setdefault(evaluation.about()["benchmark"], []).append(evaluation)
         if not of_ref:
             raise StoreError(f"{ref}: no results in {folder}; make them with `{nrt('eval', '--model', Path(ref))}`.")
-    rows, draws = [], []
+    rows: list[dict[str, Any]] = []
     for name in [name for name in dict.fromkeys((*NAMES, *found[a])) if name in found[a] and name in found[b]]:
         # Both lists are oldest first, and min takes the first of equals.
         pairs = [(one, other) for one in reversed(found[a][name]) for other in reversed(found[b][name])]
@@ -66,8 +66,7 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
             titles = {OLMES: right["title"]}
         for metric, title in titles.items():
             of_a, of_b = ([side[key].scores[metric] for key in both] for side in (one, other))
-            difference, draws_R = paired_difference(of_a, of_b, subsets, aggregation, seed)
-            draws.append(draws_R)
+            difference = paired_difference(of_a, of_b, subsets, aggregation)
             rows.append(
                 {
                     "benchmark": name,
@@ -86,14 +85,19 @@ def compare(a: str, b: str, seed: int = 0) -> dict[str, Any]:
     if not rows:
         names = {ref: ", ".join(sorted(found[ref])) or "none" for ref in (a, b)}
         raise StoreError(f"{a} ({names[a]}) and {b} ({names[b]}) share no benchmark; evaluate both on the same ones.")
-    low, high = interval(np.mean(draws, axis=0))
-    mean = {
-        **{key: float(np.mean([row[key] for row in rows])) for key in ("a", "b", "difference")},
-        "low": low,
-        "high": high,
+    means = {key: mean([row[key] for row in rows]) for key in ("a", "b", "difference")}
+    # Benchmarks are independent, so the squares of their margins add; what is measured of the same pairs is not.
+    below, above = Counter[str](), Counter[str]()
+    for row in rows:
+        below[row["benchmark"]] += (row["difference"] - row["low"]) / len(rows)
+        above[row["benchmark"]] += (row["high"] - row["difference"]) / len(rows)
+    of_all = {
+        **means,
+        "low": means["difference"] - math.hypot(*below.values()),
+        "high": means["difference"] + math.hypot(*above.values()),
         "missing": [name for name in ORDER if name not in {row["benchmark"] for row in rows}],
     }
-    return {"a": a, "b": b, "benchmarks": rows, "mean": mean}
+    return {"a": a, "b": b, "benchmarks": rows, "mean": of_all}
 
 
 def _differing(left: Evaluation, right: Evaluation) -> list[str]:

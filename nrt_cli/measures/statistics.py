@@ -45,8 +45,14 @@ def mean(values: Sequence[float]) -> float:
 
 
 def mean_over_rows(values: Sequence[float], seed: int = 0) -> Difference:
-    """The mean of one number per row, such as a difference within it, with its bootstrap interval over the rows."""
-    return paired_difference([0.0] * len(values), values, [""] * len(values), "micro", seed)[0]
+    """The mean of one number per row, such as a difference in nats, with its bootstrap interval over the rows."""
+    x_N, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    if not len(x_N):
+        return Difference(math.nan, math.nan, math.nan, 0)
+    # One at a time: R x N numbers of a large benchmark would not fit.
+    means_R = [np.mean(x_N[generator.integers(len(x_N), size=len(x_N))]) for _ in range(RESAMPLES)]
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return Difference(mean(values), float(low), float(high), len(x_N))
 
 
 def share_over_rows(scores: Sequence[float]) -> Difference:
@@ -62,21 +68,25 @@ def share_over_rows(scores: Sequence[float]) -> Difference:
     return Difference(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def bounded_over_rows(values: Sequence[float], bound: float = 1.0) -> Difference:
+def bounded_over_rows(
+    values: Sequence[float], bound: float = 1.0, subsets: Sequence[str] = (), aggregation: Aggregation = "micro"
+) -> Difference:
     """The mean of differences in [-bound, bound] with an interval that has a width also where all are alike.
 
     As if there were two rows more: half a row each at the ends and one at 0. For right or wrong in pairs this is the
-    Wald interval with two added pairs.
+    Wald interval with two added pairs. Weighted rows count as the 1 / sum(w^2) equal ones that are as many (Kish).
 
     Source: Agresti and Min, 2005, Simple improved confidence intervals for comparing matched proportions.
     """
-    n, more = len(values), len(values) + 2
-    if not n:
+    if not values:
         return Difference(math.nan, math.nan, math.nan, 0)
-    centre = math.fsum(values) / more
-    variance = (math.fsum(value * value for value in values) + bound * bound) / more - centre * centre
-    half = NORMAL * math.sqrt(variance / more)
-    return Difference(mean(values), max(-bound, centre - half), min(bound, centre + half), n)
+    weights = document_weights(subsets or [""] * len(values), aggregation).tolist()
+    n = 1 / math.fsum(w * w for w in weights)
+    value = math.fsum(w * x for w, x in zip(weights, values, strict=True))
+    squares = math.fsum(w * x * x for w, x in zip(weights, values, strict=True))
+    centre = n * value / (n + 2)
+    half = NORMAL * math.sqrt(((n * squares + bound * bound) / (n + 2) - centre * centre) / (n + 2))
+    return Difference(value, max(-bound, centre - half), min(bound, centre + half), len(values))
 
 
 def document_weights(subsets: Sequence[str], aggregation: Aggregation) -> Floats:
@@ -99,7 +109,7 @@ def mean_of(scores: Sequence[float], subsets: Sequence[str], aggregation: Aggreg
     n = len(x_N)
     if not n:
         return Mean(math.nan, math.nan, 0)
-    value = float(w_N @ x_N)
+    value = math.fsum(w_N * x_N) / math.fsum(w_N)
     error = math.sqrt(n / (n - 1) * float(w_N**2 @ (x_N - value) ** 2)) if n > 1 else math.nan
     return Mean(value, error, n)
 
@@ -152,49 +162,12 @@ def coarsest_grid(printed: Sequence[int], unit: int) -> Grid:
     return Grid(unit, 1.0)
 
 
-def resampled_differences(
-    differences: Sequence[float],
-    subsets: Sequence[str],
-    aggregation: Aggregation,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> Floats:
-    """Aggregates_R of differences under resampling of documents with replacement: the paired bootstrap.
-
-    Documents keep their pair: what is drawn is b - a. A macro mean is over the subsets that a resample has.
-    """
-    d_N = np.asarray(differences, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    names_S, which_N = np.unique(np.asarray(subsets, dtype=str), return_inverse=True)
-    grouped = np.zeros((len(d_N), len(names_S) if aggregation == "macro" else 1))
-    grouped[np.arange(len(d_N)), which_N if aggregation == "macro" else 0] = 1.0
-    results_R = np.empty(resamples)
-    for r in range(resamples):  # one at a time: R x N counts of a large benchmark would not fit
-        counts_N = np.bincount(generator.integers(len(d_N), size=len(d_N)), minlength=len(d_N))
-        counts_S = counts_N @ grouped
-        present_S = counts_S > 0
-        results_R[r] = np.mean(((counts_N * d_N) @ grouped)[present_S] / counts_S[present_S])
-    return results_R
-
-
-def interval(results_R: Floats) -> tuple[float, float]:
-    """The middle 95 % of resampled values (the percentile interval)."""
-    low, high = np.quantile(results_R, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], subsets: Sequence[str], aggregation: Aggregation, seed: int = 0
-) -> tuple[Difference, Floats]:
-    """How much b is better than a on the same documents; also the resampled differences_R, for means over benchmarks.
+    a: Sequence[float], b: Sequence[float], subsets: Sequence[str], aggregation: Aggregation
+) -> Difference:
+    """How much better b is than a on the same documents.
 
     Args:
-        a, b: one score per document, in the same order.
+        a, b: one score in [0, 1] per document, in the same order.
     """
-    d_N = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    if not len(d_N):
-        nothing = np.full(RESAMPLES, math.nan)
-        return Difference(math.nan, math.nan, math.nan, 0), nothing
-    results_R = resampled_differences(d_N.tolist(), subsets, aggregation, seed)
-    value = float(document_weights(subsets, aggregation) @ d_N)
-    return Difference(value, *interval(results_R), len(d_N)), results_R
+    return bounded_over_rows([y - x for x, y in zip(a, b, strict=True)], 1.0, subsets, aggregation)

@@ -27,12 +27,24 @@ from nrt_cli.methods import SCHEMES
 NAN = math.nan
 
 
-def test_one_seed_has_wilsons_interval_over_documents():
-    # share 0.5 of 100, error sqrt(.25 / 100): 100 documents; Student's quantile at 99 degrees of freedom is 1.984217
-    found = over_seeds([Mean(0.5, 0.05, 100)])
-    z = 1.984217
-    margin = z / (1 + z**2 / 100) * math.sqrt(0.25 / 100 + z**2 / 40000)
-    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 - margin, 0.5 + margin), abs=1e-6)
+def wilson(value, n, z):
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    margin = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    return pytest.approx((value, centre - margin, centre + margin), abs=1e-6)
+
+
+@pytest.mark.parametrize(("right", "documents", "z"), [(50, 100, 1.984217), (70, 70, 1.994945), (0, 4, 3.182446)])
+def test_one_seed_has_wilsons_interval_over_documents(right, documents, z):
+    """With Student's quantile at one degree less than documents. Of 70 right of 70 it is [0.946, 1]."""
+    scores = [1.0] * right + [0.0] * (documents - right)
+    found = over_seeds([trusted(mean_of(scores, [""] * documents, "micro"))])
+    assert (found.value, found.low, found.high) == wilson(right / documents, documents, z)
+
+
+def test_rounding_is_no_chance():
+    for error in (0.0, 1e-17, 1e-9):
+        found = over_seeds([Mean(1.0, error, 70)])
+        assert (found.value, found.low, found.high) == wilson(1.0, 70, 1.994945)
 
 
 def test_seeds_add_their_own_chance():
@@ -40,10 +52,9 @@ def test_seeds_add_their_own_chance():
     found = over_seeds([Mean(0.5, 0.05, 100), Mean(0.6, 0.05, 100)])
     from scipy.stats import t
 
-    z, n = t.ppf(0.975, 3.96), 0.55 * 0.45 / 0.005
-    centre = (0.55 + z**2 / (2 * n)) / (1 + z**2 / n)
-    margin = z / (1 + z**2 / n) * math.sqrt(0.55 * 0.45 / n + z**2 / (4 * n**2))
-    assert (found.low, found.high) == pytest.approx((centre - margin, centre + margin), abs=1e-4)
+    # As many documents as have this variance, of the share of 57 of 104, and 100 of 104 of them.
+    n = 100 / 104 * (57 / 104) * (47 / 104) / 0.005
+    assert (found.value, found.low, found.high) == wilson(0.55, n, t.ppf(0.975, 3.96))
 
 
 def test_more_seeds_do_not_make_the_documents_more():

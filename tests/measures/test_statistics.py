@@ -10,18 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli.measures.statistics import (
-    Difference,
     Mean,
     bounded_over_rows,
     coarsest_grid,
     document_weights,
-    interval,
     mean_of,
     mean_over_rows,
     overall,
     paired_difference,
     printed_multiples,
-    resampled_differences,
     share_over_rows,
 )
 
@@ -76,55 +73,57 @@ def test_overall_is_the_mean_of_all_and_nothing_without_one():
 
 
 def test_the_difference_of_the_same_documents():
-    difference, _ = paired_difference([0, 1, 0, 1], [1, 1, 0, 1], [""] * 4, "micro")
-    assert difference.value == pytest.approx(0.25)
-    assert difference.n == 4
-    assert 0 <= difference.low <= 0.25 <= difference.high <= 1
+    difference = paired_difference([0, 1, 0, 1], [1, 1, 0, 1], [""] * 4, "micro")
+    assert difference == bounded_over_rows([1, 0, 0, 0])
+    assert (difference.value, difference.n) == (pytest.approx(0.25), 4)
+    assert difference.low <= 0.25 <= difference.high <= 1
 
 
-@given(documents, st.floats(-1, 1))
-def test_a_difference_that_is_the_same_everywhere_is_certain(pairs, shift):
-    a, subsets = [score for score, _ in pairs], [subset for _, subset in pairs]
-    for aggregation in ("micro", "macro"):
-        found, _ = paired_difference(a, [x + shift for x in a], subsets, aggregation)
-        assert (found.value, found.low, found.high) == pytest.approx((shift, shift, shift), abs=1e-9)
+@given(st.integers(1, 300), st.sampled_from([-1.0, 0.0, 1 / 3, 1.0]), st.sampled_from(["micro", "macro"]))
+def test_a_difference_that_is_the_same_everywhere_has_a_width(n, shift, aggregation):
+    """By hand for n documents alike: centre n d / (n + 2), variance (n d^2 + 1) / (n + 2) - centre^2."""
+    found = bounded_over_rows([shift] * n, 1.0, ["a"] * n, aggregation)
+    centre = n * shift / (n + 2)
+    half = 1.959964 * math.sqrt(((n * shift**2 + 1) / (n + 2) - centre**2) / (n + 2))
+    assert found.value == pytest.approx(shift)
+    assert (found.low, found.high) == pytest.approx((max(-1, centre - half), min(1, centre + half)), abs=1e-6)
+    assert found.high - found.low > 1 / (n + 2)
 
 
 def test_pairing_counts_and_not_only_means():
-    """Two models of equal means: certain where they agree on every document, uncertain where they swap them."""
+    """Two models of equal means: surer where they agree on every document than where they swap them."""
     a = [0.0, 1.0] * 20
-    same, _ = paired_difference(a, a, [""] * 40, "micro")
-    swapped, _ = paired_difference(a, a[::-1], [""] * 40, "micro")
-    assert same.high - same.low == 0
-    assert swapped.value == pytest.approx(0)
-    assert swapped.high - swapped.low > 0.3
+    same, swapped = (paired_difference(a, b, [""] * 40, "micro") for b in (a, a[::-1]))
+    assert same.value == pytest.approx(0) == swapped.value
+    assert same.high - same.low == pytest.approx(2 * 1.959964 / 42)
+    assert swapped.high - swapped.low > 0.5
 
 
-@pytest.mark.parametrize("aggregation", ["micro", "macro"])
-def test_resampling_is_that_of_a_slow_reference(aggregation):
-    differences, subsets = [0.5, -1.0, 1.0, 0.25, 0.0], ["a", "a", "b", "b", "c"]
-    fast = resampled_differences(differences, subsets, aggregation, seed=3, resamples=50)
-    generator = np.random.default_rng(3)
-    for value in fast:
-        drawn = generator.integers(5, size=5)
-        if aggregation == "micro":
-            slow = statistics.fmean(differences[i] for i in drawn)
-        else:
-            groups = {subsets[i]: [differences[j] for j in drawn if subsets[j] == subsets[i]] for i in drawn}
-            slow = statistics.fmean(statistics.fmean(group) for group in groups.values())
-        assert value == pytest.approx(slow)
+def test_a_macro_difference_weighs_subsets_alike():
+    # Weights 1/6, 1/6, 1/6, 1/2: as many as 1 / (3/36 + 1/4) = 3 equal rows, of which -1 is half and 0.5 is half.
+    found = paired_difference([0, 0, 0, 1], [0.5, 0.5, 0.5, 0], list("aaab"), "macro")
+    half = 1.959964 * math.sqrt(((3 * (0.5 * 0.25 + 0.5) + 1) / 5 - (3 * -0.25 / 5) ** 2) / 5)
+    assert found.value == pytest.approx(-0.25)
+    assert (found.low, found.high) == pytest.approx((-0.15 - half, -0.15 + half), abs=1e-6)
 
 
-def test_the_interval_is_as_wide_as_the_error_says():
+@pytest.mark.parametrize(("share", "n"), [(0.5, 30), (0.95, 60), (0.02, 200)])
+def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(share, n):
     generator = np.random.default_rng(0)
-    differences = generator.normal(0.1, 0.5, size=400).tolist()
-    low, high = interval(resampled_differences(differences, [""] * 400, "micro", seed=0))
-    error = statistics.stdev(differences) / math.sqrt(400)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    pairs = [(generator.random(n) < share, generator.random(n) < share) for _ in range(400)]
+    found = [paired_difference(a.astype(float), b.astype(float), [""] * n, "micro") for a, b in pairs]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) >= 0.93
+
+
+def test_a_mean_of_documents_alike_has_no_error_from_rounding():
+    for n in range(1, 200):
+        found = mean_of([1.0] * n, [""] * n, "micro")
+        assert found.value == 1
+        assert found.error == 0 or n == 1
 
 
 def test_without_shared_documents_there_is_no_difference():
-    difference, _ = paired_difference([], [], [], "macro")
+    difference = paired_difference([], [], [], "macro")
     assert math.isnan(difference.value)
     assert difference.n == 0
 
@@ -149,13 +148,13 @@ def test_a_share_lies_in_its_interval(scores):
     assert found.value - 1e-12 <= found.high <= 1
 
 
-def test_a_mean_over_rows_is_a_paired_difference():
-    before, after = [-3.0, -1.0, -2.0], [-1.0, -1.5, 0.0]
-    differences = [b - a for a, b in zip(before, after, strict=True)]
-    found = mean_over_rows(differences, seed=5)
-    assert found == paired_difference(before, after, [""] * 3, "micro", seed=5)[0]
+def test_a_mean_over_rows_is_that_of_a_slow_bootstrap():
+    values, generator = [2.0, -0.5, 2.0], np.random.default_rng(5)
+    draws = [statistics.fmean(values[i] for i in generator.integers(3, size=3)) for _ in range(2000)]
+    found = mean_over_rows(values, seed=5)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert found.value == pytest.approx(3.5 / 3)
-    assert isinstance(found, Difference)
+    assert math.isnan(mean_over_rows([]).value)
 
 
 def test_a_difference_of_accuracies_has_a_width_where_all_pairs_are_alike():

@@ -92,7 +92,7 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
                         cells.append(Cell(f"{value:.2f}", value, note="without an interval"))
                     else:
                         # Right or wrong: the standard error follows from the share.
-                        each = [Mean(one.value, math.sqrt(one.value * (1 - one.value) / one.n), one.n) for one in of]
+                        each = [Mean(one.value, math.nan, one.n) for one in of]
                         cells.append(_cell(over_seeds([trusted(one) for one in each]), measure, False, ""))
                 rows.append(Row((Cell(title), Cell("mean"), *cells), section[0]))
     return Table(

@@ -6,7 +6,7 @@ from typing import Any
 
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.frames import STEP, trace_steps
-from nrt_analysis.intervals import difference, over_seeds
+from nrt_analysis.intervals import difference, over_seeds, trusted
 from nrt_analysis.judge_report import template_label
 from nrt_analysis.report.paper import paper, printed_source
 from nrt_analysis.report.run_cards import RunCard
@@ -141,7 +141,7 @@ def _source_row(source: str, count: int, total: int, theirs: int | None, whole: 
     def estimate(count: int, total: int) -> Difference:
         """A share of so many rows, drawn at random."""
         share = count / total if total else math.nan
-        return over_seeds([Mean(share, math.sqrt(share * (1 - share) / total) if total else math.nan, total)])
+        return over_seeds([trusted(Mean(share, math.nan, total))])
 
     beside = [Cell(reason="not in the paper")] * 3
     if theirs is not None:
