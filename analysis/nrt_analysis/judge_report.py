@@ -9,8 +9,9 @@ import pandas as pd
 
 from nrt_analysis.document import Document, number, section
 from nrt_analysis.figures import COLUMN, StepLine, StepPanel, draw_steps
+from nrt_analysis.intervals import over_seeds, trusted
 from nrt_cli.errors import ConfigError, StoreError
-from nrt_cli.measures.statistics import paired_difference, share_over_rows
+from nrt_cli.measures.statistics import mean_of, paired_difference
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements
 
@@ -114,8 +115,8 @@ def quality_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (run, judge, step), group in frame.groupby(["run", "judge", "step"], sort=False):
         scored = group["score"].dropna().tolist()
-        mean = share_over_rows(scored)
-        counts = {"n": len(group), "unscored": len(group) - mean.n}
+        mean = over_seeds([trusted(mean_of(scored, [""] * len(scored), "micro"))])
+        counts = {"n": len(group), "unscored": len(group) - len(scored)}
         interval = {"quality": mean.value, "low": mean.low, "high": mean.high}
         rows.append({"run": run, "judge": judge, "step": step, **counts, **interval})
     return pd.DataFrame(rows)

@@ -48,10 +48,13 @@ def test_quality_is_the_mean_of_what_was_scored(make_run: Callable[..., Run]) ->
     run = make_run("a", *(("j", 0, e, score) for e, score in enumerate((0.2, 0.4, 0.9, NAN))), ("j", 5, 0, NAN))
     table = quality_table(judged_frame({"a": run}))
     before, after = table.to_dict("records")
-    # mean 1.5/3; sample variance ((-.3)^2 + (-.1)^2 + .4^2) / 2 = 0.13; standard error sqrt(0.13 / 3)
+    # mean 1.5/3; squares ((-.3)^2 + (-.1)^2 + .4^2) = 0.26, with two scores of 0 and two of 1 more: (.26 + 1)/7 = .18
+    # so they are as 3 * .25/.18 right or wrong answers; Wilson's interval with Student's quantile for 3.
+    n, z = 3 * 0.25 / 0.18, 4.302653
+    margin = z * math.sqrt(0.25 / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     assert (before["n"], before["unscored"]) == (4, 1)
     assert before["quality"] == pytest.approx(0.5)
-    assert before["high"] - 0.5 == pytest.approx(0.5 - before["low"]) == pytest.approx(1.959964 * math.sqrt(0.13 / 3))
+    assert (before["low"], before["high"]) == pytest.approx((0.5 - margin, 0.5 + margin), abs=1e-6)
     # nothing was scored: not measured, not 0
     assert (after["n"], after["unscored"]) == (1, 1)
     assert math.isnan(after["quality"])
@@ -63,8 +66,9 @@ def test_change_is_over_the_examples_that_both_ends_scored(make_run: Callable[..
     (row,) = change_table(judged_frame({"a": run})).to_dict("records")
     assert (row["n"], row["first"], row["last"]) == (2, pytest.approx(0.4), pytest.approx(0.6))
     assert row["change"] == pytest.approx(0.2)  # (0.3 + 0.1) / 2
-    # Two examples resampled: 0.1 and 0.3 twice each are the extremes, a quarter of the time each.
-    assert (row["low"], row["high"]) == (pytest.approx(0.1), pytest.approx(0.3))
+    # Agresti and Min: with -1/2, 1/2 and 0: centre 0.4/4, variance (0.09 + 0.01 + 1)/4 - 0.01.
+    half = 1.959964 * math.sqrt((1.1 / 4 - 0.01) / 4)
+    assert (row["low"], row["high"]) == pytest.approx((0.1 - half, 0.1 + half))
 
 
 def test_one_step_has_no_change_and_the_last_judgement_of_a_trace_counts(make_run: Callable[..., Run]) -> None:
