@@ -45,14 +45,14 @@ def _run(program: str, wall_seconds: float) -> tuple[bool, list[str]]:
     ours, theirs = os.pipe()
     with tempfile.TemporaryDirectory(prefix="nrt-sandbox-", ignore_cleanup_errors=True) as folder:
         try:
-            # The launcher, in a session of its own and with nothing of our environment.
+            # The launcher, in a session of its own and with nothing of our environment; sets have one order.
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandboxed.py")), str(theirs)],
+                [sys.executable, "-s", "-P", "-S", str(Path(__file__).with_name("sandboxed.py")), str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env={},
+                env={"PYTHONHASHSEED": "0"},
                 pass_fds=(theirs,),
                 start_new_session=True,
             )

@@ -1,6 +1,6 @@
 """The other side of `sandbox.py`: gives up every right it has, then runs one program. Imports nothing of ours.
 
-Called as `python -I -S sandboxed.py FD`: reads the program and its limits as JSON from standard input and writes two
+Called as `python -s -P -S sandboxed.py FD`: reads the program and its limits as JSON from standard input and writes two
 lines to the descriptor: what could not be enforced, as a JSON list, and once the program has ended, the word it was
 given. The program runs in a child of this process, which waits for it and dies with it.
 """
@@ -81,6 +81,8 @@ def run(asked: dict[str, Any], report: int, isolated: bool, user: int | None, ho
         os.write(report, (json.dumps(holes) + "\n").encode())
         os.environ.clear()
         space = {"__name__": "__main__", "__builtins__": __builtins__}  # a main module of its own
+        if "random" in asked["program"]:  # what it draws is the same in each run
+            __import__("random").seed(0)
         exec(compile(asked["program"], "program.py", "exec"), space)
         os.write(report, asked["word"].encode())
     except BaseException:  # whatever the program raises, SystemExit too, is its failure

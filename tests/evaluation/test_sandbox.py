@@ -4,6 +4,8 @@ import importlib.util
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -121,6 +123,14 @@ def test_what_a_program_finds_within(program: str) -> None:
 )
 def test_what_a_program_cannot_do(program: str) -> None:
     assert not survives(program, wall_seconds=4 if program.startswith("while") else 20)
+
+
+def test_chance_is_the_same_in_each_run() -> None:
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    order = subprocess.run(
+        [sys.executable, "-c", "print(hash('a'))"], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert survives(f"import random\nassert hash('a') == {order}\nassert random.random() == 0.8444218515250481")
 
 
 def test_a_program_that_ignores_signals_and_sleeps_ends() -> None:

@@ -3,12 +3,17 @@
 import itertools
 import math
 import random
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nrt_cli.config.suite import select
 from nrt_cli.grading import graders
+from nrt_cli.grading.grading import Pair, grade, guess
 from nrt_cli.grading.numerals import last_number, same_number
 from nrt_cli.grading.plain import boxed
 
@@ -92,3 +97,41 @@ def test_a_body_continues_the_prompt_and_a_function_replaces_it(seed: int) -> No
         assert program
         exec(program, space)
         assert space["f"](1) == 1 + value  # type: ignore[operator]
+
+
+UNITS = yaml.safe_load(Path(__file__).with_name("repeated.yaml").read_text(encoding="utf-8"))
+READERS = {
+    **{
+        name: lambda text, name=name, gold=gold: grade(Pair("", gold, name), text)
+        for name, gold in (("number", "5"), ("choice", "B"), ("exact", "Paris"))
+    },
+    "yes": lambda text: grade(Pair("", "yes", "choice"), text),
+    "guess": lambda text: guess([text]),
+    "mathematics": graders.mathematics,
+    "spans": graders.spans,
+    "aliases": lambda text: graders.any_alias(text, ["Oslo"]),
+    "code": lambda text: graders.code(text, "f", "def f(x):\n"),
+    **{
+        pattern: lambda text, pattern=pattern: graders.phrase(text, [pattern])
+        for benchmark in select(["bbh"])
+        for (pattern,) in benchmark.answers.values()
+        if "+" in pattern
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", READERS)
+def test_the_time_of_a_reader_grows_as_the_text_does(reader: str) -> None:
+    """Eight times the text may take 16 times as long, and not the 64 of what is quadratic."""
+
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        READERS[reader](text)
+        return time.process_time() - start
+
+    for unit in UNITS:
+        for before, after in (("", ""), ("The answer is ", "a")):
+            short, long = (before + unit * (length // len(unit)) + after for length in (1000, 8000))
+            allowed = 0.02 + 16 * min(seconds(short) for _ in range(3))
+            assert any(seconds(long) < allowed for _ in range(3)), (before, unit)
