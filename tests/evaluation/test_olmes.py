@@ -329,6 +329,7 @@ def test_an_output_directory_is_imported(tmp_path, monkeypatch):
     assert outcome["results"] == "evals/theirs"
     assert {row["benchmark"]: row["score"] for row in outcome["benchmarks"]} == {"mmlu": 0.75, "gsm8k": 0.5}
     assert outcome["backend"] == "olmes"
+    assert [(row["grading"], row["olmes_score"]) for row in outcome["benchmarks"]] == [("olmes", 0.75), ("olmes", 0.5)]
     assert said == [
         "gsm8k: task gsm8k::tulu, in the suite gsm8k::zs_cot",
         "gsm8k: max_gen_toks 2048, in the suite 131072",

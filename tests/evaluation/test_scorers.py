@@ -3,14 +3,17 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("lm_eval")
 
-from nrt_cli.config.suite import NAMES
-from nrt_cli.evaluation import sandbox
+from nrt_cli.config.suite import NAMES, select
+from nrt_cli.evaluation import olmes_grades, sandbox
 from nrt_cli.evaluation.benchmark import load_suite
 from nrt_cli.records import Document, Reply
 
@@ -45,6 +48,33 @@ def test_case(suite: dict[str, Any], group: str, case: dict[str, Any]) -> None:
     assert found.scores.get("olmes", case["score"]) == pytest.approx(case.get("olmes", case["score"]), abs=0.005)
     if "extracted" in case:
         assert found.extracted[0] == case["extracted"]
+
+
+PIECES = [
+    "the answer is ",
+    "Answer: ",
+    "(A)",
+    "B",
+    "-10",
+    "1,234.5",
+    "true",
+    "<Ann>, ",
+    "\\boxed",
+    "{",
+    "}",
+    "$",
+    "=",
+    "\n",
+]
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_no_text_makes_a_grade_of_olmes_fail(text: str) -> None:
+    with mock.patch.object(olmes_grades, "_same_value", return_value=False):  # it asks a process of its own
+        for group in ("mmlu", "bbh snarks", "bbh dyck_languages", "drop", "popqa", "gsm8k", "math"):
+            row, subset = CASES[group]["row"], CASES[group].get("subset", "")
+            (spec,) = select([group.split()[0]])
+            assert 0 <= olmes_grades.SCORES[spec.grader](row, subset, [text]) <= 1
 
 
 def test_every_generating_benchmark_has_the_cases_that_matter(suite: dict[str, Any]) -> None:
