@@ -286,7 +286,7 @@ class EvalSection(Section):
     max_trace_tokens: int = Field(2048, ge=1, description="Think budget; then t_end is forced.")
     max_answer_tokens: int | None = Field(None, ge=1, description="Lowers every benchmark's own cap, for smoke tests.")
     max_samples: int | None = Field(
-        None, ge=1, description="Lowers every benchmark's own number of samples, likewise; pass@10 takes 10."
+        None, ge=1, description="Lowers every number of samples, likewise; pass@10 takes 10."
     )
     math_greedy: bool = Field(False, description="MATH greedily, as OLMES had it until May 2025, and not at 0.7.")
     batch_rows: int = Field(16, ge=1, description="Answers generated together; results do not depend on it.")
