@@ -166,12 +166,13 @@ def _spelled(answer: str) -> str:
 
 
 def _same_value(answer: str, gold: str) -> bool:
-    """Whether two answers have the same value as far as OLMES's parser reads: up to a comma, and no pairs or matrices.
+    """Whether two answers have the same value as far as OLMES's parser reads: up to a comma; no pairs, matrices, words.
 
     It is sympy's, of a version of ANTLR that does not go with ours; math-verify compares in its place.
     """
-    read = [re.split(r",|\\%|\\text", each)[0] for each in (answer, gold)]
-    closed = all(each and each.count("(") == each.count(")") and r"\begin" not in each for each in read)
+    read = [re.split(r",|\\%|\\text", re.sub(r"\\[,!:;]", "", each))[0] for each in (answer, gold)]
+    unread = r"\\begin|\\f?box|(?<![\\A-Za-z])[A-Za-z]{3}"
+    closed = all(each and each.count("(") == each.count(")") and not re.search(unread, each) for each in read)
     return closed and len(read[0]) <= LONGEST and verifier().equal(*reversed(read))
 
 
