@@ -23,7 +23,7 @@ from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.rows import Row
 from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Grade, find, verifier
-from nrt_cli.grading.numerals import last_number, pure_number, same_number
+from nrt_cli.grading.numerals import last_number, numeral, only_number, pure_number, same_number
 from nrt_cli.grading.plain import boxed, plain
 from nrt_cli.records import OLMES
 
@@ -115,7 +115,12 @@ def _accepted(row: Row) -> list[list[str]]:
 def _equal_mathematics(found: str | None, gold: str) -> bool:
     from lm_eval.tasks.hendrycks_math.utils import is_equiv
 
-    return found is not None and (bool(is_equiv(found, gold)) or verifier().equal(gold, found))
+    if found is None:
+        return False
+    # A comma may be that of a list.
+    numbers = "," not in found + gold and only_number(found) and only_number(gold)
+    same = numbers and same_number(numeral(found), numeral(gold))
+    return same or bool(is_equiv(found, gold)) or verifier().equal(gold, found)
 
 
 def _instructions(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:

@@ -72,7 +72,7 @@ def numeral(text: str) -> str | None:
     head, bracket, tail = first.rpartition("(")
     if bracket and re.fullmatch(r"[^()]*\)\W*", tail):
         first = head
-    if only_number(first):
+    if only_number(first) and "\n- " not in text:  # a list's first line is none
         return str(_NUMERAL.findall(ready(first))[0])
     return last_number(text)
 

@@ -110,7 +110,7 @@ def bare(text: str) -> str:
     whole = re.sub(r" ?([,;/()\[\]{}<>]) ?", r"\1", re.sub(r"\A(?:#+|[-*\u2022]) (?=\D)", "", whole))
     inside = whole.strip("\"'`*_ .,;:!?()[]{}\u00ab\u00bb")
     if not re.search(r"\w", inside):
-        return whole.strip("\"'`*_$ .,;:!?")
+        return whole.strip("\"'`*_$ .,;:!?") or whole
     if re.fullmatch(r"\$[^$]+\$", inside):
         inside = inside.strip("$ ")
     # The point of .5 belongs to it.

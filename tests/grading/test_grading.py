@@ -112,6 +112,19 @@ CASES = [
     ("exact", "New York", "\uff2eew  york", True),
     ("exact", "Paris", "Not Paris", False),
     ("exact", "Paris", "", False),
+    ("exact", "?", "!", False),
+    ("exact", "x\u00b2", "x^2", True),
+    ("exact", "x\u00b2", "x\u00b3", False),
+    ("exact", "3/4", "3\u20444", True),
+    ("exact", "-5", "\u22125", True),
+    ("exact", "Paris", "\\boxed{Paris} lies in France", True),
+    ("number", "18", "18 km\u00b2", True),
+    ("number", "5", "5 m s\u207b\u00b9", True),
+    ("number", "18", "The answer is:\r\n\r\n18", True),
+    ("number", "3", "- 5 apples\n- 3 pears", True),
+    ("number", "-3", "x = \u2212 3", True),
+    ("number", "6.02e23", "6.02 \u00d7 10\u00b2\u00b3", True),
+    ("choice", "B", "Answer:\n\n**B**", True),
 ]
 
 
