@@ -4,9 +4,6 @@ import os
 import sys
 from functools import cache
 
-PATIENCE = 5.0
-"""Seconds that the hub has for its first answer."""
-
 
 @cache
 def find_hub() -> str:
@@ -17,7 +14,7 @@ def find_hub() -> str:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
-        httpx.head(constants.ENDPOINT, timeout=PATIENCE)
+        httpx.head(constants.ENDPOINT, timeout=5)
     except httpx.HTTPError:
         os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later
         constants.HF_HUB_OFFLINE = True

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: nrt report runs/sft runs/am runs/ws-neg-log-p --format html,md --out report"
 
 DEFAULT = "html,md,csv"
-ROWS = 40
-"""Rows of a table that the terminal shows; the files have all."""
 
 
 def report(
@@ -98,9 +96,9 @@ def show_document(document: "Document", tables: Sequence["Table"], written: str)
     """Some of a document's tables, what to know about them, what is empty, and where the files are."""
     for table in tables:
         console.stdout.print(console.plain(": ".join(filter(None, (table.title, table.caption)))))
-        # Rows and columns that have something of ours to say, as many as a terminal has room for.
+        # Rows and columns that have something of ours to say, as many as a terminal has room for; the files have all.
         ours = [i for i, column in enumerate(table.columns) if column.group != "Paper"]
-        rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])][:ROWS]
+        rows = [row for row in table.rows if any(row.cells[i].text for i in ours[1:])][:40]
         shown = [i for i in ours if any(row.cells[i].text for row in rows)]
         grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in (table.columns[i] for i in shown):

@@ -24,9 +24,6 @@ SERVING = "nrt_vllm.py"
 FIELD_MARKS = ("<think>", "</think>")
 """The marks that parsers of servers and clients look for."""
 
-OURS = {"backend", "is_local", "local_files_only", "model_type"}
-"""Keys that transformers 5 leaves in a tokenizer's config, of no use to anyone else."""
-
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 """What llama.cpp's converter is called where it is installed."""
 
@@ -154,7 +151,8 @@ def config_for_all(config: dict[str, Any]) -> dict[str, Any]:
 
 def tokenizer_for_all(config: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer's config without what only transformers 5 knows: its classes, and a list of extra special tokens."""
-    kept = {key: value for key, value in config.items() if key not in OURS}
+    own = ("backend", "is_local", "local_files_only", "model_type")
+    kept = {key: value for key, value in config.items() if key not in own}
     if isinstance(kept.get("extra_special_tokens"), list):
         kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
     # The class that takes tokenizer.json as it is, in both versions.

@@ -47,9 +47,6 @@ WEIGHTS, TENSORS, STATE, SUMS = "model.safetensors", "tensors.safetensors", "sta
 OF_WEIGHT = "weight."
 """How a weight's name begins among a checkpoint's tensors; its file has the names and the form of a model folder's."""
 
-BEST = "best"
-"""The step that is best by the run's held-out rows, as typed after the @."""
-
 SPANS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 Content = Mapping[str, Any] | Callable[[Path], None]
@@ -383,7 +380,7 @@ class Reference:
         path, at, steps = text.rpartition("@")
         if not at or Path(text).is_dir():
             return cls(Path(text), None)
-        if steps == BEST:
+        if steps == "best":
             best = Run.open(Path(path)).best()
             if best is None:
                 raise StoreError(

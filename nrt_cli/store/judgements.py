@@ -17,8 +17,6 @@ from nrt_cli.store.files import append_line, lines, sole_writer, write
 
 FOLDER, SCORES = "judgements", "scores.jsonl"
 HELD_OUT = "held-out-"
-NUMBERS = ("score", "input_tokens", "output_tokens", "cost", "temperature")
-"""Fields that are NaN where they are null in the file."""
 
 
 class Judgements:
@@ -43,7 +41,7 @@ class Judgements:
 
         Mappings: older ones have fewer keys.
         """
-        missing = dict.fromkeys(NUMBERS, math.nan)
+        missing = dict.fromkeys(("score", "input_tokens", "output_tokens", "cost", "temperature"), math.nan)
         return [
             {key: missing.get(key) if value is None else value for key, value in record.items()}
             for record in lines(self.path / SCORES)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(nrt_cli.__file__).parent
 
-FIXED = ("model.path", "data", "train.validate_every", "train.validation_size")
-"""Keys and sections that a speedrun decides."""
-
 ROUNDED_FIRST = 0.02
 """How much of the questions rounding may decide for a model that is still the same."""
 ROUNDED_STEPS = 2.0
@@ -194,8 +191,9 @@ def plan(
     config = configs.resolve(*asked, origin=track.recipe, told=told)
     differences = configs.diff(configs.resolve(*own, origin=track.recipe), config)
     changed = {key: now for key, _, now in differences if key != "seed"}
+    fixed = ("model.path.", "data.", "train.validate_every.", "train.validation_size.")
     for key in changed:
-        if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
+        if f"{key}.".startswith(fixed):
             raise ConfigError(f"{key}: the model, the data and the scores of a speedrun are the same for all.")
     if ":" in config.method or not config.thinks:
         raise ConfigError(

@@ -11,9 +11,6 @@ from typing import Any
 from nrt_analysis.document import NO_VALUE, Cell, Column, Document, Table, visible
 from nrt_cli.errors import ConfigError
 
-WIDE = 6
-"""Columns from which a table is scaled to the page's width."""
-
 LONG = 40
 """Rows from which a table may break across pages."""
 
@@ -84,7 +81,7 @@ def _table(table: Table) -> str:
         return f"{{\\footnotesize\n{inner}\n}}\n{_list(table.below())}"
     body = "\n".join([*heading, *rows, r"\bottomrule"])
     inner = f"\\begin{{tabular}}{{{layout}}}\n{body}\n\\end{{tabular}}"
-    if len(table.columns) >= WIDE:
+    if len(table.columns) >= 6:  # scaled to the page's width
         inner = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{inner}}}"
     return (
         f"\\par\\medskip\\begin{{minipage}}{{\\textwidth}}\n{{\\small {head}\\par}}\\smallskip\n"

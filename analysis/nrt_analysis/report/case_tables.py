@@ -16,9 +16,6 @@ from nrt_cli.config.titles import method_title
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Reference
 
-CASES = 3
-"""Questions of Table 10 for each model."""
-
 PART = 1500
 """Characters of a text that stand in one row."""
 
@@ -97,7 +94,7 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
                     thinking.setdefault(card.title, card)
             references = [Reference(card.run.path, None) for card in thinking.values()]
             try:
-                found = stored_cases(references, HELD_OUT, CASES, SEEN).frames["cases"]
+                found = stored_cases(references, HELD_OUT, 3, SEEN).frames["cases"]
             except StoreError as error:
                 notes.append(f"{model}: {in_words(error, cards)}")
                 continue

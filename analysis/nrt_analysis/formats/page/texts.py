@@ -18,8 +18,6 @@ from nrt_cli.records import ACCURACIES
 
 OVERALL = "Overall"
 OPEN = "the order is not settled"
-MOST = 3
-"""Benchmarks on the first screen where there is no overall score."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def panels(document: Document) -> list[Panel]:
     """Benchmarks first, our own before the paper's; then held-out pairs."""
     tables = {table.key: table for table in document.tables}
     found = [panel for key in ("table-3-own", "table-3") if key in tables for panel in _scores(tables[key])]
-    return [*found[:MOST], *_held_out(document.runs)]
+    return [*found[:3], *_held_out(document.runs)]  # the first screen has room for three
 
 
 def trained(document: Document) -> str:
@@ -186,11 +184,7 @@ def _said(found: Difference, measure: Measure) -> str:
     return shown(found, measure, True).replace("-", "−")
 
 
-OfCards = Sequence[tuple[RunCard, dict[str, Found]]]
-"""Runs with their measures by key."""
-
-
-def _dots(of_card: OfCards, key: str, section: str = "") -> tuple[Dot, ...]:
+def _dots(of_card: Sequence[tuple[RunCard, dict[str, Found]]], key: str, section: str = "") -> tuple[Dot, ...]:
     """Every method's measure before and after, its interval that over pairs where there is one seed."""
     # The values of each seed: before, after, and the interval's ends.
     found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
