@@ -7,10 +7,8 @@ from importlib import import_module
 from importlib.resources import files
 from typing import get_args
 
-Completer = Callable[[str], list[str]]
 
-
-def _one_of(names: Callable[[], Iterable[str]], pattern: str | None = None) -> Completer:
+def _one_of(names: Callable[[], Iterable[str]], pattern: str | None = None) -> Callable[[str], list[str]]:
     """Completes one of the names, or a file of this pattern; what has to be imported for them is so when asked."""
 
     def complete(incomplete: str) -> list[str]:

@@ -62,7 +62,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Names under which families reserve a padding token; the first that a vocabulary has is used before one is added.
 PAD_NAMES = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|vision_pad|>")
-NEW_PAD = "<|pad|>"
 MEAN = "mean"
 HALFWAY = " and the mean, since think_end starts there"
 
@@ -133,7 +132,7 @@ def prepare_model(
         # The tokenizer's own pad where that is no other token too, else one its family reserves, else a new one.
         taken = {tokenizer.eos_token, tokenizer.bos_token, think_start, think_end}
         free = tokenizer.get_vocab().keys() - taken - set(tokenizer.convert_ids_to_tokens(list(stop_ids)))
-        pad = next((token for token in (tokenizer.pad_token, *PAD_NAMES) if token in free), NEW_PAD)
+        pad = next((token for token in (tokenizer.pad_token, *PAD_NAMES) if token in free), "<|pad|>")
         tokenizer.add_special_tokens({"pad_token": pad})
         if not tokenizer.chat_template:
             tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE

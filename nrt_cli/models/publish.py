@@ -27,11 +27,6 @@ FIELD_MARKS = ("<think>", "</think>")
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 """What llama.cpp's converter is called where it is installed."""
 
-CONVERSATIONS = (
-    [{"role": "user", "content": "Hi"}],
-    [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}],
-)
-
 
 def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     """Fill `folder` with the model of `source`, as transformers 4.57 and 5, vLLM and llama.cpp's converter read it.
@@ -105,7 +100,9 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     if about.thinks:
         # The written template is the old one plus what opens a trace, whatever its own last lines do with white space.
         before, after, start = load_tokenizer(source), load_tokenizer(folder), about.think_start or ""
-        for turns in CONVERSATIONS:
+        said = (("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
+        conversation = [{"role": role, "content": content} for role, content in said]
+        for turns in (conversation[:1], conversation):
             how: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
             text = prompt_text(before, turns)
             direct = after.apply_chat_template(turns, **how, enable_thinking=False)

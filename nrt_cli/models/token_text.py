@@ -9,8 +9,6 @@ from tokenizers import Tokenizer
 
 from nrt_cli.text.pieces import pieces
 
-FILE = "tokenizer.json"
-
 
 class _Decoder:
     """What `pieces` asks of a tokenizer."""
@@ -31,7 +29,7 @@ class _Decoder:
 def token_text(folder: Path) -> Callable[[Sequence[int]], list[str]] | None:
     """Cuts token ids into the texts they stand for (see `nrt_cli.text.pieces`); None where no tokenizer is there."""
     try:
-        decoder = _decoder((folder / FILE).read_bytes())
+        decoder = _decoder((folder / "tokenizer.json").read_bytes())
     except Exception:  # tokenizers raises nothing narrower; a tokenizer that cannot be read shows nothing
         return None
     return lambda ids: pieces(decoder, ids)

@@ -47,8 +47,6 @@ WEIGHTS, TENSORS, STATE, SUMS = "model.safetensors", "tensors.safetensors", "sta
 OF_WEIGHT = "weight."
 """How a weight's name begins among a checkpoint's tensors; its file has the names and the form of a model folder's."""
 
-SPANS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-
 Content = Mapping[str, Any] | Callable[[Path], None]
 """What a checkpoint holds besides its state: tensors by name, or a function that writes files into a folder."""
 
@@ -388,7 +386,7 @@ class Reference:
                     "data.validation, if it was not made by an older version."
                 )
             return cls(Path(path), ((best.step, best.step),))
-        if not SPANS.fullmatch(steps):
+        if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", steps):
             raise StoreError(f"{text}: after @ come steps, such as {path}@30, {path}@0,30 or {path}@10-20, or best.")
         ends = [span.split("-") for span in steps.split(",")]
         return cls(Path(path), tuple((int(span[0]), int(span[-1])) for span in ends))

@@ -118,9 +118,6 @@ def default_folder(ref: str | Path, analysis: str) -> Path:
     return (locate_model(ref).run or Path()) / "analysis" / analysis
 
 
-# --- one question ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class AnswerScore:
     """An answer's tokens and its whole: log c, c, log P and P."""
@@ -297,8 +294,6 @@ def _answer(logprobs_T: Tensor) -> AnswerScore:
     return AnswerScore(logprobs_T.tolist(), logprobs_T.exp().tolist(), float(total), float(total.exp()))
 
 
-# --- rows of many answers, stored part by part -----------------------------------------------------------------------
-
 TOKENS_PART, TRACES_PART = 16, 8
 """Examples, and traces with their controls, that are scored and stored together."""
 
@@ -332,8 +327,6 @@ def fill(
         report(what, stop, total)
     return parts
 
-
-# --- ground-truth tokens under several models ------------------------------------------------------------------------
 
 TOKEN_COLUMNS = {
     **dict.fromkeys(("example", "position", "token_id"), "int64"),
@@ -431,8 +424,6 @@ def tokenizer_difference(first: Any, second: Any) -> str | None:
         return "the same tokens, but other chat templates, so that prompts differ"
     return None
 
-
-# --- traces tampered with --------------------------------------------------------------------------------------------
 
 NGRAMS = (1, 2, 3, 4)
 
@@ -538,9 +529,6 @@ def tampered(rows: Sequence[Mapping[str, Any]], i: int, tokenizer: Any, span: in
 
 def _words(text: str) -> list[str]:
     return [word for word, _, _ in words(text)]
-
-
-# --- a bank of rollouts under every scheme ---------------------------------------------------------------------------
 
 
 def score_schemes(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nrt_cli.models.token_text import FILE, token_text
+from nrt_cli.models.token_text import token_text
 from nrt_cli.text.pieces import pieces
 
 
@@ -28,5 +28,5 @@ def test_where_there_is_none_nothing_is_cut(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"version": "1.0", "model": {"type": "no"}}'])
 def test_what_is_no_tokenizer_is_passed_over(tmp_path, content):
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / "tokenizer.json").write_bytes(content)
     assert token_text(tmp_path) is None
