@@ -106,9 +106,8 @@ def prepare_model(
     if existing := _existing(out, found, origin, overwrite):
         return Prepared(out, existing, unchanged=True)
     with quiet(), model_folder(out) as folder:
-        tokenizer = _load_tokenizer(found)
-        where = {"gguf_file": found.gguf_file} if found.gguf_file else {}
-        model: Any = whole_model(found.folder, found.name, "auto", **where)
+        tokenizer = from_folder(AutoTokenizer, found.folder, found.name, **found.where)
+        model: Any = whole_model(found.folder, found.name, "auto", **found.where)
         if found.gguf_file:
             _repair_gguf_tokenizer(tokenizer, model.config)
         if tokenizer.eos_token is None:
@@ -225,7 +224,7 @@ def planned_rows(source: str, init_start: str, init_end: str) -> str:
         if found is None:
             texts = ", ".join(f"{role} from what {text!r} is tokenised to" for role, text in asked.items())
             return f"{texts}; the tokenizer of {source} is not on this machine, so it is not known which tokens"
-        tokenizer = _load_tokenizer(found)
+        tokenizer = from_folder(AutoTokenizer, found.folder, found.name, **found.where)
     usual = TokensSection()
     tokens = {"think_start": str(usual.think_start), "think_end": usual.think_end}
     starts = row_starts(tokenizer, {token: asked[role] for role, token in tokens.items()})
@@ -327,11 +326,6 @@ def is_tied(model: Any) -> bool:
 
 def count_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
-
-
-def _load_tokenizer(source: Source) -> Any:
-    where = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    return from_folder(AutoTokenizer, source.folder, source.name, **where)
 
 
 def _repair_gguf_tokenizer(tokenizer: Any, config: Any) -> None:

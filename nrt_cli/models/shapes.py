@@ -53,9 +53,8 @@ def source_shape(name: str) -> ModelShape:
         return known
     if path.exists() or name.startswith("builtin:"):
         source = find_source(name)
-        options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
         with quiet():
-            config = from_folder(AutoConfig, source.folder, name, **options)
+            config = from_folder(AutoConfig, source.folder, name, **source.where)
     else:
         config = from_folder(AutoConfig, fetched_config(name), name)
     return _shape(path.stem, config, None)

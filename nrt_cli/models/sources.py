@@ -52,6 +52,11 @@ class Source:
     gguf_file: str | None = None
 
     @property
+    def where(self) -> dict[str, str]:
+        """What tells transformers' `from_pretrained` which file of the folder it is."""
+        return {"gguf_file": self.gguf_file} if self.gguf_file else {}
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the files' contents."""
         if self.gguf_file:
