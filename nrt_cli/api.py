@@ -146,7 +146,7 @@ def score(
     """
     from nrt_cli.workflows.scoring import score_answer
 
-    return score_answer(str(model), question, answer, traces, samples, **settings).record()
+    return score_answer(str(model), question, answer, traces, samples, **settings)
 
 
 def evaluate(

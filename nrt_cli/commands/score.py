@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from rich.padding import Padding
 from rich.text import Text
@@ -11,9 +11,6 @@ from typer import Argument, Option
 from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
-
-if TYPE_CHECKING:
-    from nrt_cli.workflows.scoring import Scored
 
 EXAMPLE = "Example: nrt score runs/am --question 'What is 12 + 30?' --answer '42' --samples 4 --sentences"
 
@@ -52,11 +49,11 @@ def score(
     how = (trace or (), samples, max_trace_tokens, temperature, seed, sentences, scheme or SCHEMES)
     found = [score_answer(model, question, answer, *how) for model in models]
     # Through the line form, in which what is not finite is null.
-    records = [json.loads(json_line(each.record())) for each in found]
+    records = [json.loads(json_line(each)) for each in found]
     console.result(records, as_json, lambda _: _show(found, tokens))
 
 
-def _show(records: "list[Scored]", tokens: bool) -> None:
+def _show(records: list[dict[str, Any]], tokens: bool) -> None:
     out = console.stdout
     bare: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "dim"}
     legend = Text("gain of each answer token in nats: ", style="dim")
@@ -64,25 +61,25 @@ def _show(records: "list[Scored]", tokens: bool) -> None:
         legend.append(f" {gain:+.0f} ", style=_shade(gain))
     summary: list[tuple[str, ...]] = []
     for record in records:
-        name = record.model + (f" ({record.title})" if record.title else "")
+        name = record["model"] + (f" ({record['title']})" if record["title"] else "")
         out.rule(console.plain(name), style="bold")
-        if record.direct:
-            out.print(_headline("answered directly", record.direct.logprob))
-            summary.append((name, "none", _probability(record.direct.logprob), "-"))
-        if record.null is None or record.traces is None:
+        if "direct" in record:
+            out.print(_headline("answered directly", record["direct"]["logprob"]))
+            summary.append((name, "none", _probability(record["direct"]["logprob"]), "-"))
+        if "traces" not in record:
             continue
-        out.print(_headline("null trace", record.null.logprob))
+        out.print(_headline("null trace", record["null"]["logprob"]))
         out.print(legend)
-        for k, trace in enumerate(record.traces, 1):
-            schemes, gains, text = trace.schemes, trace.gains, trace.trace
-            found = (_probability(trace.logprob), console.number(trace.gain, "+.3f"))
+        for k, trace in enumerate(record["traces"], 1):
+            schemes, gains, text = trace["schemes"], trace["gains"], trace["trace"]
+            found = (_probability(trace["logprob"]), console.number(trace["gain"], "+.3f"))
             summary.append((name, " ".join(text.split()), *found))
             out.print()
-            title = f"trace {k} of {len(record.traces)} ({trace.trace_tokens} tokens, {STOPS[trace.stop]})"
-            out.print(_headline(title, trace.logprob, trace.gain))
+            title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {STOPS[trace['stop']]})"
+            out.print(_headline(title, trace["logprob"], trace["gain"]))
             out.print(Padding(console.plain(text.strip() or "(empty)"), (0, 2)), style="cyan")
             shaded = Text()  # the answer; line ends are shown, since they are tokens too
-            for token, gain in zip(record.tokens, gains, strict=True):
+            for token, gain in zip(record["tokens"], gains, strict=True):
                 shown = console.plain(token.replace("\n", "⏎\n"))
                 # A line's end has no ground of its own: shade what is visible of it.
                 shown.stylize(_shade(gain), 0, len(shown.plain.rstrip("\n")))
@@ -90,8 +87,8 @@ def _show(records: "list[Scored]", tokens: bool) -> None:
             out.print(Padding(shaded, (0, 2)))
             rows: list[Any] = []
             for scheme, of in schemes.items():
-                advantage = "dead" if of.dead_group else console.number(of.advantage, "+.3f")
-                rewards = map(console.number, (of.reward, of.reward_base, of.clipped))
+                advantage = "dead" if of["dead_group"] else console.number(of["advantage"], "+.3f")
+                rewards = map(console.number, (of["reward"], of["reward_base"], of["clipped"]))
                 rows.append((scheme, *rewards, advantage))
             columns = ["scheme", ">R", ">R_base", ">R' clipped", ">advantage"]
             out.print(Padding(console.table(*columns, rows=rows, **bare), (1, 2)))
@@ -103,26 +100,24 @@ def _show(records: "list[Scored]", tokens: bool) -> None:
                 largest = sorted(range(len(gains)), key=lambda i: -_size(gains[i]))[:TOKEN_ROWS]
                 rows = [
                     (
-                        record.tokens[i].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"),
-                        console.number(trace.c[i], ".4f"),
-                        console.number(record.null.c[i], ".4f"),
+                        record["tokens"][i].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"),
+                        console.number(trace["c"][i], ".4f"),
+                        console.number(record["null"]["c"][i], ".4f"),
                         console.number(gains[i], "+.2f"),
-                        *(console.number(of.token_signals[i], ".3g") for of in schemes.values()),
+                        *(console.number(of["token_signals"][i], ".3g") for of in schemes.values()),
                     )
                     for i in sorted(largest)
                 ]
                 columns = ["token", ">c", ">c_base", ">gain", *(f">{scheme}" for scheme in schemes)]
                 out.print(Padding(console.table(*columns, rows=rows, **bare), (0, 2, 1, 2)))
-            if trace.sentences is not None:
+            if "sentences" in trace:
                 out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
-                rows = [
-                    (Text(console.number(of.gain, "+.3f"), style=_shade(of.gain)), " ".join(of.sentence.split()))
-                    for of in trace.sentences
-                ]
+                told = ((of["gain"], " ".join(of["sentence"].split())) for of in trace["sentences"])
+                rows = [(Text(console.number(gain, "+.3f"), style=_shade(gain)), sentence) for gain, sentence in told]
                 table = console.table(">gain", "sentence", rows=rows, **bare | {"padding": (0, 2, 0, 0)})
                 table.columns[0].no_wrap = True
                 out.print(Padding(table, (0, 2, 1, 2)))
-    if sum(1 if record.traces is None else len(record.traces) for record in records) > 1:
+    if sum(len(record.get("traces", "-")) for record in records) > 1:
         # Table 9: model, trace, P(y* | x, z).
         columns = ["model", "trace z", ">P(y*)", ">gain"]
         table = console.table(*columns, rows=summary, title="P(y* | x, z)", title_justify="left")

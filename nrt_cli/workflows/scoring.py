@@ -14,7 +14,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,84 +117,6 @@ def default_folder(ref: str | Path, analysis: str) -> Path:
     return (locate_model(ref).run or Path()) / "analysis" / analysis
 
 
-@dataclass(frozen=True)
-class AnswerScore:
-    """An answer's tokens and its whole: log c, c, log P and P."""
-
-    logprobs: list[float]
-    c: list[float]
-    logprob: float
-    probability: float
-
-
-@dataclass(frozen=True)
-class SchemeScore:
-    """What one scheme makes of a trace. An advantage is relative to a group: a single trace has none but `raw`."""
-
-    reward: float
-    log_reward: float
-    reward_base: float
-    clipped: float
-    advantage: float | None
-    dead_group: bool | None
-    weights: list[float]
-    token_signals: list[float]
-
-
-@dataclass(frozen=True)
-class SentenceScore:
-    """The gain of a sentence: log P(y*) given the whole trace, minus that given the trace without it, in nats."""
-
-    sentence: str
-    tokens: int
-    gain: float
-
-
-@dataclass(frozen=True)
-class TraceScore:
-    """A trace, the answer given it as in `AnswerScore`, and what it adds to each token, in nats."""
-
-    trace: str
-    trace_tokens: int
-    stop: str
-    """`given`, or why sampling stopped."""
-    logprobs: list[float]
-    c: list[float]
-    logprob: float
-    probability: float
-    gains: list[float]
-    gain: float
-    schemes: dict[str, SchemeScore] = field(default_factory=dict)
-    sentences: list[SentenceScore] | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """All numbers of one model; logarithms are natural. `direct` is of a model that answers directly; `null` and
-    `traces` are None where there is no trace."""
-
-    model: str
-    folder: str
-    method: str | None
-    title: str | None
-    question: str
-    answer: str
-    tokens: list[str]
-    token_ids: list[int]
-    objective: dict[str, Any]
-    direct: AnswerScore | None = None
-    null: AnswerScore | None = None
-    traces: list[TraceScore] | None = None
-
-    def record(self) -> dict[str, Any]:
-        """As JSON has it, without what there is not."""
-        found = {key: value for key, value in asdict(self).items() if value is not None or key in ("method", "title")}
-        for trace in found.get("traces", ()):
-            if trace["sentences"] is None:
-                del trace["sentences"]
-        return found
-
-
 def score_answer(
     ref: str,
     question: str,
@@ -207,14 +128,23 @@ def score_answer(
     seed: int = 0,
     sentences: bool = False,
     schemes: Sequence[str] = SCHEMES,
-) -> Scored:
-    """One model's numbers.
+) -> dict[str, Any]:
+    """One model's numbers, as JSON has them; logarithms are natural.
 
     A model that answers directly has no traces of its own: without any, it is scored on y* given x alone.
 
     Args:
         traces: as text; without any, `samples` of the model's own, None the group size of its run.
-        sentences: whether each sentence's gain is told, by removing it.
+        sentences: whether each sentence's gain is told: log P(y*) given the whole trace, minus that given the trace
+            without it, in nats.
+
+    Returns:
+        `model`, `folder`, `method` and `title` (None without a run), `question`, `answer`, its `tokens`, `token_ids`,
+        and `objective`; where there is such, `direct`, of a model that answers directly, `null` and `traces`. Each of
+        these has `logprobs` and `c` of the answer's tokens, and of all of it `logprob` and `probability`; each trace
+        also its text (`trace`, `trace_tokens`), why it stopped (`stop`: `given`, or as sampled), what it adds in nats
+        (`gains` by token, `gain`), and by name what `schemes` make of it: an advantage is relative to a group, so that
+        a single trace has none but `raw`.
     """
     of = Subject(ref)
     if not question.strip() or not answer.strip():
@@ -238,60 +168,60 @@ def score_answer(
         rollout = of.rollout(max_trace_tokens, temperature)
         (group,) = scorer.sample([example], samples or rollout.group_size, rollout, (seed, SCORING_STREAM))
         sampled = [(one.trace_ids, one.stop) for one in group.rollouts]
-    direct = None if of.thinks else _answer(scorer.score([scorer.direct_row(example)])[0][0].double())
-    null, found = None, None
+    scored: dict[str, Any] = {}
+    if not of.thinks:
+        scored["direct"] = _answer(scorer.score([scorer.direct_row(example)])[0][0].double())
     if sampled:
         rows = [scorer.null_row(example), *(scorer.row(example, ids) for ids, _ in sampled)]
         null_T, *known = (logprobs_T.double() for logprobs_T, _ in scorer.score(rows))
-        null, found = _answer(null_T), []
+        found: list[dict[str, Any]] = []
+        scored |= {"null": _answer(null_T), "traces": found}
         for (ids, stop), logprobs_T in zip(sampled, known, strict=True):
-            texts, whole, gains_T = pieces(tokenizer, ids), vars(_answer(logprobs_T)), logprobs_T - null_T
-            parts: list[SentenceScore] | None = None
+            texts, whole, gains_T = pieces(tokenizer, ids), _answer(logprobs_T), logprobs_T - null_T
+            about = {"trace": "".join(texts), "trace_tokens": len(ids), "stop": stop}
+            gains = {"gains": gains_T.tolist(), "gain": float(gains_T.sum())}
+            found.append({**about, **whole, **gains, "schemes": {}})
             if sentences:
                 spans = sentence_spans(texts)
                 cut = scorer.score([scorer.row(example, (*ids[:start], *ids[end:])) for start, end in spans])
                 lost = [whole["logprob"] - float(rest_T.sum()) for rest_T, _ in cut]
-                parts = [
-                    SentenceScore("".join(texts[start:end]), end - start, gain)
+                found[-1]["sentences"] = [
+                    {"sentence": "".join(texts[start:end]), "tokens": end - start, "gain": gain}
                     for (start, end), gain in zip(spans, lost, strict=True)
                 ]
-            gains, total = gains_T.tolist(), float(gains_T.sum())
-            told = "".join(texts)
-            found.append(TraceScore(told, len(ids), stop, **whole, gains=gains, gain=total, sentences=parts))
         alone = len(known) == 1 and objective.advantage != "raw"
         for name in schemes:
             view = SchemeView(methods.get(name), torch.stack(known), null_T, objective)
             for k, trace in enumerate(found):
-                trace.schemes[name] = SchemeScore(
-                    reward=float(view.reward.reward_K[k]),
-                    log_reward=float(view.log_reward_K[k]),
-                    reward_base=float(view.reward.base),
-                    clipped=float(view.clipped_K[k]),
-                    advantage=None if alone else float(view.advantage.advantage_K[k]),
-                    dead_group=None if alone else view.advantage.dead,
-                    weights=view.weight_KT[k].tolist(),
-                    token_signals=view.reward.token_KT[k].tolist(),
-                )
+                trace["schemes"][name] = {
+                    "reward": float(view.reward.reward_K[k]),
+                    "log_reward": float(view.log_reward_K[k]),
+                    "reward_base": float(view.reward.base),
+                    "clipped": float(view.clipped_K[k]),
+                    "advantage": None if alone else float(view.advantage.advantage_K[k]),
+                    "dead_group": None if alone else view.advantage.dead,
+                    "weights": view.weight_KT[k].tolist(),
+                    "token_signals": view.reward.token_KT[k].tolist(),
+                }
     keys = ("baseline", "advantage", "std_floor", "weighted_sum", "weight_cap", "null_trace")
-    return Scored(
-        model=of.located.name,
-        folder=str(of.located.folder),
-        method=of.config.method if trained else None,
-        title=run_title(of.config.method, of.config.model_dump()) if trained else None,
-        question=question,
-        answer=answer,
-        tokens=pieces(tokenizer, example.answer_ids),
-        token_ids=list(example.answer_ids),
-        objective={key: getattr(objective, key) for key in keys},
-        direct=direct,
-        null=null,
-        traces=found,
-    )
+    return {
+        "model": of.located.name,
+        "folder": str(of.located.folder),
+        "method": of.config.method if trained else None,
+        "title": run_title(of.config.method, of.config.model_dump()) if trained else None,
+        "question": question,
+        "answer": answer,
+        "tokens": pieces(tokenizer, example.answer_ids),
+        "token_ids": list(example.answer_ids),
+        "objective": {key: getattr(objective, key) for key in keys},
+        **scored,
+    }
 
 
-def _answer(logprobs_T: Tensor) -> AnswerScore:
-    total = logprobs_T.sum()
-    return AnswerScore(logprobs_T.tolist(), logprobs_T.exp().tolist(), float(total), float(total.exp()))
+def _answer(logprobs_T: Tensor) -> dict[str, Any]:
+    """An answer's tokens and its whole: log c, c, log P and P."""
+    total, c = logprobs_T.sum(), logprobs_T.exp().tolist()
+    return {"logprobs": logprobs_T.tolist(), "c": c, "logprob": float(total), "probability": float(total.exp())}
 
 
 TOKENS_PART, TRACES_PART = 16, 8

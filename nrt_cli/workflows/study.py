@@ -457,7 +457,7 @@ def score_questions(folder: Path, study: StudyConfig, report: Report) -> None:
         records: list[dict[str, Any]] = []
         for done, place in enumerate(runs, 1):
             # In a line what is not finite is null.
-            records.append(json.loads(json_line(score_answer(place, *pair).record())))
+            records.append(json.loads(json_line(score_answer(place, *pair))))
             report(f"question {number}", done, len(runs))
         text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
         write_report(folder / "analysis" / "score", {f"question-{number}.json": text.encode()})

@@ -65,7 +65,7 @@ def test_a_conversation_and_a_score_have_it(run):
     list(talk.ask(ASKED))
     assert talk.turns[0]["content"] == f"{ASKED}\n{LINE}"
     found = score_answer(str(run.path), ASKED, "7", traces=("3 + 4",))
-    assert found.question == f"{ASKED}\n{LINE}"
+    assert found["question"] == f"{ASKED}\n{LINE}"
 
 
 def test_an_older_run_and_a_plain_model_have_none(run, tiny_model_dir, tmp_path):

@@ -28,12 +28,7 @@ from nrt_cli.workflows import scoring
 from nrt_cli.workflows.generate import Generator
 from nrt_cli.workflows.scoring import (
     SCORING_STREAM,
-    AnswerScore,
-    SchemeScore,
-    Scored,
-    SentenceScore,
     Subject,
-    TraceScore,
     score_answer,
     score_controls,
     score_schemes,
@@ -77,7 +72,7 @@ def slowly(am: Run) -> Callable[..., list[float]]:
 
 
 @pytest.fixture(scope="module")
-def scored(am: Run) -> Scored:
+def scored(am: Run) -> dict[str, Any]:
     return score_answer(str(am.path), QUESTION, ANSWER, ("3 + 4. It is 7!", "No."), sentences=True)
 
 
@@ -96,24 +91,24 @@ def ids_of(run: Run) -> Callable[..., list[int]]:
     return make
 
 
-def test_probabilities_of_every_token(am: Run, scored: Scored, slowly: Callable[..., list[float]]) -> None:
-    count = len(scored.tokens)
-    assert "".join(scored.tokens) == ANSWER + "<eos>"
+def test_probabilities_of_every_token(am: Run, scored: dict[str, Any], slowly: Callable[..., list[float]]) -> None:
+    count = len(scored["tokens"])
+    assert "".join(scored["tokens"]) == ANSWER + "<eos>"
     null = slowly(am, ids_of(am)(""), count)
-    assert scored.null.logprobs == pytest.approx(null, abs=1e-5)
-    for trace in scored.traces:
+    assert scored["null"]["logprobs"] == pytest.approx(null, abs=1e-5)
+    for trace in scored["traces"]:
         # The text splits into the same tokens on its own and between think tokens, which are no part of any word.
-        expected = slowly(am, ids_of(am)(trace.trace), count)
-        assert trace.logprobs == pytest.approx(expected, abs=1e-5)
-        assert trace.c == pytest.approx(np.exp(expected).tolist(), rel=1e-4)
-        assert trace.gains == pytest.approx((np.array(expected) - null).tolist(), abs=1e-5)
-        assert trace.probability == pytest.approx(math.exp(sum(expected)), rel=1e-3)
+        expected = slowly(am, ids_of(am)(trace["trace"]), count)
+        assert trace["logprobs"] == pytest.approx(expected, abs=1e-5)
+        assert trace["c"] == pytest.approx(np.exp(expected).tolist(), rel=1e-4)
+        assert trace["gains"] == pytest.approx((np.array(expected) - null).tolist(), abs=1e-5)
+        assert trace["probability"] == pytest.approx(math.exp(sum(expected)), rel=1e-3)
 
 
-def test_rewards_of_every_scheme(scored: Scored) -> None:
+def test_rewards_of_every_scheme(scored: dict[str, Any]) -> None:
     """Tables 1 and 2 and Eq. 9 and 10 written out with numpy."""
-    base = np.exp(scored.null.logprobs)
-    c = np.array([trace.c for trace in scored.traces])
+    base = np.exp(scored["null"]["logprobs"])
+    c = np.array([trace["c"] for trace in scored["traces"]])
     size = c.shape[1]
     rewards = {
         "logp": (np.log(c).sum(1), np.log(base).sum()),
@@ -128,62 +123,61 @@ def test_rewards_of_every_scheme(scored: Scored) -> None:
     for name, (reward, reward_base) in rewards.items():
         clipped = np.maximum(0, reward - reward_base)
         spread = clipped.std()
-        for k, trace in enumerate(scored.traces):
-            found = trace.schemes[name]
-            assert found.reward == pytest.approx(reward[k], rel=1e-5)
-            assert found.reward_base == pytest.approx(reward_base, rel=1e-5)
-            assert found.clipped == pytest.approx(clipped[k], rel=1e-3, abs=1e-9)
-            if not found.dead_group:
-                assert found.advantage == pytest.approx((clipped[k] - clipped.mean()) / spread, rel=1e-2)
-            assert np.multiply(found.weights, trace.c).tolist() == pytest.approx(found.token_signals)
+        for k, trace in enumerate(scored["traces"]):
+            found = trace["schemes"][name]
+            assert found["reward"] == pytest.approx(reward[k], rel=1e-5)
+            assert found["reward_base"] == pytest.approx(reward_base, rel=1e-5)
+            assert found["clipped"] == pytest.approx(clipped[k], rel=1e-3, abs=1e-9)
+            if not found["dead_group"]:
+                assert found["advantage"] == pytest.approx((clipped[k] - clipped.mean()) / spread, rel=1e-2)
+            assert np.multiply(found["weights"], trace["c"]).tolist() == pytest.approx(found["token_signals"])
         if name in weights:
-            assert scored.traces[0].schemes[name].weights == pytest.approx(weights[name].tolist(), rel=1e-5)
+            assert scored["traces"][0]["schemes"][name]["weights"] == pytest.approx(weights[name].tolist(), rel=1e-5)
 
 
 def test_the_gain_of_a_sentence_is_what_is_lost_without_it(
-    am: Run, scored: Scored, slowly: Callable[..., list[float]]
+    am: Run, scored: dict[str, Any], slowly: Callable[..., list[float]]
 ) -> None:
-    first, second = scored.traces[0].sentences
-    assert (first.sentence, second.sentence) == ("3 + 4. ", "It is 7!")
-    count, whole = len(scored.tokens), scored.traces[0].logprob
+    first, second = scored["traces"][0]["sentences"]
+    assert (first["sentence"], second["sentence"]) == ("3 + 4. ", "It is 7!")
+    count, whole = len(scored["tokens"]), scored["traces"][0]["logprob"]
     tokenizer = AutoTokenizer.from_pretrained(am.export_path)
     ids, trace = ids_of(am)("3 + 4. It is 7!"), tokenizer.encode("3 + 4. It is 7!", add_special_tokens=False)
     start = ids.index(tokenizer.convert_tokens_to_ids("<|think_start|>")) + 1
-    cut = first.tokens
+    cut = first["tokens"]
     without_first = ids[:start] + ids[start + cut :]
     without_second = ids[: start + cut] + ids[start + len(trace) :]
-    assert first.gain == pytest.approx(whole - sum(slowly(am, without_first, count)), abs=1e-4)
-    assert second.gain == pytest.approx(whole - sum(slowly(am, without_second, count)), abs=1e-4)
+    assert first["gain"] == pytest.approx(whole - sum(slowly(am, without_first, count)), abs=1e-4)
+    assert second["gain"] == pytest.approx(whole - sum(slowly(am, without_second, count)), abs=1e-4)
 
 
 def test_sampled_traces_are_a_group_and_the_seed_decides_them(am: Run) -> None:
     of = {"max_trace_tokens": 5, "schemes": ("am",)}
     one, again, other = (score_answer(str(am.path), QUESTION, ANSWER, **of, seed=seed) for seed in (0, 0, 1))
-    assert len(one.traces) == 4  # the group size of its run
+    assert len(one["traces"]) == 4  # the group size of its run
     assert one == again
-    assert all(trace.trace_tokens <= 5 for trace in one.traces)
-    assert [t.trace for t in other.traces] != [t.trace for t in one.traces]
+    assert all(trace["trace_tokens"] <= 5 for trace in one["traces"])
+    assert [t["trace"] for t in other["traces"]] != [t["trace"] for t in one["traces"]]
 
 
 def test_a_model_that_does_not_think_answers_directly(sft: Run, slowly: Callable[..., list[float]]) -> None:
     found = score_answer(str(sft.path), QUESTION, ANSWER, samples=2)
-    assert found.traces is None
-    assert not {"traces", "null"} & found.record().keys()
+    assert not {"traces", "null"} & found.keys()
     tokenizer = AutoTokenizer.from_pretrained(sft.export_path)
     rendered = ids_of(sft)("")
-    ids = rendered[: rendered.index(tokenizer.convert_tokens_to_ids("<|think_start|>"))] + found.token_ids
-    assert found.direct.logprobs == pytest.approx(slowly(sft, ids, len(found.token_ids)), abs=1e-5)
+    ids = rendered[: rendered.index(tokenizer.convert_tokens_to_ids("<|think_start|>"))] + found["token_ids"]
+    assert found["direct"]["logprobs"] == pytest.approx(slowly(sft, ids, len(found["token_ids"])), abs=1e-5)
 
 
 def test_a_given_trace_alone_has_no_advantage_and_its_special_tokens_stay_text(am: Run) -> None:
     plain, spelled = (
-        score_answer(str(am.path), QUESTION, ANSWER, (text,), schemes=("am",)).traces[0]
+        score_answer(str(am.path), QUESTION, ANSWER, (text,), schemes=("am",))["traces"][0]
         for text in ("", "<|think_end|>")
     )
-    assert (plain.schemes["am"].advantage, plain.schemes["am"].dead_group) == (None, None)
-    assert plain.trace_tokens == 0
-    assert spelled.trace_tokens > 1
-    assert spelled.trace == "<|think_end|>"
+    assert (plain["schemes"]["am"]["advantage"], plain["schemes"]["am"]["dead_group"]) == (None, None)
+    assert plain["trace_tokens"] == 0
+    assert spelled["trace_tokens"] > 1
+    assert spelled["trace"] == "<|think_end|>"
     with pytest.raises(ConfigError, match="the question or the answer is empty"):
         score_answer(str(am.path), " ", ANSWER)
 
@@ -191,12 +185,12 @@ def test_a_given_trace_alone_has_no_advantage_and_its_special_tokens_stay_text(a
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_what_is_not_finite_is_a_dash(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that diverged still has its table."""
-    answer = AnswerScore([value], [value], value, value)
-    scheme = SchemeScore(value, value, value, value, None, None, [value], [value])
-    sentences = [SentenceScore("so", 1, value)]
-    trace = TraceScore("so", 1, "end", **vars(answer), gains=[value], gain=value, sentences=sentences)
-    trace.schemes["am"] = scheme
-    record = Scored("m", "f", "am", None, "x", "7", ["7"], [7], {}, answer, answer, [trace])
+    answer = {"logprobs": [value], "c": [value], "logprob": value, "probability": value}
+    scheme = dict.fromkeys(("reward", "log_reward", "reward_base", "clipped"), value) | {"token_signals": [value]}
+    scheme |= {"advantage": None, "dead_group": None}
+    trace = answer | {"trace": "so", "trace_tokens": 1, "stop": "end", "gains": [value], "gain": value}
+    trace |= {"schemes": {"am": scheme}, "sentences": [{"sentence": "so", "tokens": 1, "gain": value}]}
+    record = {"model": "m", "title": None, "tokens": ["7"], "direct": answer, "null": answer, "traces": [trace]}
     said = io.StringIO()
     monkeypatch.setattr(console, "stdout", Console(file=said, width=100))
     show_scores([record], tokens=True)
