@@ -104,7 +104,7 @@ def list_runs(folder: PathLike = "runs", method: str | None = None, tag: str | N
     """The runs at or below a folder: `run`, `method`, `status`, `step`, `held_out`, `gain`, `tags`, `created`."""
     from nrt_cli.workflows.runs import list_runs as found
 
-    return [vars(row) for row in found(Path(folder), [method] if method else (), (), [tag] if tag else ())]
+    return found(Path(folder), [method] if method else (), (), [tag] if tag else ())
 
 
 def generate(

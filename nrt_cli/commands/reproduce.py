@@ -1,7 +1,6 @@
 """`nrt reproduce`: a whole study, from data and model to the report, in one command."""
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,12 +46,12 @@ def reproduce(
         from nrt_cli.workflows.study import plan_study
 
         plan = plan_study(folder, asked)
-        if console.result(asdict(plan), as_json):
+        if console.result(plan, as_json):
             return
-        console.stdout.print(console.plain(f"{plan.title}: {len(plan.runs)} runs in {plan.study}"))
-        if total := plan.total:
+        console.stdout.print(console.plain(f"{plan['title']}: {len(plan['runs'])} runs in {plan['study']}"))
+        if total := plan["total"]:
             title = {"title": "The longest run", "title_justify": "left"}
-            console.stdout.print(console.table("one run", "", rows=plan.plan, **title))
+            console.stdout.print(console.table("one run", "", rows=plan["plan"], **title))
             expected, scoring = total["gpu_hours"], total["scoring"] / 3600
             hours = f"{expected:,.1f} hours of training on this CPU, a run at a time"
             hours += f"; scores {scoring:,.1f} more at most"
@@ -64,10 +63,10 @@ def reproduce(
             console.stdout.print(f"all runs: {in_bytes(total['disk'])} of disk; {hours}")
         else:
             console.stdout.print("data and model are made by the study itself; no time is predicted for it")
-        for judge in plan.judges:
+        for judge in plan["judges"]:
             console.stdout.print(console.plain(_judging(*judge.values())))
         console.stdout.print("commands:")
-        for command in plan.commands:
+        for command in plan["commands"]:
             console.say(f"  {command}")
         return
     from nrt_cli.commands.report import DEFAULT, make_report, require_packages, show_report

@@ -56,7 +56,7 @@ def list_(
     from nrt_cli.workflows.runs import list_runs
 
     records = list_runs(root, method or (), status or (), tag or (), where or ())
-    if console.result(list(map(vars, records)), as_json):
+    if console.result(records, as_json):
         return
     if not records:
         filtered = method or status or tag or where
@@ -65,8 +65,8 @@ def list_(
     columns = ("run", "method", "status", "step", "log P(y*)", "gain", "tags", "created")
     rows = (
         (
-            r.run, r.title, r.status, f"{r.step}/{r.steps}", console.number(r.held_out, ".2f"),
-            console.number(r.gain, "+.2f"), ", ".join(r.tags), r.created[:10],
+            r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", console.number(r["held_out"], ".2f"),
+            console.number(r["gain"], "+.2f"), ", ".join(r["tags"]), r["created"][:10],
         )
         for r in records
     )  # fmt: skip
@@ -84,62 +84,58 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
     from nrt_cli.workflows.runs import describe
 
     record = describe(Run.open(run))
-    if console.result(record.record(), as_json):
+    if console.result(record, as_json):
         return
-    row = record.row
-    console.stdout.rule(console.plain(f"{row.run}: {row.title}, {row.status}"), style="bold")
+    console.stdout.rule(console.plain("{run}: {title}, {status}".format(**record)), style="bold")
     chosen, last = "-", "-"
-    if best := record.best:
-        others = ", ".join(map(str, best.steps[:-1]))
-        among = f"of {others} and {best.steps[-1]}" if others else "the only stored one that was scored"
+    if best := record["best"]:
+        others = ", ".join(map(str, best["steps"][:-1]))
+        among = f"of {others} and {best['steps'][-1]}" if others else "the only stored one that was scored"
         chosen = (
-            f"step {best.step} by {best.measure}, {among}: {console.number(best.reported)} on "
-            f"{best.reported_rows} held-out rows; {console.number(best.chosen)} on the {best.chosen_rows} "
+            f"step {best['step']} by {best['measure']}, {among}: {console.number(best['reported'])} on "
+            f"{best['reported_rows']} held-out rows; {console.number(best['chosen'])} on the {best['chosen_rows']} "
             "others, which chose it (train.validate_every says how often to score)"
         )
-    if record.events:
-        event = record.events[-1]
+    if record["events"]:
+        event = record["events"][-1]
         rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "kind"))
         last = f"{event.get('time')} {event.get('kind')}" + (f" ({rest})" if rest else "")
     facts = {
-        "steps": f"{row.step} of {row.steps}",
-        "created": row.created,
-        "tags": ", ".join(row.tags) or "-",
-        "command": record.command or "-",
-        "device": ", ".join(f"{key} {value}" for key, value in (record.device or {}).items()),
-        "versions": ", ".join(f"{key} {value}" for key, value in (record.versions or {}).items() if value),
-        "checkpoints": ", ".join(map(str, record.checkpoints)) or "-",
+        "steps": f"{record['step']} of {record['steps']}",
+        "created": record["created"],
+        "tags": ", ".join(record["tags"]) or "-",
+        "command": record["command"] or "-",
+        "device": ", ".join(f"{key} {value}" for key, value in (record["device"] or {}).items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in (record["versions"] or {}).items() if value),
+        "checkpoints": ", ".join(map(str, record["checkpoints"])) or "-",
         "best": chosen,
-        "analyses": ", ".join(record.analyses) or "-",
-        "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record.sizes.items()),
+        "analyses": ", ".join(record["analyses"]) or "-",
+        "sizes": ", ".join(f"{name} {_bytes(size)}" for name, size in record["sizes"].items()),
         "last event": last,
-        "next": record.next,
+        "next": record["next"],
     }
     _pairs(None, facts)
-    _pairs("settings unlike the preset", dict(record.settings))
-    for scores in record.held_out_scores:
+    _pairs("settings unlike the preset", dict(record["settings"]))
+    for scores in record["held_out_scores"]:
         shown = {key: console.number(value) for key, value in scores.items() if key not in ("kind", "step")}
         _pairs(f"held-out scores after step {scores['step']}", shown)
-    if measures := record.held_out_measures:
-        pairs = "/".join(dict.fromkeys(str(one.after.n) for one in measures))
+    if measures := record["held_out_measures"]:
+        pairs = "/".join(dict.fromkeys(str(one["after"]["n"]) for one in measures))
+        texts = ((one["title"], one["text"]) for one in measures)
         table = console.table(
             "", ">before", ">after", ">change",
-            rows=(
-                (one.measure.title, text["before"].partition(" ")[0], text["after"], text["change"])
-                for one in measures
-                for text in [one.text]
-            ),
+            rows=((title, of["before"].partition(" ")[0], of["after"], of["change"]) for title, of in texts),
             title="held-out pairs, before and after training", title_justify="left", title_style="bold",
             caption=f"{pairs} held-out pairs; [95 % intervals] over them; nats; accuracies in percent",
             caption_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False,  # fits 80 columns
         )  # fmt: skip
         console.stdout.print(table)
     evaluations = {}
-    for e in record.evaluations:
+    for e in record["evaluations"]:
         score, error = (console.number(e[key], ".3f") for key in ("score", "error"))
         evaluations[f"{e['benchmark']} ({e['of']}, {e['backend']})"] = f"{score} ± {error}, n {e['n']}"
     _pairs("evaluations", evaluations)
-    metrics = {key: console.number(value) for key, value in record.metrics.items()}
+    metrics = {key: console.number(value) for key, value in record["metrics"].items()}
     _pairs("training, mean of the last 10 steps", metrics)
 
 

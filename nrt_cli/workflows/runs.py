@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
 from nrt_cli.config.titles import run_title, thinks
 from nrt_cli.errors import StoreError
-from nrt_cli.measures.held_out import COLUMNS, Best, Found, before_and_after
+from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import find_evaluations
@@ -24,82 +24,22 @@ LAST = 10
 NOT_COMPARED = ("kind", "step")
 
 
-@dataclass(frozen=True)
-class RunRow:
+def row_of(run: Run) -> dict[str, Any]:
     """A run in a line: what it is, how far it is, its last held-out scores (None where there are none)."""
-
-    run: str
-    method: str
-    title: str
-    status: str
-    step: int
-    steps: int | None
-    held_out: float | None
-    gain: float | None
-    tags: list[str]
-    created: str
-
-    @classmethod
-    def of(cls, run: Run) -> "RunRow":
-        manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
-        last = held_out[-1] if held_out else {}
-        return cls(
-            run=str(run.path),
-            method=manifest["method"],
-            title=run_title(manifest["method"], run.settings()),
-            status=run.status(),
-            step=done[-1]["step"] if done else 0,
-            steps=manifest.get("steps"),
-            held_out=last.get("answer_logprob"),
-            gain=last.get("gain"),
-            tags=tags_of(run),
-            created=manifest["created"],
-        )
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Everything worth knowing of one run; some of it as its manifest and its metrics have it."""
-
-    row: RunRow
-    command: str | None
-    engine: str | None
-    data: Mapping[str, Any] | None
-    fingerprints: Mapping[str, Any] | None
-    versions: Mapping[str, Any] | None
-    device: Mapping[str, Any] | None
-    settings: Mapping[str, Any]
-    """Those that are not its preset's."""
-    metrics: Mapping[str, float]
-    """Means over the last steps."""
-    held_out_scores: Sequence[Mapping[str, Any]]
-    held_out_measures: Sequence[Found]
-    evaluations: Sequence[Mapping[str, Any]]
-    """As `evaluations_of` has them."""
-    checkpoints: Sequence[int]
-    best: Best | None
-    traces: Sequence[str]
-    analyses: Sequence[str]
-    events: Sequence[Mapping[str, Any]]
-    sizes: Mapping[str, int]
-    """Bytes of each file and folder."""
-    next: str
-
-    def record(self) -> dict[str, Any]:
-        """As JSON has it; what was not measured is None."""
-        measures = [
-            {
-                "key": one.measure.key,
-                "title": one.measure.title,
-                "unit": "share" if one.measure.share else "nats",
-                **{when: asdict(getattr(one, when)) for when in ("before", "after", "change")},
-                "text": one.text,
-            }
-            for one in self.held_out_measures
-        ]
-        found = asdict(self) | {"held_out_measures": measures}
-        cleaned: dict[str, Any] = measured(found.pop("row") | found)
-        return cleaned
+    manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
+    last = held_out[-1] if held_out else {}
+    return {
+        "run": str(run.path),
+        "method": manifest["method"],
+        "title": run_title(manifest["method"], run.settings()),
+        "status": run.status(),
+        "step": done[-1]["step"] if done else 0,
+        "steps": manifest.get("steps"),
+        "held_out": last.get("answer_logprob"),
+        "gain": last.get("gain"),
+        "tags": tags_of(run),
+        "created": manifest["created"],
+    }
 
 
 def list_runs(
@@ -108,8 +48,8 @@ def list_runs(
     statuses: Sequence[str] = (),
     tags: Sequence[str] = (),
     where: Sequence[str] = (),
-) -> list[RunRow]:
-    """The runs below a folder that have one of the methods, one of the statuses, every tag and setting.
+) -> list[dict[str, Any]]:
+    """The runs below a folder, by `row_of`, that have one of the methods, one of the statuses, every tag and setting.
 
     Args:
         methods: names or the paper's names.
@@ -129,39 +69,54 @@ def list_runs(
     return [
         row
         for run in find_runs(root)
-        for row in [RunRow.of(run)]
-        if (not methods or row.method in wanted)
-        and (not statuses or row.status in statuses)
-        and set(tags) <= set(row.tags)
+        for row in [row_of(run)]
+        if (not methods or row["method"] in wanted)
+        and (not statuses or row["status"] in statuses)
+        and set(tags) <= set(row["tags"])
         and has_settings(run)
     ]
 
 
-def describe(run: Run) -> RunRecord:
-    manifest, config, row = run.manifest(), run.config(), RunRow.of(run)
-    if row.status == "finished":
+def describe(run: Run) -> dict[str, Any]:
+    """Everything worth knowing of one run, as JSON has it: what was not measured is None."""
+    manifest, config, row, best = run.manifest(), run.config(), row_of(run), run.best()
+    if row["status"] == "finished":
         pairs = config.data.validation
         # On its own pairs, where they still are: benchmarks may want a network.
         own: list[str | Path] = ["--data", Path(pairs)] if pairs and Path(pairs).is_file() else []
         following = nrt("eval", "--model", run.path, *own)
     else:
-        following = "wait: it is in training" if row.status in ("running", "created") else resume(run.path)
-    return RunRecord(
-        row=row,
-        **{key: manifest.get(key) for key in ("command", "engine", "data", "fingerprints", "versions", "device")},
-        settings={key: value for key, _, value in configs.diff(configs.resolve({"preset": config.preset}), config)},
-        metrics=_last_metrics(run),
-        held_out_scores=run.metrics("held_out"),
-        held_out_measures=held_out_measures(run),
-        evaluations=evaluations_of(run),
-        checkpoints=run.checkpoint_steps(),
-        best=run.best(),
-        traces=run.trace_names(),
-        analyses=sorted(path.name for path in run.path.glob("analysis/*") if path.is_dir()),
-        events=run.events(),
-        sizes={path.name: size_of(path) for path in sorted(run.path.iterdir()) if not path.name.startswith(".")},
-        next=following,
+        following = "wait: it is in training" if row["status"] in ("running", "created") else resume(run.path)
+    measures = [
+        {
+            "key": one.measure.key,
+            "title": one.measure.title,
+            "unit": "share" if one.measure.share else "nats",
+            **{when: asdict(getattr(one, when)) for when in ("before", "after", "change")},
+            "text": one.text,
+        }
+        for one in held_out_measures(run)
+    ]
+    record: dict[str, Any] = measured(
+        {
+            **row,
+            **{key: manifest.get(key) for key in ("command", "engine", "data", "fingerprints", "versions", "device")},
+            "settings": {k: value for k, _, value in configs.diff(configs.resolve({"preset": config.preset}), config)},
+            "metrics": _last_metrics(run),
+            "held_out_scores": run.metrics("held_out"),
+            "held_out_measures": measures,
+            "evaluations": evaluations_of(run),
+            "checkpoints": run.checkpoint_steps(),
+            "best": asdict(best) if best else None,
+            "traces": run.trace_names(),
+            "analyses": sorted(path.name for path in run.path.glob("analysis/*") if path.is_dir()),
+            "events": run.events(),
+            # Bytes of each file and folder.
+            "sizes": {path.name: size_of(path) for path in sorted(run.path.iterdir()) if path.name[0] != "."},
+            "next": following,
+        }
     )
+    return record
 
 
 def _last_metrics(run: Run) -> dict[str, float]:

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,25 +72,13 @@ PRELOAD = ("nrt_cli.workflows.study", "transformers.models.llama.modeling_llama"
 """What takes seconds to import."""
 
 
-@dataclass(frozen=True)
-class StudyPlan:
-    """What a study takes, run by run, and the commands that come to the same."""
+def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
+    """What a study will take, as JSON has it, and the commands that come to the same; makes nothing, needs no network.
 
-    study: str
-    title: str
-    runs: list[dict[str, Any]]
-    """Of each its name and plan; where the study makes its model itself, its steps, None where only the data tell."""
-    total: dict[str, float] | None
-    """Of all runs together; None where there are no plans."""
-    plan: list[tuple[str, str]]
-    """The longest run, described."""
-    judges: list[dict[str, Any]]
-    """What asking each about all traces comes to at most, repairs not counted: `judge`, `requests`, `dollars_most`."""
-    commands: list[str]
-
-
-def plan_study(folder: Path, study: StudyConfig) -> StudyPlan:
-    """What the runs of a study will take; makes nothing and needs no network."""
+    Of `runs` each has its name and plan, or where the study makes its model itself, its steps (None where only the data
+    tell); `total` is of all together, None without plans; `plan` describes the longest; `judges` say what asking each
+    about all traces comes to at most, repairs not counted.
+    """
     runs, data, model = list(planned_runs(study, folder)), study.data, study.model
     pair_settings(study)  # what cannot be meant is said first
     plans: dict[str, Plan] = {}
@@ -122,15 +110,15 @@ def plan_study(folder: Path, study: StudyConfig) -> StudyPlan:
         costs = ((model, cost_of(judge, model, tokens, requests * judge.max_output_tokens)) for model in judge.models)
         judges = [{"judge": model, "requests": requests, "dollars_most": dollars} for model, dollars in costs]
     totals = ("gpu_hours", "gpu_hours_most", "scoring", "disk")
-    return StudyPlan(
-        study=str(folder),
-        title=study.title,
-        runs=[{"run": name} | (asdict(plans[name]) if plans else {"steps": steps[name]}) for name in steps],
-        total={key: sum(getattr(plan, key) for plan in plans.values()) for key in totals} if plans else None,
-        plan=longest,
-        judges=judges,
-        commands=list(commands(folder, study, runs)),
-    )
+    return {
+        "study": str(folder),
+        "title": study.title,
+        "runs": [{"run": name} | (asdict(plans[name]) if plans else {"steps": steps[name]}) for name in steps],
+        "total": {key: sum(getattr(plan, key) for plan in plans.values()) for key in totals} if plans else None,
+        "plan": longest,
+        "judges": judges,
+        "commands": list(commands(folder, study, runs)),
+    }
 
 
 def _shape(folder: Path, model: StudyModel) -> ModelShape:

@@ -976,7 +976,7 @@ def test_a_study_judges_the_first_seeds_finished_runs_within_its_limit(
 
 def test_a_plan_counts_every_checkpoint_and_texts_up_to_their_caps(tmp_path: Path) -> None:
     study = load_study("laptop", ["analysis.judge_max_cost=3", "analysis.judge.n=50", "data.validation=40"])
-    (judge,) = plan_study(tmp_path, study).judges
+    (judge,) = plan_study(tmp_path, study)["judges"]
     # Six schemes and the control; 80 steps, scored at 0, 20, 40, 60, 80; 40 held-out pairs.
     assert judge["requests"] == 7 * 5 * 40
     settings = next(run.config for run in planned_runs(study, tmp_path) if run.name == "am-s0")

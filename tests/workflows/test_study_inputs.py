@@ -52,10 +52,10 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
     found = load_examples(folder / "data" / "train.parquet", tokenizer, *CAPS)
     assert (len(found), found.dropped) == (40, {})  # a run drops none of them
     plan = plan_study(folder, asked)
-    assert [(run["examples"], run["steps"]) for run in plan.runs] == [(40, 5)] * 2
+    assert [(run["examples"], run["steps"]) for run in plan["runs"]] == [(40, 5)] * 2
 
     # The commands that the plan prints make the same.
-    again = plan_study(Path("by-hand"), asked).commands
+    again = plan_study(Path("by-hand"), asked)["commands"]
     run = nrt_in(tmp_path)
     for command in again[:2]:
         done = run(*command.split()[1:])
@@ -77,7 +77,7 @@ def test_a_plan_is_shown_of_a_model_that_is_not_made_yet_with_what_this_cpu_take
 
 def test_a_last_line_of_every_question_is_in_pairs_and_commands(tmp_path: Path) -> None:
     asked = load_study("real", ["data.sources=['generated:shopping?size=12']", "data.size=12", "data.validation=4"])
-    (apart, pairs) = [c for c in plan_study(tmp_path, asked).commands if c.startswith("nrt data prepare")]
+    (apart, pairs) = [c for c in plan_study(tmp_path, asked)["commands"] if c.startswith("nrt data prepare")]
     assert asked.data.suffix
     assert f"--suffix '{asked.data.suffix}'" in apart
     assert f"--suffix '{asked.data.suffix}'" in pairs
@@ -99,12 +99,12 @@ def test_the_papers_rows_are_one_number_everywhere(name: str) -> None:
     assert (asked.data.selection, asked.data.seed, asked.data.validation) == ("train-test-split", 42, 1024)
     assert (asked.data.size, asked.data.duplicates) == (220_000, True)
     plan = plan_study(Path("study"), asked)
-    assert {run["examples"] for run in plan.runs} == {rows}
+    assert {run["examples"] for run in plan["runs"]} == {rows}
     # SFT has a batch size of its own.
-    assert {run["steps"] for run in plan.runs if run["method"] != "sft"} == {800}
+    assert {run["steps"] for run in plan["runs"] if run["method"] != "sft"} == {800}
     readme = Path("configs/README.md").read_text(encoding="utf-8")
     assert f"--train {rows} " in readme
     longest = next(planned_runs(asked, Path("study"))).config.longest_answer
     assert f"--max-answer-tokens {longest}\n" in readme
-    assert f" --max-answer-tokens {longest} " in next(c for c in plan.commands if c.startswith("nrt data"))
+    assert f" --max-answer-tokens {longest} " in next(c for c in plan["commands"] if c.startswith("nrt data"))
     assert readme.count("| 800 |") == 3
