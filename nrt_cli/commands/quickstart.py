@@ -82,16 +82,16 @@ def quickstart(
     start = workflow.choose(recipe, folder, overrides or (), model, names)
     if real and (expected := workflow.expect(start)):
         if as_json:
-            print_json_line({"kind": "expected", **measured(asdict(expected))})
+            print_json_line({"kind": "expected", **measured(expected)})
         else:
-            fetch = f"{in_bytes(expected.fetch)} to fetch" if expected.fetch else "nothing to fetch"
+            fetch = f"{in_bytes(expected['fetch'])} to fetch" if expected["fetch"] else "nothing to fetch"
             console.note(
-                f"{expected.model}: {expected.parameters / 1e6:,.0f} million parameters, {fetch}; "
-                f"{in_bytes(expected.disk)} of disk ({in_bytes(expected.free_disk)} free), about "
-                f"{in_bytes(expected.memory)} of memory ({in_bytes(expected.free_memory)} free), computed in "
-                f"{expected.dtype}"
+                f"{expected['model']}: {expected['parameters'] / 1e6:,.0f} million parameters, {fetch}; "
+                f"{in_bytes(expected['disk'])} of disk ({in_bytes(expected['free_disk'])} free), about "
+                f"{in_bytes(expected['memory'])} of memory ({in_bytes(expected['free_memory'])} free), computed in "
+                f"{expected['dtype']}"
             )
-            if expected.memory > expected.free_memory:
+            if expected["memory"] > expected["free_memory"]:
                 console.warn(
                     "that may be more than the memory that is free; a smaller model or --set "
                     "train.micro_batch_tokens=1024 takes less."
@@ -99,12 +99,12 @@ def quickstart(
             each = [
                 f"{title} {training:.0f} minutes"
                 + (f" and {scores:.0f} of held-out scores" if scores == scores else "")
-                for title, training, scores in expected.arms
+                for title, training, scores in expected["arms"]
                 if training == training
             ]
             if each:
                 console.note(
-                    f"about {'; '.join(each)}, estimated from {expected.rate / 1e9:,.0f} GFLOP/s of this machine's "
+                    f"about {'; '.join(each)}, estimated from {expected['rate'] / 1e9:,.0f} GFLOP/s of this machine's "
                     "matrix products; measured after two steps. Ctrl-C saves, the same command goes on."
                 )
     outcome = workflow.quickstart(start, partial(Race, as_json))

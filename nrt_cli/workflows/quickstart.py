@@ -84,24 +84,6 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What it will take, as far as that can be said before anything is fetched or loaded. Sizes are bytes."""
-
-    model: str
-    parameters: int
-    fetch: int
-    disk: float
-    free_disk: float
-    memory: float
-    free_memory: float
-    dtype: str
-    rate: float
-    """Of this device's products, in floating-point operations a second; NaN where it is a GPU of an unknown kind."""
-    arms: tuple[tuple[str, float, float], ...]
-    """Each arm's title, and its minutes of training and of held-out scores, NaN where they cannot be said."""
-
-
-@dataclass(frozen=True)
 class Row:
     """One model's held-out accuracies, as `measures.held_out` measures them; those that it has not are None."""
 
@@ -190,8 +172,12 @@ def choose(
     return Start(recipe, folder, tuple(arms), source)
 
 
-def expect(start: Start) -> Expected | None:
-    """What is still to be fetched, made and trained takes; None where no arm has to be begun.
+def expect(start: Start) -> dict[str, Any] | None:
+    """What is still to be fetched, made and trained takes, as far as that can be said before; None where no arm has to
+    be begun.
+
+    Sizes are bytes. `rate` is of this device's products, in floating-point operations a second, NaN where it is a GPU
+    of an unknown kind; `arms` has each one's title, and its minutes of training and of held-out scores, NaN likewise.
 
     Raises ConfigError where the disk has no room for it, and ModelError for a model that cannot be had.
     """
@@ -217,18 +203,18 @@ def expect(start: Start) -> Expected | None:
             f"{start.folder}: {in_bytes(disk)} of disk are needed and {in_bytes(free)} are free; name another --folder."
         )
     times = tuple((title, plan.gpu_hours * 60, plan.scoring / 60) for title, plan in plans.items())
-    return Expected(
-        model=source,
-        parameters=shape.parameters,
-        fetch=fetch,
-        disk=disk,
-        free_disk=free,
-        memory=longest.memory_peak,
-        free_memory=machine.free_memory(longest.gpu.name != machine.cpu().name),
-        dtype=resolved(first.model).dtype,
-        rate=longest.gpu.flops,
-        arms=times,
-    )
+    return {
+        "model": source,
+        "parameters": shape.parameters,
+        "fetch": fetch,
+        "disk": disk,
+        "free_disk": free,
+        "memory": longest.memory_peak,
+        "free_memory": machine.free_memory(longest.gpu.name != machine.cpu().name),
+        "dtype": resolved(first.model).dtype,
+        "rate": longest.gpu.flops,
+        "arms": times,
+    }
 
 
 def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | None], Race]) -> Outcome:
