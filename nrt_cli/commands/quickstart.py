@@ -3,7 +3,6 @@
 import os
 import sys
 import webbrowser
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,42 +107,42 @@ def quickstart(
                     "matrix products; measured after two steps. Ctrl-C saves, the same command goes on."
                 )
     outcome = workflow.quickstart(start, partial(Race, as_json))
-    page = make_report(outcome.runs, folder / "report", ["html"])[1][0]
+    page = make_report(outcome["runs"], folder / "report", ["html"])[1][0]
     if as_json:
-        runs = [str(run) for run in outcome.runs]
-        print_json_line({"kind": "summary", **asdict(outcome), "runs": runs, "report": str(page)})
+        runs = [str(run) for run in outcome["runs"]]
+        print_json_line({"kind": "summary", **outcome, "runs": runs, "report": str(page)})
         return
     # The table, in pairs what thinking adds, and one question's traces.
-    rows = [(row.title, *map(_percent, row.accuracies)) for row in outcome.rows]
+    rows = [(row["title"], *map(_percent, row["accuracies"])) for row in outcome["rows"]]
     style: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "pad_edge": False, "title_style": "bold"}
     title = "Held-out questions answered right, in percent [95 % intervals]"
     columns = [f">{measure.title.removeprefix('accuracy, ')}" for measure in workflow.KINDS]
     console.stdout.print(console.table("", *columns, rows=rows, title=title, title_justify="left", **style))
     guessed = "" if recipe.chance is None else f"; chance is {100 * recipe.chance:.0f}"
     console.say(
-        f"n = {outcome.questions} held-out questions, greedy answers, one seed{guessed}.\n"
+        f"n = {outcome['questions']} held-out questions, greedy answers, one seed{guessed}.\n"
         "Without a trace an answer may be longer by a trace, so what learned to work may do so there; another row's "
         "trace leaves it no room."
     )
     added = [
         f"{measure.title.removeprefix('thinking - ')} {_percent(found, '+')}"
-        for measure, found in zip(workflow.MORE, outcome.rows[-1].more, strict=True)
+        for measure, found in zip(workflow.MORE, outcome["rows"][-1]["more"], strict=True)
         if found
     ]
-    title = outcome.rows[-1].title
+    title = outcome["rows"][-1]["title"]
     if added:
         console.say(
             f"{title}, thinking less than the same model with another or no trace, question by question: "
             f"{'; '.join(added)}."
         )
-    console.say(f"Training took {outcome.seconds / 60:.1f} minutes, scoring aside.")
-    if outcome.traces:
+    console.say(f"Training took {outcome['seconds'] / 60:.1f} minutes, scoring aside.")
+    if outcome["traces"]:
         console.stdout.print(f"\n[bold]What {title} thinks of the first held-out question[/bold] (not chosen)")
-        console.say(f"  {outcome.question.strip()}   reference: {outcome.reference.strip()}")
-        for said in outcome.traces:
-            line = console.plain(f"  step {said.step:>3}  {' '.join(said.trace.split()) or '(nothing)'}")
-            line.stylize("cyan" if said.right else "dim")
-            line.append(f"  -> {' '.join(said.reply.split())} {'(right)' if said.right else '(wrong)'}")
+        console.say(f"  {outcome['question'].strip()}   reference: {outcome['reference'].strip()}")
+        for said in outcome["traces"]:
+            line = console.plain(f"  step {said['step']:>3}  {' '.join(said['trace'].split()) or '(nothing)'}")
+            line.stylize("cyan" if said["right"] else "dim")
+            line.append(f"  -> {' '.join(said['reply'].split())} {'(right)' if said['right'] else '(wrong)'}")
             console.stdout.print(line, soft_wrap=True)
     console.say(f"\nAll of it as a page: {page}")
     if show and _has_screen():
@@ -151,7 +150,7 @@ def quickstart(
     last = start.arms[-1]
     if not real:
         another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
-        console.say("\n" + NEXT.format(generate=nrt("generate", outcome.runs[-1], QUESTION), scheme=another))
+        console.say("\n" + NEXT.format(generate=nrt("generate", outcome["runs"][-1], QUESTION), scheme=another))
         return
     missing = nrt("quickstart", "--real", "--folder", folder, "--arms", ",".join(recipe.arms))
     mine = ("--data", "data/mine/train.parquet", "--validation", "data/mine/validation.parquet", "--run", "runs/mine")
@@ -175,5 +174,5 @@ def _percent(found: Any, sign: str = "") -> str:
     """A share with its interval; a dash where it was not measured."""
     if found is None:
         return "-"
-    value, low, high = (format(100 * x, f"{sign}.0f") for x in (found.value, found.low, found.high))
+    value, low, high = (format(100 * found[key], f"{sign}.0f") for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"

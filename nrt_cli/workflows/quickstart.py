@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, pl
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
 from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, over_rows
-from nrt_cli.measures.statistics import Difference
 from nrt_cli.models.loading import resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.shapes import source_shape
@@ -83,45 +82,8 @@ class Start:
     source: str | None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model's held-out accuracies, as `measures.held_out` measures them; those that it has not are None."""
-
-    arm: str
-    title: str
-    accuracies: tuple[Difference | None, ...]
-    """In the order of `KINDS`."""
-    more: tuple[Difference | None, ...]
-    """What thinking has over the others within the pairs, in the order of `MORE`."""
-
-
 KINDS = tuple(measure for measure in ACCURACY_MEASURES if not measure.difference)
 MORE = tuple(measure for measure in ACCURACY_MEASURES if measure.difference)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the model thought of the shown question after a step, and whether the answer that followed was right."""
-
-    step: int
-    trace: str
-    reply: str
-    right: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the runs came to."""
-
-    rows: tuple[Row, ...]
-    questions: int
-    """Held-out questions behind every accuracy."""
-    question: str
-    reference: str
-    traces: tuple[Said, ...]
-    runs: tuple[Path, ...]
-    seconds: float
-    """Of training alone, all arms together."""
 
 
 def choose(
@@ -217,8 +179,14 @@ def expect(start: Start) -> dict[str, Any] | None:
     }
 
 
-def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | None], Race]) -> Outcome:
-    """Train the arms, one after another. What is there already is kept, an unfinished run goes on."""
+def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | None], Race]) -> dict[str, Any]:
+    """Train the arms, one after another. What is there already is kept, an unfinished run goes on.
+
+    Returns for each model in `rows` its held-out `accuracies`, by `KINDS`, and what thinking has over the others within
+    the pairs, as `more` by `MORE` (None where it has not the measure); behind how many `questions`; of the first of
+    these `question`, `reference`, and `traces` after some steps, with the `reply` that followed and whether it was
+    `right`; `runs`, and `seconds` of training alone, all arms together.
+    """
     if start.source:
         console.note(f"preparing {start.source} in {start.folder / 'model'} ...")
         prepare_model(start.source, start.folder / "model")
@@ -233,23 +201,23 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
     rows = []
     for name, title, run, step in shown:
         found = run.held_out_rows(step, COLUMNS)
-        accuracies, more = (
-            tuple(one if one.n else None for one in (over_rows(measure, found) for measure in measures))
-            for measures in (KINDS, MORE)
-        )
-        rows.append(Row(name, title, accuracies, more))
+        row: dict[str, Any] = {"arm": name, "title": title}
+        for key, measures in (("accuracies", KINDS), ("more", MORE)):
+            row[key] = [asdict(one) if one.n else None for one in (over_rows(measure, found) for measure in measures)]
+        rows.append(row)
     question = best.held_out_rows(steps[-1][-1], ("prompt", "answer"))[0]
     traces = []
     if start.arms[-1].config.thinks:  # of the first held-out question, which is not chosen
         for step in dict.fromkeys([*steps[-1][:3], steps[-1][-1]]):  # most is learned early
             row = best.held_out_rows(step, ("trace", "thinking_reply", "thinking_score"))[0]
-            traces.append(Said(step, row["trace"], row["thinking_reply"], row["thinking_score"] == 1))
-    return Outcome(
-        rows=tuple(rows),
-        questions=max(found.n for row in rows for found in row.accuracies if found),
-        question=question["prompt"],
-        reference=question["answer"],
-        traces=tuple(traces),
-        runs=tuple(run.path for run in runs),
-        seconds=sum(record["seconds"] for run in runs for record in run.metrics()),
-    )
+            said = {"step": step, "trace": row["trace"], "reply": row["thinking_reply"]}
+            traces.append(said | {"right": row["thinking_score"] == 1})
+    return {
+        "rows": rows,
+        "questions": max(found["n"] for row in rows for found in row["accuracies"] if found),
+        "question": question["prompt"],
+        "reference": question["answer"],
+        "traces": traces,
+        "runs": [run.path for run in runs],
+        "seconds": sum(record["seconds"] for run in runs for record in run.metrics()),
+    }

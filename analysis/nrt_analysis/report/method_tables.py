@@ -96,7 +96,7 @@ def data_table(cards: Sequence[RunCard]) -> Table:
     whole = sum(paper()["composition"].values())
     rows: list[Row] = []
     for digest, card in datasets.items():
-        counts = {source.name: source.train for source in card.sources}
+        counts = {source["name"]: source["train"] for source in card.sources}
         theirs = {printed_source(source, counts): count for source, count in paper()["composition"].items()}
         if 2 * len(theirs.keys() & counts.keys()) > len(theirs):
             counts = dict.fromkeys(theirs, 0) | counts  # the same mixture: what it lacks differs too

@@ -29,16 +29,6 @@ DECIDES_TOO = (
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set that training data was made from: its examples in all, and those that are trained on."""
-
-    name: str
-    count: int
-    percentage: float
-    train: int
-
-
-@dataclass(frozen=True)
 class RunCard:
     """One run, with what a page says of it. Traces and the rest are read from `run` where they are needed."""
 
@@ -66,8 +56,9 @@ class RunCard:
     manifest: Mapping[str, Any]
     settings: Mapping[str, Any]
     """The resolved config by dotted key; empty where it cannot be read."""
-    sources: tuple[Source, ...]
-    """What `nrt data prepare` wrote beside the training data; empty where that is not there any more."""
+    sources: Sequence[Mapping[str, Any]]
+    """The data sets that the training data was made from, by `name`: their `count` in all and its `percentage`, and how
+    many are to `train` on; none where what `nrt data prepare` wrote beside the data is not there any more."""
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
@@ -181,15 +172,15 @@ def _card(run: Run) -> RunCard:
     # What `nrt data prepare` wrote beside the training data, if it still describes the file that was trained on. A
     # study that was moved has its data still, though not where the run says.
     train = Path(str(settings.get("data.train", "")))
-    sources: tuple[Source, ...] = ()
+    sources: list[dict[str, Any]] = []
     for place in (*([study / "data"] if study else []), train.parent):
         with suppress(OSError, ValueError, KeyError, TypeError):
             found = read_json(place / "manifest.json")
             if not sources and found["outputs"][train.name] == manifest.get("fingerprints", {}).get("train"):
-                parts = found["composition"]
-                sources = tuple(
-                    Source(p["source"], p.get("count", 0), p.get("percentage", 0.0), p["train"]) for p in parts
-                )
+                sources = [
+                    {"count": 0, "percentage": 0.0, **part, "name": part["source"], "train": part["train"]}
+                    for part in found["composition"]
+                ]
     return RunCard(
         label="",
         run=run,

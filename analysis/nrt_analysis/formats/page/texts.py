@@ -82,7 +82,7 @@ def trained(document: Document) -> str:
     span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     # On how many pairs, and of which sources, where the runs agree.
     counts = {card.pairs.get("examples") for card in runs}
-    sources = {tuple(source.name for source in card.sources) for card in runs}
+    sources = {tuple(source["name"] for source in card.sources) for card in runs}
     pairs = ""
     if len(counts) == 1 and counts != {None}:
         names = next(iter(sources))[:3] if len(sources) == 1 else ()
@@ -254,7 +254,7 @@ def data(cards: Sequence[RunCard]) -> list[Kind]:
         for reason, count in card.pairs.get("dropped", {}).items():
             yield f"dropped: {reason}", f"{count:,}"
         for source in card.sources:
-            yield f"source {source.name}", f"{source.count:,} examples ({source.percentage:.1f} %)"
+            yield f"source {source['name']}", f"{source['count']:,} examples ({source['percentage']:.1f} %)"
         for key, value in card.manifest.get("fingerprints", {}).items():
             yield f"SHA-256 of {key}", value
 
