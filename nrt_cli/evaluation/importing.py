@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nrt_cli.commandline import this_command
 from nrt_cli.config.suite import BenchmarkSpec, select
@@ -65,7 +65,8 @@ def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
         path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
         if not path.is_file():
             raise EvalError(f"{path}: no such file; run lm-eval with --log_samples.")
-        rows = json_lines(path)
+        if not (rows := json_lines(path)):
+            raise EvalError(f"{path}: has no samples.")
         filters = {row["filter"] for row in rows}
         chosen = next((name for name in FILTERS if name in filters), min(filters, default=None))
         rows = [row for row in rows if row["filter"] == chosen]
@@ -130,16 +131,23 @@ def import_results(
     Raises:
         EvalError: the folder is of neither harness, has none of the benchmarks, or is damaged.
     """
-    suite = select([benchmarks])
-    if (folder / olmes.METRICS).is_file():
-        backend, outputs = "olmes", [olmes.read_output(folder, spec, None) for spec in suite]
-    elif file := results_file(folder):
-        backend, outputs = "lm-eval", [read_output(file, spec) for spec in suite]
-    else:
-        raise EvalError(
-            f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({RESULTS}) there; name the folder that was "
-            "its --output-dir or --output_path."
-        )
+    suite, file = select([benchmarks]), results_file(folder)
+    backend: Literal["olmes", "lm-eval"] = "olmes" if (folder / olmes.METRICS).is_file() else "lm-eval"
+    outputs = []
+    for spec in suite:
+        try:
+            if backend == "olmes":
+                outputs.append(olmes.read_output(folder, spec, None))
+            elif file:
+                outputs.append(read_output(file, spec))
+            else:
+                raise EvalError(
+                    f"{folder}: no results of OLMES ({olmes.METRICS}) or lm-eval ({RESULTS}) there; name the folder "
+                    "that was its --output-dir or --output_path."
+                )
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise EvalError(f"{folder}: what it has of {spec.name} is not what {backend} writes ({reason}).") from None
     found = [(spec, output) for spec, output in zip(suite, outputs, strict=True) if output is not None]
     if not found:
         names = "the nine benchmarks" if benchmarks == "all" else ", ".join(spec.name for spec in suite)

@@ -1,6 +1,5 @@
 """From graded documents, ours or another harness's, to the row of a benchmark and into the store."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.config.suite import ORDER, BenchmarkSpec
+from nrt_cli.data.sources import FLOATS, file_rows
 from nrt_cli.errors import EvalError, NrtError
 from nrt_cli.measures.statistics import Mean, mean_of, overall
 from nrt_cli.records import OLMES, Document
@@ -104,12 +104,24 @@ class Output:
     lengths: bool
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every line of a file. Raises EvalError where one cannot be read."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise EvalError(f"{path}: cannot be read as JSON lines ({error}).") from None
+class Line(dict[str, Any]):
+    """An object of a file of JSON lines. What it lacks is said with where it is."""
+
+    where: str
+
+    def __missing__(self, key: str) -> Any:
+        raise EvalError(f"{self.where}: has no {key!r}; it has {', '.join(self) or 'nothing'}.")
+
+
+def json_lines(path: Path) -> list[Line]:
+    """Every line of a file. Raises an NrtError where one cannot be read."""
+    lines = []
+    for row in file_rows(path, str(path), FLOATS):
+        if row.problem:
+            raise EvalError(f"{row.where}: {row.problem}.")
+        lines.append(Line(row.values))
+        lines[-1].where = row.where
+    return lines
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:

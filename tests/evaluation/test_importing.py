@@ -145,3 +145,24 @@ def test_a_users_benchmark_is_the_task_of_its_name(write, tmp_path, nrt):
     ended = nrt("eval", "import", file.parent)
     assert ended.code == 1
     assert "has results of none of the nine benchmarks; name one of your own with --benchmarks mine.yaml" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("results", "samples", "said"),
+    [
+        ({}, [[1]], "jsonl:1: a row is a JSON object of columns, found list"),
+        ({}, [{"doc_id": 0}], "jsonl:1: has no 'filter'; it has doc_id"),
+        ({}, [sample(0, exact_match=1.0), {**sample(1), "metrics": 5}], "is not what lm-eval writes (TypeError"),
+        ({}, [], "jsonl: has no samples"),
+        ({"results": {"gsm8k": {"exact_match,none": "N/A"}}}, [sample(0)], "is not what lm-eval writes (ValueError"),
+        ({"results": {}}, [sample(0)], "of gsm8k is not what lm-eval writes (KeyError: 'gsm8k')"),
+    ],
+)  # fmt: skip
+def test_damaged_output_is_a_sentence(tmp_path, results, samples, said):
+    good = {"configs": {"gsm8k": {"num_fewshot": 0}}, "results": {"gsm8k": {"exact_match,none": 1.0}}}
+    (tmp_path / "results_1.json").write_text(json.dumps(good | results))
+    (tmp_path / "samples_gsm8k_1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    with pytest.raises(EvalError) as caught:
+        importing.import_results(tmp_path, None, tmp_path / "out", print)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
