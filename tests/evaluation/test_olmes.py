@@ -171,7 +171,7 @@ def test_doctor_says_what_an_environment_lacks(nrt, interpreter):
     assert any(text.startswith("it knows no bbh:cot-v1::tulu, drop:0shot-chat::olmes, popqa::tulu") for text in said)
     assert any(text.startswith("eval.olmes.gpus=99, and torch there sees") for text in said)
     refused = nrt("doctor", "--olmes", "--forecast")
-    assert (refused.code, "--forecast has no effect with --olmes" in refused.err) == (1, True)
+    assert (refused.code, "--forecast has no effect with --olmes" in refused.err) == (2, True)
 
 
 @pytest.mark.slow
