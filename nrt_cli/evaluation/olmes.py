@@ -181,7 +181,7 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
     others: list[str] = []  # in what settings are not the suite's
     for alias, subset, record in tasks:
         config = record.get("task_config", {})
-        if alias not in (subtask(spec, subset), spec.olmes):
+        if alias not in (subtask(spec, subset), spec.olmes or spec.name):
             others.append(f"task {alias}, in the suite {subtask(spec, subset)}")
         others += differences(config, spec, "num_shots")
         if ours := (record.get("model_config", {}).get("custom_kwargs") or {}).get("nrt"):

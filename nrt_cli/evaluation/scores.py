@@ -113,14 +113,15 @@ class Line(dict[str, Any]):
         raise EvalError(f"{self.where}: has no {key!r}; it has {', '.join(self) or 'nothing'}.")
 
 
-def json_lines(path: Path) -> list[Line]:
-    """Every line of a file. Raises an NrtError where one cannot be read."""
-    lines = []
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line of a file. Raises an NrtError where one cannot be read, or lacks what is looked up in it."""
+    lines: list[dict[str, Any]] = []
     for row in file_rows(path, str(path), FLOATS):
         if row.problem:
             raise EvalError(f"{row.where}: {row.problem}.")
-        lines.append(Line(row.values))
-        lines[-1].where = row.where
+        line = Line(row.values)
+        line.where = row.where
+        lines.append(line)
     return lines
 
 
