@@ -184,7 +184,8 @@ def read_output(folder: Path, spec: BenchmarkSpec, expected: int | None) -> Outp
         if alias not in (subtask(spec, subset), spec.olmes or spec.name):
             others.append(f"task {alias}, in the suite {subtask(spec, subset)}")
         others += differences(config, spec, "num_shots")
-        if ours := (record.get("model_config", {}).get("custom_kwargs") or {}).get("nrt"):
+        ours = (record.get("model_config", {}).get("custom_kwargs") or {}).get("nrt") or {}
+        if ours.get("thinks"):
             own = (
                 f"{ours['trace_tokens']} tokens before the answer's"
                 if ours["trace_tokens"]
@@ -307,7 +308,7 @@ def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> tu
         "backend": "olmes",
         "engine": job.engine,
         "think": thinks,
-        "tokens": [about.think_start, about.think_end] if thinks else [],
+        "tokens": [about.think_start, about.think_end],
         "trace_budget": section.trace_budget if thinks else None,
         "max_trace_tokens": trace_tokens if thinks else 0,
         "generation": changed,
@@ -334,9 +335,9 @@ def _call(session: Session, spec: BenchmarkSpec, found: Mapping[str, Any]) -> tu
         for name, lines in local.items():
             (documents / f"{name}.jsonl").write_bytes(lines)
         taught["documents"] = {"folder": str(documents), "split": spec.hub.split if spec.hub else "test"}
-    if thinks:
+    if spec.mode == "generate":
         tokens = {"start": about.think_start or "", "end": about.think_end, "stops": about.stops}
-        taught["nrt"] = {**tokens, "trace_tokens": trace_tokens}
+        taught["nrt"] = {**tokens, "trace_tokens": trace_tokens, "thinks": thinks}
     arguments = {"max_length": reach, **({"custom_kwargs": taught} if taught else {})}
     start, names = tasks(spec, job.limit, settled.seed)
     command = [

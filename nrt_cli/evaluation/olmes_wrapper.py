@@ -3,8 +3,9 @@
 OLMES reads documents from the hub. `custom_kwargs.documents` of `--model-args` names a folder of them instead: a file
 for each subset, or one for all, and the name of their split.
 
-OLMES knows `</think>` alone, the tokenizer's eos alone, and one budget for trace and answer. `custom_kwargs.nrt`
-teaches it:
+A model of ours may say think tokens in an answer, which transformers' decoding drops without a word: they are forbidden
+there, as in our own backend. OLMES knows `</think>` alone, the tokenizer's eos alone, and one budget for trace and answer. `custom_kwargs.nrt`
+teaches it, where `thinks` is true:
 
 - `start` follows the prompt of what is generated, and `end` the trace; the beginning of an answer that a task gives
   comes after both;
@@ -33,12 +34,27 @@ import types
 RUN_EVAL = "run_eval"
 
 
-def teach(start, end, stops, trace_tokens):
-    """Patch prompts, generation and decoding."""
+def teach(start, end, stops, trace_tokens, thinks):
+    """Patch prompts, generation and decoding; where nobody is to think, generation alone."""
     from oe_eval import run_eval
     from oe_eval.components.requests import GenerateUntilRequest
     from oe_eval.models.eleuther_huggingface import HFLM_Verbose
     from oe_eval.models.eleuther_vllm_causallms import VLLM_Verbose
+
+    def unsaid(model):
+        """Settings under which an answer has no think token in it."""
+        ids = [model.tokenizer.convert_tokens_to_ids(mark) for mark in (start, end) if mark]
+        return (
+            {"logit_bias": dict.fromkeys(ids, -100.0)} if isinstance(model, VLLM_Verbose) else {"suppress_tokens": ids}
+        )
+
+    def direct(generate):
+        def generate_until_verbose(self, requests, **options):
+            settings = [{**(request.generation_kwargs or {}), **unsaid(self)} for request in requests]
+            asked = zip(requests, settings, strict=True)
+            return generate(self, [GenerateUntilRequest(r.context, r.stop_sequences, s) for r, s in asked], **options)
+
+        return generate_until_verbose
 
     convert = run_eval.convert_chat_instance
 
@@ -98,7 +114,7 @@ def teach(start, end, stops, trace_tokens):
                 thoughts.append((text, stop if ended or rest else "cap"))
             answers = said(
                 [
-                    (request, text + trace + end + request.begun, until, whole)
+                    (request, text + trace + end + request.begun, until, {**whole, **unsaid(self)})
                     for request, text, until, (trace, _) in zip(requests, begun, untils, thoughts, strict=True)
                 ]
             )
@@ -113,10 +129,11 @@ def teach(start, end, stops, trace_tokens):
         first, whole = (self.tokenizer.decode(ids, skip_special_tokens=False) for ids in (before, [*before, *tokens]))
         return whole.removeprefix(first)
 
-    run_eval.convert_chat_instance = convert_chat_instance
-    HFLM_Verbose.tok_decode = tok_decode
     for model in (HFLM_Verbose, VLLM_Verbose):
-        model.generate_until_verbose = thinking(model.generate_until_verbose)
+        model.generate_until_verbose = (thinking if thinks else direct)(model.generate_until_verbose)
+    if thinks:
+        run_eval.convert_chat_instance = convert_chat_instance
+        HFLM_Verbose.tok_decode = tok_decode
 
 
 def read_from(folder, split):

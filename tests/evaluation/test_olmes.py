@@ -54,7 +54,7 @@ def job(model, out, **changes):
         ("own", "on", 1, 79 / 3, 1 / 3, "two ; five", "It is 7"),
         # To the letter: the stop string ends what is one text, so nothing is ever answered.
         ("shared", "on", 0, (1 + 1 + 20) / 3, 1, "two", ""),
-        # Left alone, two of three are right.
+        # Where it does not think, two of three are right.
         ("own", "off", 2 / 3, math.nan, math.nan, "", "It is 7"),
     ],
 )
@@ -209,7 +209,7 @@ def test_the_whole_benchmark_is_its_alias(tiny_model_dir, tmp_path):
     arguments = shlex.split(command)
     at = arguments.index("--task")
     assert arguments[at + 1 : at + 4] == ["gsm8k::zs_cot", "--random-subsample-seed", "1237"]
-    assert json.loads(arguments[arguments.index("--model-args") + 1]) == {"max_length": 512}
+    assert json.loads(arguments[arguments.index("--model-args") + 1])["max_length"] == 512
 
 
 def test_a_limit_is_of_the_benchmark_not_of_each_subset():
@@ -347,7 +347,13 @@ def test_the_commands(nrt, tiny_model_dir):
     assert printed.code == 0, printed.err
     first, second = map(shlex.split, printed.out.splitlines())
     taught = json.loads(first[first.index("--model-args") + 1])["custom_kwargs"]["nrt"]
-    assert taught == {"start": "<|think_start|>", "end": "<|think_end|>", "stops": ["<eos>"], "trace_tokens": 2048}
+    assert taught == {
+        "start": "<|think_start|>",
+        "end": "<|think_end|>",
+        "stops": ["<eos>"],
+        "trace_tokens": 2048,
+        "thinks": True,
+    }
     assert "mmlu:0shot_cot::tulu3" in first
     assert "gsm8k::zs_cot" in second
     layout(nrt.folder / "theirs", [("gsm8k::zs_cot", [1.0, 0.0], {})])

@@ -7,6 +7,9 @@ class Tokenizer:
     def __call__(self, text, add_special_tokens=True):
         return type("Encoded", (), {"input_ids": text.split()})
 
+    def convert_tokens_to_ids(self, token):
+        return token
+
     def encode(self, text, add_special_tokens):
         return text.split()
 
@@ -31,6 +34,10 @@ class Model:
 
     def say(self, request):
         prompt, late = request.context, "What is 2 +" in request.context
+        asked = request.generation_kwargs
+        if not prompt.endswith("<|think_start|>"):
+            forbidden = asked.get("suppress_tokens") or asked.get("logit_bias")
+            assert set(forbidden) == {"<|think_start|>", "<|think_end|>"}, "an answer may think"
         thinks, answers = prompt.endswith("<|think_start|>"), "<|think_end|>" in prompt
         if thinks:
             words = "two ; five <|think_end|> It is 7 ; no, 8" if not late else " ".join(["seven 7"] * 40)
