@@ -4,8 +4,8 @@ OLMES reads documents from the hub. `custom_kwargs.documents` of `--model-args` 
 for each subset, or one for all, and the name of their split.
 
 A model of ours may say think tokens in an answer, which transformers' decoding drops without a word: they are forbidden
-there, as in our own backend. OLMES knows `</think>` alone, the tokenizer's eos alone, and one budget for trace and answer. `custom_kwargs.nrt`
-teaches it, where `thinks` is true:
+there, as in our own backend. OLMES knows `</think>` alone, the tokenizer's eos alone, and one budget for trace and
+answer. `custom_kwargs.nrt` teaches it, where `thinks` is true:
 
 - `start` follows the prompt of what is generated, and `end` the trace; the beginning of an answer that a task gives
   comes after both;

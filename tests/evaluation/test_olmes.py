@@ -347,13 +347,8 @@ def test_the_commands(nrt, tiny_model_dir):
     assert printed.code == 0, printed.err
     first, second = map(shlex.split, printed.out.splitlines())
     taught = json.loads(first[first.index("--model-args") + 1])["custom_kwargs"]["nrt"]
-    assert taught == {
-        "start": "<|think_start|>",
-        "end": "<|think_end|>",
-        "stops": ["<eos>"],
-        "trace_tokens": 2048,
-        "thinks": True,
-    }
+    marks = {"start": "<|think_start|>", "end": "<|think_end|>", "stops": ["<eos>"]}
+    assert taught == {**marks, "trace_tokens": 2048, "thinks": True}
     assert "mmlu:0shot_cot::tulu3" in first
     assert "gsm8k::zs_cot" in second
     layout(nrt.folder / "theirs", [("gsm8k::zs_cot", [1.0, 0.0], {})])
