@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nrt_cli.measures.statistics import Difference, Mean
+from nrt_cli.measures.statistics import Difference, Mean, wilson
 
 DRAWS = 2000
 
@@ -46,6 +46,25 @@ def clustered_means(
     table["clusters"] = (counts_CG > 0).sum(0)
     table = table.reindex(every)
     return table.assign(**{name: table[name].fillna(0).astype(int) for name in ("n", "clusters")})
+
+
+def share_over_clusters(values: pd.Series, clusters: pd.Series) -> Difference:
+    """The mean of shares in [0, 1], those of a cluster not being independent; NaN where nothing was measured.
+
+    The interval is Wilson's for the number of rows that has the variance between clusters, with four clusters more: two
+    that are all 0 and two that are all 1 (Agresti and Coull). For clusters of one right or wrong answer it is theirs.
+    """
+    groups = values.dropna().groupby(clusters)
+    sums_C, counts_C = groups.sum().to_numpy(dtype=float), groups.count().to_numpy(dtype=float)
+    if not len(sums_C):
+        return Difference(math.nan, math.nan, math.nan, 0)
+    size = counts_C.mean()
+    n = counts_C.sum() + 4 * size
+    share = (sums_C.sum() + 2 * size) / n
+    squares = np.sum((sums_C - share * counts_C) ** 2) + 2 * size**2 * (share**2 + (1 - share) ** 2)
+    of = len(sums_C) / (len(sums_C) + 4) * share * (1 - share) / (squares / n**2)
+    value = float(sums_C.sum() / counts_C.sum())
+    return Difference(value, *wilson(value, float(of)), int(counts_C.sum()))
 
 
 def share_above_0(values: pd.Series) -> float:
@@ -95,9 +114,7 @@ def over_seeds(means: Sequence[Mean]) -> Difference:
     freedom = variance**2 / (documents**2 / (n - 1) + seeds**2 / max(1, len(means) - 1))
     # A share of so many documents has this variance; of right or wrong and one seed, they are n.
     z, of = float(stdtrit(freedom, 0.975)), n / (n + 4) * share * (1 - share) / variance
-    centre = (value + z**2 / (2 * of)) / (1 + z**2 / of)
-    margin = z / (1 + z**2 / of) * math.sqrt(max(0.0, value * (1 - value)) / of + z**2 / (4 * of**2))
-    return Difference(value, max(0.0, centre - margin), min(1.0, centre + margin), n)
+    return Difference(value, *wilson(value, of, z), n)
 
 
 def difference(of: Difference, minus: Difference) -> Difference:

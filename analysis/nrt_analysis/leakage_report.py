@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, error_bars, intervals_beside, line_style, new_figure, panel
-from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
+from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0, share_over_clusters
 
 CONTROLS = {
     "sampled": "as sampled",
@@ -26,7 +25,7 @@ UNITS = {
     "trace_tokens": "tokens, mean",
     "changed_tokens": "tokens that the control changed, mean",
     "gain": "nats: log P(y*) given the trace - given the null trace, mean over traces",
-    "low": "lower end of a 95 % bootstrap interval, whole examples resampled",
+    "low": "lower end of a 95 % interval, over whole examples: the bootstrap's of gains, Wilson's of shares",
     "high": "upper end of it",
     "lost": "nats: gain as sampled - gain under the control, mean over traces",
     "lost_low": "lower end of its 95 % bootstrap interval, whole examples resampled",
@@ -100,7 +99,7 @@ def leakage_report(parts: Sequence[Path], method: str, traces: str, span: int) -
             f"masked: {spans} that the answer has and the question has not, one mask for each of their tokens; "
             "shuffled: the trace's own tokens in random order",
             *copied,
-            f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples",
+            f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples; of shares, Wilson's",
         ),
         UNITS,
     )
@@ -127,10 +126,8 @@ def by_length(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per n: how much of the answer is in its own trace, and in another example's."""
     lengths = sorted(int(column.removeprefix("copied_")) for column in frame if column.startswith("copied_"))
     rows = []
+    sampled, swapped = (frame[frame["control"] == control] for control in ("sampled", "swapped"))
     for n in lengths:
-        shares = clustered_means(frame[f"copied_{n}"], frame["example"], frame["control"])
-        row = shares.reindex(["sampled"]).iloc[0]
-        chance = shares["mean"].reindex(["swapped"]).iloc[0]
-        measured = 0 if np.isnan(row["n"]) else int(row["n"])
-        rows.append((n, row["mean"], row["low"], row["high"], chance, measured))
+        found = share_over_clusters(sampled[f"copied_{n}"], sampled["example"])
+        rows.append((n, found.value, found.low, found.high, swapped[f"copied_{n}"].mean(), found.n))
     return pd.DataFrame(rows, columns=["n", "copied", "low", "high", "by_chance", "measured"])

@@ -55,17 +55,23 @@ def mean_over_rows(values: Sequence[float], seed: int = 0) -> Difference:
     return Difference(mean(values), float(low), float(high), len(x_N))
 
 
-def share_over_rows(scores: Sequence[float]) -> Difference:
-    """The mean of scores in [0, 1] with Wilson's interval, which has a width also where all are 0 or all are 1.
+def wilson(share: float, n: float, quantile: float = NORMAL) -> tuple[float, float]:
+    """The interval of a share of n rows, which has a width also where all are 0 or all are 1.
 
     Source: Wilson, 1927, Probable Inference, the Law of Succession, and Statistical Inference.
     """
-    n, share, z = len(scores), mean(scores), NORMAL
-    if not n:
+    z2 = quantile * quantile / n
+    centre = (share + z2 / 2) / (1 + z2)
+    # Of a mean that rounding takes beyond 1, the product would be below 0.
+    half = math.sqrt(z2 * max(0.0, share * (1 - share)) + z2 * z2 / 4) / (1 + z2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_over_rows(scores: Sequence[float]) -> Difference:
+    """The mean of scores in [0, 1] with Wilson's interval."""
+    if not scores:
         return Difference(math.nan, math.nan, math.nan, 0)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Difference(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    return Difference(mean(scores), *wilson(mean(scores), len(scores)), len(scores))
 
 
 def bounded_over_rows(

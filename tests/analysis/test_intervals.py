@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nrt_analysis.figures import error_bars
-from nrt_analysis.intervals import DRAWS, clustered_means
+from nrt_analysis.intervals import DRAWS, clustered_means, share_over_clusters
+
+from nrt_cli.measures.statistics import share_over_rows
 
 VALUES = [1.0, 3.0, 2.0, 6.0, 5.0, np.nan]
 FRAME = pd.DataFrame({"value": VALUES, "cluster": list("aabbcc"), "group": [0, 0, 0, 1, 1, 1]})
@@ -45,6 +47,18 @@ def test_one_cluster_has_no_interval_and_a_group_of_which_nothing_was_measured_i
     assert table["mean"].tolist() == pytest.approx([1.5, np.nan], nan_ok=True)
     assert table[["low", "high"]].isna().all(axis=None)
     assert table[["n", "clusters"]].to_numpy().tolist() == [[2, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("right", [0, 3, 10])
+def test_shares_of_clusters_have_a_width(right: int) -> None:
+    """Clusters of one answer are rows; five answers of a cluster that are alike are as one."""
+    scores = pd.Series([1.0] * right + [0.0] * (10 - right))
+    rows = share_over_rows(scores.tolist())
+    for times in (1, 5):
+        found = share_over_clusters(scores.repeat(times).reset_index(drop=True), pd.Series(np.arange(10).repeat(times)))
+        assert (found.value, found.low, found.high) == pytest.approx((rows.value, rows.low, rows.high))
+    nothing = share_over_clusters(pd.Series([np.nan]), pd.Series([0]))
+    assert (np.isnan(nothing.value), nothing.n) == (True, 0)
 
 
 values = st.one_of(st.just(np.nan), st.sampled_from([0.1, 0.7, -3.0]))
