@@ -4,8 +4,11 @@
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from nrt_cli.renamed import Moved
 
 __version__ = "0.1.0"
 
@@ -17,6 +20,9 @@ if not any(name in os.environ for name in OPENMP_WAIT):
     # may when torch loads it: so this stands here, where all our modules pass first. Processes that we start inherit
     # it. tests/bench/spinning.py measures how long is right.
     os.environ["GOMP_SPINCOUNT"] = "50000"
+
+if Moved not in sys.meta_path:
+    sys.meta_path.append(Moved)
 
 if TYPE_CHECKING:
     from nrt_cli.api import *  # noqa: F403

@@ -20,7 +20,8 @@ ARROWS = {
     "files": set(),
     "records": set(),
     "console": set(),
-    "methods": {"errors", "config"},
+    "renamed": set(),
+    "methods": {"errors", "config", "renamed"},
     # Of backends and methods their facts, which import nothing heavy.
     "config": {"errors", "methods", "backends"},
     "measures": LEDGER,

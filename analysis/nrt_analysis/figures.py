@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any
 
 import matplotlib as mpl
@@ -82,7 +83,7 @@ def numbered(names: Iterable[str]) -> dict[str, int]:
         number = fixed.get(name.partition(", seed ")[0])
         if number is not None and number not in found.values():
             found[name] = number
-    free = [*(i for i in range(len(LINES)) if i not in found.values()), *range(len(LINES), len(LINES) + len(names))]
+    free = count(len(TITLES))  # none that a method which joins them later would have
     found |= dict(zip((name for name in names if name not in found), free, strict=False))
     return {name: found[name] for name in names}
 

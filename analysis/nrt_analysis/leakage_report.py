@@ -53,7 +53,7 @@ def leakage_report(parts: Sequence[Path], method: str, traces: str, span: int) -
     sampled = frame[frame["control"] == "sampled"]
     spans = "words" if span == 1 else f"runs of {span} or more words"
     gains, losses = (  # what a terminal has room for
-        [interval(row, "+.1f") for row in controls[columns].itertuples(index=False)]
+        [interval(row, "+z.1f") for row in controls[columns].itertuples(index=False)]
         for columns in (["gain", "low", "high"], ["lost", "lost_low", "lost_high"])
     )
     short = {"trace": controls["control"].map(CONTROLS), "gain (nats)": gains, "lost (nats)": losses}

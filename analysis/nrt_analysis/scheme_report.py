@@ -84,8 +84,8 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
         alike = f"rank correlation within groups: from {' to '.join(ends)}"
     # What a terminal has room for.
     forms = {
-        "dead": ("dead_share", ".0%"), "clipped": ("clipped_share", ".0%"), "gain": ("best_gain", "+.1f"),
-        "length": ("best_trace_length", "+.0f"),
+        "dead": ("dead_share", ".0%"), "clipped": ("clipped_share", ".0%"), "gain": ("best_gain", "+z.1f"),
+        "length": ("best_trace_length", "+z.0f"),
     }  # fmt: skip
     agreement = summary[["agreement", "agreement_low", "agreement_high"]].itertuples(index=False)
     texts = {name: [number(value, form) for value in summary[column]] for name, (column, form) in forms.items()}
@@ -133,6 +133,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
             "and by how much the trace with the highest reward exceeds its group's mean in gain (nats) and length "
             "(tokens)",
             alike,
+            *(["snr is - where agreement is not above 0: no signal was found"] if summary["snr"].isna().any() else []),
             "agreement: groups that are dead in a half are left out; intervals: 95 %, "
             f"{DRAWS:,} bootstrap draws of groups",
         ),

@@ -20,7 +20,7 @@ from nrt_cli.backends.machine import use_threads, version
 from nrt_cli.backends.verl import settings as verl_settings
 from nrt_cli.backends.verl.settings import INSTALL
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
-from nrt_cli.checks.findings import Checks, Finding, advised, guarded, judged, ok, skipped
+from nrt_cli.checks.findings import Checks, Finding, advised, guarded, judged, ok, skipped, warning
 from nrt_cli.checks.trial import gradient, tried
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import NAMES, BenchmarkSpec, benchmark
@@ -76,13 +76,10 @@ def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) ->
     """
     run = Candidate(config, run_path or Path("runs"))
     run.inputs = inputs
-    if config.backend.DISTRIBUTED:
-        left_out = {"data", "held-out questions"} | (set() if run_path else {"disk"})
-        findings = [each for name, look in PREFLIGHT.looks.items() if name not in left_out for each in look(run)]
-        return [finding.text for finding in findings if finding.verdict != "ok"]
-    if run_path:
-        disk(run)
-    return [f"disk: {disk_text(run.plan)}"] if run_path and run.plan.disk >= WORTH_SAYING else []
+    left_out = {"data", "held-out questions"} | (set() if run_path else {"disk"})
+    findings = [each for name, look in PREFLIGHT.looks.items() if name not in left_out for each in look(run)]
+    told = [finding.text for finding in findings if finding.verdict != "ok"]
+    return told + ([f"disk: {disk_text(run.plan)}"] if run_path and run.plan.disk >= WORTH_SAYING else [])
 
 
 def look(run: Candidate) -> tuple[list[Finding], Plan | None]:
@@ -246,9 +243,9 @@ def memory(run: Candidate) -> Finding:
         )
     if plan.memory_peak > share:
         less = f"train.micro_batch_tokens down, model.gradient_checkpointing=true, {remedy} would help"
-        return skipped(f"{text}, so it may not fit: {parts_text(plan)}; {less}", LATER)
+        return warning(f"{text}, so it may not fit: {parts_text(plan)}", f"{less}.")
     if gpu is not machine.ASSUMED and (free := machine.free_memory(not on_cpu)) < plan.memory_peak:
-        return skipped(f"{text}, of which only {free / GIB:.1f} GiB are free: is another program using it?", LATER)
+        return warning(f"{text}, of which only {free / GIB:.1f} GiB are free", "is another program using it?")
     return ok(text)
 
 

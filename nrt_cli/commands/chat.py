@@ -20,7 +20,7 @@ def chat(
     max_trace_tokens: generate.MaxTraceTokens = None,
     max_answer_tokens: generate.MaxAnswerTokens = None,
     temperature: generate.Temperature = 0.0,
-    seed: generate.Seed = 0,
+    seed: generate.Seed = None,
     suffix: generate.Suffix = True,
     as_json: AsJson = False,
 ) -> None:
@@ -31,9 +31,9 @@ def chat(
     """
     from nrt_cli.workflows.generate import Conversation, Generator
 
-    mode = generate.think_mode(think, max_trace_tokens)
+    mode = generate.think_mode(think, max_trace_tokens, temperature, seed)
     caps = {"max_trace_tokens": max_trace_tokens, "max_answer_tokens": max_answer_tokens}
-    talk = Conversation(Generator(model, suffix), mode, seed, **caps, temperature=temperature)
+    talk = Conversation(Generator(model, suffix), mode, seed or 0, **caps, temperature=temperature)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     typed = sys.stdin.isatty()

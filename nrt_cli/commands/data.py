@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commandline import nrt
+from nrt_cli.commands.config import no_effect
 from nrt_cli.errors import DataError
 
 app = typer.Typer(help="Prepare question-answer pairs for training.", no_args_is_help=True)
@@ -46,7 +47,9 @@ def prepare(
     validation: Annotated[
         str, Option(help="Questions to hold out, with all their answers: a number (200) or a share (0.05).")
     ] = "0",
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Decides the subset and the split.")] = 0,
+    seed: Annotated[
+        int | None, Option(min=0, max=2**63 - 1, help="Decides the subset and the split; default: 0.")
+    ] = None,
     selection: Annotated[
         Literal["content", "train-test-split"],
         Option(
@@ -97,9 +100,11 @@ def prepare(
         raise DataError(
             f"--validation {validation}: give a number of questions, such as 200, or a share below 1, such as 0.05."
         )
+    if not (size or train or held_out):
+        no_effect("without --size, --train or --validation", seed=seed)
     settings = room.Settings(
-        mapping=parse_mapping(mapping) if mapping else {}, size=size, stratify=stratify, validation=held_out, seed=seed,
-        max_prompt_tokens=max_prompt_tokens, max_answer_tokens=max_answer_tokens, grader=grader,
+        mapping=parse_mapping(mapping) if mapping else {}, size=size, stratify=stratify, validation=held_out,
+        seed=seed or 0, max_prompt_tokens=max_prompt_tokens, max_answer_tokens=max_answer_tokens, grader=grader,
         suffix=(suffix or "").strip() or None, train=train, duplicates=duplicates, selection=selection,
     )  # fmt: skip
     limited = max_prompt_tokens or max_answer_tokens

@@ -55,7 +55,7 @@ def doctor(
     olmes: Annotated[
         bool, Option("--olmes", help="Instead, what the environment of eval.olmes.python lacks to run OLMES.")
     ] = False,
-    questions: Annotated[int, Option(min=1, help="Questions that --forecast asks.")] = 8,
+    questions: Annotated[int | None, Option(min=1, help="Questions that --forecast asks; default: 8.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Two minutes that save a week: eight questions and one tiny step, looked at from all sides.
@@ -75,13 +75,15 @@ def doctor(
         config = configs.load(str(own) if name and own.is_file() else name, overrides or [], **given)
     if config is None or forecast or not config.data.train:
         no_effect("without training data to look into", benchmarks=benchmarks)
+    if not forecast:
+        no_effect("without --forecast", questions=questions)
     if forecast:
         if config is None:
             raise typer.BadParameter("name a config: nrt doctor CONFIG --forecast", param_hint="CONFIG")
 
         from nrt_cli.checks.forecast import forecast as make_forecast
 
-        made = make_forecast(config, questions, console.note)
+        made = make_forecast(config, questions or 8, console.note)
         if console.result(measured(made.record()), as_json):
             return
         # Two tables, of the config's own scheme and of all schemes under its own settings, and what they say.

@@ -37,7 +37,7 @@ Suffix = Annotated[
         "--suffix/--no-suffix", help="End questions in the line that `data prepare --suffix` gave those of training."
     ),
 ]
-Seed = Annotated[int, Option(min=0, help="Seed of sampling.")]
+Seed = Annotated[int | None, Option(min=0, help="Seed of sampling; default: 0.")]
 
 
 def generate(
@@ -47,7 +47,7 @@ def generate(
     max_trace_tokens: MaxTraceTokens = None,
     max_answer_tokens: MaxAnswerTokens = None,
     temperature: Temperature = 0.0,
-    seed: Seed = 0,
+    seed: Seed = None,
     suffix: Suffix = True,
     as_json: AsJson = False,
 ) -> None:
@@ -59,17 +59,19 @@ def generate(
 
     from nrt_cli.workflows.generate import Generator
 
-    mode = think_mode(think, max_trace_tokens)
+    mode = think_mode(think, max_trace_tokens, temperature, seed)
     generator = Generator(model, suffix)
-    said = generator.stream(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed)
+    said = generator.stream(question, mode, max_trace_tokens, max_answer_tokens, temperature, seed or 0)
     if as_json:
         console.result(generator.collect(question, mode, said), True, lambda _: None)
     else:
         show(said)
 
 
-def think_mode(think: bool | None, max_trace_tokens: int | None) -> "ThinkMode":
-    """Raises ConfigError for a cap on the trace of a model that is not to think."""
+def think_mode(think: bool | None, max_trace_tokens: int | None, temperature: float, seed: int | None) -> "ThinkMode":
+    """Raises ConfigError for a cap on the trace of a model that is not to think, and for a seed of greedy decoding."""
+    if not temperature:
+        no_effect("without --temperature", seed=seed)
     if think is False:
         no_effect("with --no-think", max_trace_tokens=max_trace_tokens)
         return "off"

@@ -11,6 +11,10 @@ from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import METHODS
+
+BUILT_IN = "| built in | | `nrt help methods` and `nrt train --help` list them |"
+"""The row of a page in whose place every method has one."""
 
 EXAMPLE = "Example: nrt help data"
 
@@ -23,7 +27,11 @@ def help(
     as_json: AsJson = False,
 ) -> None:
     """Print a page of the documentation; without a topic, list them."""
-    pages = {page.name[:-3]: page.read_text(encoding="utf-8") for page in (files("nrt_cli") / "help").iterdir()}
+    methods = "\n".join(f"| `{name}` | {method.title} | {method.summary} |" for name, method in METHODS.items())
+    pages = {
+        page.name[:-3]: page.read_text(encoding="utf-8").replace(BUILT_IN, methods)
+        for page in (files("nrt_cli") / "help").iterdir()
+    }
     listed = [
         {"topic": name, "title": text.partition("\n")[0].removeprefix("# ")} for name, text in sorted(pages.items())
     ]

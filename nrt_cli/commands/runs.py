@@ -1,5 +1,6 @@
 """`nrt runs`: what was trained, and what to keep of it."""
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -17,18 +18,26 @@ from nrt_cli.records import Status
 EXAMPLE = "Example: nrt runs runs/ --method am --status finished"
 
 
+MEANT = {"compare": "diff", "remove": "rm", "delete": "rm", "tidy": "gc", "clean": "gc"}
+"""What a person may call a command."""
+
+
 class _ListByDefault(TyperGroup):
     """`nrt runs FOLDER` lists; a folder called like a command is `nrt runs list FOLDER`, or `./FOLDER`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] != "--help"):
+            close = difflib.get_close_matches(args[0], [*self.commands, *MEANT], 1, 0.7) if args else []
+            if close and not Path(args[0]).exists() and not ctx.resilient_parsing:
+                meant = MEANT.get(close[0], close[0])
+                raise ConfigError(f"{args[0]!r} is no folder and no command of `nrt runs` (did you mean {meant!r}?).")
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
     cls=_ListByDefault,
-    help="List, compare, tag, remove and export runs; alone, `nrt runs FOLDER` lists.",
+    help="List, show, compare (diff), tag, remove (rm), tidy (gc) and export runs; `nrt runs FOLDER` lists.",
     epilog=EXAMPLE,
 )
 
@@ -66,7 +75,7 @@ def list_(
     rows = (
         (
             r["run"], r["title"], r["status"], f"{r['step']}/{r['steps']}", console.number(r["held_out"], ".2f"),
-            console.number(r["gain"], "+.2f"), ", ".join(r["tags"]), r["created"][:10],
+            console.number(r["gain"], "+z.2f"), ", ".join(r["tags"]), r["created"][:10],
         )
         for r in records
     )  # fmt: skip

@@ -38,7 +38,7 @@ def score(
     scheme: Annotated[list[str] | None, Option(help="Schemes, module:function too; default: all built in.")] = None,
     max_trace_tokens: Annotated[int | None, Option(min=1, help="Cap on traces; default: the run's own.")] = None,
     temperature: Annotated[float | None, Option(min=0.01, help="Of sampling; default: the run's own.")] = None,
-    seed: Annotated[int, Option(min=0, help="Seed of sampling.")] = 0,
+    seed: Annotated[int | None, Option(min=0, help="Seed of sampling; default: 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score an answer given traces, token by token and under every scheme (Table 9)."""
@@ -72,7 +72,7 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
         out.print(legend)
         for k, trace in enumerate(record["traces"], 1):
             schemes, gains, text = trace["schemes"], trace["gains"], trace["trace"]
-            found = (_probability(trace["logprob"]), console.number(trace["gain"], "+.3f"))
+            found = (_probability(trace["logprob"]), console.number(trace["gain"], "+z.3f"))
             summary.append((name, " ".join(text.split()), *found))
             out.print()
             title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {STOPS[trace['stop']]})"
@@ -87,7 +87,7 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
             out.print(Padding(shaded, (0, 2)))
             rows: list[Any] = []
             for scheme, of in schemes.items():
-                advantage = "dead" if of["dead_group"] else console.number(of["advantage"], "+.3f")
+                advantage = "dead" if of["dead_group"] else console.number(of["advantage"], "+z.3f")
                 rewards = map(console.number, (of["reward"], of["reward_base"], of["clipped"]))
                 rows.append((scheme, *rewards, advantage))
             columns = ["scheme", ">R", ">R_base", ">R' clipped", ">advantage"]
@@ -103,7 +103,7 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
                         record["tokens"][i].replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"),
                         console.number(trace["c"][i], ".4f"),
                         console.number(record["null"]["c"][i], ".4f"),
-                        console.number(gains[i], "+.2f"),
+                        console.number(gains[i], "+z.2f"),
                         *(console.number(of["token_signals"][i], ".3g") for of in schemes.values()),
                     )
                     for i in sorted(largest)
@@ -113,7 +113,7 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
             if "sentences" in trace:
                 out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
                 told = ((of["gain"], " ".join(of["sentence"].split())) for of in trace["sentences"])
-                rows = [(Text(console.number(gain, "+.3f"), style=_shade(gain)), sentence) for gain, sentence in told]
+                rows = [(Text(console.number(gain, "+z.3f"), style=_shade(gain)), sentence) for gain, sentence in told]
                 table = console.table(">gain", "sentence", rows=rows, **bare | {"padding": (0, 2, 0, 0)})
                 table.columns[0].no_wrap = True
                 out.print(Padding(table, (0, 2, 1, 2)))

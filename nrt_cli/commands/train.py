@@ -84,17 +84,20 @@ def train(
         # Nothing but the cache is written, and no process started; what failed first is raised once all is printed.
         findings, plan = look(Candidate(locate.locate_inputs(resolved), path))
         passed = {"ok": True, "problem": False}  # else it may turn out either way, or could not be seen here
-        checks = [(one.check, passed.get(one.verdict), one.text) for one in findings]
-        record = [dict(zip(("name", "ok", "text"), check, strict=True)) for check in checks]
+        record = [
+            {"name": one.check, "ok": passed.get(one.verdict), "verdict": one.verdict, "text": one.text}
+            for one in findings
+        ]
         if not console.result({"checks": record, "plan": dataclasses.asdict(plan) if plan else None}, as_json):
             table, rows = (Table(box=None, show_header=False, padding=(0, 1)) for _ in range(2))
-            for check, is_ok, text in checks:
-                table.add_row({True: "ok", False: "no", None: "?"}[is_ok], check, console.plain(text))
+            marks = {"problem": "no", "skipped": "?"}
+            for one in findings:
+                table.add_row(marks.get(one.verdict, one.verdict), one.check, console.plain(one.text))
             for what, how_much in describe(plan) if plan else []:
                 rows.add_row(what, console.plain(how_much))
             for part in (table, "", rows):
                 console.stdout.print(part)
-        if failed := [text for _, is_ok, text in checks if is_ok is False]:
+        if failed := [one.text for one in findings if one.verdict == "problem"]:
             raise ConfigError(f"would not start here: {failed[0]}")
         return
 

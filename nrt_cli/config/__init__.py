@@ -21,6 +21,7 @@ from nrt_cli.config.schema import (
     RunSettings,
     TokensSection,
     Weights,
+    idle,
 )
 from nrt_cli.config.validation import Section, sentences, validated
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
@@ -86,7 +87,11 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
     # What is wrong for another method is not to be found only when that is used.
     for name, settings in variants.items():
         recorded(asked, settings, {"method": name}, origin=f"{origin}: variants.{name}")
-    return validated(RunConfig, asked, said)
+    config = validated(RunConfig, asked, said)
+    for key, why in idle(config):
+        if any(f"{one}.".startswith(f"{key}.") for one in told):
+            raise ConfigError(f"--set: {key} has no effect {why}; remove it.")
+    return config
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:

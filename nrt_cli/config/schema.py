@@ -222,6 +222,7 @@ class EngineSection(Section):
     name: Annotated[str, AfterValidator(_known_backend)] = Field(
         next(name for name, facts in BACKENDS.items() if not facts.DISTRIBUTED),
         description="; ".join(f"{name}: {facts.SUMMARY}" for name, facts in BACKENDS.items()) + ".",
+        json_schema_extra={"enum": [*BACKENDS]},
     )
     packing: Literal["auto", "off"] = Field(
         "auto", description="Compute what a group's rows share once, where the architecture allows it exactly."
@@ -333,7 +334,9 @@ class RunSettings(Section):
         "paper", description="Whose settings the others differ from; a run that names none has nrt (row 22)."
     )
     method: Annotated[str, AfterValidator(own_name)] = Field(
-        methods.DEFAULT, description="One of `nrt train --help`, a paper's name of it, module:function or module:Class."
+        methods.DEFAULT,
+        description="One of `nrt train --help`, a paper's name of it, module:function or module:Class.",
+        json_schema_extra={"enum": [*METHODS, "module:function", "module:Class"]},
     )
     seed: Seed = Field(0, description="Decides the order of the data and what is sampled.")
     model: ModelSection = ModelSection()
@@ -388,6 +391,30 @@ class RunConfig(RunSettings):
         """Most tokens of t_start, a trace, t_end and y*."""
         bound, apart = self.rollout.max_response_tokens, self.rollout.max_trace_tokens + self.longest_answer + 2
         return apart if bound is None else min(apart, bound + 1)
+
+
+def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Keys and sections that nothing reads beside the other settings, and why. A file may have them for other methods
+    than the one that is trained, so only who names one for this run is refused."""
+    method, objective, facts = f"on method {config.method!r}", config.objective, methods.facts(config.method)
+    if not facts.samples:
+        yield "rollout.group_size", f"{method}, which samples no traces"
+        unread = [name for name in ObjectiveSection.model_fields if name != "null_trace"]
+        yield from ((f"objective.{name}", f"{method}, which samples no traces") for name in unread)
+    elif config.method in METHODS:
+        yield from (
+            (f"objective.{key}", method) for each in METHODS.values() for key in each.reads if key not in facts.reads
+        )
+    if objective.advantage not in ("std", "unbiased-std"):
+        yield "objective.std_floor", f"with objective.advantage={objective.advantage}"
+    if objective.ratio == "sequence":
+        yield from ((f"objective.{key}", "with objective.ratio=sequence") for key in ("clip_low", "clip_high"))
+    if config.model.lora.rank is None:
+        yield "model.lora.alpha", "without model.lora.rank"
+    if config.train.steps is not None:
+        yield "train.epochs", "beside train.steps"
+    if config.data.validation is None:
+        yield from ((f"train.{key}", "without data.validation") for key in ("validate_every", "validation_size"))
 
 
 def _contradictions(config: RunConfig) -> Iterator[str]:

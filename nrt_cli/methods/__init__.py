@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods.method import Formula, Formulas, Group, Method, Rowwise, Signals, prove, reward
+from nrt_cli.renamed import moved
 
 
 def _found() -> dict[str, Method]:
@@ -119,8 +120,8 @@ def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a module can fail in any way while it is imported
-        moved = getattr(error, "name", None) or ""
-        hint = "; what stood there has moved, see Upgrading in the changelog" if moved.startswith("nrt_cli.") else ""
+        lost = (getattr(error, "name", None) or "").partition(".")[0]
+        hint = f"; {where}" if lost == "analysis" and (where := moved(lost)) else ""
         raise ConfigError(f"{setting} {name!r} cannot be imported: {error}{hint}.") from None
     kind = getattr(found, "hook", None)
     if isinstance(kind, str) and kind not in kinds:

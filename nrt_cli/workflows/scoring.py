@@ -125,7 +125,7 @@ def score_answer(
     samples: int | None = None,
     max_trace_tokens: int | None = None,
     temperature: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     sentences: bool = False,
     schemes: Sequence[str] = SCHEMES,
 ) -> dict[str, Any]:
@@ -156,17 +156,17 @@ def score_answer(
     example = Example(0, "asked", tuple(prompt), tuple(encode_answer(tokenizer, answer)))
     sampled: list[tuple[tuple[int, ...], str]] = []
     if traces:
-        if samples or max_trace_tokens or temperature:
+        if samples or max_trace_tokens or temperature or seed is not None:
             raise ConfigError(
-                "give either --trace or how to sample traces (--samples, --max-trace-tokens, --temperature): sampled "
-                "traces and others are no group."
+                "give either --trace or how to sample traces (--samples, --max-trace-tokens, --temperature, --seed): "
+                "sampled traces and others are no group."
             )
         for text in traces:  # which stays text, whatever special token it spells
             ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             sampled.append((tuple(ids), "given"))
     elif of.thinks:
         rollout = of.rollout(max_trace_tokens, temperature)
-        (group,) = scorer.sample([example], samples or rollout.group_size, rollout, (seed, SCORING_STREAM))
+        (group,) = scorer.sample([example], samples or rollout.group_size, rollout, (seed or 0, SCORING_STREAM))
         sampled = [(one.trace_ids, one.stop) for one in group.rollouts]
     scored: dict[str, Any] = {}
     if not of.thinks:

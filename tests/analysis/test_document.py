@@ -45,7 +45,7 @@ def test_a_section_as_files_and_json(tmp_path):
     # Written again, with figures: other files are left alone, and what is new replaces what was.
     (folder / "mine.txt").write_text("kept")
     drawings = {name: new_figure(1, 1, COLUMN, 2.5)[0] for name in ("things", "more")}
-    formats.write(section("things", {"summary": FRAME}, drawings, ["more"], {}), folder, ("csv", "md"))
+    formats.write(section("things", {"summary": FRAME}, drawings, ["more"], {}), folder, ("csv", "md", "html"))
     assert {"mine.txt", "things.png", "things-more.svg", "things-more.pdf"} <= {p.name for p in folder.iterdir()}
     assert (folder / "things.md").read_bytes().count(b"![") == 2
 

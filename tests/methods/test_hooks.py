@@ -1,7 +1,9 @@
 """Methods of a user's own: weights from the variance over a group's traces, a harmonic mean, classes, refusals."""
 
+import re
 import uuid
 from fractions import Fraction
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.grading.grading import find
 from nrt_cli.methods import Group
 from nrt_cli.objective.losses import group_advantage
+from nrt_cli.renamed import MOVED
 
 SOURCE = """
 import nrt_cli
@@ -174,6 +177,17 @@ def test_what_would_be_computed_wrongly_is_refused(name, said, mine):
         methods.get(mine(name))
     assert said in str(refused.value)
     assert mine(name) in str(refused.value)
+
+
+@pytest.mark.parametrize("old", [old for names in MOVED.values() for old in names.split()])
+def test_a_module_that_has_moved_is_refused_with_where_it_is_now(old, tmp_path, monkeypatch):
+    name, hook = old if old == "analysis" else f"nrt_cli.{old}", f"mine_{uuid.uuid4().hex}"
+    (now,) = (places for places, names in MOVED.items() if old in names.split())
+    assert all(find_spec(place) for place in re.findall(r"nrt_\w[\w.]*", now))
+    (tmp_path / f"{hook}.py").write_text(f"import {name}.inner")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"it is in {re.escape(now)} now"):
+        methods.get(f"{hook}:reward")
 
 
 def test_a_grader_is_told_from_a_reward(mine):

@@ -250,7 +250,7 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
 def percent(found: Difference, interval: bool = False, signed: bool = False) -> Cell:
     """A share as a cell in percent, with one decimal as in the paper."""
     value, low, high = (100 * number for number in (found.value, found.low, found.high))
-    form = "+.1f" if signed else ".1f"
+    form = "+z.1f" if signed else ".1f"
     text = format(round(value, 1) + 0.0, form)  # no minus before a rounded 0
     if interval:
         text += " [not known]" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"

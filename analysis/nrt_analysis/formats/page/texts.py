@@ -77,6 +77,8 @@ def panels(document: Document) -> list[Panel]:
 def trained(document: Document) -> str:
     """One sentence on what the report is about."""
     runs = document.runs
+    if not runs:
+        return f"A section of a report: {document.title}."
     titles, seeds = list(dict.fromkeys(card.title for card in runs)), {card.seed for card in runs}
     steps = sorted({card.step for card in runs})
     span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
@@ -285,6 +287,8 @@ def whole_commands(cards: Sequence[RunCard]) -> list[tuple[str, str]]:
 
     They are run from the folder that holds all of these, whose own name is no business of a reader's.
     """
+    if not cards:
+        return []
     folder = os.path.commonpath([(card.study or card.run.path).resolve().parent for card in cards])
     studies = list(dict.fromkeys(card.study.resolve() for card in cards if card.study))
     places = [*studies, *(card.run.path.resolve() for card in cards if not card.study)]
