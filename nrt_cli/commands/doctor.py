@@ -14,6 +14,7 @@ from nrt_cli import console
 from nrt_cli.commandline import pasted
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, no_effect, section
+from nrt_cli.errors import ConfigError
 from nrt_cli.records import measured
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def doctor(
     from nrt_cli.config.suite import select
 
     findings = []
-    users = [spec for spec in select([benchmarks]) if spec.own] if benchmarks else []
+    users = select([benchmarks]) if benchmarks else ()
+    if shipped := [spec.name for spec in users if not spec.own]:
+        raise ConfigError(f"--benchmarks {shipped[0]}: the suite's are looked for anyway; name YAMLs of your own only.")
     for finding in OLMES.findings(config) if olmes and config else diagnose(config, users):
         findings.append(finding)
         if not as_json:

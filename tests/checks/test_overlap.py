@@ -126,6 +126,8 @@ def test_a_users_benchmark_is_looked_for_too(tiny_config: Callable[..., Any], tm
     rows.write_text("ask\nq\n")
     with pytest.raises(DataError, match=r"mine.csv:2: has no 'answer'; it has ask\."):
         held_out(Candidate(config, benchmarks=(own_benchmark(own),)))
+    ended = nrt("doctor", "laptop", "--data", train, "--benchmarks", "gsm8k")
+    assert (ended.code, "--benchmarks gsm8k: the suite's are looked for anyway" in ended.err) == (2, True)
     ended = nrt("doctor", "--benchmarks", own)
     assert (ended.code, "--benchmarks has no effect without training data" in ended.err) == (2, True)
 
