@@ -210,7 +210,8 @@ def _python(program: str, own: int) -> str | None:
                 ast.parse("\n".join(lines))
         except SyntaxError as error:
             end = (error.lineno or 1) - 1
-            if not own < end < len(lines) or lines[end][:1].isspace():
+            # Prose after a program is not indented, but for a closing fence that Markdown takes for code.
+            if not own < end < len(lines) or re.match(r"\s+(?!```|~~~)\S", lines[end]):
                 return None
             lines = lines[:end]
         except (ValueError, MemoryError, RecursionError):

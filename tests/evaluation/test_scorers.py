@@ -1,6 +1,7 @@
 """Every grader on cases kept as data, through the same call that an evaluation makes."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -116,3 +117,15 @@ def test_strict_and_loose_instructions_differ(suite: dict[str, Any]) -> None:
     assert found.scores["prompt_level_loose_acc"] == 1
     assert found.scores["prompt_level_strict_acc"] == 0
     assert found.scores["instruction_share_strict"] == 0
+
+
+def test_what_a_checker_draws_is_the_same_each_time(suite: dict[str, Any]) -> None:
+    """Half of the letters are there four times; lm-eval draws which is counted where the instruction names none."""
+    found, state = set(), random.getstate()
+    for seed in range(10):
+        random.seed(seed)
+        reply = Reply(answer=" ".join(4 * letter for letter in "abcdefghijklm"))
+        found.add(graded(suite["ifeval"], CASES["ifeval letter of its own"], [reply]).scores["prompt_level_loose_acc"])
+        assert random.random() == random.Random(seed).random()  # nobody else's chance is touched
+    random.setstate(state)
+    assert len(found) == 1

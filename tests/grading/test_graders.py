@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli.config.suite import select
+from nrt_cli.evaluation.olmes_grades import SCORES
 from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Pair, grade, guess
 from nrt_cli.grading.numerals import last_number, same_number
@@ -110,6 +111,10 @@ READERS = {
     "mathematics": graders.mathematics,
     "spans": graders.spans,
     "aliases": lambda text: graders.any_alias(text, ["Oslo"]),
+    **{
+        f"{name} as OLMES": lambda text, name=name, row=row: SCORES[name](row, "", [text])
+        for name, row in (("choice", {"answer": 1}), ("number", {"answer": "5"}), ("phrase", {"target": "(B)"}))
+    },
     "code": lambda text: graders.code(text, "f", "def f(x):\n"),
     **{
         pattern: lambda text, pattern=pattern: graders.phrase(text, [pattern])
