@@ -49,12 +49,10 @@ class Benchmark:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides prompts, generation and grading, as JSON."""
-        # lm-eval once rendered every prompt of ours: with its version, what was answered then is still found.
-        packages = dict.fromkeys((*(() if self.spec.own else ("lm_eval",)), *self._needed))
         settings = {
             "suite": self.spec.model_dump(mode="json", exclude=NO_PART if self.spec.prefill else {*NO_PART, "prefill"}),
             "grading": self.spec.version,
-            "versions": {name: version(name) for name in packages},
+            "versions": {name: version(name) for name in self._needed},
         }
         return settings | ({"sentences": sentence_data()} if self.spec.grader == "instructions" else {})
 

@@ -56,10 +56,8 @@ def grader_of(spec: BenchmarkSpec) -> BenchmarkGrader:
     """The grader that a benchmark names. Raises ConfigError where there is none, or where it lacks a package."""
     if not (spec.own and (spec.grader in AS_PAIRS or ":" in spec.grader)):
         if spec.grader not in GRADERS:
-            names = ", ".join(dict.fromkeys((*AS_PAIRS, *GRADERS)))
-            raise ConfigError(
-                f"{spec.file}: grader={spec.grader!r} is unknown; choose one of {names}, or module:function."
-            )
+            names = [*dict.fromkeys((*AS_PAIRS, *GRADERS)), "module:function"] if spec.own else GRADERS
+            raise ConfigError(f"{spec.file}: grader={spec.grader!r} is unknown; choose one of {', '.join(names)}.")
         return GRADERS[spec.grader]
     try:
         function = find(spec.grader)

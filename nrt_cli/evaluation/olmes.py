@@ -275,7 +275,7 @@ def evaluate_with_olmes(session: Session, spec: BenchmarkSpec, found: Mapping[st
     output = read_output(folder, spec, min(session.job.limit or spec.instances, spec.instances))
     if output is None:
         raise EvalError(f"{folder}: OLMES wrote no results of {spec.name}; see {LOG} there.")
-    row = keep(session.root, spec, output, settings, session.described() | {"versions": dict(found)})
+    row = keep(session.root, spec, output, settings, session.described())
     for difference in output.differences:
         session.display.warn(f"{spec.name}: {difference}")
     return row | {"cached": row["n"] if served else 0}

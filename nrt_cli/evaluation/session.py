@@ -62,7 +62,7 @@ class Session:
         """Everything that decides answers and grades of what is asked. What is not here changes neither."""
         section = self.config.eval
         # What computes the answers, besides what a benchmark names for itself.
-        packages = ("nrt-cli", "torch", "transformers", "tokenizers", *(["vllm"] if self.job.engine == "vllm" else []))
+        packages = ("torch", "transformers", "tokenizers", *(["vllm"] if self.job.engine == "vllm" else []))
         return {
             "benchmark": dict(asked),
             "model": self.fingerprint,
@@ -94,6 +94,7 @@ class Session:
             "think": self.job.think,
             "data": str(self.data_dir) if self.data_dir else PACKAGE if self.config.eval.offline else "hub",
             "python": platform.python_version(),
+            "versions": {name: version(name) for name in ("nrt-cli", "lm_eval")},
             "command": this_command(),
         }
 
