@@ -32,6 +32,8 @@ class StoreError(NrtError):
 class TrainingError(NrtError):
     """Training that cannot go on, such as a loss that is not finite. State is saved before this is raised."""
 
+    remedy = "A new run with a lower optimiser.lr, objective.weight_cap or model.dtype=float32 is the usual remedy."
+
 
 class EndpointError(NrtError):
     """A model endpoint that gave no reply to a request; `fatal` where it would give none to any other either."""

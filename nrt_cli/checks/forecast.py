@@ -122,7 +122,9 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
             left = (time.perf_counter() - started) / done * (len(parts) - done)
             say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
     found = {
-        (method, temperature, cap, size): prospects(split(groups, size), methods.get(method), config.objective)
+        (method, temperature, cap, size): prospects(
+            split(groups, size), methods.get(method, config.objective), config.objective
+        )
         for method in dict.fromkeys((config.method, *SCHEMES))
         for (temperature, cap), groups in banks.items()
         for size in sizes

@@ -178,7 +178,7 @@ def model(run: Candidate) -> Finding:
 @PREFLIGHT.check("scheme")
 def scheme(run: Candidate) -> Finding:
     """The method, which may be a function of the user's."""
-    methods.get(run.config.method)
+    methods.get(run.config.method, run.config.objective)
     return ok(run.config.method)
 
 

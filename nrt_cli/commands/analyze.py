@@ -173,7 +173,8 @@ def schemes(
         Argument(metavar="RUN|BANK", autocompletion=completion.runs, help="A run, a trace table or a folder of them."),
     ],
     scheme: Annotated[
-        list[str] | None, Option(help="Schemes beside each other, module:function too; default: all built in.")
+        list[str] | None,
+        Option(help="Methods, module:function or module:Class too; default: all built in, and the run's own."),
     ] = None,
     n: Annotated[int, Option("--n", min=1, help="Groups used, evenly spaced.")] = 500,
     out: Out = None,
@@ -182,11 +183,10 @@ def schemes(
     """Every scheme on one stored bank of rollouts: what each would reward, before paying for training."""
     from nrt_analysis.scheme_report import scheme_report
 
-    from nrt_cli.methods import SCHEMES as BUILT_IN
     from nrt_cli.progress import counted
     from nrt_cli.workflows.scoring import score_schemes
 
     with counted("tables") as report:
-        rows, method = score_schemes(bank, report, scheme or BUILT_IN, n)
+        rows, method = score_schemes(bank, report, scheme or (), n)
     home = bank if bank.is_dir() else bank.parent
     deliver(scheme_report(rows, str(bank), method), out, home, as_json)

@@ -35,18 +35,20 @@ def score(
     ] = None,
     sentences: Annotated[bool, Option("--sentences", help="The gain of each sentence, by removing it.")] = False,
     tokens: Annotated[bool, Option("--tokens", help="Also show the numbers of each answer token.")] = False,
-    scheme: Annotated[list[str] | None, Option(help="Schemes, module:function too; default: all built in.")] = None,
+    scheme: Annotated[
+        list[str] | None,
+        Option(help="Methods, module:function or module:Class too; default: all built in, and the run's own."),
+    ] = None,
     max_trace_tokens: Annotated[int | None, Option(min=1, help="Cap on traces; default: the run's own.")] = None,
     temperature: Annotated[float | None, Option(min=0.01, help="Of sampling; default: the run's own.")] = None,
     seed: Annotated[int | None, Option(min=0, help="Seed of sampling; default: 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score an answer given traces, token by token and under every scheme (Table 9)."""
-    from nrt_cli.methods import SCHEMES
     from nrt_cli.records import json_line
     from nrt_cli.workflows.scoring import score_answer
 
-    how = (trace or (), samples, max_trace_tokens, temperature, seed, sentences, scheme or SCHEMES)
+    how = (trace or (), samples, max_trace_tokens, temperature, seed, sentences, scheme or ())
     found = [score_answer(model, question, answer, *how) for model in models]
     # Through the line form, in which what is not finite is null.
     records = [json.loads(json_line(each)) for each in found]

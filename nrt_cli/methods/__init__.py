@@ -3,15 +3,20 @@
 Imports no torch: what computes is a function of tensors that it is given.
 """
 
+import difflib
 import importlib
+import os
 import pkgutil
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nrt_cli.errors import ConfigError
-from nrt_cli.methods.method import Formula, Formulas, Group, Method, Rowwise, Signals, prove, reward
+from nrt_cli.methods.method import Formula, Formulas, Group, Method, Rowwise, Signals, place, prove, reward, slopes
 from nrt_cli.renamed import moved
+
+if TYPE_CHECKING:
+    from nrt_cli.config import ObjectiveSection
 
 
 def _found() -> dict[str, Method]:
@@ -25,9 +30,9 @@ def _found() -> dict[str, Method]:
             if isinstance(kind, type) and issubclass(kind, Method) and vars(kind).get("name")
             if kind.__module__ == file.name
         ]
-    names = [kind.name for kind in classes]
+    names = [name for kind in classes for name in {kind.name, *vars(kind).get("aliases", ())}]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"two methods are called {twice.pop()!r}; a name is one method's.")
+        raise ConfigError(f"two methods are called {twice.pop()!r}; a name or alias is one method's.")
     return {kind.name: kind() for kind in sorted(classes, key=lambda kind: (kind.place, kind.name))}
 
 
@@ -67,8 +72,12 @@ def facts(name: str) -> Method:
     return METHODS.get(name) or Method()
 
 
-def get(name: str) -> Method:
-    """A method by name, or a user's own as `module:function` or `module:Class`, proved. Raises ConfigError."""
+def get(name: str, settings: "ObjectiveSection | None" = None) -> Method:
+    """A method by name, or a user's own as `module:function` or `module:Class`, proved. Raises ConfigError.
+
+    Args:
+        settings: the objective that a user's own is proved under; None: the defaults.
+    """
     if ":" not in name:
         if name not in METHODS:
             raise ConfigError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)} or module:function.")
@@ -77,19 +86,39 @@ def get(name: str) -> Method:
     if isinstance(found, type):
         if not issubclass(found, Method):
             raise ConfigError(f"method {name!r} is a class, but no nrt_cli.Method; derive it from that.")
+        if (called := vars(found).get("name", "")) in (*METHODS, *ALIASES) and not found.__module__.startswith(
+            __name__
+        ):
+            raise ConfigError(
+                f"method {name!r}: the name {called!r} in its class is a built-in method's; leave it out."
+            )
         try:
             found = found()
         except Exception as error:
-            raise ConfigError(f"method {name!r} cannot be made without arguments ({error}).") from None
+            where = place(error, __file__)
+            raise ConfigError(f"method {name!r} cannot be made without arguments{where} ({error}).") from None
     if not isinstance(found, Method):
         if not callable(found):
             raise ConfigError(f"method {name!r} is neither a function nor a class.")
         found = reward(found)
-    from nrt_cli.config import ObjectiveSection
-
     if not (found.samples and found.policy_gradient):
         raise ConfigError(f"method {name!r}: yours samples traces and trains them; objective.weights.trace=0 does not.")
-    prove(found, name, ObjectiveSection())
+    if settings is None:
+        from nrt_cli.config import ObjectiveSection
+
+        settings = ObjectiveSection()
+    prove(found, name, settings)
+    return found
+
+
+def schemes(names: Sequence[str], settings: "ObjectiveSection", own: str = "") -> dict[str, Method]:
+    """The methods of these names, each once, all of which reward traces; of none, all built in and the run's `own`."""
+    asked = names or (*SCHEMES, *([own] if ":" in own else []))
+    found = {name: get(name, settings) for name in map(own_name, asked)}
+    if silent := [name for name, method in found.items() if not method.samples]:
+        raise ConfigError(
+            f"method {silent[0]!r} rewards no traces, so it is no scheme; name one of {', '.join(SCHEMES)}."
+        )
     return found
 
 
@@ -109,20 +138,39 @@ def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
 
     Args:
         setting: where the name was given, for the error.
-        kinds: what it may be registered as; what is not registered is taken for what the setting needs.
+        kinds: what it may be registered as; what is not registered is tried by the caller.
 
     Raises ConfigError where it cannot be imported or was registered as something else.
     """
+
+    def refuse(why: str) -> NoReturn:
+        raise ConfigError(f"{setting} {name!r} cannot be imported: {why}.") from None
+
     module, _, attribute = name.partition(":")
+    dotted = module.removesuffix(".py").replace("/", ".")
+    if dotted != module:
+        refuse(f"a module is written with dots and without .py; write {dotted}:{attribute}")
     if "" not in sys.path:
         # The working directory, which a console script lacks. Last, so that it shadows nothing.
         sys.path.append("")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # a module can fail in any way while it is imported
-        lost = (getattr(error, "name", None) or "").partition(".")[0]
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            refuse(
+                f"no {error.name} is in {os.getcwd()}, on PYTHONPATH or installed; go to its folder, or name that there"
+            )
+        lost = (error.name or "").partition(".")[0]
         hint = f"; {where}" if lost == "analysis" and (where := moved(lost)) else ""
-        raise ConfigError(f"{setting} {name!r} cannot be imported: {error}{hint}.") from None
+        refuse(f"{error}{place(error, __file__)}{hint}")
+    except SystemExit as error:
+        refuse(f"it ends Python{place(error, __file__)}; put what it runs below `if __name__ == '__main__':`")
+    except Exception as error:  # a module can fail in any way while it is imported
+        refuse(f"it fails{place(error, __file__)} ({type(error).__name__}: {error})")
+    if not hasattr(loaded, attribute):
+        near = difflib.get_close_matches(attribute, vars(loaded), 1)
+        refuse(f"it has no {attribute!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    found = getattr(loaded, attribute)
     kind = getattr(found, "hook", None)
     if isinstance(kind, str) and kind not in kinds:
         raise ConfigError(f"{setting} {name!r} is registered as a {kind}, and {setting} takes a {' or '.join(kinds)}.")

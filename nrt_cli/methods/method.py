@@ -9,9 +9,12 @@ R, so a group's rewards are handed on divided by their largest, and that divisor
 
 from __future__ import annotations
 
+import os
+import traceback
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from nrt_cli.errors import ConfigError
 
@@ -82,7 +85,7 @@ class Signals:
     @classmethod
     def of(cls, reward_K: Tensor, base: Tensor, token_KT: Tensor) -> Signals:
         """From rewards as they are."""
-        return cls(reward_K, base, base.new_zeros(()), token_KT, base)
+        return cls(reward_K, base, token_KT.new_zeros(()), token_KT, base)
 
     @classmethod
     def of_logs(cls, log_reward_K: Tensor, log_base: Tensor, token_KT: Tensor) -> Signals:
@@ -122,11 +125,13 @@ class Method:
     """Whether R is positive and made in logs."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Keys of `objective` that this method reads and not every method."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Of "token signals" and "baseline" what is on purpose not (dR/dc) c, or the null trace's reward (`prove`)."""
     hook: ClassVar[str] = "method"
 
     def signals(self, group: Group) -> Signals:
         """Rewards, the null trace's reward and token signals of one group."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no signals(group)")
 
 
 class Rowwise(Method):
@@ -144,10 +149,10 @@ class Rowwise(Method):
 
     def reward(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
         """reward_K, differentiable in the first argument, row by row."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no reward(logprobs_KT, constants)")
 
     def signals(self, group: Group) -> Signals:
-        constants = self.constants(group)
+        constants = self.constants(replace(group, logprobs_KT=group.logprobs_KT.detach()))
         reward_K = self.reward(group.logprobs_KT, constants)
         base = self.reward(group.base_logprobs_T[None], constants)[0]
         if self.token_signal is None:
@@ -178,6 +183,9 @@ class _Hook(Rowwise):
         if constants is not None:
             self.constants = constants  # type: ignore
 
+    def __call__(self, *given: Any) -> Tensor:
+        return self.reward(*given)
+
 
 def reward(
     function: Callable[[Tensor, Any], Tensor] | None = None,
@@ -198,66 +206,152 @@ def reward(
     return _Hook(function, constants, in_log)
 
 
-def prove(method: Method, name: str, settings: Any) -> None:
-    """Refuse a user's method whose numbers would be wrong without a word. Raises ConfigError.
+def place(error: BaseException, *ours: str) -> str:
+    """` at FILE:LINE`, where an error came from outside of installed packages and of our files; or nothing."""
+    for at in reversed(traceback.extract_tb(error.__traceback__)):
+        if not {"site-packages", "importlib"} & {*at.filename.split(os.sep)} and at.filename not in (__file__, *ours):
+            near = os.path.relpath(at.filename)
+            return "" if at.filename[0] == "<" else f" at {at.filename if near[0] == '.' else near}:{at.lineno}"
+    return ""
 
-    Tried on groups of two to four traces, whose last one makes y* exactly as likely as the null trace does: there the
-    reward must be the baseline's. Rewards must be finite and follow their traces when these change places, a function
-    over one trace must not look at others, and a closed form must be what autograd finds.
+
+TRIES = (
+    *((2, 3, -2.6, False), (3, 1, -2.6, False), (4, 5, -2.6, False), (3, 4, -2.6, True), (2, 2, 0.0, True)),
+    *((16, 40, -2.6, False), (5, 40, -60.0, False)),
+)
+"""Traces, answer tokens, the least log c, and whether the traces are alike."""
+
+
+def slopes(method: Method, group: Group) -> dict[str, Tensor]:
+    """(dR/dc) c of the first half of a group that has each trace twice: with all others, or with what all share, held.
+
+    What a trace's twin does to its reward comes by way of the group: without that, what they share is held.
     """
     import torch
 
-    def refuse(why: str) -> None:
-        raise ConfigError(f"method {name!r}: {why}")
+    half, leaf_KT = len(group.logprobs_KT) // 2, group.logprobs_KT.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        reward_K = method.signals(replace(group, logprobs_KT=leaf_KT)).reward_K
+    if not reward_K.requires_grad:
+        return {}
+    by_KKT = torch.stack([torch.autograd.grad(reward, leaf_KT, retain_graph=True)[0] for reward in reward_K[:half]])
+    one, twin = by_KKT[range(half), range(half)], by_KKT[range(half), range(half, 2 * half)]
+    return {"others held": one, "shared held": one - twin}
 
-    near = lambda a, b: torch.allclose(a, b, rtol=1e-6, atol=1e-9)  # noqa: E731
-    for traces, tokens in ((2, 3), (3, 1), (4, 5)):
-        at = torch.arange(traces * tokens, dtype=torch.float64).reshape(traces, tokens)
-        logprobs_KT = -(0.1 + (at * 0.7548776662466927 % 1) * 2.5)
-        base_T = logprobs_KT[-1].clone()
-        group = Group(logprobs_KT, base_T, settings)
-        size = f"{traces} traces of {tokens} answer token{'s' * (tokens > 1)}"
+
+def prove(method: Method, name: str, settings: ObjectiveSection) -> None:
+    """Refuse a method whose numbers would be wrong without a word. Raises ConfigError.
+
+    Tried on the groups of `TRIES`, whose last trace makes y* exactly as likely as the null trace does. Numbers must be
+    finite and follow their traces when these change places, and a reward of each trace by itself must not look at
+    others. Token signals are (dR/dc) c, all other traces held or what all share; the baseline is what the null trace
+    would get, as one of the group or as one more. `Method.free` excepts a class from the last two.
+    """
+    import torch
+
+    size, readings = "", {"token signals": {"others held", "shared held"}, "baseline": {"one of them", "one more"}}
+    again = "it makes other numbers of the same group when it is asked again"
+    underived = "its reward has no derivative by log c: whole numbers, comparisons, ranks and .detach() lose it"
+
+    def refuse(why: str) -> NoReturn:
+        raise ConfigError(f"method {name!r}: {why}.")
+
+    def near(a: Tensor, b: Tensor) -> bool:
+        return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-9)
+
+    def check(what: str, numbers: Any, *shape: int) -> None:
+        if not (isinstance(numbers, torch.Tensor) and numbers.is_floating_point()):
+            kind = numbers.dtype if isinstance(numbers, torch.Tensor) else f"a {type(numbers).__name__}"
+            refuse(f"its {what} must be a tensor of floating-point numbers; for {size} it is {kind}")
+        if numbers.shape != shape:
+            refuse(f"its {what} must have the shape {[*shape]} for {size}; it has {[*numbers.shape]}")
+        if not bool(numbers.isfinite().all()):
+            refuse(f"its {what} must be finite; for {size} it holds {float(numbers[~numbers.isfinite()][0])}")
+
+    def ask(logprobs_KT: Tensor, base_T: Tensor) -> Signals:
+        group = Group(logprobs_KT.clone(), base_T.clone(), settings)
         try:
-            found, again = method.signals(group), method.signals(group)
-            turned = method.signals(Group(logprobs_KT.flip(0), base_T, settings))
+            if isinstance(method, Rowwise):
+                constants, leaf_KT = method.constants(group), logprobs_KT.clone().requires_grad_()
+                reward_K = method.reward(leaf_KT, constants)
+                is_log = method.in_log and isinstance(reward_K, torch.Tensor)
+                check("reward", reward_K.exp() if is_log else reward_K, len(leaf_KT))
+                if not near(reward_K, method.reward(leaf_KT, constants)):
+                    refuse(again)
+                try:
+                    alone = near(reward_K, torch.cat([method.reward(row[None], constants) for row in leaf_KT]))
+                except (Exception, SystemExit):
+                    alone = False
+                if not alone:
+                    refuse(
+                        "a trace's reward depends on the other traces of its group, so its token signals would be of "
+                        "another reward; prepare what all traces share, without a row for each, in constants "
+                        "(`@nrt_cli.reward(constants=...)`), or write a class with signals(group)"
+                    )
+                if not reward_K.requires_grad:
+                    refuse(underived)
+            found = method.signals(group)
+        except ConfigError:
+            raise
         except (Exception, SystemExit) as error:
-            raise ConfigError(
-                f"method {name!r} fails on {size}, and any number from two on must do "
-                f"({type(error).__name__}: {error}). A function takes log-probs of shape [K, T] and its constants (the "
-                "null trace's log-probs of shape [T], unless it is registered with others), and returns K rewards that "
-                "are differentiable in the first; a class has signals(group), which returns Signals."
-            ) from None
+            refuse(f"it fails{place(error)} on {size} ({type(error).__name__}: {error})")
         if not isinstance(found, Signals):
-            refuse(f"signals(group) must return nrt_cli.Signals; for {size} it returned a {type(found).__name__}.")
-        numbers = (found.scaled_K, found.scaled_base, found.token_KT)
-        if not all(isinstance(each, torch.Tensor) and each.is_floating_point() for each in numbers):
-            refuse("rewards, baseline and token signals must be tensors of floating-point numbers.")
-        if found.scaled_K.shape != (traces,) or not bool(found.scaled_K.isfinite().all()):
-            refuse(f"it must return one finite reward per trace, shape [K]; for {size} {found.scaled_K.tolist()}.")
-        if found.token_KT.shape != (traces, tokens) or not bool(found.token_KT.isfinite().all()):
-            refuse(
-                f"it must have one finite token signal per answer token, shape [K, T]; for {size} it is "
-                f"{found.token_KT.tolist()}."
-            )
-        if found.scaled_base.shape != () or not bool(found.scaled_base.isfinite()):
-            refuse(f"one finite baseline is needed, a scalar; for {size} it is {found.scaled_base.tolist()}.")
-        if not near(found.reward_K, again.reward_K) or not near(found.token_KT, again.token_KT):
-            refuse("it makes other numbers of the same group when it is asked again.")
-        if not near(found.reward_K.flip(0), turned.reward_K) or not near(found.token_KT.flip(0), turned.token_KT):
-            refuse("its rewards change when the traces of a group change places.")
-        if isinstance(method, Rowwise):
-            constants = method.constants(group)
-            alone_K = torch.cat([method.reward(row[None], constants) for row in logprobs_KT])
-            if not near(method.reward(logprobs_KT, constants), alone_K):
+            refuse(f"signals(group) must return nrt_cli.Signals; for {size} it returned a {type(found).__name__}")
+        check("reward", found.scaled_K, len(logprobs_KT))
+        check("token signals", found.token_KT, *logprobs_KT.shape)
+        check("baseline", found.scaled_base)
+        if not (torch.equal(group.logprobs_KT, logprobs_KT) and torch.equal(group.base_logprobs_T, base_T)):
+            refuse("it changes the log-probs that it is given; work on a copy (`.exp()`, not `.exp_()`)")
+        return found
+
+    def same(one: Signals, other: Signals, why: str) -> None:
+        if not (near(one.reward_K, other.reward_K) and near(one.token_KT, other.token_KT)):
+            refuse(why)
+
+    groups = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a deviation of one number
+        for traces, tokens, least, alike in TRIES:
+            size = f"{traces} {'like ' * alike}traces of {tokens} answer token{'s' * (tokens > 1)}"
+            size += f" whose log-probs reach down to {least:g}" * (least < -3 or not least)
+            at = torch.arange(traces * tokens, dtype=torch.float64).reshape(traces, tokens)
+            logprobs_KT = least * (0.04 + at * 0.7548776662466927 % 1 * 0.96)
+            logprobs_KT = logprobs_KT[-1:].repeat(traces, 1) if alike else logprobs_KT
+            base_T = logprobs_KT[-1].clone()
+            found = ask(logprobs_KT, base_T)
+            groups.append((logprobs_KT, base_T, found))
+            same(found, ask(logprobs_KT, base_T), again)
+            turned = ask(logprobs_KT.flip(0), base_T)
+            turned = replace(turned, scaled_K=turned.scaled_K.flip(0), token_KT=turned.token_KT.flip(0))
+            same(found, turned, "its rewards change when the traces of a group change places")
+            doubled_KT, more_KT = logprobs_KT.repeat(2, 1), torch.cat([logprobs_KT, base_T[None]])
+            doubled, more = ask(doubled_KT, base_T), ask(more_KT, base_T)
+            among = {"one of them": near(found.scaled_base, found.scaled_K[-1])}
+            among["one more"] = near(found.base, more.reward_K[-1])
+            readings["baseline"] &= {reading for reading, holds in among.items() if holds}
+            if not (readings["baseline"] or "baseline" in method.free):
                 refuse(
-                    "a trace's reward depends on the other traces of its group, so its token signals would be of "
-                    "another reward. Prepare what all traces share in constants (`@nrt_cli.reward(constants=...)`), or "
-                    "write a class with signals(group)."
+                    f"its baseline is {float(found.base):.6g} where a trace that makes y* as likely as the null trace "
+                    f"gets {float(found.reward_K[-1]):.6g}, and as one more of them {float(more.reward_K[-1]):.6g}: "
+                    'it is the null trace\'s reward (a class that means another says free = ("baseline",))'
                 )
-            if not near(found.token_KT, method.autograd_signal(logprobs_KT, constants)):
-                refuse("its token_signal is not (dR/dc) c of its reward; leave it out, and autograd finds it.")
-        if not near(found.scaled_base, found.scaled_K[-1]):
-            refuse(
-                f"its baseline is {float(found.base):.6g} where a trace that makes y* as likely as the null trace gets "
-                f"{float(found.reward_K[-1]):.6g}; the baseline is the null trace's reward."
-            )
+            if alike or "token signals" in method.free:
+                continue  # a deviation that is 0 has no derivative
+            try:
+                by_torch = slopes(method, Group(doubled_KT, base_T, settings))
+            except (Exception, SystemExit) as error:
+                refuse(f"its reward cannot be differentiated{place(error)} ({type(error).__name__}: {error})")
+            readings["token signals"] &= {
+                reading for reading, slope_KT in by_torch.items() if near(slope_KT, doubled.token_KT[:traces])
+            }
+            if not by_torch:
+                refuse(underived)
+            if not readings["token signals"]:
+                refuse(
+                    "its token_signal is not (dR/dc) c of its reward; leave it out, and autograd finds it"
+                    if isinstance(method, Rowwise)
+                    else "its token signals are not (dR/dc) c of its rewards, neither with all other traces held nor "
+                    'with what all share (a class that means others says free = ("token signals",))'
+                )
+        logprobs_KT, base_T, found = groups[0]
+        same(found, ask(logprobs_KT, base_T), again)

@@ -49,7 +49,7 @@ class Objective:
     @cached_property
     def method(self) -> Method:
         """Made where it is used: a user's is a function of their module, which every process imports itself."""
-        return methods.get(self.name)
+        return methods.get(self.name, self.settings)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "method"}
@@ -70,7 +70,14 @@ class Objective:
         logprobs = self.layout.assemble(group, logprobs_N, entropies_N)
         loss = group_loss(self.method, logprobs, context, self.settings, traces, self.divisor)
         if not math.isfinite(float(loss.total.detach())):
-            raise TrainingError(f"the loss is {float(loss.total.detach())} on example {group.example.index}")
+            error = TrainingError(f"the loss is {float(loss.total.detach())} on example {group.example.index}")
+            made = {"rewards": loss.reward.scaled_K, "token signals": loss.reward.token_KT}
+            whose = [what for what, numbers in made.items() if not bool(numbers.isfinite().all())]
+            if whose and bool(logprobs.answer_KT.isfinite().all() and base_T.isfinite().all()):
+                error.remedy = (
+                    f"Method {self.name!r} made {whose[0]} that are not finite of log-probs that are: mend it."
+                )
+            raise error
         # The same numbers without the graph they came from.
         numbers = {name: value.detach() for name, value in vars(logprobs).items() if value is not None}
         detached = replace(loss, total=loss.total.detach())

@@ -68,7 +68,7 @@ def new_config(config: RunConfig | None) -> RunConfig:
             "give a config, for example `nrt train laptop --model MODEL --data PARQUET`, or --resume with --run."
         )
     config = locate_inputs(config)
-    methods.get(config.method)  # a user's own is refused before anything is begun
+    methods.get(config.method, config.objective)  # a user's own is refused before anything is begun
     device = pick_device(config.model.device)
     engine = config.backend.sampler(config) or pick_engine(config.rollout.engine, config.samples, device)
     return config.model_copy(

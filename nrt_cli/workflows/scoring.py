@@ -31,7 +31,7 @@ from nrt_cli.config.titles import run_label, run_title
 from nrt_cli.data.examples import load_examples
 from nrt_cli.data.sources import file_sha256
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
-from nrt_cli.methods import SCHEMES, Group
+from nrt_cli.methods import Group
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
@@ -127,7 +127,7 @@ def score_answer(
     temperature: float | None = None,
     seed: int | None = None,
     sentences: bool = False,
-    schemes: Sequence[str] = SCHEMES,
+    schemes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One model's numbers, as JSON has them; logarithms are natural.
 
@@ -149,6 +149,7 @@ def score_answer(
     of = Subject(ref)
     if not question.strip() or not answer.strip():
         raise ConfigError("the question or the answer is empty; give both.")
+    built = methods.schemes(schemes, of.config.objective, of.config.method)
     scorer, objective, trained = of.open(), of.config.objective, of.located.run is not None
     tokenizer = scorer.tokenizer
     question = ending_in(question, of.located.suffix)
@@ -190,8 +191,8 @@ def score_answer(
                     for (start, end), gain in zip(spans, lost, strict=True)
                 ]
         alone = len(known) == 1 and objective.advantage != "raw"
-        for name in schemes:
-            view = SchemeView(methods.get(name), torch.stack(known), null_T, objective)
+        for name, method in built.items():
+            view = SchemeView(method, torch.stack(known), null_T, objective)
             for k, trace in enumerate(found):
                 trace["schemes"][name] = {
                     "reward": float(view.reward.reward_K[k]),
@@ -391,7 +392,7 @@ def score_controls(
     if not (stored := run.traces(name, columns)):
         raise StoreError(f"{run.path}: the table {name} holds no traces; name another with --traces.")
     rows = [stored[i] for i in np.linspace(0, len(stored) - 1, min(count, len(stored))).astype(int)]
-    method = methods.get(of.config.method)
+    method = methods.get(of.config.method, of.config.objective)
 
     def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
         """Each control's reward, on the same answer."""
@@ -462,7 +463,7 @@ def _words(text: str) -> list[str]:
 
 
 def score_schemes(
-    bank: Path, report: Report, schemes: Sequence[str] = SCHEMES, count: int = 500
+    bank: Path, report: Report, schemes: Sequence[str] = (), count: int = 500
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme, and the method of the bank's run.
 
@@ -472,9 +473,9 @@ def score_schemes(
     """
     config = Run.open(bank).config() if (bank / "manifest.json").is_file() else None
     objective = config.objective if config else ObjectiveSection()
-    if len(schemes) < 2:
+    built = methods.schemes(schemes, objective, config.method if config else "")
+    if len(built) < 2:
         raise ConfigError("name at least two schemes: what one would reward is seen beside another.")
-    built = {name: methods.get(name) for name in schemes}
     tables, numbers = bank_tables(bank), itertools.count()
     found: list[dict[str, Any]] = []
 

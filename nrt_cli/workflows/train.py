@@ -225,8 +225,8 @@ class _Session:
             except (StoreError, TrainingError) as another:
                 where = f"could not be saved ({another})"
             raise TrainingError(
-                f"step {step} failed: {error}. The weights it failed on {where}; the checkpoints are untouched. A new "
-                "run with a lower optimiser.lr, objective.weight_cap or model.dtype=float32 is the usual remedy."
+                f"step {step} failed: {error}. The weights it failed on {where}; the checkpoints are untouched. "
+                f"{error.remedy}"
             ) from None
         except (MemoryError, torch.OutOfMemoryError):
             raise TrainingError(

@@ -1,5 +1,6 @@
 """Methods of a user's own: weights from the variance over a group's traces, a harmonic mean, classes, refusals."""
 
+import importlib
 import re
 import uuid
 from fractions import Fraction
@@ -17,6 +18,7 @@ from nrt_cli.objective.losses import group_advantage
 from nrt_cli.renamed import MOVED
 
 SOURCE = """
+import torch
 import nrt_cli
 
 def spread(group, unbiased):
@@ -51,6 +53,93 @@ class Ranked(nrt_cli.Method):
     def signals(self, group):
         c = group.logprobs_KT.exp()
         return nrt_cli.Signals.of(c.mean(-1) * c.new_tensor(range(1, len(c) + 1)), c.new_zeros(()), c)
+
+class LeaveOneOut(nrt_cli.Method):
+    sign = 1
+
+    def signals(self, group):
+        c, b = group.logprobs_KT.exp(), group.base_logprobs_T.exp()
+        weight = 1 - (c.sum(0) - c) / (len(c) - 1)
+        return nrt_cli.Signals.of((weight * c).sum(-1), ((1 - c.mean(0)) * b).sum(), self.sign * weight * c)
+
+class Opposed(LeaveOneOut):
+    sign = -1
+
+class Meant(Opposed):
+    free = ("token signals",)
+
+class Spread(nrt_cli.Method):
+    share = 1
+
+    def signals(self, group):
+        c, b = group.logprobs_KT.exp(), group.base_logprobs_T.exp()
+        weight = c.var(0)
+        return nrt_cli.Signals.of((weight * c).sum(-1), (weight * b).sum(), self.share * weight * c)
+
+class Biased(Spread):
+    def signals(self, group):
+        self.share = 1 - 1 / len(group.logprobs_KT)
+        return super().signals(group)
+
+class ZScore(nrt_cli.Method):
+    def signals(self, group):
+        c, b = group.logprobs_KT.exp(), group.base_logprobs_T.exp()
+        weight = 1 / c.std(0)
+        return nrt_cli.Signals.of((weight * c).sum(-1), (weight * b).sum(), weight * c)
+
+class FloatBase(nrt_cli.Method):
+    def signals(self, group):
+        return nrt_cli.Signals.of(group.logprobs_KT.mean(-1), 0.5, group.logprobs_KT)
+
+class Numpy(nrt_cli.Method):
+    def signals(self, group):
+        c = torch.from_numpy(group.logprobs_KT.numpy()).exp()
+        return nrt_cli.Signals.of(c.mean(-1), group.base_logprobs_T.exp().mean(), c / c.shape[-1])
+
+class InPlace(nrt_cli.Method):
+    def signals(self, group):
+        c, b = group.logprobs_KT.exp_(), group.base_logprobs_T.exp()
+        return nrt_cli.Signals.of(c.mean(-1), b.mean(), c / c.shape[-1])
+
+class Named(Centred):
+    name = "am"
+
+class Empty(nrt_cli.Method):
+    pass
+
+class Running(nrt_cli.Rowwise):
+    top = -9.0
+
+    def constants(self, group):
+        self.top = max(self.top, float(group.logprobs_KT.max()))
+        return self.top
+
+    def reward(self, logprobs_KT, top):
+        return logprobs_KT.mean(-1) - top
+
+@nrt_cli.reward(constants=lambda group: group.logprobs_KT.exp())
+def row_each(logprobs_KT, c):
+    return (c * logprobs_KT.exp()).sum(-1)
+
+def deviation(logprobs_KT, base_T):
+    return (logprobs_KT.exp().std(0) * logprobs_KT.exp()).sum(-1)
+
+def large_alone(logprobs_KT, base_T):
+    return logprobs_KT.sum(-1) - (logprobs_KT.sum(-1).mean() if len(logprobs_KT) > 4 else 0)
+
+def unlikely(logprobs_KT, base_T):
+    return (logprobs_KT.sum(-1) + 400).sqrt()
+
+def ranked(logprobs_KT, base_T):
+    return (logprobs_KT > -1).double().sum(-1)
+
+class CapOnly(nrt_cli.Rowwise):
+    def reward(self, logprobs_KT, base_T):
+        return logprobs_KT.sum(-1)
+
+    def signals(self, group):
+        found = super().signals(group)
+        return found if group.settings.weight_cap is None else nrt_cli.Signals.of(*[found.scaled_K.log()] * 3)
 
 class Stranger:
     pass
@@ -157,14 +246,32 @@ def test_a_class_over_a_group_is_a_method(mine):
     [
         ("undeclared", "depends on the other traces of its group"),
         ("NoBaseline", "its baseline is 0 where a trace that makes y* as likely as the null trace gets"),
+        ("Opposed", "its token signals are not (dR/dc) c of its rewards"),
+        ("Biased", "its token signals are not (dR/dc) c of its rewards"),
+        ("ZScore", "its reward must be finite; for 3 like traces of 4 answer tokens it holds inf"),
+        (
+            "FloatBase",
+            "its baseline must be a tensor of floating-point numbers; for 2 traces of 3 answer tokens it is a f",
+        ),
+        ("Numpy", "its reward cannot be differentiated at "),
+        ("InPlace", "it changes the log-probs that it is given"),
+        ("Named", "the name 'am' in its class is a built-in method's"),
+        ("Empty", "Empty has no signals(group)"),
+        ("Running", "other numbers of the same group when it is asked again"),
+        ("row_each", "without a row for each, in constants"),
+        ("deviation", "depends on the other traces of its group"),
+        ("large_alone", "depends on the other traces of its group"),
+        ("unlikely", "40 answer tokens whose log-probs reach down to -60 it holds nan"),
+        ("ranked", "its reward has no derivative by log c"),
+        ("Biased_", "did you mean 'Biased'?"),
         ("Ranked", "change when the traces of a group change places"),
         ("Stranger", "is a class, but no nrt_cli.Method"),
         ("same", "is registered as a grader, and method takes a method or reward"),
         ("number", "neither a function nor a class"),
         ("Needy", "cannot be made without arguments"),
         ("Bare", "must return nrt_cli.Signals; for 2 traces of 3 answer tokens it returned a Tensor"),
-        ("Whole", "must be tensors of floating-point numbers"),
-        ("Wide", "one finite baseline is needed, a scalar"),
+        ("Whole", "must be a tensor of floating-point numbers; for 2 traces of 3 answer tokens it is torch.int64"),
+        ("Wide", "its baseline must have the shape []"),
         ("Wrong", "its token_signal is not (dR/dc) c of its reward"),
         ("Untrained", "yours samples traces and trains them"),
         ("Moody", "other numbers of the same group when it is asked again"),
@@ -188,6 +295,33 @@ def test_a_module_that_has_moved_is_refused_with_where_it_is_now(old, tmp_path, 
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=f"it is in {re.escape(now)} now"):
         methods.get(f"{hook}:reward")
+
+
+@pytest.mark.parametrize("name", ["LeaveOneOut", "Spread", "Meant"])
+def test_what_a_class_takes_from_its_group_may_be_of_the_others_or_of_all(name, mine):
+    """Weights of 1 less the other's c: 3/4 3/4 + 3/4 1/2, 1/4 1/4 + 1/2 1/4; or of the variance, 1/8 and 1/32."""
+    want = [3 / 32 + 1 / 64, 1 / 32 + 1 / 128] if name == "Spread" else [15 / 16, 3 / 16]
+    assert signals_of(mine(name)).reward_K.tolist() == pytest.approx(want)
+
+
+def test_a_method_is_tried_under_the_runs_own_objective(mine):
+    methods.get(mine("CapOnly"))
+    with pytest.raises(ConfigError, match="its reward must be finite"):
+        methods.get(mine("CapOnly"), ObjectiveSection(weight_cap=2.0))
+
+
+def test_a_registered_function_is_called_as_before(mine):
+    module, _, _ = mine("").partition(":")
+    weight = torch.tensor([0.5, 0.25])
+    assert importlib.import_module(module).biased(torch.zeros(1, 2), weight).tolist() == [0.75]
+
+
+def test_an_error_of_a_users_code_says_where(mine):
+    number = SOURCE.splitlines().index('    raise SystemExit("bye")') + 1
+    with pytest.raises(
+        ConfigError, match=rf"it fails at .*\.py:{number} on 2 traces of 3 answer tokens \(SystemExit: bye"
+    ):
+        methods.get(mine("leaving"))
 
 
 def test_a_grader_is_told_from_a_reward(mine):

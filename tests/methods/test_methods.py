@@ -56,6 +56,13 @@ def test_closed_forms_equal_autograd(name, options, inputs):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=float(want.abs().max()) * 1e-15)
 
 
+@pytest.mark.parametrize("options", [{}, {"weighted_sum": "mean"}, {"weight_cap": 3.0}])
+@pytest.mark.parametrize("name", [name for name, method in methods.METHODS.items() if method.samples])
+def test_what_every_method_says_of_its_rewards_holds(name, options):
+    """The proof that a user's own has to pass, of every file of `nrt_cli/methods`."""
+    methods.prove(methods.get(name), name, ObjectiveSection(**options))
+
+
 # c = (1/2, 1/4) and c_base = (1/10, 4/5); reward, token signals and the null trace's reward, from Tables 1 and 2.
 BY_HAND = {
     "logp": (math.log(1 / 8), (1, 1), math.log(0.08)),
@@ -228,15 +235,15 @@ def test_a_module_that_fails_to_import_is_named(source, module):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("return c.sum()", "fails on 2 traces of 3 answer tokens"),
-        ("return c", r"one finite reward per trace, shape \[K\]"),
-        ("return c.sum(-1, keepdim=True)", r"one finite reward per trace, shape \[K\]"),
-        ("return 1.0", "fails on 2 traces of 3 answer tokens"),
-        ("return c.detach().sum(-1)", "differentiable in the first"),
-        ("return b.sum().expand(len(c))", "differentiable in the first"),
-        ("return (c - 1).log().sum(-1)", "one finite reward per trace"),
-        ("return 1 / (c - c).sum(-1)", "one finite reward per trace"),
-        ("return (c - c).sum(-1).sqrt()", "one finite token signal per answer token"),
+        ("return c.sum()", r"must have the shape \[2\] for 2 traces of 3 answer tokens; it has \[\]"),
+        ("return c", r"must have the shape \[2\]"),
+        ("return c.sum(-1, keepdim=True)", r"must have the shape \[2\]"),
+        ("return 1.0", "must be a tensor of floating-point numbers; for 2 traces of 3 answer tokens it is a float"),
+        ("return c.detach().sum(-1)", "has no derivative by log c"),
+        ("return b.sum().expand(len(c))", "has no derivative by log c"),
+        ("return (c - 1).log().sum(-1)", "its reward must be finite"),
+        ("return 1 / (c - c).sum(-1)", "its reward must be finite"),
+        ("return (c - c).sum(-1).sqrt()", "its token signals must be finite"),
         ("raise KeyError('missing')", "KeyError: 'missing'"),
     ],
 )
@@ -247,10 +254,13 @@ def test_a_reward_that_cannot_be_trained_on_is_refused(body, said, module):
     assert str(caught.value).startswith(f"method '{name}:reward'")
 
 
-@pytest.mark.parametrize("signal", ["lambda c, b: c.sum(-1)", "lambda c, b: c[:, :1]", "lambda c, b: c / 0"])
-def test_a_closed_form_that_is_not_one_finite_number_per_token_is_refused(signal, module):
-    name = module(f"reward = nrt_cli.reward(lambda c, b: c.sum(-1))\nreward.token_signal = {signal}")
-    with pytest.raises(ConfigError, match="one finite token signal per answer token"):
+@pytest.mark.parametrize(
+    ("signal", "said"),
+    [("c.sum(-1)", r"have the shape \[2, 3\]"), ("c[:, :1]", r"have the shape \[2, 3\]"), ("c / 0", "be finite")],
+)
+def test_a_closed_form_that_is_not_one_finite_number_per_token_is_refused(signal, said, module):
+    name = module(f"reward = nrt_cli.reward(lambda c, b: c.sum(-1))\nreward.token_signal = lambda c, b: {signal}")
+    with pytest.raises(ConfigError, match=f"its token signals must {said}"):
         methods.get(f"{name}:reward")
 
 

@@ -7,7 +7,6 @@ import torch
 
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
-from nrt_cli.methods import SCHEMES
 from nrt_cli.objective.losses import SchemeView, half_agreement
 
 C = torch.tensor([[0.5, 0.8], [0.2, 0.9]], dtype=torch.float64)
@@ -27,7 +26,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", BY_HAND)
 def test_every_number_of_a_view(name: str) -> None:
     rewards, base, weights = BY_HAND[name]
     view = SchemeView(methods.get(name), C.log(), BASE.log(), ObjectiveSection())

@@ -141,6 +141,7 @@ def test_a_loss_that_is_not_finite_leaves_a_post_mortem(train, tmp_path):
     )
     sentence = said(train("--method", "sick:reward", "--steps", 5))
     assert sentence.startswith("nrt: step 3 failed: the loss is nan on example")
+    assert "Method 'sick:reward' made rewards that are not finite of log-probs that are" in sentence
     assert "post-mortem/step-000003" in sentence.replace("- ", "-")
     run = Run.open(tmp_path / "run")
     assert run.manifest()["status"] == "failed"
