@@ -23,7 +23,7 @@ from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.rows import Row
 from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Grade, find, verifier
-from nrt_cli.grading.numerals import last_number, numeral, only_number, pure_number, same_number
+from nrt_cli.grading.numerals import last_number, numeral, only_number, pure_number, ready, same_number
 from nrt_cli.grading.plain import boxed, plain
 from nrt_cli.records import OLMES
 
@@ -93,11 +93,16 @@ def _phrase(answer: str, patterns: tuple[str, ...], gold: str) -> str | None:
 def _spans(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> Grade:
     from lm_eval.tasks.drop.utils import process_results
 
+    def spelled(span: str) -> str:
+        number = ready(span).strip().removesuffix("%").rstrip()
+        return number if pure_number(number) else plain(span)
+
     found = graders.spans(answers[0])
-    if found and len(found) == 1 and pure_number(found[0]):
+    said, accepted = list(map(spelled, found or [""])), [list(map(spelled, spans)) for spans in gold]
+    if len(said) == 1 and pure_number(said[0]):
         # The scorer splits at hyphens, and so takes -5 for 5.
-        gold = [spans for spans in gold if plain(spans[0]).startswith("-") == found[0].startswith("-")]
-    scores = process_results({"answers": gold}, found or [""])
+        accepted = [spans for spans in accepted if spans[0].startswith("-") == said[0].startswith("-")]
+    scores = process_results({"answers": accepted}, said)
     return Grade((", ".join(found) if found else None,), {key: float(scores[key]) for key in ("f1", "em")})
 
 
