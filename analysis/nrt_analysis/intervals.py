@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nrt_cli.measures.statistics import Difference, Mean, wilson
+from nrt_cli.measures.statistics import NORMAL, Difference, Mean, wilson
 
 DRAWS = 2000
 
@@ -97,8 +97,9 @@ def over_seeds(means: Sequence[Mean]) -> Difference:
     Two chances are added: which documents were asked, a variance of mean(error_s^2), which all seeds share and which
     more seeds do not reduce; and training's, s^2 / S, with s the standard deviation over seeds. A single seed says
     nothing of the latter, so its interval is one over documents only. The interval is Wilson's, which stays in [0, 1]
-    and does not vanish where all documents score alike, at the number of documents that has this variance; its quantile
-    is Student's, at Welch's and Satterthwaite's degrees of freedom.
+    and does not vanish where all documents score alike, at the number of documents that has this variance: of right or
+    wrong under one seed it is `share_over_rows`. Few seeds tell training's chance, so of several the quantile is
+    Student's, at Welch's and Satterthwaite's degrees of freedom.
     """
     from scipy.special import stdtrit
 
@@ -111,9 +112,9 @@ def over_seeds(means: Sequence[Mean]) -> Difference:
     documents = sum(max(mean.error**2, _variance(mean, 0.0)) for mean in means) / len(means)
     seeds = float(np.var([mean.value for mean in means], ddof=1)) / len(means) if len(means) > 1 else 0.0
     variance, share = documents + seeds, (n * value + 2) / (n + 4)
-    freedom = variance**2 / (documents**2 / (n - 1) + seeds**2 / max(1, len(means) - 1))
     # A share of so many documents has this variance; of right or wrong and one seed, they are n.
-    z, of = float(stdtrit(freedom, 0.975)), n / (n + 4) * share * (1 - share) / variance
+    z = float(stdtrit((len(means) - 1) * (variance / seeds) ** 2, 0.975)) if seeds else NORMAL
+    of = n / (n + 4) * share * (1 - share) / variance
     return Difference(value, *wilson(value, of, z), n)
 
 

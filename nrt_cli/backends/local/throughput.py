@@ -1,11 +1,9 @@
-"""How much work a forward pass is, how much the machine can do, and how long each phase took.
+"""How much work a forward pass is, and how much the machine can do.
 
 Shapes: D hidden size, V vocabulary. One multiply-add is two floating-point operations.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from torch.profiler import profile
 from transformers import PreTrainedModel
 
+from nrt_cli.backends.clock import synchronise
 from nrt_cli.models.loading import native_bfloat16
 from nrt_cli.models.lora import table_of
 
@@ -77,36 +76,6 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, threads: int, repea
         synchronise(device)
         times.append(time.perf_counter() - started)
     return 2 * side**3 / min(times)
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for what was asked of a GPU; a CPU has done it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class Clock:
-    """Seconds by phase since it was last read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time what happens within."""
-        synchronise(self.device)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronise(self.device)
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-    def read(self) -> dict[str, float]:
-        """The seconds of each phase, and from 0 again."""
-        seconds, self.seconds = self.seconds, {}
-        return seconds
 
 
 def longest_operators(recorded: profile) -> str:
