@@ -106,8 +106,10 @@ def diff(
 
 def _load(name: str | None, overrides: list[str] | None = None) -> "RunConfig":
     """A config by file, shipped name or preset name."""
-    from nrt_cli import config  # pydantic: a third of the time that `nrt --help` may take
+    from nrt_cli import config, methods  # pydantic: a third of the time that `nrt --help` may take
 
-    if name and (config.configs_dir() / "presets" / f"{name}.yaml").is_file():
-        return config.load(None, [f"preset={name}", *(overrides or [])])
-    return config.load(name, overrides or [])
+    preset = bool(name) and (config.configs_dir() / "presets" / f"{name}.yaml").is_file()
+    named = [f"preset={name}"] if preset else []
+    found = config.load(None if preset else name, [*named, *(overrides or [])])
+    methods.get(found.method, found.objective)  # a user's own
+    return found

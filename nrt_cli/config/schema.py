@@ -440,7 +440,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             "so one optimiser step would weigh its prompts differently"
         )
     if objective.weight_cap is not None and "weight_cap" not in facts.reads and method in METHODS:
-        yield f"objective.weight_cap has no effect on method {method!r}, which has no weights; remove it"
+        yield f"objective.weight_cap has no effect on method {method!r}, which does not read it; remove it"
     if not facts.samples:
         for key in ("tis_cap", "kl_weight", "entropy_weight"):
             if getattr(objective, key):
@@ -456,5 +456,9 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     yield from config.backend.contradictions(config)
     if config.tokens.think_start == config.tokens.think_end:
         yield "tokens.think_start and tokens.think_end must differ"
-    if facts.samples and not any((objective.weights.trace, objective.weights.answer, objective.weights.format)):
-        yield "all three objective.weights are 0, so nothing would be learned"
+    weights = objective.weights
+    trained, why = (weights.trace, "") if facts.policy_gradient else (0, f" (that of traces by method {method!r})")
+    if facts.samples and not any((trained, weights.answer, weights.format)):
+        yield f"all three objective.weights are 0{why}, so nothing would be learned"
+    if facts.samples and not facts.policy_gradient and weights.trace not in (0, Weights().trace):
+        yield f"objective.weights.trace has no effect on method {method!r}, which does not train traces; remove it"

@@ -20,16 +20,17 @@ def method_title(method: str) -> str:
     return TITLES.get(method, method)
 
 
-def run_title(method: str, config: Mapping[str, Any], variant: str = "") -> str:
+def run_title(method: str, config: Mapping[str, Any], variant: str = "", own: str = "") -> str:
     """What a run is called.
 
     Args:
         config: the run's nested settings; what is not in it is the default.
         variant: what a study calls the method, where it is a variant of another one.
+        own: the title that a user's class has, as the run's manifest keeps it.
     """
     if is_control(method, config):
         return CONTROL
-    title = ON_TRACES if not methods.facts(method).samples and thinks(method, config) else method_title(method)
+    title = ON_TRACES if not methods.facts(method).samples and thinks(method, config) else own or method_title(method)
     return f"{variant}: {title}" if variant else title
 
 

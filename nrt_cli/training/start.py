@@ -163,10 +163,11 @@ def require_think_tokens(config: RunConfig) -> tuple[PreTrainedTokenizerBase, Th
 def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, Any]:
     """What a run began as."""
     gpu = torch.cuda.is_available() and config.model.device != "cpu"
-    suffix = suffix_of(Path(config.data.train))
+    suffix, own = suffix_of(Path(config.data.train)), methods.get(config.method, config.objective)
     return {
         "command": this_command(),
         "method": config.method,
+        **({"title": own.title, "method_source": methods.source(config.method)} if ":" in config.method else {}),
         "engine": config.engine.name,
         "status": "created",
         "steps": inputs.steps,
@@ -200,6 +201,15 @@ def same_inputs(run: Run, now: dict[str, str]) -> None:
                 f"{run.path}: cannot resume, the {name} {'model' if name == 'model' else 'data'} changed since the run "
                 f"began (fingerprint {before[:12]} then, {after[:12]} now). Restore it or start a new run."
             )
+
+
+def changed_method(run: Run, method: str) -> list[str]:
+    """What to warn of where a user's method is not the code that the run began with; an event says so too."""
+    if run.manifest().get("method_source", now := methods.source(method)) == now:
+        return []
+    said = f"the file of method {method!r} changed since the run began: steps from here on are of another method"
+    run.event("method changed", message=said)
+    return [f"{said}; restore it, or start a new run."]
 
 
 def done_already(run: Run, steps: int) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def row_of(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "method": manifest["method"],
-        "title": run_title(manifest["method"], run.settings()),
+        "title": run_title(manifest["method"], run.settings(), own=manifest.get("title", "")),
         "status": run.status(),
         "step": done[-1]["step"] if done else 0,
         "steps": manifest.get("steps"),

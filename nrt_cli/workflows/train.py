@@ -95,8 +95,9 @@ def train(
         if summary := start.done_already(run, inputs.steps):
             return summary
         _look_first(config, None, inputs)
+        doubts = start.changed_method(run, config.method)
         with config.backend.opening(config, run_path, inputs.steps) as backend:
-            return session.work(run, config, inputs, backend, lambda trainer: start.restore(run, trainer.load))
+            return session.work(run, config, inputs, backend, lambda trainer: start.restore(run, trainer.load), doubts)
 
 
 def _look_first(config: RunConfig, run_path: Path | None, inputs: Inputs) -> None:

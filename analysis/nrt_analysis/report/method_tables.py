@@ -30,8 +30,7 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
     plain = [scheme for name, scheme in FORMULAS.items() if scheme.weight is None]
     rows = [Row((Cell(s.name), *map(_formula, (s.aggregation, s.reward, s.signal)))) for s in (*plain, WEIGHTED)]
     own = dict.fromkeys(card.method for card in cards if card.method not in METHODS)
-    code = Cell("its code")
-    rows += [Row((Cell(method), code, code, Cell("by automatic differentiation"))) for method in own]
+    rows += [Row((Cell(method), *[Cell("its code")] * 3)) for method in own]
     trained = {
         "shared": "the reference answer is trained with c_i over its mean among the traces of a question",
         "derived": "the reference answer is trained with the last column's signals",

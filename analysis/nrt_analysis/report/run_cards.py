@@ -187,7 +187,7 @@ def _card(run: Run) -> RunCard:
         study=study,
         model=name or folder.name or "unknown",
         method=method,
-        title=planned or run_title(method, config),
+        title=planned or run_title(method, config, own=manifest.get("title", "")),
         samples=methods.facts(method).samples,
         control=is_control(method, config),
         thinks=thinks(method, config),
