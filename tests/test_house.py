@@ -186,6 +186,33 @@ OTHER_MEANINGS = {
 }
 
 
+COMMANDED = re.compile(r"\b(?:method|engine\.name)=([\w-]+)|--(?:method|engine|scheme) ([\w-]+)")
+"""Commands that we print, whatever stands around them."""
+
+
+def _deciding(path: Path) -> Iterator[tuple[ast.Constant, set[str]]]:
+    """Texts of one word or that are split, with the names in them; what a person reads has spaces and is no prefix."""
+    tree = tree_of(path)
+    for node in ast.walk(tree):
+        called = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+        if called == "split":
+            node.func.value.split = True  # type: ignore[attr-defined]
+        if called in ("startswith", "endswith", "removeprefix", "removesuffix") and isinstance(
+            node.args[0], ast.Constant
+        ):
+            node.args[0].cut = str.startswith if "pre" in called or "start" in called else str.endswith
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = {node.value} & NAMES
+            if " " not in node.value.strip() or hasattr(node, "split"):
+                found |= {word.strip("-") for word in re.split(r"[^a-z_-]+", node.value)} & (NAMES - {"p", "control"})
+            elif not node.value.startswith("Example: "):
+                found |= {one or other for one, other in COMMANDED.findall(node.value)} & NAMES
+            if hasattr(node, "cut") and len(node.value) > 1:
+                found |= {name for name in NAMES if node.cut(name, node.value)}
+            yield node, found
+
+
 @pytest.mark.parametrize("path", SOURCE, ids=name_of)
 def test_methods_and_backends_are_named_in_their_own_files_alone(path: Path) -> None:
     """Whatever is done with the name: what is true of one stands among its facts, and is asked of those."""
@@ -194,10 +221,10 @@ def test_methods_and_backends_are_named_in_their_own_files_alone(path: Path) -> 
         own |= NAMES - BACKENDS
     report(
         [
-            f"{name_of(path)}:{node.lineno} names {node.value!r}; ask methods or backends for a fact"
-            for node in ast.walk(tree_of(path))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMES - own
-            if name_of(path) not in OTHER_MEANINGS.get(node.value, ())
+            f"{name_of(path)}:{node.lineno} names {name!r} in {node.value!r}; ask methods or backends for a fact"
+            for node, names in _deciding(path)
+            for name in names - own
+            if name_of(path) not in OTHER_MEANINGS.get(name, ())
         ]
     )
 

@@ -34,6 +34,7 @@ from nrt_cli.data.columns import OPTIONAL, SUFFIX, Message, Pair, read_pair
 from nrt_cli.data.sources import NO_TEXT, Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
 from nrt_cli.files import draft, listing_sha256
+from nrt_cli.grading import grading
 from nrt_cli.grading.grading import find, guess
 from nrt_cli.store.files import pretty_json
 from nrt_cli.text.prompts import encode_answer, render_prompt
@@ -498,6 +499,12 @@ def _graders(folder: Path, tally: Tally, codes_N: np.ndarray, asked: str | None)
     Those are chosen by content, so that the guess does not depend on the order of rows.
     """
     if asked:
+        if ":" in asked:  # a user's own is tried, whatever it is registered as
+            with pq.ParquetFile(folder / "spool.parquet") as spool:
+                (first,) = (
+                    spool.read_row_group(0, columns=["prompt", "answer"], use_threads=False).slice(0, 1).to_pylist()
+                )
+            find(asked)(grading.Pair(first["prompt"][-1]["content"], first["answer"], asked), first["answer"])
         return dict.fromkeys(tally.sources, asked)
     ids_N = np.frombuffer(tally.source_ids, dtype=np.int32)
     used = np.flatnonzero((codes_N == TRAIN) | (codes_N == VALIDATION))

@@ -73,15 +73,6 @@ def find(name: str) -> Callable[[Row, str], Grade]:
     function = load_hook(name, "grader", ("grader",))
     if not callable(function):
         raise ConfigError(f"grader {name!r} is no function of (row, reply).")
-    if not hasattr(function, "hook"):
-        try:  # what nobody registered is tried
-            function(Pair("What is 3 + 4?", "7", name), "7")
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            raise ConfigError(
-                f"grader {name!r} fails on the row 'What is 3 + 4?' and the reply '7' ({said}); register one of "
-                "other rows with @nrt_cli.grader."
-            ) from None
 
     def graded(row: Row, reply: str) -> Grade:
         found: Any = None
