@@ -144,11 +144,19 @@ def test_unknown_keys_are_refused_with_the_nearest_full_key(override: str, unkno
         ),
         (["train.minibatch_size=512"], "train.minibatch_size=512 is larger than train.batch_size=256; lower it"),
         (["train.minibatch_size=100"], "train.batch_size=256 is not a multiple of train.minibatch_size=100"),
-        (["method=gm", "objective.weight_cap=10"], "objective.weight_cap has no effect on method 'gm', which has no"),
+        (["method=gm", "objective.weight_cap=10"], "objective.weight_cap has no effect on method 'gm', which does not"),
         (["tokens.think_end=<|think_start|>"], "tokens.think_start and tokens.think_end must differ"),
         (
             ["objective.weights={trace: 0, answer: 0, format: 0}"],
             "all three objective.weights are 0, so nothing would be learned",
+        ),
+        (
+            ["method=control", "objective.weights={answer: 0, format: 0}"],
+            "all three objective.weights are 0 (that of traces by method 'control'), so nothing would be learned",
+        ),
+        (
+            ["method=control", "objective.weights.trace=0.5"],
+            "objective.weights.trace has no effect on method 'control'",
         ),
         (["data.traces=true"], "data.traces has no effect on method 'ws-neg-log-p', which samples traces of its own"),
         (["method=sft", "data.traces=true", "engine.name=verl"], "data.traces is not on engine.name=verl"),

@@ -193,6 +193,7 @@ COMMANDED = re.compile(r"\b(?:method|engine\.name)=([\w-]+)|--(?:method|engine|s
 def _deciding(path: Path) -> Iterator[tuple[ast.Constant, set[str]]]:
     """Texts of one word or that are split, with the names in them; what a person reads has spaces and is no prefix."""
     tree = tree_of(path)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         called = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
         if called == "split":
@@ -202,7 +203,7 @@ def _deciding(path: Path) -> Iterator[tuple[ast.Constant, set[str]]]:
         ):
             node.args[0].cut = str.startswith if "pre" in called or "start" in called else str.endswith
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             found = {node.value} & NAMES
             if " " not in node.value.strip() or hasattr(node, "split"):
                 found |= {word.strip("-") for word in re.split(r"[^a-z_-]+", node.value)} & (NAMES - {"p", "control"})

@@ -24,6 +24,7 @@ from nrt_cli.checks.preflight import PROJECT, Candidate, held_out, look, require
 from nrt_cli.checks.trial import STEP, tried
 from nrt_cli.commandline import pasted
 from nrt_cli.config import RunConfig
+from nrt_cli.config.schema import EngineSection
 from nrt_cli.config.suite import BenchmarkSpec
 from nrt_cli.data.examples import read_texts
 from nrt_cli.evaluation.olmes import lacks, versions
@@ -94,7 +95,7 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
     yield from ROWS.findings(run)
     if distributed:
         found = f"{engine} is not started here: no look at positions, underflow, log-probs, rollouts and the canary"
-        do = "look at the same model and rows with --set engine.name=local."
+        do = f"look at the same model and rows with --set engine.name={EngineSection().name}."
         yield Finding("one step", "skipped", found, do)
         return
     try:

@@ -17,6 +17,7 @@ from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.interview import STEP, Prospects, SampledGroup, interview_of, prospects
 from nrt_cli.commandline import settings
 from nrt_cli.config import RunConfig
+from nrt_cli.config.schema import EngineSection
 from nrt_cli.errors import ConfigError
 from nrt_cli.measures.statistics import mean
 from nrt_cli.methods import SCHEMES
@@ -77,7 +78,7 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     if not config.samples or config.backend.DISTRIBUTED:
         raise ConfigError(
             "a forecast is of a method that samples traces, on this machine: name one with --method, and with "
-            "--set engine.name=local where the config has another engine."
+            f"--set engine.name={EngineSection().name} where the config has another engine."
         )
     use_threads(config)
     inputs, rollout = start.load_inputs(config), config.rollout

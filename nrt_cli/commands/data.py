@@ -10,6 +10,7 @@ from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import no_effect
 from nrt_cli.errors import DataError
+from nrt_cli.methods import SUPERVISED
 
 app = typer.Typer(help="Prepare question-answer pairs for training.", no_args_is_help=True)
 
@@ -152,8 +153,8 @@ def prepare(
             console.say(f"  {text}")
     if traces := manifest.get("traces"):
         console.say(
-            f"Reference traces: {traces['train']:,} rows to train on have one; `nrt train --method sft --set "
-            "data.traces=true` learns from them."
+            f"Reference traces: {traces['train']:,} rows to train on have one; `nrt train --method {SUPERVISED.name} "
+            "--set data.traces=true` learns from them."
         )
     if unused := manifest.get("unused_columns"):
         named = [f"{name} ({rows:,} rows)" for name, rows in unused.items()]

@@ -13,6 +13,7 @@ from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import METHODS, SCHEMES
 from nrt_cli.records import measured
 
 EXAMPLE = "Example: nrt quickstart"
@@ -24,7 +25,7 @@ NEXT = """What to try next
   {generate}
                                                        let it think about a sum of yours
   {scheme}
-                                                       the same with another scheme (RLPR)
+                                                       the same with another scheme ({title})
   nrt reproduce laptop                                 all schemes, three seeds each
 The same with a real language model
   nrt quickstart --real                                says first what it takes; any hub id, folder or GGUF file does
@@ -149,8 +150,13 @@ def quickstart(
         webbrowser.open(page.resolve().as_uri())
     last = start.arms[-1]
     if not real:
-        another = nrt("quickstart", "--folder", folder.with_name(f"{folder.name}-am"), "--set", "method=am")
-        console.say("\n" + NEXT.format(generate=nrt("generate", outcome["runs"][-1], QUESTION), scheme=another))
+        other = METHODS[SCHEMES[2]]
+        beside = folder.with_name(f"{folder.name}-{other.name}")
+        another = nrt("quickstart", "--folder", beside, "--set", f"method={other.name}")
+        console.say(
+            "\n"
+            + NEXT.format(generate=nrt("generate", outcome["runs"][-1], QUESTION), scheme=another, title=other.title)
+        )
         return
     missing = nrt("quickstart", "--real", "--folder", folder, "--arms", ",".join(recipe.arms))
     mine = ("--data", "data/mine/train.parquet", "--validation", "data/mine/validation.parquet", "--run", "runs/mine")

@@ -177,7 +177,7 @@ def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
         refuse(f"it fails{place(error, __file__)} ({type(error).__name__}: {error})")
     if not hasattr(loaded, attribute):
         near = difflib.get_close_matches(attribute, vars(loaded), 1)
-        refuse(f"it has no {attribute!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        refuse(f"it has no {attribute!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     found = getattr(loaded, attribute)
     kind = getattr(found, "hook", None)
     if isinstance(kind, str) and kind not in kinds:

@@ -54,9 +54,9 @@ class Inputs:
     def left_out(self) -> list[str]:
         """What was dropped of both, in words, and how many examples have a reference trace."""
         held_out = self.validation.left_out("of what is held out") if self.validation else []
-        traces = []
+        traces, reads = [], f"--method {methods.SUPERVISED.name} --set data.traces=true"
         if self.train.traces:
-            how = "" if self.train.mean_trace is not None else ", not read without --method sft --set data.traces=true"
+            how = "" if self.train.mean_trace is not None else f", not read without {reads}"
             traces = [f"reference traces: {self.train.traces:,} of {len(self.train):,} examples have one{how}"]
         return self.train.left_out("before training") + held_out + traces
 

@@ -294,7 +294,7 @@ def score_tokens(
     if first.thinks:
         raise ConfigError(
             f"{first.located.ref}: the baseline is to answer directly, but this model thinks; name a run of "
-            "`nrt train --method sft` (P_SFT and H_SFT are an SFT model's)."
+            f"`nrt train --method {methods.SUPERVISED.name}` (P_SFT and H_SFT are an SFT model's)."
         )
     file, tokenizer = data_file(first, data), load_tokenizer(first.located.folder)
     for other in others:

@@ -131,6 +131,22 @@ def test_a_second_writer_is_refused_while_the_first_goes_on(nrt, tiny_yaml, tmp_
 # --- while it goes on ------------------------------------------------------------------------------------------------
 
 
+def test_a_users_method_has_its_title_and_one_that_changed_is_told(train, nrt, tiny_yaml, tmp_path):
+    source = (
+        "import nrt_cli\nclass Mine(nrt_cli.Rowwise):\n    title = 'My own'\n"
+        "    def reward(self, logprobs_KT, base_T):\n        return logprobs_KT.mean(-1)\n"
+    )
+    (tmp_path / "titled.py").write_text(source)
+    checked = nrt("config", "check", tiny_yaml, "--set", "method=titled:Nine")
+    assert "has no 'Nine' (did you mean 'Mine'?)" in said(checked, 2)
+    assert train("--method", "titled:Mine", "--steps", 1).code == 0
+    assert json.loads(nrt("runs", ".", "--json").out)[0]["title"] == "My own"
+    (tmp_path / "titled.py").write_text(source.replace("mean", "sum"))
+    resumed = nrt("train", "--run", "run", "--resume", "--set", "train.steps=2")
+    assert "the file of method 'titled:Mine' changed since the run began" in " ".join(resumed.err.split())
+    assert "method changed" in [event["kind"] for event in Run.open(tmp_path / "run").events()]
+
+
 def test_a_loss_that_is_not_finite_leaves_a_post_mortem(train, tmp_path):
     """A scheme that turns NaN once step 2 has been taken, so that step 3 fails."""
     (tmp_path / "sick.py").write_text(

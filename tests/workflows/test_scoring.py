@@ -407,8 +407,11 @@ def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
     pq.write_table(scored, tmp_path / "old.parquet")
     with pytest.raises(StoreError, match=r"its traces were not scored token by token"):
         score_schemes(tmp_path / "old.parquet", quiet)
-    with pytest.raises(ConfigError, match=r"name at least two schemes"):
-        score_schemes(am.path, quiet, ("am",))
+    for names in (("am",), ("am", "RLPR")):
+        with pytest.raises(ConfigError, match=r"name at least two schemes"):
+            score_schemes(am.path, quiet, names)
+    with pytest.raises(ConfigError, match=r"method 'sft' rewards no traces, so it is no scheme"):
+        score_schemes(am.path, quiet, ("sft", "am"))
     pq.write_table(pq.read_table(am.path / "traces" / "step-000001.parquet").drop(["trace"]), tmp_path / "x.parquet")
     with pytest.raises(StoreError, match=r"column trace is missing"):
         score_schemes(tmp_path / "x.parquet", quiet)

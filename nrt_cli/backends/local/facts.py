@@ -19,7 +19,7 @@ def contradictions(config: "RunConfig") -> Iterator[str]:
     if config.parallel != type(config.parallel)():
         yield f"parallel has no effect on {of}, which is one process; remove it or use another --engine"
     if config.verl:
-        yield f"verl has no effect on {of}; remove it or use --engine verl"
+        yield f"verl has no effect on {of}; remove it or use another --engine"
     if config.engine.patience != type(config.engine)().patience:
         yield f"engine.patience has no effect on {of}, which waits for nobody; remove it"
 
