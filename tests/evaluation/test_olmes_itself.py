@@ -45,13 +45,18 @@ def both_ways(model, benchmark, tmp_path, think, tokens, limit=2):
 
 
 @pytest.mark.parametrize("benchmark", ORDER)
-def test_the_nine_are_asked_and_graded_alike(benchmark, tiny_model_dir, tmp_path):
-    for ours, theirs in both_ways(tiny_model_dir, benchmark, tmp_path, "off", 4):
+def test_the_nine_are_asked_and_graded_alike(benchmark, tmp_path):
+    for ours, theirs in both_ways(scripted(tmp_path, "qwen"), benchmark, tmp_path, "off", 6):
         assert (ours.subset, len(ours.replies)) == (theirs.subset, len(theirs.replies))
         if benchmark == "truthfulqa":
+            # OLMES counts the line end before an answer in, which is the same for all.
             logprobs = [sorted(reply.logprob for reply in each.replies) for each in (ours, theirs)]
-            assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+            ours_rest, theirs_rest = ([value - values[0] for value in values] for values in logprobs)
+            assert ours_rest == pytest.approx(theirs_rest, abs=1e-3)
             assert ours.scores["mc2"] == pytest.approx(theirs.scores["mc2"], abs=1e-3)
+        elif benchmark not in ("math", "humaneval"):  # which are sampled
+            assert [reply.answer for reply in ours.replies] == [reply.answer for reply in theirs.replies]
+            assert ours.scores["olmes"] == theirs.scores["olmes"]
 
 
 def family(name):
@@ -120,7 +125,7 @@ def scripted(folder, name):
         following = dict.fromkeys(range(size), answer[0])  # whatever a prompt ends with
         following |= dict(zip([*trace[:-1], *answer[:-1]], [*trace[1:], *answer[1:]], strict=True))
         for token, after in following.items():
-            model.lm_head.weight[after, token] = 1
+            model.lm_head.weight[after, token] = 0.05  # little more probable than the others, but the first choice
     model.save_pretrained(folder / "prepared")
     return folder / "prepared"
 
