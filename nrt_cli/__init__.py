@@ -21,8 +21,7 @@ if not any(name in os.environ for name in OPENMP_WAIT):
     # it. tests/bench/spinning.py measures how long is right.
     os.environ["GOMP_SPINCOUNT"] = "50000"
 
-if Moved not in sys.meta_path:
-    sys.meta_path.append(Moved)
+sys.meta_path.append(Moved)
 
 if TYPE_CHECKING:
     from nrt_cli.api import *  # noqa: F403

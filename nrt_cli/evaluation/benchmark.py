@@ -101,6 +101,8 @@ class Benchmark:
                             grade = self.grader.grade(row, answer, empty, patterns)
                             if reply and grade.score != 1:
                                 reason = f"{answer!r} is no reference answer that the patterns of `answers` find"
+                    elif number == 1:
+                        grade = self.grader.grade(row, answer, [], ())  # of no program: which scores there are
                 except NrtError as error:  # a function of the user's own that fails
                     raise ConfigError(f"{file}: {error}") from None
                 except Exception as error:  # whatever a grader does with a row that is not for it

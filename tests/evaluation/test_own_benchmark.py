@@ -224,6 +224,11 @@ def test_it_stands_after_the_suite_and_once(tmp_path: Path) -> None:
             "said.jsonl:1: answers has no patterns for its subset ''",
         ),
         ("mine", MINE.replace("number", "code"), "mine.jsonl:1: has no 'prompt'"),
+        (
+            "mine",
+            MINE.replace("number", "code").replace("mine.jsonl", "code.jsonl") + "metric: f1",
+            "mine.yaml: metric=f1: code gives pass_at_1, pass_at_10",
+        ),
         ("mine", MINE.replace("number", "os:getcwd"), "mine.yaml: grader 'os:getcwd' fails on a reply"),
         ("gsm8k", MINE, "gsm8k.yaml: name='gsm8k' is a shipped benchmark's; give yours another with `name: ...`"),
         ("data-mine", MINE, "name='data-mine': letters, digits"),
@@ -232,6 +237,8 @@ def test_it_stands_after_the_suite_and_once(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_a_sentence_with_file_and_key(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / "said.jsonl").write_text('{"question": "?", "target": "yes"}\n{"question": "?", "target": "maybe"}\n')
+    columns = ("question", "prompt", "test", "entry_point", "canonical_solution")
+    (tmp_path / "code.jsonl").write_text(json.dumps(dict.fromkeys(columns, "x")))
     with pytest.raises(NrtError) as caught:
         scores(written(tmp_path, text, name=name), "", "")
     assert said in str(caught.value)
