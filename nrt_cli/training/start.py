@@ -167,7 +167,15 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
     return {
         "command": this_command(),
         "method": config.method,
-        **({"title": own.title, "method_source": methods.source(config.method)} if ":" in config.method else {}),
+        **(
+            {
+                "title": own.title,
+                "formulas": asdict(own.formulas) if own.formulas else None,
+                "method_source": methods.source(config.method),
+            }
+            if ":" in config.method
+            else {}
+        ),
         "engine": config.engine.name,
         "status": "created",
         "steps": inputs.steps,

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nrt_cli.config.study import StudyConfig, planned_runs
 from nrt_cli.config.suite import ORDER
 from nrt_cli.config.titles import CONTROL, TITLES
 from nrt_cli.errors import StoreError
+from nrt_cli.methods import FORMULAS
 from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation, find_evaluations
@@ -271,8 +273,12 @@ def test_table_1_has_a_users_own_scheme_and_says_what_trained_the_answer(trained
         "NRT-GM, seed 0: preset paper: the reference answer is trained with the last column's signals.",
     )
     trained("builtins:sum")
-    names = [row.cells[0].text for row in report(tmp_path)["table-1"].rows]
-    assert (len(names), names[-1]) == (6, "builtins:sum")
+    trained("builtins:max").update_manifest(title="Max", formulas=asdict(FORMULAS["am"]))
+    written = [[cell.text for cell in row.cells] for row in report(tmp_path)["table-1"].rows]
+    assert written.count(["builtins:sum", *["its code"] * 3]) == 1
+    am = FORMULAS["am"]
+    assert written.count([am.name, am.aggregation.text, am.reward.text, am.signal.text]) == 2
+    assert "Max" in [card.title for card in find_cards([tmp_path])]
 
 
 def test_table_4_is_the_manifest_of_the_data_that_was_trained_on(trained, tmp_path):

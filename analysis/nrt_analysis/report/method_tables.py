@@ -29,8 +29,9 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
     """Table 1, and a row for each scheme of a user's own among the runs."""
     plain = [scheme for name, scheme in FORMULAS.items() if scheme.weight is None]
     rows = [Row((Cell(s.name), *map(_formula, (s.aggregation, s.reward, s.signal)))) for s in (*plain, WEIGHTED)]
-    own = dict.fromkeys(card.method for card in cards if card.method not in METHODS)
-    rows += [Row((Cell(method), *[Cell("its code")] * 3)) for method in own]
+    for method, own in {c.method: c.manifest.get("formulas") for c in cards if c.method not in METHODS}.items():
+        written = [_formula(Formula(**own[part])) for part in ("aggregation", "reward", "signal")] if own else None
+        rows.append(Row((Cell(own["name"] if own else method), *(written or [Cell("its code")] * 3))))
     trained = {
         "shared": "the reference answer is trained with c_i over its mean among the traces of a question",
         "derived": "the reference answer is trained with the last column's signals",
