@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nrt_cli.backends.local.reasoning import open_reasoner
 from nrt_cli.backends.machine import version
+from nrt_cli.backends.reasoning import open_reasoner
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
 from nrt_cli.data.packaged import PACKAGE

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nrt_cli.backends.clock import Clock
 from nrt_cli.backends.local.backend import Loaded, LocalBackend
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import Known

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.prompts import render_prompt

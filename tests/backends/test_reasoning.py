@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sampling_checks import PROMPTS, asked, plain_logprobs, replies, sharpen
 
-from nrt_cli.backends.local import attention, reasoning
+from nrt_cli.backends import reasoning
+from nrt_cli.backends.local import attention
 from nrt_cli.backends.local.decoding import random_stream
-from nrt_cli.backends.local.reasoning import Reasoner, nucleus
+from nrt_cli.backends.reasoning import Reasoner, nucleus
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Reply, Request

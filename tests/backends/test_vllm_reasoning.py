@@ -6,8 +6,8 @@ import pytest
 import torch
 from sampling_checks import ASKED, PROMPTS, asked, plain_logprobs, replies
 
-from nrt_cli.backends.local import reasoning
-from nrt_cli.backends.local.reasoning import Reasoner, open_reasoner
+from nrt_cli.backends import reasoning
+from nrt_cli.backends.reasoning import Reasoner, open_reasoner
 from nrt_cli.backends.vllm_engine import VllmOutput, installed
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError

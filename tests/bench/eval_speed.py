@@ -23,7 +23,7 @@ import common
 from common import WORK, Figures, Job, Turn, against, cell, ratio, say
 from workload import SOURCE, load, set_up, story
 
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import ModelSection
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.prepare import prepare_model

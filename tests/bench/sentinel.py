@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import RunConfig
 from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data import digits

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.errors import ConfigError, DataError, Interrupted, ModelError
 from nrt_cli.evaluation.benchmark import Benchmark
 from nrt_cli.evaluation.comparison import compare

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config.suite import select
 from nrt_cli.errors import ConfigError, DataError, NrtError
 from nrt_cli.evaluation.benchmark import Benchmark, load_suite

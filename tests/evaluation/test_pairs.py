@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.cli import main
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import ConfigError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nrt_cli.backends.local.reasoning import LoadedReasoner, Reasoner
+from nrt_cli.backends.reasoning import LoadedReasoner, Reasoner
 from nrt_cli.config import ModelSection
 from nrt_cli.grading.accuracies import SLACK, Question, answer_all, answer_cap, mean_scores
 from nrt_cli.grading.grading import Pair

@@ -121,7 +121,7 @@ def test_questions_may_be_piped(tiny_model_dir):
 def test_in_a_terminal_ctrl_c_stops_a_reply_and_ctrl_d_ends(tiny_model_dir):
     ours, theirs = pty.openpty()
     # A cap that is far away, and a trace that cannot close: the reply goes on until it is stopped.
-    slow = "import sys; import nrt_cli.backends.local.reasoning as r; r.choose = lambda logits, rows: [60] * len(rows)"
+    slow = "import sys; import nrt_cli.backends.reasoning as r; r.choose = lambda logits, rows: [60] * len(rows)"
     # Where the tests run in the background, Ctrl-C is switched off for all that they start.
     on = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{on}; {slow}; from nrt_cli.cli import main; sys.argv[0] = 'nrt'; main()"

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nrt_cli.backends.local import reasoning
-from nrt_cli.backends.local.reasoning import Reasoner
+from nrt_cli.backends import reasoning
+from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Request
 from nrt_cli.text.reasoning import Part

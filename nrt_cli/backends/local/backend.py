@@ -19,8 +19,8 @@ from torch import Tensor
 from nrt_cli.backends.local.attention import within
 from nrt_cli.backends.local.optimiser import Optimiser
 from nrt_cli.backends.local.policy import Policy
-from nrt_cli.backends.local.reasoning import LoadedReasoner
 from nrt_cli.backends.local.throughput import matmul_ceiling
+from nrt_cli.backends.reasoning import LoadedReasoner
 from nrt_cli.backends.samplers import Sampler, make_sampler
 from nrt_cli.config import RunConfig
 from nrt_cli.models.export import export_model
