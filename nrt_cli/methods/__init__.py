@@ -88,12 +88,9 @@ def get(name: str, settings: "ObjectiveSection | None" = None) -> Method:
     if isinstance(found, type):
         if not issubclass(found, Method):
             raise ConfigError(f"method {name!r} is a class, but no nrt_cli.Method; derive it from that.")
-        if (called := vars(found).get("name", "")) in (*METHODS, *ALIASES) and not found.__module__.startswith(
-            __name__
-        ):
-            raise ConfigError(
-                f"method {name!r}: the name {called!r} in its class is a built-in method's; leave it out."
-            )
+        called = "" if found.__module__.startswith(__name__) else vars(found).get("name")
+        if called in METHODS or called in ALIASES:
+            raise ConfigError(f"method {name!r}: its class's name {called!r} is a built-in method's; leave it out.")
         try:
             found = found()
         except Exception as error:

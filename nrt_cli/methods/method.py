@@ -309,7 +309,7 @@ def prove(method: Method, name: str, settings: ObjectiveSection) -> None:
             refuse(why)
 
     groups = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # torch's, of a deviation of one number
         for traces, tokens, least, alike in TRIES:
             size = f"{traces} {'like ' * alike}traces of {tokens} answer token{'s' * (tokens > 1)}"
@@ -318,17 +318,17 @@ def prove(method: Method, name: str, settings: ObjectiveSection) -> None:
             logprobs_KT = least * (0.04 + at * 0.7548776662466927 % 1 * 0.96)
             logprobs_KT = logprobs_KT[-1:].repeat(traces, 1) if alike else logprobs_KT
             base_T = logprobs_KT[-1].clone()
-            found = ask(logprobs_KT, base_T)
+            found, turned = ask(logprobs_KT, base_T), ask(logprobs_KT.flip(0), base_T)
             groups.append((logprobs_KT, base_T, found))
             same(found, ask(logprobs_KT, base_T), again)
-            turned = ask(logprobs_KT.flip(0), base_T)
             turned = replace(turned, scaled_K=turned.scaled_K.flip(0), token_KT=turned.token_KT.flip(0))
             same(found, turned, "its rewards change when the traces of a group change places")
             doubled_KT, more_KT = logprobs_KT.repeat(2, 1), torch.cat([logprobs_KT, base_T[None]])
             doubled, more = ask(doubled_KT, base_T), ask(more_KT, base_T)
-            among = {"one of them": near(found.scaled_base, found.scaled_K[-1])}
-            among["one more"] = near(found.base, more.reward_K[-1])
-            readings["baseline"] &= {reading for reading, holds in among.items() if holds}
+            if not near(found.scaled_base, found.scaled_K[-1]):
+                readings["baseline"].discard("one of them")
+            if not near(found.base, more.reward_K[-1]):
+                readings["baseline"].discard("one more")
             if not (readings["baseline"] or "baseline" in method.free):
                 refuse(
                     f"its baseline is {float(found.base):.6g} where a trace that makes y* as likely as the null trace "

@@ -164,18 +164,12 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
     """What a run began as."""
     gpu = torch.cuda.is_available() and config.model.device != "cpu"
     suffix, own = suffix_of(Path(config.data.train)), methods.get(config.method, config.objective)
+    formulas = asdict(own.formulas) if own.formulas else None
+    kept = {"title": own.title, "formulas": formulas, "method_source": methods.source(config.method)}
     return {
         "command": this_command(),
         "method": config.method,
-        **(
-            {
-                "title": own.title,
-                "formulas": asdict(own.formulas) if own.formulas else None,
-                "method_source": methods.source(config.method),
-            }
-            if ":" in config.method
-            else {}
-        ),
+        **(kept if ":" in config.method else {}),
         "engine": config.engine.name,
         "status": "created",
         "steps": inputs.steps,
