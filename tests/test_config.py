@@ -189,6 +189,7 @@ def test_contradictions_are_refused_with_their_reason(overrides: list[str], sent
         ["train.batch_size=8", "train.minibatch_size=null"],
         ["objective.weight_cap=10"],
         ["model.lora={rank: 4, alpha: 8}"],
+        ["data.train=generated:sums", "train.validation_size=8"],  # a share of which is held out
         ["objective.weights.trace=0"],
         ["tokens.think_start=null"],
     ],

@@ -413,7 +413,9 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "model.lora.alpha", "without model.lora.rank"
     if config.train.steps is not None:
         yield "train.epochs", "beside train.steps"
-    if config.data.validation is None:
+    if config.data.validation is None and not config.data.train.startswith(
+        "generated:"
+    ):  # of which a share is held out
         yield from ((f"train.{key}", "without data.validation") for key in ("validate_every", "validation_size"))
 
 
