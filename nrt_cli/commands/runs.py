@@ -27,7 +27,8 @@ class _ListByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] != "--help"):
-            close = difflib.get_close_matches(args[0], [*self.commands, *MEANT], 1, 0.7) if args else []
+            typed = args and not args[0].startswith("-")
+            close = difflib.get_close_matches(args[0], [*self.commands, *MEANT], 1, 0.7) if typed else []
             if close and not Path(args[0]).exists() and not ctx.resilient_parsing:
                 meant = MEANT.get(close[0], close[0])
                 raise ConfigError(f"{args[0]!r} is no folder and no command of `nrt runs` (did you mean {meant!r}?).")

@@ -241,8 +241,8 @@ def test_ours_theirs_and_the_difference(trained, tmp_path):
     assert apart.text.startswith("+10.9 [+5.9, ")
     assert apart.low == pytest.approx(10.9 - math.hypot(50 - ours.low, theirs.high - 39.1))
     assert apart.high == pytest.approx(10.9 + math.hypot(ours.high - 50, 39.1 - theirs.low))
-    # GSM8K's 49.3 is of about 300: 1.96 sqrt(.493 .507 / 300) = 5.66 points to either side
-    assert by_name["GSM8K"][3].text == "49.3 [43.6, 55.0]"
+    # GSM8K's 49.3 is 148 of 300: Wilson's (148 + 1.92 +- 1.96 sqrt(148 152 / 300 + 0.96)) / 303.84
+    assert by_name["GSM8K"][3].text == "49.3 [43.7, 55.0]"
     assert "PopQA, GSM8K, IFEval: about 300 documents each, ±5.7 points at 50 %" in table.notes[0]
     # 39.9 is printed; 39.1 + 48.5 + 26.1 + 20.7 + 44.2 + 49.3 + 13.1 + 58.8 + 44.3 = 344.1
     assert by_name["Overall, as printed"][4].value == pytest.approx(10.1)
