@@ -106,7 +106,7 @@ def test_with_a_language_model_it_says_first_what_that_takes(tmp_path):
     made = real("builtin:tiny")
     assert made.exit_code == 0, made.output
     said = " ".join(made.stderr.split())
-    assert re.search(r"million parameters, nothing to fetch; [\d.]+ MB of disk .* computed in float32", said)
+    assert re.search(r"million parameters, nothing to fetch; [\d.]+ MB of disk .* computed in b?float(32|16)", said)
     assert said.index("about NRT ") < said.index("step 0:")
     assert "chance" not in made.output
     table = re.findall(r"^(untrained|SFT|control|NRT)  ", made.stdout, re.MULTILINE)
