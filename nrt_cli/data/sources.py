@@ -30,6 +30,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nrt_cli.config.validation import nearest
 from nrt_cli.data import generated
 from nrt_cli.data.packaged import DOCUMENTS, PAIRS, packaged_rows
 from nrt_cli.errors import DataError, first_line
@@ -446,10 +447,8 @@ def _hub_error(name: str, error: Exception) -> DataError:
 def _builtin(name: str) -> Source:
     spec, found = f"builtin:{name}", PAIRS.get(name)
     if found is None:
-        near = difflib.get_close_matches(name, PAIRS, n=1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
         asked = "; nothing trains on a benchmark, which `nrt eval --offline` asks" if name in DOCUMENTS else ""
-        raise DataError(f"{spec}: there is no {name!r}{meant}; there are {', '.join(PAIRS)}{asked}.")
+        raise DataError(f"{spec}: there is no {name!r}{nearest(name, [*PAIRS])}; there are {', '.join(PAIRS)}{asked}.")
     pairs = [found.read(row) for row in packaged_rows(spec, found.files, found.count)]
 
     def rows() -> Iterator[Row]:

@@ -88,16 +88,15 @@ class Benchmark:
                         if grader in AS_PAIRS and (grade.score != 1 or (grader == "choice" != guess([answer]))):
                             reason = f"{answer!r} is no reference answer that grader={grader} can compare with"
                     elif grader != "code":
-                        patterns = self.spec.answers.get(subset, self.spec.answers.get("*", ()))
+                        patterns = self._patterns(subset)
                         reply = answer if own and grader == "phrase" else ""
                         empty = [reply] if self.thinks else [0.0] * len(row["mc2_targets"]["labels"])
                         if grader == "phrase" and not patterns:
                             reason = f"answers has no patterns for its subset {subset!r}"
                         elif not _says_something(answer):
                             reason = "no reference answer can be read in it, so that no reply would be right"
-                        elif (
-                            number == 1 or reply or grader in ("mc2", "instructions")
-                        ):  # which read more than an answer
+                        # These two read more of a row than its answer.
+                        elif number == 1 or reply or grader in ("mc2", "instructions"):
                             grade = self.grader.grade(row, answer, empty, patterns)
                             if reply and grade.score != 1:
                                 reason = f"{answer!r} is no reference answer that the patterns of `answers` find"
@@ -128,6 +127,10 @@ class Benchmark:
                 "`python -m nltk.downloader punkt_tab` or `pip install --no-deps llama-index-core`."
             ]
         return []
+
+    def _patterns(self, subset: str) -> tuple[str, ...]:
+        """Those that an answer of a subset is looked for with; none where the grader has its own."""
+        return self.spec.answers.get(subset, self.spec.answers.get("*", ()))
 
     def _all_rows(self, data_dir: Path | None, offline: bool) -> dict[str, list[Row]]:
         """All rows by subset, read once."""
@@ -211,8 +214,7 @@ class Benchmark:
         """
         row = self._rows[document.id]
         answers = [reply.answer if self.thinks else reply.logprob for reply in replies]
-        patterns = self.spec.answers.get(document.subset, self.spec.answers.get("*", ()))
-        grade = self.grader.grade(row, self.grader.gold(row), answers, patterns)
+        grade = self.grader.grade(row, self.grader.gold(row), answers, self._patterns(document.subset))
         scores = {self.spec.metric: grade.score, **grade.scores}
         if not self.spec.olmes:
             scores.pop(OLMES, None)

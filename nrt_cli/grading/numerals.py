@@ -45,9 +45,8 @@ def ready(text: str) -> str:
     text = re.sub(r"\^ ?\{? ?\\circ ?\}?", "\u00b0", text)
     text = _POWER_OF_TEN.sub(lambda power: f"{'1' if power[0].startswith('10') else ''}e{power[1]}", text)
     text = _SMALL_POWER.sub(lambda power: _raised(int(power[1]), int(power[2] or power[3])), text)
-    text = re.sub(
-        r"(?<=[\w)}])(?:\^ ?\{? ?-?|_\{?)\d+(?: ?\})?", "", text
-    )  # the 2 of m^2 is no number, nor that of 101_2
+    # The 2 of m^2 is no number, nor that of 101_2.
+    text = re.sub(r"(?<=[\w)}])(?:\^ ?\{? ?-?|_\{?)\d+(?: ?\})?", "", text)
     text = re.sub(rf"-?\s?[{_CURRENCY}]\s?-?", lambda sign: " -" if "-" in sign[0] else " ", text)
     return _APART.sub("-", _SPOKEN_MINUS.sub("-", text))
 

@@ -61,10 +61,10 @@ def wilson(share: float, n: float, quantile: float = NORMAL) -> tuple[float, flo
     Source: Wilson, 1927, Probable Inference, the Law of Succession, and Statistical Inference.
     """
     z2 = quantile * quantile / n
-    centre = (share + z2 / 2) / (1 + z2)
     # Of a mean that rounding takes beyond 1, the product would be below 0.
-    half = math.sqrt(z2 * max(0.0, share * (1 - share)) + z2 * z2 / 4) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    root = z2 / 2 + math.sqrt(z2 * max(0.0, share * (1 - share)) + z2 * z2 / 4)
+    # The smaller root of a quadratic equation from the larger one: nothing cancels, so that of 0 and 1 an end is exact.
+    return share**2 / (share + root), 1 - (1 - share) ** 2 / (1 - share + root)
 
 
 def share_over_rows(scores: Sequence[float]) -> Difference:

@@ -3,7 +3,6 @@
 Imports no torch: what computes is a function of tensors that it is given.
 """
 
-import difflib
 import hashlib
 import importlib
 import os
@@ -173,8 +172,9 @@ def load_hook(name: str, setting: str, kinds: tuple[str, ...]) -> Any:
     except Exception as error:  # a module can fail in any way while it is imported
         refuse(f"it fails{place(error, __file__)} ({type(error).__name__}: {error})")
     if not hasattr(loaded, attribute):
-        near = difflib.get_close_matches(attribute, vars(loaded), 1)
-        refuse(f"it has no {attribute!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        from nrt_cli.config.validation import nearest  # late: a config's choices are the methods
+
+        refuse(f"it has no {attribute!r}{nearest(attribute, [*vars(loaded)])}")
     found = getattr(loaded, attribute)
     kind = getattr(found, "hook", None)
     if isinstance(kind, str) and kind not in kinds:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli.measures.statistics import (
+    NORMAL,
     Mean,
     bounded_over_rows,
     coarsest_grid,
@@ -20,6 +21,7 @@ from nrt_cli.measures.statistics import (
     paired_difference,
     printed_multiples,
     share_over_rows,
+    wilson,
 )
 
 documents = st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abc")), min_size=2, max_size=30)
@@ -218,3 +220,13 @@ def test_the_chance_is_as_large_as_it_says():
     found = [coarsest_grid(row.tolist(), 100) for row in drawn]
     for limit in (0.05, 0.2):
         assert np.mean([one.chance <= limit for one in found]) <= limit
+
+
+def test_an_end_that_nothing_lies_beyond_is_exact():
+    for n in range(1, 400):
+        assert wilson(0.0, n)[0] == 0.0 < wilson(0.0, n)[1]
+        assert wilson(1.0, n + 0.3)[1] == 1.0 > wilson(1.0, n + 0.3)[0]
+        # Textbook's form, by hand: centre and half width.
+        z2 = NORMAL**2
+        centre, half = (n / 4 + z2 / 2) / (n + z2), (z2 * (n * 3 / 16 + z2 / 4)) ** 0.5 / (n + z2)
+        assert wilson(0.25, n) == pytest.approx((centre - half, centre + half), abs=1e-12)
