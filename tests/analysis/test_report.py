@@ -509,12 +509,15 @@ def test_what_training_data_asks_too_stands_beside_every_held_out_figure(trained
     assert sentence in markdown.render(contents)["report.md"].decode()
 
 
-def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, row):
-    def made(method: str, seed: int, after: tuple[int, ...]) -> Path:
-        manifest = {"method": method, "status": "finished", "fingerprints": {"train": "d", "validation": "d"}}
+@pytest.fixture
+def asked(tmp_path, row):
+    """Makes a run with four held-out pairs, before and after its steps: `asked("am", 0, (1, 1, 1, 0))`."""
+
+    def made(method: str, seed: int, after: tuple[int, ...], status: str = "finished", at: int = 4) -> Path:
+        manifest = {"method": method, "status": status, "steps": 4, "fingerprints": {"train": "d", "validation": "d"}}
         run = Run.create(tmp_path / f"{method}-s{seed}", f"method: {method}\nseed: {seed}\n", manifest)
         kinds = ("direct",) if method == "sft" else ("thinking", "direct")
-        for step, scores in ((0, (0, 1, 0, 0)), (4, after)):
+        for step, scores in {0: (0, 1, 0, 0), at: after}.items():
             rows = [
                 row(step, i, 0, "z", answer_logprobs=[-1.0, -float(step)], null_logprobs=[-9.0])
                 | {f"{kind}_score": float(score) for kind in kinds}
@@ -523,12 +526,17 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, ro
             name = "direct" if method == "sft" else "held-out"
             run.write_traces(f"{name}-{step:06d}", [TraceRow(**each) for each in rows])
             run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": -1.0 - step, "examples": 4})
-        run.append_metrics({"kind": "train", "step": 4, "entropy": 1.0})
+        if at:
+            run.append_metrics({"kind": "train", "step": at, "entropy": 1.0})
         return run.path
 
-    one = made("am", 0, (1, 1, 1, 0))
+    return made
+
+
+def test_models_stand_beside_each_other_and_the_one_they_began_from(asked):
+    one = asked("am", 0, (1, 1, 1, 0))
     assert "held-out-models" not in named(gather([one]))  # its own table says all
-    table = named(gather([one, made("am", 1, (1, 1, 1, 1)), made("sft", 0, (0, 0, 0, 0))]))["held-out-models"]
+    table = named(gather([one, asked("am", 1, (1, 1, 1, 1)), asked("sft", 0, (0, 0, 0, 0))]))["held-out-models"]
     columns = [f"{column.group} {column.title}".strip() for column in table.columns]
     found = {(r.cells[0].text, r.cells[1].text): dict(zip(columns, r.cells, strict=True)) for r in table.rows}
     assert list(found) == [("untrained", ""), ("SFT", "0"), ("RLPR", "0"), ("RLPR", "1"), ("RLPR", "mean")]
@@ -541,3 +549,48 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(tmp_path, ro
     assert direct == ["-1.00", "-5.00", "", "", ""]
     assert [cells["log P(y*) sampled trace"].value for cells in found.values()][2:] == [-5.0] * 3
     assert found["RLPR", "mean"]["log P(y*) sampled trace"].text == "-5.00"
+
+
+def test_the_last_record_of_a_run_that_is_not_finished_is_no_result(asked, tmp_path):
+    asked("sft", 0, (1, 1, 1, 0))
+    asked("sft", 1, (1, 0, 1, 0))
+    asked("sft", 2, (0, 1, 0, 0), "interrupted", at=0)  # an untrained model's 25 %
+    asked("am", 0, (1, 1, 1, 1), "failed", at=3)
+    asked("am", 1, (1, 0, 1, 1), "failed", at=2)
+    found = gather([tmp_path])
+    tables = named(found)
+    compared = tables["held-out-models"]
+    accuracy = [c.title for c in compared.columns].index("direct")
+    values = {(row.cells[0].text, row.cells[1].text): row.cells[accuracy].value for row in compared.rows}
+    # Of SFT (75 + 50) / 2, without the 25; of RLPR, none of whose runs is finished, the one that came farthest.
+    assert values == {
+        ("untrained", ""): 25.0, ("SFT", "0"): 75.0, ("SFT", "1"): 50.0, ("SFT", "mean"): 62.5,
+        ("RLPR, unfinished: after step 3", "0"): 100.0,
+    }  # fmt: skip
+    notes = (
+        "SFT, seed 2 is interrupted after step 0 of 4: left out.",
+        "RLPR, seed 0 is failed after step 3 of 4: its row, marked unfinished, has what there is.",
+        "RLPR, seed 1 is failed after step 2 of 4: left out.",
+    )
+    for key in ("table-3", "table-3-gain", "table-3-paper", "table-5", "held-out", "held-out-models"):
+        assert [note for note in tables[key].notes if " of 4" in note] == list(notes)
+    sections = [section for section, _ in tables["held-out"].sections()]
+    assert sections == ["SFT, seed 0", "SFT, seed 1", "RLPR, seed 0, unfinished: after step 3"]
+    assert [row.cells[0].note for row in tables["table-5"].rows] == ["unfinished"]
+    (accuracies,) = [panel for panel in panels(found) if panel.title == "Held-out accuracy"]
+    direct = {dot.label: dot for dot in accuracies.dots if dot.section == "direct"}
+    assert (direct["SFT"].after, direct["SFT"].value) == ((75.0, 50.0), 62.5)
+    assert direct["RLPR"].text.endswith("100.0 [51.0, 100.0], unfinished")
+
+
+def test_the_scores_of_a_run_that_is_not_finished_are_no_result(trained, tmp_path):
+    for seed, sums in enumerate((0.5, 0.7, 0.1)):
+        trained("sft", seed, gsm8k=sums).update_manifest(status="interrupted" if seed == 2 else "finished")
+    trained("am", 0, gsm8k=0.9).update_manifest(status="failed")
+    found = report(tmp_path)
+    (sft,) = cells_of(found["table-3"], "SFT", "GSM8K")
+    (rlpr,) = cells_of(found["table-3"], "RLPR", "GSM8K")
+    assert (sft.text, sft.seeds, rlpr.text) == ("60.0", (50.0, 70.0), "90.0")
+    assert [rows(found["table-3"], title)[0].cells[0].note for title in ("SFT", "RLPR")] == ["seeds 0, 1", "unfinished"]
+    gain = rows(found["table-3-gain"], "RLPR")[0].cells[1]
+    assert (round(gain.value, 6), gain.text.endswith("], unfinished")) == (30.0, True)

@@ -36,7 +36,7 @@ def held_out_table(cards: Sequence[RunCard]) -> Table | None:
             measure, n, signed = found.measure, found.after.n, found.measure.difference
             ends = (_cell(at, measure, signed, reason) for at in (found.before, found.after))
             cells = (*ends, _cell(found.change, measure, True, reason), Cell(str(n), n) if n else Cell(reason=reason))
-            rows.append(Row((Cell(measure.title), *cells), card.label))
+            rows.append(Row((Cell(measure.title), *cells), _marked(card.label, card)))
     return Table(
         "held-out",
         "Held-out pairs",
@@ -80,7 +80,7 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
                 {key: found.after for key, found in measured[card.label].items() if found.after.n} for card in seeds
             ]
             for card, found in zip(seeds, after, strict=True):
-                rows.append(_compared(title, str(card.seed), columns, found, section[0]))
+                rows.append(_compared(_marked(title, card), str(card.seed), columns, found, section[0]))
             if len(seeds) > 1:
                 cells = []  # of their mean: a column that one of them lacks is empty
                 for measure in columns:
@@ -107,6 +107,11 @@ def compared_table(cards: Sequence[RunCard]) -> Table | None:
         tuple(rows),
         notes=("A seed's intervals are over pairs; those of a mean are over pairs and seeds.",),
     )
+
+
+def _marked(name: str, card: RunCard) -> str:
+    """A name that says so where a run's last score is not its result."""
+    return name if card.finished else f"{name}, unfinished: after step {card.held_out[-1]['step']}"
 
 
 def _began(card: RunCard) -> tuple[str, str]:

@@ -177,7 +177,7 @@ def methods_table(cards: Sequence[RunCard]) -> Table:
         )
         printed = paper()["responses"].get(card.method)
         theirs = Cell(printed) if printed else Cell(reason="not in the paper")
-        named = Cell(f"{card.title}, seed {card.seed}")
+        named = Cell(f"{card.title}, seed {card.seed}", note="" if card.finished else "unfinished")
         rows.append(Row((named, aggregation, Cell(normalised), *lengths, theirs), section=card.model))
     return Table(
         "table-5",

@@ -23,6 +23,7 @@ from nrt_analysis.report.run_cards import (
     stored_analyses,
     title_of,
     unfinished,
+    with_results,
 )
 from nrt_analysis.token_report import token_figure
 from nrt_analysis.vocabulary_report import vocabulary
@@ -69,32 +70,39 @@ def gather(paths: Sequence[Path]) -> Document:
     for folder, planned, reason in unfinished(cards):
         notes.append(f"{folder.name}: {planned.name} is missing ({reason}).")
     for card in cards:
-        if card.status != "finished":
-            notes.append(f"{card.label} is {card.status} after step {card.step} of {card.manifest.get('steps', '?')}.")
+        if not card.finished:
+            notes.append(f"{card.so_far}.")
     notes += asked_twice(cards, lambda overlap: " ".join(overlap_warnings(overlap)))
     if (data := len({card.fingerprint("train") for card in cards})) > 1:
         notes.append(f"The runs were trained on {data} different data files.")
     by_model = [[card for card in cards if card.model == model] for model in dict.fromkeys(c.model for c in cards)]
-    words = (words_figure(of, len(by_model) > 1) for of in by_model)
+    words = (words_figure(with_results(of), len(by_model) > 1) for of in by_model)
     figures = (dynamics_figure(cards), *token_figures(cards), *words)
     return Document(title, made, tuple(cards), tables(cards), figures, tuple(notes))
 
 
 def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
     """All tables, in the order of the paper; what it has not stands after what it belongs to."""
+    counted = with_results(cards)
+    said = {True: "its row, marked unfinished, has what there is", False: "left out"}
+    left_out = [f"{card.so_far}: {said[card in counted]}." for card in cards if not card.finished]
     found = result_tables.results(cards)
     ours = (result_tables.results_table(found), result_tables.own_table(found))
-    scores = (*ours, compared_table(cards), held_out_table(cards), result_tables.gain_table(found))
+    scores = (*ours, compared_table(counted), held_out_table(counted), result_tables.gain_table(found))
     twice = asked_twice(cards)
+
+    def noted(table: Table, *more: str) -> Table:
+        return replace(table, notes=(*table.notes, *left_out, *more))
+
     return (
         method_tables.schemes_table(cards),
         method_tables.weights_table(cards),
-        *(replace(table, notes=(*table.notes, *twice)) for table in scores if table),
-        result_tables.paper_table(found),
+        *(noted(table, *twice) for table in scores if table),
+        noted(result_tables.paper_table(found)),
         result_tables.overall_table(),
         result_tables.documents_table(),
         method_tables.data_table(cards),
-        method_tables.methods_table(cards),
+        noted(method_tables.methods_table(counted)),
         method_tables.settings_table(cards),
         method_tables.benchmarks_table(),
         method_tables.judge_table(cards),

@@ -22,7 +22,7 @@ from nrt_analysis.report.paper import (
     told,
     uncertain,
 )
-from nrt_analysis.report.run_cards import RunCard, planned_title, unfinished
+from nrt_analysis.report.run_cards import RunCard, planned_title, unfinished, with_results
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
 from nrt_cli.measures.statistics import NORMAL, Difference, Mean, coarsest_grid, overall, printed_multiples
@@ -67,7 +67,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Results:
-    """Every run's scores, and the rows they belong to."""
+    """The scores of the runs that have results, and the rows they belong to."""
 
     rows: Mapping[RowName, Sequence[Member]]
     scores: Mapping[str, Mapping[str, Score]]
@@ -78,6 +78,10 @@ class Results:
     def seeds(self, row: RowName, benchmark: str) -> list[Score]:
         found = (self.scores[member.label].get(benchmark) for member in self.rows.get(row, ()))
         return [score for score in found if score is not None]
+
+    def unfinished(self, *rows: RowName) -> str:
+        """The word for what is of a run that is not finished; empty where all is of results."""
+        return "unfinished" if any(m.status != "finished" for row in rows for m in self.rows.get(row, ())) else ""
 
     def estimate(self, row: RowName, *benchmarks: str) -> Difference:
         """The mean over benchmarks and over a row's seeds that have them all; `overall` is all nine."""
@@ -112,7 +116,7 @@ def results(cards: Sequence[RunCard]) -> Results:
         if scores := _scores(folder, ()):  # what a study asked its starting model
             base = Member(f"{model}, {BASE}", "", None, "finished")
             rows[model, BASE], found[base.label] = [base], scores
-    for card in cards:
+    for card in with_results(cards):
         member = Member(card.label, card.method, card.seed, card.status)
         rows.setdefault((card.model, card.title), []).append(member)
     usual = Counter(
@@ -220,7 +224,7 @@ def _row(results: Results, row: RowName, names: Sequence[str], interval: bool) -
     """A row's title, with the seeds that some of its numbers are of where it has several runs, and its scores."""
     members = results.rows.get(row, ())
     seeds = [m.seed for m in members if m.seed is not None and any(name in results.scores[m.label] for name in names)]
-    note = _seeds(sorted(seeds)) if len(members) > 1 and seeds else ""
+    note = _seeds(sorted(seeds)) if len(members) > 1 and seeds else results.unfinished(row)
     scores = (_score_cell(results, row, name, interval) for name in names)
     return Row((Cell(row[1], note=note), *scores), section=row[0])
 
@@ -234,9 +238,8 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
         return Cell(reason=results.absent.get(row, "not run"))
     found, members = results.estimate(row, name), results.rows[row]
     if math.isnan(found.value):
-        unfinished = [member for member in members if member.status != "finished"]
-        if unfinished and not any(results.scores[member.label] for member in members):
-            return Cell(reason=f"not evaluated; the run is {unfinished[0].status}")
+        if results.unfinished(row) and not results.scores[members[0].label]:
+            return Cell(reason=f"not evaluated; the run is {members[0].status}")
         missing = ", ".join([n for n in ORDER if not results.seeds(row, n)] or ["a seed that has all nine"])
         return Cell(reason=f"missing: {missing}" if name == OVERALL else "not evaluated")
     remarks = list(dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks))
@@ -307,7 +310,13 @@ def paper_table(results: Results) -> Table:
                 stated = over_seeds([replace(uncertain(str(model), method, name), value=number / 100)])
                 gap = percent(difference(ours, stated), interval=True, signed=True)
                 apart = Cell(reason=cell.reason) if cell.reason else gap
-                cells = (Cell(row[1]), Cell(what), cell, percent(stated, interval=True), apart)
+                cells = (
+                    Cell(row[1], note=results.unfinished(row)),
+                    Cell(what),
+                    cell,
+                    percent(stated, interval=True),
+                    apart,
+                )
                 rows.append(Row(cells, section=row[0]))
     known = ", ".join(model["title"] for model in paper()["models"])
     models = ", ".join(dict.fromkeys(model for model, _ in results.rows))
@@ -446,7 +455,11 @@ def gain_table(results: Results) -> Table:
             elif math.isnan(ours.value):
                 cells.append(Cell(reason="not evaluated"))
             else:
-                cells.append(percent(difference(ours, base), interval=True, signed=True))
+                gain, mark = (
+                    percent(difference(ours, base), True, True),
+                    results.unfinished((model, title), (model, sft)),
+                )
+                cells.append(replace(gain, text=f"{gain.text}, {mark}" if mark else gain.text))
         for model in theirs:
             if title not in methods:
                 cells.append(Cell(reason="not in the paper"))

@@ -74,6 +74,15 @@ class RunCard:
         return int(self.steps[-1]["step"]) if self.steps else 0
 
     @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def so_far(self) -> str:
+        """How far a run that is not finished came."""
+        return f"{self.label} is {self.status} after step {self.step} of {self.manifest.get('steps', '?')}"
+
+    @property
     def pairs(self) -> Mapping[str, Any]:
         """What became of the training data: `examples`, `dropped`, and what of it is asked elsewhere too."""
         return self.manifest.get("data") or {}
@@ -225,6 +234,18 @@ def planned_title(folder: Path, run: str) -> str | None:
     # Only a variant that names a method is another one than it is called.
     named = planned.method if "method" in variant.settings else ""
     return variant.title or run_title(planned.config.method, planned.config.model_dump(), named)
+
+
+def with_results(cards: Sequence[RunCard]) -> list[RunCard]:
+    """The runs whose last records are results: of each model and title those that are finished.
+
+    Where none is, the one that came farthest stands in, to be marked unfinished.
+    """
+    arms: dict[tuple[str, str], list[RunCard]] = {}
+    for card in cards:
+        arms.setdefault((card.model, card.title), []).append(card)
+    farthest = {arm: max(of, key=lambda card: (card.finished, card.step)) for arm, of in arms.items()}
+    return [card for card in cards if card.finished or card is farthest[card.model, card.title]]
 
 
 def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:

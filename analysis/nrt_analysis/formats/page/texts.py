@@ -3,14 +3,14 @@ first screen; and what they were made with, for the last."""
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nrt_analysis.document import Document, Table
 from nrt_analysis.report.held_out_tables import asked_twice, of_run
-from nrt_analysis.report.run_cards import RunCard
+from nrt_analysis.report.run_cards import RunCard, with_results
 from nrt_cli.commandline import nrt
 from nrt_cli.measures.held_out import Found, Measure, shown
 from nrt_cli.measures.statistics import Difference
@@ -31,12 +31,14 @@ class Dot:
     high: float = math.nan
     before: tuple[float, ...] = ()
     after: tuple[float, ...] = ()
+    unfinished: bool = False
 
     @property
     def text(self) -> str:
         interval = f" [{self.low:.1f}, {self.high:.1f}]" if self.bounded else ""
         start = f"{sum(self.before) / len(self.before):.1f} → " if self.before else ""
-        return f"{start}{self.value:.1f}{interval}".replace("-", "−")
+        mark = ", unfinished" if self.unfinished else ""
+        return f"{start}{self.value:.1f}{interval}{mark}".replace("-", "−")
 
     @property
     def bounded(self) -> bool:
@@ -69,9 +71,10 @@ class Panel:
 
 def panels(document: Document) -> list[Panel]:
     """Benchmarks first, our own before the paper's; then held-out pairs."""
-    tables = {table.key: table for table in document.tables}
-    found = [panel for key in ("table-3-own", "table-3") if key in tables for panel in _scores(tables[key])]
-    return [*found[:3], *_held_out(document.runs)]  # the first screen has room for three
+    tables, counted = {table.key: table for table in document.tables}, with_results(document.runs)
+    unfinished = {(card.model, card.title) for card in counted if not card.finished}
+    found = [p for key in ("table-3-own", "table-3") if key in tables for p in _scores(tables[key], unfinished)]
+    return [*found[:3], *_held_out(counted)]  # the first screen has room for three
 
 
 def trained(document: Document) -> str:
@@ -101,14 +104,14 @@ def trained(document: Document) -> str:
     )
 
 
-def _scores(table: Table) -> Iterator[Panel]:
+def _scores(table: Table, unfinished: Container[tuple[str, str]]) -> Iterator[Panel]:
     """A table's overall score; where it has none, its first benchmarks."""
     found: dict[int, tuple[Dot, ...]] = {}
     for i, column in enumerate(table.columns):
         measured = [row for row in table.rows if math.isfinite(row.cells[i].value)] if column.kind == "number" else []
         if measured:
-            cells = ((row.section, row.cells[0].text, row.cells[i]) for row in measured)
-            found[i] = tuple(Dot(at, name, c.value, c.low, c.high, after=c.seeds) for at, name, c in cells)
+            cells = [((row.section, row.cells[0].text), row.cells[i]) for row in measured]
+            found[i] = tuple(Dot(*of, c.value, c.low, c.high, (), c.seeds, of in unfinished) for of, c in cells)
     overall = [i for i in found if table.columns[i].title == OVERALL]
     for i in overall or found:
         title = f"{table.title}: {OVERALL}" if overall else table.columns[i].title
@@ -117,7 +120,8 @@ def _scores(table: Table) -> Iterator[Panel]:
         # For each model, who leads, and whether the others are apart from it.
         by_model: dict[str, list[Dot]] = {}
         for dot in found[i]:
-            by_model.setdefault(dot.section, []).append(dot)
+            if not dot.unfinished:
+                by_model.setdefault(dot.section, []).append(dot)
         verdicts = {at: _verdict(dots) for at, dots in by_model.items() if len(dots) > 1}
         yield Panel(title, unit, found[i], tuple(f"{at}: {said}" if at else said for at, said in verdicts.items()))
 
@@ -207,7 +211,8 @@ def _dots(of_card: Sequence[tuple[RunCard, dict[str, Found]]], key: str, section
         low, high = (lows[0], highs[0]) if len(seeds) == 1 else (math.nan, math.nan)
         label = f"{model}, {title}" if several and section else title
         before = before if all(map(math.isfinite, before)) else ()
-        dots.append(Dot(section or model, label, sum(after) / len(after), low, high, before, after))
+        mark = (model, title) in {(card.model, card.title) for card, _ in of_card if not card.finished}
+        dots.append(Dot(section or model, label, sum(after) / len(after), low, high, before, after, mark))
     return tuple(dots)
 
 
