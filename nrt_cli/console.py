@@ -22,6 +22,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from nrt_cli.untrusted import visible
+
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -56,8 +58,7 @@ def settle() -> None:
 
 def plain(text: str) -> Text:
     """Untrusted text as Rich text: no markup is interpreted and terminal control sequences are made visible."""
-    shown = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return Text(shown)
+    return Text(visible(text.expandtabs()))
 
 
 def note(message: str) -> None:

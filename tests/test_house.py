@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent
 
 # Room -> the rooms it may import from; its own is always allowed. `cli` is the front door.
 LEDGER = {"config", "records", "errors", "commandline"}
-PURE = LEDGER | {"text", "measures", "methods", "objective", "files", "network", "console"}
+PURE = LEDGER | {"text", "measures", "methods", "objective", "files", "network", "console", "untrusted"}
 ARROWS = {
     "errors": set(),
     "network": set(),
     "commandline": set(),
     "files": set(),
+    "untrusted": set(),
     "records": set(),
-    "console": set(),
+    "console": {"untrusted"},
     "renamed": set(),
     "methods": {"errors", "config", "renamed"},
     # Of backends and methods their facts, which import nothing heavy.
@@ -37,7 +38,7 @@ ARROWS = {
     "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
     "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},
     "judging": PURE | {"store", "data"},
-    "analysis": {"records", "errors", "store", "measures", "methods", "config", "commandline"},
+    "analysis": {"records", "errors", "untrusted", "store", "measures", "methods", "config", "commandline"},
 }
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}

@@ -273,8 +273,3 @@ def interval(estimate: Iterable[float], form: str) -> str:
     """A number with the two ends of its interval; `-` alone where nothing was measured."""
     middle, low, high = estimate
     return NO_VALUE if pd.isna(middle) else f"{middle:{form}} [{number(low, form)}, {number(high, form)}]"
-
-
-def visible(text: str) -> str:
-    """Untrusted text whose control characters are written out, so that they act nowhere; line ends stay."""
-    return "".join(c if c == "\n" or c.isprintable() else " " if c == "\t" else f"\\x{ord(c):02x}" for c in text)

@@ -1,7 +1,5 @@
 """`nrt runs`: what the runs below a folder are, and how they differ. Imports no torch."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +15,7 @@ from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.housekeeping import size_of, tags_of
+from nrt_cli.untrusted import csv_bytes
 
 LAST = 10
 """Training steps that a metric's last mean is over."""
@@ -194,11 +193,7 @@ def metrics_csv(runs: Sequence[Run]) -> bytes:
         for record in run.metrics(kind)
     ]
     columns = dict.fromkeys(["run", "method", "kind", "step", *(key for row in rows for key in row)])
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="NaN", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "NaN" if value != value else value for key, value in row.items()} for row in rows)
-    return text.getvalue().encode()
+    return csv_bytes(columns, ([row.get(key) for key in columns] for row in rows))
 
 
 def chosen_runs(paths: Sequence[Path]) -> list[Run]:

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from nrt_analysis.document import Cell, Column, Document, Figure, Made, Row, Table, visible
+from nrt_analysis.document import Cell, Column, Document, Figure, Made, Row, Table
 from nrt_analysis.formats import latex, markdown, pdf, spreadsheets
 from typer.testing import CliRunner
 
 from nrt_cli.cli import app
 from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.untrusted import visible
 
 HOSTILE = [
     r"\input{/etc/passwd} $\frac{1}{0}$ 100% a_b^c ~ # & \end{document} \write18{id} ^^5cinput ]{",

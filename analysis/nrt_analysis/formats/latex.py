@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from nrt_analysis.document import NO_VALUE, Cell, Column, Document, Table, visible
+from nrt_analysis.document import NO_VALUE, Cell, Column, Document, Table
 from nrt_cli.errors import ConfigError
+from nrt_cli.untrusted import visible
 
 LONG = 40
 """Rows from which a table may break across pages."""

@@ -1,6 +1,7 @@
 """A document as one Markdown file that GitHub shows."""
 
-from nrt_analysis.document import NO_VALUE, Document, Table, visible
+from nrt_analysis.document import NO_VALUE, Document, Table
+from nrt_cli.untrusted import visible
 
 _MARKDOWN = str.maketrans(
     {character: "\\" + character for character in "\\`*_[]|~$!"}

@@ -7,9 +7,10 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.font_manager import FontProperties
 
-from nrt_analysis.document import NO_VALUE, Document, Table, visible
+from nrt_analysis.document import NO_VALUE, Document, Table
 from nrt_analysis.figures import draws
 from nrt_cli.errors import ConfigError
+from nrt_cli.untrusted import visible
 
 FONT, SIZE, SMALL = "DejaVuSans", 7.5, 6.5
 MOST = {"text": (300, 8), "number": (300, 8), "long": (4000, 32)}

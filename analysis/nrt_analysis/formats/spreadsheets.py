@@ -5,7 +5,8 @@ import math
 
 import pandas as pd
 
-from nrt_analysis.document import Document, visible
+from nrt_analysis.document import Document
+from nrt_cli.untrusted import csv_bytes
 
 
 def render(document: Document) -> dict[str, bytes]:
@@ -28,22 +29,13 @@ def render(document: Document) -> dict[str, bytes]:
                 remarks += [f"{name}: {remark}" for remark in (cell.reason, cell.note) if remark]
             records.append(record | {"remarks": "; ".join(remarks)})
         frame = pd.DataFrame(records, columns=None if records else [*names, "remarks"])
-        files[f"{document.place('tables', table.key)}.csv"] = to_csv(_safe(frame))
+        files[f"{document.place('tables', table.key)}.csv"] = to_csv(frame)
     for figure in document.figures:
         for name, frame in figure.numbers.items():
-            files[f"{document.place('figures', figure.key)}-{name}.csv"] = to_csv(_safe(frame))
+            files[f"{document.place('figures', figure.key)}-{name}.csv"] = to_csv(frame)
     return files
 
 
 def to_csv(frame: pd.DataFrame) -> bytes:
-    """Full precision; what was not measured is `NaN`."""
-    return frame.to_csv(index=False, na_rep="NaN", lineterminator="\n").encode()
-
-
-def _safe(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text that no spreadsheet takes for a formula."""
-
-    def text(value: str) -> str:
-        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)
-
-    return frame.map(lambda value: text(value) if isinstance(value, str) else value)
+    """As `csv_bytes` writes it, without the index."""
+    return csv_bytes(map(str, frame.columns), frame.itertuples(index=False))

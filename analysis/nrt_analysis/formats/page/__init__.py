@@ -14,11 +14,12 @@ from typing import TypeVar
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from nrt_analysis.document import Document, Figure, Table, visible
+from nrt_analysis.document import Document, Figure, Table
 from nrt_analysis.figures import LINES, numbered
 from nrt_analysis.formats import Pieces
 from nrt_analysis.formats.page import texts
 from nrt_analysis.formats.page.payload import cases, sample_traces, scored_sets, series
+from nrt_cli.untrusted import visible
 
 Part = TypeVar("Part", Table, Figure)
 
