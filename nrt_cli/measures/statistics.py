@@ -132,42 +132,6 @@ def overall(means: Mapping[str, Mean], names: Sequence[str]) -> tuple[Mean, list
     return Mean(sum(mean.value for mean in found) / len(found), error, n), []
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Printed shares that are all multiples of 1/n, n being the smallest number of which this holds.
-
-    `chance` bounds the probability that shares of no such kind are multiples of 1/n or of any coarser one.
-    """
-
-    n: int
-    chance: float
-
-
-def printed_multiples(n: int, unit: int) -> frozenset[int]:
-    """What k/n is printed as, for k from 0 to n: a number of `unit`ths. A half may be printed either way."""
-    doubled = ((2 * unit * k, 2 * n) for k in range(n + 1))
-    return frozenset(up for value, by in doubled for up in {(value + n) // by, -((n - value) // by)})
-
-
-def coarsest_grid(printed: Sequence[int], unit: int) -> Grid:
-    """How many documents printed shares can be of: the smallest n of whose multiples they all are.
-
-    Shares of no grid are taken to be any of `unit` numbers alike: by chance, one is among the d_n of these that
-    multiples of 1/n below 1 are printed as with probability d_n / unit, and N are with its Nth power. Every n up to the
-    one that is found might have fitted, so their probabilities add.
-
-    Args:
-        printed: shares as numbers of `unit`ths: 46.3 % is 463 of 1000.
-    """
-    chance = 0.0
-    for n in range(1, unit + 1):
-        multiples = printed_multiples(n, unit)
-        chance += (len(multiples - {unit}) / unit) ** len(printed)
-        if multiples.issuperset(printed):
-            return Grid(n, min(1.0, chance))
-    return Grid(unit, 1.0)
-
-
 def paired_difference(
     a: Sequence[float], b: Sequence[float], subsets: Sequence[str], aggregation: Aggregation
 ) -> Difference:

@@ -8,20 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nrt_analysis.intervals import difference, over_seeds, trusted
 from nrt_analysis.report.paper import (
-    documents,
-    grid,
     overall_differs,
     paper,
     paper_model,
-    printed_column,
     recomputed_overall,
     scores,
-    told,
     uncertain,
 )
 
 from nrt_cli.config.suite import ORDER
-from nrt_cli.measures.statistics import Difference, Mean, coarsest_grid, mean_of, share_over_rows
+from nrt_cli.measures.statistics import Difference, Mean, mean_of, share_over_rows
 from nrt_cli.methods import METHODS
 
 NAN = math.nan
@@ -119,30 +115,6 @@ def test_fourteen_of_the_papers_rows_have_another_overall_than_their_mean():
     # 51.0 + 66.7 + 52.2 + 31.0 + 46.1 + 76.0 + 30.7 + 77.8 + 59.0 = 490.5
     assert recomputed_overall("Llama-3.1-8B-Base", "ws-neg-log-p") == pytest.approx(490.5 / 9)
     assert scores("Llama-3.1-8B-Base", "ws-neg-log-p")["overall"] == 56.2
-
-
-COUNTED = ("popqa", "gsm8k", "ifeval")
-
-
-@pytest.mark.parametrize("name", ORDER)
-def test_which_columns_are_multiples_of_1_of_300(name):
-    """k / 300 in percent is k / 3, which is printed with the last digit 0, 3 or 7: by chance 3 of 10 are."""
-    blocks = [[scores(model, method)[name] for method in paper()["methods"]] for model in paper()["scores"]]
-    on = [sum(round(10 * score) % 10 in (0, 3, 7) for score in block) for block in blocks]
-    assert on == ([7, 7, 7] if name in COUNTED else on)
-    assert name in COUNTED or sum(on) <= 10  # of 21; 11 or more would be as rare by chance as 1 in 50
-    assert told(name) == (name in COUNTED)
-    known = dict.fromkeys(COUNTED, 300) | {"humaneval": 164, "truthfulqa": 817}
-    assert documents(name) == known.get(name, documents(name))
-
-
-def test_by_chance_that_is_next_to_impossible():
-    together = coarsest_grid([round(10 * score) for name in COUNTED for score in printed_column(name)], 1000)
-    # 300 alone: 0.3 ** 63 = 1.1e-33; with all coarser ones, of which 299, 298, ... come close, a few times that
-    assert together.n == 300
-    assert 0.3**63 < together.chance < 10 * 0.3**63
-    assert grid("humaneval").chance > 1e-3  # 1/668 fits, as some number below 1000 often does
-    assert grid("mmlu").chance == 1  # nothing does
 
 
 def test_a_printed_score_is_as_uncertain_as_its_documents_make_it():

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,13 +12,11 @@ from nrt_cli.measures.statistics import (
     NORMAL,
     Mean,
     bounded_over_rows,
-    coarsest_grid,
     document_weights,
     mean_of,
     mean_over_rows,
     overall,
     paired_difference,
-    printed_multiples,
     share_over_rows,
     wilson,
 )
@@ -177,49 +174,6 @@ def test_a_difference_of_accuracies_mirrors(values):
     if values:
         assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low))
         assert found.low <= found.value <= found.high
-
-
-# --- what printed digits tell ----------------------------------------------------------------------------------------
-
-
-def test_multiples_as_they_are_printed_by_hand():
-    # thirds in tenths: 0, 3.33, 6.67, 10; quarters: 2.5 and 7.5 go either way
-    assert printed_multiples(3, 10) == {0, 3, 7, 10}
-    assert printed_multiples(4, 10) == {0, 2, 3, 5, 7, 8, 10}
-    assert len(printed_multiples(300, 1000) - {1000}) == 300
-    assert {value % 10 for value in printed_multiples(300, 1000)} == {0, 3, 7}
-
-
-@given(n=st.integers(1, 300), unit=st.sampled_from([10, 100, 1000]))
-def test_multiples_are_all_numbers_within_half_of_the_last_digit(n, unit):
-    near = {
-        value
-        for k in range(n + 1)
-        for value in (unit * k // n, unit * k // n + 1)
-        if abs(Fraction(unit * k, n) - value) <= Fraction(1, 2)
-    }
-    assert printed_multiples(n, unit) == near
-
-
-def test_the_coarsest_grid_and_its_chance_by_hand():
-    # 0.3 and 0.7 are no halves, but thirds. Of ten numbers, 1 prints {0}, 2 prints {0, 5}, 3 prints {0, 3, 7}.
-    found = coarsest_grid([3, 7], 10)
-    assert found.n == 3
-    assert found.chance == pytest.approx(0.1**2 + 0.2**2 + 0.3**2)
-
-
-@given(n=st.integers(2, 60), data=st.data())
-def test_shares_of_n_documents_lie_on_a_grid_that_is_no_finer(n, data):
-    hits = data.draw(st.lists(st.integers(0, n), min_size=1, max_size=40))
-    assert coarsest_grid([round(1000 * k / n) for k in hits], 1000).n <= n
-
-
-def test_the_chance_is_as_large_as_it_says():
-    """Of numbers of no grid, about that share lies on one that is so coarse."""
-    drawn = np.random.default_rng(0).integers(0, 100, (2000, 3))
-    found = [coarsest_grid(row.tolist(), 100) for row in drawn]
-    for limit in (0.05, 0.2):
-        assert np.mean([one.chance <= limit for one in found]) <= limit
 
 
 def test_an_end_that_nothing_lies_beyond_is_exact():

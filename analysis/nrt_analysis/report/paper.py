@@ -8,7 +8,7 @@ from typing import Any
 
 from nrt_cli.config import load_yaml
 from nrt_cli.config.suite import benchmark
-from nrt_cli.measures.statistics import Grid, Mean, coarsest_grid, overall
+from nrt_cli.measures.statistics import Mean, overall
 
 PRINTED = 0.05
 """Half of the last digit that Table 3 prints, in percent."""
@@ -39,25 +39,10 @@ def scores(model: str, method: str) -> dict[str, float]:
     return {} if row is None else dict(zip((*paper()["benchmarks"], "overall"), row, strict=True))
 
 
-def printed_column(name: str) -> list[float]:
-    """A benchmark's printed scores in percent, of all models and methods."""
-    return [scores(model, method)[name] for model, block in paper()["scores"].items() for method in block]
-
-
-@cache
-def grid(name: str) -> Grid:
-    """What the digits of a benchmark's printed scores say of how many documents they are of."""
-    return coarsest_grid([round(10 * score) for score in printed_column(name)], 1000)
-
-
-def told(name: str) -> bool:
-    """Whether the digits of a benchmark's scores tell how many documents they are of: not by luck."""
-    return grid(name).chance < 1e-6
-
-
 def documents(name: str) -> int:
     """How many documents a benchmark's printed scores are taken to be of: as their digits tell, else all there are."""
-    return grid(name).n if told(name) else benchmark(name).instances
+    counted = paper()["digits"]["counted"]
+    return counted["documents"] if name in counted["columns"] else benchmark(name).instances
 
 
 def uncertain(model: str, method: str, name: str) -> Mean:

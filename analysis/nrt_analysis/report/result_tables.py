@@ -12,20 +12,17 @@ from nrt_analysis.document import Cell, Column, Place, Row, Table, numbers
 from nrt_analysis.intervals import difference, over_seeds, trusted
 from nrt_analysis.report.paper import (
     documents,
-    grid,
     overall_differs,
     paper,
     paper_model,
-    printed_column,
     recomputed_overall,
     scores,
-    told,
     uncertain,
 )
 from nrt_analysis.report.run_cards import RunCard, planned_title, unfinished, with_results
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.config.titles import method_title
-from nrt_cli.measures.statistics import NORMAL, Difference, Mean, coarsest_grid, overall, printed_multiples
+from nrt_cli.measures.statistics import NORMAL, Difference, Mean, overall
 from nrt_cli.methods import SUPERVISED
 from nrt_cli.store.evals import find_evaluations
 
@@ -334,13 +331,11 @@ def paper_table(results: Results) -> Table:
 
 def _their_errors() -> str:
     """What the paper's numbers are uncertain by, since it prints no errors."""
-    counted = [name for name in paper()["benchmarks"] if told(name)]
-    titles = ", ".join(paper()["benchmarks"][name]["title"] for name in counted)
-    together = coarsest_grid([round(10 * score) for name in counted for score in printed_column(name)], 1000)
-    count = sum(len(printed_column(name)) for name in counted)
-    n, margin, chance = together.n, _margin(together.n), together.chance
+    columns, n, chance = paper()["digits"]["counted"].values()
+    titles = ", ".join(paper()["benchmarks"][name]["title"] for name in columns)
+    count = len(columns) * sum(map(len, paper()["scores"].values()))
     return (
-        f"The paper prints no errors. {titles}: about {n} documents each, ±{margin:.1f} points at 50 %, since all "
+        f"The paper prints no errors. {titles}: about {n} documents each, ±{_margin(n):.1f} points at 50 %, since all "
         f"{count} scores are multiples of 1/{n} (by chance: {chance:.0e}). The others are taken to be of all documents "
         "there are, so their errors are the least. All are taken as independent of ours."
     )
@@ -354,18 +349,15 @@ def _margin(n: int) -> float:
 def documents_table() -> Table:
     """How many documents the paper's scores are of, as far as their last digits tell."""
     rows = []
-    of_300 = printed_multiples(300, 1000)
     for name, at in paper()["benchmarks"].items():
-        printed, found, n = [round(10 * score) for score in printed_column(name)], grid(name), documents(name)
-        on = sum(value in of_300 for value in printed)
-        # Of 1/800 every number with one decimal is a multiple, halves being printed either way.
-        fits = found.chance < 1
+        n, (on, grid, chance) = documents(name), paper()["digits"]["columns"][name].values()
+        told = name in paper()["digits"]["counted"]["columns"]
         cells = (
             Cell(at["title"]),
-            Cell(f"{on} of {len(printed)}", on),
-            Cell(f"1/{found.n}", found.n) if fits else Cell(reason="only one of which all such numbers are multiples"),
-            Cell(f"{found.chance:.0e}", found.chance) if fits else Cell(reason="nothing is found"),
-            Cell(f"about {n}", n) if told(name) else Cell(f"{n:,}", n, note="all there are"),
+            Cell(f"{on} of {sum(map(len, paper()['scores'].values()))}", on),
+            Cell(f"1/{grid}", grid) if grid else Cell(reason="only one of which all such numbers are multiples"),
+            Cell(f"{chance:.0e}", chance) if grid else Cell(reason="nothing is found"),
+            Cell(f"about {n}", n) if told else Cell(f"{n:,}", n, note="all there are"),
             Cell(f"±{_margin(n):.1f}", _margin(n)),
         )
         rows.append(Row(cells))
