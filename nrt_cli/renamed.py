@@ -16,11 +16,13 @@ MOVED = {
     "nrt_cli.data": "data.choose data.folder data.formats",
     "nrt_cli.grading": "text.graders text.grading text.mathematics",
     "nrt_cli.judging": "text.judging workflows.judge workflows.judge_plan",
+    "nrt_cli.objective.rows": "objective.units",
     "nrt_cli.store": "store.bank store.parts store.reference store.reports",
     "nrt_cli.text.pieces": "text.copying",
-    "nrt_cli.training": "workflows.made workflows.models workflows.start workflows.traces",
+    "nrt_cli.training": "backends.clock workflows.made workflows.models workflows.start workflows.traces",
     "nrt_cli.workflows.generate": "workflows.cases",
-    "nrt_cli.workflows.scoring": "workflows.leakage workflows.schemes workflows.score workflows.tokens",
+    "nrt_cli.workflows.scoring": "backends.local.scoring workflows.leakage workflows.schemes workflows.score "
+    "workflows.tokens",
     "nrt_cli.workflows.speedrun": "config.speedrun workflows.speedrun_table",
     "nrt_cli.workflows.study": "workflows.reproduce workflows.study_analysis workflows.study_plan workflows.study_run",
 }

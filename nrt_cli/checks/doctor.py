@@ -49,13 +49,8 @@ MODEL: Checks[RunConfig] = Checks()
 ROWS: Checks[Candidate] = Checks()
 OLMES: Checks[RunConfig] = Checks()
 
-REST = ("dev",)
-"""Extras that are no capability."""
-
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages that are built for one build of torch and that transformers imports where it finds them."""
-
-LOW_DISK = 10e9
 
 
 def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ()) -> Iterator[Finding]:
@@ -70,13 +65,12 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
                 config = resolve(config)
         use_threads(config)
     yield from ENVIRONMENT.findings(config)
+    no = lambda check, found, do: Finding(check, "skipped", found, do)  # noqa: E731
     if config is None:
-        do = "name a config: `nrt doctor CONFIG --model DIR --data FILE`."
-        yield Finding("model and data", "skipped", "no config was given", do)
+        yield no("model and data", "no config was given", "name a config: `nrt doctor CONFIG --model DIR --data FILE`.")
         return
     if not config.model.path:
-        do = "give --model a folder made by `nrt model prepare`."
-        yield Finding("model", "skipped", "the config names no model", do)
+        yield no("model", "the config names no model", "give --model a folder made by `nrt model prepare`.")
         return
     run = Candidate(config, benchmarks=tuple(benchmarks))
     yield from MODEL.findings(config)
@@ -84,8 +78,8 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
     if distributed:
         yield from (replace(finding, check=f"{engine}: {finding.check}") for finding in look(run)[0])
     if not config.data.train:
-        do = "give --data a file made by `nrt data prepare`."
-        yield Finding("data", "skipped", "the config names no data, so nothing was tried on rows", do)
+        found = "the config names no data, so nothing was tried on rows"
+        yield no("data", found, "give --data a file made by `nrt data prepare`.")
         return
     try:
         inputs = run.inputs
@@ -95,8 +89,7 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
     yield from ROWS.findings(run)
     if distributed:
         found = f"{engine} is not started here: no look at positions, underflow, log-probs, rollouts and the canary"
-        do = f"look at the same model and rows with --set engine.name={EngineSection().name}."
-        yield Finding("one step", "skipped", found, do)
+        yield no("one step", found, f"look at the same model and rows with --set engine.name={EngineSection().name}.")
         return
     try:
         trainer = LocalTrainer(config, 1)
@@ -142,12 +135,10 @@ def olmes_there(config: RunConfig) -> Iterator[Finding]:
 
 def _lacks(requirement: Requirement) -> str | None:
     """What is wrong with an installed package; None where it is as required."""
-    there = version(requirement.name)
-    if there is None:
+    if (there := version(requirement.name)) is None:
         return f"{requirement.name} is missing"
-    if requirement.specifier.contains(there, prereleases=True):
-        return None
-    return f"{requirement.name} {there} is not {requirement.specifier}"
+    fits = requirement.specifier.contains(there, prereleases=True)
+    return None if fits else f"{requirement.name} {there} is not {requirement.specifier}"
 
 
 @ENVIRONMENT.check("packages")
@@ -175,11 +166,8 @@ def extras(config: RunConfig | None) -> Iterator[Finding]:
     if config:
         needs |= dict.fromkeys(config.backend.PACKAGES, f"engine.name={config.engine.name}")
     names = metadata.metadata(PROJECT).get_all("Provides-Extra") or []
-    lacks = {
-        name: [lack for r in required(name) if r.name != PROJECT and (lack := _lacks(r))]
-        for name in names
-        if name not in REST
-    }
+    lacks = {name: [lack for r in required(name) if r.name != PROJECT and (lack := _lacks(r))] for name in names}
+    lacks.pop("dev", None)  # no capability
     there = sorted(name for name, wrong in lacks.items() if not wrong)
     details = {"installed": there, "lacking": {name: wrong for name, wrong in lacks.items() if wrong}}
     needed = {name: why for name, why in needs.items() if lacks.get(name)}
@@ -233,7 +221,7 @@ def room(_: RunConfig | None) -> Finding:
     free = shutil.disk_usage(here).free
     found = f"{memory / 1e9:.1f} GB of memory available, {free / 1e9:.1f} GB of disk free in {here.name or os.sep}"
     do = "make room (`nrt runs gc`), or train into another disk with --run; a full disk stops a run, resumably."
-    return judged(found, do if free < LOW_DISK else "", {"memory_bytes": memory, "disk_bytes": free})
+    return judged(found, do if free < 10e9 else "", {"memory_bytes": memory, "disk_bytes": free})
 
 
 # --- the model and the rows ------------------------------------------------------------------------------------------
@@ -247,9 +235,8 @@ def token_ids(config: RunConfig) -> Finding:
     problems = list(token_problems(tokenizer, read_config(config.model.path), names.think_start, names.think_end))
     shown = {"t_start": ids.start_id, "t_end": ids.end_id, "eos": ids.eos_id, "pad": ids.pad_id}
     shown |= {f"stop {number}": i for number, i in enumerate(ids.stop_ids[1:], 2)}
-    found = ", ".join(
-        f"{role} {tokenizer.convert_ids_to_tokens(i)} = {i}" for role, i in shown.items() if i is not None
-    )
+    there = {role: i for role, i in shown.items() if i is not None}
+    found = ", ".join(f"{role} {tokenizer.convert_ids_to_tokens(i)} = {i}" for role, i in there.items())
     if problems:
         do = "prepare the model anew: `nrt model prepare SOURCE --out DIR`."
         return problem(f"{found}; {'; '.join(problems)}", do, shown)
@@ -262,15 +249,12 @@ def data(run: Candidate) -> Finding:
     inputs, train = run.inputs, run.inputs.train
     dropped = sum(train.dropped.values())
     share = dropped / (len(train) + dropped)
-    found = (
-        f"{len(train)} examples, {dropped} dropped ({share:.0%}), longest {train.longest} tokens, {inputs.steps} steps"
-    )
-    found = "; ".join([found, *inputs.left_out()])
+    found = f"{len(train)} examples, {dropped} dropped ({share:.0%}), longest {train.longest} tokens"
+    found = "; ".join([f"{found}, {inputs.steps} steps", *inputs.left_out()])
     details: dict[str, Any] = {"examples": len(train), "dropped": train.dropped, "steps": inputs.steps}
     if share > 0.2:
-        mend = "mend the rows that cannot be read"
-        if not train.unreadable:
-            mend = "raise data.max_prompt_tokens or data.max_answer_tokens"
+        raised = "raise data.max_prompt_tokens or data.max_answer_tokens"
+        mend = "mend the rows that cannot be read" if train.unreadable else raised
         return judged(found, f"{mend}, or accept what is left.", details)
     do = "" if inputs.held_out else "give --validation a file, so that held-out log P(y*) is scored."
     return judged(f"{found}; {len(inputs.held_out) or 'no'} held-out{' pairs' if do else ''}", do, details)

@@ -40,9 +40,6 @@ QUESTIONS = 8
 STEP = 1
 """Of the random streams: what is sampled here is what a first step would sample of these questions."""
 
-WORST = 3
-"""Answer tokens that are named as the least likely."""
-
 CUT = 0.5
 """More cut traces than this: most answers are judged after a fragment. Measured with 91 % cut, nothing was learned."""
 
@@ -127,9 +124,8 @@ class Prospects:
 def prospects(groups: Sequence[SampledGroup], method: Method, objective: ObjectiveSection) -> Prospects:
     """What groups say under a scheme and its way to make advantages."""
     traces = [trace for group in groups for trace in group.traces]
-    scores = [trace.score for trace in traces if math.isfinite(trace.score)]
     by_group = [[t.score for t in group.traces if math.isfinite(t.score)] for group in groups]
-    graded = [each for each in by_group if each]
+    scores = [score for each in by_group for score in each]
     alive, wins = 0, []
     for group in groups:
         # As the loss has them; a dead group has none.
@@ -159,7 +155,7 @@ def prospects(groups: Sequence[SampledGroup], method: Method, objective: Objecti
         graded=len(scores),
         right=right,
         right_share=right / len(scores) if scores else math.nan,
-        mixed=mean([max(each) > min(each) for each in graded]),
+        mixed=mean([max(each) > min(each) for each in by_group if each]),
         alive=alive / len(groups),
         agrees=mean(wins),
         pairs=len(wins),
@@ -224,20 +220,15 @@ class Interview:
         rows = [self.trainer.layout.rows(RolloutGroup(traces[at][0].example, (traces[at][1],)))[0] for at in new]
         logprobs = self.trainer.answer_logprobs(rows, [self.examples[i] for i, _ in new])
         graded = set(self.graded)
+        cap = self.answer_cap
         requests = [
-            Request(
-                f"{i} {number}",
-                self.examples[i].prompt_ids,
-                think=True,
-                trace_ids=trace_ids,
-                max_answer_tokens=self.answer_cap,
-            )
-            for number, (i, trace_ids) in enumerate(new)
+            Request(str(number), self.examples[i].prompt_ids, think=True, trace_ids=ids, max_answer_tokens=cap)
+            for number, (i, ids) in enumerate(new)
             if i in graded
         ]
         replies = {request.key: reply for request, reply in self.trainer.backend.reasoner().run(requests)}
         for number, (place, logprobs_T) in enumerate(zip(new, logprobs, strict=True)):
-            reply = replies.get(f"{place[0]} {number}")
+            reply = replies.get(str(number))
             score = grade(self.pairs[place[0]], reply.answer).score if reply else math.nan
             self.known[place] = logprobs_T, score
         rows = [self.trainer.layout.null_row(example) for example in self.examples]
@@ -286,14 +277,14 @@ def accuracy(interview: Interview) -> Finding:
         do = "name one, where there is one: `nrt data prepare` with --grader NAME (`nrt help evaluation`)."
         return skipped(f"not measured: {interview.ungraded}", do)
     answered = interview.accuracies()
-    n, of_all = len(answered), len(interview.examples)
+    n, more = len(answered), len(interview.examples) - len(answered)
     shares = {kind: share_over_rows([each[kind].grade.score for each in answered]) for kind in answered[0]}
     each = ", ".join(
         f"{ACCURACIES[kind]} {share.value * n:.3g} ({100 * share.low:.0f} to {100 * share.high:.0f} %)"
         for kind, share in shares.items()
     )
-    without = f" ({of_all - n} more have no grader)" if n < of_all else ""
-    found = f"of {n} {interview.whose}{without} right, greedily: {each}; so few tell never from often, not 40 from 60 %"
+    found = f"of {n} {interview.whose}{f' ({more} more have no grader)' * bool(more)} right, greedily: {each}; "
+    found += "so few tell never from often, not 40 from 60 %"
     details = {kind: asdict(share) for kind, share in shares.items()}
     done = all(share.value == 1 for share in shares.values())
     return judged(f"{found}; all right already" if done else found, HARDER if done else "", details)
@@ -325,8 +316,9 @@ def ends(interview: Interview) -> Finding:
     if found.empty > EMPTY:
         do = "nothing is thought: ask for the working in the question, `nrt data prepare` with --suffix TEXT."
         return warning(said, do, details)
-    do = "" if counts["closed"] else "closing is what the format term teaches (objective.weights.format)."
-    return ok(said, do, details)
+    return ok(
+        said, "" if counts["closed"] else "closing is what the format term teaches (objective.weights.format).", details
+    )
 
 
 @SAMPLE.check("right traces", when=WITH_TRACES)
@@ -337,10 +329,8 @@ def right(interview: Interview) -> Finding:
         return skipped(f"not measured: {interview.ungraded}", "see what is said of accuracy.")
     questions = len(interview.graded)
     mixed = round(found.mixed * questions)
-    said = (
-        f"{found.right} of {found.graded} traces lead to the right answer, greedily; in {mixed} of {questions} "
-        "questions some do and some do not"
-    )
+    said = f"{found.right} of {found.graded} traces lead to the right answer, greedily; in {mixed} of {questions} "
+    said += "questions some do and some do not"
     details = {"right": found.right, "traces": found.graded, "mixed": mixed, "questions": questions}
     if not found.right and not mixed:
         return warning(f"no trace of {found.graded} was right: nothing to reinforce", EASIER, details)
@@ -359,28 +349,26 @@ def habit(interview: Interview) -> Finding:
     """How far answers are from what the model says, by what they follow."""
     groups, trainer = interview.groups, interview.trainer
     # Log-probs of each question's answer tokens, once or once per trace.
-    logprobs: dict[str, list[Sequence[Sequence[float]]]] = {
-        "with the null trace": [[group.null_logprobs_T] for group in groups],
-        "after a trace": [[trace.logprobs_T for trace in group.traces] for group in groups],
-    }
-    if not groups:
+    logprobs: dict[str, list[Sequence[Sequence[float]]]] = {}
+    if groups:
+        logprobs["with the null trace"] = [[group.null_logprobs_T] for group in groups]
+        logprobs["after a trace"] = [[trace.logprobs_T for trace in group.traces] for group in groups]
+    else:
         rows = [trainer.layout.direct_row(example) for example in interview.examples]
-        logprobs = {"directly": [[each_T] for each_T in trainer.answer_logprobs(rows, interview.examples)]}
+        logprobs["directly"] = [[each_T] for each_T in trainer.answer_logprobs(rows, interview.examples)]
     means = {after: mean([x for each in found for row in each for x in row]) for after, found in logprobs.items()}
     last = [*logprobs][-1]
     of_text: dict[str, list[float]] = defaultdict(list)
     for example, answers in zip(interview.examples, logprobs[last], strict=True):
         for text, *of_token in zip(pieces(trainer.backend.tokenizer, example.answer_ids), *answers, strict=True):
             of_text[text] += of_token
-    worst = sorted(((mean(values), text) for text, values in of_text.items()))[:WORST]
+    worst = sorted(((mean(values), text) for text, values in of_text.items()))[:3]
     said = "log P(y*) per token: " + ", ".join(f"{value:.2f} {after}" for after, value in means.items())
     said += f"; least likely {last}: " + ", ".join(f"{text!r} {value:.1f}" for value, text in worst)
     details = {"per_token": means, "worst": [{"text": text, "logprob": value} for value, text in worst]}
     far = max(means.values())
-    do = (
-        f"at {far:.1f} nats a token the answer's form is far from what the model says: say the form in the "
-        "question, `nrt data prepare` with --suffix TEXT."
-    )
+    do = f"at {far:.1f} nats a token the answer's form is far from what the model says: say the form in the question, "
+    do += "`nrt data prepare` with --suffix TEXT."
     return judged(said, do if groups and far < FAR else "", details)
 
 
@@ -394,9 +382,8 @@ def signal(interview: Interview) -> Finding:
         f"is likelier than after none ({found.gain:+.2g} nats on average)"
     )
     if found.pairs:
-        said += (
-            f"; the right one of a right and a wrong trace is preferred in {found.agrees:.0%} of {found.pairs} pairs"
-        )
+        said += f"; the right one of a right and a wrong trace is preferred in {found.agrees:.0%} of "
+        said += f"{found.pairs} pairs"
     details = asdict(found) | {"mark": found.mark}
     do = ""
     if found.alive < QUIET:

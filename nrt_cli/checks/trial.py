@@ -33,22 +33,12 @@ from nrt_cli.training.trainer import LocalTrainer, Update
 QUESTIONS, GROUP, TRACE = 2, 4, 64
 """How much is tried at most: questions, traces of each, tokens of a trace."""
 
-SAMPLER_FLOOR = 1e-3
-"""Mean difference of log-probabilities, in nats, that two engines may have where nothing is rounded."""
-
 STRETCH = 1.05
 """What all weights are multiplied by, to see whether the sampler notices."""
-
-EXPLODING = 1e3
-"""Token signals above this leave nothing but one token's gradient."""
-
-EVERY_SECONDS = 0.02
-"""How often a CPU's memory is looked at."""
 
 SAFE_SHARE = 0.9
 """Share of the available memory or disk that a prediction may fill without a warning."""
 
-LONG_DAYS = 7.0
 EXPLAINED = "(rounding explains {:.1e})"
 
 
@@ -77,10 +67,8 @@ class Trial:
     def largest_pass(self) -> int:
         """Tokens of the largest pass of the run that is tried."""
         train, rollout, examples = self.config.train, self.config.rollout, self.inputs.train
-        longest = examples.longest
-        if self.groups:
-            longest = (rollout.group_size + 1) * examples.longest_with(rollout.trace_cap)
-        return min(train.micro_batch_tokens, train.batch_size * longest)
+        of_group = (rollout.group_size + 1) * examples.longest_with(rollout.trace_cap)
+        return min(train.micro_batch_tokens, train.batch_size * (of_group if self.groups else examples.longest))
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -136,7 +124,7 @@ def peak_memory(device: torch.device) -> Iterator[Pass]:
     seen = [process.memory_info().rss]
 
     def watch() -> None:
-        while not done.wait(EVERY_SECONDS):
+        while not done.wait(0.02):
             seen.append(process.memory_info().rss)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -255,7 +243,8 @@ def _of_gap(trial: Trial, gap: float, found: str, details: Mapping[str, Any]) ->
         return skipped("no trace has a token", "raise rollout.max_trace_tokens and look again.", details)
     rows = [row for group in trial.groups for row in trial.trainer.layout.rows(group)]
     score = lambda: torch.cat([logprobs_N for logprobs_N, _ in trial.trainer.backend.score(rows)])  # noqa: E731
-    allowed = allowed_gap(trial.trainer.backend.policy.model, score, floor=SAMPLER_FLOOR)
+    # The floor, in nats, is what two engines may differ by where nothing is rounded.
+    allowed = allowed_gap(trial.trainer.backend.policy.model, score, floor=1e-3)
     do = "set rollout.engine=native or model.dtype=float32; objective.tis_cap=2 bounds what is left of the gap."
     return ok(found, "", details) if gap <= allowed else problem(f"{found} {EXPLAINED.format(allowed)}", do, details)
 
@@ -285,7 +274,7 @@ def underflow(trial: Trial) -> Finding:
         do = "set objective.weight_cap=100, or choose another method."
         return problem(f"{found}; rewards are not finite", do, details)
     do = ""
-    if trial.config.objective.token_signal == "derived" and largest > EXPLODING:
+    if trial.config.objective.token_signal == "derived" and largest > 1e3:  # nothing but one token's gradient is left
         do = f"single tokens weigh up to {largest:.2g}: set objective.weight_cap, for example 100."
     elif dead == 1:
         do = (
@@ -313,15 +302,11 @@ def memory(trial: Trial) -> Finding:
     need, target = trial.plan.memory_update, trial.largest_pass
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     room = free + last.after
-    found = (
-        f"{last.most / 1e9:.1f} GB at {last.tokens} tokens a pass; about {need / 1e9:.1f} GB at {target}, "
-        f"of {room / 1e9:.1f} GB"
-    )
+    found = f"{last.most / 1e9:.1f} GB at {last.tokens} tokens a pass; about {need / 1e9:.1f} GB at {target}, "
+    found += f"of {room / 1e9:.1f} GB"
     details = {"measured": last.most, "tokens": last.tokens, "predicted": need, "at_tokens": target, "room": room}
-    do = (
-        "lower train.micro_batch_tokens (same result), or set model.gradient_checkpointing=true, "
-        "model.lora.rank=32 or optimiser.states=8bit."
-    )
+    do = "lower train.micro_batch_tokens (same result), or set model.gradient_checkpointing=true, model.lora.rank=32 "
+    do += "or optimiser.states=8bit."
     return judged(found, do if need > SAFE_SHARE * room else "", details)
 
 
@@ -334,23 +319,21 @@ def time(trial: Trial) -> Finding:
     found += f" ({'; '.join(plan.assumptions)})"
     details = {"step_seconds": [low, high], "steps": steps, "total_seconds": [low * steps, high * steps]}
     do = "lower train.batch_size, rollout.group_size, rollout.max_trace_tokens or --steps, or take a faster machine."
-    return judged(found, do if low * steps > LONG_DAYS * 86400 else "", details)
+    return judged(found, do if low * steps > 7 * 86400 else "", details)
 
 
 def _span(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((each for each in units if seconds >= each[0]), units[-1])
+    return f"{seconds / size:.1f} {unit}"
 
 
 @STEP.check("disk")
 def disk(trial: Trial) -> Finding:
     """Checkpoints with the moments, and the exported model."""
     need, kept, free = trial.plan.disk, trial.plan.disk_kept, shutil.disk_usage(Path.cwd()).free
-    found = (
-        f"about {in_bytes(need)} for checkpoints and model, {in_bytes(kept)} when it is done; {in_bytes(free)} are free"
-    )
+    found = f"about {in_bytes(need)} for checkpoints and model, {in_bytes(kept)} when it is done; "
+    found += f"{in_bytes(free)} are free"
     details = {"needed": need, "kept": kept, "free": free, "checkpoint": trial.checkpoint_bytes}
     do = "make room (`nrt runs gc`), lower train.keep_checkpoints, or name another disk with --run."
     return judged(found, do if need > SAFE_SHARE * free else "", details)
@@ -367,9 +350,8 @@ def stale(trial: Trial) -> Finding:
         for weight in model.parameters():
             weight.mul_(STRETCH)
     backend.sampler.update()
-    (group,) = trial.trainer.sample(
-        trial.examples[:1], 2
-    )  # compares by itself, and raises where the sampler lags behind
+    # Compares by itself, and raises where the sampler lags behind.
+    (group,) = trial.trainer.sample(trial.examples[:1], 2)
     trainer_KZ = layout.trace_logprobs(group, backend.score(layout.rows(group)))
     context = layout.context(group, Known(), torch.zeros(1))
     gaps = (trainer_KZ - layout.sampler_logprobs(group))[context.sampled_mask_KZ].abs()

@@ -6,9 +6,10 @@ Where it is computed is a backend's business, which knows nothing of the objecti
 function of what the policy says of them.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nrt_cli.backends.clock import Clock
 from nrt_cli.backends.local.backend import Loaded, LocalBackend
+from nrt_cli.backends.local.throughput import synchronise
 from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import Known
 from nrt_cli.objective.metrics import GroupScore, step_metrics
-from nrt_cli.objective.rows import Row
-from nrt_cli.objective.units import Objective, Unit
+from nrt_cli.objective.rows import Objective, Row, Unit
 from nrt_cli.records import Example, HeldOut, RolloutGroup
 from nrt_cli.store import Content
 from nrt_cli.text.tokens import ThinkTokens
@@ -111,6 +111,29 @@ def rate_factor(settings: OptimiserSection, update: int, updates: int) -> float:
     progress = (update - warmup) / max(1, updates - warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     return {"constant": 1.0, "linear": 1.0 - progress, "cosine": cosine}[settings.schedule]
+
+
+class Clock:
+    """Seconds by phase since it was last read, wherever the phase is computed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        synchronise(self.device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronise(self.device)
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def read(self) -> dict[str, float]:
+        """The seconds of each phase, and from 0 again."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds
 
 
 class Trainer:

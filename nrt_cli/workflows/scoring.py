@@ -24,7 +24,8 @@ from torch import Tensor
 
 from nrt_cli import config as configs
 from nrt_cli import console, methods
-from nrt_cli.backends.local.scoring import Scorer
+from nrt_cli.backends.local.decoding import sample_groups
+from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.config import DataSection, ModelSection, ObjectiveSection, RolloutSection
 from nrt_cli.config.titles import run_label, run_title
@@ -32,11 +33,12 @@ from nrt_cli.data.examples import load_examples
 from nrt_cli.data.sources import file_sha256
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.methods import Group
-from nrt_cli.models.loading import load_tokenizer
+from nrt_cli.models.loading import load_model, load_tokenizer, load_tokens, positions
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.objective.losses import SchemeView, half_agreement
-from nrt_cli.records import Example, Rollout, TraceRow
+from nrt_cli.objective.rows import Layout, Row, trace_prompt
+from nrt_cli.records import Example, Rollout, RolloutGroup, TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.tables import bank_rows, bank_tables, write_table
 from nrt_cli.text.pieces import copied_share, copied_words, pieces, sentence_spans, words
@@ -49,6 +51,56 @@ Report = Callable[[str, int, int], None]
 
 SCORING_STREAM = 2
 """First part of the random streams' key, after the seed: training and held-out scoring have 0 and 1."""
+
+BUDGET = 4096
+"""Tokens of one forward pass; results do not depend on it."""
+
+
+class Scorer:
+    """A loaded model folder, which says how probable a reference answer is given a trace, the null trace, or nothing.
+
+    Its memory does not grow with what it is asked to score. Without `think_start` a trace follows the prompt directly;
+    with `bare_null` the null trace lacks t_start too (decision 12).
+    """
+
+    def __init__(self, section: ModelSection, think_start: str | None, think_end: str, bare_null: bool = False) -> None:
+        self.folder = section.path
+        self.tokenizer, self.tokens = load_tokens(section.path, think_start, think_end)
+        self.policy = Policy(load_model(section), self.tokens.pad_id, packing=True)
+        self.layout = Layout(self.tokens, bare_null)
+        self.limit = positions(section.path)
+
+    def sample(
+        self, examples: Sequence[Example], group_size: int, settings: RolloutSection, key: Sequence[int]
+    ) -> list[RolloutGroup]:
+        """K traces for each example, each from a random stream of its own (`key`, example, k)."""
+        for example in examples:
+            self._check_room(example, settings.max_trace_tokens + 2)  # with t_start and t_end
+        return sample_groups(self.policy.model, examples, self.tokens, settings, group_size, key)
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
+        """For each row, per answer token: log c, natural, and the entropy of the distribution it came from, in nats."""
+        return self.policy.score_without_gradient(rows, BUDGET)
+
+    def row(self, example: Example, trace_ids: Sequence[int]) -> Row:
+        """x [t_start] z t_end y*, of which y* is scored."""
+        self._check_room(example, len(trace_ids) + 2)
+        before = (*trace_prompt(example, self.tokens), *trace_ids, self.tokens.end_id)
+        return Row((*before, *example.answer_ids), len(before), prompt=len(example.prompt_ids))
+
+    def direct_row(self, example: Example) -> Row:
+        """x y*: how a model answers that does not think."""
+        self._check_room(example, 0)
+        return self.layout.direct_row(example)
+
+    def _check_room(self, example: Example, trace: int) -> None:
+        """Refuse what would not fit the model's positions."""
+        need = len(example.prompt_ids) + trace + len(example.answer_ids)
+        if self.limit is not None and need > self.limit:
+            raise ModelError(
+                f"{self.folder}: example {example.index} needs {need} positions (prompt {len(example.prompt_ids)}, "
+                f"trace {trace}, answer {len(example.answer_ids)}), but the model has {self.limit}; shorten them."
+            )
 
 
 class Subject:
@@ -173,7 +225,7 @@ def score_answer(
     if not of.thinks:
         scored["direct"] = _answer(scorer.score([scorer.direct_row(example)])[0][0].double())
     if sampled:
-        rows = [scorer.null_row(example), *(scorer.row(example, ids) for ids, _ in sampled)]
+        rows = [scorer.layout.null_row(example), *(scorer.row(example, ids) for ids, _ in sampled)]
         null_T, *known = (logprobs_T.double() for logprobs_T, _ in scorer.score(rows))
         found: list[dict[str, Any]] = []
         scored |= {"null": _answer(null_T), "traces": found}
@@ -400,7 +452,7 @@ def score_controls(
         for i in range(part.start, part.stop):
             row, controls = rows[i], tampered(rows, i, scorer.tokenizer, span, seed)
             example = Example(row["example"], row["source"], tuple(row["prompt_ids"]), tuple(row["answer_ids"]))
-            asked = [scorer.null_row(example), *(scorer.row(example, ids) for ids in controls.values())]
+            asked = [scorer.layout.null_row(example), *(scorer.row(example, ids) for ids in controls.values())]
             null_T, *given = (logprobs_T.double() for logprobs_T, _ in scorer.score(asked))
             # Rewards of one group are made together, constants of the group's own among them.
             group = Group.of(torch.stack(given), null_T, of.config.objective)

@@ -22,7 +22,7 @@ from sampling_checks import (
 )
 
 from nrt_cli.backends.local import attention, decoding
-from nrt_cli.backends.local.decoding import decode, pick, sample_groups
+from nrt_cli.backends.local.decoding import Batch, SharedBatch, pick, sample_groups
 from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.models.loading import load_model, load_tokenizer
 from nrt_cli.objective.rows import trace_prompt
@@ -95,12 +95,6 @@ def test_a_grid_of_uniforms_picks_each_token_in_proportion():
     assert (picked_R.bincount(minlength=30) - expected_V).abs().max() < 1.01
 
 
-def test_without_a_uniform_the_likeliest_token_is_picked():
-    picked_R, logprobs_R = pick(torch.tensor([[0.0, math.log(3), -1e9], [1.0, 0.0, -1e9]]), None)
-    assert picked_R.tolist() == [1, 0]
-    assert logprobs_R[0].item() == pytest.approx(math.log(3 / 4))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_reported_logprobs_are_those_of_a_plain_forward(temperature, model, tokens):
     groups = sample_groups(model, EXAMPLES, tokens, settings_of(temperature=temperature), 3, (7, 1))
@@ -124,12 +118,14 @@ def test_a_trace_does_not_depend_on_the_company_it_keeps(model, tokens):
 
 @pytest.mark.parametrize(("rows", "batches"), [(7, [6, 3]), (3, [3, 3, 3]), (2, [2, 2, 2, 2, 1])])
 def test_no_more_rows_at_a_time_than_asked_for_and_whole_groups_if_one_fits(rows, batches, model, tokens, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(
-        decoding, "decode", lambda model, prompts, *args: decoded.append(len(prompts)) or decode(model, prompts, *args)
-    )
+    added = []
+    for kind in (Batch, SharedBatch):
+        add = kind.add
+        monkeypatch.setattr(
+            kind, "add", lambda self, prompts, add=add: added.append(len(prompts)) or add(self, prompts)
+        )
     sample_groups(model, EXAMPLES[:3], tokens, settings_of(batch_rows=rows), 3, (7, 1))
-    assert decoded == batches
+    assert added == batches
 
 
 def test_every_trace_has_a_random_stream_of_its_own(model, tokens):
@@ -227,33 +223,30 @@ def test_no_trace_holds_what_may_not_stand_in_one(stop_ids, seed, batch_rows, mo
         assert (rollout.stop == "cap") == (len(rollout.trace_ids) == 12 and rollout.stop not in ("end", "eos"))
 
 
-def test_decoding_stops_when_every_row_has(scripted, model, tokens):
-    scripted([])
-    uniforms_RC = torch.tensor([[5.0, tokens.end_id, 2, 2], [tokens.end_id, 2, 2, 2]])
-    steps = list(decode(model, PROMPTS[:2], uniforms_RC, (tokens.end_id,), tokens.pad_id, 4))
-    assert [(rows.tolist(), ids.tolist()) for rows, ids, _ in steps] == [
-        ([0, 1], [5, tokens.end_id]),
-        ([0], [tokens.end_id]),
-    ]
+def test_decoding_stops_when_every_row_has(scripted, model, tokens, monkeypatch):
+    scripted([[[5, tokens.end_id]], [[tokens.end_id]]])
+    read = []
+    for kind in (Batch, SharedBatch):
+        step = kind.step
+        monkeypatch.setattr(kind, "step", lambda self, ids, live, step=step: read.append(ids) or step(self, ids, live))
+    groups = sample_groups(model, EXAMPLES[:2], tokens, settings_of(), 1, (0,))
+    assert [group.rollouts[0].trace_ids for group in groups] == [(5,), ()]
+    assert read == [[5]], "the second row has left, and nothing is read once the first has ended too"
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[2:3]])
-def test_greedy_decoding_equals_that_of_transformers(prompts, model, tokens):
-    stops = (tokens.end_id, tokens.eos_id)
-    got = [[] for _ in prompts]
-    for rows, ids, _ in decode(model, prompts, None, stops, tokens.pad_id, 12):
-        for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
-            got[row].append(token)
-    for prompt, ids in zip(prompts, got, strict=True):
+def test_the_coldest_traces_are_those_of_greedy_decoding_by_transformers(model, tokens):
+    rows = settings_of(max_trace_tokens=12, temperature=1e-5)
+    for group in sample_groups(model, EXAMPLES, tokens, rows, 1, (0,)):
+        prompt = list(trace_prompt(group.example, tokens))
         want = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             do_sample=False,
             max_new_tokens=12,
-            eos_token_id=list(stops),
+            eos_token_id=list(tokens.trace_ends),
             pad_token_id=tokens.pad_id,
         )[0, len(prompt) :].tolist()
-        assert ids == want
+        assert sampled_ids(group.rollouts[0], tokens) == tuple(want)
         assert len(set(want)) > 1, "the model says more than one thing"
 
 

@@ -23,7 +23,6 @@ from sampling_checks import (
 )
 
 from nrt_cli.backends import vllm_engine
-from nrt_cli.backends.local.decoding import decode
 from nrt_cli.backends.samplers import Canary, make_sampler
 from nrt_cli.backends.vllm_engine import VllmEngine, VllmRequest, installed, weights_of
 from nrt_cli.config import ModelSection
@@ -194,11 +193,12 @@ def test_generation_ends_at_the_first_stop_id(sampler):
     assert late.ids[first] != stop
 
 
-def test_greedy_decoding_equals_our_own(sampler, tokens):
+def test_greedy_decoding_equals_that_of_transformers(sampler, tokens):
     outputs = sampler.engine.generate([VllmRequest(p, 8, temperature=0.0) for p in PROMPTS])
     for prompt, output in zip(PROMPTS, outputs, strict=True):
-        want = [int(ids_R[0]) for _, ids_R, _ in decode(sampler.model, [prompt], None, (), tokens.pad_id, 8)]
-        assert list(output.ids) == want
+        ids, mask = torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.long)
+        config = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": tokens.pad_id}
+        assert list(output.ids) == sampler.model.generate(ids, attention_mask=mask, **config)[0, len(prompt) :].tolist()
 
 
 def test_scores_are_those_of_a_plain_forward(sampler):

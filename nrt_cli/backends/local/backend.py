@@ -26,8 +26,7 @@ from nrt_cli.config import RunConfig
 from nrt_cli.models.export import export_model
 from nrt_cli.models.loading import load_model, load_tokens
 from nrt_cli.models.lora import adapt
-from nrt_cli.objective.rows import Row, by_prompt
-from nrt_cli.objective.units import Unit
+from nrt_cli.objective.rows import Row, Unit, by_prompt
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 

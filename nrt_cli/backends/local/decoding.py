@@ -30,9 +30,6 @@ PREFILL_TOKENS = 16384
 ROOM = 64
 """Columns that keys and values grow by: growing copies them."""
 
-COMPACT_SHARE = 0.25
-"""Rows are dropped once this share of them is finished: dropping copies what is kept of the others."""
-
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed together when one is picked."""
 
@@ -359,10 +356,10 @@ def random_stream(length: int, *key: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(length)
 
 
-def pick(logits_RV: Tensor, uniforms_R: Tensor | None) -> tuple[Tensor, Tensor]:
+def pick(logits_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
     """One token per row and its log-probability: tokens_R, logprobs_R.
 
-    Inverts the cumulative distribution at `uniforms_R`; None takes the likeliest token.
+    Inverts the cumulative distribution at `uniforms_R`, in [0, 1).
     """
     top_R1 = logits_RV.amax(-1, keepdim=True)
     vocabulary = logits_RV.shape[-1]
@@ -373,14 +370,11 @@ def pick(logits_RV: Tensor, uniforms_R: Tensor | None) -> tuple[Tensor, Tensor]:
     weights_RBX = weights.unflatten(-1, (-1, BLOCK))
     # Running sums are double: float32 over a large vocabulary drifts by more than a rare token's probability.
     sums_RB = weights_RBX.sum(-1).cumsum(-1, dtype=torch.float64)
-    if uniforms_R is None:
-        tokens_R1 = logits_RV.argmax(-1, keepdim=True)
-    else:
-        # First which block of the vocabulary, then which token in it.
-        block_R1, rest_R1 = _find(sums_RB, uniforms_R[:, None].double())
-        chosen_RX = weights_RBX.gather(1, block_R1[..., None].expand(-1, -1, BLOCK))[:, 0]
-        within_R1, _ = _find(chosen_RX.cumsum(-1, dtype=torch.float64), rest_R1)
-        tokens_R1 = block_R1 * BLOCK + within_R1
+    # First which block of the vocabulary, then which token in it.
+    block_R1, rest_R1 = _find(sums_RB, uniforms_R[:, None].double())
+    chosen_RX = weights_RBX.gather(1, block_R1[..., None].expand(-1, -1, BLOCK))[:, 0]
+    within_R1, _ = _find(chosen_RX.cumsum(-1, dtype=torch.float64), rest_R1)
+    tokens_R1 = block_R1 * BLOCK + within_R1
     logprobs_R1 = logits_RV.gather(-1, tokens_R1) - top_R1 - sums_RB[:, -1:].log().to(logits_RV.dtype)
     return tokens_R1[:, 0], logprobs_R1[:, 0]
 
@@ -396,41 +390,6 @@ def _find(sums_RN: Tensor, share_R1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def decode(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    uniforms_RC: Tensor | None,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    cap: int,
-    temperature: float = 1.0,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Decode a row for each prompt, a token of every unfinished row at a time; equal prompts are read once.
-
-    `uniforms_RC` has the random number for each row and position; None decodes greedily. A row is finished once it
-    samples one of `stop_ids`, or after `cap` tokens. Yields rows_R (row numbers, finished ones left out), tokens_R
-    (stop tokens included) and logprobs_R under the tempered distribution they were drawn from.
-    """
-    with evaluating(model):
-        stops = torch.tensor(stop_ids, device=model.device)
-        batch = open_batch(model, pad_id)
-        logits_RV = batch.add(prompts)
-        rows = torch.arange(len(prompts), device=model.device)
-        live = torch.ones_like(rows, dtype=torch.bool)
-        for position in range(cap):
-            uniforms_R = None if uniforms_RC is None else uniforms_RC[rows, position]
-            tokens, logprobs = pick(logits_RV / temperature, uniforms_R)
-            yield rows[live], tokens[live], logprobs[live]
-            live &= ~torch.isin(tokens, stops)
-            if position == cap - 1 or not live.any():
-                return
-            if (~live).float().mean() >= COMPACT_SHARE:
-                batch.keep(live.nonzero()[:, 0].tolist())
-                rows, tokens = rows[live], tokens[live]
-                live = live[live]
-            logits_RV = batch.step(tokens.tolist(), live.tolist())
-
-
 def sample_groups(
     model: PreTrainedModel,
     examples: Sequence[Example],
@@ -445,31 +404,37 @@ def sample_groups(
     samples does not depend on what it shares a batch with, and a resumed run continues as if it had never stopped.
     """
     traces = [(example, k) for example in examples for k in range(group_size)]
+    stops, cap = torch.tensor(tokens.trace_ends, device=model.device), settings.max_trace_tokens
     # Whole groups, as long as one fits: each batch reads its prompts anew.
     size = settings.batch_rows // group_size * group_size or settings.batch_rows
     rollouts: list[Rollout] = []
-    with prepacked(model):
+    with prepacked(model), evaluating(model):
         for start in range(0, len(traces), size):
             part = traces[start : start + size]
-            uniforms_RC = np.stack([random_stream(settings.max_trace_tokens, *key, e.index, k) for e, k in part])
+            streams = np.stack([random_stream(cap, *key, example.index, k) for example, k in part])
+            uniforms_RC = torch.from_numpy(streams).to(model.device)
             caps = [settings.trace_cap(len(example.answer_ids)) for example, _ in part]
-            sampled: list[list[int]] = [[] for _ in part]
-            logprobs: list[list[float]] = [[] for _ in part]
-            for rows, ids, values in decode(
-                model,
-                [trace_prompt(example, tokens) for example, _ in part],
-                torch.from_numpy(uniforms_RC).to(model.device),
-                tokens.trace_ends,
-                tokens.pad_id,
-                settings.max_trace_tokens,
-                settings.temperature,
-            ):
-                for row, token, value in zip(rows.tolist(), ids.tolist(), values.tolist(), strict=True):
-                    # Leaving out what comes after a trace's own cap is sampling up to that cap.
-                    if len(sampled[row]) < caps[row]:
-                        sampled[row].append(token)
-                        logprobs[row].append(value)
-            rollouts += [rollout_of(*trace, tokens) for trace in zip(sampled, logprobs, strict=True)]
+            sampled: list[tuple[list[int], list[float]]] = [([], []) for _ in part]
+            batch = open_batch(model, tokens.pad_id)
+            logits_RV = batch.add([trace_prompt(example, tokens) for example, _ in part])
+            rows_R = torch.arange(len(part), device=model.device)
+            live_R = torch.ones_like(rows_R, dtype=torch.bool)
+            for position in range(cap):
+                ids_R, logprobs_R = pick(logits_RV / settings.temperature, uniforms_RC[rows_R, position])
+                columns = (column_R[live_R].tolist() for column_R in (rows_R, ids_R, logprobs_R))
+                for row, token, logprob in zip(*columns, strict=True):
+                    if position < caps[row]:  # leaving out what comes after its own cap is sampling up to that
+                        sampled[row][0].append(token)
+                        sampled[row][1].append(logprob)
+                live_R &= ~torch.isin(ids_R, stops)
+                if position == cap - 1 or not live_R.any():
+                    break
+                # Dropping rows copies what is kept of the others, so not one at a time.
+                if (~live_R).float().mean() >= 0.25:
+                    batch.keep(live_R.nonzero()[:, 0].tolist())
+                    rows_R, ids_R, live_R = rows_R[live_R], ids_R[live_R], live_R[live_R]
+                logits_RV = batch.step(ids_R.tolist(), live_R.tolist())
+            rollouts += [rollout_of(*trace, tokens) for trace in sampled]
     of = iter(rollouts)
     return [RolloutGroup(example, tuple(next(of) for _ in range(group_size))) for example in examples]
 

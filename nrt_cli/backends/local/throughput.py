@@ -11,7 +11,6 @@ from torch import nn
 from torch.profiler import profile
 from transformers import PreTrainedModel
 
-from nrt_cli.backends.clock import synchronise
 from nrt_cli.models.loading import native_bfloat16
 from nrt_cli.models.lora import table_of
 
@@ -29,15 +28,12 @@ class Work:
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
         vocabulary = table_of(head).weight_VD
-        layers = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.Linear) and module.weight.shape != vocabulary.shape
-        ]
-        self.per_token = 2 * sum(layer.weight.numel() for layer in layers)
+        linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+        weights = [weight for weight in linear if weight.shape != vocabulary.shape]
+        self.per_token = 2 * sum(weight.numel() for weight in weights)
         self.per_scored = 2 * vocabulary.numel()
         # Of weights that are frozen, as under LoRA, no gradient is made.
-        self.trained_per_token = 2 * sum(layer.weight.numel() for layer in layers if layer.weight.requires_grad)
+        self.trained_per_token = 2 * sum(weight.numel() for weight in weights if weight.requires_grad)
         self.trained_per_scored = self.per_scored if vocabulary.requires_grad else 0
         # A query meets a key in D multiply-adds over all heads, and its weight meets the value in as many more.
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -55,6 +51,12 @@ class Work:
         """The same of the way back: each product has one for its input, and one for its weight if that is trained."""
         for_inputs = self.forward(tokens, scored, 2 * pairs)  # attention's products have two inputs and no weight
         return for_inputs + self.trained_per_token * tokens + self.trained_per_scored * scored
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was asked of a GPU; a CPU has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @lru_cache
@@ -81,5 +83,4 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, threads: int, repea
 def longest_operators(recorded: profile) -> str:
     """A profile's operators that took longest by themselves, as text."""
     order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    text: str = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
-    return text
+    return str(recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60))

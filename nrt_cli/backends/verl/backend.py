@@ -24,8 +24,7 @@ from nrt_cli.config import RunConfig
 from nrt_cli.errors import StoreError
 from nrt_cli.models.export import RANKS, export_checkpoint, ranks_weights
 from nrt_cli.models.loading import load_tokens
-from nrt_cli.objective.rows import Row
-from nrt_cli.objective.units import Unit
+from nrt_cli.objective.rows import Row, Unit
 from nrt_cli.records import Example, RolloutGroup
 
 Scores = list[tuple[Tensor, Tensor]]

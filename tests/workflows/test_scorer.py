@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nrt_cli.backends.local.scoring import Scorer
 from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.errors import ModelError
 from nrt_cli.records import Example
+from nrt_cli.workflows.scoring import Scorer
 
 THINK = ("<|think_start|>", "<|think_end|>")
 
@@ -48,8 +48,8 @@ def test_scores_are_those_of_the_full_softmax(scorer: Scorer, truth: Any, tiny_m
     row, before = {
         "trace": (lambda: scorer.row(EXAMPLE, (40, 41)), [start, 40, 41, end]),
         "empty": (lambda: scorer.row(EXAMPLE, ()), [start, end]),
-        "null": (lambda: scorer.null_row(EXAMPLE), [start, end]),
-        "bare": (lambda: scorer.null_row(EXAMPLE), [end]),
+        "null": (lambda: scorer.layout.null_row(EXAMPLE), [start, end]),
+        "bare": (lambda: scorer.layout.null_row(EXAMPLE), [end]),
         "direct": (lambda: scorer.direct_row(EXAMPLE), []),
     }[kind]
     # Beside another row, so that batching has its chance to go wrong.
@@ -79,4 +79,4 @@ def test_a_prompt_is_computed_once_for_all_that_is_scored_after_it(scorer: Score
     row of the empty trace is the null trace's.
     """
     rows = [scorer.row(EXAMPLE, trace) for trace in ((40, 41), (50, 51, 52), ())]
-    assert scorer.policy.size([*rows, scorer.null_row(EXAMPLE)]) == 5 + 7 + 8 + 5
+    assert scorer.policy.size([*rows, scorer.layout.null_row(EXAMPLE)]) == 5 + 7 + 8 + 5
