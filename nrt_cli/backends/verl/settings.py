@@ -1,6 +1,6 @@
 """Our config as verl's: the one place that knows verl's keys. Importing this needs no verl.
 
-`RL` and `SFT` say which of verl's settings each of our keys decides; `overrides` what else differs from what verl
+`RL` and `SFT` say which of verl's settings each of our keys decides; `overrides.yaml` what else differs from what verl
 ships. A user's `verl.KEY` comes last. It may name any setting that verl has, but none that one of our keys decides: the
 run's record would say one thing and the run do another. What verl has is composed from the YAML that it ships, without
 importing verl, which takes long.
@@ -8,7 +8,6 @@ importing verl, which takes long.
 
 import dataclasses
 import difflib
-import importlib.resources
 import importlib.util
 import math
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nrt_cli
-from nrt_cli.config import RunConfig, flatten
+from nrt_cli.config import RunConfig, flatten, read_yaml
 from nrt_cli.errors import ConfigError
 
 INSTALL = "pip install -c constraints.txt 'nrt-cli[verl]'"
@@ -27,9 +26,6 @@ ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 RAY = "ray_kwargs.ray_init"
 PASSED_ON = (RAY,)
 """Mappings that verl hands on as keyword arguments, so that they may have more keys than it lists."""
-RAY_CPUS = 16
-SAVED = ["model", "optimizer", "extra", "hf_model"]
-"""What verl's checkpoints hold: for the ranks to go on, and the weights as a Hugging Face folder for everybody else."""
 
 
 def environment(gpu: bool) -> dict[str, str]:
@@ -158,85 +154,36 @@ def overrides(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     """
     _require_possible(config)
     gpu, rl = _has_gpu(config), config.samples
+    here, now = Path(__file__).parent, {"always", "rl" if rl else "sft", "gpu" if gpu else "cpu"}
+    ours: dict[str, Any] = {}
+    for when, settings in read_yaml(here / "overrides.yaml").items():
+        ours |= settings if now >= {*when.split()} else {}
     # Without flash-attn, verl can neither drop padding nor split a row over GPUs.
     flash = _has("flash_attn")
-    ours: dict[str, Any] = {
-        # Where a run writes, how far it goes, and that nothing is resumed, logged or fetched unasked.
+    ours |= {
         "trainer.default_local_dir": str((run_dir / "verl").absolute()),
-        "trainer.project_name": "nrt",
         "trainer.experiment_name": run_dir.name,
         "trainer.total_training_steps": steps,
-        "trainer.logger": ["console"],
-        "trainer.save_freq": -1,
-        "trainer.test_freq": -1,
-        "trainer.resume_mode": "disable",
-        # It moves rows between minibatches, whose composition is part of the method.
-        "trainer.balance_batch": False,
-        "trainer.device": "cuda" if gpu else "cpu",
-        "{fsdp}.strategy": "fsdp2",
-        "{fsdp}.use_torch_compile": gpu,
-        # Exact entropies are asked for in every update; at once, they would take as much as the logits again.
-        "{fsdp}.entropy_from_logits_with_chunking": gpu,
-        "{fsdp}.entropy_checkpointing": gpu,
         "{model}.use_remove_padding": flash,
     }
     if not flash:
         ours["{model}.override_config.attn_implementation"] = "sdpa"
+    if rl:
+        ours[f"{ROLLOUT}.agent.agent_loop_config_path"] = str(here / "agent_loop.yaml")
     # One node has a Ray of its own, more than one join the cluster that was started for them.
     if config.parallel.nodes > 1:
         ours[f"{RAY}.address"] = "auto"
     else:
         # Ray counts CPUs by name only. With as few as a laptop has, or a server with a core per GPU, verl's many actors
         # wait for ever.
-        cpus = max(os.cpu_count() or 1, RAY_CPUS * config.parallel.ranks)
+        cpus = max(os.cpu_count() or 1, 16 * config.parallel.ranks)
         ours |= {f"{RAY}.address": "local", f"{RAY}.include_dashboard": False, f"{RAY}.num_cpus": cpus}
         if not gpu:
             ours |= {f"{RAY}.num_gpus": config.parallel.ranks, f"{RAY}.object_store_memory": 400_000_000}
-    if rl:
-        ours |= {
-            # Any estimator without a critic: advantages come from our own functions.
-            "algorithm.adv_estimator": "grpo",
-            f"{ACTOR}.strategy": "fsdp2",
-            f"{ACTOR}.use_dynamic_bsz": True,
-            f"{ACTOR}.checkpoint.save_contents": SAVED,
-            f"{ACTOR}.use_torch_compile": gpu,
-            f"{ACTOR}.entropy_from_logits_with_chunking": gpu,
-            f"{ACTOR}.entropy_checkpointing": gpu,
-            f"{ROLLOUT}.name": "vllm",
-            f"{ROLLOUT}.calculate_log_probs": True,
-            f"{ROLLOUT}.gpu_memory_utilization": 0.6,
-            f"{ROLLOUT}.agent.agent_loop_config_path": str(
-                importlib.resources.files("nrt_cli.backends.verl") / "agent_loop.yaml"
-            ),
-            f"{ROLLOUT}.agent.default_agent_loop": "nrt",
-            "{model}.external_lib": "nrt_cli.backends.verl.ranks",
-            # Rewards are the policy's own probabilities.
-            "reward.num_workers": 0,
-            "trainer.val_before_train": False,
-        }
-        if not gpu:
-            # What verl's defaults, made for servers with GPUs, are on a machine without one.
-            ours |= {
-                f"{ROLLOUT}.enforce_eager": True,
-                f"{ROLLOUT}.free_cache_engine": False,
-                f"{ROLLOUT}.enable_sleep_mode": False,
-                f"{ROLLOUT}.max_num_seqs": 16,
-                f"{ROLLOUT}.agent.num_workers": 1,
-                f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": 64,
-                f"{ROLLOUT}.engine_kwargs.vllm.worker_extension_cls": (
-                    "nrt_cli.backends.verl.sampler_worker.CpuSamplerWorker"
-                ),
-            }
-    else:
-        ours |= {
-            "data.use_dynamic_bsz": True,
-            "data.pad_mode": "no_padding",
-            "data.num_workers": 0,
-            "checkpoint.save_contents": SAVED,
-        }
     for setting in RL if rl else SFT:
         ours[setting.verl] = (setting.value or attrgetter(setting.ours))(config)
-    return {key.format(**PARTS[trainer_of(config)]): value for key, value in ours.items()} | _users(config)
+    parts_of = {"actor": ACTOR, "rollout": ROLLOUT, **PARTS[trainer_of(config)]}
+    return {key.format(**parts_of): value for key, value in ours.items()} | _users(config)
 
 
 def _users(config: RunConfig) -> dict[str, Any]:
