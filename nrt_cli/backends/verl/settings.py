@@ -153,8 +153,8 @@ def overrides(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     Raises ConfigError where the config asks for what verl does not have, or sets a key of verl's that is ours.
     """
     _require_possible(config)
-    gpu, rl = _has_gpu(config), config.samples
-    here, now = Path(__file__).parent, {"always", "rl" if rl else "sft", "gpu" if gpu else "cpu"}
+    gpu = _has_gpu(config)
+    here, now = Path(__file__).parent, {"always", trainer_of(config), "gpu" if gpu else "cpu"}
     ours: dict[str, Any] = {}
     for when, settings in read_yaml(here / "overrides.yaml").items():
         ours |= settings if now >= {*when.split()} else {}
@@ -168,7 +168,7 @@ def overrides(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     }
     if not flash:
         ours["{model}.override_config.attn_implementation"] = "sdpa"
-    if rl:
+    if config.samples:
         ours[f"{ROLLOUT}.agent.agent_loop_config_path"] = str(here / "agent_loop.yaml")
     # One node has a Ray of its own, more than one join the cluster that was started for them.
     if config.parallel.nodes > 1:
@@ -180,7 +180,7 @@ def overrides(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
         ours |= {f"{RAY}.address": "local", f"{RAY}.include_dashboard": False, f"{RAY}.num_cpus": cpus}
         if not gpu:
             ours |= {f"{RAY}.num_gpus": config.parallel.ranks, f"{RAY}.object_store_memory": 400_000_000}
-    for setting in RL if rl else SFT:
+    for setting in RL if config.samples else SFT:
         ours[setting.verl] = (setting.value or attrgetter(setting.ours))(config)
     parts_of = {"actor": ACTOR, "rollout": ROLLOUT, **PARTS[trainer_of(config)]}
     return {key.format(**parts_of): value for key, value in ours.items()} | _users(config)
