@@ -19,16 +19,8 @@ from nrt_cli import __version__, console
 from nrt_cli.__main__ import stopped
 from nrt_cli.errors import ConfigError, NrtError
 
-RENAMED: dict[str, str] = {}
-"""Command that there was -> the words that do the same now."""
-
 
 class _Commands(TyperGroup):
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if now := RENAMED.get(args[0]):
-            raise ConfigError(f"`nrt {args[0]}` is `nrt {now}` now.")
-        return super().resolve_command(ctx, args)
-
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for names in PANELS.values() for name in names]
 

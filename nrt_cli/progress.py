@@ -141,12 +141,8 @@ class LiveProgress(Progress):
         self.warnings.append(message)
 
     def _panel(self) -> Panel:
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            f"step {self.done}/{self.steps}",
-            ProgressBar(self.steps, self.done, width=40),
-            "" if self.done == self.steps else f"eta {self.eta()}",
-        )
+        bar, eta = Table.grid(padding=(0, 1)), "" if self.done == self.steps else f"eta {self.eta()}"
+        bar.add_row(f"step {self.done}/{self.steps}", ProgressBar(self.steps, self.done, width=40), eta)
         parts: list[Any] = [bar]
         if recent := list(self.recent):
             rows = []
@@ -189,10 +185,9 @@ def describe_held_out(record: dict[str, Any]) -> str:
     text = f"log P(y*) {record['answer_logprob']:.3f}"
     if "null_logprob" in record:
         text += f" with a trace, {record['null_logprob']:.3f} without (gain {record['gain']:+.3f})"
-    right = [
-        f"{title} {record[key]:.0%}" for kind, title in ACCURACIES.items() if (key := f"accuracy_{kind}") in record
-    ]
-    return f"after step {record['step']}: {text}" + (f"; right: {', '.join(right)}" if right else "")
+    titles = {f"accuracy_{kind}": title for kind, title in ACCURACIES.items()}
+    right = ", ".join(f"{title} {record[key]:.0%}" for key, title in titles.items() if key in record)
+    return f"after step {record['step']}: {text}" + (f"; right: {right}" if right else "")
 
 
 def print_json_line(record: Mapping[str, Any]) -> None:
@@ -278,11 +273,8 @@ class RaceProgress(Progress):
         if accuracy is not None:
             self.race.curves[self.name].append((self.seconds, accuracy))
             chance = "" if self.race.chance is None else f" (chance {self.race.chance:.0%})"
-            self._tell(
-                record,
-                f"{self.title:<8} {self.seconds:5.1f} s of training, step {record['step']:>3}: {accuracy:4.0%} of the "
-                f"held-out questions right{chance}",
-            )
+            when = f"{self.title:<8} {self.seconds:5.1f} s of training, step {record['step']:>3}"
+            self._tell(record, f"{when}: {accuracy:4.0%} of the held-out questions right{chance}")
 
     def _tell(self, record: dict[str, Any], line: str = "") -> None:
         if self.race.as_json:
@@ -404,12 +396,9 @@ class StudyProgress(Display):
     where one ends, and for each tenth of all."""
 
     def __init__(self) -> None:
-        name, what = (
-            widgets.TextColumn(f"{{task.{field}}}", markup=False) for field in ("description:<15", "fields[what]")
-        )
-        self.screen = self.bars = _bars(
-            name, widgets.BarColumn(), widgets.TextColumn("{task.percentage:>3.0f} %"), what
-        )
+        texts = ("{task.description:<15}", "{task.percentage:>3.0f} %", "{task.fields[what]}")
+        name, share, what = (widgets.TextColumn(text, markup=False) for text in texts)
+        self.screen = self.bars = _bars(name, widgets.BarColumn(), share, what)
         self.tasks: dict[str, widgets.TaskID] = {}
 
     def begin(self, work: Mapping[str, float]) -> None:

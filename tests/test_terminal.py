@@ -143,13 +143,6 @@ def test_an_option_that_nothing_would_read_is_refused(words, told):
     assert told in str(error)
 
 
-def test_a_command_that_was_renamed_is_refused_with_its_new_name(monkeypatch):
-    monkeypatch.setattr(cli, "RENAMED", {"estimate": "train --dry-run"})
-    error = CliRunner().invoke(cli.app, ["estimate", "digits"]).exception
-    assert isinstance(error, ConfigError)
-    assert str(error) == "`nrt estimate` is `nrt train --dry-run` now."
-
-
 def test_help_lists_every_command_by_what_a_person_is_doing():
     shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "100", "TERM": "dumb"}).stdout
     found = re.findall(r"^╭─ (\w+) |^│ (\w+)  ", shown, re.MULTILINE)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Reasoner:
 
     Tokenizer and think tokens are there at once; the weights are loaded at the first request. Of `section` dtype and
     device are used; replies do not depend on `batch_rows`, the rows in flight. Raises ModelError where there is no
-    model, or it lacks think tokens, eos or pad.
+    model, or it lacks think tokens, eos or pad, and where vLLM is asked for and not installed.
     """
 
     def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
@@ -288,11 +288,5 @@ def _request(draft: Draft) -> VllmRequest:
     )
 
 
-def open_reasoner(
-    folder: Path, engine: Literal["hf", "vllm"] = "hf", section: ModelSection | None = None, batch_rows: int = 16
-) -> Reasoner:
-    """A model folder behind transformers in this process, or behind vLLM; its weights are loaded at the first request.
-
-    Raises ModelError where there is no model, it lacks think tokens, or vLLM is asked for and not installed.
-    """
-    return (Reasoner if engine == "hf" else VllmReasoner)(folder, section, batch_rows)
+REASONERS = {"hf": Reasoner, "vllm": VllmReasoner}
+"""By the engine that `nrt eval` is asked for."""

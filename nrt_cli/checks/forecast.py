@@ -26,9 +26,6 @@ from nrt_cli.records import Rollout, RolloutGroup
 from nrt_cli.training import start
 from nrt_cli.training.trainer import TRAIN_STREAM, LocalTrainer
 
-COOLER, USUAL = 0.7, 1.0
-"""The other temperature that is tried: 0.7, or 1 where that is the config's own or below it."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -65,9 +62,7 @@ class Forecast:
 
     def record(self) -> dict[str, Any]:
         """For `--json`."""
-        cells = [
-            cell.changes | {"mark": cell.found.mark, "cost": cell.cost, **asdict(cell.found)} for cell in self.cells
-        ]
+        cells = [c.changes | {"mark": c.found.mark, "cost": c.cost, **asdict(c.found)} for c in self.cells]
         own = self.own.changes
         return {"questions": self.questions, "own": own, "cells": cells, "said": self.said, "set": [*self.settings]}
 
@@ -82,12 +77,13 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
         )
     use_threads(config)
     inputs, rollout = start.load_inputs(config), config.rollout
-    # Caps and group sizes of half, once and twice the config's, as far as positions reach; two temperatures.
+    # Caps and group sizes of half, once and twice the config's, as far as positions reach; and beside its temperature
+    # 0.7, or 1 where it is no higher itself.
     cap, size, limit = rollout.max_trace_tokens, rollout.group_size, positions(config.model.path)
     longest = inputs.train.longest_with(lambda _: 0)
     caps = [c for c in (cap // 2, cap, 2 * cap) if c and (c <= cap or limit is None or longest + c <= limit)]
     sizes = [k for k in (size // 2, size, 2 * size) if k > 1 or k == size]
-    temperatures = [rollout.temperature, COOLER if rollout.temperature > COOLER else USUAL]
+    temperatures = [rollout.temperature, 0.7 if rollout.temperature > 0.7 else 1.0]
     most = {"max_trace_tokens": max(caps), "group_size": max(sizes)}
     largest = config.model_copy(update={"rollout": rollout.model_copy(update=most)})
     interview = interview_of(largest, LocalTrainer(largest, 1), inputs, count)
@@ -122,12 +118,11 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
         if done < len(parts):
             left = (time.perf_counter() - started) / done * (len(parts) - done)
             say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
+    schemes = {name: methods.get(name, config.objective) for name in (config.method, *SCHEMES)}
     found = {
-        (method, temperature, cap, size): prospects(
-            split(groups, size), methods.get(method, config.objective), config.objective
-        )
-        for method in dict.fromkeys((config.method, *SCHEMES))
-        for (temperature, cap), groups in banks.items()
+        (name, *key, size): prospects(split(groups, size), method, config.objective)
+        for name, method in schemes.items()
+        for key, groups in banks.items()
         for size in sizes
     }
     own_key = (config.method, rollout.temperature, cap, size)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nrt_cli.backends.machine import version
-from nrt_cli.backends.reasoning import open_reasoner
+from nrt_cli.backends.reasoning import REASONERS
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
 from nrt_cli.data.packaged import PACKAGE
@@ -48,7 +48,7 @@ class Session:
     @cached_property
     def reasoner(self) -> Any:
         """The model behind its engine; weights are loaded at its first request."""
-        return open_reasoner(self.located.folder, self.job.engine, self.section, batch_rows=self.config.eval.batch_rows)
+        return REASONERS[self.job.engine](self.located.folder, self.section, self.config.eval.batch_rows)
 
     @property
     def data_dir(self) -> Path | None:

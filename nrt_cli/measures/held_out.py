@@ -64,19 +64,11 @@ def _minus(one: Callable[[PairRow], float], other: Callable[[PairRow], float]) -
 
 
 ACCURACY_MEASURES = (
+    *(Measure(f"accuracy_{kind}", f"accuracy, {title}", _score(kind), True) for kind, title in ACCURACIES.items()),
     *(
-        Measure(f"accuracy_{kind}", f"accuracy, {title}", _score(kind), share=True)
+        Measure(f"thinking_minus_{kind}", f"thinking - {title}", _minus(_score("thinking"), _score(kind)), True, True)
         for kind, title in ACCURACIES.items()
-    ),
-    *(
-        Measure(
-            f"thinking_minus_{kind}",
-            f"thinking - {ACCURACIES[kind]}",
-            _minus(_score("thinking"), _score(kind)),
-            True,
-            True,
-        )
-        for kind in ("null", "direct", "other_trace")
+        if kind != "thinking"
     ),
 )
 """How often answers are right, and in pairs, how much more often with thinking than without."""
@@ -115,8 +107,7 @@ def before_and_after(thinks: bool, before: Sequence[PairRow], after: Sequence[Pa
     pairs = [(then[row["example"]], row) for row in after if row["example"] in then]
     found = []
     for measure in measures(thinks):
-        changes = [measure.of(new) - measure.of(old) for old, new in pairs]
-        changes = [value for value in changes if math.isfinite(value)]
+        changes = [change for old, new in pairs if math.isfinite(change := measure.of(new) - measure.of(old))]
         # A difference of two shares lies between -1 and 1, and that of two such differences between -2 and 2.
         change = bounded_over_rows(changes, 1.0 + measure.difference) if measure.share else mean_over_rows(changes)
         found.append(Found(measure, over_rows(measure, before), over_rows(measure, after), change))
@@ -148,21 +139,16 @@ class Best:
     reported_rows: int
 
 
-CHOOSING = ("accuracy_thinking", "accuracy_direct", "gain", "answer_logprob")
-"""What a checkpoint can be best by: the first that was measured at every step and is not the same at all of them."""
-
-_OF = {measure.key: measure.of for measure in (*THINKING, *DIRECT)}
-
-
 def best_step(scored: Mapping[int, Sequence[PairRow]], choosing: Container[int]) -> Best | None:
     """The best of some steps, given each one's held-out rows: of equals the latest. None where no row was measured.
 
     Args:
         choosing: the examples whose rows choose.
     """
-    equal = None
-    for measure in CHOOSING:
-        of = _OF[measure]
+    equal, by_key = None, {measure.key: measure.of for measure in (*THINKING, *DIRECT)}
+    # By the first that was measured at every step and is not the same at all of them.
+    for measure in ("accuracy_thinking", "accuracy_direct", "gain", "answer_logprob"):
+        of = by_key[measure]
         found = {step: _mean([row for row in rows if row["example"] in choosing], of) for step, rows in scored.items()}
         if found and all(n for _, n in found.values()):
             step = max(found, key=lambda step: (found[step][0], step))
@@ -200,12 +186,10 @@ def overlap_warnings(overlap: Overlap) -> Iterator[str]:
 
 def overlap_described(overlap: Overlap) -> str:
     """Both numbers in a sentence, to stand beside held-out figures."""
-    compared = [
-        f"{name} {found:,} of {overlap.benchmark_documents[name]:,}"
-        for name, found in overlap.shared_with_benchmarks.items()
-    ]
+    total, shared = overlap.benchmark_documents, overlap.shared_with_benchmarks.items()
+    compared = [f"{name} {found:,} of {total[name]:,}" for name, found in shared]
     benchmarks = ", ".join(compared) or "none were on the machine to compare with"
-    held_out = "nothing is held out" if overlap.shared_with_validation is None else f"{_of_held_out(overlap)}"
+    held_out = "nothing is held out" if overlap.shared_with_validation is None else _of_held_out(overlap)
     return f"In the training data too: {held_out}; documents of benchmarks: {benchmarks}."
 
 

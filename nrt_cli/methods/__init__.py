@@ -24,13 +24,9 @@ def _found() -> dict[str, Method]:
     """An instance of every class that a file here gives a name of its own, in their places."""
     classes = []
     for file in pkgutil.iter_modules(__path__, f"{__name__}."):
-        module = importlib.import_module(file.name)
-        classes += [
-            kind
-            for kind in vars(module).values()
-            if isinstance(kind, type) and issubclass(kind, Method) and vars(kind).get("name")
-            if kind.__module__ == file.name
-        ]
+        found = vars(importlib.import_module(file.name)).values()
+        kinds = (kind for kind in found if isinstance(kind, type) and issubclass(kind, Method))
+        classes += [kind for kind in kinds if kind.__module__ == file.name and vars(kind).get("name")]
     names = [name for kind in classes for name in {kind.name, *vars(kind).get("aliases", ())}]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"two methods are called {twice.pop()!r}; a name or alias is one method's.")
@@ -119,10 +115,8 @@ def schemes(names: Sequence[str], settings: "ObjectiveSection", own: str = "") -
     """The methods of these names, each once, all of which reward traces; of none, all built in and the run's `own`."""
     asked = names or (*SCHEMES, *([own] if ":" in own else []))
     found = {name: get(name, settings) for name in map(own_name, asked)}
-    if silent := [name for name, method in found.items() if not method.samples]:
-        raise ConfigError(
-            f"method {silent[0]!r} rewards no traces, so it is no scheme; name one of {', '.join(SCHEMES)}."
-        )
+    if silent := next((name for name, method in found.items() if not method.samples), None):
+        raise ConfigError(f"method {silent!r} rewards no traces, so it is no scheme; name one of {', '.join(SCHEMES)}.")
     return found
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,8 @@ from nrt_cli.errors import ConfigError, first_line
 def require_trackers(config: RunConfig) -> None:
     """Refuse a config whose trackers are not installed."""
     for name in config.track.to:
-        for package in ("accelerate", name):
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"track.to has {name!r}, which needs the package {package}: pip install 'nrt-cli[track]'."
-                )
+        if lacks := next((each for each in ("accelerate", name) if importlib.util.find_spec(each) is None), None):
+            raise ConfigError(f"track.to has {name!r}, which needs the package {lacks}: pip install 'nrt-cli[track]'.")
 
 
 class Trackers:
@@ -94,12 +92,9 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: 
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     known = file.read_text(encoding="utf-8").strip() if continued else None
     again = {"resume": "allow"} if continued else {}
+    purge = None if done is None else done + 1
     arguments: dict[str, dict[str, Any]] = {
-        "tensorboard": {
-            "run_name": known or run,
-            "logging_dir": folder,
-            "purge_step": None if done is None else done + 1,
-        },
+        "tensorboard": {"run_name": known or run, "logging_dir": folder, "purge_step": purge},
         "wandb": {"run_name": project, "name": run, "dir": folder, **({"id": known} | again if continued else {})},
         "mlflow": {"experiment_name": project, "run_name": run, **({"run_id": known} if continued else {})},
         "trackio": {"run_name": project, "name": known or run, **again},
@@ -114,12 +109,9 @@ def _open(name: str, config: RunConfig, run_path: Path, done: int | None, file: 
                 flat = configs.flatten(config.model_dump(mode="json")).items()
                 kinds = int | float | str | bool  # what trackers accept
                 tracker.store_init_configuration({key: x if isinstance(x, kinds) else str(x) for key, x in flat})
-                identity = {
-                    "wandb": lambda: tracker.run.id,
-                    "mlflow": lambda: tracker.active_run.info.run_id,
-                    "trackio": lambda: tracker.run.name,
-                }.get(name, lambda: run)
-                file.write_text(f"{identity()}\n", encoding="utf-8")
+                where = {"wandb": "run.id", "mlflow": "active_run.info.run_id", "trackio": "run.name"}
+                identity = attrgetter(where[name])(tracker) if name in where else run
+                file.write_text(f"{identity}\n", encoding="utf-8")
     except Exception as error:
         raise ConfigError(f"track.to has {name!r}, which cannot start: {first_line(error)}") from None
     return tracker

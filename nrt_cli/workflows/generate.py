@@ -47,10 +47,8 @@ class Generator:
 
     def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
         """What is said greedily, at once, with how trace and answer ended."""
-        request = dataclasses.replace(
-            self.request(question, "on", 1, 1), max_trace_tokens=max_trace_tokens, max_answer_tokens=max_answer_tokens
-        )
-        ((_, reply),) = self.reasoner.run([request])
+        caps = {"max_trace_tokens": max_trace_tokens, "max_answer_tokens": max_answer_tokens}
+        ((_, reply),) = self.reasoner.run([dataclasses.replace(self.request(question, "on", 1, 1), **caps)])
         return reply
 
     def request(

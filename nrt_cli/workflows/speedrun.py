@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(nrt_cli.__file__).parent
 
-ROUNDED_FIRST = 0.02
-"""How much of the questions rounding may decide for a model that is still the same."""
 ROUNDED_STEPS = 2.0
 """By how many times rounding may stretch or shorten the way: traces that part once are other traces from then on."""
 
@@ -180,9 +178,9 @@ def plan(
         raise ConfigError(f"{name}: no such speedrun; there is {', '.join(TRACKS)}.")
     track = TRACKS[name]
     recipe = configs.read_yaml(configs.find_config(track.recipe))
-    if track.model is not None and model:
+    if track.model and model:
         raise ConfigError(f"{name} begins from its own model, {recipe['model']['path']}; leave --model out.")
-    if track.model is None and not model:
+    if not (track.model or model):
         raise ConfigError(f"{name} needs --model, the folder that `nrt model prepare` made of its starting model.")
     scored = {"train": {"validate_every": track.every, "validation_size": track.questions}}
     own: list[Mapping[str, Any]] = [recipe, scored, {"model": {"path": model}} if model else {}]
@@ -314,11 +312,8 @@ def verify(
     """
     entry = read_entry(name)
     machine = entry.machine
-    as_there = {
-        "train.threads": machine.threads,
-        "model.dtype": machine.dtype,
-        "model.device": "cpu" if machine.device == "cpu" else "cuda",
-    }
+    as_there = {"train.threads": machine.threads, "model.dtype": machine.dtype}
+    as_there["model.device"] = "cpu" if machine.device == "cpu" else "cuda"
     overrides = settings({**entry.settings, **as_there})[1::2]
     attempt = plan(entry.track, folder / "verified" / Path(name).stem, overrides, entry.seed, model)
     here = speedrun(attempt, make_display)
@@ -340,10 +335,9 @@ def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
     keys = ("device", "cpu", "capability", "threads", "dtype", "torch")
     # Then the same program must come to the same numbers on both, bit for bit.
     exact = all(getattr(entry.machine, key) == getattr(here.machine, key) for key in keys)
-    if exact:
-        yield Finding("rounding", "ok", "processor, threads, dtype and torch are the same, so all must be equal")
-    else:
-        yield Finding("rounding", "ok", f"another set-up than here ({entry.machine.name}, {entry.machine.setup})")
+    other_setup = f"another set-up than here ({entry.machine.name}, {entry.machine.setup})"
+    same_setup = "processor, threads, dtype and torch are the same, so all must be equal"
+    yield Finding("rounding", "ok", same_setup if exact else other_setup)
     one, other = ([(score.step, score.accuracy) for score in side.scores] for side in (entry, here))
     pairs = enumerate(zip(one, other, strict=False))
     parted = next((i for i, (there, now) in pairs if there != now), min(len(one), len(other)))
@@ -352,12 +346,14 @@ def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
         yield Finding("scores", "ok", f"all {len(other)} are equal")
     elif exact:
         yield Finding("scores", "problem", first, "the entry is not what its command does in this program.")
-    elif abs(one[0][1] - other[0][1]) > ROUNDED_FIRST or one[0][0] != other[0][0]:
+    # Of a model that is still the same, rounding decides a few questions at most.
+    elif abs(one[0][1] - other[0][1]) > 0.02 or one[0][0] != other[0][0]:
         found = f"before training {one[0][1]:.1%} there, {other[0][1]:.1%} here, more than rounding explains"
         yield Finding("scores", "problem", found, "the models or questions are not the same.")
     else:
-        why = "which rounding explains: traces that part once are others from then on"
-        yield Finding("scores", "ok", f"{first}, {why}")
+        yield Finding(
+            "scores", "ok", f"{first}, which rounding explains: traces that part once are others from then on"
+        )
     told = " there, ".join("never" if side.steps is None else str(side.steps) for side in (entry, here)) + " here"
     if entry.steps == here.steps:
         yield Finding("steps needed", "ok", told)
@@ -370,54 +366,44 @@ def compared(entry: Entry, here: Entry) -> Iterator[Finding]:
         yield Finding("steps needed", "ok", f"{told}, within the {ROUNDED_STEPS:g} times that rounding explains")
 
 
-@dataclass(frozen=True)
-class Standing:
-    """What one program, with one set of settings, needs on one machine: an entry for each seed."""
-
-    track: str
-    machine: str
-    entries: tuple[Entry, ...]
-
-    @property
-    def minutes(self) -> float:
-        """The median over the seeds; one that never got there took for ever."""
-        return median(math.inf if entry.minutes is None else entry.minutes for entry in self.entries)
+def median_minutes(entries: Sequence[Entry]) -> float:
+    """Over the seeds; one that never got there took for ever."""
+    return median(math.inf if entry.minutes is None else entry.minutes for entry in entries)
 
 
-def standings(entries: Sequence[Entry]) -> list[Standing]:
-    """A row for the entries of one program, settings and set-up, by track and machine, the quickest first."""
+def standings(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries of one program, settings and set-up, one for each seed; by track and machine, the quickest first."""
 
     def row(entry: Entry) -> tuple[str, ...]:
         told, machine = json.dumps(entry.settings, sort_keys=True), entry.machine
         return (entry.track, machine.name, machine.setup, str(entry.commit), str(entry.clean), told, entry.note)
 
-    found = [
-        Standing(track, machine, tuple(sorted(same, key=lambda entry: entry.seed)))
-        for (track, machine, *_), same in groupby(sorted(entries, key=row), row)
-    ]
-    order = list(TRACKS)
-    return sorted(found, key=lambda row: (order.index(row.track), row.machine, row.minutes, -len(row.entries)))
+    def place(same: list[Entry]) -> tuple[Any, ...]:
+        return [*TRACKS].index(same[0].track), same[0].machine.name, median_minutes(same), -len(same)
+
+    found = groupby(sorted(entries, key=row), row)
+    return sorted((sorted(same, key=lambda entry: entry.seed) for _, same in found), key=place)
 
 
-def markdown(rows: Sequence[Standing]) -> str:
+def markdown(rows: Sequence[Sequence[Entry]]) -> str:
     """A table for each track and machine, or a sentence where there is no entry."""
     lines = []
-    for (name, machine), group in groupby(rows, lambda row: (row.track, row.machine)):
+    for (name, machine), group in groupby(rows, lambda row: (row[0].track, row[0].machine.name)):
         track = TRACKS[name]
         lines += [
             f"**{name}**, {track.threshold:.0%} of {track.questions} held-out questions, on {machine}:\n",
             "| minutes | steps | seeds | what | set-up | load | commit | date |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        for row in group:
-            entries, first = row.entries, row.entries[0]
+        for entries in group:
+            first, middle = entries[0], median_minutes(entries)
             each = [entry.minutes for entry in entries if entry.minutes is not None]
-            if math.isinf(row.minutes):
+            if math.isinf(middle):
                 seeds = f" by {len(entries) - len(each)} of {len(entries)}" if len(entries) > 1 else ""
                 minutes = f"not reached{seeds} (best {max(entry.best for entry in entries):.0%})"
             else:
                 spread = f" ({min(each):.2f} to {max(each):.2f})" if len(entries) > 1 else ""
-                minutes = f"{row.minutes:.2f}{spread}"
+                minutes = f"{middle:.2f}{spread}"
             told = f"`{pasted(settings(first.settings))}`" if first.settings else ""
             loads = sorted({f"{entry.machine.load:.1f}" for entry in entries})
             cells = (

@@ -7,7 +7,7 @@ import torch
 from sampling_checks import ASKED, PROMPTS, asked, plain_logprobs, replies
 
 from nrt_cli.backends import reasoning
-from nrt_cli.backends.reasoning import Reasoner, open_reasoner
+from nrt_cli.backends.reasoning import Reasoner, VllmReasoner
 from nrt_cli.backends.vllm_engine import VllmOutput, installed
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError
@@ -53,7 +53,7 @@ def native(tiny_model_dir):
 @pytest.fixture
 def stand_in(tiny_model_dir, native, monkeypatch):
     monkeypatch.setattr(reasoning, "installed", lambda: "vllm")
-    made = open_reasoner(tiny_model_dir, "vllm", CPU, batch_rows=4)
+    made = VllmReasoner(tiny_model_dir, CPU, 4)
     made.__dict__["engine"] = SlowEngine(native.model, native.tokenizer)
     return made
 
@@ -115,7 +115,7 @@ def test_an_answer_that_opens_a_trace_ends_there(stand_in, monkeypatch):
 def test_without_vllm_it_is_said_before_the_model_is_loaded(tiny_model_dir, monkeypatch):
     monkeypatch.setattr(reasoning, "installed", lambda: None)
     with pytest.raises(ModelError, match=r"vllm is not installed; pip install .* or use --engine hf"):
-        open_reasoner(tiny_model_dir, "vllm")
+        VllmReasoner(tiny_model_dir)
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_vllm_itself_gives_the_same_replies(tmp_path, make_tiny_source, make_tin
     # vLLM's kernels for CPUs want heads of 32 channels or more.
     source = make_tiny_source(tmp_path / "source", make_tiny_tokenizer(), head_dim=32)
     folder = prepare_model(str(source), tmp_path / "model", dtype="float32").folder
-    native, reasoner = Reasoner(folder, CPU), open_reasoner(folder, "vllm", CPU, batch_rows=4)
+    native, reasoner = Reasoner(folder, CPU), VllmReasoner(folder, CPU, 4)
     for how in ({}, {"stop": ("e", "12")}):
         agrees(reasoner, native, how)
     scored = [Request("s", PROMPTS[0], "loglikelihood", continuation_ids=(8, 9, 31))]

@@ -92,7 +92,7 @@ def test_the_table_has_the_quickest_first_and_seeds_of_one_program_together():
     quick = entry(0.0, 1.0, 1.0, note="a | b", clean=False)
     elsewhere = entry(0.0, 0.5, machine=MACHINE | {"cpu": "Another"})
     rows = standings([*slow, elsewhere, *uneven, quick])
-    assert [(row.machine.split(" (")[0], [e.seed for e in row.entries]) for row in rows] == [
+    assert [(row[0].machine.name.split(" (")[0], [e.seed for e in row]) for row in rows] == [
         ("A processor", [0]),
         ("A processor", [0, 1]),
         ("A processor", [0, 1]),
