@@ -45,8 +45,8 @@ def speedrun(
     if table:
         no_effect("beside --table", model=model)
         rows = work.standings([work.read_entry(str(file)) for file in work.entry_files()])
-        told = ((row[0].track, row[0].machine.name, [entry.model_dump() for entry in row]) for row in rows)
-        record = [dict(zip(("track", "machine", "entries"), each, strict=True)) for each in told]
+        three = ((row[0].track, row[0].machine.name, [entry.model_dump() for entry in row]) for row in rows)
+        record = [dict(zip(("track", "machine", "entries"), each, strict=True)) for each in three]
         console.result(record, as_json, lambda _: console.page(work.markdown(rows)))
         return
     display = partial(choose, as_json)

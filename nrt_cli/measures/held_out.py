@@ -107,7 +107,7 @@ def before_and_after(thinks: bool, before: Sequence[PairRow], after: Sequence[Pa
     pairs = [(then[row["example"]], row) for row in after if row["example"] in then]
     found = []
     for measure in measures(thinks):
-        changes = [change for old, new in pairs if math.isfinite(change := measure.of(new) - measure.of(old))]
+        changes = [value for old, new in pairs if math.isfinite(value := measure.of(new) - measure.of(old))]
         # A difference of two shares lies between -1 and 1, and that of two such differences between -2 and 2.
         change = bounded_over_rows(changes, 1.0 + measure.difference) if measure.share else mean_over_rows(changes)
         found.append(Found(measure, over_rows(measure, before), over_rows(measure, after), change))

@@ -47,7 +47,7 @@ class Generator:
 
     def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
         """What is said greedily, at once, with how trace and answer ended."""
-        caps = {"max_trace_tokens": max_trace_tokens, "max_answer_tokens": max_answer_tokens}
+        caps: dict[str, Any] = {"max_trace_tokens": max_trace_tokens, "max_answer_tokens": max_answer_tokens}
         ((_, reply),) = self.reasoner.run([dataclasses.replace(self.request(question, "on", 1, 1), **caps)])
         return reply
 
