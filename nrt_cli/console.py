@@ -22,6 +22,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from nrt_cli.files import Damage
 from nrt_cli.untrusted import visible
 
 QUIET = {
@@ -50,6 +51,12 @@ def settle() -> None:
             stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # But what of the store was passed over is told, each once.
+    warnings.filterwarnings("default", category=Damage)
+    theirs = warnings.showwarning
+    warnings.showwarning = lambda message, kind, *rest: (
+        warn(str(message)) if issubclass(kind, Damage) else theirs(message, kind, *rest)
+    )
     # Without any handler Python itself would print what libraries warn of.
     logging.getLogger().addHandler(logging.NullHandler())
     for name, value in QUIET.items():

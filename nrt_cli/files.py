@@ -1,11 +1,113 @@
-"""Files and folders that appear whole: written under another name, forced to the disk, then renamed; and digests."""
+"""Files and folders that appear whole, and say so: written under another name, forced to the disk, then renamed;
+records that carry their own checksum; and digests."""
 
 import contextlib
+import glob
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+CHECKSUM = "checksum"
+"""Last key of a record of ours: a digest of its file's name and of all other keys."""
+LINE_SEAL = b', "crc32": "'
+"""What stands before the checksum of a line among others: of where in its file it begins, and of its other keys."""
+SEALED = "# Written by nrt, with a checksum in the last line: a part of this file is never taken for the whole.\n"
+SEAL = f"# {CHECKSUM} "
+
+
+class Damage(UserWarning):
+    """Something of ours that is not as it was written, and was passed over."""
+
+
+def damage(message: str) -> None:
+    """Say that something was passed over; a message is shown once."""
+    warnings.warn(message, Damage, stacklevel=2)
+
+
+# --- records that carry their checksum -------------------------------------------------------------------------------
+
+
+def record_text(name: str, values: Mapping[str, Any]) -> str:
+    """Values as the text of a JSON file of that name."""
+    # As it will be read: what is no JSON is text from here on.
+    plain = json.loads(json.dumps(values, default=str))
+    plain.pop(CHECKSUM, None)
+    plain[CHECKSUM] = _checksum(name, json.dumps(plain, sort_keys=True))
+    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """A JSON object, without its checksum. Older files, and other people's, have none.
+
+    Raises OSError where it cannot be read, and ValueError, saying what is wrong, where it is not what was written.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError("is damaged (it is not JSON)") from None
+    if not isinstance(values, dict):
+        raise ValueError("is damaged (it is not a JSON object)")
+    if values.pop(CHECKSUM, None) not in (None, _checksum(file.name, json.dumps(values, sort_keys=True))):
+        raise ValueError("is damaged (its checksum differs)")
+    return values
+
+
+def _checksum(name: str, content: str) -> str:
+    """The name is part of it, so that no record is taken for another."""
+    return hashlib.sha256(f"{name}\n{content}".encode()).hexdigest()
+
+
+def sealed(text: str) -> str:
+    """A text of ours in which # begins a comment, with its checksum, which `unsealed` verifies; it may be renamed."""
+    return f"{SEALED}{text}{SEAL}{_checksum('', SEALED + text)}\n"
+
+
+def unsealed(text: str) -> str:
+    """The same text, line for line. Raises ValueError where it is not what was written; others have no checksum."""
+    whole, _, last = text.removesuffix("\n").rpartition("\n")
+    ours = text.startswith(SEALED) or last.startswith(SEAL)
+    if ours and last != SEAL + _checksum("", f"{whole}\n"):
+        raise ValueError(
+            "is damaged (its checksum differs or is cut off; if you changed it, delete its first and last line)"
+        )
+    return text
+
+
+def line_of(record: str, at: int) -> bytes:
+    """A JSON object as a line that begins at a position of its file."""
+    content = record.encode()
+    return content[:-1] + LINE_SEAL + f'{zlib.crc32(content, at & 0xFFFFFFFF):08x}"}}\n'.encode()
+
+
+def record_of(line: bytes, at: int) -> dict[str, Any] | None:
+    """What `line_of` was given. None for a line that a crash cut short.
+
+    Raises ValueError where it is not what was written; older lines have no checksum.
+    """
+    content, digits = line[: -len(LINE_SEAL) - 11] + b"}", line[-11:-3]
+    if line[:-11].endswith(LINE_SEAL):
+        if digits != f"{zlib.crc32(content, at & 0xFFFFFFFF):08x}".encode():
+            raise ValueError("its checksum differs")
+    else:
+        content = line
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        if line.endswith(b"}\n"):
+            raise ValueError("it is not JSON") from None
+        return None
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    return record
+
+
+# --- what appears whole ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -20,6 +122,7 @@ def draft(target: Path, locked: bool = False) -> Iterator[Path]:
     """
     target = target.absolute()  # so that "." has a name too
     temporary = target.with_name(f"{target.name}.tmp" if locked else f".{target.name}.{os.getpid()}.tmp")
+    sweep_drafts(target.parent, glob.escape(target.name))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -42,6 +145,19 @@ def draft(target: Path, locked: bool = False) -> Iterator[Path]:
     finally:
         # Room is what a full disk lacks: leave none of a folder that never was.
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_drafts(folder: Path, name: str = "*") -> None:
+    """Delete the drafts in a folder whose processes were killed."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        maker = left.name.removesuffix(".tmp").removesuffix(".old").rpartition(".")[2]
+        if maker.isdigit():
+            try:
+                os.kill(int(maker), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except (OSError, OverflowError):  # another user's, or no process's
+                continue
 
 
 @contextlib.contextmanager

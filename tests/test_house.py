@@ -20,11 +20,11 @@ ARROWS = {
     "files": set(),
     "untrusted": set(),
     "records": set(),
-    "console": {"untrusted"},
+    "console": {"untrusted", "files"},
     "renamed": set(),
     "methods": {"errors", "config", "renamed"},
     # Of backends and methods their facts, which import nothing heavy.
-    "config": {"errors", "methods", "backends"},
+    "config": {"errors", "methods", "backends", "files"},
     "measures": LEDGER,
     "text": LEDGER,
     "objective": LEDGER | {"text", "methods"},
@@ -38,7 +38,7 @@ ARROWS = {
     "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
     "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},
     "judging": PURE | {"store", "data"},
-    "analysis": {"records", "errors", "untrusted", "store", "measures", "methods", "config", "commandline"},
+    "analysis": {"records", "errors", "files", "untrusted", "store", "measures", "methods", "config", "commandline"},
 }
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}

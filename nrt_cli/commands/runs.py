@@ -266,6 +266,26 @@ def gc(
     console.result(record, as_json, lambda _: console.note(done))
 
 
+@app.command(epilog="Example: nrt runs check runs/")
+def check(
+    root: Annotated[Path, Argument(metavar="[FOLDER]", help="A run, a study, or a folder of them.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Read every file of runs and hold it against its checksum; what is damaged is named, and the exit status is 1."""
+    from nrt_cli.errors import StoreError
+    from nrt_cli.workflows.runs import check as look
+
+    if not root.is_dir():
+        raise StoreError(f"{root}: no such folder.")
+    faults = look(root)
+    if not console.result(list(map(vars, faults)), as_json):
+        for fault in faults:
+            console.say(fault.what)
+        console.note(f"{root}: {len(faults)} damaged." if faults else f"{root}: all is as it was written.")
+    if faults:
+        raise typer.Exit(1)
+
+
 @app.command(
     epilog="Example: nrt runs export runs/am --out shared.tar.gz\n\nOr: nrt runs export runs/ --out metrics.csv"
 )

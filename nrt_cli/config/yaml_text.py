@@ -14,6 +14,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from nrt_cli.errors import ConfigError
+from nrt_cli.files import unsealed
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -94,11 +95,13 @@ def load_yaml(text: str, origin: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping. Raises ConfigError with file and line where it is not one."""
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"), str(path))
+        values = load_yaml(unsealed(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text, so not a YAML config.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

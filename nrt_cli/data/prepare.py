@@ -33,10 +33,9 @@ from nrt_cli import __version__
 from nrt_cli.data.columns import OPTIONAL, SUFFIX, Message, Pair, read_pair
 from nrt_cli.data.sources import NO_TEXT, Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
-from nrt_cli.files import draft, listing_sha256
+from nrt_cli.files import draft, listing_sha256, read_record, record_text
 from nrt_cli.grading import grading
 from nrt_cli.grading.grading import find, guess
-from nrt_cli.store.files import pretty_json
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import digest, ending_in, normalised
 
@@ -242,10 +241,26 @@ def prepare(
                 "outputs": {name: file_sha256(folder / name) for name in files},
                 **({"traces": traces} if tally.traces else {}),
             }
-            (folder / MANIFEST).write_text(pretty_json(manifest), encoding="utf-8")
+            (folder / MANIFEST).write_text(record_text(MANIFEST, manifest), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error}); nothing there was changed.") from None
     return manifest, False
+
+
+def made_with(file: Path) -> str | None:
+    """sha256 that the manifest beside a file says it was written with; None where no such manifest is.
+
+    Raises DataError where the manifest is damaged.
+    """
+    try:
+        digest: str | None = (read_record(file.parent / MANIFEST).get("outputs") or {}).get(file.name)
+        return digest
+    except OSError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{file.parent / MANIFEST}: {error}; make the data again with `nrt data prepare`, or remove that file."
+        ) from None
 
 
 # --- the output folder: it appears by one rename, and replaces nothing unasked ---------------------------------------
@@ -259,10 +274,13 @@ def existing_output(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> di
     """
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return None
-    manifest = None
-    with contextlib.suppress(OSError, ValueError):
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not {"nrt_version", "settings", "inputs", "outputs"} <= set(manifest):
+    try:
+        manifest = read_record(out / MANIFEST)
+    except OSError:
+        manifest = {}
+    except ValueError as error:
+        raise DataError(f"{out / MANIFEST}: {error}; remove {out}, or choose another --out.") from None
+    if not {"nrt_version", "settings", "inputs", "outputs"} <= set(manifest):
         raise DataError(f"{out} exists and was not made by `nrt data prepare`; choose another --out.")
     if not overwrite:
         before, now = asdict(Settings()) | manifest["settings"], recipe["settings"]  # an older manifest has fewer

@@ -1,6 +1,5 @@
 """The trained policy as a Hugging Face folder."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import StoreError
+from nrt_cli.files import read_record, record_text
 from nrt_cli.models.loading import load_model, load_tokens, quiet
 from nrt_cli.models.lora import adapt, merged_weights
+from nrt_cli.models.sources import METADATA, model_fingerprint
 from nrt_cli.text.tokens import ThinkTokens
 
 RANKS = "actor"
@@ -56,8 +57,8 @@ def export_model(model: Any, tokenizer: Any, tokens: ThinkTokens, config: RunCon
         # As a model of its own, without an adapter that a reader would need peft for.
         model.save_pretrained(folder, state_dict=dict(merged_weights(model)))
         tokenizer.save_pretrained(folder)
-    source = base / "nrt.json"
-    known = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    source = base / METADATA
+    known = read_record(source) if source.is_file() else {}
     # A model may have think tokens that this run did not use.
     names = {"think_start": config.tokens.think_start, "think_end": config.tokens.think_end}
     ids = {"think_start": tokens.start_id, "think_end": tokens.end_id}
@@ -72,9 +73,8 @@ def export_model(model: Any, tokenizer: Any, tokens: ThinkTokens, config: RunCon
         "temperature": config.rollout.temperature,
         "from_fingerprint": began,
     }
-    (folder / "nrt.json").write_text(
-        json.dumps(known | {"tokens": named, "training": trained}, indent=2) + "\n", encoding="utf-8"
-    )
     generation = base / "generation_config.json"
     if generation.is_file():
         shutil.copy(generation, folder / generation.name)
+    about = known | {"tokens": named, "training": trained, "files": model_fingerprint(folder)}
+    (folder / METADATA).write_text(record_text(METADATA, about), encoding="utf-8")

@@ -41,7 +41,7 @@ from transformers.convert_slow_tokenizer import generate_merges
 from nrt_cli import __version__
 from nrt_cli.config import TokensSection
 from nrt_cli.errors import ModelError
-from nrt_cli.files import draft
+from nrt_cli.files import draft, record_text
 from nrt_cli.models.loading import declared_stops, from_folder, quiet, whole_model
 from nrt_cli.models.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
 from nrt_cli.text.prompts import (
@@ -210,7 +210,7 @@ def prepare_model(
                 f"The prepared model's logits differ from the source's by up to {gap:.3g}; nothing was written."
             )
         metadata = origin | facts | {"fingerprint": model_fingerprint(folder)}
-        (folder / METADATA).write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / METADATA).write_text(record_text(METADATA, metadata), encoding="utf-8")
     return Prepared(out, metadata, unchanged=False)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from nrt_cli.errors import ConfigError, EndpointError, ModelError, first_line
+from nrt_cli.files import record_text
 from nrt_cli.models.loading import load_tokenizer, load_tokens, quiet
 from nrt_cli.models.metadata import Metadata
-from nrt_cli.models.sources import METADATA, WEIGHT_FILES, read_json
+from nrt_cli.models.sources import METADATA, WEIGHT_FILES, model_fingerprint, read_json
 from nrt_cli.text.prompts import prompt_text, thinking_template
 
 SERVING = "nrt_vllm.py"
@@ -119,7 +120,8 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     metadata = without_paths(read_json(source / METADATA))
     for mark in filter(None, metadata["tokens"].values()):
         mark["token"] = names.get(mark["token"], mark["token"])
-    _write(folder / METADATA, metadata)
+    metadata["files"] = model_fingerprint(folder)
+    (folder / METADATA).write_text(record_text(METADATA, metadata), encoding="utf-8")
     return about
 
 

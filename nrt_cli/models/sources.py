@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.errors import ModelError, first_line
-from nrt_cli.files import listing_sha256
+from nrt_cli.files import listing_sha256, read_record
 from nrt_cli.network import find_hub
 
 METADATA = "nrt.json"
@@ -222,11 +222,8 @@ def _checked_folder(name: str, folder: Path) -> Source:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder. Raises ModelError where it is missing or malformed."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path)
     except OSError:
         raise ModelError(f"{path.parent}: no {path.name}, so this is not a model folder.") from None
     except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: expected a JSON object.")
-    return values
+        raise ModelError(f"{path}: {error}.") from None

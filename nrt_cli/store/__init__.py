@@ -7,7 +7,6 @@ whole files and folders appear by rename, so a reader never sees half of one; li
 import contextlib
 import errno
 import filecmp
-import json
 import math
 import os
 import re
@@ -21,21 +20,23 @@ from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
 from nrt_cli.errors import ConfigError, StoreError
-from nrt_cli.files import draft, sha256
+from nrt_cli.files import damage, draft, read_record, record_text, sealed, sha256, sweep_drafts
 from nrt_cli.measures.held_out import COLUMNS, Best, best_step
 from nrt_cli.records import TRACE_COLUMNS, Status, TraceRow
 from nrt_cli.store.files import (
+    LOCK,
+    OWNER,
     append_line,
     is_locked,
     lines,
     now,
-    pretty_json,
-    read_json,
+    reads,
     sole_writer,
+    sweep,
     write,
     writes_to,
 )
-from nrt_cli.store.tables import write_table
+from nrt_cli.store.tables import open_table, write_table
 from nrt_cli.text.questions import normalised
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ class Run:
         require_vacant(path)
         run = cls(path)
         with run.writing():
-            require_vacant(path)  # another start may have been quicker
-            write(path / CONFIG, config_yaml)
-            write(path / MANIFEST, pretty_json({"format": FORMAT, "created": now(), **manifest}))
+            # Another start may have been quicker.
+            if require_vacant(path):
+                damage(f"{path}: holds what is left of a start that was killed before it was a run; it is taken over.")
+            write(path / CONFIG, sealed(config_yaml))
+            write(path / MANIFEST, record_text(MANIFEST, {"format": FORMAT, "created": now(), **manifest}))
         return run
 
     @classmethod
@@ -97,13 +100,9 @@ class Run:
     def writing(self) -> Iterator[None]:
         """Be the only writer. Raises StoreError where another process already is."""
         with sole_writer(self.path, f"{self.path}: another process is writing to this run; wait or stop it."):
-            # What a killed writer left half-written.
-            for pattern in ("*.tmp", "checkpoints/*.tmp", "post-mortem/*.tmp", "traces/*.tmp"):
-                for left in self.path.glob(pattern):
-                    if left.is_dir():
-                        shutil.rmtree(left, ignore_errors=True)
-                    else:
-                        left.unlink(missing_ok=True)
+            for folder in ("checkpoints", "post-mortem", "profiles", "traces"):
+                sweep((self.path / folder).glob("*.tmp"))
+            sweep_drafts(self.path / "models")  # which are made without this lock
             yield
 
     @property
@@ -120,11 +119,10 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """What the run is: versions, device, fingerprints, command, status. A mapping: older runs have fewer keys."""
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
-        raise StoreError(f"{self.path}: not a run directory ({MANIFEST} is missing or damaged).")
+        if not (self.path / MANIFEST).is_file():
+            raise StoreError(f"{self.path}: not a run directory ({MANIFEST} is missing).")
+        with reads(self.path / MANIFEST, "restore it from a copy, or remove the run"):
+            return read_record(self.path / MANIFEST)
 
     def suffix(self) -> str | None:
         """The last line that all questions of its training data had; None where they had none in common."""
@@ -132,7 +130,7 @@ class Run:
         return suffix
 
     def update_manifest(self, **changes: Any) -> None:
-        write(self.path / MANIFEST, pretty_json({**self.manifest(), **changes}))
+        write(self.path / MANIFEST, record_text(MANIFEST, {**self.manifest(), **changes}))
 
     @property
     def config_path(self) -> Path:
@@ -144,7 +142,8 @@ class Run:
 
         try:
             return read_yaml(self.config_path)
-        except ConfigError:
+        except ConfigError as error:
+            damage(f"{error} Its settings are not shown.")
             return {}
 
     def config(self, *changes: Mapping[str, Any]) -> "RunConfig":
@@ -159,11 +158,13 @@ class Run:
             places = (str(folder / text) for folder in self.path.resolve().parents)
             return text if os.path.exists(text) else next(filter(os.path.exists, places), text)
 
-        stored = configs.map_paths(configs.read_yaml(self.config_path), found)
+        if not (read := configs.read_yaml(self.config_path)):
+            raise ConfigError(f"{self.config_path}: is damaged (it is empty); restore it from a copy.")
+        stored = configs.map_paths(read, found)
         return configs.recorded(stored, *changes, origin=str(self.config_path))
 
     def update_config(self, config_yaml: str) -> None:
-        write(self.config_path, config_yaml)
+        write(self.config_path, sealed(config_yaml))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         append_line(self.path / METRICS, record)
@@ -175,6 +176,11 @@ class Run:
         """
         by_step = {r["step"]: r for r in lines(self.path / METRICS) if r.get("kind") == kind}
         return [{k: math.nan if v is None else v for k, v in by_step[step].items()} for step in sorted(by_step)]
+
+    def stored(self) -> dict[str, str]:
+        """Checksums of the metrics and of every trace table, by name: what a finished run has to have."""
+        files = [self.path / METRICS, *sorted((self.path / "traces").glob("*.parquet"))]
+        return {file.relative_to(self.path).as_posix(): sha256(file) for file in files if file.is_file()}
 
     def event(self, kind: str, **details: Any) -> None:
         append_line(self.path / EVENTS, {"time": now(), "kind": kind, **details})
@@ -195,13 +201,11 @@ class Run:
         Mappings, not `TraceRow`s: a reader names the columns that it needs, and has no others.
         With `first`, only so many rows are read, however long the file is.
         """
-        import pyarrow.parquet as pq
-
         path = self.path / "traces" / f"{name}.parquet"
         if not path.is_file():
             raise StoreError(f"{path}: no traces there; stored are {', '.join(self.trace_names()) or 'none'}.")
         wanted = list(TRACE_COLUMNS if columns is None else columns)
-        with pq.ParquetFile(path) as file:
+        with open_table(path) as file:
             there = [name for name in file.schema_arrow.names if name in wanted]
             if first is None:
                 rows = file.read(columns=there).to_pylist()
@@ -221,9 +225,8 @@ class Run:
 
     def count_traces(self, name: str) -> int:
         """How many rows `write_traces` wrote, from the file's foot alone."""
-        import pyarrow.parquet as pq
-
-        return int(pq.read_metadata(self.path / "traces" / f"{name}.parquet").num_rows)
+        with open_table(self.path / "traces" / f"{name}.parquet") as file:
+            return int(file.metadata.num_rows)
 
     def trace_names(self) -> list[str]:
         return sorted(p.stem for p in (self.path / "traces").glob("*.parquet"))
@@ -233,12 +236,16 @@ class Run:
     def save_checkpoint(self, step: int, state: Mapping[str, Any], content: Content, keep: int) -> Path:
         """Write a checkpoint completely, then make it appear, then drop all but the newest `keep` and the best."""
         folder = self._save(self.checkpoint_path(step), {"step": step, **state}, content)
+        self.drop_checkpoints(step, keep)
+        return folder
+
+    def drop_checkpoints(self, step: int, keep: int) -> None:
+        """Delete the checkpoints up to a step but for the newest `keep` and the best."""
         best = self.best()
         # Later ones are damaged, or this step would not have been taken again: they must not crowd out whole ones.
         for old in [s for s in self.checkpoint_steps() if s <= step][:-keep]:
             if best is None or old != best.step:
                 shutil.rmtree(self.checkpoint_path(old), ignore_errors=True)
-        return folder
 
     def best(self) -> Best | None:
         """The best step whose model is still here, of those with held-out rows; None where nothing was measured.
@@ -273,10 +280,10 @@ class Run:
                 weights = {name.removeprefix(OF_WEIGHT): t for name, t in weights.items()}
                 save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
                 save_file(tensors, folder / TENSORS)
-            (folder / STATE).write_text(pretty_json(state), encoding="utf-8")
+            (folder / STATE).write_text(record_text(STATE, state), encoding="utf-8")
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-            (folder / SUMS).write_text(pretty_json(sums), encoding="utf-8")
+            (folder / SUMS).write_text(record_text(SUMS, sums), encoding="utf-8")
         return target
 
     def checkpoint_steps(self) -> list[int]:
@@ -292,22 +299,30 @@ class Run:
                 complain(str(error))
         return None
 
+    def verify_checkpoint(self, step: int) -> dict[str, str]:
+        """Its files with their checksums. Raises StoreError naming the damaged or missing file."""
+        folder = self.checkpoint_path(step)
+        with reads(folder / SUMS, "another checkpoint has to do"):
+            sums: dict[str, str] = read_record(folder / SUMS)
+        if STATE not in sums:
+            raise StoreError(f"{folder / SUMS} is damaged ({STATE} is not in it).")
+        for name, checksum in sums.items():
+            if not (folder / name).is_file():
+                raise StoreError(f"{folder / name} is missing.")
+            if sha256(folder / name) != checksum:
+                raise StoreError(f"{folder / name} is damaged (its checksum differs).")
+        return sums
+
     def load_checkpoint(self, step: int) -> Checkpoint:
         """A checkpoint by step, verified. Raises StoreError naming the damaged or missing file."""
         from safetensors.torch import load_file
 
-        folder = self.checkpoint_path(step)
+        folder, sums = self.checkpoint_path(step), self.verify_checkpoint(step)
         try:
-            sums = read_json(folder / SUMS)
-            if STATE not in sums:
-                raise StoreError(f"{folder / SUMS} is damaged ({STATE} is not in it).")
-            for name, checksum in sums.items():
-                if sha256(folder / name) != checksum:
-                    raise StoreError(f"{folder / name} is damaged (its checksum differs).")
             tensors = load_file(folder / TENSORS) if TENSORS in sums else {}
             if WEIGHTS in sums:  # older runs have all tensors in one file
                 tensors |= {OF_WEIGHT + name: t for name, t in load_file(folder / WEIGHTS).items()}
-            return Checkpoint(step, folder, read_json(folder / STATE), tensors)
+            return Checkpoint(step, folder, read_record(folder / STATE), tensors)
         except OSError as error:
             raise StoreError(f"{folder} is not a whole checkpoint ({error.strerror or error}).") from None
         except (ValueError, SafetensorError):
@@ -405,8 +420,8 @@ class Reference:
         return [s for s in sorted(available) if self.spans is None or any(a <= s <= b for a, b in self.spans)]
 
 
-def require_vacant(path: Path) -> None:
-    """Refuse a place where no new run can begin."""
+def require_vacant(path: Path) -> set[str]:
+    """Refuse a place where no new run can begin; what a start that was killed left there of its own."""
     if path.is_file():
         raise StoreError(f"{path}: is a file; choose another --run folder.")
     if (path / MANIFEST).is_file():
@@ -415,19 +430,30 @@ def require_vacant(path: Path) -> None:
         )
     with writes_to(path):
         found = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    # A start that was killed before its manifest leaves its lock and perhaps a config.
-    ours = {".lock", CONFIG} if ".lock" in found else set()
+    # A start that was killed before its manifest leaves its lock, and perhaps a config and half of either.
+    ours = {LOCK, OWNER, CONFIG, f"{CONFIG}.tmp", f"{MANIFEST}.tmp"} if found & {LOCK, OWNER} else set()
     if found - ours:
         raise StoreError(f"{path}: is not empty and not a run; choose another --run folder.")
+    return found - {LOCK, OWNER}
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every run at or below a folder, by path. Hidden folders and the insides of runs are not searched."""
+    """Every run at or below a folder, by path; a damaged one is left out, with a warning.
+
+    Hidden folders and the insides of runs are not searched.
+    """
     found: list[Run] = []
     for folder, below, files in os.walk(root):
-        with contextlib.suppress(StoreError):
-            if MANIFEST in files and (run := Run(Path(folder))).manifest().get("format") == FORMAT:
-                found.append(run)
+        # A start that was killed early has no manifest yet, prepared data has one of its own.
+        ours = {CONFIG, MANIFEST} & {*files}
+        if len(ours) == 2 or (ours and {"checkpoints", "traces", "export"} & {*below}):
+            run = Run(Path(folder))
+            try:
+                if run.manifest().get("format") == FORMAT:
+                    found.append(run)
+                    below.clear()
+            except StoreError as error:
+                damage(f"{error} This run is left out.")
                 below.clear()
         below[:] = [name for name in below if not name.startswith(".")]
     return sorted(found, key=lambda run: run.path)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.errors import StoreError
+from nrt_cli.files import damage, read_record, record_text
 from nrt_cli.records import Document, Reply, measured
-from nrt_cli.store.files import append_line, lines, now, pretty_json, read_json, sole_writer, write, write_report
+from nrt_cli.store.files import append_line, lines, now, reads, sole_writer, write, write_report
 
 FORMAT = "nrt-eval-1"
 SETTINGS, DOCUMENTS, SCORES = "settings.json", "documents.jsonl", "scores.json"
@@ -51,7 +52,7 @@ class Evaluation:
         evaluation = cls(root / f"{benchmark}-{digest[:12]}")
         if not (evaluation.path / SETTINGS).is_file():
             record = {"format": FORMAT, "benchmark": benchmark, "hash": digest, "created": now(), **about}
-            content = pretty_json(record | {"settings": dict(settings)}).encode()
+            content = record_text(SETTINGS, record | {"settings": dict(settings)}).encode()
             write_report(evaluation.path, {SETTINGS: content})
         return evaluation
 
@@ -61,11 +62,11 @@ class Evaluation:
 
     def about(self) -> dict[str, Any]:
         """What `create` recorded: benchmark, hash, settings, model, versions."""
-        with contextlib.suppress(OSError, ValueError):
-            found = read_json(self.path / SETTINGS)
-            if found.get("format") == FORMAT:
-                return found
-        raise StoreError(f"{self.path}: not an evaluation ({SETTINGS} is missing or damaged); remove the folder.")
+        with reads(self.path / SETTINGS, "remove the folder, and evaluate again"):
+            found = read_record(self.path / SETTINGS)
+            if found.get("format") != FORMAT:
+                raise ValueError("is not an evaluation's")
+            return found
 
     def append(self, document: Document) -> None:
         append_line(self.path / DOCUMENTS, {"hash": document_hash(document), **asdict(document)})
@@ -89,19 +90,26 @@ class Evaluation:
         }
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
-        write(self.path / SCORES, pretty_json(measured({**scores, "finished": now()})))
+        write(self.path / SCORES, record_text(SCORES, measured({**scores, "finished": now()})))
 
     def scores(self) -> dict[str, Any] | None:
         """What `write_scores` wrote, and when; null as NaN; None for an evaluation that is not finished."""
-        with contextlib.suppress(OSError, ValueError):
-            return _restored(read_json(self.path / SCORES))
-        return None
+        if not (self.path / SCORES).is_file():
+            return None
+        with reads(self.path / SCORES, "the same `nrt eval` makes it again, from the answers that are kept"):
+            return _restored(read_record(self.path / SCORES))
 
 
 def find_evaluations(root: Path) -> list[Evaluation]:
-    """Every finished evaluation directly below a folder, the oldest first."""
-    found = [Evaluation(path.parent) for path in root.glob(f"*/{SETTINGS}") if (path.parent / SCORES).is_file()]
-    return sorted(found, key=lambda evaluation: ((evaluation.scores() or {}).get("finished", ""), evaluation.path))
+    """Every finished evaluation directly below a folder, oldest first; damaged ones are left out, with a warning."""
+    found = []
+    for evaluation in (Evaluation(path.parent) for path in sorted(root.glob(f"*/{SCORES}"))):
+        try:
+            evaluation.about()
+            found.append((str((evaluation.scores() or {}).get("finished", "")), evaluation.path, evaluation))
+        except StoreError as error:
+            damage(f"{error} This evaluation is left out.")
+    return [evaluation for *_, evaluation in sorted(found, key=lambda one: one[:2])]
 
 
 def _restored(scores: dict[str, Any]) -> dict[str, Any]:

@@ -2,22 +2,24 @@
 
 import contextlib
 import errno
-import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from nrt_cli.errors import StoreError
-from nrt_cli.files import replacing
+from nrt_cli.files import damage, line_of, record_of, replacing
 from nrt_cli.records import json_line
 
-LOCK = ".lock"
+LOCK, OWNER = ".lock", ".owner"
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.EINVAL)
+"""What `flock` says on file systems that have none, as some networks' disks."""
 
 
 @contextlib.contextmanager
@@ -43,18 +45,43 @@ def sole_writer(folder: Path, busy: str) -> Iterator[None]:
 
     Raises StoreError saying `busy` where another one holds it.
     """
-    lock = FileLock(folder / LOCK)
     with writes_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            # A few tries, since `is_locked` holds it for a moment too.
-            lock.acquire(timeout=0.1, poll_interval=0.02)
+            lock = _acquired(folder, timeout=0.1)  # a few tries, since `is_locked` holds it for a moment too
         except Timeout:
-            raise StoreError(busy) from None
+            where = ""
+            if (folder / OWNER).is_file():
+                where = f" This disk has no locks: {folder / OWNER} names it and its host; if it is gone, remove that."
+            raise StoreError(busy + where) from None
     try:
+        sweep(folder.glob("*.tmp"))  # what a killed writer left half-written
         yield
     finally:
         lock.release()
+
+
+def _acquired(folder: Path, timeout: float) -> BaseFileLock:
+    """The lock of a folder, held: the operating system's, or, where the file system has none, a file that says who
+    holds it, of which that of a dead process on this host does not count. Raises Timeout where another one holds it."""
+    try:
+        lock: BaseFileLock = FileLock(folder / LOCK)
+        lock.acquire(timeout=timeout, poll_interval=0.02)
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
+            raise
+        lock = SoftFileLock(folder / OWNER)
+        lock.acquire(timeout=timeout, poll_interval=0.02)
+    return lock
+
+
+def sweep(left: Iterable[Path]) -> None:
+    """Delete files and folders, so far as that is possible."""
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_locked(folder: Path) -> bool:
@@ -62,8 +89,8 @@ def is_locked(folder: Path) -> bool:
     if not (folder / LOCK).is_file():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
+        _acquired(folder, timeout=0).release()
+        return False
     except Timeout:
         return True
     except OSError:
@@ -74,6 +101,16 @@ def write(path: Path, text: str) -> None:
     """Replace a small file at once. Raises StoreError where the disk does not take it."""
     with writes_to(path.parent), replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def reads(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what keeps a file of ours from being read into one sentence that ends in what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or "is damaged") if isinstance(error, OSError) else error
+        raise StoreError(f"{path}: {reason}; {remedy}.") from None
 
 
 def write_report(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
@@ -90,41 +127,34 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole records of an append-only file; a line cut short by a crash is passed over."""
+    """The whole records of an append-only file; a line cut short by a crash is passed over, and so, with a warning,
+    are damaged ones."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
+    at, bad = 0, list[str]()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = record_of(line, at)
+            except ValueError:
+                bad.append(str(number))
+            else:
+                if record is not None:
                     yield record
+            at += len(line)
+    if bad:
+        which = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        damage(f"{path}: damaged, {len(bad)} of {number} lines are passed over: {which}.")
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add a record to an append-only file, in one write."""
-    with writes_to(path.parent):
+    with writes_to(path.parent), path.open("a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
         # After a crash the last line may be cut: start a new one instead of gluing two records together.
-        torn = False
-        if path.exists() and path.stat().st_size > 0:
-            with path.open("rb") as file:
-                file.seek(-1, os.SEEK_END)
-                torn = file.read(1) != b"\n"
-        line = ("\n" if torn else "") + json_line(record) + "\n"
-        with path.open("ab", buffering=0) as file:
-            file.write(line.encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where it is something else."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(path)
-    return values
-
-
-def pretty_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        file.seek(max(end - 1, 0))
+        torn = b"\n" if end and file.read(1) != b"\n" else b""
+        file.write(torn + line_of(json_line(record), end + len(torn)))
 
 
 def now() -> str:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nrt_cli.errors import StoreError
-from nrt_cli.files import replacing
+from nrt_cli.files import damage, read_record, record_text, replacing
 from nrt_cli.store import Run
-from nrt_cli.store.files import LOCK, pretty_json, read_json, sole_writer, write, writes_to
+from nrt_cli.store.files import LOCK, OWNER, sole_writer, write, writes_to
 
 TAGS = "tags.json"
 REMOVED = ".removed.tmp"
@@ -37,16 +37,18 @@ class Sweepable:
 
 def tags_of(run: Run) -> list[str]:
     """A run's tags, sorted; none where it has no file of them."""
-    with contextlib.suppress(OSError, ValueError):
-        tags = read_json(run.path / TAGS).get("tags")
-        if isinstance(tags, list):
-            return sorted({str(tag) for tag in tags})
-    return []
+    if not (run.path / TAGS).is_file():
+        return []
+    try:
+        return sorted(map(str, set(read_record(run.path / TAGS)["tags"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        damage(f"{run.path / TAGS}: {error}; remove it, and tag the run again.")
+        return []
 
 
 def set_tags(run: Run, tags: Iterable[str]) -> None:
     """Replace a run's tags. They have a file of their own, so a run in training can be tagged."""
-    write(run.path / TAGS, pretty_json({"tags": sorted(set(tags))}))
+    write(run.path / TAGS, record_text(TAGS, {"tags": sorted(set(tags))}))
 
 
 def size_of(path: Path, freed: bool = False) -> int:
@@ -147,7 +149,11 @@ def write_archive(runs: Sequence[Run], out: Path, model: bool = False) -> int:
                 # Unlike glob, this goes on where a folder vanishes while it is listed.
                 for path in sorted(Path(folder, file) for folder, _, files in os.walk(run.path) for file in files):
                     parts = path.relative_to(run.path).parts
-                    if parts[0] in left_out or path.name == LOCK or any(part.endswith(".tmp") for part in parts):
+                    if (
+                        parts[0] in left_out
+                        or path.name in (LOCK, OWNER)
+                        or any(part.endswith(".tmp") for part in parts)
+                    ):
                         continue
                     # Gone since the folder was listed: a run goes on while it is archived.
                     with contextlib.suppress(FileNotFoundError):

@@ -12,13 +12,13 @@ analysis/, report/  what was made of it all
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nrt_cli.files import read_record, record_text, sweep_drafts
 from nrt_cli.records import Ended
-from nrt_cli.store.files import pretty_json, read_json, sole_writer, write
+from nrt_cli.store.files import reads, sole_writer, write
 
 STUDY, OUTCOMES = "study.yaml", "outcomes.json"
 
@@ -43,22 +43,26 @@ class Study:
     def writing(self) -> Iterator[None]:
         """Be the only writer, in a folder that is made if need be. Raises StoreError where another process is."""
         with sole_writer(self.path, f"{self.path}: another process works on this study; wait for it or stop it."):
-            # Drafts of data and models that a killed process left.
-            for left in [*self.path.glob(".*.tmp"), *self.path.glob("models/.*.tmp")]:
-                shutil.rmtree(left, ignore_errors=True)
+            for folder in (self.path, self.path / "models"):
+                sweep_drafts(folder)
             yield
 
     def outcomes(self) -> dict[str, Outcome]:
         """How the runs ended that have ended, by name."""
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            return {name: Outcome(**record) for name, record in read_json(self.path / OUTCOMES)["runs"].items()}
-        return {}
+        file = self.path / OUTCOMES
+        if not file.is_file():
+            return {}
+        with reads(file, "remove it, and the same `nrt reproduce` looks at each run anew"):
+            try:
+                return {name: Outcome(**record) for name, record in read_record(file)["runs"].items()}
+            except (KeyError, TypeError, AttributeError):
+                raise ValueError("is not a study's") from None
 
     def record(self, name: str, outcome: Outcome) -> None:
         """Note how a run ended."""
         known = {**self.outcomes(), name: outcome}
         records = {key: asdict(known[key]) for key in sorted(known)}
-        write(self.path / OUTCOMES, pretty_json({"runs": records}))
+        write(self.path / OUTCOMES, record_text(OUTCOMES, {"runs": records}))
 
     def log_path(self, name: str) -> Path:
         """Where a run's output goes."""

@@ -1,15 +1,34 @@
 """Parquet tables: written whole or not at all, and read to score traces anew."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nrt_cli.errors import StoreError
 from nrt_cli.files import replacing
 from nrt_cli.records import TraceRow
-from nrt_cli.store.files import writes_to
+from nrt_cli.store.files import reads, writes_to
 
 _MADE_BY = "`nrt train` with a method that samples traces and train.trace_groups above 0"
+NAME = b"nrt.file"
+"""Metadata of a table: the name that it was written under, so that no other is taken for it."""
+
+
+@contextmanager
+def open_table(file: Path) -> Iterator[Any]:
+    """A Parquet file to read, every page verified. Raises StoreError where it is not what was written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reads(file, "restore it from a copy, or remove it"):
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+                if (opened.schema_arrow.metadata or {}).get(NAME, file.name.encode()) != file.name.encode():
+                    raise ValueError("is another table than it says")
+                yield opened
+        except pa.ArrowException:  # whose messages are about Arrow's code
+            raise ValueError("is damaged") from None
 
 
 def write_table(file: Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -26,7 +45,8 @@ def write_table(file: Path, columns: Mapping[str, str], rows: Iterable[Mapping[s
     with writes_to(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
+            table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({NAME: file.name}))
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def bank_tables(path: Path) -> list[Path]:
@@ -46,16 +66,10 @@ def bank_tables(path: Path) -> list[Path]:
 def bank_rows(table: Path, columns: Sequence[str]) -> list[TraceRow]:
     """Some columns of a table's rows, the traces of a group one after another. Raises StoreError where one is missing,
     or where traces were not scored."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(table) as file:
-            if missing := sorted(set(columns) - set(file.schema_arrow.names)):
-                raise StoreError(f"{table}: column {missing[0]} is missing; trace tables come from {_MADE_BY}.")
-            rows: list[dict[str, Any]] = file.read(columns=list(columns)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{table}: not a readable trace table ({error}).") from None
+    with open_table(table) as file:
+        if missing := sorted(set(columns) - set(file.schema_arrow.names)):
+            raise StoreError(f"{table}: column {missing[0]} is missing; trace tables come from {_MADE_BY}.")
+        rows: list[dict[str, Any]] = file.read(columns=list(columns)).to_pylist()
     if any(row[column] is None for row in rows for column in ("answer_logprobs", "null_logprobs") if column in row):
         raise StoreError(f"{table}: its traces were not scored token by token; tables of training steps are.")
     return [TraceRow(**row) for row in rows]

@@ -17,11 +17,12 @@ from nrt_cli.backends.samplers import pick_engine
 from nrt_cli.commandline import pasted, resume, settings, this_command
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
+from nrt_cli.data.prepare import made_with
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.grading.grading import Pair, find
 from nrt_cli.models.loading import load_tokens, pick_device, positions, require_model, resolved
-from nrt_cli.models.metadata import read_metadata
-from nrt_cli.models.sources import model_fingerprint
+from nrt_cli.models.metadata import model_fault, read_metadata
+from nrt_cli.models.sources import METADATA, model_fingerprint
 from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
 from nrt_cli.text.tokens import ThinkTokens
@@ -109,6 +110,12 @@ def load_inputs(config: RunConfig) -> Inputs:
                 f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
             )
     fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
+    model = Path(config.model.path)
+    if (model / METADATA).is_file() and read_metadata(model).files not in (None, fingerprints["model"]):
+        raise ModelError(
+            f"{model_fault(model)}; make it again with `nrt model prepare`, or, if you changed it, "
+            "prepare what it is now into another folder."
+        )
     tokenizer, tokens = require_think_tokens(config)
     limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
     # As long as the model may think, and as it ends.
@@ -119,6 +126,11 @@ def load_inputs(config: RunConfig) -> Inputs:
         # Held-out pairs are scored with traces that the model samples, so theirs are not read.
         examples = load_examples(file, tokenizer, *limits, references if name == "train" else None)
         sets[name], fingerprints[name] = examples, examples.fingerprint
+        if made_with(file) not in (None, examples.fingerprint):
+            raise DataError(
+                f"{file}: is not the file that the manifest.json beside it describes: damaged, copied in part, or "
+                "changed. Make it again with `nrt data prepare`, or, if you changed it, move it away from there."
+            )
         longest = examples.longest_with(config.rollout.trace_cap) if config.thinks else examples.longest
         if limit is not None and longest > limit:
             with_trace, cap = (" with its trace", "rollout.max_trace_tokens, ") if config.thinks else ("", "")
@@ -221,7 +233,10 @@ def done_already(run: Run, steps: int) -> dict[str, Any] | None:
         raise ConfigError(f"{run.path}: has done {at} steps already, more than the {steps} asked for.")
     found = run.manifest()
     summary = found.get("summary", {})
-    if found.get("status") != "finished" or summary.get("steps") != steps or not run.export_path.is_dir():
+    if found.get("status") != "finished" or summary.get("steps") != steps:
+        return None
+    if fault := model_fault(run.export_path):
+        console.warn(f"{fault}; it is made again from the last checkpoint.")
         return None
     console.note(f"{run.path}: all {steps} steps are done, nothing left to do; --steps N goes on to step N.")
     # The run may have been moved since it was written down.

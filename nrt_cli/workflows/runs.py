@@ -1,20 +1,27 @@
 """`nrt runs`: what the runs below a folder are, and how they differ. Imports no torch."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
 from nrt_cli.config.titles import run_title, thinks
-from nrt_cli.errors import StoreError
+from nrt_cli.errors import NrtError, StoreError
+from nrt_cli.files import Damage
 from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
+from nrt_cli.models.metadata import model_fault
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.housekeeping import size_of, tags_of
+from nrt_cli.store.judgements import Judgements, templates
+from nrt_cli.store.study import Study
 from nrt_cli.untrusted import csv_bytes
 
 LAST = 10
@@ -182,6 +189,78 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, list[Any]]:
         "origins": aligned(origins, False),
         "metrics": aligned(scores, True),
     }
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What of a store is not as it was written: whose it is, and a sentence that names the file."""
+
+    of: str
+    what: str
+
+
+def check(root: Path) -> list[Fault]:
+    """What of the runs at or below a folder, and of the study that it may be, is not as it was written.
+
+    Every file that carries a checksum, or of which another file has one, is read whole.
+    """
+    faults: list[Fault] = []
+
+    @contextlib.contextmanager
+    def looking(of: Path) -> Iterator[None]:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", Damage)
+            try:
+                yield
+            except (NrtError, OSError) as error:
+                faults.append(Fault(str(of), str(error)))
+        faults.extend(Fault(str(of), str(one.message)) for one in told if issubclass(one.category, Damage))
+
+    with looking(root):
+        runs = find_runs(root)
+    if (study := Study(root)).config_path.is_file():
+        with looking(root):
+            configs.read_yaml(study.config_path)
+        with looking(root):
+            study.outcomes()
+    for run in runs:
+        with looking(run.path):
+            run.config()
+        with looking(run.path):
+            now, then = run.stored(), run.manifest().get("stored", {})
+        changed = {name: now.get(name) for name, digest in then.items() if now.get(name) != digest}
+        for name, digest in changed.items():
+            how = "has another checksum than when the run finished" if digest else "is missing"
+            faults.append(Fault(str(run.path), f"{run.path / name}: {how}; restore it from a copy."))
+        for read in (run.metrics, run.events, partial(tags_of, run), Judgements(run).records, partial(templates, run)):
+            with looking(run.path):
+                read()
+        for name in run.trace_names():
+            with looking(run.path):
+                if f"traces/{name}.parquet" not in changed:
+                    run.traces(name)
+        for step in run.checkpoint_steps():
+            with looking(run.path):
+                run.verify_checkpoint(step)
+        for model in (*filter(Path.exists, [run.export_path]), *map(run.model_path, run.model_steps())):
+            if fault := model_fault(model):
+                faults.append(Fault(str(run.path), f"{fault}; remove it, and the same command makes it again."))
+        for folder in sorted(run.path.glob("evals/*")):
+            with looking(run.path):
+                for evaluation in find_evaluations(folder):
+                    n, scores = len(evaluation.documents()), evaluation.scores() or {}
+                    if scores.get("n", n) > n:
+                        raise StoreError(
+                            f"{evaluation.path}: {scores['n']} documents were scored and {n} are there; the same "
+                            "`nrt eval` asks those that are missing."
+                        )
+    return list(dict.fromkeys(faults))
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
 
 
 def metrics_csv(runs: Sequence[Run]) -> bytes:

@@ -45,15 +45,18 @@ from nrt_cli.evaluation.olmes import versions
 from nrt_cli.evaluation.rows import read_rows
 from nrt_cli.evaluation.session import Job
 from nrt_cli.evaluation.tasks import Task, Tell, run_tasks
+from nrt_cli.files import sealed
 from nrt_cli.judging.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.judging.plan import Plan as JudgePlan
 from nrt_cli.judging.plan import make_plan, read_template
 from nrt_cli.models.loading import load_tokenizer
+from nrt_cli.models.metadata import model_fault
 from nrt_cli.models.prepare import planned_rows, prepare_model
 from nrt_cli.models.shapes import model_shape, source_shape
 from nrt_cli.models.sources import tokenizer_here
 from nrt_cli.progress import EvalProgress, Progress, StudyProgress
 from nrt_cli.records import Ended, ModelShape, Plan, json_line
+from nrt_cli.store import Run
 from nrt_cli.store.evals import settings_hash
 from nrt_cli.store.files import write, write_report
 from nrt_cli.store.study import Outcome, Study
@@ -369,7 +372,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
                     f"{store.path}: holds a study with another {', '.join(changed)}; choose another --out, or go on "
                     f"with the one that is there: `{again}`."
                 )
-        write(store.config_path, to_yaml(study))
+        write(store.config_path, sealed(to_yaml(study)))
         recorder = _Recorder(store, display)
         display.begin({INPUTS: 1.0})
         make = Task(INPUTS, partial(make_inputs, store.path, study), store.log_path(INPUTS))
@@ -402,7 +405,7 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
             name
             for name, known in outcomes.items()
             if known.status == "finished" and known.digest == recorder.digests.get(name)
-            if name == BASE or (store.path / "runs" / name / "export").is_dir()
+            if name == BASE or _whole(store.path / "runs" / name)
         }
         tasks = [task for task in tasks if task.name not in done]
         left, logs = sum(task.name != BASE for task in tasks), folder / "logs"
@@ -411,6 +414,16 @@ def reproduce(folder: Path, study: StudyConfig, display: StudyProgress) -> dict[
         run_tasks(tasks, study.jobs, recorder, preload)
     outcomes = store.outcomes()
     return {name: outcomes[name] for name in names if name in outcomes}
+
+
+def _whole(run: Path) -> bool:
+    """Whether a run is as it was left when it finished; one that is not goes on, or its log says why it cannot."""
+    try:
+        found = Run.open(run)
+        found.config()
+        return found.manifest()["status"] == "finished" and model_fault(found.export_path) is None
+    except NrtError:
+        return False
 
 
 def first_runs(folder: Path, study: StudyConfig) -> dict[str, Planned]:

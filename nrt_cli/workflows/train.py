@@ -143,6 +143,8 @@ class _Session:
         self.trainer = Trainer(config, backend, inputs.steps * updates)
         done = restore(self.trainer) if restore else None
         if restore:
+            # A kill between a checkpoint and the removal of an older one leaves both.
+            run.drop_checkpoints(done or 0, config.train.keep_checkpoints)
             run.update_config(configs.to_yaml(configs.absolute(config)))
         logged = {(kind, record["step"]) for kind in ("train", "held_out") for record in run.metrics(kind)}
         with (
@@ -156,7 +158,7 @@ class _Session:
                 if record["step"] <= (done or 0):
                     self.sentinel.add(record)
             run.event("started" if done is None else "resumed", step=done or 0, command=this_command())
-            run.update_manifest(status="running", steps=inputs.steps)
+            run.update_manifest(status="running", steps=inputs.steps, stored={})
             for text in inputs.left_out():
                 self.display.note(text)
             for doubt in doubts:
@@ -333,7 +335,7 @@ class _Session:
             "seconds": sum(record["seconds"] for record in run.metrics()),
             "throughput": throughput(run.metrics()),
         }
-        run.update_manifest(status="finished", summary=summary)
+        run.update_manifest(status="finished", summary=summary, stored=run.stored())
         run.event("finished", step=steps)
         return summary
 

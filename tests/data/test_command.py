@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from nrt_cli.commands.data import app
 from nrt_cli.errors import DataError
+from nrt_cli.files import read_record
 
 
 def run(*args: object) -> str:
@@ -45,7 +46,7 @@ def test_a_person_reads_a_summary_and_the_next_command(tmp_path: Path) -> None:
 def test_a_script_reads_the_manifest(tmp_path: Path) -> None:
     printed = run("generated:sums?size=30", "--out", tmp_path / "out", "--validation", 10, "--size", 20, "--json")
     manifest = json.loads(printed)
-    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest == read_record(tmp_path / "out" / "manifest.json")
     assert (manifest["counts"]["train"], manifest["counts"]["validation"]) == (10, 10)
 
 
@@ -116,7 +117,7 @@ def test_an_output_of_an_earlier_version_is_kept_and_its_split_is_said(tmp_path:
     )
     command = (tmp_path / "qa.jsonl", "--out", tmp_path / "out", "--validation", 3)
     run(*command)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = read_record(tmp_path / "out" / "manifest.json")
     for key in ("questions", "graders", "unreadable", "unused_columns", "textless_turns"):
         del manifest[key]
     for key in ("grader", "train", "duplicates", "selection"):

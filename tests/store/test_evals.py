@@ -95,5 +95,5 @@ def test_one_writer_at_a_time(tmp_path):
 def test_what_is_no_evaluation_says_so(tmp_path):
     evaluation = Evaluation.create(tmp_path, "gsm8k", {}, {})
     (evaluation.path / SETTINGS).write_text("[]")
-    with pytest.raises(StoreError, match="not an evaluation"):
+    with pytest.raises(StoreError, match=r"settings\.json: is damaged"):
         evaluation.about()

@@ -1,7 +1,9 @@
 """Runs as folders: moved, copied, read while they are written, tagged, swept, removed, packed and unpacked."""
 
+import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -84,6 +86,31 @@ def test_moving_a_run_while_it_is_written_keeps_its_lock(tmp_path):
         with pytest.raises(StoreError, match="another process is writing"), moved.writing():
             pass
     assert not moved.being_written
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.ENOSYS])
+def test_where_the_disk_has_no_locks_a_file_says_who_writes(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run, owner = made(tmp_path / "a"), tmp_path / "a" / (".lock" if number == errno.ENOSYS else ".owner")
+    with run.writing():
+        assert run.being_written
+        with pytest.raises(StoreError, match="another process is writing"), Run(run.path).writing():
+            pass
+    assert not run.being_written
+    assert not owner.exists()
+    # A process of this host that is gone holds nothing; of another host nobody here can know.
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (run.path / ".lock").unlink(missing_ok=True)
+    owner.write_text(f"{gone.pid}\n{socket.gethostname()}\n")
+    with run.writing():
+        pass
+    owner.write_text(f"{gone.pid}\nanother-host\n")
+    with pytest.raises(StoreError, match="another process is writing"), run.writing():
+        pass
 
 
 WRITER = """

@@ -104,9 +104,9 @@ def test_a_folder_with_anything_in_it_is_left_alone(train, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("mine")
     assert "is not empty and not a run" in said(train())
     assert everything(tmp_path / "run") == {"config.yaml": b"mine"}
-    assert "not a run directory (manifest.json is missing or damaged)" in said(train("--resume"))
+    assert "not a run directory (manifest.json is missing)" in said(train("--resume"))
     (tmp_path / "run" / "manifest.json").write_text("[]")
-    assert "not a run directory" in said(train("--resume"))
+    assert "run/manifest.json: is damaged (it is not a JSON object)" in said(train("--resume"))
     assert everything(tmp_path / "run") == {"config.yaml": b"mine", "manifest.json": b"[]"}
 
 

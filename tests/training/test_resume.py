@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from shutil import ignore_patterns
 
 import pytest
 import torch
@@ -334,8 +335,9 @@ def test_under_a_schedule_the_number_of_steps_is_part_of_the_experiment(nrt, tin
 def test_other_data_or_another_model_is_refused_and_moved_files_are_not(changed, nrt, tiny_yaml, tmp_path, tiny_config):
     config = tiny_config()
     folder, model = tmp_path / "sums", tmp_path / "model"
-    shutil.copytree(tmp_path.__class__(config.data.train).parent, folder)
-    shutil.copytree(config.model.path, model)
+    # Without the records of how they were made, which would be held against them first.
+    shutil.copytree(tmp_path.__class__(config.data.train).parent, folder, ignore=ignore_patterns("manifest.json"))
+    shutil.copytree(config.model.path, model, ignore=ignore_patterns("nrt.json"))
     paths = ("--data", folder / "train.parquet", "--validation", folder / "validation.parquet", "--model", model)
     assert nrt("train", tiny_yaml, "--run", "run", "--steps", 1, *paths).code == 0
     if changed == "model":

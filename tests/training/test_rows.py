@@ -1,5 +1,6 @@
 """Rows of somebody else's Parquet, all the way from `nrt train` to the judge."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from nrt_cli.data.examples import read_texts
 from nrt_cli.errors import DataError
 from nrt_cli.evaluation.pairs import evaluate_pairs
 from nrt_cli.evaluation.session import Job
+from nrt_cli.files import read_record
 from nrt_cli.judging.plan import make_plan
+from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.progress import EvalProgress, Progress
 from nrt_cli.store import Run
 from nrt_cli.store.judgements import held_out_traces
@@ -90,6 +93,8 @@ def test_every_command_names_the_rows_that_the_template_refuses(
         "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
     )
     (model / "chat_template.jinja").write_text(refuses + DEFAULT_CHAT_TEMPLATE)
+    about = read_record(model / "nrt.json")
+    (model / "nrt.json").write_text(json.dumps(about | {"fingerprint": model_fingerprint(model)}))
     files = verl_file(tmp_path / "train.parquet"), verl_file(tmp_path / "held.parquet")
     for file, bad in zip(files, (3, 9), strict=True):
         rows = pq.read_table(file).to_pylist()

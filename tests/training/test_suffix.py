@@ -9,6 +9,7 @@ from nrt_cli import config as configs
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.evaluation.pairs import evaluate_pairs
 from nrt_cli.evaluation.session import Job
+from nrt_cli.files import read_record
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.progress import EvalProgress
 from nrt_cli.text.prompts import render_prompt
@@ -72,7 +73,7 @@ def test_an_older_run_and_a_plain_model_have_none(run, tiny_model_dir, tmp_path)
     assert locate_model(tiny_model_dir).suffix is None
     older = tmp_path / "older"
     shutil.copytree(run.path, older)
-    manifest = json.loads((older / "manifest.json").read_text())
+    manifest = read_record(older / "manifest.json")
     del manifest["data"]
     (older / "manifest.json").write_text(json.dumps(manifest))
     assert locate_model(older).suffix is None

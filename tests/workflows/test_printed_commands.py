@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli import commandline
+from nrt_cli.files import read_record
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ def test_what_a_run_prints_can_be_typed(name, nrt, tiny_yaml):
     evaluated = nrt(*shlex.split(described["next"])[1:])
     assert evaluated.code == 0, evaluated.err
     (nrt.folder / name / "manifest.json").write_text(
-        json.dumps(json.loads((nrt.folder / name / "manifest.json").read_text()) | {"status": "interrupted"})
+        json.dumps(read_record(nrt.folder / name / "manifest.json") | {"status": "interrupted"})
     )
     described = json.loads(nrt("runs", "show", "--json", "--", name).out)
     assert nrt(*shlex.split(described["next"])[1:]).code == 0

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from nrt_cli.backends.vllm_engine import installed
 from nrt_cli.errors import ConfigError, ModelError, StoreError
+from nrt_cli.files import read_record
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.publish import config_for_all, tokenizer_for_all, without_paths
 from nrt_cli.records import Document
@@ -83,7 +84,7 @@ def test_its_files_are_what_others_read(pushed, run):
     generation = json.loads((pushed / "generation_config.json").read_text())
     assert (generation["temperature"], generation["top_p"], generation["top_k"]) == (1.0, 1.0, 0)
     assert isinstance(generation["eos_token_id"], list)
-    about = json.loads((pushed / "nrt.json").read_text())
+    about = read_record(pushed / "nrt.json")
     assert about["tokens"]["think_end"]["token"] == "</think>"
     assert about["training"]["max_trace_tokens"] == run.config().rollout.max_trace_tokens
 
@@ -257,7 +258,7 @@ def test_vllm_serves_it_a_reasoning_field_and_an_answer(make_tiny_source, make_t
     # vLLM's kernels for CPUs want heads of 32 channels or more.
     make_tiny_source(tmp_path / "source", make_tiny_tokenizer(), head_dim=32)
     prepare_model(str(tmp_path / "source"), tmp_path / "model", dtype="float32")
-    about = json.loads((tmp_path / "model" / "nrt.json").read_text())
+    about = read_record(tmp_path / "model" / "nrt.json")
     (tmp_path / "model" / "nrt.json").write_text(json.dumps(about | {"training": {"max_trace_tokens": 8}}))
     push(str(tmp_path / "model"), tmp_path / "shared")
     # The server as the card starts it.

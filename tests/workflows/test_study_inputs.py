@@ -16,6 +16,7 @@ from nrt_cli.cli import app
 from nrt_cli.config.study import load_study, planned_runs
 from nrt_cli.data.examples import load_examples, suffix_of
 from nrt_cli.errors import DataError
+from nrt_cli.files import read_record
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.workflows.study import make_inputs, plan_study
 
@@ -46,7 +47,7 @@ def test_exactly_as_many_rows_as_are_planned_are_left_to_train_on(study: Path, t
     asked = load_study(str(study))
     folder = tmp_path / "made"
     make_inputs(folder, asked, lambda *told: None)
-    manifest = json.loads((folder / "data" / "manifest.json").read_text())
+    manifest = read_record(folder / "data" / "manifest.json")
     assert {"long-prompt", "long-answer"} <= set(manifest["counts"]["dropped"])
     tokenizer = load_tokenizer(folder / "models" / "small")
     found = load_examples(folder / "data" / "train.parquet", tokenizer, *CAPS)

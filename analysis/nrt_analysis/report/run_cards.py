@@ -15,8 +15,8 @@ from nrt_cli.config import RunConfig, flatten, read_yaml, recorded, validated
 from nrt_cli.config.study import Planned, StudyConfig, Variant, planned_runs
 from nrt_cli.config.titles import TITLES, is_control, method_title, run_title, thinks
 from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.files import read_record
 from nrt_cli.store import Run, find_runs
-from nrt_cli.store.files import read_json
 from nrt_cli.store.study import STUDY, Study
 
 DECIDES = ("objective.", "optimiser.", "tokens.", "model.lora.", "data.max_")
@@ -177,14 +177,14 @@ def _card(run: Run) -> RunCard:
     name = asked.model.name if asked else ""
     for prepared in (run.export_path / "nrt.json", folder / "nrt.json"):
         with suppress(OSError, ValueError, KeyError):
-            name = name or Path(str(read_json(prepared)["source"]).removeprefix("builtin:")).name
+            name = name or Path(str(read_record(prepared)["source"]).removeprefix("builtin:")).name
     # What `nrt data prepare` wrote beside the training data, if it still describes the file that was trained on. A
     # study that was moved has its data still, though not where the run says.
     train = Path(str(settings.get("data.train", "")))
     sources: list[dict[str, Any]] = []
     for place in (*([study / "data"] if study else []), train.parent):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            found = read_json(place / "manifest.json")
+            found = read_record(place / "manifest.json")
             if not sources and found["outputs"][train.name] == manifest.get("fingerprints", {}).get("train"):
                 sources = [
                     {"count": 0, "percentage": 0.0, **part, "name": part["source"], "train": part["train"]}
@@ -258,6 +258,11 @@ def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:
                 yield folder, planned, "not run yet"
             elif outcome.status != "finished":
                 yield folder, planned, f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+            else:
+                try:
+                    Run.open(folder / "runs" / planned.name)
+                except StoreError as error:  # since it finished
+                    yield folder, planned, str(error)
 
 
 def stored_analyses(cards: Sequence[RunCard], name: str) -> Iterator[tuple[Path, Any]]:
