@@ -1,5 +1,6 @@
 """What a run takes on the disk: as predicted, and nothing twice."""
 
+import json
 import math
 import os
 import shutil
@@ -77,10 +78,9 @@ def test_a_checkpoint_of_an_older_run_has_all_in_one_file(tmp_path):
     (folder / "model.safetensors").unlink()
     save_file(tensors, folder / "tensors.safetensors")
     from nrt_cli.files import sha256
-    from nrt_cli.store.files import pretty_json
 
     sums = {name: sha256(folder / name) for name in ("state.json", "tensors.safetensors")}
-    (folder / "checksums.json").write_text(pretty_json(sums))
+    (folder / "checksums.json").write_text(json.dumps(sums))
     assert run.load_checkpoint(1).tensors.keys() == tensors.keys()
 
 

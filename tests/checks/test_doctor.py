@@ -333,7 +333,7 @@ def test_pad_that_is_eos_is_found(tiny_model_dir, tiny_config, tmp_path):
 
 def test_a_template_that_drops_the_question_is_found(tiny_model_dir, tiny_config, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(tiny_model_dir, model)
+    shutil.copytree(tiny_model_dir, model, ignore=shutil.ignore_patterns("nrt.json"))  # which would not fit any more
     (model / "chat_template.jinja").write_text("{% for m in messages %}Q: {{ m['content'][:4] }}\n{% endfor %}A:")
     finding = examined(tiny_config("method=am", f"model.path={model}"))["template"]
     assert finding.verdict == "warning"
