@@ -149,10 +149,10 @@ def _code(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> G
     found = [graders.code(answer, row["entry_point"], row["prompt"]) for answer in answers]
     ours = [program.rstrip() for program in found if program]
     as_olmes = [f"{row['prompt']}{answer}".rstrip() for answer in answers]
-    tests = f"\n\n{row['test']}\n\ncheck({row['entry_point']})\n"
+    tests = f"{row['test']}\n\ncheck({row['entry_point']})\n"
     # Samples are often the same text, and both gradings often run the same program: once.
     programs = list(dict.fromkeys((*ours, *as_olmes)))
-    passed = dict(zip(programs, sandbox.run([program + tests for program in programs]), strict=True))
+    passed = dict(zip(programs, sandbox.run(programs, tests, row["entry_point"], row["prompt"]), strict=True))
     correct = sum(passed[program] for program in ours)
     scores = {f"pass_at_{k}": graders.pass_at_k(len(answers), correct, k) for k in (1, 10)}
     olmes = graders.pass_at_k(len(answers), sum(passed[program] for program in as_olmes), 10)

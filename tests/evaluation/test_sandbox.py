@@ -77,6 +77,35 @@ except OSError:
 else:
     raise SystemExit("a gigabyte")
 """,
+    "memory is counted whatever it is asked from": """
+import ctypes, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.shmget(0, 1 << 30, 0o1600) == -1
+assert libc.semget(0, 32000, 0o1600) == -1
+assert libc.msgget(0, 0o1600) == -1
+assert libc.syscall(425, 4096, ctypes.create_string_buffer(120)) == -1  # io_uring_setup
+attempts = (
+    lambda: os.memfd_create("m"),
+    lambda: open("/dev/shm/m", "w"),
+    lambda: os.truncate(os.open("m", os.O_RDWR | os.O_CREAT), 1 << 30),
+    lambda: mmap.mmap(-1, 760 << 20),
+)
+for attempt in attempts:
+    try:
+        attempt()
+    except (OSError, MemoryError):
+        continue
+    raise SystemExit("a gigabyte")
+""",
+    "empty files are counted": """
+made = 0
+try:
+    while True:
+        open(f"{made}", "w").close()
+        made += 1
+except OSError:
+    assert 100 < made < 5000
+""",
     "privileges are gone for good": """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -241,21 +270,34 @@ raise SystemExit
     assert not survives(program)
 
 
-def test_a_platform_without_namespaces_says_what_is_missing(tmp_path: Path) -> None:
-    """The launcher told that it cannot unshare: the holes are named, and what can be limited still is."""
+@pytest.mark.parametrize(
+    ("crippled", "missing"),
+    [
+        (
+            ('call("unshare"', 'call("no_such_function"'),
+            ("no network", "no access to other processes", "no access to files outside the temporary folder"),
+        ),
+        (("PR_SET_SECCOMP, 2", "PR_SET_SECCOMP, 9"), ("a limit on shared memory",)),
+    ],
+)
+def test_a_platform_that_lacks_something_says_so(
+    crippled: tuple[str, str], missing: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The launcher told that it cannot: the holes are named, and what can be limited still is."""
     launcher = Path(sandbox.__file__).with_name("sandboxed.py").read_text(encoding="utf-8")
-    crippled = tmp_path / "sandboxed.py"
-    crippled.write_text(launcher.replace('call("unshare"', 'call("no_such_function"'), encoding="utf-8")
+    assert crippled[0] in launcher
+    (tmp_path / "sandboxed.py").write_text(launcher.replace(*crippled), encoding="utf-8")
     (tmp_path / "sandbox.py").write_text(Path(sandbox.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("crippled_sandbox", tmp_path / "sandbox.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.missing() == (
-        "no network",
-        "no access to other processes",
-        "no access to files outside the temporary folder",
-    )
+    assert module.missing() == missing
     ends = module.run(["import time; time.sleep(600)", "bytearray(10 * 2**30)", "pass"], wall_seconds=3)
     assert ends == [False, False, True]
+
+
+def test_the_tests_have_their_own_share_of_memory() -> None:
+    assert sandbox.run([""], "bytearray(100 << 20)") == [True]
+    assert sandbox.run([""], "bytearray(256 << 20)") == [False]
