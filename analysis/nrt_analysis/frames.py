@@ -33,7 +33,8 @@ def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
 
 def labels_of(references: Sequence[Reference]) -> list[str]:
     """A name for each run: its method, its folder where two share one, its steps where two share a folder."""
-    methods = [label_of(Run.open(reference.path)) for reference in references]
+    runs = [Run.open(reference.path) for reference in references]
+    methods = [run_label(str(run.manifest()["method"]), run.settings()) for run in runs]
     folders = [reference.path.resolve().name for reference in references]
     spans = []
     for reference in references:
@@ -63,11 +64,6 @@ def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
     """Frames one after another; where there is none, a frame without rows that has these columns."""
     found = list(frames)
     return pd.concat(found, ignore_index=True) if found else frame_of([], columns)
-
-
-def label_of(run: Run) -> str:
-    """The method that a run learned by, or that it is the control."""
-    return run_label(str(run.manifest()["method"]), run.settings())
 
 
 def steps_frame(run: Run) -> pd.DataFrame:

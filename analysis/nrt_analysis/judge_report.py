@@ -16,7 +16,6 @@ from nrt_cli.store import Run
 from nrt_cli.store.judgements import Judgements
 
 KEY = ["run", "step", "example", "judge", "template"]
-"""Standard errors to either side of a mean that hold 95 % of a normal distribution."""
 
 UNITS = {
     "step": "training steps taken; 0 is the model before training",

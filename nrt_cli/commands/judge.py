@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
@@ -20,21 +20,21 @@ EXAMPLE = "Example: nrt judge runs/am runs/ws-neg-log-p@0,30 --n 100 --max-cost 
 def judge(
     runs: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="RUN@STEPS...",
             autocompletion=completion.runs,
             help="Runs; runs/a@30, runs/a@0,30 or runs/a@10-20 for some steps.",
         ),
     ],
-    n: Annotated[int | None, typer.Option(min=1, help="Held-out examples per checkpoint; default 100.")] = None,
+    n: Annotated[int | None, Option(min=1, help="Held-out examples per checkpoint; default 100.")] = None,
     judges: Annotated[
-        list[str] | None, typer.Option("--judge", help="The judge's model name; repeat it for several judges.")
+        list[str] | None, Option("--judge", help="The judge's model name; repeat it for several judges.")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="What to ask: your YAML, or one prompt as text; default: the shipped one.")
+        str | None, Option(help="What to ask: your YAML, or one prompt as text; default: the shipped one.")
     ] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0.0, help="US dollars that this call may spend.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count requests, tokens and cost; ask nothing.")] = False,
+    max_cost: Annotated[float | None, Option(min=0.0, help="US dollars that this call may spend.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Count requests, tokens and cost; ask nothing.")] = False,
     overrides: Overrides = None,
     out: Out = None,
     as_json: AsJson = False,

@@ -67,14 +67,14 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
         out.rule(console.plain(name), style="bold")
         if "direct" in record:
             out.print(_headline("answered directly", record["direct"]["logprob"]))
-            summary.append((name, "none", _probability(record["direct"]["logprob"]), "-"))
+            summary.append((name, "none", console.probability(record["direct"]["logprob"]), "-"))
         if "traces" not in record:
             continue
         out.print(_headline("null trace", record["null"]["logprob"]))
         out.print(legend)
         for k, trace in enumerate(record["traces"], 1):
             schemes, gains, text = trace["schemes"], trace["gains"], trace["trace"]
-            found = (_probability(trace["logprob"]), console.number(trace["gain"], "+z.3f"))
+            found = (console.probability(trace["logprob"]), console.number(trace["gain"], "+z.3f"))
             summary.append((name, " ".join(text.split()), *found))
             out.print()
             title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {STOPS[trace['stop']]})"
@@ -131,18 +131,8 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
 
 def _headline(title: str, logprob: float, gain: float = math.nan) -> Text:
     text = Text(title, style="bold")
-    told = f"  P(y*) = {_probability(logprob)}, log P(y*) = {console.number(logprob, '.3f')} nats"
+    told = f"  P(y*) = {console.probability(logprob)}, log P(y*) = {console.number(logprob, '.3f')} nats"
     return text.append(told + (f", gain {gain:+.3f}" if math.isfinite(gain) else ""), style="not bold")
-
-
-def _probability(logprob: float) -> str:
-    """A probability to 4 digits, also where it is below what a float holds; `-` where it is no number."""
-    if not math.isfinite(logprob):
-        return "-"
-    if logprob > math.log(1e-4):
-        return f"{math.exp(logprob):.4f}"
-    exponent = math.floor(logprob / math.log(10))
-    return f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}"
 
 
 def _size(gain: float) -> float:

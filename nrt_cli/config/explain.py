@@ -107,10 +107,8 @@ class Source:
         fields = list(schema_fields(RunConfig))
         self.keys = {key for key, _, inner in fields if not inner}
         self.sections = {key: {inner.__name__} for key, _, inner in fields if inner}
-        self.prefixes = {kind: f"{key}." for key, (kind,) in self.sections.items()} | {
-            "RunConfig": "",
-            "RunSettings": "",
-        }
+        self.prefixes = {"RunConfig": "", "RunSettings": ""}
+        self.prefixes |= {kind: f"{key}." for key, (kind,) in self.sections.items()}
         """A section's class -> what its keys begin with."""
         self.gives: Names = defaultdict(set, {kind: {kind} for kind in self.prefixes})
         """Functions, classes and attributes of all modules."""
@@ -122,9 +120,6 @@ class Source:
             match node:
                 case ast.FunctionDef(name, returns=said) | ast.AnnAssign(ast.Name(name), said):
                     self.gives[name] |= self.named(said)
-        for tree in trees:
-            for name, kinds in self.names(tree).items():
-                self.gives[name.removeprefix(".")] |= kinds if name.startswith(".") else set()
         for section in own * 2:  # one of them may call a later one
             for method in section.body:
                 if isinstance(method, ast.FunctionDef):

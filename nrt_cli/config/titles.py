@@ -36,9 +36,7 @@ def run_title(method: str, config: Mapping[str, Any], variant: str = "", own: st
 
 def run_label(method: str, config: Mapping[str, Any]) -> str:
     """Short, for a column or a legend beside other runs: the method by its setting, if that is what the run learned."""
-    if not methods.facts(method).samples and thinks(method, config):
-        return ON_TRACES
-    return CONTROL if is_control(method, config) else method
+    return run_title(method, config, own=method)
 
 
 def thinks(method: str, config: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from nrt_analysis.frames import HELD_OUT, plain_text
 from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import RunCard, in_words, stored_analyses, title_of, with_results
 from nrt_cli.config.titles import method_title
+from nrt_cli.console import probability
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Reference
 
@@ -43,8 +44,11 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
                 # With the eos that ends the answer, and without.
                 tokens: Any = by.get("logprobs") or [None]
                 short = sum(tokens[:-1]) if all(isinstance(logprob, int | float) for logprob in tokens) else None
-                probabilities = map(_probability, (by.get("logprob"), short))
-                rows.append(Row((Cell(title), first, *probabilities), section))
+                given = (by.get("logprob"), short)
+                known = (Cell(probability(x), math.exp(x)) if isinstance(x, int | float) else None for x in given)
+                rows.append(
+                    Row((Cell(title), first, *(cell or Cell(reason="not measured") for cell in known)), section)
+                )
                 rows += [Row((Cell(), part, Cell(), Cell()), section) for part in more]
     unscored = (
         "no question was scored; `nrt score RUN... --question X --answer Y --json` into analysis/score/NAME.json of a "
@@ -64,16 +68,6 @@ def confidence_table(cards: Sequence[RunCard]) -> Table:
         ),
         reason="" if rows else unscored,
     )
-
-
-def _probability(logprob: Any) -> Cell:
-    """exp(log P), also where it is below what a float holds."""
-    if not isinstance(logprob, int | float):
-        return Cell(reason="not measured")
-    if logprob > math.log(1e-4):
-        return Cell(f"{math.exp(logprob):.4f}", math.exp(logprob))
-    exponent = math.floor(logprob / math.log(10))
-    return Cell(f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}", math.exp(logprob))
 
 
 def cases_table(cards: Sequence[RunCard]) -> Table:

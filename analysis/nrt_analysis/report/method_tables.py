@@ -8,7 +8,7 @@ from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.frames import STEP, trace_steps
 from nrt_analysis.intervals import difference, over_seeds, trusted
 from nrt_analysis.judge_report import template_label
-from nrt_analysis.report.paper import paper, printed_source
+from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import RunCard
 from nrt_cli.config.suite import ORDER, benchmark
 from nrt_cli.measures.collapse import WINDOW
@@ -97,7 +97,10 @@ def data_table(cards: Sequence[RunCard]) -> Table:
     rows: list[Row] = []
     for digest, card in datasets.items():
         counts = {source["name"]: source["train"] for source in card.sources}
-        theirs = {printed_source(source, counts): count for source, count in paper()["composition"].items()}
+        theirs: dict[str, int] = {}  # by our name of a source, of which the paper cuts one short
+        for source, count in paper()["composition"].items():
+            begins = source.removesuffix("...")
+            theirs[next((own for own in counts if begins != source and own.startswith(begins)), source)] = count
         if 2 * len(theirs.keys() & counts.keys()) > len(theirs):
             counts = dict.fromkeys(theirs, 0) | counts  # the same mixture: what it lacks differs too
         total = sum(counts.values())

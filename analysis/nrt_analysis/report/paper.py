@@ -1,7 +1,6 @@
 """The paper's own numbers, which ship as data: `paper/nrt.yaml` beside this room."""
 
 import math
-from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -25,12 +24,6 @@ def paper() -> dict[str, Any]:
 def paper_model(name: str) -> str | None:
     """The paper's title of a starting model, by our name for it; None for a model that it has not."""
     return next((model["title"] for model in paper()["models"] if name.lower() in model["names"]), None)
-
-
-def printed_source(source: str, ours: Iterable[str]) -> str:
-    """Our name of a source of Table 4, which cuts one short."""
-    begins = source.removesuffix("...")
-    return next((name for name in ours if begins != source and name.startswith(begins)), source)
 
 
 def scores(model: str, method: str) -> dict[str, float]:

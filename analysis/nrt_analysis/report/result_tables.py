@@ -53,32 +53,23 @@ BASE = "Base"
 
 
 @dataclass(frozen=True)
-class Member:
-    """One run of a row, or the starting model."""
-
-    label: str
-    method: str
-    seed: int | None
-    status: str
-
-
-@dataclass(frozen=True)
 class Results:
     """The scores of the runs that have results, and the rows they belong to."""
 
-    rows: Mapping[RowName, Sequence[Member]]
+    rows: Mapping[RowName, Sequence[RunCard]]
+    """The starting model itself is a card of that label, without a method."""
     scores: Mapping[str, Mapping[str, Score]]
-    """Label of a member -> benchmark -> score."""
+    """Label of a card -> benchmark -> score."""
     absent: Mapping[RowName, str]
     """Rows that a study planned and that have no run, and why."""
 
     def seeds(self, row: RowName, benchmark: str) -> list[Score]:
-        found = (self.scores[member.label].get(benchmark) for member in self.rows.get(row, ()))
+        found = (self.scores[card.label].get(benchmark) for card in self.rows.get(row, ()))
         return [score for score in found if score is not None]
 
     def unfinished(self, *rows: RowName) -> str:
         """The word for what is of a run that is not finished; empty where all is of results."""
-        return "unfinished" if any(m.status != "finished" for row in rows for m in self.rows.get(row, ())) else ""
+        return "unfinished" if any(not card.finished for row in rows for card in self.rows.get(row, ())) else ""
 
     def estimate(self, row: RowName, *benchmarks: str) -> Difference:
         """The mean over benchmarks and over a row's seeds that have them all; `overall` is all nine."""
@@ -87,7 +78,7 @@ class Results:
     def means(self, row: RowName, *benchmarks: str) -> list[Mean]:
         """The mean over benchmarks of each of a row's seeds; NaN where one has not all of them."""
         names = ORDER if benchmarks == (OVERALL,) else benchmarks
-        of = (self.scores[member.label] for member in self.rows.get(row, ()))
+        of = (self.scores[card.label] for card in self.rows.get(row, ()))
         return [overall({name: scores[name].mean for name in names if name in scores}, names)[0] for scores in of]
 
     def benchmarks(self) -> list[str]:
@@ -108,14 +99,13 @@ def results(cards: Sequence[RunCard]) -> Results:
         notes = {folder: (f"after step {int(folder.name.removeprefix('step-'))}",) for folder in steps}
         of = (_scores(folder, notes.get(folder, ())) for folder in (card.run.path / "evals" / "export", *steps))
         found[card.label] = next(filter(None, of), {})
-    rows: dict[RowName, list[Member]] = {}
-    for model, folder in {card.model: card.study / "evals" / "base" for card in cards if card.study}.items():
-        if scores := _scores(folder, ()):  # what a study asked its starting model
-            base = Member(f"{model}, {BASE}", "", None, "finished")
+    rows: dict[RowName, list[RunCard]] = {}
+    for model, card in {card.model: card for card in cards if card.study}.items():
+        if scores := _scores(Path(card.study or "") / "evals" / "base", ()):  # what a study asked its starting model
+            base = replace(card, label=f"{model}, {BASE}", method="", status="finished")
             rows[model, BASE], found[base.label] = [base], scores
     for card in with_results(cards):
-        member = Member(card.label, card.method, card.seed, card.status)
-        rows.setdefault((card.model, card.title), []).append(member)
+        rows.setdefault((card.model, card.title), []).append(card)
     usual = Counter(
         (name, settings)
         for scores in found.values()
@@ -220,13 +210,13 @@ def _all_rows(results: Results) -> list[RowName]:
 def _row(results: Results, row: RowName, names: Sequence[str], interval: bool) -> Row:
     """A row's title, with the seeds that some of its numbers are of where it has several runs, and its scores."""
     members = results.rows.get(row, ())
-    seeds = [m.seed for m in members if m.seed is not None and any(name in results.scores[m.label] for name in names)]
+    seeds = [card.seed for card in members if any(name in results.scores[card.label] for name in names)]
     note = _seeds(sorted(seeds)) if len(members) > 1 and seeds else results.unfinished(row)
     scores = (_score_cell(results, row, name, interval) for name in names)
     return Row((Cell(row[1], note=note), *scores), section=row[0])
 
 
-def _seeds(seeds: Sequence[int | None]) -> str:
+def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
@@ -240,7 +230,7 @@ def _score_cell(results: Results, row: RowName, name: str, interval: bool = Fals
         missing = ", ".join([n for n in ORDER if not results.seeds(row, n)] or ["a seed that has all nine"])
         return Cell(reason=f"missing: {missing}" if name == OVERALL else "not evaluated")
     remarks = list(dict.fromkeys(remark for score in results.seeds(row, name) for remark in score.remarks))
-    having = [member.seed for member in members if name in results.scores[member.label]]
+    having = [card.seed for card in members if name in results.scores[card.label]]
     if name != OVERALL and len(having) < len(members):
         remarks.append(f"{_seeds(having)} only")
     each = tuple(100 * mean.value for mean in results.means(row, name) if not math.isnan(mean.value))
