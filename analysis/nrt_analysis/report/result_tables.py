@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from nrt_analysis.document import Cell, Column, Place, Row, Table, numbers
 from nrt_analysis.intervals import difference, over_seeds, trusted
@@ -40,7 +41,7 @@ class Score:
     of: int
     """Documents that the benchmark has in full."""
     title: str
-    settings: str
+    settings: tuple[str, ...]
     """Its `SHARED` settings, to compare."""
     remarks: tuple[str, ...]
 
@@ -146,8 +147,8 @@ def _scores(folder: Path, at: tuple[str, ...]) -> dict[str, list[Score]]:
             remarks.append("not graded as OLMES grades")
         if scores.get("backend") not in (None, "lm-eval"):
             remarks.append(f"by {scores['backend']}")
-        shared = json.dumps({key: settings.get(key) for key in SHARED}, sort_keys=True, default=str)
-        found[name].append(Score(mean, of, str(scores.get("title") or name), shared, tuple(remarks)))
+        shared = (json.dumps(settings.get(key), sort_keys=True, default=str) for key in SHARED)
+        found[name].append(Score(mean, of, str(scores.get("title") or name), tuple(shared), tuple(remarks)))
     return dict(found)
 
 
@@ -249,18 +250,13 @@ def percent(found: Difference, interval: bool = False, signed: bool = False) -> 
 
 def _placed(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Mark the best and second of each column and section; equal values share a place, a lone value has none."""
-    placed = [list(row.cells) for row in rows]
-    for section in dict.fromkeys(row.section for row in rows):
-        of = [i for i, row in enumerate(rows) if row.section == section]
-        for column in range(len(rows[0].cells)):
-            values = [rows[i].cells[column].value for i in of]
-            best = sorted({value for value in values if not math.isnan(value)}, reverse=True)
-            if sum(not math.isnan(value) for value in values) < 2 or len(best) < 2:
-                continue
-            for i, value in zip(of, values, strict=True):
-                place: Place = 1 if value == best[0] else 2 if value == best[1] else 0
-                placed[i][column] = replace(placed[i][column], place=place)
-    return tuple(replace(row, cells=tuple(cells)) for row, cells in zip(rows, placed, strict=True))
+    values = pd.DataFrame([[cell.value for cell in row.cells] for row in rows]).groupby([row.section for row in rows])
+    ranks = values.rank(method="dense", ascending=False).where(values.transform("nunique") > 1)
+    places: dict[float, Place] = {1.0: 1, 2.0: 2}
+    return tuple(
+        replace(row, cells=tuple(replace(c, place=places.get(r, 0)) for c, r in zip(row.cells, of_row, strict=True)))
+        for row, of_row in zip(rows, ranks.to_numpy(), strict=True)
+    )
 
 
 def _remarks(results: Results, names: Sequence[str]) -> list[str]:
@@ -270,9 +266,8 @@ def _remarks(results: Results, names: Sequence[str]) -> list[str]:
         found = [score for scores in results.scores.values() if (score := scores.get(name)) is not None]
         if not found:
             continue
-        values: list[dict[str, Any]] = [json.loads(score.settings) for score in found]
-        differing = [key for key in SHARED if len({json.dumps(value[key], sort_keys=True) for value in values}) > 1]
-        if differing:
+        shared = zip(SHARED, *(score.settings for score in found), strict=True)
+        if differing := [key for key, *values in shared if len(set(values)) > 1]:
             notes.append(f"{found[0].title}: rows differ in {', '.join(differing)}, so they do not compare.")
         counts = sorted({score.mean.n for score in found})
         if counts[0] < found[0].of:
