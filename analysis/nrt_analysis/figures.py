@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from string import ascii_lowercase
 from typing import Any
 
 import matplotlib as mpl
@@ -104,13 +105,14 @@ def new_figure(rows: int, columns: int, width: float, height: float, **grid: Any
         return figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 
-def panel(axis: Axes, letter: str, title: str) -> None:
-    """Name a panel, `(a) trace entropy`, flush left above it; `render` breaks it where it is too long.
+def name_panels(axes: np.ndarray, *titles: str) -> None:
+    """Name panels, `(a) trace entropy`, flush left above them; `render` breaks what is too long.
 
     A figure's only panel needs no letter.
     """
-    text, font = drawable(f"({letter}) {title}" if letter else title, STYLE["axes.titlesize"])
-    axis.set_title(text, loc="left", pad=3, fontproperties=font)
+    for axis, letter, title in zip(axes.flat, ascii_lowercase, titles, strict=False):
+        text, font = drawable(f"({letter}) {title}" if axes.size > 1 else title, STYLE["axes.titlesize"])
+        axis.set_title(text, loc="left", pad=3, fontproperties=font)
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
@@ -204,8 +206,8 @@ def draw_steps(
     numbers = numbered(name for one in panels for name in one.lines)
     handles: dict[str, Any] = {}
     said = []
-    for i, (axis, one) in enumerate(zip(axes.flat, panels, strict=True)):
-        letter = chr(ord("a") + i) if len(panels) > 1 else ""
+    name_panels(axes, *(one.title for one in panels))
+    for axis, letter, one in zip(axes.flat, ascii_lowercase, panels, strict=False):
         if one.points:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if not one.lines:
@@ -227,7 +229,6 @@ def draw_steps(
                 for step, at in line.falls:
                     axis.plot([step], [at], color=style["color"], **FELL)
             handles.setdefault(name, handle)
-        panel(axis, letter, one.title)
         axis.set_ylabel(one.unit)
         if one.log:
             axis.set_yscale("log")
@@ -243,7 +244,7 @@ def draw_steps(
         edge = 0.04 * (high - low or abs(high) or 1)
         axis.set_ylim(low - edge, high + edge)
         if leave := "; ".join(f"{name} goes to {value:.3g}" for name, value in beyond.items()):
-            said.append(f"({letter}) leaves out what is far off: {leave}")
+            said.append(f"{f'({letter}) ' if axes.size > 1 else ''}leaves out what is far off: {leave}")
             text, font = drawable("\n".join(textwrap.wrap(leave, 40)), 5)
             behind: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
             corner: dict[str, Any] = {"ha": "right", "va": "top", "transform": axis.transAxes, "bbox": behind}

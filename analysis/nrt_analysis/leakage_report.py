@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from nrt_analysis.document import Document, interval, number, section
-from nrt_analysis.figures import COLUMN, error_bars, intervals_beside, line_style, new_figure, panel
+from nrt_analysis.figures import COLUMN, error_bars, intervals_beside, line_style, name_panels, new_figure
 from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0, share_over_clusters
 
 CONTROLS = {
@@ -83,8 +83,7 @@ def leakage_report(parts: Sequence[Path], method: str, traces: str, span: int) -
     below.set_xlabel("$n$ (words)")
     below.set_ylabel("share of $n$-grams copied")
     below.legend(frameon=False, fontsize=6)
-    panel(above, "a", "gain of a trace, and of what is left of it")
-    panel(below, "b", "answer words in the trace")
+    name_panels(axes, "gain of a trace, and of what is left of it", "answer words in the trace")
     return section(
         "leakage",
         {

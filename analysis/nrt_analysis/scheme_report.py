@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from nrt_analysis.document import Document, interval, number, section
-from nrt_analysis.figures import COLUMN, intervals_beside, new_figure, panel
+from nrt_analysis.figures import COLUMN, intervals_beside, name_panels, new_figure
 from nrt_analysis.intervals import DRAWS, clustered_means
 from nrt_cli.errors import StoreError
 
@@ -112,9 +112,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     dead.set_xlim(0, 1)
     dead.set_xlabel("share")
     dead.legend(frameon=False, fontsize=6, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
-    titles = ("rank correlation of rewards within groups", "signal within groups", "no signal")
-    for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
-        panel(axis, letter, title)
+    name_panels(axes, "rank correlation of rewards within groups", "signal within groups", "no signal")
     return section(
         "schemes",
         {

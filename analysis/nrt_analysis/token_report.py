@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nrt_analysis.document import Document, interval, section
-from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, new_figure, numbered, panel
+from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, name_panels, new_figure, numbered
 from nrt_analysis.frames import stacked
 from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
 from nrt_cli.errors import StoreError
@@ -140,9 +140,7 @@ def token_figure(histogram: pd.DataFrame, table: pd.DataFrame, median: float = m
     above.set_ylabel("ground-truth tokens")
     handles = _draw_ratios(ratios, table, "ratio", "low", "high")
     _draw_ratios(typical, table, "typical", "typical_low", "typical_high")
-    titles = ("how unsure the SFT model is", "change in probability", "the same for a typical token")
-    for axis, letter, title in zip(axes.flat, "abc", titles, strict=True):
-        panel(axis, letter, title)
+    name_panels(axes, "how unsure the SFT model is", "change in probability", "the same for a typical token")
     ratios.set_ylabel("mean $P / P_{SFT}$")
     typical.set_ylabel("geom. mean $P / P_{SFT}$")
     typical.set_xlabel("token entropy $H_{SFT}$ (nats)")

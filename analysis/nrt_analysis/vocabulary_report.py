@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from wordcloud import STOPWORDS, WordCloud
 
 from nrt_analysis.document import Document, section
-from nrt_analysis.figures import COLUMN, DPI, draws, font_for, new_figure, panel
+from nrt_analysis.figures import COLUMN, DPI, draws, font_for, name_panels, new_figure
 from nrt_analysis.frames import STEP, plain_text, trace_frames, trace_steps
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import WINDOW
@@ -71,9 +71,7 @@ def vocabulary(
     missing += _bars(axes[1, 0], changes[changes["ratio"] < 1], "0.65")
     content = table[~table["stop_word"] & ~table["word"].str.startswith("[")].set_index("word")
     missing += _cloud(axes[0, 1], content["in_traces"]) + _cloud(axes[1, 1], content["in_answers"])
-    titles = ("more in traces", "words of traces", "less in traces", "words of answers")
-    for axis, letter, title in zip(axes.flat, "abcd", titles, strict=True):
-        panel(axis, letter, title)
+    name_panels(axes, "more in traces", "words of traces", "less in traces", "words of answers")
     missing = list(dict.fromkeys(missing))
     span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
     notes = [

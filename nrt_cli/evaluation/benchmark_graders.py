@@ -108,11 +108,9 @@ def _spans(row: Row, gold: Any, answers: Answers, patterns: tuple[str, ...]) -> 
 
 def _accepted(row: Row) -> list[list[str]]:
     """DROP's accepted answers, each a list of spans."""
-    if not (answers := row.get("answers")):
-        from lm_eval.tasks.drop.utils import get_answers
+    from lm_eval.tasks.drop.utils import get_answers
 
-        answers = get_answers(row)
-    return [list(answer) for answer in answers]
+    return [list(answer) for answer in row.get("answers") or get_answers(row)]
 
 
 def _equal_mathematics(found: str | None, gold: str) -> bool:

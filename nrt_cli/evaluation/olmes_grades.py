@@ -123,15 +123,12 @@ def _minerva(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    if r"\boxed " in text:
-        return text.split(r"\boxed ")[-1].split("$")[0]
-    start, depth = text.rfind(r"\boxed"), 0
-    for brace in re.finditer("[{}]", text[start:]) if start >= 0 else ():
-        depth += 1 if brace[0] == "{" else -1
-        if brace[0] == "}" and depth == 0:
-            whole = text[start : start + brace.end()]
-            return whole.removeprefix(r"\boxed{")[:-1] if whole.startswith(r"\boxed{") else None
-    return None
+    from lm_eval.tasks.hendrycks_math.utils import last_boxed_only_string, remove_boxed
+
+    try:
+        return str(remove_boxed(last_boxed_only_string(text)))
+    except (AssertionError, TypeError):  # no box, one that is open, or another command's
+        return None
 
 
 LONGEST = 200

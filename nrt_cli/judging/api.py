@@ -6,6 +6,7 @@ are taken out of whatever the endpoint says, its errors included.
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 from collections import defaultdict
@@ -29,14 +30,14 @@ _REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class ModelReply:
-    """What a model said, and how many tokens the endpoint counts for that; None where it does not say.
+    """What a model said, and how many tokens the endpoint counts for that; NaN where it does not say.
 
     `temperature` is what was asked for; None where the model chose.
     """
 
     text: str
-    input_tokens: int | None
-    output_tokens: int | None
+    input_tokens: float
+    output_tokens: float
     cut: bool
     temperature: float | None
 
@@ -94,7 +95,7 @@ class Endpoint:
             completion = await self._client.chat.completions.create(**asked)
             choice, usage = completion.choices[0], getattr(completion, "usage", None)
             counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-            sent, replied = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+            sent, replied = (count if isinstance(count, int) and count >= 0 else math.nan for count in counts)
             return ModelReply(
                 text=self._clean(choice.message.content or ""),
                 input_tokens=sent,

@@ -275,10 +275,8 @@ class Budget:
 
 
 def _tokens(replies: Sequence[ModelReply]) -> tuple[float, float]:
-    """Tokens sent and replied, NaN where the endpoint does not count them."""
-    sent = [math.nan if reply.input_tokens is None else reply.input_tokens for reply in replies]
-    replied = [math.nan if reply.output_tokens is None else reply.output_tokens for reply in replies]
-    return sum(sent), sum(replied)
+    """Tokens sent and replied."""
+    return sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
 
 
 def cost_of(settings: JudgeSection, judge: str, sent: float, replied: float) -> float:

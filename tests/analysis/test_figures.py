@@ -17,9 +17,9 @@ from nrt_analysis.figures import (
     fitted,
     legend_above,
     line_style,
+    name_panels,
     new_figure,
     numbered,
-    panel,
     render,
     span,
 )
@@ -55,8 +55,7 @@ def test_all_text_of_a_figure_is_inside_it_and_every_name_is_in_the_legend(count
     figure, axes = new_figure(2, columns, COLUMN, 5 / columns)
     names = NAMES[-count:]
     handles = [axes[0, 0].plot([1, 2], [i, i + 1], **line_style(i))[0] for i in range(count)]
-    for axis, letter in zip(axes.flat, "abcd", strict=False):
-        panel(axis, letter, LONG)
+    name_panels(axes, *[LONG] * axes.size)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as of a character that the font has not
         legend_above(figure, handles, names)

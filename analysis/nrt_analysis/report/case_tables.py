@@ -11,7 +11,7 @@ from nrt_analysis.case_report import clipped, cut_mark, stored_cases
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
 from nrt_analysis.frames import HELD_OUT, plain_text
 from nrt_analysis.report.paper import paper
-from nrt_analysis.report.run_cards import RunCard, in_words, stored_analyses, title_of, with_results
+from nrt_analysis.report.run_cards import RunCard, first_seeds, in_words, stored_analyses, title_of
 from nrt_cli.config.titles import method_title
 from nrt_cli.console import probability
 from nrt_cli.errors import StoreError
@@ -81,11 +81,7 @@ def cases_table(cards: Sequence[RunCard]) -> Table:
     if not rows:
         notes = ["first held-out examples of the last stored step, long ones cut; a run's first seed"]
         for model in dict.fromkeys(card.model for card in cards if card.thinks):
-            # The first seed of each method that thinks.
-            thinking: dict[str, RunCard] = {}
-            for card in with_results(cards):
-                if card.model == model and card.thinks:
-                    thinking.setdefault(card.title, card)
+            thinking = {card.title: card for card in first_seeds(cards) if card.model == model and card.thinks}
             references = [Reference(card.run.path, None) for card in thinking.values()]
             try:
                 found = stored_cases(references, HELD_OUT, 3, SEEN).frames["cases"]

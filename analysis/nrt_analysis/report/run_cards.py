@@ -248,6 +248,14 @@ def with_results(cards: Sequence[RunCard]) -> list[RunCard]:
     return [card for card in cards if card.finished or card is farthest[card.model, card.title]]
 
 
+def first_seeds(cards: Sequence[RunCard]) -> list[RunCard]:
+    """Of each model and title the first run that has results: it stands for its other seeds."""
+    first: dict[tuple[str, str], RunCard] = {}
+    for card in with_results(cards):
+        first.setdefault((card.model, card.title), card)
+    return list(first.values())
+
+
 def unfinished(cards: Sequence[RunCard]) -> Iterator[tuple[Path, Planned, str]]:
     """Planned runs of the studies that are not finished, and why."""
     for folder in dict.fromkeys(card.study for card in cards if card.study):

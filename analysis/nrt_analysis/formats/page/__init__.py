@@ -19,6 +19,7 @@ from nrt_analysis.figures import LINES, numbered
 from nrt_analysis.formats import Pieces
 from nrt_analysis.formats.page import texts
 from nrt_analysis.formats.page.payload import cases, sample_traces, scored_sets, series
+from nrt_analysis.report.run_cards import first_seeds
 from nrt_cli.untrusted import visible
 
 Part = TypeVar("Part", Table, Figure)
@@ -90,8 +91,8 @@ def render(document: Document, pieces: Pieces | None = None) -> dict[str, bytes]
         figures=_by_section(document.figures, FIGURES),
         trained=texts.trained(document),
         panels=texts.panels(document),
-        settings=texts.settings(texts.columns(runs)),
-        columns=texts.columns(runs),
+        settings=texts.settings(first_seeds(runs)),
+        columns=first_seeds(runs),
         environments=texts.environments(runs),
         data=texts.data(runs),
         commands=texts.commands(runs),

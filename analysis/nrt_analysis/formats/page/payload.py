@@ -19,7 +19,7 @@ from nrt_analysis.dynamics_report import PANELS, SHARES, UNITS, collapses
 from nrt_analysis.figures import span
 from nrt_analysis.formats import Pieces
 from nrt_analysis.frames import HELD_OUT, STEP, plain_text, questions, steps_frame, trace_steps
-from nrt_analysis.report.run_cards import RunCard, stored_analyses, with_results
+from nrt_analysis.report.run_cards import RunCard, first_seeds, stored_analyses
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.records import Document
 from nrt_cli.store.evals import find_evaluations
@@ -227,13 +227,9 @@ def cases(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
 
     Of runs that differ in their seed alone, the first is shown.
     """
-    found, counted = list[dict[str, Any]](), with_results(cards)
+    found: list[dict[str, Any]] = []
     for model in dict.fromkeys(card.model for card in cards):
-        chosen: dict[str, int] = {}
-        for number, card in enumerate(cards):
-            if card.model == model and card in counted:
-                chosen.setdefault(card.title, number)
-        numbers = {number: cards[number] for number in chosen.values()}
+        numbers = {cards.index(card): card for card in first_seeds(cards) if card.model == model}
         for name, question, reference, said in (*_documents(numbers), *_held_out(numbers)):
             texts = {"question": clipped(question, CHARACTERS), "reference": clipped(reference, CHARACTERS)}
             found.append({"model": model, "name": name, **texts, "said": said})

@@ -4,7 +4,9 @@ first screen; and what they were made with, for the last."""
 import math
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,7 @@ class Panel:
 
     @property
     def sections(self) -> dict[str, list[Dot]]:
-        found: dict[str, list[Dot]] = {}
-        for dot in self.dots:
-            found.setdefault(dot.section, []).append(dot)
-        return found
+        return {section: list(of) for section, of in groupby(self.dots, key=attrgetter("section"))}
 
 
 def panels(document: Document) -> list[Panel]:
@@ -118,12 +117,11 @@ def _scores(table: Table, unfinished: Container[tuple[str, str]]) -> Iterator[Pa
         seeds = "; dots are seeds" if any(dot.after for dot in found[i]) else ""
         unit = f"percent with 95 % intervals, higher is better{seeds}"
         # For each model, who leads, and whether the others are apart from it.
-        by_model: dict[str, list[Dot]] = {}
-        for dot in found[i]:
-            if not dot.unfinished:
-                by_model.setdefault(dot.section, []).append(dot)
-        verdicts = {at: _verdict(dots) for at, dots in by_model.items() if len(dots) > 1}
-        yield Panel(title, unit, found[i], tuple(f"{at}: {said}" if at else said for at, said in verdicts.items()))
+        panel, verdicts = Panel(title, unit, found[i], ()), []
+        for model, dots in panel.sections.items():
+            if len(done := [dot for dot in dots if not dot.unfinished]) > 1:
+                verdicts.append(f"{model}: {_verdict(done)}" if model else _verdict(done))
+        yield replace(panel, verdicts=tuple(verdicts))
 
 
 def _verdict(dots: Sequence[Dot]) -> str:
@@ -231,14 +229,6 @@ def settings(cards: Sequence[RunCard]) -> list[tuple[str, tuple[str, ...], bool]
     keys = dict.fromkeys(key for card in cards for key in card.settings)
     found = [(key, tuple(yaml(card, key) for card in cards)) for key in keys]
     return [(key, values, len(set(values)) > 1) for key, values in found]
-
-
-def columns(cards: Sequence[RunCard]) -> list[RunCard]:
-    """One run for each model and method: its settings stand for its other seeds'."""
-    first: dict[tuple[str, str], RunCard] = {}
-    for card in cards:
-        first.setdefault((card.model, card.title), card)
-    return list(first.values())
 
 
 def environments(cards: Sequence[RunCard]) -> list[Kind]:
