@@ -56,8 +56,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
         fell = {fall.sign: str(fall.step) for fall in falls[label]}
         for metric in COLUMNS:
             first, last = frame[metric].iloc[:window].mean(), frame[metric].iloc[-window:].mean()
-            found = {"run": label, "metric": metric, "first": first, "last": last}
-            summary.append(found | {"fell at": fell.get(metric, "")})
+            summary.append((label, metric, first, last, fell.get(metric, "")))
     collapse = [{"run": label, **vars(fall)} for label, found in falls.items() for fall in found]
     panels = []
     for metric, (title, unit) in PANELS.items():
@@ -78,7 +77,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
     return section(
         "dynamics",
         {
-            "summary": pd.DataFrame(summary),
+            "summary": pd.DataFrame(summary, columns=["run", "metric", "first", "last", "fell at"]),
             "dynamics": pd.concat(by_step, ignore_index=True),
             "collapse": pd.DataFrame(collapse, columns=["run", "sign", "step", "start", "now", "limit", "seen"]),
         },

@@ -112,13 +112,11 @@ def asked_with(frame: pd.DataFrame) -> str:
 def quality_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The mean score by run, judge and step, with its 95 % interval; NaN where nothing was scored."""
     rows = []
-    for (run, judge, step), group in frame.groupby(["run", "judge", "step"], sort=False):
+    for of, group in frame.groupby(["run", "judge", "step"], sort=False):
         scored = group["score"].dropna().tolist()
         mean = over_seeds([trusted(mean_of(scored, [""] * len(scored), "micro"))])
-        counts = {"n": len(group), "unscored": len(group) - len(scored)}
-        interval = {"quality": mean.value, "low": mean.low, "high": mean.high}
-        rows.append({"run": run, "judge": judge, "step": step, **counts, **interval})
-    return pd.DataFrame(rows)
+        rows.append((*of, len(group), len(group) - len(scored), mean.value, mean.low, mean.high))
+    return pd.DataFrame(rows, columns=["run", "judge", "step", "n", "unscored", "quality", "low", "high"])
 
 
 def change_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -151,11 +149,10 @@ def agreement_table(frame: pd.DataFrame) -> pd.DataFrame:
     for group in groups:
         pair, alone = scores[group], len(group) == 2
         both = pair.dropna()
-        found = {"judges": " / ".join(group), "n": len(both)}
-        found["spearman"] = float(ranks.loc[group[0], group[1]]) if alone else math.nan
-        found["alpha"] = krippendorff_alpha(pair)
-        rows.append(found | {"difference": float((both[group[1]] - both[group[0]]).mean()) if alone else math.nan})
-    return pd.DataFrame(rows)
+        spearman = float(ranks.loc[group[0], group[1]]) if alone else math.nan
+        difference = float((both[group[1]] - both[group[0]]).mean()) if alone else math.nan
+        rows.append((" / ".join(group), len(both), spearman, krippendorff_alpha(pair), difference))
+    return pd.DataFrame(rows, columns=["judges", "n", "spearman", "alpha", "difference"])
 
 
 def krippendorff_alpha(scores: pd.DataFrame) -> float:

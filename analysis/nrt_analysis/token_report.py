@@ -70,9 +70,8 @@ def token_report(models: Iterable[tuple[str, Sequence[Path]]], width: float = 0.
     for label, frame in joined.items():
         for which, part in (("all", frame), ("hardest tenth", frame[frame["entropy_sft"] >= hard])):
             means = part[["p_sft", "p", "ratio"]].mean().to_dict()
-            typical = float(np.exp(part["log_ratio"].mean()))
-            summary.append({"run": label, "which": which, "tokens": len(part)} | means)
-            summary[-1] |= {"typical": typical, "improved": share_above_0(part["log_ratio"])}
+            means |= {"typical": float(np.exp(part["log_ratio"].mean())), "improved": share_above_0(part["log_ratio"])}
+            summary.append({"run": label, "which": which, "tokens": len(part), **means})
     # The table to read: a row per bin, a column per run with its ratio and interval.
     bins = table[["h_low", "h_high"]].itertuples(index=False, name=None)
     texts = table.assign(

@@ -67,11 +67,8 @@ def gather(paths: Sequence[Path]) -> Document:
     notes = []
     if len({(card.model, card.title) for card in cards}) == len(cards):
         notes.append("Every row is one seed: differences between methods are not told from differences between seeds.")
-    for folder, planned, reason in unfinished(cards):
-        notes.append(f"{folder.name}: {planned.name} is missing ({reason}).")
-    for card in cards:
-        if not card.finished:
-            notes.append(f"{card.so_far}.")
+    notes += [f"{folder.name}: {planned.name} is missing ({reason})." for folder, planned, reason in unfinished(cards)]
+    notes += [f"{card.so_far}." for card in cards if not card.finished]
     notes += asked_twice(cards, lambda overlap: " ".join(overlap_warnings(overlap)))
     if (data := len({card.fingerprint("train") for card in cards})) > 1:
         notes.append(f"The runs were trained on {data} different data files.")
