@@ -14,13 +14,6 @@ from nrt_cli.store import Reference, Run
 SHOWN = 600
 """Characters of a text that the short table has."""
 
-UNITS = {
-    "example": "index of the example in the data",
-    "stop": "why the trace ended: end, eos or cap",
-    "cut": "what ran into its cap on tokens: trace, answer",
-    "gain": "nats: log P(y*) given this trace - given the null trace; held-out traces are not scored, so NaN",
-}
-
 
 def stored_cases(references: Sequence[Reference], kind: str, n: int, first: int | None = None) -> Document:
     """The first trace of each run on the first `n` examples that all of them have stored.
@@ -96,7 +89,7 @@ def _report(table: pd.DataFrame, notes: tuple[str, ...]) -> Document:
                 gain = "" if np.isnan(case["gain"]) else f" (gain {case['gain']:+.2f} nats)"
                 texts.append((f"{case['run']}{gain}", case["trace"] or "(empty)"))
         rows += [{"case": number, "what": what, "text": clipped(str(text))} for what, text in texts]
-    return section("cases", {"side-by-side": pd.DataFrame(rows), "cases": table}, {}, notes, UNITS)
+    return section("cases", {"side-by-side": pd.DataFrame(rows), "cases": table}, {}, notes)
 
 
 def cut_mark(case: Mapping[Any, Any], part: str) -> str:

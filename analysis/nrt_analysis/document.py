@@ -8,7 +8,8 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.resources import files
 from itertools import chain, groupby, product
 from string import ascii_lowercase as letters
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from nrt_analysis.figures import render
+from nrt_cli.config import load_yaml
 from nrt_cli.records import json_line, measured
 
 if TYPE_CHECKING:
@@ -234,7 +236,6 @@ def section(
     frames: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Drawing],
     notes: Iterable[str],
-    units: Mapping[str, str],
 ) -> Document:
     """What an analysis found. The first frame is the table that is read, so it is short."""
     first, frame = next(iter(frames.items()))
@@ -243,7 +244,14 @@ def section(
     title = name if first == name else f"{name}: {first}"
     drawn = tuple(Figure(key, key, "", drawing) for key, drawing in figures.items())
     table = Table(first, title, "", columns, rows, reason="" if rows else "nothing was found")
-    return Document(name, None, (), (table,), drawn, tuple(notes), name, frames, units)
+    return Document(name, None, (), (table,), drawn, tuple(notes), name, frames, shipped("columns.yaml").get(name, {}))
+
+
+@cache
+def shipped(name: str) -> dict[str, Any]:
+    """A YAML file that ships in this room."""
+    values: dict[str, Any] = load_yaml(files("nrt_analysis").joinpath(name).read_text(encoding="utf-8"), name)
+    return values
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,6 @@ PANELS = {
 SHARES = ("distinct_ngrams", "forced_share", "dead_groups")
 COLUMNS = ("entropy", "trace_length", "distinct_ngrams", "forced_share", "truncated_share", *list(PANELS)[4:])
 
-UNITS = {
-    "step": "training step, from 1",
-    "entropy": "nats, exact, mean over sampled trace tokens",
-    "trace_length": "tokens, mean over traces",
-    "distinct_ngrams": f"distinct / all {NGRAM}-grams of a group's traces, mean over groups",
-    "forced_share": "share of traces whose end was appended (cap or eos)",
-    "truncated_share": "share of traces that ran into the cap",
-    "gain": "nats: log P(y*) given the trace - given the null trace, mean over traces",
-    "reward_gain": "R - R_base in the scheme's unit: not comparable between schemes",
-    "dead_groups": "share of groups whose advantages are all 0",
-    "token_signal": "mean factor of the answer tokens' loss; its scale differs between schemes",
-}
-
 
 def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
     """Each metric by step and run, and its mean over the last `window` steps; what the collapse sentinel sees in them.
@@ -90,7 +77,6 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
             *said,
             *(f"{label}: step {fall.step}: {fall}" for label in runs for fall in falls[label]),
         ),
-        UNITS,
     )
 
 

@@ -17,21 +17,6 @@ from nrt_cli.store.judgements import Judgements
 
 KEY = ["run", "step", "example", "judge", "template"]
 
-UNITS = {
-    "step": "training steps taken; 0 is the model before training",
-    "n": "traces judged",
-    "unscored": "traces whose judge gave no readable score, left out of the mean",
-    "quality": "mean score, 0 (worst) to 1",
-    "low": "95 % interval of the mean: Wilson's, lower end",
-    "high": "and above",
-    "first": "mean score at the first step, of examples scored at both",
-    "last": "the same at the last step",
-    "change": "mean of last - first; its 95 % interval is that of Agresti and Min over examples",
-    "spearman": "rank correlation of the scores of traces that both judges scored",
-    "difference": "mean of the second judge's score - the first's",
-    "alpha": "Krippendorff's alpha for interval data: 1 is agreement, 0 what chance gives",
-}
-
 
 def judged(
     runs: Mapping[str, Run], steps: Mapping[str, Sequence[int]], keys: Collection[str] | None = None
@@ -81,7 +66,7 @@ def judged(
         notes.append(f"{row.judges}: alpha {alpha}, Spearman {spearman}; {row.n} traces all scored")
     for reason, count in frame.loc[frame["score"].isna(), "reason"].value_counts().items():
         notes.append(f"{count} unscored: {reason}")
-    return section("judged", tables, figures, notes, UNITS)
+    return section("judged", tables, figures, notes)
 
 
 def judged_frame(runs: Mapping[str, Run], keys: Collection[str] | None = None) -> pd.DataFrame:

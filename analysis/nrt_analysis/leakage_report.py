@@ -19,26 +19,6 @@ CONTROLS = {
 }
 """Controls in the order of what is left of the trace, with the words a figure has for them."""
 
-UNITS = {
-    "control": "what was done to the trace before the answer was scored",
-    "traces": "traces scored",
-    "trace_tokens": "tokens, mean",
-    "changed_tokens": "tokens that the control changed, mean",
-    "gain": "nats: log P(y*) given the trace - given the null trace, mean over traces",
-    "low": "lower end of a 95 % interval, over whole examples: the bootstrap's of gains, Wilson's of shares",
-    "high": "upper end of it",
-    "lost": "nats: gain as sampled - gain under the control, mean over traces",
-    "lost_low": "lower end of its 95 % bootstrap interval, whole examples resampled",
-    "lost_high": "upper end of it",
-    "helpful_share": "share of traces with a gain above 0",
-    "reward": "R in the scheme's unit, mean",
-    "reward_gain": "R - R_base in the scheme's unit, mean",
-    "n": "words of an n-gram",
-    "copied": "share of the answer's n-grams, without those in the question, that are in the trace, mean over traces",
-    "by_chance": "the same for another example's trace",
-    "measured": "traces whose answer has such n-grams",
-}
-
 
 def leakage_report(parts: Sequence[Path], method: str, traces: str, span: int) -> Document:
     """Gains under controls, and the share of answer n-grams that are copied into traces.
@@ -100,7 +80,6 @@ def leakage_report(parts: Sequence[Path], method: str, traces: str, span: int) -
             *copied,
             f"intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of whole examples; of shares, Wilson's",
         ),
-        UNITS,
     )
 
 

@@ -10,23 +10,6 @@ from nrt_analysis.figures import COLUMN, intervals_beside, name_panels, new_figu
 from nrt_analysis.intervals import DRAWS, clustered_means
 from nrt_cli.errors import StoreError
 
-UNITS = {
-    "scheme": "reward scheme (Tables 1 and 2)",
-    "dead_share": "share of groups whose advantages are all 0",
-    "clipped_share": "share of traces with R <= R_base, whose R' is 0",
-    "spread": "std of R within a group / mean |R| of the group, median over groups",
-    "agreement": "correlation within groups of the advantages made from the even and from the odd answer tokens",
-    "agreement_low": "lower end of its 95 % bootstrap interval, whole groups resampled",
-    "agreement_high": "upper end of it",
-    "snr": "signal-to-noise: 2 r / (1 - r) with r the agreement, the power of what both halves of an answer say of a "
-    "trace over the power of what one says alone; NaN where r <= 0: no signal was found",
-    "hardest_signal": "share of the token signal on the answer token that the null trace finds hardest, mean",
-    "best_gain": "nats: gain of the trace with the highest reward, minus the mean of its group",
-    "best_hardest_gain": "nats: the same for the gain at the hardest answer token",
-    "best_trace_length": "tokens: the same for the trace's length",
-    "best_entropy": "nats: the same for the trace's mean entropy",
-}
-
 
 def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str | None) -> Document:
     """How schemes agree, how much of their reward is signal, and which traces each would have preferred.
@@ -135,7 +118,6 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
             "agreement: groups that are dead in a half are left out; intervals: 95 %, "
             f"{DRAWS:,} bootstrap draws of groups",
         ),
-        UNITS,
     )
 
 

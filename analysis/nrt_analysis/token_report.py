@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from nrt_analysis.document import Document, interval, section
+from nrt_analysis.document import Document, interval, section, shipped
 from nrt_analysis.figures import COLUMN, error_bars, legend_above, line_style, name_panels, new_figure, numbered
 from nrt_analysis.frames import stacked
 from nrt_analysis.intervals import DRAWS, clustered_means, share_above_0
@@ -19,24 +19,6 @@ from nrt_cli.errors import StoreError
 
 FEWEST = 30
 """Tokens that a bin must have; the bins of the highest entropies are joined until they do."""
-
-UNITS = {
-    "run": "the model compared with the SFT baseline",
-    "h_low": "nats: lower edge of the bin of H_SFT, the baseline's exact entropy at the token",
-    "h_high": "nats: upper edge of the bin (not in it); inf for the last",
-    "h_mean": "nats: mean H_SFT of the bin's tokens",
-    "tokens": "ground-truth tokens in the bin, eos included",
-    "examples": "examples that have such a token",
-    "ratio": "mean of P / P_SFT over the bin's tokens, P given the model's own sampled trace",
-    "low": "lower end of the ratio's 95 % bootstrap interval, whole examples resampled",
-    "high": "upper end of it",
-    "typical": "exp of the mean of log(P / P_SFT): the geometric mean, which a few huge ratios do not move",
-    "typical_low": "lower end of its 95 % bootstrap interval",
-    "typical_high": "upper end of it",
-    "improved": "share of tokens with P > P_SFT",
-    "p_sft": "mean P_SFT",
-    "p": "mean P",
-}
 
 
 def token_report(models: Iterable[tuple[str, Sequence[Path]]], width: float = 0.5) -> Document:
@@ -64,7 +46,9 @@ def token_report(models: Iterable[tuple[str, Sequence[Path]]], width: float = 0.
         joined[label] = both.assign(log_ratio=log_ratio, ratio=np.exp(log_ratio), p=p, p_sft=p_sft)
     edges = bin_edges(sft["entropy"], width)
     table = pd.concat([by_entropy(frame, edges).assign(run=label) for label, frame in joined.items()])
-    table = table[["run", *(column for column in UNITS if column in table and column != "run")]].reset_index(drop=True)
+    table = table[
+        ["run", *(column for column in shipped("columns.yaml")["tokens"] if column in table and column != "run")]
+    ].reset_index(drop=True)
     # Each model over all tokens, and over the tenth of them with the highest H_SFT.
     summary, hard = [], sft["entropy"].quantile(0.9)
     for label, frame in joined.items():
@@ -97,7 +81,6 @@ def token_report(models: Iterable[tuple[str, Sequence[Path]]], width: float = 0.
             "ratio is the mean of P / P_SFT as in the paper: single tokens with a tiny P_SFT can dominate it; typical "
             "is the geometric mean",
         ),
-        UNITS,
     )
 
 

@@ -21,16 +21,6 @@ from nrt_cli.store import Reference, Run
 PRIOR = 5.0
 """Each word is counted as if it had been seen this many times more, at the same rate in traces and in answers."""
 
-UNITS = {
-    "in_traces": "occurrences",
-    "in_answers": "occurrences; each answer counts once, however many traces it has",
-    "per_1000_traces": "occurrences per 1000 words of traces",
-    "per_1000_answers": "occurrences per 1000 words of answers",
-    "ratio": "rate in traces / rate in answers, with the prior",
-    "log_odds": "nats: log odds in traces - log odds in answers, with the prior",
-    "z": "log_odds / its standard error; words of one text are not independent, so it ranks and does not test",
-}
-
 
 def vocabulary(
     reference: Reference,
@@ -87,7 +77,7 @@ def vocabulary(
             f"no font on this machine draws {len(missing)} words of the figure, such as {missing[0]}; the table has "
             "all words"
         )
-    return section("vocab", {"changes": changes, "vocab": table}, {"vocab": figure}, notes, UNITS)
+    return section("vocab", {"changes": changes, "vocab": table}, {"vocab": figure}, notes)
 
 
 # Scripts written without spaces. Their runs are counted as overlapping pairs of characters, as search engines index

@@ -72,10 +72,8 @@ def explain(
         presets: dict[str, list[str]] = {}
         for preset, value in found["defaults"].items():
             presets.setdefault(written(value), []).append(preset)
-        several = {
-            text: f"{text} ({', '.join(names)})" if len(presets) > 1 else text for text, names in presets.items()
-        }
-        rows += [("value", found["value"]), *(("default", text) for text in several.values())]
+        of = {text: f" ({', '.join(names)})" if len(presets) > 1 else "" for text, names in presets.items()}
+        rows += [("value", found["value"]), *(("default", f"{text}{names}") for text, names in of.items())]
     rows += [("read by", ", ".join(found["read_by"]) or "no module")]
     table = console.table("", "", rows=rows, box=None, show_header=False, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True

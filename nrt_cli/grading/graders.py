@@ -94,15 +94,11 @@ def spans(answer: str) -> list[str] | None:
 def any_alias(answer: str, aliases: Sequence[str]) -> str | None:
     """The first alias that occurs in the answer as it stands, in lower case or with one capital (PopQA's own rule)."""
     text = plain(answer)
-    forms = {alias: bare for alias in aliases if (bare := plain(alias))}
-    return next(
-        (
-            alias
-            for alias, bare in forms.items()
-            if any(form in text for form in (bare, bare.lower(), bare.capitalize()))
-        ),
-        None,
-    )
+    for alias in aliases:
+        spelled = plain(alias)
+        if spelled and any(form in text for form in (spelled, spelled.lower(), spelled.capitalize())):
+            return alias
+    return None
 
 
 def alias_list(value: Any) -> list[str]:

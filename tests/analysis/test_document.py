@@ -28,7 +28,7 @@ def test_values_are_shown_short_and_a_csv_keeps_every_digit():
 
 
 def test_a_section_as_files_and_json(tmp_path):
-    report = section("things", {"summary": FRAME, "things": FRAME}, {}, ["said"], {"value": "nats"})
+    report = section("things", {"summary": FRAME, "things": FRAME}, {}, ["said"])
     files = formats.render(report, ("csv", "md"))
     assert set(files) == {"things-summary.csv", "things.csv", "things.json", "things.md"}
     record = json.loads(files["things.json"])
@@ -45,7 +45,7 @@ def test_a_section_as_files_and_json(tmp_path):
     # Written again, with figures: other files are left alone, and what is new replaces what was.
     (folder / "mine.txt").write_text("kept")
     drawings = {name: new_figure(1, 1, COLUMN, 2.5)[0] for name in ("things", "more")}
-    formats.write(section("things", {"summary": FRAME}, drawings, ["more"], {}), folder, ("csv", "md", "html"))
+    formats.write(section("things", {"summary": FRAME}, drawings, ["more"]), folder, ("csv", "md", "html"))
     assert {"mine.txt", "things.png", "things-more.svg", "things-more.pdf"} <= {p.name for p in folder.iterdir()}
     assert (folder / "things.md").read_bytes().count(b"![") == 2
 

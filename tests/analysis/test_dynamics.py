@@ -6,6 +6,8 @@ import pytest
 from nrt_analysis.dynamics_report import COLUMNS, PANELS, collapses, dynamics
 from nrt_analysis.frames import steps_frame
 
+from nrt_cli.measures.collapse import NGRAM
+
 
 def test_smoothing_is_the_mean_of_the_last_steps(make_run):
     lengths = [10.0, 20.0, 60.0, 0.0]
@@ -65,3 +67,4 @@ def test_several_runs_share_a_figure(make_run):
         assert {metric, f"{metric}_smoothed"} <= set(table.columns)
         assert metric in report.units
     assert set(COLUMNS) <= set(report.units)
+    assert f"all {NGRAM}-grams" in report.units["distinct_ngrams"]

@@ -1,11 +1,9 @@
 """The paper's own numbers, which ship as data: `paper/nrt.yaml` beside this room."""
 
 import math
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from nrt_cli.config import load_yaml
+from nrt_analysis.document import shipped
 from nrt_cli.config.suite import benchmark
 from nrt_cli.measures.statistics import Mean, overall
 
@@ -13,12 +11,9 @@ PRINTED = 0.05
 """Half of the last digit that Table 3 prints, in percent."""
 
 
-@cache
 def paper() -> dict[str, Any]:
     """All of the file, as it is."""
-    text = files("nrt_analysis").joinpath("paper", "nrt.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = load_yaml(text, "nrt.yaml")
-    return values
+    return shipped("paper/nrt.yaml")
 
 
 def paper_model(name: str) -> str | None:

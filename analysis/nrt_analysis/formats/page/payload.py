@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from nrt_analysis.case_report import clipped
-from nrt_analysis.dynamics_report import PANELS, SHARES, UNITS, collapses
+from nrt_analysis.document import shipped
+from nrt_analysis.dynamics_report import PANELS, SHARES, collapses
 from nrt_analysis.figures import span
 from nrt_analysis.formats import Pieces
 from nrt_analysis.frames import HELD_OUT, STEP, plain_text, questions, steps_frame, trace_steps
@@ -36,11 +37,12 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
     """
     # Figures have titles in TeX, and one that names a thin line.
     titles = {key: title.replace("$R-R_{base}$", "R − R_base") for key, (title, _) in PANELS.items()}
+    meant = shipped("columns.yaml")["dynamics"]
     about = {
         LIKELIHOOD: ("held-out log P(y*)", "nats per answer", "mean over the held-out examples, after a step"),
         ANSWER: ("training log P(y*)", "nats per answer token", "mean over the step's answer tokens"),
-        **{key: (titles[key], unit, UNITS[key]) for key, (_, unit) in PANELS.items()},
-        "forced_share": ("forced ends", "share of traces", UNITS["forced_share"]),
+        **{key: (titles[key], unit, meant[key]) for key, (_, unit) in PANELS.items()},
+        "forced_share": ("forced ends", "share of traces", meant["forced_share"]),
     }
     panels: list[dict[str, Any]] = []
     for key in dict.fromkeys((LIKELIHOOD, "gain", "trace_length", "entropy", *about)):  # what matters first

@@ -1,6 +1,7 @@
 """What the page's template prints of runs: what came of them, with intervals or the reason why there are none, for the
 first screen; and what they were made with, for the last."""
 
+import json
 import math
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -220,11 +221,10 @@ Kind = tuple[list[str], tuple[tuple[str, str], ...]]
 
 def settings(cards: Sequence[RunCard]) -> list[tuple[str, tuple[str, ...], bool]]:
     """Every key of some runs' configs, in their order, its values as YAML has them, and whether they differ."""
-    spelled = {None: "null", True: "true", False: "false"}
 
     def yaml(card: RunCard, key: str) -> str:
         value = card.settings.get(key, "")
-        return spelled[value] if value is None or isinstance(value, bool) else str(value)
+        return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
     keys = dict.fromkeys(key for card in cards for key in card.settings)
     found = [(key, tuple(yaml(card, key) for card in cards)) for key in keys]
