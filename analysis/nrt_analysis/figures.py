@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -32,21 +33,7 @@ COLUMN, TEXT = 3.35, 6.9
 
 DPI = 300
 
-STYLE: Any = {
-    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), 7),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 6),
-    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
-    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "axes.grid": True,
-    "grid.linewidth": 0.3,
-    "grid.color": "0.85",
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3,
-    "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,  # text stays text
-    "svg.hashsalt": "nrt",  # else the names of its parts are new every time
-}
+STYLE: Any = mpl.rc_params_from_file(Path(__file__).with_name("nrt.mplstyle"), use_default_template=False)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ class BenchmarkSpec(Section):
     answers: dict[str, tuple[str, ...]] = Field({}, description="Patterns of a subset's answers; `*` for the rest.")
     olmes: str = Field("", description="Alias of the task in OLMES, where it has it.")
     olmes_subtask: str | None = Field(None, description="Alias of one subset's task in OLMES.")
+    lm_eval_tasks: tuple[str, ...] = Field((), description="lm-eval's names of its task; those of subsets begin so.")
+    lm_eval_metrics: tuple[str, ...] = Field((), description="lm-eval's names of its metric there, the best first.")
     notes: str = Field("", description="Where we knowingly differ from OLMES.")
     _file: str = PrivateAttr("")
 

@@ -26,7 +26,7 @@ from nrt_cli.grading.grading import Grade, guess
 from nrt_cli.records import OLMES, Document, Reply, Request
 from nrt_cli.text.prompts import encode_within, prompt_text
 
-NO_PART = {"files", "notes", "title", "question", "rows", "reference", "version"}
+NO_PART = {"files", "lm_eval_metrics", "lm_eval_tasks", "notes", "question", "reference", "rows", "title", "version"}
 """Keys of a benchmark that decide neither prompts nor grades, or are told otherwise: by its documents or `grading`."""
 
 

@@ -15,26 +15,6 @@ from nrt_cli.records import Document, Reply
 from nrt_cli.training.locate import locate_model
 
 RESULTS = "results_*.json"
-TASKS = {
-    "mmlu": ("mmlu",),
-    "bbh": ("bbh_cot_fewshot", "bbh_cot_zeroshot", "bbh_fewshot", "bbh_zeroshot", "bbh"),
-    "drop": ("drop",),
-    "popqa": ("popqa",),
-    "truthfulqa": ("truthfulqa_mc2",),
-    "gsm8k": ("gsm8k_cot_zeroshot", "gsm8k_cot", "gsm8k"),
-    "math": ("minerva_math", "hendrycks_math"),
-    "humaneval": ("humaneval",),
-    "ifeval": ("ifeval",),
-}
-"""lm-eval's names of a benchmark's tasks; those of subsets begin so."""
-METRICS = {
-    "drop": ("f1",),
-    "truthfulqa": ("acc", "mc2"),
-    "math": ("math_verify", "exact_match"),
-    "humaneval": ("pass_at_10", "pass@10"),
-    "ifeval": ("prompt_level_loose_acc",),
-}
-"""lm-eval's names of a benchmark's metric, the best first."""
 OTHER_METRICS = ("exact_match", "acc")
 FILTERS = ("flexible-extract", "get-answer", "none")
 """Of several ways to extract an answer, the most lenient, as the suite's own is."""
@@ -57,7 +37,7 @@ def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
         raise EvalError(f"{file}: is not what lm-eval writes ({type(error).__name__}: {error}).") from None
     if not tasks:
         return None
-    metrics, generates = METRICS.get(spec.name, (spec.metric, *OTHER_METRICS)), spec.mode == "generate"
+    metrics, generates = spec.lm_eval_metrics or (spec.metric, *OTHER_METRICS), spec.mode == "generate"
     documents: list[Document] = []
     scores: list[float] = []
     counts: list[int] = []
@@ -110,7 +90,7 @@ def read_output(file: Path, spec: BenchmarkSpec) -> Output | None:
 
 def _subset_of(task: str, spec: BenchmarkSpec) -> str | None:
     """Which subset of a benchmark a task is, "" for a benchmark without; None for a task of another benchmark."""
-    for head in TASKS.get(spec.name, (spec.name,)):
+    for head in spec.lm_eval_tasks or (spec.name,):
         if not spec.subsets and task == head:
             return ""
         if task.removeprefix(f"{head}_") in spec.subsets and task.startswith(f"{head}_"):

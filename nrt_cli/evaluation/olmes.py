@@ -35,20 +35,16 @@ LOG = "nrt-olmes.log"
 
 VERSIONS = """
 import json, os, subprocess
+from contextlib import suppress
 from importlib import metadata
 import oe_eval
-found = {name: None for name in ("ai2-olmes", "lm_eval", "torch", "transformers", "vllm")}
+found, commit = dict.fromkeys(("ai2-olmes", "lm_eval", "torch", "transformers", "vllm")), None
 for name in found:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         found[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        pass
-commit = None
-try:
+with suppress(metadata.PackageNotFoundError):
     origin = json.loads(metadata.distribution("ai2-olmes").read_text("direct_url.json") or "{}")
     commit = origin.get("vcs_info", {}).get("commit_id")
-except metadata.PackageNotFoundError:
-    pass
 if commit is None:
     checkout = os.path.dirname(os.path.realpath(list(oe_eval.__path__)[0]))
     git = ["git", "-C", checkout, "rev-parse", "--show-toplevel", "HEAD"]
