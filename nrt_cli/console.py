@@ -126,16 +126,6 @@ def number(value: Any, form: str = ".4g") -> str:
     return format(value, form) if isinstance(value, float) else str(value)
 
 
-def probability(logprob: float) -> str:
-    """exp(log P) with 4 digits, also where it is below what a float holds; `-` where it is no number."""
-    if not math.isfinite(logprob):
-        return "-"
-    if logprob > math.log(1e-4):
-        return f"{math.exp(logprob):.4f}"
-    exponent = math.floor(logprob / math.log(10))
-    return f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}"
-
-
 def table(*columns: str, rows: Iterable[Iterable[Any]] = (), **style: Any) -> Table:
     """A table of untrusted texts. A column whose title begins with > has numbers, which stand on the right."""
     made = Table(**style)

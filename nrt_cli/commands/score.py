@@ -56,6 +56,8 @@ def score(
 
 
 def _show(records: list[dict[str, Any]], tokens: bool) -> None:
+    from nrt_cli.measures.held_out import probability  # numpy
+
     out = console.stdout
     bare: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0), "header_style": "dim"}
     legend = Text("gain of each answer token in nats: ", style="dim")
@@ -67,14 +69,14 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
         out.rule(console.plain(name), style="bold")
         if "direct" in record:
             out.print(_headline("answered directly", record["direct"]["logprob"]))
-            summary.append((name, "none", console.probability(record["direct"]["logprob"]), "-"))
+            summary.append((name, "none", probability(record["direct"]["logprob"]), "-"))
         if "traces" not in record:
             continue
         out.print(_headline("null trace", record["null"]["logprob"]))
         out.print(legend)
         for k, trace in enumerate(record["traces"], 1):
             schemes, gains, text = trace["schemes"], trace["gains"], trace["trace"]
-            found = (console.probability(trace["logprob"]), console.number(trace["gain"], "+z.3f"))
+            found = (probability(trace["logprob"]), console.number(trace["gain"], "+z.3f"))
             summary.append((name, " ".join(text.split()), *found))
             out.print()
             title = f"trace {k} of {len(record['traces'])} ({trace['trace_tokens']} tokens, {STOPS[trace['stop']]})"
@@ -130,8 +132,10 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
 
 
 def _headline(title: str, logprob: float, gain: float = math.nan) -> Text:
+    from nrt_cli.measures.held_out import probability  # numpy
+
     text = Text(title, style="bold")
-    told = f"  P(y*) = {console.probability(logprob)}, log P(y*) = {console.number(logprob, '.3f')} nats"
+    told = f"  P(y*) = {probability(logprob)}, log P(y*) = {console.number(logprob, '.3f')} nats"
     return text.append(told + (f", gain {gain:+.3f}" if math.isfinite(gain) else ""), style="not bold")
 
 

@@ -123,6 +123,16 @@ def shown(found: Difference, measure: Measure, signed: bool) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def probability(logprob: float) -> str:
+    """exp(log P) with 4 digits, also where it is below what a float holds; `-` where it is no number."""
+    if not math.isfinite(logprob):
+        return "-"
+    if logprob > math.log(1e-4):
+        return f"{math.exp(logprob):.4f}"
+    exponent = math.floor(logprob / math.log(10))
+    return f"{math.exp(logprob - exponent * math.log(10)):.2f}e{exponent}"
+
+
 @dataclass(frozen=True)
 class Best:
     """The step, what it is best by, and that measure's mean over the rows that chose it and over the others.

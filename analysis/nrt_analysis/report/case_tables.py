@@ -13,8 +13,8 @@ from nrt_analysis.frames import HELD_OUT, plain_text
 from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import RunCard, first_seeds, in_words, stored_analyses, title_of
 from nrt_cli.config.titles import method_title
-from nrt_cli.console import probability
 from nrt_cli.errors import StoreError
+from nrt_cli.measures.held_out import probability
 from nrt_cli.store import Reference
 
 PART = 1500
