@@ -36,8 +36,7 @@ COLUMNS = {
     "tokens_per_second": ("tokens per second", "tok/s", "{:.0f}"),
     "mfu": ("share of the matmul rate", "mfu", "{:.0%}"),
 }
-"""Metrics worth a person's attention, in reading order, by their titles on the panel and their short names in a line;
-all others are in metrics.jsonl."""
+"""Metrics worth a person's attention, in reading order: titles on the panel, short names in a line, and how shown."""
 
 WINDOW = 10
 """Steps over which the panel averages: one step's numbers jump with its prompts."""
@@ -203,9 +202,8 @@ def choose(as_json: bool, steps: int, done: int) -> Progress:
 
 
 class Race(Display):
-    """What a person sees of several runs that are compared, one after another: JSON lines with the name of the run for
-    scripts; on a terminal a panel with a line for each run's accuracy against time, and a trace of the newest step;
-    elsewhere plain lines, one for each score.
+    """What a person sees of several runs that are compared, one after another: JSON lines for scripts; on a terminal
+    each run's accuracy against time, and a trace of the newest step; elsewhere a line for each score.
 
     Time is that of a run's own training steps, scoring excluded.
     """
@@ -392,8 +390,7 @@ def counted(unit: str) -> Iterator[Callable[..., None]]:
 
 
 class StudyProgress(Display):
-    """What a person sees of a study, whose tasks run side by side: a bar for each that runs and one for all; or a line
-    where one ends, and for each tenth of all."""
+    """What a person sees of a study's tasks: a bar for each and one for all, or a line for each tenth of all."""
 
     def __init__(self) -> None:
         texts = ("{task.description:<15}", "{task.percentage:>3.0f} %", "{task.fields[what]}")

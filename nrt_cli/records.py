@@ -175,8 +175,7 @@ class Request:
     `prompt_ids` is x rendered up to where the assistant turn begins, without t_start. What is generated depends on
     the request alone, never on what is computed beside it: `seed_key` names its random stream. `temperature` 0 is
     greedy. With `min_trace_tokens` 1, the trace may not be skipped. `trace_ids` is a trace that is given, () the null
-    trace; None lets the model think for itself. `prefill_ids` begin the answer, after the trace; its reply goes on from
-    there.
+    trace; None lets the model think for itself. The reply goes on from `prefill_ids`, which begin the answer.
     """
 
     key: str

@@ -2,8 +2,7 @@
 
 Shapes: R rows in flight, V vocabulary.
 
-Every request has random streams of its own, one for its trace and one for its answer, so what it samples does not
-depend on what it shares a batch with.
+Every request has random streams of its own, for its trace and its answer: what it samples depends on no other.
 """
 
 import math

@@ -170,8 +170,7 @@ def prospects(groups: Sequence[SampledGroup], method: Method, objective: Objecti
 class Interview:
     """A trainer and a few questions: how likely the right answer is after a trace, and what the model answers.
 
-    Both are asked once of each trace, however often that was sampled. `ungraded` is why there are no scores, "" where
-    there are some.
+    Both are asked once of each trace, however often sampled. `ungraded` is why there are no scores, or "".
     """
 
     config: RunConfig

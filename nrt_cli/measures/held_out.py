@@ -150,10 +150,9 @@ class Best:
 
 
 def best_step(scored: Mapping[int, Sequence[PairRow]], choosing: Container[int]) -> Best | None:
-    """The best of some steps, given each one's held-out rows: of equals the latest. None where no row was measured.
+    """The best of some steps, by those held-out rows whose examples are among `choosing`: of equals the latest.
 
-    Args:
-        choosing: the examples whose rows choose.
+    None where no row was measured.
     """
     equal, by_key = None, {measure.key: measure.of for measure in (*THINKING, *DIRECT)}
     # By the first that was measured at every step and is not the same at all of them.

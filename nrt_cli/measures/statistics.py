@@ -108,8 +108,7 @@ def mean_of(scores: Sequence[float], subsets: Sequence[str], aggregation: Aggreg
 
     The error is that of a weighted mean m of N independent documents, sqrt(N / (N - 1) * sum w^2 (x - m)^2). With equal
     weights this is s / sqrt(N), s the sample standard deviation. It counts the differences between subsets as chance
-    too, so for a macro mean it is a little larger than the error with the subsets held fixed, but it needs no second
-    document in each of them.
+    too: for a macro mean a little more than with subsets held fixed, but it needs no second document in each.
     """
     x_N, w_N = np.asarray(scores, dtype=np.float64), document_weights(subsets, aggregation)
     n = len(x_N)

@@ -4,8 +4,7 @@ Shapes: K traces of one group; Z trace positions, t_end included, padded to the 
 
 A trace's positions are its sampled tokens z and what ended it: t_end, sampled or appended, or an eos that is credited
 as the policy's choice. Two masks tell them apart: `trace_mask_KZ` marks real positions, `credit_KZ` those whose token
-the policy really chose and can be credited for. Departures from Algorithm 1 are decisions of the config, each named
-where it acts.
+the policy chose. Departures from Algorithm 1 are decisions of the config, each named where it acts.
 """
 
 from dataclasses import dataclass
@@ -39,8 +38,7 @@ def group_advantage(
             variance; `unbiased-std` divides by K - 1 inside; `mean` only centres; `rloo` subtracts the mean of the
             other K - 1; `raw` is R' itself, as in Eq. 8.
         std_floor: under `std` and `unbiased-std`, a group whose deviation is at most this share of its largest reward
-            (baseline included, if there is one) is dead. Relative, because an absolute floor would disable `p` on long
-            answers.
+            (baseline included, if there is one) is dead. Relative: an absolute one would disable `p` on long answers.
     """
     scaled_K = reward.scaled_K
     shaped_K = (scaled_K - reward.scaled_base).clamp(min=0) if baseline == "clip" else scaled_K
@@ -235,9 +233,8 @@ def group_loss(
 def _push(logprobs: Tensor, slope: Tensor | None = None) -> Tensor:
     """Sum over tokens of |slope| (1 - p): the size of the loss's gradient by each token's own logit.
 
-    The loss falls by slope * log p; without one, by log p. By the other logits its gradient adds up to as much again,
-    so this is the size of what a token sends back into the model, whatever the model is, and only its probability is
-    needed.
+    The loss falls by slope * log p; without one, by log p. By the other logits its gradient adds up to as much again:
+    this is the size of what a token sends back into the model, whatever the model is.
     """
     size = -torch.expm1(logprobs.detach())
     return (size if slope is None else slope.abs() * size).sum()

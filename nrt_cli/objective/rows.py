@@ -1,8 +1,7 @@
 """Token sequences whose tails are scored: where everything of a group stands, and its scores cut back; and units of an
 update, which are rows and their loss as a pure function of what a model says of them.
 
-Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a unit's rows, one
-row after another.
+Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of rows, row by row.
 
 A backend computes the two numbers of each scored token and carries the loss's gradient back; what the loss means it
 does not know. Units can be sent to other processes.
@@ -32,9 +31,8 @@ from nrt_cli.text.tokens import ThinkTokens
 class Row:
     """A token sequence whose tail is scored: `ids[scored_from:]`, each predicted from the position before it.
 
-    The first `prompt` tokens are those that rows of one example share; by default, all that are not scored. Tokens in
-    `ids[tempered[0]:tempered[1]]` were chosen by the policy at the rollout temperature and are scored at it; all others
-    at temperature 1.
+    The first `prompt` tokens are those that rows of one example share; by default, all that are not scored. Those in
+    `ids[tempered[0]:tempered[1]]` were chosen at the rollout temperature and are scored at it, all others at 1.
     """
 
     ids: tuple[int, ...]
@@ -191,8 +189,7 @@ class Layout:
 class Unit:
     """What is differentiated together. A minibatch's loss is the sum over its units.
 
-    `loss` takes logprobs_N and entropies_N and returns a scalar that is differentiable in both, and besides whatever
-    the trainer wants to know, detached.
+    `loss` takes logprobs_N and entropies_N and returns a scalar, differentiable in both, and what the trainer asks for.
     """
 
     rows: tuple[Row, ...]
@@ -217,8 +214,7 @@ class Objective:
         return {key: value for key, value in vars(self).items() if key != "method"}
 
     def of_group(self, group: RolloutGroup, known: Known, traces: int) -> Unit:
-        """A group's traces of the minibatch's `traces`, and its null trace where that is not known: the last row, which
-        no loss reaches."""
+        """A group's of the minibatch's `traces`; last, where it is not known, its null trace, which no loss reaches."""
         rows = self.layout.rows(group) if known.base_logprobs_T is not None else self.layout.rows_with_null(group)
         return Unit(tuple(rows), partial(self._group, group, known, traces))
 

@@ -17,8 +17,7 @@ def trace_rows(
     """The rows of some groups.
 
     Lists are per token: `trace_*` and `sampled` over z and t_end, `answer_*`, `null_logprobs` and `token_signals` over
-    y* with its eos. `sampled` is False where t_end was appended and no eos is scored. Scores are left out where there
-    are none.
+    y* with its eos. `sampled` is False where t_end was appended and no eos is scored.
     """
     rows = []
     for g, group in enumerate(groups):

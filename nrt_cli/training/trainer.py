@@ -2,8 +2,7 @@
 
 Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a row.
 
-Where it is computed is a backend's business, which knows nothing of the objective: it gets rows, and a loss that is a
-function of what the policy says of them.
+Where it is computed is a backend's business, which gets rows and a loss that is a function of what is said of them.
 """
 
 import contextlib

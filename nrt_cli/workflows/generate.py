@@ -69,8 +69,7 @@ class Generator:
             temperature: 0 is greedy.
             earlier: the turns before the question.
 
-        Raises:
-            ModelError: turns and caps do not fit the model's positions.
+        Raises ModelError where turns and caps do not fit the model's positions.
         """
         think, min_trace_tokens = thinking(mode, self.reasoner.about.thinks)
         turns = [*earlier, {"role": "user", "content": ending_in(question, self.suffix)}]
@@ -157,13 +156,10 @@ def generate_cases(
     max_answer_tokens: int,
     say: Callable[[str], None],
 ) -> list[dict[str, str | None]]:
-    """What each model thinks and answers, greedily, as it was trained to; one of them is in memory at a time.
+    """What each model (label -> RUN, RUN@STEP or folder) thinks and answers, greedily; one is in memory at a time.
 
-    Args:
-        models: label -> RUN, RUN@STEP or model folder.
-
-    Returns rows of `question`, `run`, `trace` (None where the model does not think), `answer`, and `cut`: which of the
-    two ran into its cap.
+    Returns rows of `question`, `run`, `trace` (None where it does not think), `answer`, and `cut`: which of the two ran
+    into its cap.
     """
     rows: list[dict[str, str | None]] = []
     for label, model in models.items():

@@ -135,11 +135,10 @@ def choose(
 
 
 def expect(start: Start) -> dict[str, Any] | None:
-    """What is still to be fetched, made and trained takes, as far as that can be said before; None where no arm has to
-    be begun.
+    """What is still to be fetched, made and trained takes, as far as can be said before; None where all arms are begun.
 
-    Sizes are bytes. `rate` is of this device's products, in floating-point operations a second, NaN where it is a GPU
-    of an unknown kind; `arms` has each one's title, and its minutes of training and of held-out scores, NaN likewise.
+    Sizes are bytes. `rate` is of this device's products, in floating-point operations a second, NaN for an unknown GPU;
+    `arms` has each one's title, and its minutes of training and of held-out scores, NaN likewise.
 
     Raises ConfigError where the disk has no room for it, and ModelError for a model that cannot be had.
     """

@@ -187,16 +187,14 @@ def score_answer(
 
     Args:
         traces: as text; without any, `samples` of the model's own, None the group size of its run.
-        sentences: whether each sentence's gain is told: log P(y*) given the whole trace, minus that given the trace
-            without it, in nats.
+        sentences: tell each sentence's gain: log P(y*) given the whole trace minus that given it without, in nats.
 
     Returns:
         `model`, `folder`, `method` and `title` (None without a run), `question`, `answer`, its `tokens`, `token_ids`,
         and `objective`; where there is such, `direct`, of a model that answers directly, `null` and `traces`. Each of
         these has `logprobs` and `c` of the answer's tokens, and of all of it `logprob` and `probability`; each trace
         also its text (`trace`, `trace_tokens`), why it stopped (`stop`: `given`, or as sampled), what it adds in nats
-        (`gains` by token, `gain`), and by name what `schemes` make of it: an advantage is relative to a group, so that
-        a single trace has none but `raw`.
+        (`gains` by token, `gain`), and by name what `schemes` make of it: a single trace has no advantage but `raw`.
     """
     of = Subject(ref)
     if not question.strip() or not answer.strip():

@@ -319,9 +319,8 @@ compiled = cache(lambda: torch.compile(flex_attention, dynamic=True))
 class FlexSegments:
     """`Segments` in one kernel: FlexAttention with a mask of blocks, not a call for each tail.
 
-    This project's tests do not run it on a GPU; they compare its forward pass with `Segments` on a CPU, where
-    FlexAttention has no backward pass. On a GPU, `Policy` compares packed with padded log-probabilities at its start
-    and takes `Segments` where this fails.
+    Tests compare its forward pass with `Segments` on a CPU, where FlexAttention has no backward pass. On a GPU, at its
+    start, `Policy` compares packed with padded log-probabilities and takes `Segments` where this fails.
     """
 
     def __init__(self, pattern: Segments, length: int, device: torch.device) -> None:

@@ -1,8 +1,7 @@
 """Token sequences as verl's workers take them, what these say of them, and the loss that they compute.
 
-Two ways to the same gradient. Where whole units fit a forward pass, their losses are computed in it, and nothing before
-it. Else the driver has differentiated them by the log-probabilities of a pass without gradient, and the worker carries
-that gradient on.
+Two ways to the same gradient. Where whole units fit a forward pass, their losses are computed in it. Else the driver
+has differentiated them by the log-probabilities of a pass without gradient, and the worker carries that gradient on.
 
 Shapes: R rows of any lengths, as nested tensors; N scored tokens of some rows, one row after another.
 """
