@@ -228,7 +228,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     seconds, seconds_most = seconds_of(lengths), seconds_of(caps)
     longer = replace(lengths, trace=min(lengths.trace + TRACE_MORE, caps.trace))
 
-    # Held-out scores, on a CPU, where greedy answers are as long as they may be. Thinking, every score samples a trace and
+    # Held-out scores on a CPU, with greedy answers as long as they may be. Thinking, every score samples a trace and
     # thinks greedily; the first and last answer with the null trace, directly and after another row's trace as well.
     scoring = math.nan
     if math.isnan(gpu.bandwidth):
