@@ -334,7 +334,6 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the prediction is within the device's memory."""
         return self.memory_peak <= self.gpu.memory
 
 

@@ -43,7 +43,6 @@ ASSUMED = Gpu("H100 80GB", 80 * 2**30, 989 * TERA, 3.35 * TERA)
 
 
 def gpus() -> int:
-    """GPUs that torch sees here."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

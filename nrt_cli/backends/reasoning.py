@@ -55,7 +55,6 @@ class Reasoner:
 
     @cached_property
     def model(self) -> Any:
-        """The weights."""
         model = load_model(self.section)
         # Where this is not exact for the architecture, `open_batch` does without.
         attention.enable(model)
@@ -123,7 +122,6 @@ class Reasoner:
                         yield row.draft
 
     def _logprobs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, float]]:
-        """Each request with the log-probability of its continuation."""
         if not requests:
             return
         rows = [Row((*r.prompt_ids, *r.continuation_ids), len(r.prompt_ids)) for r in requests]
@@ -231,7 +229,6 @@ class VllmReasoner(Reasoner):
 
     @cached_property
     def engine(self) -> VllmEngine:
-        """The weights, in vLLM."""
         device = pick_device(self.section.device)
         return VllmEngine(self.folder, self.section.dtype, device.type, self.longest, self.batch_rows)
 
@@ -245,7 +242,6 @@ class VllmReasoner(Reasoner):
                 yield from self._complete([draft for draft in some if draft.part is part])
 
     def _complete(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
-        """The part that these drafts are at."""
         # A trace without room is closed without asking the model.
         asked = [draft for draft in drafts if draft.left > 0]
         answered = self.engine.generate([_request(draft) for draft in asked]) if asked else []

@@ -174,7 +174,6 @@ class VllmEngine:
         ]
 
     def _run(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
-        """vLLM's own outputs, in the prompts' order."""
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         with self._at_work():
             self._llm.reset_prefix_cache()

@@ -136,7 +136,6 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         return lengths.prompt + min(lengths.trace + 2 + lengths.answer, config.longest_response)
 
     def tokens_of(lengths: Lengths) -> float:
-        """Tokens that a step trains on."""
         return train.batch_size * traces * row_of(lengths)
 
     # Memory of an update, per GPU. FSDP shards what is kept; activations are each rank's own.
@@ -367,12 +366,10 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
 
 
 def parts_text(plan: Plan) -> str:
-    """What an update's memory holds, in words."""
     return ", ".join(f"{what} {size / GIB:.1f}" for what, size in plan.memory if size)
 
 
 def disk_text(plan: Plan) -> str:
-    """What a run takes of the disk, in words."""
     return f"{in_bytes(plan.disk)} at most, {in_bytes(plan.disk_kept)} when it is done"
 
 

@@ -40,7 +40,6 @@ class Cell:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """By the keys of a config."""
         return {
             "method": self.method,
             "rollout.temperature": self.temperature,

@@ -205,7 +205,6 @@ class Interview:
         return [] if self.ungraded else [i for i, pair in enumerate(self.pairs) if pair.grader != "none"]
 
     def accuracies(self) -> list[dict[str, Graded]]:
-        """Greedy replies to the questions that have a grader, with thinking and without."""
         kinds = [kind for kind in ACCURACIES if kind != "other_trace"] if self.config.thinks else ["direct"]
         asked = [Question(str(i), self.examples[i].prompt_ids, self.pairs[i]) for i in self.graded]
         cap = self.config.rollout.max_trace_tokens
@@ -271,7 +270,6 @@ SAMPLE: Checks[Interview] = Checks()
 
 @SAMPLE.check("accuracy")
 def accuracy(interview: Interview) -> Finding:
-    """How often greedy answers are right, thinking and not."""
     if interview.ungraded:
         do = "name one, where there is one: `nrt data prepare` with --grader NAME (`nrt help evaluation`)."
         return skipped(f"not measured: {interview.ungraded}", do)

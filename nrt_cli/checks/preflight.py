@@ -177,14 +177,12 @@ def model(run: Candidate) -> Finding:
 
 @PREFLIGHT.check("scheme")
 def scheme(run: Candidate) -> Finding:
-    """The method, which may be a function of the user's."""
     methods.get(run.config.method, run.config.objective)
     return ok(run.config.method)
 
 
 @PREFLIGHT.check("data")
 def data(run: Candidate) -> Finding:
-    """Examples within the caps, and whether they make a batch."""
     file = run.config.data.train
     if not file:
         return skipped("no data given: --data or data.train", LATER)

@@ -77,7 +77,6 @@ class Trial:
 
     @cached_property
     def plan(self) -> Plan:
-        """What the whole run will take, as far as the steps tell."""
         return refined(plan_for(self.config, self.inputs.train), self.config, self)
 
 
@@ -286,7 +285,6 @@ def underflow(trial: Trial) -> Finding:
 
 @STEP.check("gradient", when=WITH_TRACES)
 def gradient(trial: Trial) -> Finding:
-    """How much of the gradient each term of the loss has."""
     metrics = trial.update.metrics
     keys = ("share_trace", "share_answer", "share_format", "token_signal", "answer_tokens", "answer_weight")
     doubt = balance_doubt(metrics, trial.config.objective)

@@ -46,7 +46,6 @@ class Found:
 
     @property
     def text(self) -> dict[str, str]:
-        """All three in words."""
         signs = {"before": self.measure.difference, "after": self.measure.difference, "change": True}
         return {when: shown(getattr(self, when), self.measure, sign) for when, sign in signs.items()}
 
@@ -89,7 +88,6 @@ COLUMNS = ("example", "answer_logprobs", "null_logprobs", *(f"{kind}_score" for 
 
 
 def measures(thinks: bool) -> tuple[Measure, ...]:
-    """The measures of a run whose model thinks, or answers directly."""
     return THINKING if thinks else DIRECT
 
 

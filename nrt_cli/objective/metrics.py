@@ -93,7 +93,6 @@ def _total(values: Iterable[Tensor]) -> float:
 
 
 def balance_described(metrics: Mapping[str, float]) -> str:
-    """A step's shares and token signals in words."""
     shares = ", ".join(f"{term} {metrics[f'share_{term}']:.0%}" for term in ("trace", "answer", "format"))
     total, length = metrics["token_signal"] * metrics["answer_tokens"], metrics["answer_tokens"]
     return (

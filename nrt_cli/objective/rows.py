@@ -42,7 +42,6 @@ class Row:
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
         return len(self.ids) - self.scored_from
 
 

@@ -41,7 +41,6 @@ class Located:
 
     @property
     def name(self) -> str:
-        """A short name, for folders and tables."""
         if self.ref.startswith("builtin:"):
             return self.ref.removeprefix("builtin:")
         if self.run is None:

@@ -17,7 +17,6 @@ from nrt_cli.errors import ConfigError, first_line
 
 
 def require_trackers(config: RunConfig) -> None:
-    """Refuse a config whose trackers are not installed."""
     for name in config.track.to:
         if lacks := next((each for each in ("accelerate", name) if importlib.util.find_spec(each) is None), None):
             raise ConfigError(f"track.to has {name!r}, which needs the package {lacks}: pip install 'nrt-cli[track]'.")

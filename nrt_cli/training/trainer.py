@@ -289,11 +289,9 @@ class Trainer:
         return tuple(tuple(logprobs_N[-len(e.answer_ids) :].tolist()) for (logprobs_N, _), e in scored)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint says besides its tensors."""
         return {"updates": self.updated, **self.backend.state()}
 
     def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
         self.backend.load(folder, state, tensors)
         self.updated = state["updates"]
 

@@ -35,7 +35,6 @@ class Generator:
         self.reasoner = Reasoner(Path(section.path), section, batch_rows=1)
 
     def thinks(self, mode: ThinkMode) -> bool:
-        """Whether there will be a trace."""
         return thinking(mode, self.reasoner.about.thinks)[0]
 
     def stream(self, question: str, mode: ThinkMode = "on", *settings: Any, **named: Any) -> Iterator[tuple[Part, str]]:

@@ -94,7 +94,6 @@ class Scorer:
         return self.layout.direct_row(example)
 
     def _check_room(self, example: Example, trace: int) -> None:
-        """Refuse what would not fit the model's positions."""
         need = len(example.prompt_ids) + trace + len(example.answer_ids)
         if self.limit is not None and need > self.limit:
             raise ModelError(
@@ -445,7 +444,6 @@ def score_controls(
     method = methods.get(of.config.method, of.config.objective)
 
     def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
-        """Each control's reward, on the same answer."""
         found = []
         for i in range(part.start, part.stop):
             row, controls = rows[i], tampered(rows, i, scorer.tokenizer, span, seed)

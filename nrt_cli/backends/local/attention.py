@@ -171,7 +171,6 @@ def within(items: Sequence[Item], budget: int, size: Callable[[Sequence[Item]], 
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all rows share."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 

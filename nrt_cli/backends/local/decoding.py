@@ -284,7 +284,6 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Other keys and values in place of these."""
         self.keys, self.values, self.spare = keys, values, None
 
 

@@ -62,7 +62,6 @@ class Optimiser:
         return norm
 
     def forget(self) -> None:
-        """Drop the gradients gathered since the last update."""
         self.adamw.zero_grad()
         for weight in self.weights.values():
             weight.grad = None

@@ -108,7 +108,6 @@ class Policy:
         return scores
 
     def size(self, rows: Sequence[Row]) -> int:
-        """Tokens that a forward pass over these rows computes: packed, or padded."""
         if self.packing:
             return sum(packed_amounts(group)[0] for group in _read(rows))
         return len(rows) * max(len(row.ids) for row in rows)

@@ -18,7 +18,6 @@ from nrt_cli.objective.rows import Row
 
 
 def nested(tensors: Sequence[Tensor]) -> Tensor:
-    """One jagged tensor of several of different lengths."""
     return torch.nested.as_nested_tensor(list(tensors), layout=torch.jagged)
 
 
