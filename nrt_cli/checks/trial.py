@@ -23,8 +23,7 @@ from nrt_cli.checks.estimate import in_bytes, plan_for, refined
 from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights
 from nrt_cli.errors import TrainingError
-from nrt_cli.objective.losses import Known, group_loss
-from nrt_cli.objective.metrics import TERMS, balance_described, balance_doubt
+from nrt_cli.objective.losses import TERMS, Known, balance_described, balance_doubt, group_loss
 from nrt_cli.records import Example, Plan, RolloutGroup
 from nrt_cli.text.pieces import pieces
 from nrt_cli.training.start import Inputs

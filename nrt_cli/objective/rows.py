@@ -21,8 +21,7 @@ from nrt_cli import methods
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.methods import Method
-from nrt_cli.objective.losses import GroupContext, GroupLogprobs, Known, group_loss
-from nrt_cli.objective.metrics import GroupScore
+from nrt_cli.objective.losses import GroupContext, GroupLogprobs, GroupScore, Known, group_loss
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 

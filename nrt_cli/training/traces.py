@@ -6,7 +6,7 @@ from typing import Any
 
 from nrt_cli.grading.accuracies import Graded
 from nrt_cli.grading.grading import Pair
-from nrt_cli.objective.metrics import GroupScore
+from nrt_cli.objective.losses import GroupScore
 from nrt_cli.records import Example, HeldOut, RolloutGroup, TraceRow
 from nrt_cli.text.pieces import text_within
 

@@ -21,8 +21,7 @@ from nrt_cli.backends.local.throughput import synchronise
 from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
-from nrt_cli.objective.losses import Known
-from nrt_cli.objective.metrics import GroupScore, step_metrics
+from nrt_cli.objective.losses import GroupScore, Known, step_metrics
 from nrt_cli.objective.rows import Objective, Row, Unit
 from nrt_cli.records import Example, HeldOut, RolloutGroup
 from nrt_cli.store import Content
