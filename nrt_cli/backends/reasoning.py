@@ -32,10 +32,6 @@ from nrt_cli.text.tokens import ThinkTokens
 
 REFILL_SHARE = 0.25
 """Finished rows leave, and others join, once this share is finished: either copies the cache."""
-OPENING = 128
-"""Tokens by which prompts with the same beginning are found."""
-SCORE_BUDGET = 4096
-"""Tokens of one forward pass over continuations to score."""
 
 
 class Reasoner:
@@ -101,7 +97,7 @@ class Reasoner:
         """Complete drafts; each is yielded whenever it has got a token, and once where there is no room for any."""
         yield from (draft for draft in drafts if draft.done)
         # Prompts with the same worked examples join together, so that these are read once; then the long ones first.
-        beginning = lambda draft: (draft.request.prompt_ids[:OPENING], -len(draft.request.prompt_ids))  # noqa: E731
+        beginning = lambda draft: (draft.request.prompt_ids[:128], -len(draft.request.prompt_ids))  # noqa: E731
         waiting = deque(sorted((draft for draft in drafts if not draft.done), key=beginning))
         if not waiting:
             return
@@ -125,12 +121,10 @@ class Reasoner:
         if not requests:
             return
         rows = [Row((*r.prompt_ids, *r.continuation_ids), len(r.prompt_ids)) for r in requests]
-        waiting = deque(requests)
-        for part in self._policy.micro_batches(rows, SCORE_BUDGET):
-            with torch.no_grad():
-                logprobs_N, _ = self._policy.score(part)
-            for logprobs_T in logprobs_N.split([row.scored for row in part]):
-                yield waiting.popleft(), float(logprobs_T.sum())
+        waiting = iter(requests)
+        for part in self._policy.micro_batches(rows):
+            for (logprobs_T, _), request in zip(self._policy.score_without_gradient(part), waiting, strict=False):
+                yield request, float(logprobs_T.sum())
 
 
 class LoadedReasoner(Reasoner):

@@ -187,11 +187,12 @@ class VllmEngine:
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace the weights in place, in memory. Names and shapes are those of the model folder's own files."""
+        wake = self._llm.wake_up if self.asleep else lambda tags: None
         with self._at_work():
-            self._wake("weights")
+            wake(tags=["weights"])
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self._llm.apply_model(repack_heads)
-            self._wake("kv_cache")
+            wake(tags=["kv_cache"])
             self.asleep = False
 
     def sleep(self) -> None:
@@ -200,10 +201,6 @@ class VllmEngine:
             with self._at_work():
                 self._llm.sleep(level=2)
             self.asleep = True
-
-    def _wake(self, part: str) -> None:
-        if self.asleep:
-            self._llm.wake_up(tags=[part])
 
     def _sampling(self, request: VllmRequest, logprobs: int = 0) -> Any:
         return self._params(

@@ -14,7 +14,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +51,6 @@ Report = Callable[[str, int, int], None]
 SCORING_STREAM = 2
 """First part of the random streams' key, after the seed: training and held-out scoring have 0 and 1."""
 
-BUDGET = 4096
-"""Tokens of one forward pass; results do not depend on it."""
-
 
 class Scorer:
     """A loaded model folder, which says how probable a reference answer is given a trace, the null trace, or nothing.
@@ -80,7 +76,7 @@ class Scorer:
 
     def score(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         """For each row, per answer token: log c, natural, and the entropy of the distribution it came from, in nats."""
-        return self.policy.score_without_gradient(rows, BUDGET)
+        return self.policy.score_without_gradient(rows)
 
     def row(self, example: Example, trace_ids: Sequence[int]) -> Row:
         """x [t_start] z t_end y*, of which y* is scored."""
@@ -119,11 +115,7 @@ class Subject:
             # What the run used, which may be less than what its starting model was prepared with.
             tokens = self.config.tokens
             self.marks, self.thinks = (tokens.think_start, tokens.think_end), self.config.thinks
-
-    @cached_property
-    def section(self) -> ModelSection:
-        """Its folder, and the dtype that it is computed in."""
-        return self.located.section()
+        self.section = self.located.section()  # with the dtype that it is computed in
 
     def open(self) -> Scorer:
         """Load it, on as many threads as its run had."""
@@ -354,8 +346,8 @@ def score_tokens(
             )
     limits = first.config.data
     examples = pick_examples(file, count, seed, limits, tokenizer)
-    asked = {"data": file_sha256(file), "count": count, "seed": seed}
-    asked |= {"limits": [limits.max_prompt_tokens, limits.max_answer_tokens]}
+    lengths = [limits.max_prompt_tokens, limits.max_answer_tokens]
+    asked = {"data": file_sha256(file), "count": count, "seed": seed, "limits": lengths}
     # A short, unique name for each: its method, or where two share that, its folder's name.
     called = [run_label(s.config.method, s.config.model_dump()) if s.located.run else s.located.name for s in subjects]
     names = [s.located.name if called.count(m) > 1 else m for s, m in zip(subjects, called, strict=True)]
@@ -374,9 +366,11 @@ def score_tokens(
                 traces = [group.rollouts[0] for group in groups]
             pairs, table = list(zip(examples[part], traces, strict=True)), []
             asked = [scorer.direct_row(e) if z is None else scorer.row(e, z.trace_ids) for e, z in pairs]
-            for (example, trace), (logprobs_T, entropies_T) in zip(pairs, scorer.score(asked), strict=True):
-                texts = pieces(scorer.tokenizer, example.answer_ids)
-                numbers = (logprobs_T.tolist(), entropies_T.tolist())
+            for (example, trace), scores in zip(pairs, scorer.score(asked), strict=True):
+                texts, numbers = (
+                    pieces(scorer.tokenizer, example.answer_ids),
+                    (scored_T.tolist() for scored_T in scores),
+                )
                 about = {} if trace is None else {"trace_tokens": len(trace.trace_ids), "stop": trace.stop}
                 for position, cells in enumerate(zip(example.answer_ids, texts, *numbers, strict=True)):
                     row = dict(zip(("token_id", "token", "logprob", "entropy"), cells, strict=True))
