@@ -32,9 +32,8 @@ Status = Literal["created", "running", "stopped", Ended]
 class Example:
     """One question-answer pair as token ids.
 
-    `index` is the number of its row in the file, from 0, whatever the file itself calls it. `prompt_ids` is x rendered
-    up to where the assistant turn begins; `answer_ids` is y* with its closing eos; `trace_ids` is z*, () where the row
-    has no reference trace or the run does not train on it.
+    `index` is the number of its row in the file, from 0. `prompt_ids` is x rendered up to where the assistant turn
+    begins; `answer_ids` is y* with its closing eos; `trace_ids` is z*, () where none is trained on.
     """
 
     index: int
@@ -295,10 +294,9 @@ class Plan:
     """What a training run will take, predicted before it starts.
 
     `tokens` are of a step at the expected lengths, `tokens_most` where every row is as long as the caps allow, and
-    likewise `gpu_hours` and `gpu_hours_most` of the whole run; `scoring` is the seconds of its held-out scores,
-    NaN where they are not predicted. `memory` lists the update's parts, in bytes per GPU,
-    whose sum is `memory_update`; `memory_rollout` is what rollouts take. `disk` is the most bytes that the
-    run directory takes, `disk_kept` what is left of them.
+    likewise `gpu_hours` and `gpu_hours_most` of the whole run; `scoring` is the seconds of its held-out scores, NaN
+    where not predicted. `memory` lists the update's parts in bytes per GPU, whose sum is `memory_update`;
+    `memory_rollout` is what rollouts take. `disk` is the most bytes of the run directory, `disk_kept` what is left.
     """
 
     method: str

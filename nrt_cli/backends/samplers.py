@@ -22,8 +22,7 @@ TEXT = "What is 3 plus 4?"
 """What the canary asks about."""
 
 FLOOR = 0.005
-"""Gap in nats that is never a fault. Measured with SmolLM2-135M between transformers and vLLM: 1e-5 in float32; one
-step at rate 1e-5 moves the log-probs by 2e-4 to 1e-3."""
+"""Nats that are never a fault. SmolLM2-135M in float32 was measured at 1e-5; a step at rate 1e-5 moves 2e-4 to 1e-3."""
 
 
 class Sampler:

@@ -87,8 +87,6 @@ class VllmEngine:
     """A model in vLLM, on the CPU or one GPU.
 
     Args:
-        path: a prepared model folder.
-        dtype: "float32" or "bfloat16".
         device: "cpu" or "cuda"; has to be what the installed vLLM was built for.
         max_length: tokens of the longest sequence, prompt included.
         rows: sequences decoded together.
@@ -96,8 +94,8 @@ class VllmEngine:
         of_trainer: the weights are a trainer's: random until `load` is called, and gone with all of a GPU's memory
             between calls (`sleep`); requests have no stop texts.
 
-    A process has one at a time: when it is deleted, it takes down what vLLM keeps for the whole process. Raises
-    ModelError where vLLM is not installed, does not run here, or not with this model.
+    A process has one at a time: deleted, it takes down what vLLM keeps for the whole process. Raises ModelError where
+    vLLM is not installed, does not run here, or not with this model.
     """
 
     def __init__(

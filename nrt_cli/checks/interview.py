@@ -1,7 +1,6 @@
 """What a few questions of a run's data say of it before it begins, thought about under its own settings.
 
-Is there something to choose between, and would its scheme choose it? `nrt doctor` asks eight before its trial step, and
-`--forecast` (`forecast.py`) one bank of them for many settings.
+Is there something to choose between, and would its scheme choose it? `nrt doctor` asks eight, `--forecast` a bank.
 
 Shapes: K traces of a group, T answer tokens, eos included.
 """

@@ -71,8 +71,7 @@ PREFLIGHT: Checks[Candidate] = Checks()
 def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) -> list[str]:
     """Refuse what cannot run; returns what a person should know of what may not.
 
-    Called with the resolved config once data and model have been read, before any process is started. `run_path` is
-    None for a run that goes on, of which a part is on the disk already.
+    Called with the resolved config, before any process is started. `run_path` is None for a run that goes on.
     """
     run = Candidate(config, run_path or Path("runs"))
     run.inputs = inputs

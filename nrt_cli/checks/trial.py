@@ -85,8 +85,8 @@ STEP: Checks[Trial] = Checks()
 def tried(config: RunConfig, trainer: LocalTrainer, inputs: Inputs) -> Trial:
     """Two steps of a run's own engine as training takes them, but few questions, few traces and short ones.
 
-    The first is of one question, the last of all: two points tell what a token costs. The smaller one first: what an
-    allocator keeps from a larger one would hide how little it takes.
+    The first is of one question, the last of all: two points tell what a token costs. The smaller comes first, since
+    what an allocator keeps would hide how little it takes.
     """
     rollout, train = config.rollout, config.train
     fewer = {"group_size": min(rollout.group_size, GROUP), "max_trace_tokens": min(rollout.max_trace_tokens, TRACE)}

@@ -3,8 +3,8 @@
 After minus before flatters: training makes the answers likelier after any trace. So the gain over the null trace, and
 accuracy with thinking against accuracy without, stand beside it.
 
-They also say which checkpoint is best. The best of several looks better than it is on the rows that it was chosen by.
-So some questions choose, and what is said of the choice is over the others.
+They also say which checkpoint is best; the best of several looks better than it is, so some questions choose, and what
+is said of the choice is over the others.
 """
 
 import math

@@ -132,9 +132,5 @@ def overall(means: Mapping[str, Mean], names: Sequence[str]) -> tuple[Mean, list
 def paired_difference(
     a: Sequence[float], b: Sequence[float], subsets: Sequence[str], aggregation: Aggregation
 ) -> Difference:
-    """How much better b is than a on the same documents.
-
-    Args:
-        a, b: one score in [0, 1] per document, in the same order.
-    """
+    """How much better b is than a, each one score in [0, 1] per document, in the same order."""
     return bounded_over_rows([y - x for x, y in zip(a, b, strict=True)], 1.0, subsets, aggregation)

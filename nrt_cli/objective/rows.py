@@ -1,5 +1,4 @@
-"""Token sequences whose tails are scored: where everything of a group stands, and its scores cut back; and units of an
-update, which are rows and their loss as a pure function of what a model says of them.
+"""Rows, token sequences whose tails are scored; and units of an update, rows with a loss of what a model says of them.
 
 Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of rows, row by row.
 
@@ -66,17 +65,14 @@ def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
 class Layout:
     """The sequences of the objective over one set of think tokens.
 
-    With `bare_null` the null trace lacks t_start too (decision 12); with `credit_eos` an eos that ended a trace is
-    scored too, as the policy's choice (decision 30).
+    `bare_null`: the null trace lacks t_start (decision 12); `credit_eos`: an eos that ended a trace is scored (30).
     """
 
     def __init__(self, tokens: ThinkTokens, bare_null: bool = False, credit_eos: bool = False) -> None:
         self.tokens, self.bare_null, self.credit_eos = tokens, bare_null, credit_eos
 
     def rows(self, group: RolloutGroup) -> list[Row]:
-        """x [t_start] z t_end y* of each trace, of which everything after x is scored; then x [t_start] z eos of each
-        trace that an eos ended, of which eos is scored, if it gets credit.
-        """
+        """x [t_start] z t_end y* of each trace, scored after x; then x [t_start] z eos where eos gets credit."""
         example = group.example
         opening = trace_prompt(example, self.tokens)
         traces, endings = [], []

@@ -37,10 +37,8 @@ Scores = tuple[Tensor, Tensor]
 class Backend(Protocol):
     """Where a policy is kept, sampled, scored and updated.
 
-    Attributes:
-        device: of the clock, and where log-probabilities lie.
-        exact_sampler: whether what the sampler says of its own tokens is what a pass over them would say.
-        work: floating-point operations since it was set to 0.
+    On `device` log-probabilities lie; `exact_sampler`: what the sampler says of its own tokens is what a pass over them
+    would say; `work` is floating-point operations since it was set to 0.
     """
 
     tokenizer: Any

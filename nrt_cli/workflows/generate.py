@@ -107,8 +107,7 @@ class Generator:
 class Conversation:
     """Questions that follow one another. Of earlier replies the answers stay, the traces do not, as stock templates do.
 
-    Args:
-        settings: caps and temperature, as `Generator.request` takes them.
+    `settings` are caps and temperature, as `Generator.request` takes them.
     """
 
     def __init__(self, generator: Generator, mode: ThinkMode = "on", seed: int = 0, **settings: Any) -> None:
@@ -121,8 +120,7 @@ class Conversation:
     def ask(self, question: str) -> abc.Generator[tuple[Part, str], None, None]:
         """The reply, as `Generator.stream` has it. One that is not read to its end is no part of the conversation.
 
-        Raises:
-            ModelError: the question alone does not fit the model.
+        Raises ModelError where the question alone does not fit the model.
         """
         seed = self.seed + self._asked
         self._asked += 1

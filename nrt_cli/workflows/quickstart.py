@@ -91,11 +91,8 @@ def choose(
 ) -> Start:
     """All arms with their configs, checked before anything is made.
 
-    Args:
-        model: a hub id, folder, GGUF file or built-in model in place of the recipe's.
-        names: of the arms; none: those that the recipe usually has.
-
-    Raises ConfigError for another model than that of the runs which are there.
+    `model` is a hub id, folder, GGUF file or built-in model in place of the recipe's; `names` of arms, those it usually
+    has if none. Raises ConfigError for another model than that of the runs which are there.
     """
     if unknown := [name for name in names if name not in recipe.arms]:
         raise ConfigError(f"--arms {unknown[0]}: choose some of {','.join(recipe.arms)}.")

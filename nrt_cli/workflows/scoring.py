@@ -55,8 +55,7 @@ SCORING_STREAM = 2
 class Scorer:
     """A loaded model folder, which says how probable a reference answer is given a trace, the null trace, or nothing.
 
-    Its memory does not grow with what it is asked to score. Without `think_start` a trace follows the prompt directly;
-    with `bare_null` the null trace lacks t_start too (decision 12).
+    Without `think_start` a trace follows the prompt directly; `bare_null`: nor has the null trace one (decision 12).
     """
 
     def __init__(self, section: ModelSection, think_start: str | None, think_end: str, bare_null: bool = False) -> None:
@@ -324,9 +323,7 @@ def score_tokens(
         data: None is the held-out data of the baseline's run.
         max_trace_tokens: None is what each model's run had.
 
-    Raises:
-        ConfigError: the baseline thinks, or there is nothing to compare it with.
-        ModelError: the models' tokenizers differ, so that they have no ground-truth tokens in common.
+    Raises ConfigError where the baseline thinks or has nothing beside it, ModelError where the tokenizers differ.
     """
     subjects = [Subject(ref) for ref in (baseline, *models)]
     first, *others = subjects
@@ -509,9 +506,7 @@ def score_schemes(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme, and the method of the bank's run.
 
-    Args:
-        bank: a run; or a trace table or a folder of them, for which the paper's objective holds.
-        count: groups, evenly spaced over those there are.
+    A bank that is no run but tables has the paper's objective; the `count` groups are evenly spaced over those there.
     """
     config = Run.open(bank).config() if (bank / "manifest.json").is_file() else None
     objective = config.objective if config else ObjectiveSection()

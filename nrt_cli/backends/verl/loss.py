@@ -24,10 +24,7 @@ def nested(tensors: Sequence[Tensor]) -> Tensor:
 def as_rows(rows: Sequence[Row], temperature: float, entropy: bool, **columns: Sequence[Any]) -> TensorDict:
     """Rows in verl's layout: what is scored of each is its response.
 
-    Args:
-        temperature: at which the tokens of `Row.tempered` were sampled; all others count at 1.
-        entropy: whether entropies are computed too.
-        columns: besides, an object of any kind for each row.
+    The tokens of `Row.tempered` count at `temperature`, all others at 1; `columns` have an object for each row besides.
     """
     ids = [torch.tensor(row.ids) for row in rows]
     responses = [row_ids[row.scored_from :] for row_ids, row in zip(ids, rows, strict=True)]
