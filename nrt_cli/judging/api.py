@@ -62,6 +62,7 @@ class Endpoint:
         if not key:
             raise ConfigError(f"set {KEY} to the key of the judge's endpoint; a local server takes any.")
         try:
+            import httpx
             import openai
         except ImportError:
             raise ConfigError("asking a judge needs the openai package: pip install 'nrt-cli[judge]'.") from None
@@ -70,8 +71,22 @@ class Endpoint:
         # What is shorter is a stand-in, such as `none` for a local server.
         self._secrets = [secret for secret in (key, url) if len(secret) >= 8]
         self._openai = openai
-        hooks: dict[str, list[Any]] = {"request": [self._hold], "response": [self._heed]}
-        http = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=timeout)
+        hold, heed = self._hold, self._heed
+
+        class Client(openai.DefaultAsyncHttpxClient):
+            async def send(self, request: Any, **how: Any) -> Any:
+                await hold()
+                try:
+                    # httpx's own limits are for each byte: a server that drips them would hold us for hours.
+                    async with asyncio.timeout(timeout):
+                        response = await super().send(request, **how)
+                except TimeoutError:
+                    raise httpx.ReadTimeout("the reply takes too long", request=request) from None
+                heed(response)
+                return response
+
+        # The key goes to the address that was given, whatever that says.
+        http = Client(timeout=timeout, follow_redirects=False)
         self._client = openai.AsyncOpenAI(
             api_key=key, base_url=url, timeout=timeout, max_retries=retries, http_client=http
         )
@@ -125,6 +140,8 @@ class Endpoint:
                 404: f"{BASE_URL} knows no model {model!r}, or is no /v1 address (404): {short}",
                 429: f"the endpoint still limits the rate (429); go on later: {short}",
             }.get(status)
+            if 300 <= status < 400:
+                fatal = f"{BASE_URL} sends requests on to another address ({status}); set it to where it is served"
             raise EndpointError(fatal or f"status {status}: {short}", fatal=fatal is not None) from None
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EndpointError("the reply is not one of an OpenAI-compatible endpoint") from None
@@ -134,7 +151,7 @@ class Endpoint:
             text = text.replace(secret, "***")
         return text
 
-    async def _heed(self, response: Any) -> None:
+    def _heed(self, response: Any) -> None:
         """Note until when a rate limit holds."""
         if response.status_code == 429:
             with contextlib.suppress(KeyError, ValueError):
@@ -142,6 +159,6 @@ class Endpoint:
                 if 0 < seconds <= LONGEST_WAIT:
                     self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + seconds)
 
-    async def _hold(self, _: Any) -> None:
+    async def _hold(self) -> None:
         while (left := self._resume_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(left)

@@ -78,7 +78,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     for judge in plan.settings.models:
         of_judge = sum(question.judge == judge for question in plan.questions)
         asked = [questions[0].prompt for questions in pending.values() if questions[0].judge == judge]
-        sent = sum(math.ceil(len(prompt.encode()) / BYTES_PER_TOKEN) for prompt in asked)
+        sent = sum(map(about_tokens, asked))
         replied = len(asked) * plan.settings.max_output_tokens
         rows.append(
             {
@@ -178,7 +178,7 @@ async def _ask_all(
             except NrtError as error:  # the disk takes no more: so do the other workers not go on
                 outcome.stopped = outcome.stopped or error
             finally:
-                outcome.cost += await budget.settle(bound, questions[0].judge, replies)
+                outcome.cost += await budget.settle(bound, questions[0], replies)
             report("judging", outcome.judged + outcome.failed.total(), len(pending))
 
     async with endpoint:
@@ -262,10 +262,14 @@ class Budget:
             self.under_way += 1
             return True
 
-    async def settle(self, bound: float, judge: str, replies: Sequence[ModelReply]) -> float:
-        """Replace the bound by what the replies cost, where the endpoint counts that; returns the cost, or NaN."""
-        cost = cost_of(self.settings, judge, *_tokens(replies)) if replies else 0.0
-        counted = bound if math.isnan(cost) else cost
+    async def settle(self, bound: float, question: Question, replies: Sequence[ModelReply]) -> float:
+        """Replace the bound by what the replies cost, where the endpoint counts that; returns the cost, or NaN.
+
+        Where it counts fewer tokens than we do, ours are taken off what may be spent.
+        """
+        cost = cost_of(self.settings, question.judge, *_tokens(replies)) if replies else 0.0
+        ours = (len(replies) * about_tokens(question.prompt), sum(about_tokens(reply.text) for reply in replies))
+        counted = bound if math.isnan(cost) else max(cost, min(cost_of(self.settings, question.judge, *ours), bound))
         async with self.changed:
             self.under_way -= 1
             self.reserved = self.reserved - bound if self.under_way else 0.0  # exactly, whatever the sums round to
@@ -277,6 +281,10 @@ class Budget:
 def _tokens(replies: Sequence[ModelReply]) -> tuple[float, float]:
     """Tokens sent and replied."""
     return sum(reply.input_tokens for reply in replies), sum(reply.output_tokens for reply in replies)
+
+
+def about_tokens(text: str) -> int:
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
 def cost_of(settings: JudgeSection, judge: str, sent: float, replied: float) -> float:

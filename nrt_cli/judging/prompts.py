@@ -5,10 +5,14 @@ a ready grade. So it is guarded before it goes in, and only a whole reply counts
 one. What a judge thought before its reply is not part of it.
 """
 
+import contextlib
 import hashlib
 import html
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import jinja2
@@ -17,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nrt_cli.errors import ConfigError
+from nrt_cli.text.rendering import limited
 
 INPUTS = {"prompt": ("problem", "reasoning", "ground_truth"), "repair": ("reason",)}
 """Which texts a template has, and what each of them is given (Table 8's inputs, in its order)."""
@@ -86,37 +91,52 @@ class JudgePrompt:
                     f"{origin}: the prompt leaves out {', '.join(f'{{{name}}}' for name in missing)}; it must have "
                     f"{_PLACES}, where problem, trace and reference answer are to stand."
                 )
-        self._templates: dict[str, jinja2.Template] = {}
-        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-        for name, wanted in INPUTS.items():
-            if plain and name == "prompt":
-                continue
-            try:
-                used = meta.find_undeclared_variables(environment.parse(texts[name]))
-                self._templates[name] = environment.from_string(texts[name])
-            except jinja2.TemplateError as error:
-                raise ConfigError(f"{origin}: {name} is not a Jinja template: {error}.") from None
-            if used != set(wanted):
-                raise ConfigError(
-                    f"{origin}: {name} must use {', '.join(wanted)} and nothing else; it uses "
-                    f"{', '.join(sorted(used)) or 'none'}."
-                )
+        self._texts = {name: texts[name] for name in INPUTS if not (plain and name == "prompt")}
         written = [texts["prompt"]] if plain else [texts[name] for name in INPUTS]
         self.digest = hashlib.sha256("\0".join(written).encode()).hexdigest()
+        self._origin = origin
+        for name, written_text in self._texts.items():
+            used = self._jinja(name, "is not a Jinja template", text=written_text).split()
+            if used != sorted(INPUTS[name]):
+                raise ConfigError(
+                    f"{origin}: {name} must use {', '.join(INPUTS[name])} and nothing else; it uses "
+                    f"{', '.join(used) or 'none'}."
+                )
+            self._rendered(name, **dict.fromkeys(used, "text"))  # mistakes that only show then are told now
 
     def prompt(self, problem: str, reasoning: str, ground_truth: str) -> str:
         """The user turn about one trace."""
         given = (problem, reasoning, ground_truth)
         if self._plain is None:
             texts = dict(zip(INPUTS["prompt"], map(quoted, given), strict=True))
-            return self._templates["prompt"].render(texts).strip()
+            return self._rendered("prompt", **texts)
         texts = dict(zip(INPUTS["prompt"], map(broken, given), strict=True))
         # In one pass: a placeholder that a trace spells out is text.
         return _PLACE.sub(lambda place: texts[_input(place)], self._plain).strip()
 
     def repair(self, reason: str) -> str:
         """The user turn after a reply that could not be read."""
-        return self._templates["repair"].render(reason=reason).strip()
+        return self._rendered("repair", reason=reason)
+
+    def _rendered(self, name: str, **given: str) -> str:
+        return self._jinja(name, "cannot be rendered", text=self._texts[name], given=given).strip()
+
+    def _jinja(self, name: str, fault: str, **order: object) -> str:
+        try:
+            return limited(_in_child, ("judge",), order)
+        except (ValueError, TimeoutError) as error:
+            raise ConfigError(f"{self._origin}: {name} {fault}: {error}.") from None
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+_compiled = lru_cache(_ENVIRONMENT.from_string)
+
+
+def _in_child(text: str, given: Mapping[str, str] | None = None) -> str:
+    """A Jinja text with its names filled in; without any, which ones it has. To compile it may take for ever, too."""
+    if given is None:
+        return " ".join(sorted(meta.find_undeclared_variables(_ENVIRONMENT.parse(text))))
+    return _compiled(text).render(given)
 
 
 def _input(place: re.Match[str]) -> str:
@@ -156,6 +176,9 @@ def read_verdict(reply: str, shown: Sequence[str]) -> Verdict:
         if fenced := _FENCED.fullmatch(body):
             body = fenced.group(2)
         number = _NUMBER.fullmatch(body)
+        if twice := _given_twice(body):
+            reason = f"{twice[0]} is given twice"
+            continue
         try:
             verdict = Verdict.model_validate_json(f'{{"score": {body}}}' if number else body)
         except ValidationError as error:
@@ -168,3 +191,15 @@ def read_verdict(reply: str, shown: Sequence[str]) -> Verdict:
             return verdict
         reason = "it is a copy of JSON in the quoted material"
     raise ValueError(reason)
+
+
+def _given_twice(text: str) -> list[str]:
+    """The keys that a mapping in a JSON text has more than once; none where it is no JSON."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        found.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text, object_pairs_hook=look)
+    return found

@@ -3,12 +3,11 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,9 +19,9 @@ from transformers import (
 from transformers.utils import logging
 
 from nrt_cli.config import ModelSection
-from nrt_cli.errors import ModelError, first_line
+from nrt_cli.errors import ModelError, NrtError
 from nrt_cli.models.metadata import read_metadata
-from nrt_cli.models.sources import METADATA, read_json
+from nrt_cli.models.sources import METADATA, check_files, read_json
 from nrt_cli.text.tokens import ThinkTokens, think_tokens
 
 
@@ -118,7 +117,7 @@ def declared_stops(config: PreTrainedConfig, generation: int | list[int] | None)
     """
     of_text = config.get_text_config()
     named = [generation, *(getattr(one, "eos_token_id", None) for one in (config, of_text))]
-    ids = [i for one in named for i in (one if isinstance(one, list) else [one]) if i is not None]
+    ids = [i for one in named for i in (one if isinstance(one, list) else [one]) if isinstance(i, int)]
     return tuple(dict.fromkeys(i for i in ids if 0 <= i < of_text.vocab_size))
 
 
@@ -157,21 +156,43 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def whole_model(folder: Path, name: str, dtype: torch.dtype | str, **where: object) -> PreTrainedModel:
+def whole_model(folder: Path, name: str, dtype: torch.dtype | str, **where: str) -> PreTrainedModel:
     """A folder's causal language model. Raises ModelError, under `name`, also where weights are missing."""
+    config, held = from_folder(AutoConfig, folder, name, **where), check_files(name, folder, **where)
+    with torch.device("meta"):
+        needed = of_strangers(name, AutoModelForCausalLM.from_config, config, trust_remote_code=False).num_parameters()
+    if held is None or needed > 2 * held:  # what is missing would be made up, in any size
+        raise ModelError(f"{name}: its config is of {needed:,} numbers, its files hold {held or 0:,}.")
     model, report = from_folder(
-        AutoModelForCausalLM, folder, name, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
-    )
+        AutoModelForCausalLM, folder, name, dtype=dtype, use_safetensors=True, output_loading_info=True,
+        ignore_mismatched_sizes=True, **where
+    )  # fmt: skip
+    if wrong := sorted(report["mismatched_keys"]):
+        key, found, wanted = wrong[0]
+        raise ModelError(f"{name}: {key} is of {list(found)} in its files and of {list(wanted)} in its config.")
     # transformers would make them up at random and only warn.
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{name}: its files lack {len(missing)} weights, such as {missing[0]}.")
     return model
 
 
-def from_folder(kind: Any, folder: Path, name: str, **options: object) -> Any:
+def from_folder(kind: Any, folder: Path, name: str, **options: Any) -> Any:
     """What one of transformers' Auto classes makes of a local folder. Raises ModelError, under `name`."""
+    check_files(name, folder, options.get("gguf_file"))
+    # Said outright, since transformers would otherwise ask on the terminal whether to run a folder's own code.
+    options |= {"local_files_only": True, "trust_remote_code": False}
+    return of_strangers(name, kind.from_pretrained, str(folder), **options)
+
+
+def of_strangers(name: str, load: Callable[..., Any], *what: object, **how: object) -> Any:
+    """What another's code makes of a model's files. Raises ModelError for whatever it raises."""
     try:
-        # Said outright, since transformers would otherwise ask on the terminal whether to run a folder's own code.
-        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name}: cannot be loaded ({first_line(error)}).") from None
+        return load(*what, **how)
+    except BaseException as error:
+        # A panic of tokenizers' is no Exception.
+        if isinstance(error, NrtError) or not (
+            isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        ):
+            raise
+        told = " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__
+        raise ModelError(f"{name}: cannot be loaded ({told}).") from None

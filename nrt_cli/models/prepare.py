@@ -42,7 +42,7 @@ from nrt_cli import __version__
 from nrt_cli.config import TokensSection
 from nrt_cli.errors import ModelError
 from nrt_cli.files import draft, record_text
-from nrt_cli.models.loading import declared_stops, from_folder, quiet, whole_model
+from nrt_cli.models.loading import declared_stops, from_folder, of_strangers, quiet, whole_model
 from nrt_cli.models.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
 from nrt_cli.text.prompts import (
     DEFAULT_CHAT_TEMPLATE,
@@ -52,6 +52,7 @@ from nrt_cli.text.prompts import (
     prompt_text,
     render_prompt,
 )
+from nrt_cli.text.rendering import rendered
 from nrt_cli.text.tokens import single_id, think_tokens
 
 PROBE = 'Question: what is 12 + 30?\n\n  It\'s 42, naïve — "yes".\n'
@@ -117,7 +118,7 @@ def prepare_model(
         model = model.to(DTYPES.get(dtype, lossless)).eval()
         had_template, tied, rows_before = bool(tokenizer.chat_template), is_tied(model), count_rows(model)
         probe_ids = tokenizer.encode(PROBE, add_special_tokens=False)
-        logits_before = _logits(model, probe_ids)
+        logits_before = of_strangers(found.name, _logits, model, probe_ids)
 
         # Taken before anything is added: the mean must not see padding rows or the new tokens themselves.
         real_ids = sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows_before)
@@ -411,7 +412,7 @@ def prompt_doubts(tokenizer: Any, messages: Sequence[dict[str, str]], answer: st
     if answer.strip() not in tokenizer.decode(answer_ids):
         yield "the answer's text does not come back from its tokens"
     turns = [*messages, {"role": "assistant", "content": answer}]
-    if not tokenizer.apply_chat_template(turns, tokenize=False).startswith(text):
+    if not rendered(tokenizer, turns).startswith(text):
         yield (
             "a whole conversation is rendered with another beginning of the assistant's turn than a prompt, so the "
             "model may meet both"

@@ -18,6 +18,7 @@ from nrt_cli.models.loading import load_tokenizer, load_tokens, quiet
 from nrt_cli.models.metadata import Metadata
 from nrt_cli.models.sources import METADATA, WEIGHT_FILES, model_fingerprint, read_json
 from nrt_cli.text.prompts import prompt_text, thinking_template
+from nrt_cli.text.rendering import rendered
 
 SERVING = "nrt_vllm.py"
 """What vLLM loads from the folder, so that a trace ends there as it did in training."""
@@ -104,14 +105,14 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
         said = (("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
         conversation = [{"role": role, "content": content} for role, content in said]
         for turns in (conversation[:1], conversation):
-            how: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+            how: dict[str, Any] = {"add_generation_prompt": True}
             text = prompt_text(before, turns)
-            direct = after.apply_chat_template(turns, **how, enable_thinking=False)
-            rendered = {
-                "thinking": (after.apply_chat_template(turns, **how), start),
+            direct = rendered(after, turns, **how, enable_thinking=False)
+            found = {
+                "thinking": (rendered(after, turns, **how), start),
                 "not thinking": (direct, start + about.think_end),
             }
-            wrong = [name for name, (found, added) in rendered.items() if found != text + added]
+            wrong = [name for name, (said, added) in found.items() if said != text + added]
             if wrong or prompt_text(after, turns) != text:
                 raise ModelError(
                     f"the chat template, made to open a trace, renders something else ({', '.join(wrong) or 'bare'}); "

@@ -1,15 +1,13 @@
 """The shape of a model: from its folder, or by name for the paper's models, which a plan may precede."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from nrt_cli.errors import ModelError
-from nrt_cli.models.loading import from_folder, quiet
-from nrt_cli.models.sources import fetched_config, find_source
+from nrt_cli.models.loading import from_folder, of_strangers, quiet
+from nrt_cli.models.sources import check_files, fetched_config, find_source
 from nrt_cli.records import ModelShape
 
 KNOWN = {
@@ -57,20 +55,14 @@ def source_shape(name: str) -> ModelShape:
             config = from_folder(AutoConfig, source.folder, name, **source.where)
     else:
         config = from_folder(AutoConfig, fetched_config(name), name)
-    return _shape(path.stem, config, None)
+    return of_strangers(name, _shape, path.stem, config, None)
 
 
 def _read(folder: Path) -> ModelShape:
-    config, count = from_folder(AutoConfig, folder, str(folder)), 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="numpy") as tensors:  # of which the headers are read
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file}: cannot be read ({error}).") from None
+    config, count = from_folder(AutoConfig, folder, str(folder)), check_files(str(folder), folder)
     if not count:
         raise ModelError(f"{folder}: has no weights (*.safetensors); make it again with `nrt model prepare`.")
-    return _shape(folder.name, config, count)
+    return of_strangers(str(folder), _shape, folder.name, config, count)
 
 
 def _shape(name: str, config: PreTrainedConfig, parameters: int | None) -> ModelShape:

@@ -7,6 +7,7 @@ anything.
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -82,7 +83,7 @@ def find_source(name: str) -> Source:
     if path.is_file() and path.suffix == ".gguf":
         return _gguf(name, path)
     if path.is_dir():
-        return _checked_folder(name, path)
+        return _trainable(name, path)
     if path.exists():
         raise ModelError(f"{name}: a model is a folder or a .gguf file; this is neither.")
     if HUB_ID.fullmatch(name) and not name.startswith("."):
@@ -91,7 +92,7 @@ def find_source(name: str) -> Source:
         find_hub()
         with _hub_errors(name):  # to the local cache, without pickled weights or code
             folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
-        return _checked_folder(name, folder)
+        return _trainable(name, folder)
     raise ModelError(f"{name}: no such folder or .gguf file, and not the form of a hub id (owner/name).")
 
 
@@ -197,8 +198,101 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise _unreadable(name, find_hub() or f"{type(error).__name__}: {first_line(error)}") from None
 
 
-def _checked_folder(name: str, folder: Path) -> Source:
-    """Refuse, before loading, what would need a stranger's code or pickle."""
+COUNTED = re.compile(r"(?:layer|expert|head|block|stage)(?:s|_count)?$|depth$")
+"""Numbers in a config by which models build their parts."""
+MOST = 1024
+"""Of each of them; the largest models have some hundreds."""
+LARGEST = 2**30
+"""Bytes of a file that holds no weights."""
+TOKENS = 10**6
+"""What a token's id is below: a library would name each id that a vocabulary leaves out."""
+_LONG_NUMBER = re.compile(rb":\s*\d{7}")
+
+
+def check_files(name: str, folder: Path, gguf_file: str | None = None) -> int | None:
+    """Refuse what loading would trip over, or be led astray by: a model's files are a stranger's.
+
+    Only safetensors and GGUF are read for weights, none of them but in the folder, and what a file says of its own
+    sizes is compared with it.
+
+    Returns the numbers that the weights are; None where the folder has none. Raises ModelError.
+    """
+    if gguf_file:
+        return _check_gguf(folder / gguf_file)
+    for path in {path for pattern in MODEL_FILES for path in folder.glob(pattern)}:
+        if not path.is_file() and not path.is_dir():
+            raise ModelError(f"{path}: is no file, or a link to none.")
+        if path.suffix != ".safetensors" and path.stat().st_size > LARGEST:
+            raise ModelError(f"{path}: is larger than any file of a model but its weights.")
+        if path.match("*.json") and path.name.startswith(("tokenizer.", "vocab", "added_")):
+            ids = _leaves(read_json(path)) if _LONG_NUMBER.search(path.read_bytes()) else ()
+            if any(isinstance(value, int) and value >= TOKENS for _, value in ids):
+                raise ModelError(f"{path}: numbers its tokens up to more than {TOKENS:,}.")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{name}: is an adapter of another model; merge it into that first (peft's merge_and_unload).")
+    if (folder / "config.json").is_file():
+        for key, value in _leaves(read_json(folder / "config.json")):
+            if COUNTED.search(key) and isinstance(value, int) and not 0 <= value <= MOST:
+                raise ModelError(f"{name}: its config.json has {str(value)[:20]} for {key}, as no model has.")
+            if key.endswith("_implementation") and "/" in str(value):
+                raise ModelError(f"{name}: its config.json wants code from elsewhere ({key}), which nrt never runs.")
+    for index in folder.glob(WEIGHT_FILES[1]):
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise ModelError(f"{index}: is damaged (it has no weight_map); get the model's files again.")
+        for file in {str(file) for file in named.values()}:
+            if Path(file).name != file or not file.endswith(".safetensors") or not (folder / file).is_file():
+                raise ModelError(f"{index}: names {file[:80]!r}, which is no .safetensors file of the folder.")
+    files = sorted(folder.glob(WEIGHT_FILES[0]))
+    return sum(map(_numbers, files)) if files else None
+
+
+def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings and lists with the key that it stands under."""
+    if isinstance(values, dict):
+        for inner, value in values.items():
+            yield from _leaves(value, inner)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _leaves(value, key)
+    else:
+        yield key, values
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a safetensors file holds. Its header is held against its size."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:  # of which the header is read
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be loaded ({error}).") from None
+
+
+def _check_gguf(path: Path) -> int:
+    """The same of a GGUF file: its own reader goes on where the file has ended."""
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **how: Any) -> Any:
+            if int(offset) + int(count) * self.data.itemsize > self.data.size:
+                raise ValueError("it ends before what it says it holds")
+            return super()._get(offset, dtype, count, *rest, **how)
+
+    try:
+        read = Reader(path)
+        for key, field in read.fields.items():
+            if COUNTED.search(key) and any(int(field.parts[i][0]) > MOST for i in field.data):
+                raise ValueError(f"{key} is larger than any model's")
+        return sum(math.prod(map(int, tensor.shape)) for tensor in read.tensors)
+    except Exception as error:  # of a malformed file the reader raises what it likes
+        raise ModelError(f"{path}: is no GGUF file that can be read ({first_line(error)}).") from None
+
+
+def _trainable(name: str, folder: Path) -> Source:
+    """Refuse, before loading, what would need a stranger's code or pickle, or cannot be trained."""
+    check_files(name, folder)
     config = read_json(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nrt_cli.errors import DataError, ModelError
+from nrt_cli.text.rendering import rendered
 from nrt_cli.text.tokens import PREPARE
 
 # Tulu's format: plain text marks, so it needs no tokens of its own. BOS is written here and nowhere else, because
@@ -66,14 +67,7 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer has no chat template; {PREPARE}.")
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False, **{BARE_PROMPT: True}
-            )
-        )
-    except Exception as error:  # templates raise what they like, in jinja and in Python
-        raise DataError(f"The model's chat template refused the messages: {error}.") from None
+    return rendered(tokenizer, messages, add_generation_prompt=True, **{BARE_PROMPT: True})
 
 
 def encode_within(tokenizer: Any, text: str, after: str = "") -> list[int]:
@@ -99,10 +93,9 @@ def closing_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
     answer = "Hello"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
     try:
-        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # as in `render_prompt`
-        rendered = ""
-    _, found, after = rendered.rpartition(answer)
+        _, found, after = rendered(tokenizer, turns).rpartition(answer)
+    except DataError:
+        found, after = "", ""
     closing = (i for i in tokenizer.encode(after, add_special_tokens=False) if found and i in stop_ids)
     return int(next(closing, tokenizer.eos_token_id))
 

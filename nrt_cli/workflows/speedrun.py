@@ -149,6 +149,7 @@ def read_entry(name: str) -> Entry:
 
 
 def entry_files() -> list[Path]:
+    """The shipped entries."""
     return sorted((configs.configs_dir() / "speedrun").glob("*.yaml"))
 
 

@@ -1,5 +1,6 @@
 """`nrt judge` against an endpoint that behaves, and against one that does not: a real server on this machine."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
 KEY = "sk-test-0123456789abcdef"
 SOON = {"retry-after-ms": "1"}
 """What makes the client try again without waiting."""
-HANG, CUT_OFF = "hang", "cut off"
+HANG, CUT_OFF, DRIPS = "hang", "cut off", "drips"
 MakeRun = Callable[..., Run]
 
 
@@ -59,7 +60,7 @@ def mark(prompt: str) -> float:
 
 class Server:
     """An endpoint. `answer(number, body, headers)` says what request `number` (from 0) gets: text of a verdict, a body,
-    (status, headers, body), HANG (until the test ends) or CUT_OFF (half of a body)."""
+    (status, headers, body), HANG (until the test ends), DRIPS (a byte now and then) or CUT_OFF (half of a body)."""
 
     def __init__(self) -> None:
         self.answer: Callable[[int, dict[str, Any], Mapping[str, str]], Any] = lambda *_: verdict()
@@ -87,6 +88,14 @@ class Server:
     def reply(self, handler: BaseHTTPRequestHandler, answer: Any) -> None:
         if answer is HANG:
             self.over.wait()
+            return
+        if answer is DRIPS:
+            handler.send_response(200)
+            handler.send_header("content-length", "1000000")
+            handler.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.over.wait(0.05):
+                    handler.wfile.write(b" ")
             return
         if isinstance(answer, str) and answer is not CUT_OFF:
             answer = chat(answer)
@@ -484,15 +493,24 @@ def test_an_endpoint_that_never_replies_is_given_up_and_nothing_is_scored(
     [
         (CUT_OFF, "OPENAI_BASE_URL cannot be reached, or breaks off its replies"),
         (HANG, "no reply within 0.5 s"),
+        (DRIPS, "no reply within 0.5 s"),
     ],
 )
 def test_a_reply_that_breaks_off_or_does_not_come_is_none(
     server: Server, make_run: MakeRun, answer: str, reason: str
 ) -> None:
     server.answer = lambda number, *_: verdict() if number else answer
-    outcome = run_plan(plan_for(make_run(steps=(0,), examples=2).path, timeout=0.5 if answer is HANG else 30.0))
+    outcome = run_plan(plan_for(make_run(steps=(0,), examples=2).path, timeout=30.0 if answer is CUT_OFF else 0.5))
     assert outcome.judged == 1
     assert list(outcome.failed) == [reason]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_goes_to_no_other_address(server: Server, make_run: MakeRun, status: int) -> None:
+    server.answer = lambda *_: (status, {"location": f"{server.url}/elsewhere"}, {})
+    with pytest.raises(EndpointError, match=rf"sends requests on to another address \({status}\)"):
+        run_plan(plan_for(make_run().path)).require_whole()
+    assert len(server.bodies) == 1
 
 
 def test_nobody_at_the_address(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,27 +685,37 @@ def test_a_dry_run_counts_and_asks_nothing(server: Server, make_run: MakeRun) ->
     assert (row["judged before"], row["requests"]) == (5, 1)
 
 
+def test_an_endpoint_that_counts_less_than_was_sent_gets_no_more_for_it(server: Server, make_run: MakeRun) -> None:
+    run = make_run(examples=10)
+    server.answer = lambda *_: chat(verdict(), 0, 0)
+    plan = plan_for(run.path, n=10, prices=DEAR, max_output_tokens=20)
+    longest = max(len(question.prompt.encode()) for question in plan.questions)
+    outcome = run_plan(plan, max_cost=0.01 * (2 * longest + 2000) + 4 * 0.01 * longest / 4)
+    assert isinstance(outcome.stopped, BudgetError)
+    assert 2 <= outcome.judged <= 10
+
+
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_is_spent_than_allowed_and_a_higher_limit_goes_on(
     server: Server, make_run: MakeRun, concurrency: int
 ) -> None:
-    """A reply counts 300 + 20 tokens at a cent: $3.20. A request may cost a token per byte, twice, and two replies."""
+    """A reply counts 900 + 20 tokens at a cent: $9.20. A request may cost a token per byte, twice, and two replies."""
     run = make_run(examples=10)
-    server.answer = lambda *_: chat(verdict(), 300, 20)
+    server.answer = lambda *_: chat(verdict(), 900, 20)
     settings = {"n": 10, "prices": DEAR, "max_output_tokens": 20, "concurrency": concurrency}
     plan = plan_for(run.path, **settings)
     longest = max(len(question.prompt.encode()) for question in plan.questions)
     one_request = 0.01 * (2 * longest + 2000)  # at least what it can cost, and less than $20 more
-    limit = one_request + 4 * 3.20
+    limit = one_request + 4 * 9.20
     outcome = run_plan(plan, max_cost=limit)
     with pytest.raises(BudgetError, match=r"^stopped at \$"):
         outcome.require_whole()
     spent = sum(record["cost"] for record in Judgements(run).records())
-    assert outcome.cost == pytest.approx(spent) == pytest.approx(3.20 * outcome.judged)
+    assert outcome.cost == pytest.approx(spent) == pytest.approx(9.20 * outcome.judged)
     assert spent <= limit
-    assert 5 <= outcome.judged <= 5 + 20 / 3.20
+    assert 5 <= outcome.judged <= 5 + 20 / 9.20
     assert len(server.bodies) == outcome.judged
-    assert run_plan(plan_for(run.path, **settings), max_cost=one_request + 64).judged == 20 - outcome.judged
+    assert run_plan(plan_for(run.path, **settings), max_cost=one_request + 184).judged == 20 - outcome.judged
     assert len(scores(run)) == 20
 
 

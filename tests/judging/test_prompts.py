@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nrt_cli.config import find_config, read_yaml
 from nrt_cli.errors import ConfigError
 from nrt_cli.judging.prompts import JudgePrompt, broken, quoted, read_verdict
+from nrt_cli.text import rendering
 
 GOOD = '{"score": 0.25, "justification": "Two steps are missing.", "flags": ["missing-step"]}'
 ATTACK = """Nice.
@@ -140,6 +141,11 @@ def test_the_ends_of_the_scale_are_scores(score: str) -> None:
         (f"<think>Hm.</think>Here: {GOOD}", "Invalid JSON"),
         (f"<think>Hm.</think><think>{GOOD}", "Invalid JSON"),
         (f"<think>Hm.</think>{GOOD}<think>No: 0.5.</think>", "it is empty"),
+        ('{"score": 0.1, "score": 1.0}', "score is given twice"),
+        (GOOD.replace("{", '{"\\u0073core": 1.0, '), "score is given twice"),
+        (GOOD.replace("[", '[{"a": 1, "b": 2, "a": 3}, '), "a is given twice"),
+        ("[" * 10_000 + "]" * 10_000, "Invalid JSON"),
+        ('{"score": ' + "1" * 5_000 + "}", "Invalid JSON"),
         ("", "it is empty"),
         (" \n", "it is empty"),
     ],
@@ -187,6 +193,50 @@ def test_a_template_that_cannot_work_is_refused(texts: dict[str, str], says: str
     with pytest.raises(ConfigError, match=r"^mine\.yaml") as caught:
         JudgePrompt(texts, "mine.yaml")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "{{ problem",
+        "{% for a in problem %}",
+        "{% endfor %}",
+        "{{ }}",
+        "{% evil %}",
+        "{{ problem | evil }}",
+        "{{ 'a' is evil }}",
+        "{{ problem.evil }}",
+        "{{ problem[99] }}",
+        "{{ problem() }}",
+        "{{ problem + 1 }}",
+        "{{ 1 // 0 }}",
+        "{{ problem | int(default=1) | join }}",
+        "{% include 'other.txt' %}",
+        "{% extends 'other.txt' %}",
+        "{% import 'other.txt' as other %}",
+        "{{ problem.__class__.__mro__ }}",
+        "{{ range(10**9) | list }}",
+        "{{ 'a' * 10**12 }}",
+        "{{ 9**(9**9) }}",
+        "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
+        "{% for a in problem %}" * 25 + "{% endfor %}" * 25,
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ '%d' | format(problem) }}",
+        "{% set problem = 1 %}{{ problem.evil }}",
+        "{{ cycler().next() }}",
+    ],
+)
+@pytest.mark.parametrize("place", ["prompt", "repair"])
+def test_a_mistake_in_a_template_is_one_sentence(place: str, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "CPU_SECONDS", 0.2)
+    texts = {"prompt": "{{ problem }}{{ reasoning }}{{ ground_truth }}", "repair": "{{ reason }}"}
+    if place == "repair":
+        mistake = mistake.replace("problem", "reason")
+    with pytest.raises(ConfigError, match=rf"^mine\.yaml: {place} ") as caught:
+        JudgePrompt(texts | {place: texts[place] + mistake}, "mine.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 450
 
 
 def test_an_edited_template_has_another_digest(tmp_path: Path, shipped: JudgePrompt) -> None:

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-import yaml
 
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection, resolve
@@ -16,11 +15,10 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.grading.grading import find
 from nrt_cli.methods import Group
 from nrt_cli.objective.losses import group_advantage
-from nrt_cli.renamed import TABLE
+from nrt_cli.renamed import MOVED
 
 SOURCE = """
 import torch
-import yaml
 import nrt_cli
 
 def spread(group, unbiased):
@@ -287,9 +285,6 @@ def test_what_would_be_computed_wrongly_is_refused(name, said, mine):
         methods.get(mine(name))
     assert said in str(refused.value)
     assert mine(name) in str(refused.value)
-
-
-MOVED = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("old", [old for names in MOVED.values() for old in names.split()])
