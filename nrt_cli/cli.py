@@ -104,7 +104,3 @@ def main() -> None:
         told = f"nrt: {error.filename}: too long for the name of a file."
         console.stderr.print(console.plain(told), style="red", soft_wrap=True)
         sys.exit(ConfigError.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -36,8 +36,7 @@ COLUMNS = {
     "tokens_per_second": ("tokens per second", "tok/s", "{:.0f}"),
     "mfu": ("share of the matmul rate", "mfu", "{:.0%}"),
 }
-"""Metrics worth a person's attention, in reading order, by their titles on the panel and their short names in a line;
-all others are in metrics.jsonl."""
+"""Metrics worth a person's attention, in reading order: titles on the panel, short names in a line, and how shown."""
 
 WINDOW = 10
 """Steps over which the panel averages: one step's numbers jump with its prompts."""
@@ -63,7 +62,6 @@ class Display:
         console.note(message)
 
     def warn(self, message: str) -> None:
-        """Something a person should look at."""
         console.warn(message)
 
 
@@ -82,7 +80,6 @@ class Progress(Display):
         self.note(f"step {self.done}/{self.steps}  {shown}  eta {self.eta()}")
 
     def held_out(self, record: dict[str, Any]) -> None:
-        """A held-out score."""
         # Scoring before the first step says nothing about the pace.
         if self.done == self.start_step:
             self.started = time.monotonic()
@@ -92,7 +89,6 @@ class Progress(Display):
         self.note(text)
 
     def eta(self) -> str:
-        """Time left at this process's pace so far, as h:mm:ss."""
         taken = self.done - self.start_step
         if not taken:
             return "-"
@@ -181,7 +177,6 @@ class _Clipped:
 
 
 def describe_held_out(record: dict[str, Any]) -> str:
-    """A held-out record as one phrase."""
     text = f"log P(y*) {record['answer_logprob']:.3f}"
     if "null_logprob" in record:
         text += f" with a trace, {record['null_logprob']:.3f} without (gain {record['gain']:+.3f})"
@@ -191,7 +186,6 @@ def describe_held_out(record: dict[str, Any]) -> str:
 
 
 def print_json_line(record: Mapping[str, Any]) -> None:
-    """A record as one line of JSON on stdout."""
     console.stdout.file.write(json.dumps(measured(record), default=float) + "\n")
     console.stdout.file.flush()
 
@@ -203,9 +197,8 @@ def choose(as_json: bool, steps: int, done: int) -> Progress:
 
 
 class Race(Display):
-    """What a person sees of several runs that are compared, one after another: JSON lines with the name of the run for
-    scripts; on a terminal a panel with a line for each run's accuracy against time, and a trace of the newest step;
-    elsewhere plain lines, one for each score.
+    """What a person sees of several runs that are compared, one after another: JSON lines for scripts; on a terminal
+    each run's accuracy against time, and a trace of the newest step; elsewhere a line for each score.
 
     Time is that of a run's own training steps, scoring excluded.
     """
@@ -358,7 +351,6 @@ class EvalProgress(Display):
             self.note(f"{self.benchmark}: {self.done}/{self.total}")
 
     def end(self, row: Mapping[str, Any]) -> None:
-        """The benchmark is scored."""
         score = f"{row['metric']} {100 * row['score']:.1f}"
         if self.bars:
             self.bars.update(self.bar, score=score)
@@ -392,8 +384,7 @@ def counted(unit: str) -> Iterator[Callable[..., None]]:
 
 
 class StudyProgress(Display):
-    """What a person sees of a study, whose tasks run side by side: a bar for each that runs and one for all; or a line
-    where one ends, and for each tenth of all."""
+    """What a person sees of a study's tasks: a bar for each and one for all, or a line for each tenth of all."""
 
     def __init__(self) -> None:
         texts = ("{task.description:<15}", "{task.percentage:>3.0f} %", "{task.fields[what]}")
@@ -423,14 +414,12 @@ class StudyProgress(Display):
             self.note(f"{tenths}0 % done, eta {self.eta()}; {name}: {what}")
 
     def ended(self, name: str, status: str, text: str) -> None:
-        """A task is over."""
         self.shares[name] = 1.0
         (self.note if status == "finished" else self.warn)(f"{name}: {status}{': ' if text else ''}{text}")
         if self.bars and name in self.tasks:
             self.bars.remove_task(self.tasks.pop(name))
 
     def eta(self) -> str:
-        """Time left at the pace so far."""
         done = self._done()
         return hours((time.monotonic() - self.started) * (1 - done) / done) if done else "-"
 
@@ -439,6 +428,5 @@ class StudyProgress(Display):
 
 
 def hours(seconds: float) -> str:
-    """A time as h:mm:ss."""
     left = int(seconds)
     return f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"

@@ -32,9 +32,8 @@ Status = Literal["created", "running", "stopped", Ended]
 class Example:
     """One question-answer pair as token ids.
 
-    `index` is the number of its row in the file, from 0, whatever the file itself calls it. `prompt_ids` is x rendered
-    up to where the assistant turn begins; `answer_ids` is y* with its closing eos; `trace_ids` is z*, () where the row
-    has no reference trace or the run does not train on it.
+    `index` is the number of its row in the file, from 0. `prompt_ids` is x rendered up to where the assistant turn
+    begins; `answer_ids` is y* with its closing eos; `trace_ids` is z*, () where none is trained on.
     """
 
     index: int
@@ -175,8 +174,7 @@ class Request:
     `prompt_ids` is x rendered up to where the assistant turn begins, without t_start. What is generated depends on
     the request alone, never on what is computed beside it: `seed_key` names its random stream. `temperature` 0 is
     greedy. With `min_trace_tokens` 1, the trace may not be skipped. `trace_ids` is a trace that is given, () the null
-    trace; None lets the model think for itself. `prefill_ids` begin the answer, after the trace; its reply goes on from
-    there.
+    trace; None lets the model think for itself. The reply goes on from `prefill_ids`, which begin the answer.
     """
 
     key: str
@@ -296,10 +294,9 @@ class Plan:
     """What a training run will take, predicted before it starts.
 
     `tokens` are of a step at the expected lengths, `tokens_most` where every row is as long as the caps allow, and
-    likewise `gpu_hours` and `gpu_hours_most` of the whole run; `scoring` is the seconds of its held-out scores,
-    NaN where they are not predicted. `memory` lists the update's parts, in bytes per GPU,
-    whose sum is `memory_update`; `memory_rollout` is what rollouts take. `disk` is the most bytes that the
-    run directory takes, `disk_kept` what is left of them.
+    likewise `gpu_hours` and `gpu_hours_most` of the whole run; `scoring` is the seconds of its held-out scores, NaN
+    where not predicted. `memory` lists the update's parts in bytes per GPU, whose sum is `memory_update`;
+    `memory_rollout` is what rollouts take. `disk` is the most bytes of the run directory, `disk_kept` what is left.
     """
 
     method: str
@@ -335,7 +332,6 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the prediction is within the device's memory."""
         return self.memory_peak <= self.gpu.memory
 
 

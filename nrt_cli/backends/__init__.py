@@ -33,8 +33,7 @@ class Facts(Protocol):
     def opening(self, config: "RunConfig", run_dir: Path, steps: int) -> AbstractContextManager[Any]:
         """The backend of a run (`training.trainer.Backend`), for the length of a `with`.
 
-        Raises ConfigError where it cannot do what the config asks or is not installed, TrainingError where something
-        did not start.
+        Raises ConfigError where it cannot do what is asked or is not installed, TrainingError where it did not start.
         """
 
 

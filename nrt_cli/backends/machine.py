@@ -20,22 +20,10 @@ PACKAGES += [package for facts in BACKENDS.values() for package in facts.VERSION
 
 TERA = 1e12
 RATES = {
-    "B200": (2250, 8.0),
-    "GB200": (2250, 8.0),
-    "H200": (989, 4.8),
-    "H100 PCIe": (756, 2.0),
-    "H100": (989, 3.35),
-    "H800": (989, 3.35),
-    "A100-SXM4-40GB": (312, 1.55),
-    "A100": (312, 2.04),
-    "A800": (312, 2.04),
-    "L40S": (362, 0.86),
-    "L4": (121, 0.3),
-    "A40": (150, 0.7),
-    "A10": (125, 0.6),
-    "RTX 4090": (165, 1.01),
-    "RTX 3090": (71, 0.94),
-}
+    "B200": (2250, 8.0), "GB200": (2250, 8.0), "H200": (989, 4.8), "H100 PCIe": (756, 2.0), "H100": (989, 3.35),
+    "H800": (989, 3.35), "A100-SXM4-40GB": (312, 1.55), "A100": (312, 2.04), "A800": (312, 2.04), "L40S": (362, 0.86),
+    "L4": (121, 0.3), "A40": (150, 0.7), "A10": (125, 0.6), "RTX 4090": (165, 1.01), "RTX 3090": (71, 0.94),
+}  # fmt: skip
 """Dense bfloat16 TFLOP/s and TB/s of memory, as the makers state them, by part of the name that torch gives a GPU."""
 
 ASSUMED = Gpu("H100 80GB", 80 * 2**30, 989 * TERA, 3.35 * TERA)
@@ -43,7 +31,6 @@ ASSUMED = Gpu("H100 80GB", 80 * 2**30, 989 * TERA, 3.35 * TERA)
 
 
 def gpus() -> int:
-    """GPUs that torch sees here."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

@@ -2,8 +2,7 @@
 
 Shapes: R rows in flight, V vocabulary.
 
-Every request has random streams of its own, one for its trace and one for its answer, so what it samples does not
-depend on what it shares a batch with.
+Every request has random streams of its own, for its trace and its answer: what it samples depends on no other.
 """
 
 import math
@@ -33,10 +32,6 @@ from nrt_cli.text.tokens import ThinkTokens
 
 REFILL_SHARE = 0.25
 """Finished rows leave, and others join, once this share is finished: either copies the cache."""
-OPENING = 128
-"""Tokens by which prompts with the same beginning are found."""
-SCORE_BUDGET = 4096
-"""Tokens of one forward pass over continuations to score."""
 
 
 class Reasoner:
@@ -56,7 +51,6 @@ class Reasoner:
 
     @cached_property
     def model(self) -> Any:
-        """The weights."""
         model = load_model(self.section)
         # Where this is not exact for the architecture, `open_batch` does without.
         attention.enable(model)
@@ -103,7 +97,7 @@ class Reasoner:
         """Complete drafts; each is yielded whenever it has got a token, and once where there is no room for any."""
         yield from (draft for draft in drafts if draft.done)
         # Prompts with the same worked examples join together, so that these are read once; then the long ones first.
-        beginning = lambda draft: (draft.request.prompt_ids[:OPENING], -len(draft.request.prompt_ids))  # noqa: E731
+        beginning = lambda draft: (draft.request.prompt_ids[:128], -len(draft.request.prompt_ids))  # noqa: E731
         waiting = deque(sorted((draft for draft in drafts if not draft.done), key=beginning))
         if not waiting:
             return
@@ -124,16 +118,13 @@ class Reasoner:
                         yield row.draft
 
     def _logprobs(self, requests: Sequence[Request]) -> Iterator[tuple[Request, float]]:
-        """Each request with the log-probability of its continuation."""
         if not requests:
             return
         rows = [Row((*r.prompt_ids, *r.continuation_ids), len(r.prompt_ids)) for r in requests]
-        waiting = deque(requests)
-        for part in self._policy.micro_batches(rows, SCORE_BUDGET):
-            with torch.no_grad():
-                logprobs_N, _ = self._policy.score(part)
-            for logprobs_T in logprobs_N.split([row.scored for row in part]):
-                yield waiting.popleft(), float(logprobs_T.sum())
+        waiting = iter(requests)
+        for part in self._policy.micro_batches(rows):
+            for (logprobs_T, _), request in zip(self._policy.score_without_gradient(part), waiting, strict=False):
+                yield request, float(logprobs_T.sum())
 
 
 class LoadedReasoner(Reasoner):
@@ -232,7 +223,6 @@ class VllmReasoner(Reasoner):
 
     @cached_property
     def engine(self) -> VllmEngine:
-        """The weights, in vLLM."""
         device = pick_device(self.section.device)
         return VllmEngine(self.folder, self.section.dtype, device.type, self.longest, self.batch_rows)
 
@@ -246,7 +236,6 @@ class VllmReasoner(Reasoner):
                 yield from self._complete([draft for draft in some if draft.part is part])
 
     def _complete(self, drafts: Sequence[Draft]) -> Iterator[Draft]:
-        """The part that these drafts are at."""
         # A trace without room is closed without asking the model.
         asked = [draft for draft in drafts if draft.left > 0]
         answered = self.engine.generate([_request(draft) for draft in asked]) if asked else []

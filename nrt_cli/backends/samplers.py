@@ -22,8 +22,7 @@ TEXT = "What is 3 plus 4?"
 """What the canary asks about."""
 
 FLOOR = 0.005
-"""Gap in nats that is never a fault. Measured with SmolLM2-135M between transformers and vLLM: 1e-5 in float32; one
-step at rate 1e-5 moves the log-probs by 2e-4 to 1e-3."""
+"""Nats that are never a fault. SmolLM2-135M in float32 was measured at 1e-5; a step at rate 1e-5 moves 2e-4 to 1e-3."""
 
 
 class Sampler:
@@ -91,8 +90,7 @@ class NativeSampler(Sampler):
 class VllmSampler(Sampler):
     """Samples from a second copy of the policy, which vLLM holds; on a GPU its memory is free between samplings.
 
-    The copy is made by `sample_groups` when `update` said that the weights changed, and a canary compares it with the
-    trainer before the first token is sampled.
+    The copy is made when `update` said that the weights changed; before a token is sampled, a canary looks at it.
     """
 
     name = "vllm"
@@ -151,9 +149,8 @@ class Canary:
     """Compares the next-token log-probabilities of a sampler with the trainer's, at every update of the weights.
 
     Two checks. Their gap, a mean over the tokens the sampler named, weighted by the trainer's probabilities, is no more
-    than rounding explains. And where the trainer's numbers moved since the last check, the sampler's moved too: a
-    weight update that is lost between two nearby policies hides in a low-precision type's rounding, but leaves the
-    sampler's numbers the same to the last bit.
+    than rounding explains. And where the trainer's numbers moved since the last check, the sampler's moved too: a lost
+    update hides in a low-precision type's rounding, but leaves the sampler's numbers the same to the last bit.
     """
 
     def __init__(self, tokenizer: Any, temperature: float) -> None:
@@ -163,11 +160,9 @@ class Canary:
         self._allowed = FLOOR
 
     def check(self, sampler: Mapping[int, float], model: PreTrainedModel, name: str) -> float:
-        """The gap in nats. Raises TrainingError where the sampler does not run the model's weights.
+        """The gap in nats. Raises TrainingError where the sampler, called `name`, does not run the model's weights.
 
-        Args:
-            sampler: its log-probabilities, at the rollout temperature, of likely tokens after `prompt_ids`.
-            name: of the sampler, for the error.
+        `sampler` are its log-probabilities, at the rollout temperature, of likely tokens after `prompt_ids`.
         """
         tokens_N = torch.tensor(list(sampler))
         trainer = lambda: next_logprobs(model, self.prompt_ids, self.temperature)  # noqa: E731

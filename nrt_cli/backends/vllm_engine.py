@@ -87,8 +87,6 @@ class VllmEngine:
     """A model in vLLM, on the CPU or one GPU.
 
     Args:
-        path: a prepared model folder.
-        dtype: "float32" or "bfloat16".
         device: "cpu" or "cuda"; has to be what the installed vLLM was built for.
         max_length: tokens of the longest sequence, prompt included.
         rows: sequences decoded together.
@@ -96,8 +94,8 @@ class VllmEngine:
         of_trainer: the weights are a trainer's: random until `load` is called, and gone with all of a GPU's memory
             between calls (`sleep`); requests have no stop texts.
 
-    A process has one at a time: when it is deleted, it takes down what vLLM keeps for the whole process. Raises
-    ModelError where vLLM is not installed, does not run here, or not with this model.
+    A process has one at a time: deleted, it takes down what vLLM keeps for the whole process. Raises ModelError where
+    vLLM is not installed, does not run here, or not with this model.
     """
 
     def __init__(
@@ -174,7 +172,6 @@ class VllmEngine:
         ]
 
     def _run(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
-        """vLLM's own outputs, in the prompts' order."""
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         with self._at_work():
             self._llm.reset_prefix_cache()
@@ -188,11 +185,12 @@ class VllmEngine:
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace the weights in place, in memory. Names and shapes are those of the model folder's own files."""
+        wake = self._llm.wake_up if self.asleep else lambda tags: None
         with self._at_work():
-            self._wake("weights")
+            wake(tags=["weights"])
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self._llm.apply_model(repack_heads)
-            self._wake("kv_cache")
+            wake(tags=["kv_cache"])
             self.asleep = False
 
     def sleep(self) -> None:
@@ -201,10 +199,6 @@ class VllmEngine:
             with self._at_work():
                 self._llm.sleep(level=2)
             self.asleep = True
-
-    def _wake(self, part: str) -> None:
-        if self.asleep:
-            self._llm.wake_up(tags=[part])
 
     def _sampling(self, request: VllmRequest, logprobs: int = 0) -> Any:
         return self._params(

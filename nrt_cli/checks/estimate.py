@@ -1,8 +1,7 @@
-"""What a training run will take: tokens, memory, hours, disk. Arithmetic on shapes before anything starts (`plan_for`),
-then what small steps measure (`refined`).
+"""What a training run will take: tokens, memory, hours, disk; by arithmetic (`plan_for`), or as measured (`refined`).
 
-The counts of work and bytes are those of the architecture. The rates are assumptions, each stated in the plan that uses
-it: they have not been measured on the GPUs that a plan is for.
+The counts of work and bytes are those of the architecture. The rates are assumptions, not measured on the GPUs that a
+plan is for, each stated in the plan that uses it.
 """
 
 import math
@@ -49,8 +48,7 @@ BANDWIDTH_RATE = 0.6
 CPU_UPDATE_RATE = 0.55
 """Share of its own matmul rate that a CPU's updates reach."""
 CPU_DECODE_RATE = 0.5
-"""The same of decoding. Both were measured on two AVX2 cores with half a billion parameters in float32, 32 rows decoded
-together."""
+"""The same of decoding. Both measured on two AVX2 cores, half a billion parameters in float32, 32 rows decoded."""
 ROLLOUT_FILL = 0.6
 """Mean share of decoding slots in use: towards the end of a step only the longest traces are left."""
 TRACE_MORE = 100
@@ -138,7 +136,6 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         return lengths.prompt + min(lengths.trace + 2 + lengths.answer, config.longest_response)
 
     def tokens_of(lengths: Lengths) -> float:
-        """Tokens that a step trains on."""
         return train.batch_size * traces * row_of(lengths)
 
     # Memory of an update, per GPU. FSDP shards what is kept; activations are each rank's own.
@@ -230,9 +227,8 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     seconds, seconds_most = seconds_of(lengths), seconds_of(caps)
     longer = replace(lengths, trace=min(lengths.trace + TRACE_MORE, caps.trace))
 
-    # Held-out scores, on a CPU, where greedy answers are as long as they may be. Of one that thinks every score samples
-    # a trace and thinks greedily; the first and the last answer with the null trace, directly and after another row's
-    # trace as well.
+    # Held-out scores on a CPU, with greedy answers as long as they may be. Thinking, every score samples a trace and
+    # thinks greedily; the first and last answer with the null trace, directly and after another row's trace as well.
     scoring = math.nan
     if math.isnan(gpu.bandwidth):
         trace, answer = lengths.trace, min(lengths.answer + SLACK, caps.answer)
@@ -370,12 +366,10 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
 
 
 def parts_text(plan: Plan) -> str:
-    """What an update's memory holds, in words."""
     return ", ".join(f"{what} {size / GIB:.1f}" for what, size in plan.memory if size)
 
 
 def disk_text(plan: Plan) -> str:
-    """What a run takes of the disk, in words."""
     return f"{in_bytes(plan.disk)} at most, {in_bytes(plan.disk_kept)} when it is done"
 
 

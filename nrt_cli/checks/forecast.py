@@ -1,8 +1,7 @@
 """`nrt doctor --forecast`: what other caps, groups, temperatures and schemes would make of the same questions.
 
 The bank is sampled once for each temperature, in groups of the largest K and up to the largest cap. All else is cut out
-of it: a trace under a smaller cap is the beginning of the same trace, a smaller group some of the same traces, and a
-scheme a function of log-probabilities that are there.
+of it: a trace under a smaller cap is the same trace's beginning, a smaller group some of its traces.
 """
 
 import time
@@ -40,7 +39,6 @@ class Cell:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """By the keys of a config."""
         return {
             "method": self.method,
             "rollout.temperature": self.temperature,

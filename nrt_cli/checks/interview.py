@@ -1,7 +1,6 @@
 """What a few questions of a run's data say of it before it begins, thought about under its own settings.
 
-Is there something to choose between, and would its scheme choose it? `nrt doctor` asks eight before its trial step, and
-`--forecast` (`forecast.py`) one bank of them for many settings.
+Is there something to choose between, and would its scheme choose it? `nrt doctor` asks eight, `--forecast` a bank.
 
 Shapes: K traces of a group, T answer tokens, eos included.
 """
@@ -170,8 +169,7 @@ def prospects(groups: Sequence[SampledGroup], method: Method, objective: Objecti
 class Interview:
     """A trainer and a few questions: how likely the right answer is after a trace, and what the model answers.
 
-    Both are asked once of each trace, however often that was sampled. `ungraded` is why there are no scores, "" where
-    there are some.
+    Both are asked once of each trace, however often sampled. `ungraded` is why there are no scores, or "".
     """
 
     config: RunConfig
@@ -206,7 +204,6 @@ class Interview:
         return [] if self.ungraded else [i for i, pair in enumerate(self.pairs) if pair.grader != "none"]
 
     def accuracies(self) -> list[dict[str, Graded]]:
-        """Greedy replies to the questions that have a grader, with thinking and without."""
         kinds = [kind for kind in ACCURACIES if kind != "other_trace"] if self.config.thinks else ["direct"]
         asked = [Question(str(i), self.examples[i].prompt_ids, self.pairs[i]) for i in self.graded]
         cap = self.config.rollout.max_trace_tokens
@@ -272,7 +269,6 @@ SAMPLE: Checks[Interview] = Checks()
 
 @SAMPLE.check("accuracy")
 def accuracy(interview: Interview) -> Finding:
-    """How often greedy answers are right, thinking and not."""
     if interview.ungraded:
         do = "name one, where there is one: `nrt data prepare` with --grader NAME (`nrt help evaluation`)."
         return skipped(f"not measured: {interview.ungraded}", do)

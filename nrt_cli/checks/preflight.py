@@ -71,8 +71,7 @@ PREFLIGHT: Checks[Candidate] = Checks()
 def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) -> list[str]:
     """Refuse what cannot run; returns what a person should know of what may not.
 
-    Called with the resolved config once data and model have been read, before any process is started. `run_path` is
-    None for a run that goes on, of which a part is on the disk already.
+    Called with the resolved config, before any process is started. `run_path` is None for a run that goes on.
     """
     run = Candidate(config, run_path or Path("runs"))
     run.inputs = inputs
@@ -177,14 +176,12 @@ def model(run: Candidate) -> Finding:
 
 @PREFLIGHT.check("scheme")
 def scheme(run: Candidate) -> Finding:
-    """The method, which may be a function of the user's."""
     methods.get(run.config.method, run.config.objective)
     return ok(run.config.method)
 
 
 @PREFLIGHT.check("data")
 def data(run: Candidate) -> Finding:
-    """Examples within the caps, and whether they make a batch."""
     file = run.config.data.train
     if not file:
         return skipped("no data given: --data or data.train", LATER)

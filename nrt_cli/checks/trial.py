@@ -23,8 +23,7 @@ from nrt_cli.checks.estimate import in_bytes, plan_for, refined
 from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights
 from nrt_cli.errors import TrainingError
-from nrt_cli.objective.losses import Known, group_loss
-from nrt_cli.objective.metrics import TERMS, balance_described, balance_doubt
+from nrt_cli.objective.losses import TERMS, Known, balance_described, balance_doubt, group_loss
 from nrt_cli.records import Example, Plan, RolloutGroup
 from nrt_cli.text.pieces import pieces
 from nrt_cli.training.start import Inputs
@@ -77,7 +76,6 @@ class Trial:
 
     @cached_property
     def plan(self) -> Plan:
-        """What the whole run will take, as far as the steps tell."""
         return refined(plan_for(self.config, self.inputs.train), self.config, self)
 
 
@@ -87,8 +85,8 @@ STEP: Checks[Trial] = Checks()
 def tried(config: RunConfig, trainer: LocalTrainer, inputs: Inputs) -> Trial:
     """Two steps of a run's own engine as training takes them, but few questions, few traces and short ones.
 
-    The first is of one question, the last of all: two points tell what a token costs. The smaller one first: what an
-    allocator keeps from a larger one would hide how little it takes.
+    The first is of one question, the last of all: two points tell what a token costs. The smaller comes first, since
+    what an allocator keeps would hide how little it takes.
     """
     rollout, train = config.rollout, config.train
     fewer = {"group_size": min(rollout.group_size, GROUP), "max_trace_tokens": min(rollout.max_trace_tokens, TRACE)}
@@ -286,7 +284,6 @@ def underflow(trial: Trial) -> Finding:
 
 @STEP.check("gradient", when=WITH_TRACES)
 def gradient(trial: Trial) -> Finding:
-    """How much of the gradient each term of the loss has."""
     metrics = trial.update.metrics
     keys = ("share_trace", "share_answer", "share_format", "token_signal", "answer_tokens", "answer_weight")
     doubt = balance_doubt(metrics, trial.config.objective)

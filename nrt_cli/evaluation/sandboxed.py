@@ -13,6 +13,7 @@ import builtins
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import operator
 import os
@@ -49,7 +50,13 @@ REFUSED: dict[str, tuple[int, ...]] = {
     # Other processes: new ones, and what is in them.
     **{"clone": (56, 220), "clone3": (435, 435), "execve": (59, 221), "execveat": (322, 281), "fork": (57,)},
     **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "vfork": (58,)},
-    **{"pidfd_getfd": (438, 438), "unshare": (272, 97), "setns": (308, 268)},
+    **{
+        "pidfd_getfd": (438, 438),
+        "unshare": (272, 97),
+        "setns": (308, 268),
+        "setsid": (112, 157),
+        "setpgid": (109, 154),
+    },
 }
 """System calls that a program has no use for, with their numbers on each machine."""
 
@@ -141,7 +148,7 @@ def test(report: int, folder: str, limits: dict[str, int], isolated: bool, user:
                 raise KeyError(name)
             return find(name)
 
-    link.names = names = Names(__name__="__main__", __builtins__=builtins)
+    names = Names(__name__="__main__", __builtins__=builtins)
     seed(given + tests)
     for text in (given, f"{given}\n    pass\n"):  # which may end where the body is to begin
         with contextlib.suppress(SyntaxError):
@@ -160,7 +167,9 @@ def test(report: int, folder: str, limits: dict[str, int], isolated: bool, user:
 def serve(link: "Link", holes: list[str]) -> NoReturn:
     """In the program's process: run what the tests' sends, then answer what it asks."""
     os.environ.clear()
-    link.names = names = {"__name__": "__main__", "__builtins__": builtins}  # a main module of its own
+    link.printed = io.BytesIO()
+    sys.stdout = io.TextIOWrapper(link.printed, encoding="utf-8", errors="replace", write_through=True)
+    names = {"__name__": "__main__", "__builtins__": builtins}  # a main module of its own
 
     def execute(program: str, classes: list[str]) -> None:
         seed(program)
@@ -216,7 +225,7 @@ class Link:
     """One end of the pipes between the two processes, each of which asks and answers.
 
     `lent` is what the other side has a `Remote` of, `verbs` what it may do with that; objects of `classes`, which both
-    sides have, cross as their attributes; exceptions are looked up in `names`.
+    sides have, cross as what they are made of.
     """
 
     def __init__(self, said: int, say: int) -> None:
@@ -225,9 +234,14 @@ class Link:
         self.verbs: dict[str, Callable[..., Any]] = {"call": operator.call, "next": next}
         self.methods = False
         self.classes: dict[str, Any] = {}
-        self.names: dict[str, Any] = {}
+        self.printed: io.BytesIO | None = None
 
     def send(self, message: list[Any]) -> None:
+        if self.printed and self.printed.tell():
+            text = self.printed.getvalue()[: LONGEST >> 4].decode(errors="replace")
+            self.say.write(json.dumps(["printed", text]).encode() + b"\n")
+            self.printed.seek(0)
+            self.printed.truncate()
         self.say.write(json.dumps(message).encode() + b"\n")
         self.say.flush()
 
@@ -255,7 +269,10 @@ class Link:
                 return result
             if kind == "raised":
                 raise self.exception(*map(self.decode, said))
-            self.answer(kind, *said)
+            if kind == "printed":
+                sys.stdout.write(said[0])
+            else:
+                self.answer(kind, *said)
 
     def answer(self, verb: str, number: int, args: Any, kwargs: Any) -> None:
         try:
@@ -273,7 +290,7 @@ class Link:
     def exception(self, kinds: list[str], parts: tuple[Any, ...]) -> Exception:
         """An exception of the first of these types that this side has too."""
         for name in kinds:
-            kind = self.names.get(name, getattr(builtins, name, None))
+            kind = self.classes.get(name, getattr(builtins, name, None))
             if isinstance(kind, type) and issubclass(kind, Exception):
                 with contextlib.suppress(Exception):
                     return kind(*parts)
@@ -282,8 +299,8 @@ class Link:
     def encode(self, value: Any) -> Any:
         """A value as JSON, in which a list begins with the name of the type that it is of."""
         kind = type(value)
-        if isinstance(value, Enum) and kind.__name__ in self.classes:
-            return ["member", kind.__name__, value.name]
+        if isinstance(value, Enum | tuple) and kind.__name__ in self.classes:
+            return ["made", kind.__name__, *map(self.encode, [value.name] if isinstance(value, Enum) else value)]
         if value is None or isinstance(value, bool | int | float | str):
             return ["int", hex(value)] if isinstance(value, int) and value.bit_length() > 9999 else value
         if isinstance(value, Remote):
@@ -293,7 +310,8 @@ class Link:
             if name in MAKERS and (each is not type or TYPES.get(value.__name__) is value):
                 return [name, *map(self.encode, PARTS.get(name, iter)(value))]
         if kind.__name__ in self.classes:
-            return ["object", kind.__name__, self.encode(vars(value))]
+            names = getattr(kind, "__slots__", None) or vars(value)
+            return ["object", kind.__name__, self.encode({name: getattr(value, name) for name in names})]
         if not (callable(value) or hasattr(value, "__next__") or "getattr" in self.verbs):
             raise TypeError(f"{kind.__name__} does not cross")
         self.lent.append(value)
@@ -308,11 +326,15 @@ class Link:
             return Remote(self, parts[0])
         if name == "yours":
             return self.lent[parts[0]]
-        if name == "member":
-            return self.classes[parts[0]][parts[1]]
+        if name == "made":
+            kind, inside = self.classes[parts[0]], [self.decode(part) for part in parts[1:]]
+            return kind[inside[0]] if issubclass(kind, Enum) else kind(*inside)
         if name == "object":
             value = object.__new__(self.classes[parts[0]])
-            vars(value).update(self.decode(parts[1]))
+            for name, part in self.decode(parts[1]).items():
+                if callable(part):
+                    raise TypeError("what could take a method's place")
+                object.__setattr__(value, name, part)
             return value
         return MAKERS[name]([self.decode(part) for part in parts])
 

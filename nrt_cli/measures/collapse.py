@@ -33,12 +33,10 @@ WINDOW = 10
 """Steps that are averaged: the first ones are the run's start, the last ones its present."""
 
 FALLEN, GONE = 0.5, 0.2
-"""A length, entropy or n-gram share below the first part of its start has fallen; traces below the second are all but
-gone."""
+"""A length, entropy or n-gram share below this part of its start has fallen; traces below the second are gone."""
 
 SPREADS = 3.0
-"""The gain may be negative from the start: it has fallen when it lies this many standard deviations of the start's
-steps below their mean."""
+"""The gain, which may be negative, has fallen this many standard deviations of the start's steps below their mean."""
 
 CLEARLY = 2.0
 """Standard errors that make a difference clear."""
@@ -67,8 +65,7 @@ def trace_health(groups: Sequence[RolloutGroup]) -> dict[str, float]:
 def distinct_ngrams(groups: Iterable[Sequence[Sequence[int]]], n: int = NGRAM) -> float:
     """Distinct n-grams / all n-grams of a group's traces, mean over groups; 1 if no trace repeats itself or another.
 
-    Counted within groups, so that it does not depend on how many groups there are. Groups without any trace of n tokens
-    are left out; NaN where that leaves none.
+    Groups without any trace of n tokens are left out; NaN where that leaves none.
     """
     shares = []
     for traces in groups:
@@ -124,8 +121,7 @@ class Sentinel:
     reported: set[str] = field(default_factory=set)
 
     def add(self, record: Mapping[str, float]) -> list[Fall]:
-        """Take the metrics of a training step, or held-out scores (`kind: held_out`); returns what has collapsed with
-        it. NaN and missing values are passed over."""
+        """Take metrics of a step, or held-out scores (`kind: held_out`); returns what collapsed. NaN is passed over."""
         if record.get("kind") == "held_out":
             found = self._no_better(record)
         else:

@@ -3,8 +3,8 @@
 After minus before flatters: training makes the answers likelier after any trace. So the gain over the null trace, and
 accuracy with thinking against accuracy without, stand beside it.
 
-They also say which checkpoint is best. The best of several looks better than it is on the rows that it was chosen by.
-So some questions choose, and what is said of the choice is over the others.
+They also say which checkpoint is best; the best of several looks better than it is, so some questions choose, and what
+is said of the choice is over the others.
 """
 
 import math
@@ -46,7 +46,6 @@ class Found:
 
     @property
     def text(self) -> dict[str, str]:
-        """All three in words."""
         signs = {"before": self.measure.difference, "after": self.measure.difference, "change": True}
         return {when: shown(getattr(self, when), self.measure, sign) for when, sign in signs.items()}
 
@@ -89,7 +88,6 @@ COLUMNS = ("example", "answer_logprobs", "null_logprobs", *(f"{kind}_score" for 
 
 
 def measures(thinks: bool) -> tuple[Measure, ...]:
-    """The measures of a run whose model thinks, or answers directly."""
     return THINKING if thinks else DIRECT
 
 
@@ -150,10 +148,9 @@ class Best:
 
 
 def best_step(scored: Mapping[int, Sequence[PairRow]], choosing: Container[int]) -> Best | None:
-    """The best of some steps, given each one's held-out rows: of equals the latest. None where no row was measured.
+    """The best of some steps, by those held-out rows whose examples are among `choosing`: of equals the latest.
 
-    Args:
-        choosing: the examples whose rows choose.
+    None where no row was measured.
     """
     equal, by_key = None, {measure.key: measure.of for measure in (*THINKING, *DIRECT)}
     # By the first that was measured at every step and is not the same at all of them.

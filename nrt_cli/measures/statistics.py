@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 Aggregation = Literal["micro", "macro"]
 """micro weighs every document alike, macro every subset."""
 
-RESAMPLES = 2000
 NORMAL = 1.959963984540054
 """The standard normal's quantile of 95 % intervals."""
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def mean_over_rows(values: Sequence[float], seed: int = 0) -> Difference:
     if not len(x_N):
         return Difference(math.nan, math.nan, math.nan, 0)
     # One at a time: R x N numbers of a large benchmark would not fit.
-    means_R = [np.mean(x_N[generator.integers(len(x_N), size=len(x_N))]) for _ in range(RESAMPLES)]
+    means_R = [np.mean(x_N[generator.integers(len(x_N), size=len(x_N))]) for _ in range(2000)]
     low, high = np.quantile(means_R, [0.025, 0.975])
     return Difference(mean(values), float(low), float(high), len(x_N))
 
@@ -95,7 +93,7 @@ def bounded_over_rows(
     return Difference(value, max(-bound, centre - half), min(bound, centre + half), len(values))
 
 
-def document_weights(subsets: Sequence[str], aggregation: Aggregation) -> Floats:
+def document_weights(subsets: Sequence[str], aggregation: Aggregation) -> NDArray[np.float64]:
     """Weights_N that make a weighted sum the aggregate: 1/N each, or 1/(S n_s) for one of n_s documents of a subset."""
     if aggregation == "micro":
         return np.full(len(subsets), 1 / max(1, len(subsets)))
@@ -108,8 +106,7 @@ def mean_of(scores: Sequence[float], subsets: Sequence[str], aggregation: Aggreg
 
     The error is that of a weighted mean m of N independent documents, sqrt(N / (N - 1) * sum w^2 (x - m)^2). With equal
     weights this is s / sqrt(N), s the sample standard deviation. It counts the differences between subsets as chance
-    too, so for a macro mean it is a little larger than the error with the subsets held fixed, but it needs no second
-    document in each of them.
+    too: for a macro mean a little more than with subsets held fixed, but it needs no second document in each.
     """
     x_N, w_N = np.asarray(scores, dtype=np.float64), document_weights(subsets, aggregation)
     n = len(x_N)
@@ -135,9 +132,5 @@ def overall(means: Mapping[str, Mean], names: Sequence[str]) -> tuple[Mean, list
 def paired_difference(
     a: Sequence[float], b: Sequence[float], subsets: Sequence[str], aggregation: Aggregation
 ) -> Difference:
-    """How much better b is than a on the same documents.
-
-    Args:
-        a, b: one score in [0, 1] per document, in the same order.
-    """
+    """How much better b is than a, each one score in [0, 1] per document, in the same order."""
     return bounded_over_rows([y - x for x, y in zip(a, b, strict=True)], 1.0, subsets, aggregation)

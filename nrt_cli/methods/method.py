@@ -137,8 +137,8 @@ class Method:
 class Rowwise(Method):
     """A reward that is the same function of each trace, once its constants are prepared from the group.
 
-    `reward` is R, or log R with `in_log`. `token_signal` is (df/dc_i) c_i = df/du_i with u_i = log c_i, the constants
-    held, in closed form; None asks autograd.
+    `reward` is R, or log R with `in_log`. `token_signal` is (df/dc_i) c_i = df/d(log c_i), the constants held; None: by
+    autograd.
     """
 
     token_signal: Callable[[Any, Any], Tensor] | None = None

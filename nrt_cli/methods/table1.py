@@ -32,8 +32,8 @@ class SequenceLogprob(Rowwise):
         return logprobs_KT.new_ones(logprobs_KT.shape)
 
 
-class SequenceProbability(Rowwise):
-    """R = prod_j c_j."""
+class SequenceProbability(SequenceLogprob):
+    """R = prod_j c_j, whose log is the reward above."""
 
     name = "p"
     title = "Verifree"
@@ -42,9 +42,6 @@ class SequenceProbability(Rowwise):
     place = 2
     in_log = True
     formulas = Formulas("Sequence Probability (P)", Formula("Πⱼ cⱼ", r"\prod_{j=1}^T c_j"), JOINT, JOINT, place=2)
-
-    def reward(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
-        return logprobs_KT.sum(-1)
 
     def token_signal(self, logprobs_KT: Tensor, constants: Any) -> Tensor:
         return logprobs_KT.sum(-1, keepdim=True).exp().expand_as(logprobs_KT)

@@ -15,8 +15,7 @@ CHUNK_ELEMENTS = 2**24
 """Logits held at once, in elements: 64 MiB in float32, of which the passes below keep two to three copies."""
 
 KEPT_ELEMENTS = 2**27
-"""Logits kept for the backward pass, in elements: at most 512 MiB in float32. Making them anew is a quarter of the
-head's arithmetic."""
+"""Logits kept for the backward pass: 512 MiB in float32. Making them anew is a quarter of the head's arithmetic."""
 
 
 def selected_logprobs(
@@ -39,8 +38,7 @@ def selected_logprobs(
         trained_P: rows of a frozen head whose gradient is wanted; it goes to `rows_PD`, which holds the same numbers.
 
     Returns:
-        logprobs_N (natural log) and entropies_N (exact Shannon, in nats), in float32 or wider; gradients of both reach
-        `hidden_ND`, `head_VD` and `rows_PD`.
+        logprobs_N (natural), entropies_N (exact Shannon, nats), float32 or wider; gradients reach hidden, head, rows.
     """
     return _SelectedLogprobs.apply(hidden_ND, head_VD, targets_N, temperature_N, softcap, trained_P, rows_PD)
 

@@ -1,8 +1,6 @@
-"""Token sequences whose tails are scored: where everything of a group stands, and its scores cut back; and units of an
-update, which are rows and their loss as a pure function of what a model says of them.
+"""Rows, token sequences whose tails are scored; and units of an update, rows with a loss of what a model says of them.
 
-Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a unit's rows, one
-row after another.
+Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of rows, row by row.
 
 A backend computes the two numbers of each scored token and carries the loss's gradient back; what the loss means it
 does not know. Units can be sent to other processes.
@@ -22,8 +20,7 @@ from nrt_cli import methods
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.methods import Method
-from nrt_cli.objective.losses import GroupContext, GroupLogprobs, Known, group_loss
-from nrt_cli.objective.metrics import GroupScore
+from nrt_cli.objective.losses import GroupContext, GroupLogprobs, GroupScore, Known, group_loss
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 
@@ -32,9 +29,8 @@ from nrt_cli.text.tokens import ThinkTokens
 class Row:
     """A token sequence whose tail is scored: `ids[scored_from:]`, each predicted from the position before it.
 
-    The first `prompt` tokens are those that rows of one example share; by default, all that are not scored. Tokens in
-    `ids[tempered[0]:tempered[1]]` were chosen by the policy at the rollout temperature and are scored at it; all others
-    at temperature 1.
+    The first `prompt` tokens are those that rows of one example share; by default, all that are not scored. Those in
+    `ids[tempered[0]:tempered[1]]` were chosen at the rollout temperature and are scored at it, all others at 1.
     """
 
     ids: tuple[int, ...]
@@ -44,7 +40,6 @@ class Row:
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
         return len(self.ids) - self.scored_from
 
 
@@ -70,17 +65,14 @@ def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
 class Layout:
     """The sequences of the objective over one set of think tokens.
 
-    With `bare_null` the null trace lacks t_start too (decision 12); with `credit_eos` an eos that ended a trace is
-    scored too, as the policy's choice (decision 30).
+    `bare_null`: the null trace lacks t_start (decision 12); `credit_eos`: an eos that ended a trace is scored (30).
     """
 
     def __init__(self, tokens: ThinkTokens, bare_null: bool = False, credit_eos: bool = False) -> None:
         self.tokens, self.bare_null, self.credit_eos = tokens, bare_null, credit_eos
 
     def rows(self, group: RolloutGroup) -> list[Row]:
-        """x [t_start] z t_end y* of each trace, of which everything after x is scored; then x [t_start] z eos of each
-        trace that an eos ended, of which eos is scored, if it gets credit.
-        """
+        """x [t_start] z t_end y* of each trace, scored after x; then x [t_start] z eos where eos gets credit."""
         example = group.example
         opening = trace_prompt(example, self.tokens)
         traces, endings = [], []
@@ -191,8 +183,7 @@ class Layout:
 class Unit:
     """What is differentiated together. A minibatch's loss is the sum over its units.
 
-    `loss` takes logprobs_N and entropies_N and returns a scalar that is differentiable in both, and besides whatever
-    the trainer wants to know, detached.
+    `loss` takes logprobs_N and entropies_N and returns a scalar, differentiable in both, and what the trainer asks for.
     """
 
     rows: tuple[Row, ...]
@@ -217,8 +208,7 @@ class Objective:
         return {key: value for key, value in vars(self).items() if key != "method"}
 
     def of_group(self, group: RolloutGroup, known: Known, traces: int) -> Unit:
-        """A group's traces of the minibatch's `traces`, and its null trace where that is not known: the last row, which
-        no loss reaches."""
+        """A group's of the minibatch's `traces`; last, where it is not known, its null trace, which no loss reaches."""
         rows = self.layout.rows(group) if known.base_logprobs_T is not None else self.layout.rows_with_null(group)
         return Unit(tuple(rows), partial(self._group, group, known, traces))
 

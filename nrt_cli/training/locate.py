@@ -41,7 +41,6 @@ class Located:
 
     @property
     def name(self) -> str:
-        """A short name, for folders and tables."""
         if self.ref.startswith("builtin:"):
             return self.ref.removeprefix("builtin:")
         if self.run is None:
@@ -70,8 +69,7 @@ def locate_model(ref: str | Path) -> Located:
 
     A run is its exported model. RUN@STEP is that step's checkpoint, written once as a model folder into the run, and
     RUN@0 the model that the run began from; RUN@best is the step that `Run.best` says. A built-in model is prepared
-    once, in the user's cache folder. Raises ModelError where there is no model, StoreError where the run has no such
-    step or its checkpoint is damaged.
+    once, in the user's cache. Raises ModelError for no model, StoreError for a step that is not there or damaged.
     """
     text = str(ref)
     if text.startswith("builtin:"):

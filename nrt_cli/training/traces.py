@@ -6,7 +6,7 @@ from typing import Any
 
 from nrt_cli.grading.accuracies import Graded
 from nrt_cli.grading.grading import Pair
-from nrt_cli.objective.metrics import GroupScore
+from nrt_cli.objective.losses import GroupScore
 from nrt_cli.records import Example, HeldOut, RolloutGroup, TraceRow
 from nrt_cli.text.pieces import text_within
 
@@ -17,19 +17,15 @@ def trace_rows(
     """The rows of some groups.
 
     Lists are per token: `trace_*` and `sampled` over z and t_end, `answer_*`, `null_logprobs` and `token_signals` over
-    y* with its eos. `sampled` is False where t_end was appended and no eos is scored. Scores are left out where there
-    are none.
+    y* with its eos. `sampled` is False where t_end was appended and no eos is scored.
     """
     rows = []
     for g, group in enumerate(groups):
+        row = _direct_row(step, group.example, tokenizer)
         for k, rollout in enumerate(group.rollouts):
+            text, logprobs = text_within(tokenizer, rollout.trace_ids), rollout.sampler_logprobs
             row = replace(
-                _direct_row(step, group.example, tokenizer),
-                k=k,
-                trace=text_within(tokenizer, rollout.trace_ids),
-                stop=rollout.stop,
-                trace_ids=rollout.trace_ids,
-                sampler_logprobs=rollout.sampler_logprobs,
+                row, k=k, trace=text, stop=rollout.stop, trace_ids=rollout.trace_ids, sampler_logprobs=logprobs
             )
             if scores:
                 score, reward = scores[g], scores[g].loss.reward
@@ -67,13 +63,12 @@ def held_out_rows(
     rows = trace_rows(step, held_out.groups, None, tokenizer) or [_direct_row(step, e, tokenizer) for e in examples]
     for i, row in enumerate(rows):
         answer_logprobs, graded = held_out.answer_logprobs[i], answered[i].items()
-        row = replace(row, answer_logprobs=answer_logprobs, grader=pairs[i].grader)
+        more: dict[str, Any] = {f"{kind}_reply": found.reply.answer for kind, found in graded}
+        more |= {f"{kind}_score": found.grade.score for kind, found in graded}
         if held_out.null_logprobs:
             null_logprobs = held_out.null_logprobs[i]
-            row = replace(row, null_logprobs=null_logprobs, gain=sum(answer_logprobs) - sum(null_logprobs))
-        replies: dict[str, Any] = {f"{kind}_reply": found.reply.answer for kind, found in graded}
-        replies |= {f"{kind}_score": found.grade.score for kind, found in graded}
-        rows[i] = replace(row, **replies)
+            more |= {"null_logprobs": null_logprobs, "gain": sum(answer_logprobs) - sum(null_logprobs)}
+        rows[i] = replace(row, answer_logprobs=answer_logprobs, grader=pairs[i].grader, **more)
     return rows
 
 

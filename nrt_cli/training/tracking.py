@@ -17,7 +17,6 @@ from nrt_cli.errors import ConfigError, first_line
 
 
 def require_trackers(config: RunConfig) -> None:
-    """Refuse a config whose trackers are not installed."""
     for name in config.track.to:
         if lacks := next((each for each in ("accelerate", name) if importlib.util.find_spec(each) is None), None):
             raise ConfigError(f"track.to has {name!r}, which needs the package {lacks}: pip install 'nrt-cli[track]'.")
@@ -26,8 +25,7 @@ def require_trackers(config: RunConfig) -> None:
 class Trackers:
     """The trackers that a config asks for; none by default. Nothing is imported or contacted unless asked.
 
-    A tracker that fails while the run goes on is named through `complain` and dropped: what it would have shown is in
-    the run directory, and no dashboard is worth a run.
+    A tracker that fails while the run goes on is named through `complain` and dropped: no dashboard is worth a run.
 
     A resumed run goes on after step `done` (None: it is a new one) in the tracker's own run. It takes some steps again,
     which come out as they did before: what earlier processes `logged`, by kind and step, is not logged twice.

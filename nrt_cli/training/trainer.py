@@ -2,8 +2,7 @@
 
 Shapes: K traces of a group, Z trace positions (t_end included), T answer tokens, N scored tokens of a row.
 
-Where it is computed is a backend's business, which knows nothing of the objective: it gets rows, and a loss that is a
-function of what the policy says of them.
+Where it is computed is a backend's business, which gets rows and a loss that is a function of what is said of them.
 """
 
 import contextlib
@@ -22,8 +21,7 @@ from nrt_cli.backends.local.throughput import synchronise
 from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
-from nrt_cli.objective.losses import Known
-from nrt_cli.objective.metrics import GroupScore, step_metrics
+from nrt_cli.objective.losses import GroupScore, Known, step_metrics
 from nrt_cli.objective.rows import Objective, Row, Unit
 from nrt_cli.records import Example, HeldOut, RolloutGroup
 from nrt_cli.store import Content
@@ -39,10 +37,8 @@ Scores = tuple[Tensor, Tensor]
 class Backend(Protocol):
     """Where a policy is kept, sampled, scored and updated.
 
-    Attributes:
-        device: of the clock, and where log-probabilities lie.
-        exact_sampler: whether what the sampler says of its own tokens is what a pass over them would say.
-        work: floating-point operations since it was set to 0.
+    On `device` log-probabilities lie; `exact_sampler`: what the sampler says of its own tokens is what a pass over them
+    would say; `work` is floating-point operations since it was set to 0.
     """
 
     tokenizer: Any
@@ -290,11 +286,9 @@ class Trainer:
         return tuple(tuple(logprobs_N[-len(e.answer_ids) :].tolist()) for (logprobs_N, _), e in scored)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint says besides its tensors."""
         return {"updates": self.updated, **self.backend.state()}
 
     def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
         self.backend.load(folder, state, tensors)
         self.updated = state["updates"]
 

@@ -35,7 +35,6 @@ class Generator:
         self.reasoner = Reasoner(Path(section.path), section, batch_rows=1)
 
     def thinks(self, mode: ThinkMode) -> bool:
-        """Whether there will be a trace."""
         return thinking(mode, self.reasoner.about.thinks)[0]
 
     def stream(self, question: str, mode: ThinkMode = "on", *settings: Any, **named: Any) -> Iterator[tuple[Part, str]]:
@@ -69,8 +68,7 @@ class Generator:
             temperature: 0 is greedy.
             earlier: the turns before the question.
 
-        Raises:
-            ModelError: turns and caps do not fit the model's positions.
+        Raises ModelError where turns and caps do not fit the model's positions.
         """
         think, min_trace_tokens = thinking(mode, self.reasoner.about.thinks)
         turns = [*earlier, {"role": "user", "content": ending_in(question, self.suffix)}]
@@ -109,8 +107,7 @@ class Generator:
 class Conversation:
     """Questions that follow one another. Of earlier replies the answers stay, the traces do not, as stock templates do.
 
-    Args:
-        settings: caps and temperature, as `Generator.request` takes them.
+    `settings` are caps and temperature, as `Generator.request` takes them.
     """
 
     def __init__(self, generator: Generator, mode: ThinkMode = "on", seed: int = 0, **settings: Any) -> None:
@@ -123,8 +120,7 @@ class Conversation:
     def ask(self, question: str) -> abc.Generator[tuple[Part, str], None, None]:
         """The reply, as `Generator.stream` has it. One that is not read to its end is no part of the conversation.
 
-        Raises:
-            ModelError: the question alone does not fit the model.
+        Raises ModelError where the question alone does not fit the model.
         """
         seed = self.seed + self._asked
         self._asked += 1
@@ -157,13 +153,10 @@ def generate_cases(
     max_answer_tokens: int,
     say: Callable[[str], None],
 ) -> list[dict[str, str | None]]:
-    """What each model thinks and answers, greedily, as it was trained to; one of them is in memory at a time.
+    """What each model (label -> RUN, RUN@STEP or folder) thinks and answers, greedily; one is in memory at a time.
 
-    Args:
-        models: label -> RUN, RUN@STEP or model folder.
-
-    Returns rows of `question`, `run`, `trace` (None where the model does not think), `answer`, and `cut`: which of the
-    two ran into its cap.
+    Returns rows of `question`, `run`, `trace` (None where it does not think), `answer`, and `cut`: which of the two ran
+    into its cap.
     """
     rows: list[dict[str, str | None]] = []
     for label, model in models.items():

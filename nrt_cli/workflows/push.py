@@ -51,10 +51,8 @@ def push(
 
     Returns `model`, where `to` (a folder or an address), the names of the `files`, and whether it `thinks`.
 
-    Raises:
-        ConfigError: not exactly one destination.
-        ModelError: there is no such model, or its chat template cannot be made to think.
-        EndpointError: the hub refuses or cannot be reached.
+    Raises ConfigError for not exactly one destination, ModelError where there is no such model or its chat template
+    cannot be made to think, EndpointError where the hub refuses or cannot be reached.
     """
     if (out is None) == (repo is None):
         raise ConfigError("say where to: --out FOLDER or --repo OWNER/NAME, one of the two.")

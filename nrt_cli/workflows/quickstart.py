@@ -91,11 +91,8 @@ def choose(
 ) -> Start:
     """All arms with their configs, checked before anything is made.
 
-    Args:
-        model: a hub id, folder, GGUF file or built-in model in place of the recipe's.
-        names: of the arms; none: those that the recipe usually has.
-
-    Raises ConfigError for another model than that of the runs which are there.
+    `model` is a hub id, folder, GGUF file or built-in model in place of the recipe's; `names` of arms, those it usually
+    has if none. Raises ConfigError for another model than that of the runs which are there.
     """
     if unknown := [name for name in names if name not in recipe.arms]:
         raise ConfigError(f"--arms {unknown[0]}: choose some of {','.join(recipe.arms)}.")
@@ -135,11 +132,10 @@ def choose(
 
 
 def expect(start: Start) -> dict[str, Any] | None:
-    """What is still to be fetched, made and trained takes, as far as that can be said before; None where no arm has to
-    be begun.
+    """What is still to be fetched, made and trained takes, as far as can be said before; None where all arms are begun.
 
-    Sizes are bytes. `rate` is of this device's products, in floating-point operations a second, NaN where it is a GPU
-    of an unknown kind; `arms` has each one's title, and its minutes of training and of held-out scores, NaN likewise.
+    Sizes are bytes. `rate` is of this device's products, in floating-point operations a second, NaN for an unknown GPU;
+    `arms` has each one's title, and its minutes of training and of held-out scores, NaN likewise.
 
     Raises ConfigError where the disk has no room for it, and ModelError for a model that cannot be had.
     """

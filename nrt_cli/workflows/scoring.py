@@ -14,7 +14,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,11 @@ Report = Callable[[str, int, int], None]
 SCORING_STREAM = 2
 """First part of the random streams' key, after the seed: training and held-out scoring have 0 and 1."""
 
-BUDGET = 4096
-"""Tokens of one forward pass; results do not depend on it."""
-
 
 class Scorer:
     """A loaded model folder, which says how probable a reference answer is given a trace, the null trace, or nothing.
 
-    Its memory does not grow with what it is asked to score. Without `think_start` a trace follows the prompt directly;
-    with `bare_null` the null trace lacks t_start too (decision 12).
+    Without `think_start` a trace follows the prompt directly; `bare_null`: nor has the null trace one (decision 12).
     """
 
     def __init__(self, section: ModelSection, think_start: str | None, think_end: str, bare_null: bool = False) -> None:
@@ -80,7 +75,7 @@ class Scorer:
 
     def score(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         """For each row, per answer token: log c, natural, and the entropy of the distribution it came from, in nats."""
-        return self.policy.score_without_gradient(rows, BUDGET)
+        return self.policy.score_without_gradient(rows)
 
     def row(self, example: Example, trace_ids: Sequence[int]) -> Row:
         """x [t_start] z t_end y*, of which y* is scored."""
@@ -94,7 +89,6 @@ class Scorer:
         return self.layout.direct_row(example)
 
     def _check_room(self, example: Example, trace: int) -> None:
-        """Refuse what would not fit the model's positions."""
         need = len(example.prompt_ids) + trace + len(example.answer_ids)
         if self.limit is not None and need > self.limit:
             raise ModelError(
@@ -120,11 +114,7 @@ class Subject:
             # What the run used, which may be less than what its starting model was prepared with.
             tokens = self.config.tokens
             self.marks, self.thinks = (tokens.think_start, tokens.think_end), self.config.thinks
-
-    @cached_property
-    def section(self) -> ModelSection:
-        """Its folder, and the dtype that it is computed in."""
-        return self.located.section()
+        self.section = self.located.section()  # with the dtype that it is computed in
 
     def open(self) -> Scorer:
         """Load it, on as many threads as its run had."""
@@ -187,16 +177,14 @@ def score_answer(
 
     Args:
         traces: as text; without any, `samples` of the model's own, None the group size of its run.
-        sentences: whether each sentence's gain is told: log P(y*) given the whole trace, minus that given the trace
-            without it, in nats.
+        sentences: tell each sentence's gain: log P(y*) given the whole trace minus that given it without, in nats.
 
     Returns:
         `model`, `folder`, `method` and `title` (None without a run), `question`, `answer`, its `tokens`, `token_ids`,
         and `objective`; where there is such, `direct`, of a model that answers directly, `null` and `traces`. Each of
         these has `logprobs` and `c` of the answer's tokens, and of all of it `logprob` and `probability`; each trace
         also its text (`trace`, `trace_tokens`), why it stopped (`stop`: `given`, or as sampled), what it adds in nats
-        (`gains` by token, `gain`), and by name what `schemes` make of it: an advantage is relative to a group, so that
-        a single trace has none but `raw`.
+        (`gains` by token, `gain`), and by name what `schemes` make of it: a single trace has no advantage but `raw`.
     """
     of = Subject(ref)
     if not question.strip() or not answer.strip():
@@ -335,9 +323,7 @@ def score_tokens(
         data: None is the held-out data of the baseline's run.
         max_trace_tokens: None is what each model's run had.
 
-    Raises:
-        ConfigError: the baseline thinks, or there is nothing to compare it with.
-        ModelError: the models' tokenizers differ, so that they have no ground-truth tokens in common.
+    Raises ConfigError where the baseline thinks or has nothing beside it, ModelError where the tokenizers differ.
     """
     subjects = [Subject(ref) for ref in (baseline, *models)]
     first, *others = subjects
@@ -357,8 +343,8 @@ def score_tokens(
             )
     limits = first.config.data
     examples = pick_examples(file, count, seed, limits, tokenizer)
-    asked = {"data": file_sha256(file), "count": count, "seed": seed}
-    asked |= {"limits": [limits.max_prompt_tokens, limits.max_answer_tokens]}
+    lengths = [limits.max_prompt_tokens, limits.max_answer_tokens]
+    asked = {"data": file_sha256(file), "count": count, "seed": seed, "limits": lengths}
     # A short, unique name for each: its method, or where two share that, its folder's name.
     called = [run_label(s.config.method, s.config.model_dump()) if s.located.run else s.located.name for s in subjects]
     names = [s.located.name if called.count(m) > 1 else m for s, m in zip(subjects, called, strict=True)]
@@ -377,9 +363,11 @@ def score_tokens(
                 traces = [group.rollouts[0] for group in groups]
             pairs, table = list(zip(examples[part], traces, strict=True)), []
             asked = [scorer.direct_row(e) if z is None else scorer.row(e, z.trace_ids) for e, z in pairs]
-            for (example, trace), (logprobs_T, entropies_T) in zip(pairs, scorer.score(asked), strict=True):
-                texts = pieces(scorer.tokenizer, example.answer_ids)
-                numbers = (logprobs_T.tolist(), entropies_T.tolist())
+            for (example, trace), scores in zip(pairs, scorer.score(asked), strict=True):
+                texts, numbers = (
+                    pieces(scorer.tokenizer, example.answer_ids),
+                    (scored_T.tolist() for scored_T in scores),
+                )
                 about = {} if trace is None else {"trace_tokens": len(trace.trace_ids), "stop": trace.stop}
                 for position, cells in enumerate(zip(example.answer_ids, texts, *numbers, strict=True)):
                     row = dict(zip(("token_id", "token", "logprob", "entropy"), cells, strict=True))
@@ -447,7 +435,6 @@ def score_controls(
     method = methods.get(of.config.method, of.config.objective)
 
     def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
-        """Each control's reward, on the same answer."""
         found = []
         for i in range(part.start, part.stop):
             row, controls = rows[i], tampered(rows, i, scorer.tokenizer, span, seed)
@@ -519,9 +506,7 @@ def score_schemes(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme, and the method of the bank's run.
 
-    Args:
-        bank: a run; or a trace table or a folder of them, for which the paper's objective holds.
-        count: groups, evenly spaced over those there are.
+    A bank that is no run but tables has the paper's objective; the `count` groups are evenly spaced over those there.
     """
     config = Run.open(bank).config() if (bank / "manifest.json").is_file() else None
     objective = config.objective if config else ObjectiveSection()

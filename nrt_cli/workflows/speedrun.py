@@ -149,7 +149,6 @@ def read_entry(name: str) -> Entry:
 
 
 def entry_files() -> list[Path]:
-    """The shipped entries."""
     return sorted((configs.configs_dir() / "speedrun").glob("*.yaml"))
 
 

@@ -24,7 +24,7 @@ from nrt_cli.grading.accuracies import Graded, Question
 from nrt_cli.measures.collapse import WINDOW, Sentinel, trace_health, watched
 from nrt_cli.measures.held_out import overlap_warnings
 from nrt_cli.models.metadata import record_suffix
-from nrt_cli.objective.metrics import balance_described, balance_doubt
+from nrt_cli.objective.losses import balance_described, balance_doubt
 from nrt_cli.progress import Progress
 from nrt_cli.records import ACCURACIES, Example
 from nrt_cli.store import Run, require_vacant

@@ -22,7 +22,7 @@ from typing import Any
 from nrt_cli import config as configs
 from nrt_cli.data import digits
 from nrt_cli.data.prepare import Settings, prepare
-from nrt_cli.objective.metrics import TERMS
+from nrt_cli.objective.losses import TERMS
 from nrt_cli.objective.rows import Objective
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import yaml
 
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection, resolve
@@ -15,10 +16,11 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.grading.grading import find
 from nrt_cli.methods import Group
 from nrt_cli.objective.losses import group_advantage
-from nrt_cli.renamed import MOVED
+from nrt_cli.renamed import TABLE
 
 SOURCE = """
 import torch
+import yaml
 import nrt_cli
 
 def spread(group, unbiased):
@@ -285,6 +287,9 @@ def test_what_would_be_computed_wrongly_is_refused(name, said, mine):
         methods.get(mine(name))
     assert said in str(refused.value)
     assert mine(name) in str(refused.value)
+
+
+MOVED = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("old", [old for names in MOVED.values() for old in names.split()])

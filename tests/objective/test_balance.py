@@ -3,7 +3,7 @@
 import pytest
 
 from nrt_cli.config import ObjectiveSection
-from nrt_cli.objective.metrics import balance_described, balance_doubt
+from nrt_cli.objective.losses import balance_described, balance_doubt
 
 STEP = {
     "share_trace": 0.5,

@@ -7,8 +7,7 @@ import torch
 
 from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection
-from nrt_cli.objective.losses import GroupContext, GroupLogprobs, group_loss
-from nrt_cli.objective.metrics import GroupScore, step_metrics
+from nrt_cli.objective.losses import GroupContext, GroupLogprobs, GroupScore, group_loss, step_metrics
 
 
 def score(sampler_gap=0.25, hardest=-3.0):

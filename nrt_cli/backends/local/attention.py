@@ -171,7 +171,6 @@ def within(items: Sequence[Item], budget: int, size: Callable[[Sequence[Item]], 
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all rows share."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
@@ -319,9 +318,8 @@ compiled = cache(lambda: torch.compile(flex_attention, dynamic=True))
 class FlexSegments:
     """`Segments` in one kernel: FlexAttention with a mask of blocks, not a call for each tail.
 
-    This project's tests do not run it on a GPU; they compare its forward pass with `Segments` on a CPU, where
-    FlexAttention has no backward pass. On a GPU, `Policy` compares packed with padded log-probabilities at its start
-    and takes `Segments` where this fails.
+    Tests compare its forward pass with `Segments` on a CPU, where FlexAttention has no backward pass. On a GPU, at its
+    start, `Policy` compares packed with padded log-probabilities and takes `Segments` where this fails.
     """
 
     def __init__(self, pattern: Segments, length: int, device: torch.device) -> None:

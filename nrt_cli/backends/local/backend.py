@@ -3,9 +3,8 @@
 Shapes: N scored tokens of some rows, one row after another.
 
 A unit's loss is a function of its log-probabilities, and those of the model: the first part is differentiated on
-detached leaves, the second with the gradient that comes out. So units that fit the token budget are done in one forward
-pass together, and one that does not is scored first and redone in parts, with the same result. Memory that runs out is
-not the end either: the same work is done again in smaller parts.
+detached leaves, the second with the gradient that comes out. So units that fit the token budget share a forward pass,
+and one that does not is scored first and redone in parts; so is all of it, in smaller ones, where memory runs out.
 """
 
 import gc

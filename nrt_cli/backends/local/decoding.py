@@ -40,8 +40,7 @@ BLOCK = 256
 class SharedBatch:
     """Rows whose queries see one copy of their prompt's keys and values, and those of their own tokens since.
 
-    Every method that reads tokens returns what comes after them: logits [R, V]. It is also the attention pattern of its
-    forward passes (`attention.Pattern`).
+    What reads tokens returns logits [R, V] of the next. Of its forward passes it is the attention pattern, too.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -285,7 +284,6 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Other keys and values in place of these."""
         self.keys, self.values, self.spare = keys, values, None
 
 
@@ -319,8 +317,7 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
     adapted = [module for module in model.modules() if is_low_rank(module)]
     inside = {id(part) for module in adapted for part in module.modules() if part is not module}
     plain = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in inside]
-    # oneDNN's operators are made for compiled models, so they may go or change. Where the processor lacks bfloat16,
-    # oneDNN does not take it.
+    # oneDNN's operators, made for compiled models, may go or change; not every processor has them in bfloat16.
     types = [torch.float32]
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         types = []

@@ -90,7 +90,6 @@ class _GatedDown(torch.autograd.Function):
 
 
 def _gated_backward(gate_NF: Tensor, up_NF: Tensor, grad_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up from that of silu(gate) * up."""
     grad_gate_NF = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
     return grad_gate_NF, functional.silu(gate_NF).mul_(grad_NF)
 

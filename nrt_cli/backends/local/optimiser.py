@@ -14,9 +14,8 @@ from nrt_cli.errors import ConfigError
 class Optimiser:
     """Updates a model's weights; where they are narrower than float32, through float32 copies.
 
-    Each backward pass moves its gradients into float32 sums and frees them, so sums over micro-batches do not lose
-    small contributions, and a learning rate of 1e-5 is not rounded away. Raises ConfigError where bitsandbytes is
-    needed and missing.
+    Each backward pass moves its gradients into float32 sums: those over micro-batches lose no small contributions, and
+    a learning rate of 1e-5 is not rounded away. Raises ConfigError where bitsandbytes is needed and missing.
     """
 
     def __init__(self, model: nn.Module, settings: OptimiserSection) -> None:
@@ -52,8 +51,7 @@ class Optimiser:
         return master
 
     def step(self, rate: float) -> float:
-        """One update from the gradients gathered since the last, whose norm is returned. Nothing changes if that is not
-        finite."""
+        """One update from the gradients gathered since the last. Returns their norm: not finite, it changes nothing."""
         norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm))
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
@@ -64,7 +62,6 @@ class Optimiser:
         return norm
 
     def forget(self) -> None:
-        """Drop the gradients gathered since the last update."""
         self.adamw.zero_grad()
         for weight in self.weights.values():
             weight.grad = None

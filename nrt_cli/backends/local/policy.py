@@ -20,6 +20,9 @@ from nrt_cli.models.lora import table_of
 from nrt_cli.objective.logprobs import selected_logprobs
 from nrt_cli.objective.rows import Row, by_prompt
 
+BUDGET = 4096
+"""Tokens of one forward pass where nothing else is asked; results do not depend on it."""
+
 
 class Policy:
     """A causal language model whose head is applied only where a token is scored.
@@ -98,7 +101,7 @@ class Policy:
         return hidden_GD[torch.tensor(before_N, device=self.device)]
 
     @torch.no_grad()
-    def score_without_gradient(self, rows: Sequence[Row], budget: int) -> list[tuple[Tensor, Tensor]]:
+    def score_without_gradient(self, rows: Sequence[Row], budget: int = BUDGET) -> list[tuple[Tensor, Tensor]]:
         """(logprobs, entropies) of each row, in as many forward passes as the budget of tokens asks for."""
         scores: list[tuple[Tensor, Tensor]] = []
         for part in self.micro_batches(rows, budget):
@@ -108,7 +111,6 @@ class Policy:
         return scores
 
     def size(self, rows: Sequence[Row]) -> int:
-        """Tokens that a forward pass over these rows computes: packed, or padded."""
         if self.packing:
             return sum(packed_amounts(group)[0] for group in _read(rows))
         return len(rows) * max(len(row.ids) for row in rows)
@@ -120,7 +122,7 @@ class Policy:
         amounts = tokens, sum(row.scored for row in rows), pairs
         return self._work.forward(*amounts) + (self._work.backward(*amounts) if backward else 0.0)
 
-    def micro_batches(self, rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
+    def micro_batches(self, rows: Sequence[Row], budget: int = BUDGET) -> Iterator[list[Row]]:
         """Consecutive rows whose size stays within `budget` tokens; a single longer row goes alone."""
         return within(rows, budget, self.size)
 

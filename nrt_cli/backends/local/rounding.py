@@ -1,8 +1,7 @@
 """What rounding explains: two ways of computing the same log-probabilities never agree to the last bit.
 
-How far they may differ depends on the model, its rows, its dtype and the kernels of the machine, so no number in nats
-is right everywhere. It is measured instead: the same weights are multiplied once in a type that rounds far less, and
-the distance to that is the scale of rounding here.
+How far they may differ depends on model, rows, dtype and kernels, so no number in nats is right everywhere. It is
+measured: the same weights, multiplied once in a type that rounds far less, are at the distance of rounding here.
 
 Shapes: N scored tokens.
 """

@@ -23,8 +23,7 @@ NAME = "nrt"
 class NativeReasoning(AgentLoopBase):
     """One trace: sampled until a token that ends one or the cap, then t_end and y* appended, all as token ids.
 
-    Its output is verl's: the prompt x, and the response t_start z t_end y*, whose log-probabilities are the sampler's
-    where a token was sampled and 0 elsewhere.
+    Its output is verl's: the prompt x, the response t_start z t_end y*, and the sampler's log-probabilities, else 0.
     """
 
     async def run(self, sampling_params: dict[str, Any], **request: Any) -> AgentLoopOutput:

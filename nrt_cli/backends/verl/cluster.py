@@ -71,7 +71,6 @@ class Processes:
         self.within("the ranks to save", lambda: self.workers.save_checkpoint(str(folder), None, step, None))
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote."""
         self.within("the ranks to load", lambda: self.workers.load_checkpoint(str(folder)))
 
     def close(self) -> None:
@@ -96,7 +95,6 @@ class Processes:
         return self.within(what, call, min(self.seconds, START))
 
     def _answer(self) -> None:
-        """Make the calls, one after another."""
         while asked := self._calls.get():
             call, future = asked
             try:

@@ -1,8 +1,7 @@
 """Token sequences as verl's workers take them, what these say of them, and the loss that they compute.
 
-Two ways to the same gradient. Where whole units fit a forward pass, their losses are computed in it, and nothing before
-it. Else the driver has differentiated them by the log-probabilities of a pass without gradient, and the worker carries
-that gradient on.
+Two ways to the same gradient. Where whole units fit a forward pass, their losses are computed in it. Else the driver
+has differentiated them by the log-probabilities of a pass without gradient, and the worker carries that gradient on.
 
 Shapes: R rows of any lengths, as nested tensors; N scored tokens of some rows, one row after another.
 """
@@ -19,17 +18,13 @@ from nrt_cli.objective.rows import Row
 
 
 def nested(tensors: Sequence[Tensor]) -> Tensor:
-    """One jagged tensor of several of different lengths."""
     return torch.nested.as_nested_tensor(list(tensors), layout=torch.jagged)
 
 
 def as_rows(rows: Sequence[Row], temperature: float, entropy: bool, **columns: Sequence[Any]) -> TensorDict:
     """Rows in verl's layout: what is scored of each is its response.
 
-    Args:
-        temperature: at which the tokens of `Row.tempered` were sampled; all others count at 1.
-        entropy: whether entropies are computed too.
-        columns: besides, an object of any kind for each row.
+    The tokens of `Row.tempered` count at `temperature`, all others at 1; `columns` have an object for each row besides.
     """
     ids = [torch.tensor(row.ids) for row in rows]
     responses = [row_ids[row.scored_from :] for row_ids, row in zip(ids, rows, strict=True)]

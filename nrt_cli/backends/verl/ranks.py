@@ -1,7 +1,6 @@
 """verl's FSDP engine with three things that ours has and it does not; imported by every rank (`model.external_lib`).
 
-Each token is scored at its own temperature, no layer drops anything at random, and the learning rate of an update comes
-with it.
+Each token is scored at its own temperature, no layer drops anything at random, an update brings its learning rate.
 """
 
 from typing import Any

@@ -2,8 +2,7 @@
 
 `RL` and `SFT` say which of verl's settings each of our keys decides; `overrides.yaml` what else differs from what verl
 ships. A user's `verl.KEY` comes last. It may name any setting that verl has, but none that one of our keys decides: the
-run's record would say one thing and the run do another. What verl has is composed from the YAML that it ships, without
-importing verl, which takes long.
+run's record would say one thing and the run do another. What verl has is composed from the YAML that it ships.
 """
 
 import dataclasses
@@ -174,8 +173,7 @@ def overrides(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     if config.parallel.nodes > 1:
         ours[f"{RAY}.address"] = "auto"
     else:
-        # Ray counts CPUs by name only. With as few as a laptop has, or a server with a core per GPU, verl's many actors
-        # wait for ever.
+        # Ray counts CPUs by name only. With as few as a laptop has, verl's many actors wait for ever.
         cpus = max(os.cpu_count() or 1, 16 * config.parallel.ranks)
         ours |= {f"{RAY}.address": "local", f"{RAY}.include_dashboard": False, f"{RAY}.num_cpus": cpus}
         if not gpu:
@@ -273,8 +271,7 @@ def shipped(trainer: str) -> Any:
 
 
 def require_known(composed: Any, users: Mapping[str, Any]) -> None:
-    """Raises ConfigError for the first key that verl does not have, or a value that it cannot take: a word for a
-    number, say."""
+    """Raises ConfigError for the first key that verl does not have, or whose value is of another kind."""
     from omegaconf import DictConfig, OmegaConf
 
     kinds = {bool: "true or false", int: "a number", float: "a number"}
