@@ -1,6 +1,7 @@
 """What samples traces, behind one interface; and the proof that a copy of the weights is the trainer's."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -122,17 +123,12 @@ class VllmSampler(Sampler):
             told = self.engine.top_logprobs(self.canary.prompt_ids, self.canary.temperature)
             self.canary.check(told, self.model, self.name)
             self.stale = False
-        requests = [
-            VllmRequest(
-                trace_prompt(example, self.tokens),
-                self.settings.trace_cap(len(example.answer_ids)),
-                self.settings.temperature,
-                seed=stream_seed(*key, example.index, k),
-                stop_ids=self.tokens.trace_ends,
-            )
-            for example in examples
-            for k in range(group_size)
-        ]
+        settings, ends = self.settings, self.tokens.trace_ends
+        requests = []
+        for example, k in product(examples, range(group_size)):
+            prompt, cap = trace_prompt(example, self.tokens), settings.trace_cap(len(example.answer_ids))
+            seed = stream_seed(*key, example.index, k)
+            requests.append(VllmRequest(prompt, cap, settings.temperature, seed=seed, stop_ids=ends))
         rollouts = (rollout_of(output.ids, output.logprobs, self.tokens) for output in self.engine.generate(requests))
         groups = [RolloutGroup(example, tuple(next(rollouts) for _ in range(group_size))) for example in examples]
         self.engine.sleep()

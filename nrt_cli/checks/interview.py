@@ -230,14 +230,11 @@ class Interview:
             self.known[place] = logprobs_T, score
         rows = [self.trainer.layout.null_row(example) for example in self.examples]
         nulls = self.trainer.answer_logprobs(rows, self.examples)
-        return [
-            SampledGroup(
-                len(group.example.prompt_ids),
-                null_T,
-                tuple(SampledTrace(len(r.trace_ids), r.stop, *self.known[i, r.trace_ids]) for r in group.rollouts),
-            )
-            for i, (group, null_T) in enumerate(zip(groups, nulls, strict=True))
-        ]
+        found = []
+        for i, (group, null_T) in enumerate(zip(groups, nulls, strict=True)):
+            traces_of = (SampledTrace(len(r.trace_ids), r.stop, *self.known[i, r.trace_ids]) for r in group.rollouts)
+            found.append(SampledGroup(len(group.example.prompt_ids), null_T, tuple(traces_of)))
+        return found
 
 
 def interview_of(config: RunConfig, trainer: LocalTrainer, inputs: Inputs, count: int = QUESTIONS) -> Interview:

@@ -237,12 +237,8 @@ class Trainer:
             for i, scores in enumerate(self._scored(rows), first):
                 trace_KZ = self.layout.trace_logprobs(groups[i], scores[:-1])
                 known[i] = Known(base_logprobs_T=scores[-1][0].double(), old_trace_KZ=trace_KZ)
-        alone = [
-            i
-            for i, group in enumerate(groups)
-            if known[i].base_logprobs_T is None
-            if i >= first or not self.backend.fits(self.layout.rows_with_null(group))
-        ]
+        without = [i for i, each in enumerate(known) if each.base_logprobs_T is None]
+        alone = [i for i in without if i >= first or not self.backend.fits(self.layout.rows_with_null(groups[i]))]
         nulls = self._scored([[self.layout.null_row(groups[i].example)] for i in alone])
         for i, ((logprobs_T, _),) in zip(alone, nulls, strict=True):
             known[i] = replace(known[i], base_logprobs_T=logprobs_T.double())

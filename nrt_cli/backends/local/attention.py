@@ -14,7 +14,7 @@ sees what it would see alone. A row with which another begins has no tail of its
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import takewhile
 from typing import Any, Protocol, TypeVar
 
@@ -121,6 +121,7 @@ class Segments:
     def attend_anywhere(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """The same by documented means alone: for each tail its prefix's keys copied before its own, and a mask."""
         out: list[Tensor] = []
+        attend = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=True)
         for segment in self.segments:
             prefix = slice(*segment.prefix)
             for start, end in (segment.prefix, *segment.tails):
@@ -131,11 +132,7 @@ class Segments:
                     values = torch.cat([value[:, :, prefix], values], 2)
                     mask = _tail_mask(end - start, prefix.stop - prefix.start, query.dtype, query.device)
                 if end > start:
-                    out.append(
-                        scaled_dot_product_attention(
-                            query[:, :, own], keys, values, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-                        )
-                    )
+                    out.append(attend(query[:, :, own], keys, values, mask, is_causal=mask is None))
         return torch.cat(out, 2)
 
 
@@ -236,19 +233,17 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scaling: float
     ) -> Tensor:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        flash = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=scaling)
         # A token's heads side by side in memory: the projection that follows takes it so, and keeps no copy.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         for at, seen, causal, joins in _calls(segments):
             queries, keys, values = query[:, :, at], key[:, :, seen], value[:, :, seen]
             if causal:
-                part, part_sums = flash(
-                    queries, _per_head(keys, query), _per_head(values, query), 0.0, True, scale=scaling
-                )
+                part, part_sums = flash(queries, _per_head(keys, query), _per_head(values, query), 0.0, True)
             else:
                 # Without an order among queries, those of all heads that share a key head are more queries to it.
-                part, part_sums = flash(_per_key_head(queries, key), keys, values, 0.0, False, scale=scaling)
+                part, part_sums = flash(_per_key_head(queries, key), keys, values, 0.0, False)
                 part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
             if joins:
                 part, part_sums = _join(out[:, :, at], sums[:, :, at], part, part_sums)

@@ -30,18 +30,11 @@ class NativeReasoning(AgentLoopBase):
         example: Example = request["example"]
         tokens: ThinkTokens = request["tokens"]
         opening = trace_prompt(example, tokens)
+        asked = {"max_tokens": request["max_trace_tokens"], "seed": request["seed"], "logprobs": True}
+        # The list has every token that ends a trace; vLLM's own rule knows only the tokenizer's eos.
+        ends = {"stop_token_ids": list(tokens.trace_ends), "ignore_eos": True}
         output = await self.server_manager.generate(
-            request_id=uuid4().hex,
-            prompt_ids=list(opening),
-            sampling_params=sampling_params
-            | {
-                "max_tokens": request["max_trace_tokens"],
-                "stop_token_ids": list(tokens.trace_ends),
-                # The list has every token that ends a trace; vLLM's own rule knows only the tokenizer's eos.
-                "ignore_eos": True,
-                "seed": request["seed"],
-                "logprobs": True,
-            },
+            request_id=uuid4().hex, prompt_ids=list(opening), sampling_params=sampling_params | asked | ends
         )
         rollout = rollout_of(list(output.token_ids), list(output.log_probs), tokens)
         start = opening[len(example.prompt_ids) :]

@@ -123,9 +123,7 @@ class VerlBackend:
         flat = [row for i in places for row in rows[i]]
         carried = [entry for i in places for entry in [(units[i].loss, most), *[None] * (most - 1)]]
         numbers = [(i, k) for i in places for k in range(most)]
-        batch = as_rows(
-            flat, self.config.rollout.temperature, entropy=True, carried=carried, row=list(range(len(flat)))
-        )
+        batch = as_rows(flat, self.config.rollout.temperature, True, carried=carried, row=list(range(len(flat))))
         tu.assign_non_tensor(batch, force_group_size=most)
         metrics = self._update(batch, rate)
         told = {numbers[i]: (torch.tensor(lp), torch.tensor(h)) for i, lp, h in metrics["scored"]}
@@ -165,14 +163,8 @@ class VerlBackend:
 
     def _update(self, batch: TensorDict, rate: float) -> dict[str, Any]:
         """One optimiser step on a batch; `norm` of the gradient, and `scored` where the rows were of whole units."""
-        tu.assign_non_tensor(
-            batch,
-            learning_rate=rate,
-            mini_batch_size=len(batch),
-            epochs=1,
-            seed=0,
-            dataloader_kwargs={"shuffle": False},
-        )
+        tu.assign_non_tensor(batch, learning_rate=rate, mini_batch_size=len(batch), epochs=1)
+        tu.assign_non_tensor(batch, seed=0, dataloader_kwargs={"shuffle": False})
         metrics = self.processes.update(batch)
         norm = float(np.mean(metrics["grad_norm"]))
         self.taken += int(math.isfinite(norm))

@@ -63,9 +63,6 @@ class Processes:
         """Ranks that hold different rows."""
         return int(self.workers.world_size) // self.sequence
 
-    def publish(self, step: int) -> None:
-        """The ranks' weights to vLLM's servers, where there are some."""
-
     def save(self, folder: Path, step: int) -> None:
         """The ranks' state below a folder that all of them see."""
         self.within("the ranks to save", lambda: self.workers.save_checkpoint(str(folder), None, step, None))
@@ -210,13 +207,9 @@ class TrainingRanks(Processes):
 
     def _dress(self, batch: TensorDict) -> None:
         """What the actor's worker adds by itself to a batch."""
-        tu.assign_non_tensor(
-            batch,
-            use_remove_padding=self.settings.model.use_remove_padding,
-            use_dynamic_bsz=True,
-            max_token_len_per_gpu=self.budget,
-            pad_mode=self.settings.data.pad_mode,
-        )
+        model, data = self.settings.model, self.settings.data
+        tu.assign_non_tensor(batch, use_remove_padding=model.use_remove_padding, pad_mode=data.pad_mode)
+        tu.assign_non_tensor(batch, use_dynamic_bsz=True, max_token_len_per_gpu=self.budget)
 
 
 def _sft_trainer(settings: DictConfig) -> Any:
