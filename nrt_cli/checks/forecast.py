@@ -39,12 +39,8 @@ class Cell:
 
     @property
     def changes(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "rollout.temperature": self.temperature,
-            "rollout.max_trace_tokens": self.cap,
-            "rollout.group_size": self.group_size,
-        }
+        keys = ("method", "rollout.temperature", "rollout.max_trace_tokens", "rollout.group_size")
+        return dict(zip(keys, (self.method, self.temperature, self.cap, self.group_size), strict=True))
 
 
 @dataclass(frozen=True)

@@ -376,10 +376,8 @@ def half_agreement(method: Method, logprobs_KT: Tensor, base_T: Tensor, objectiv
     """
     if logprobs_KT.shape[1] < 2:
         return torch.nan
-    halves = [
-        group_advantage(method.signals(Group.of(half_KT, half_base_T, objective)), objective.baseline, "std")
-        for half_KT, half_base_T in ((logprobs_KT[:, i::2], base_T[i::2]) for i in (0, 1))
-    ]
+    groups = [Group.of(logprobs_KT[:, i::2], base_T[i::2], objective) for i in (0, 1)]
+    halves = [group_advantage(method.signals(half), objective.baseline, "std") for half in groups]
     if any(half.dead for half in halves):
         return torch.nan
     return float((halves[0].advantage_K * halves[1].advantage_K).mean())

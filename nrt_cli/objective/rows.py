@@ -240,8 +240,7 @@ class Objective:
         rows = [self.layout.reference_row(example) for example in examples]
         tokens = sum(row.scored for row in rows)
         return [
-            Unit((row,), partial(_reference, len(example.answer_ids), tokens))
-            for row, example in zip(rows, examples, strict=True)
+            Unit((row,), partial(_reference, len(e.answer_ids), tokens)) for row, e in zip(rows, examples, strict=True)
         ]
 
 

@@ -100,21 +100,16 @@ def _example(tokenizer: Any, context: str, text: str) -> Example:
 
 @torch.no_grad()
 def _new_model(tokenizer: Any) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=INNER,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            max_position_embeddings=POSITIONS,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+    }
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "max_position_embeddings": POSITIONS}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    settings: dict[str, Any] = {**sizes, **heads, **ends, "tie_word_embeddings": False}
+    model = LlamaForCausalLM(LlamaConfig(**settings))
     # Wider rows than transformers' 0.02: at this size, small embeddings keep copying from being learned.
     for name, weight in model.named_parameters():
         if weight.dim() == 2:

@@ -61,15 +61,10 @@ def enabled(model: PreTrainedModel) -> bool:
 
 def run(model: nn.Module, pattern: Pattern, ids: Tensor, positions: Tensor, **others: Any) -> Any:
     """A forward pass of a model, or of its layers without the head, in which tokens see what `pattern` says."""
-    return model(
-        input_ids=ids,
-        position_ids=positions,
-        # Four dimensions: transformers hands such a mask on as it is, and ours is in the pattern.
-        attention_mask=torch.zeros(1, 1, 1, 1, device=ids.device),
-        use_cache=False,
-        nrt_pattern=pattern,
-        **others,
-    )
+    # Four dimensions: transformers hands such a mask on as it is, and ours is in the pattern.
+    mask = torch.zeros(1, 1, 1, 1, device=ids.device)
+    given = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "use_cache": False}
+    return model(**given, nrt_pattern=pattern, **others)
 
 
 def _attention(

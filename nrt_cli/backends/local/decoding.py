@@ -250,14 +250,8 @@ class Batch:
     def _forward(self, ids_RT: Tensor) -> Tensor:
         # A position counts a row's own tokens, so neither padding nor rows that joined earlier shift it.
         positions_RW = (self.mask_RW.cumsum(-1) - 1).clamp(min=0)
-        out = self.model(
-            input_ids=ids_RT,
-            attention_mask=self.mask_RW,
-            position_ids=positions_RW[:, -ids_RT.shape[1] :],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        given = {"input_ids": ids_RT, "attention_mask": self.mask_RW, "past_key_values": self.cache, "use_cache": True}
+        out = self.model(**given, position_ids=positions_RW[:, -ids_RT.shape[1] :], logits_to_keep=1)
         return out.logits[:, -1].float()
 
 

@@ -81,28 +81,18 @@ def open_backend(config: "RunConfig", run_dir: Path, steps: int) -> Any:
 LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit|Interrupt)): (.+)$", re.MULTILINE)
 """How Python ends a traceback, which Ray carries along as text where the exception itself did not travel."""
 
-REMEDIES = (
-    (
-        r"CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|No available memory for the cache blocks",
-        "a GPU's memory ran out; lower train.micro_batch_tokens or "
-        "verl.actor_rollout_ref.rollout.gpu_memory_utilization, or set parallel.offload=true or "
-        "model.gradient_checkpointing=true",
-    ),
-    (
-        r"Total available GPUs|infeasible|placement group.*(?:timed out|cannot be)",
-        "Ray has fewer GPUs than parallel.nodes x parallel.gpus_per_node; `ray status` lists them",
-    ),
-    (
-        r"Could not find any running Ray instance|Failed to connect to (?:GCS|Ray cluster)",
-        "there is no Ray cluster to join; start one with `ray start --head` on this node and `ray start "
-        "--address=THIS_NODE:6379` on the others",
-    ),
-    (r"No space left on device", "the disk is full; free some"),
-    (
-        r"connection error code|died unexpectedly|SYSTEM_ERROR|was killed|OOM|EngineDeadError|Engine core.*fail",
-        "a process died, most often for want of memory",
-    ),
-)
+REMEDIES = {
+    r"CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|No available memory for the cache blocks": "a GPU's memory ran "
+    "out; lower train.micro_batch_tokens or verl.actor_rollout_ref.rollout.gpu_memory_utilization, or set "
+    "parallel.offload=true or model.gradient_checkpointing=true",
+    r"Total available GPUs|infeasible|placement group.*(?:timed out|cannot be)": "Ray has fewer GPUs than "
+    "parallel.nodes x parallel.gpus_per_node; `ray status` lists them",
+    r"Could not find any running Ray instance|Failed to connect to (?:GCS|Ray cluster)": "there is no Ray cluster to "
+    "join; start one with `ray start --head` on this node and `ray start --address=THIS_NODE:6379` on the others",
+    r"No space left on device": "the disk is full; free some",
+    r"connection error code|died unexpectedly|SYSTEM_ERROR|was killed|OOM|EngineDeadError|Engine core.*fail": "a "
+    "process died, most often for want of memory",
+}
 """What is commonly behind what Ray and verl say, and what to do about it."""
 
 
@@ -127,6 +117,6 @@ def failure(error: BaseException, log: Path | None = None) -> NrtError:
         lines = [line.strip() for line in str(last).splitlines() if line.strip()]
         said = f"{type(last).__name__}: {lines[0]}" if lines else type(last).__name__
     said = said[:300].rstrip(" .")
-    remedy = next((text for pattern, text in REMEDIES if re.search(pattern, said + str(error))), None)
+    remedy = next((text for pattern, text in REMEDIES.items() if re.search(pattern, said + str(error))), None)
     text = f"{remedy} ({said})" if remedy else f"a worker of verl failed: {said}"
     return TrainingError(f"{text}. Its output is in {log}." if log else f"{text}.")
