@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +63,7 @@ def pretrain(
             torch.manual_seed(seed)
             model = _new_model(tokenizer)
         if steps:
-            # Cross-entropy on text is what SFT is on answers; no think tokens have a part in it.
-            optimiser = {"lr": LR, "betas": BETAS, "weight_decay": DECAY, "clip_norm": CLIP}
-            train = {"minibatch_size": None, "micro_batch_tokens": 16384}
-            settings = {"method": SUPERVISED.name, "optimiser": optimiser, "train": train, "engine": {"packing": "off"}}
-            eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-            loaded, factor = Loaded(model, tokenizer, ThinkTokens(None, eos, eos, pad)), partial(_rate, steps=steps)
-            trainer = LocalTrainer(resolve(settings, origin="pretraining"), steps, loaded, factor=factor)
+            trainer = _trainer(model, tokenizer, steps)
             for step in range(steps):
                 documents = [_example(tokenizer, *document) for document in batch(step)]
                 progress(step + 1, trainer.update(documents).metrics["loss"])
@@ -79,6 +72,16 @@ def pretrain(
     with quiet(), draft(folder) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+
+
+def _trainer(model: LlamaForCausalLM, tokenizer: Any, steps: int) -> LocalTrainer:
+    """Cross-entropy on text is what SFT is on answers; no think tokens have a part in it."""
+    optimiser = {"lr": LR, "betas": BETAS, "weight_decay": DECAY, "clip_norm": CLIP}
+    train = {"minibatch_size": None, "micro_batch_tokens": 16384}
+    settings = {"method": SUPERVISED.name, "optimiser": optimiser, "train": train, "engine": {"packing": "off"}}
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    loaded = Loaded(model, tokenizer, ThinkTokens(None, eos, eos, pad))
+    return LocalTrainer(resolve(settings, origin="pretraining"), steps, loaded, factor=lambda step: _rate(step, steps))
 
 
 def _rate(step: int, steps: int) -> float:
