@@ -1,7 +1,6 @@
 """`nrt doctor`: is this machine, model, data and config fit to train?"""
 
 import itertools
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -125,17 +124,16 @@ def doctor(
 
 
 def _cells(title: str, keys: dict[str, str], cells: list["Cell"], own: "Cell") -> Table:
-    table = Table(title=title, title_justify="left", box=None)
-    for column in ("", *keys, "live groups", "closed", "right", "mixed", "right preferred", "cost"):
-        table.add_column(column, justify="left" if column == "scheme" else "right")
-    table.add_column("")
+    columns = ("", *keys, "live groups", "closed", "right", "mixed", "right preferred", "cost")
+    names = (column if column == "scheme" else f">{column}" for column in columns)
+    table = console.table(*names, "", title=title, title_justify="left", box=None)
     for cell in cells:
         seen = cell.found
         shares = (seen.alive, seen.closed, seen.right_share, seen.mixed, seen.agrees)
         table.add_row(
             ">" if cell == own else "",
             *(str(cell.changes[key]) for key in keys.values()),
-            *("-" if math.isnan(share) else f"{share:.0%}" for share in shares),
+            *(console.number(share, ".0%") for share in shares),
             f"{cell.cost:.2f}",
             Text(seen.mark, style={"dead": "red", "weak": "yellow", "signal": "green"}[seen.mark]),
         )

@@ -1,11 +1,11 @@
 """`nrt eval`: scores on the paper's nine benchmarks, and what one model has over another."""
 
 import math
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 from typer import Argument, Option
 
 from nrt_cli import console
@@ -179,18 +179,11 @@ def show(data: dict[str, Any], as_json: bool, render: Any) -> None:
     console.result(measured(data) if as_json else data, as_json, render)
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(first, title=console.plain(title), title_justify="left")
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _render(outcome: dict[str, Any]) -> None:
     title = f"{outcome['model']['name']}, {outcome['backend']}"
     title += f", {outcome['limit']} documents of each" if outcome["limit"] else ""
-    table = _table(title, "benchmark", "score", "n", "trace", "forced", "cut")
-    table.add_column("also")
+    columns = ("benchmark", ">score", ">n", ">trace", ">forced", ">cut", "also")
+    table = console.table(*columns, title=console.plain(title), title_justify="left")
     rows, mean = outcome["benchmarks"], outcome["overall"]
     for row in rows:
         other = "micro" if row["aggregation"] == "macro" else "macro"
@@ -228,10 +221,11 @@ def _render(outcome: dict[str, Any]) -> None:
 
 def _render_pairs(found: dict[str, Any]) -> None:
     title = f"{found['model']['name']}, {found['data']}"
-    table = _table(title, "right, in percent", "mean [95 % interval]", "n")
-    for one in found["measures"]:
-        table.add_row(one["title"], one["text"], str(one["n"]))
-    console.stdout.print(table)
+    columns, rows = (
+        ("right, in percent", ">mean [95 % interval]", ">n"),
+        map(itemgetter("title", "text", "n"), found["measures"]),
+    )
+    console.stdout.print(console.table(*columns, rows=rows, title=console.plain(title), title_justify="left"))
     note = (
         f"greedy, graded by {', '.join(found['graders'])}; traces of at most {found['max_trace_tokens']} tokens, "
         f"answers of {found['max_answer_tokens']}, of both together with the null trace and directly; differences are "
@@ -247,7 +241,8 @@ def _score(value: float, error: float) -> str:
 
 def _render_comparison(data: dict[str, Any]) -> None:
     title = f"A: {data['a']}\nB: {data['b']}"
-    table = _table(title, "benchmark", "A", "B", "B - A", "95 % interval", "n")
+    columns = ("benchmark", ">A", ">B", ">B - A", ">95 % interval", ">n")
+    table = console.table(*columns, title=console.plain(title), title_justify="left")
     mean = data["mean"]
     last = mean | {"title": "mean of these" if mean["missing"] else "Overall", "n": ""}
     for row in (*data["benchmarks"], last):
