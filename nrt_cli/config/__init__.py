@@ -95,8 +95,7 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:
-    """The config that a run has kept, with changes on top. What it is older than is as it was then: no preset adds to
-    it."""
+    """The config that a run has kept, and changes. What it is older than is as it was then: no preset adds to it."""
     return validated(RunConfig, merge(values, *changes), lambda _: origin)
 
 

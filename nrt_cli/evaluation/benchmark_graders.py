@@ -35,8 +35,7 @@ Answers = Sequence[Any]
 class BenchmarkGrader:
     """A row's reference answer, as JSON, and the grade of the replies to it.
 
-    `grade` is given the row, its reference answer, the replies and the patterns of the subset's answers; `packages` is
-    what it imports.
+    `grade` is given row, reference answer, replies and the subset's patterns; `packages` is what it imports.
     """
 
     gold: Callable[[Row], Any]

@@ -13,11 +13,9 @@ answer. `custom_kwargs.nrt` teaches it, where `thinks` is true:
   the answer after it, with the task's budget and stops. null is OLMES to the letter: both are one text of the task's
   budget, cut at the task's stops, without a given beginning; what has no `end` in it has no answer;
 - `stops`, a list, end trace and answer: transformers stops at each of them, and OLMES would go on to the padding;
-- transformers' decoding keeps special tokens and the first space, as vLLM's does there already, or the end of the trace
-  would be lost.
+- transformers' decoding keeps special tokens and the first space, as vLLM's does, or the end of a trace would be lost.
 
-Graders see the answer only. `olmes` starts `python -m oe_eval.run_eval` in a shell: this file takes that place too, so
-the interpreter stays.
+Graders see the answer only. `olmes` starts `python -m oe_eval.run_eval`: this file instead, so the interpreter stays.
 """
 
 import importlib

@@ -24,8 +24,7 @@ def head(spec: BenchmarkSpec) -> dict[str, Any]:
 
 
 def score_row(of: Mapping[str, Any], documents: Sequence[Document], grading: str = "strict") -> dict[str, Any]:
-    """The row of what `head` describes: its score with its error, its other metrics and means, and how its traces and
-    answers ended.
+    """The row of what `head` describes: score and error, other metrics and means, and how traces and answers ended.
 
     Where the documents have OLMES's grades too, both scores are there, and `grading` says which of them is the row's.
     `trace_tokens` is a mean over the replies that have a trace, `forced_share` those of them whose t_end was appended,

@@ -70,8 +70,7 @@ def known_and_pending(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, 
 def estimate(plan: Plan) -> list[dict[str, Any]]:
     """What is left to ask, by judge: traces, those known, requests, tokens and dollars. Asks nothing.
 
-    Tokens sent are estimated from bytes; tokens of replies and dollars are upper bounds without repairs. NaN where the
-    judge has no price.
+    Tokens sent are estimated from bytes; replies and dollars are upper bounds without repairs, NaN without a price.
     """
     _, pending = known_and_pending(plan)
     rows = []

@@ -91,8 +91,7 @@ class Results:
 def results(cards: Sequence[RunCard]) -> Results:
     """Read the evaluations of every run: those of its result, else of its last evaluated step.
 
-    Where a run has several of a benchmark, the settings that most runs have are chosen, then the most documents, then
-    the newest.
+    Of several evaluations of a benchmark: the settings that most runs have, then the most documents, then the newest.
     """
     found: dict[str, dict[str, list[Score]]] = {}
     for card in cards:
