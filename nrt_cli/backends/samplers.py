@@ -165,18 +165,15 @@ class Canary:
         trainer_V, sampler_N = trainer(), torch.tensor(list(sampler.values()), dtype=torch.float64)
         trainer_N = trainer_V[tokens_N]
         weights_N = trainer_N.softmax(-1)
-        gap = float(((trainer_N - sampler_N).abs() * weights_N).sum())
+        distance = lambda other_N: float(((trainer_N - other_N).abs() * weights_N).sum())  # noqa: E731
+        gap = distance(sampler_N)
         if not gap <= self._allowed:  # not a number is not a match
             # What rounding explains, with the weights as they are now.
             self._allowed = allowed_gap(model, lambda: trainer()[tokens_N], floor=FLOOR, weights_N=weights_N)
         if not gap <= self._allowed:
             dtype = str(model.dtype).removeprefix("torch.")
             what = f"differ by {gap:.2g} nats (rounding in {dtype} explains {self._allowed:.2g})"
-        elif (
-            self._last
-            and sampler == self._last[0]
-            and float(((trainer_N - self._last[1][tokens_N]).abs() * weights_N).sum()) > self._allowed / 100
-        ):
+        elif self._last and sampler == self._last[0] and distance(self._last[1][tokens_N]) > self._allowed / 100:
             what = "moved in the trainer alone"
         else:
             self._last = dict(sampler), trainer_V

@@ -22,7 +22,7 @@ def require_trackers(config: RunConfig) -> None:
             raise ConfigError(f"track.to has {name!r}, which needs the package {lacks}: pip install 'nrt-cli[track]'.")
 
 
-class Trackers:
+class Trackers(contextlib.AbstractContextManager["Trackers"]):
     """The trackers that a config asks for; none by default. Nothing is imported or contacted unless asked.
 
     A tracker that fails while the run goes on is named through `complain` and dropped: no dashboard is worth a run.
@@ -46,9 +46,6 @@ class Trackers:
         self.trackers = {
             name: _open(name, config, run_path, done, file, name in self.continued) for name, file in files.items()
         }
-
-    def __enter__(self) -> "Trackers":
-        return self
 
     def __exit__(self, *_: object) -> None:
         # trackio's adapter ends the run but not trackio's notion of it, which would end it again, aloud, at exit.

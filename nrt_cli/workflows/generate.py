@@ -22,10 +22,7 @@ USUAL_CAP = 256
 class Generator:
     """RUN, RUN@STEP, a model folder or builtin:NAME, that thinks, or answers directly, as it was trained to.
 
-    Args:
-        suffix: whether a question gets the last line that those of the model's training had.
-
-    Raises ModelError or StoreError.
+    `suffix`: a question gets the last line that those of the model's training had. Raises ModelError or StoreError.
     """
 
     def __init__(self, model: str | Path, suffix: bool = True) -> None:
@@ -38,10 +35,7 @@ class Generator:
         return thinking(mode, self.reasoner.about.thinks)[0]
 
     def stream(self, question: str, mode: ThinkMode = "on", *settings: Any, **named: Any) -> Iterator[tuple[Part, str]]:
-        """Pieces of text as they are decoded, each with its part; joined, they are the whole text of the part.
-
-        Takes what `request` takes.
-        """
+        """Pieces of text as decoded, each with its part; joined, the whole text of the part. Takes what `request` takes."""
         return self.reasoner.stream(self.request(question, mode, *settings, **named))
 
     def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:

@@ -139,10 +139,9 @@ def result_of(scores: Sequence[Score], threshold: float) -> tuple[float | None, 
 
 def read_entry(name: str) -> Entry:
     """An entry by file, or a shipped one by its name. Raises ConfigError naming the first key that is wrong."""
-    path, shipped = Path(name), entry_files()
-    if not path.is_file():
-        path = next((file for file in shipped if file.stem == name), path)
-    if not path.is_file():
+    shipped = entry_files()
+    path = Path(name) if Path(name).is_file() else next((file for file in shipped if file.stem == name), None)
+    if path is None:
         known = ", ".join(file.stem for file in shipped)
         raise ConfigError(f"{name}: no such entry; give a file{f' or one of {known}' if known else ''}.")
     return configs.validated(Entry, configs.read_yaml(path), lambda _: name)

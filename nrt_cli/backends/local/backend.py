@@ -91,8 +91,7 @@ class LocalBackend:
         self.config = config
         self.budget = Budget(config.train.micro_batch_tokens)
         if loaded is None:
-            names = config.tokens
-            tokenizer, tokens = load_tokens(config.model.path, names.think_start, names.think_end)
+            tokenizer, tokens = load_tokens(config.model.path, config.tokens.think_start, config.tokens.think_end)
             model = load_model(config.model)
             if config.model.lora.rank is not None:
                 model = adapt(model, config.model.lora, tokens, config.seed)
