@@ -35,7 +35,7 @@ class Generator:
         return thinking(mode, self.reasoner.about.thinks)[0]
 
     def stream(self, question: str, mode: ThinkMode = "on", *settings: Any, **named: Any) -> Iterator[tuple[Part, str]]:
-        """Pieces of text as decoded, each with its part; joined, the whole text of the part. Takes what `request` takes."""
+        """Pieces of text as decoded, each with its part; joined, the part's whole text. Takes what `request` takes."""
         return self.reasoner.stream(self.request(question, mode, *settings, **named))
 
     def reply(self, question: str, max_trace_tokens: int, max_answer_tokens: int) -> Reply:
