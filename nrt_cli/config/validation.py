@@ -90,10 +90,10 @@ def _plain(value: Any) -> Any:
 
 def written(value: Any) -> str:
     """A value as people wrote it: `true`, `null`, `'text'`, `0.5`, `[1, 2]`."""
-    if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
-        return repr(value)
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    bare = isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value))
+    text = repr(value) if bare else json.dumps(value, ensure_ascii=False)
+    longest = 300 if bare else 60
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _reason(problem: Mapping[str, Any], key: str, said: str) -> str:

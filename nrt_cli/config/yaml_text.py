@@ -33,6 +33,10 @@ _CORE = {
 """What a bare word means -> how it is written, and what it begins with. The first that fits wins: int before float."""
 
 
+MOST, DEEPEST = 100_000, 100
+"""Values in a file, and brackets within brackets: more is no config, and takes for ever or all memory."""
+
+
 class _Reader(yaml.SafeLoader):
     """The values of JSON and nothing else: no dates, sets or bytes, whatever tag asks for them."""
 
@@ -40,6 +44,17 @@ class _Reader(yaml.SafeLoader):
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (None, f"{_TAG}null", f"{_TAG}bool", f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map")
     }
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > MOST:
+            raise ConstructorError(problem=f"it has more than {MOST:,} values, its aliases written out")
+        return node
+
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        if self.flow_level == DEEPEST:
+            raise ConstructorError(problem="nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(kind)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -65,6 +80,16 @@ class _Reader(yaml.SafeLoader):
             raise ConstructorError(
                 problem=f"a number of {len(text):,} digits is too long", problem_mark=node.start_mark
             ) from None
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, where an alias counts as often as it is named."""
+    if id(node) not in known:
+        known[id(node)] = MOST + 1  # what stands in itself has no end
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        pairs = isinstance(node, yaml.MappingNode)
+        known[id(node)] = 1 + sum(_values(one, known) for each in inner for one in (each if pairs else (each,)))
+    return known[id(node)]
 
 
 class _Writer(yaml.SafeDumper):
