@@ -13,11 +13,13 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from typer import rich_utils
 from typer.core import TyperGroup, TyperOption
 
 from nrt_cli import __version__, console
 from nrt_cli.__main__ import stopped
 from nrt_cli.errors import ConfigError, NrtError
+from nrt_cli.untrusted import visible
 
 
 class _Commands(TyperGroup):
@@ -55,7 +57,17 @@ for _panel, _names in PANELS.items():
 
 # A flag takes no value, so none is shown: typer would write `<bool>`.
 _shown = TyperOption.display_type_rich
+_told = rich_utils.rich_format_error
 TyperOption.display_type_rich = lambda option, ctx: None if option.is_flag else _shown(option, ctx)  # type: ignore
+
+
+def _usage_error(error: Any) -> None:
+    """A mistyped word may hold what acts on a terminal."""
+    error.message = visible(error.message)
+    _told(error)
+
+
+rich_utils.rich_format_error = _usage_error  # type: ignore[assignment]  # its kind of error is not public
 
 
 def _version(asked: bool) -> None:

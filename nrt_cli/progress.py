@@ -148,7 +148,7 @@ class LiveProgress(Progress):
                     rows.append((title, *map(form.format, (self.first[key], sum(last) / len(last), last[-1]))))
             titles = ("", ">first", f">mean of {len(recent)}", ">now")
             parts += [Text(), console.table(*titles, rows=rows, box=None, padding=(0, 3, 0, 0))]
-        warned = [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
+        warned = [Text("warning: ", "yellow").append_text(console.plain(warning)) for warning in self.warnings]
         for said in ([*map(console.plain, self.scores)], warned, [console.plain(self.message)] if self.message else []):
             parts += [Text(), *said] if said else []
         if self.sample:
@@ -230,7 +230,7 @@ class Race(Display):
             curve = self.curves[name]
             parts.append(Text(f"{MARKS.get(name, '*')} {title:<8} " + (f"{curve[-1][1]:4.0%}" if curve else "   -")))
         parts += [Text(), console.plain(self.now), *([console.plain(self.pace)] if self.pace else [])]
-        parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
+        parts += [Text("warning: ", "yellow").append_text(console.plain(warning)) for warning in self.warnings]
         if self.sample:
             parts += [_Clipped("prompt", self.sample["prompt"], "dim"), _Clipped("trace", self.sample["trace"], "cyan")]
         return Panel(Group(*parts), title="nrt quickstart: held-out questions right, by seconds of training")

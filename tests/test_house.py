@@ -43,7 +43,7 @@ ARROWS = {
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}
 ARROWS["commands"] = ARROWS["api"] = ROOMS | {"workflows"}
-ARROWS["cli"] = {"commands", "console", "errors", "__main__"}
+ARROWS["cli"] = {"commands", "console", "errors", "untrusted", "__main__"}
 ARROWS["__main__"] = {"cli"}
 # Heavy packages -> the rooms that may import them, at the top or inside a function.
 COMPUTE = {"methods", "objective", "models", "backends", "training"}

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from nrt_cli import config as configs
 from nrt_cli.config.schema import JudgeSection, RunConfig
 from nrt_cli.config.suite import select
-from nrt_cli.config.validation import Section, Seed
+from nrt_cli.config.validation import FolderName, Section, Seed
 from nrt_cli.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ class PretrainSection(Section):
 class StudyModel(Section):
     """The starting model of every run."""
 
-    name: str = Field(pattern=r"^[\w][\w.-]*$", description="Names its folder, and the model in the report.")
+    name: FolderName = Field(description="Names its folder, and the model in the report.")
     source: str | None = Field(
         None, description="What `nrt model prepare` takes: folder, GGUF file, builtin or hub id."
     )
@@ -146,11 +146,11 @@ class StudyConfig(Section):
         None, description="A config of `nrt train` that all runs begin from: a file or its name."
     )
     run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
-    methods: tuple[str, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
-    later: tuple[str, ...] = Field(
+    methods: tuple[FolderName, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
+    later: tuple[FolderName, ...] = Field(
         (), description="More methods, whose runs begin when all seeds of `methods` have run."
     )
-    variants: dict[str, Variant] = Field({}, description="Settings of one method's runs, on top of the others.")
+    variants: dict[FolderName, Variant] = Field({}, description="Settings of one method's runs, on top of the others.")
     seeds: tuple[Seed, ...] = Field((0, 1), min_length=1, description="Each method is trained once with each of them.")
     eval: StudyEval = StudyEval()
     analysis: StudyAnalysis = StudyAnalysis()

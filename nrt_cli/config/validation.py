@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from nrt_cli.errors import ConfigError
@@ -26,6 +26,17 @@ class Section(BaseModel):
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """torch takes no larger one."""
+
+
+def _folder_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w .,:+=@-]{0,99}", text):
+        raise ValueError(
+            "it names a folder, so write up to 100 letters, digits and any of ._-+=:,@, a letter or a digit first"
+        )
+    return text
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 _NEEDED = {
     "int": "a whole number",

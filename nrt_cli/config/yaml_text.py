@@ -161,5 +161,6 @@ def parse_override(text: str, option: str = "--set") -> dict[str, Any]:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """A mapping as YAML, in its order, which reads back as the same."""
     text: str = yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True)
-    # Left as it is, PyYAML writes a next-line character that it reads back as a blank.
-    return text if yaml.load(text, Loader=_Reader) == values else yaml.dump(values, Dumper=_Writer, sort_keys=False)
+    # Left as it is, PyYAML writes marks of direction, and a next-line character that it reads back as a blank.
+    plain = text.replace("\n", "").isprintable() and yaml.load(text, Loader=_Reader) == values
+    return text if plain else yaml.dump(values, Dumper=_Writer, sort_keys=False)

@@ -105,10 +105,11 @@ LAUGHS = "{a: &a [x,x,x,x,x,x,x,x,x], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a], c: &c 
 d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c], e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d], f: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e], \
 g: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f], h: [*g,*g,*g,*g,*g,*g,*g,*g,*g]}"
 VALUES = (
-    *("2024-01-01", "9" * 400, "9" * 5000, "-1", "0", "1.5", "1e999", ".nan", ".inf", "-.inf", "null", "true", "''", "' '"),
-    *("[]", "{}", "[null]", "[1, two, {a: []}]", "{a: {b: c}}", "[" * 5000 + "]" * 5000, "&a [*a]", "&a {a: *a}", "*nobody"),
-    *("!!python/object:os.system x", "!!binary aGk=", "!!set {a, b}", "!!timestamp 2024-01-01", "0x" + "f" * 300, "{<<: 1}"),
-    *("'../../escape'", "'/dev/zero'", "'\\u202e\\a'", '"\\u202e\\a\\0"', "x" * 300, "x" * 100_000, "'{{ 1 // 0 }}'", "'%'", LAUGHS),
+    "2024-01-01", "9" * 400, "9" * 5000, "0x" + "f" * 300, "-1", "0", "1.5", "1e999", ".nan", ".inf", "-.inf", "null",
+    "true", "''", "' '", "[]", "{}", "[null]", "[1, two, {a: []}]", "{a: {b: c}}", "{<<: 1}", "[" * 5000 + "]" * 5000,
+    "&a [*a]", "&a {a: *a}", "*nobody", "!!python/object:os.system x", "!!binary aGk=", "!!set {a, b}",
+    "!!timestamp 2024-01-01", "'../../escape'", "'/dev/zero'", "'\\u202e\\a'", '"\\u202e\\a\\0"', "x" * 300,
+    "x" * 100_000, "'{{ 1 // 0 }}'", "'%'", LAUGHS,
 )  # fmt: skip
 """What a value of a YAML file may become."""
 BENCHMARK = {
