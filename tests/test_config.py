@@ -349,7 +349,7 @@ def test_a_config_cannot_be_changed_after_validation() -> None:
         (b"seed: 1\n2: 3\n", ":2", "not valid YAML: a key is a text, found 2; quote it"),
         (b"train: {true: 1}\n", ":1", "not valid YAML: a key is a text, found true; quote it"),
         (b"seed: " + b"9" * 5000, ":1", "not valid YAML: a number of 5,000 digits is too long"),
-        (b"a: " + b"[" * 5000, "", "not valid YAML: nested too deeply"),
+        (b"a: " + b"[" * 5000, ":1", "not valid YAML: nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_config_is_named_with_its_line(tmp_path: Path, content: bytes, where: str, what: str) -> None:
