@@ -56,7 +56,7 @@ HEAVY = {
     **{package: {"analysis"} for package in ("pandas", "matplotlib", "wordcloud")},
 }
 # What a command imports only inside the function that needs it, so that `nrt --help` stays fast.
-LATE = (ROOMS | {"workflows"}) - {"records", "errors", "commandline", "console", "progress", "methods"}
+LATE = (ROOMS | {"workflows"}) - {"records", "errors", "commandline", "console", "progress", "methods", "untrusted"}
 KEPT_OUT_OF_OBJECTIVE = {"transformers", "tokenizers", "logging", "pathlib", "os", "rich", "typer"}
 # Folders of somebody's machine: a home, or the root of a work place.
 LOCAL_PATH = re.compile(r"(?<![\w.~/])/(?:work|root|Users|home/\w+)/[\w.]")
