@@ -38,10 +38,12 @@ _FENCE = re.compile(r"`{3,}|~{3,}")
 _TAG = re.compile(r"<(?=[/!|\uff5c]|[^\W\d])")
 _BREAK = "\u200b"
 """A space without width: what stood together does not any more, and looks as it did."""
-_FENCED = re.compile(r"(```|~~~)[ \t]*(?:json\w*)?\s*(.*?)\s*\1", re.DOTALL | re.IGNORECASE)
+_LANGUAGE = re.compile(r"[ \t]*(?:json\w*)?", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _THOUGHT = re.compile(r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|think_end\|>", re.IGNORECASE)
 """What ends a judge's own trace. Servers may keep what began it: it stands in the prompt of many models."""
+MOST_ENDS = 50
+"""Of these, the last that are tried."""
 
 
 class Verdict(BaseModel):
@@ -168,13 +170,13 @@ def read_verdict(reply: str, shown: Sequence[str]) -> Verdict:
     # The trace that a judge quotes while it thinks may spell an end of thinking too; one that stands in a verdict's
     # own text ends nothing. So each is tried, and the verdict must be all that follows.
     reason = ""
-    for begin in (0, *(match.end() for match in _THOUGHT.finditer(reply))):
+    for begin in (0, *[match.end() for match in _THOUGHT.finditer(reply)][-MOST_ENDS:]):
         body = reply[begin:].strip()
         if not body:
             reason = "it is empty"
             continue
-        if fenced := _FENCED.fullmatch(body):
-            body = fenced.group(2)
+        if len(body) >= 6 and body[:3] in ("```", "~~~") and body.endswith(body[:3]):
+            body = _LANGUAGE.sub("", body[3:-3], count=1).strip()
         number = _NUMBER.fullmatch(body)
         if twice := _given_twice(body):
             reason = f"{twice[0]} is given twice"

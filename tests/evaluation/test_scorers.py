@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -117,6 +118,32 @@ def test_strict_and_loose_instructions_differ(suite: dict[str, Any]) -> None:
     assert found.scores["prompt_level_loose_acc"] == 1
     assert found.scores["prompt_level_strict_acc"] == 0
     assert found.scores["instruction_share_strict"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "given", "unit"),
+    [
+        ("detectable_content:number_placeholders", {"num_placeholders": 2}, "["),
+        ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a"),
+        ("detectable_format:title", {}, "<<"),
+        ("detectable_format:json_format", {}, "["),
+    ],
+)
+def test_an_instruction_is_checked_in_a_time_that_grows_as_the_answer_does(
+    kind: str, given: dict[str, Any], unit: str, suite: dict[str, Any]
+) -> None:
+    """Eight times the answer may take 16 times as long, and not the 64 of what is quadratic."""
+    row = {"key": 1, "prompt": "?", "instruction_id_list": [kind], "kwargs": [given]}
+
+    def seconds(length: int) -> float:
+        start = time.process_time()
+        found = graded(suite["ifeval"], {"row": row}, [Reply(answer=unit * (length // len(unit)))])
+        assert found.scores["prompt_level_loose_acc"] == 0
+        return time.process_time() - start
+
+    allowed = 0.02 + 16 * min(seconds(12_500) for _ in range(3))
+    assert any(seconds(100_000) < allowed for _ in range(3))
 
 
 def test_what_a_checker_draws_is_the_same_each_time(suite: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from nrt_cli.grading import graders
 from nrt_cli.grading.grading import Pair, grade, guess
 from nrt_cli.grading.numerals import last_number, same_number
 from nrt_cli.grading.plain import boxed
+from nrt_cli.judging.prompts import read_verdict
 
 # Text that looks like answers, so that the patterns have something to find.
 PIECES = ["the answer is ", "The answer is <", "(A)", "\\boxed{", *"<>{}$-3,./\n", "```python\n"]
@@ -108,6 +109,7 @@ READERS = {
     },
     "yes": lambda text: grade(Pair("", "yes", "choice"), text),
     "guess": lambda text: guess([text]),
+    "verdict": lambda text: _refused(text),
     "mathematics": graders.mathematics,
     "spans": graders.spans,
     "aliases": lambda text: graders.any_alias(text, ["Oslo"]),
@@ -125,9 +127,15 @@ READERS = {
 }
 
 
+def _refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read_verdict(text, ("a",))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
-def test_the_time_of_a_reader_grows_as_the_text_does(reader: str) -> None:
+@pytest.mark.parametrize("most", [8000, pytest.param(100_000, marks=pytest.mark.full)])
+def test_the_time_of_a_reader_grows_as_the_text_does(reader: str, most: int) -> None:
     """Eight times the text may take 16 times as long, and not the 64 of what is quadratic."""
 
     def seconds(text: str) -> float:
@@ -136,7 +144,7 @@ def test_the_time_of_a_reader_grows_as_the_text_does(reader: str) -> None:
         return time.process_time() - start
 
     for unit in UNITS:
-        for before, after in (("", ""), ("The answer is ", "a")):
-            short, long = (before + unit * (length // len(unit)) + after for length in (1000, 8000))
+        for before, after in (("The answer is ", "a"), ("", ""), ("```", "a"))[: 1 if most > 8000 else 3]:
+            short, long = (before + unit * (length // len(unit)) + after for length in (most // 8, most))
             allowed = 0.02 + 16 * min(seconds(short) for _ in range(3))
             assert any(seconds(long) < allowed for _ in range(3)), (before, unit)
