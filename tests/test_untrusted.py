@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import fuzz
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from nrt_cli.config import dump_yaml, find_config, load, load_yaml, read_yaml
 from nrt_cli.config.study import load_study
 from nrt_cli.config.suite import select
+from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import ConfigError, NrtError
 from nrt_cli.untrusted import csv_bytes, visible
 
@@ -127,3 +129,20 @@ def test_yaml_that_takes_for_ever_is_refused_at_once(text: str, says: str) -> No
     with pytest.raises(ConfigError, match=says):
         load_yaml(text, "mine.yaml")
     assert load_yaml("a: &a [1]\nb: [*a, *a]", "mine.yaml") == {"a": [1], "b": [[1], [1]]}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_table_is_prepared_or_refused(seed: int, tmp_path: Path) -> None:
+    """Columns of dates, structs, lists, bytes, decimals, maps and nothing, and JSON lines with anything in them."""
+    chance, refused = random.Random(seed), []
+    for number in range(20):
+        table, lines = tmp_path / f"{number}.parquet", tmp_path / f"{number}.jsonl"
+        pq.write_table(fuzz.strange_table(chance), table)
+        lines.write_text(fuzz.mutated({"messages": [{"role": "user", "content": "q"}], "answer": "1"}, chance))
+        for file in (table, lines):
+            try:
+                prepare([str(file)], tmp_path / f"out-{file.name}", Settings())
+            except NrtError as error:
+                refused.append(str(error))
+    assert len(refused) > 20
+    assert not [told for told in refused if "\n" in told]
