@@ -120,7 +120,7 @@ def _reason(problem: Mapping[str, Any], key: str, said: str) -> str:
     elif kind == "bool":
         words = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
         instead = words.get(str(given).lower(), "")
-    elif kind == "tuple" and not isinstance(given, dict):
+    elif kind == "tuple" and not isinstance(given, dict) and len(str(given)) < 100:
         instead = f"[{given if isinstance(given, str) else written(given)}]"
     elif kind in ("int", "float") and isinstance(given, str | float):
         with contextlib.suppress(ValueError, OverflowError):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,9 @@ def check_files(name: str, folder: Path, gguf_file: str | None = None) -> int | 
     Returns the numbers that the weights are; None where the folder has none. Raises ModelError.
     """
     if gguf_file:
-        return _check_gguf(folder / gguf_file)
+        path = folder / gguf_file
+        about = path.stat()
+        return _check_gguf(path, (about.st_ino, about.st_size, about.st_mtime_ns))
     for path in {path for pattern in MODEL_FILES for path in folder.glob(pattern)}:
         if not path.is_file() and not path.is_dir():
             raise ModelError(f"{path}: is no file, or a link to none.")
@@ -270,8 +273,9 @@ def _numbers(file: Path) -> int:
         raise ModelError(f"{file}: cannot be loaded ({error}).") from None
 
 
-def _check_gguf(path: Path) -> int:
-    """The same of a GGUF file: its own reader goes on where the file has ended."""
+@lru_cache(maxsize=4)
+def _check_gguf(path: Path, version: tuple[int, ...]) -> int:
+    """Of a GGUF file, once for each `version`: its own reader is slow, and goes on where the file has ended."""
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
