@@ -79,6 +79,8 @@ def judged_frame(runs: Mapping[str, Run], keys: Collection[str] | None = None) -
     ]
     about = ("score", "reason", "justification", "flags", "template_name", "temperature", "cost", "key", "replies")
     frame = pd.DataFrame(rows, columns=[*KEY, *about])
+    # One that got no score was asked again, and both were paid for.
+    frame["cost"] = frame.groupby(KEY)["cost"].transform("sum", skipna=False)
     frame = frame.drop_duplicates(KEY, keep="last").sort_values(["judge", "step", "example"])
     # Runs stay in the order given.
     return frame.sort_values("run", key=lambda run: run.map(list(runs).index), kind="stable", ignore_index=True)

@@ -57,9 +57,10 @@ class Outcome:
 
 
 def known_and_pending(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, list[Question]]]:
-    """What was judged before in any of the runs, and the questions that nobody was asked yet, both by key: the same
+    """What was scored before in any of the runs, and the questions that have no score yet, both by key: the same
     trace at two checkpoints is one request."""
-    known = {record["key"]: record for run in plan.runs for record in Judgements(run).records()}
+    records = (record for run in plan.runs for record in Judgements(run).records())
+    known = {record["key"]: record for record in records if not math.isnan(record["score"])}
     pending: dict[str, list[Question]] = {}
     for question in plan.questions:
         if question.key not in known:
@@ -185,7 +186,8 @@ async def _ask_all(
 
 
 async def _judgement(plan: Plan, endpoint: Endpoint, question: Question, replies: list[ModelReply]) -> dict[str, Any]:
-    """The record of a trace: asked for once, once more where the reply is not what was asked for, then unscored.
+    """The record of a trace: asked for once, once more where the reply is not what was asked for, then unscored,
+    which the next call tries again.
 
     `replies` gets each reply as it comes, so that what was paid for is known whatever happens next.
     """

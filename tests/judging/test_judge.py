@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nrt_analysis.judge_report import judged_frame
 
 from nrt_cli import config as configs
 from nrt_cli.commands import reproduce
@@ -353,7 +354,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_broken_reply_is_asked_for_once_more_and_twice_is_final(
+def test_a_broken_reply_is_asked_for_once_more_and_again_by_the_next_call(
     server: Server, make_run: MakeRun, broken: str | None
 ) -> None:
     mended, unscored = make_run("a", steps=(0,), examples=1), make_run("b", steps=(0,), examples=1)
@@ -367,12 +368,17 @@ def test_a_broken_reply_is_asked_for_once_more_and_twice_is_final(
     (record,) = Judgements(mended).records()
     assert record["replies"] == [broken or "", verdict(0.75)]
     assert record["input_tokens"] == 200  # both requests
-    assert run_plan(plan_for(unscored.path)).judged == 1
-    run_plan(plan_for(unscored.path))
-    assert len(server.bodies) == 4
+    prices = {"grok-4.1-fast": (2.0, 30.0)}
+    assert run_plan(plan_for(unscored.path, prices=prices)).judged == 1
     (record,) = Judgements(unscored).records()
     assert math.isnan(record["score"])
     assert record["reason"] == "it is empty" if not broken else record["reason"]
+    server.answer = lambda *_: verdict(0.25)
+    assert [run_plan(plan_for(unscored.path, prices=prices)).judged for _ in range(2)] == [1, 0]
+    assert len(server.bodies) == 5
+    assert scores(unscored) == {(0, 0): 0.25}
+    # Three requests of 100 and 10 tokens were paid for.
+    assert judged_frame({"b": unscored})["cost"].tolist() == pytest.approx([3 * (100 * 2 + 10 * 30) / 1e6])
 
 
 def test_a_judge_that_obeys_the_trace_gives_no_score(server: Server, make_run: MakeRun) -> None:
