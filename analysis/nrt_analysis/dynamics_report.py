@@ -1,7 +1,9 @@
 """How traces change while a model trains (Fig. 2a-d of the paper), and where they collapse."""
 
+import math
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from nrt_analysis.document import Document, section
@@ -23,6 +25,9 @@ PANELS = {
 }
 """Metrics drawn: panel title and unit."""
 
+MOST = 2000
+"""Rows and points of a run: a longer one's are means over steps."""
+
 SHARES = ("distinct_ngrams", "forced_share", "dead_groups")
 COLUMNS = ("entropy", "trace_length", "distinct_ngrams", "forced_share", "truncated_share", *list(PANELS)[4:])
 
@@ -36,10 +41,14 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
     falls = {label: collapses(frames[label], run) for label, run in runs.items()}
     # NaN is passed over, and stays only where all of a window is.
     smooth = {label: frame[list(COLUMNS)].rolling(window, min_periods=1).mean() for label, frame in frames.items()}
-    summary, by_step = [], []
+    summary, means, drawn = [], list[str](), dict[str, pd.DataFrame]()
     for label, frame in frames.items():
-        by_step.append(frame[["step", *COLUMNS]].join(smooth[label].add_suffix("_smoothed")))
-        by_step[-1].insert(0, "run", label)
+        each = frame[["step", *COLUMNS]].join(smooth[label].add_suffix("_smoothed"))
+        if (of := math.ceil(len(frame) / MOST)) > 1:  # as many as a figure can show
+            blocks = np.arange(len(frame)) // of
+            each = each.groupby(blocks).mean().assign(step=frame["step"].groupby(blocks).last())
+            means.append(f"{label}: rows and lines are means over {of} steps each; `nrt runs export` writes every step")
+        drawn[label] = each
         fell = {fall.sign: str(fall.step) for fall in falls[label]}
         for metric in COLUMNS:
             first, last = frame[metric].iloc[:window].mean(), frame[metric].iloc[-window:].mean()
@@ -48,12 +57,13 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
     panels = []
     for metric, (title, unit) in PANELS.items():
         lines = {}
-        for label, frame in frames.items():
-            mean = smooth[label][metric]
-            at = tuple((f.step, float(mean[frame["step"] == f.step].iloc[0])) for f in falls[label] if f.sign == metric)
+        for label, frame in drawn.items():
+            mean, every = frame[f"{metric}_smoothed"], smooth[label][metric]
+            steps = frames[label]["step"]
+            at = tuple((f.step, float(every[steps == f.step].iloc[0])) for f in falls[label] if f.sign == metric)
             # Thin are the steps themselves, or beside forced ends those that ran into the cap.
             forced = metric == "forced_share"
-            single, part = (None, smooth[label]["truncated_share"]) if forced else (frame[metric], None)
+            single, part = (None, frame["truncated_share_smoothed"]) if forced else (frame[metric], None)
             lines[label] = StepLine(frame["step"], mean, single, part, falls=at)
         # Token signals of schemes differ by orders of magnitude.
         log = metric == "token_signal" and all((frame[metric] > 0).all() for frame in frames.values())
@@ -65,7 +75,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
         "dynamics",
         {
             "summary": pd.DataFrame(summary, columns=["run", "metric", "first", "last", "fell at"]),
-            "dynamics": pd.concat(by_step, ignore_index=True),
+            "dynamics": pd.concat(drawn, names=["run"]).reset_index("run").reset_index(drop=True),
             "collapse": pd.DataFrame(collapse, columns=["run", "sign", "step", "start", "now", "limit", "seen"]),
         },
         {"dynamics": figure},
@@ -75,6 +85,7 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
             f"the sentinel compares means of {WINDOW} steps with the run's first {WINDOW}; it marks the step where a "
             "sign falls while nothing speaks for learning: no gain, no better held-out accuracy",
             *said,
+            *means,
             *(f"{label}: step {fall.step}: {fall}" for label in runs for fall in falls[label]),
         ),
     )

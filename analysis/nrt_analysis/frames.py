@@ -66,13 +66,16 @@ def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
     return pd.concat(found, ignore_index=True) if found else frame_of([], columns)
 
 
-def steps_frame(run: Run) -> pd.DataFrame:
+def steps_frame(run: Run, records: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
     """One row per training step: its metrics (see the store's README), and `reward_gain`, R - R_base.
 
     `truncated_share` and `distinct_ngrams` come from the stored traces where the run's metrics lack them. Raises
     StoreError for a run that has no step yet or samples no traces.
+
+    Args:
+        records: its metrics, where they have been read.
     """
-    records = run.metrics()
+    records = run.metrics() if records is None else records
     if not records:
         raise StoreError(f"{run.path}: no training step is recorded; `{resume(run.path)}` takes some.")
     if not any("trace_length" in record for record in records):

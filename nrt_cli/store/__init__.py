@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from nrt_cli.commandline import resume
 from nrt_cli.errors import ConfigError, StoreError
-from nrt_cli.files import damage, draft, read_record, record_text, sealed, sha256, sweep_drafts
+from nrt_cli.files import damage, draft, read_record, record_of, record_text, sealed, sha256, sweep_drafts
 from nrt_cli.measures.held_out import COLUMNS, Best, best_step
 from nrt_cli.records import TRACE_COLUMNS, Status, TraceRow
 from nrt_cli.store.files import (
@@ -29,6 +29,7 @@ from nrt_cli.store.files import (
     append_line,
     is_locked,
     lines,
+    lines_backwards,
     now,
     reads,
     sole_writer,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 MANIFEST, METRICS, EVENTS, CONFIG = "manifest.json", "metrics.jsonl", "events.jsonl", "config.yaml"
 FORMAT = "nrt-run-1"
 WEIGHTS, TENSORS, STATE, SUMS = "model.safetensors", "tensors.safetensors", "state.json", "checksums.json"
+KINDS = {kind: f'{{"kind": "{kind}", '.encode() for kind in ("train", "held_out")}
+"""How a line of metrics begins, by its kind: no bit that flips makes one of the other."""
 OF_WEIGHT = "weight."
 """How a weight's name begins among a checkpoint's tensors; its file has the names and the form of a model folder's."""
 
@@ -174,8 +177,24 @@ class Run:
 
         Mappings: which metrics there are depends on the method, and older runs have fewer.
         """
-        by_step = {r["step"]: r for r in lines(self.path / METRICS) if r.get("kind") == kind}
-        return [{k: math.nan if v is None else v for k, v in by_step[step].items()} for step in sorted(by_step)]
+        path, others = self.path / METRICS, tuple(start for name, start in KINDS.items() if name != kind)
+        by_step = {r["step"]: r for r in lines(path, unlike=others) if r.get("kind") == kind}
+        return [_with_nan(by_step[step]) for step in sorted(by_step)]
+
+    def last_metrics(self, kind: str = "train", count: int = 1) -> list[dict[str, Any]]:
+        """The records of the last steps that were taken, as `metrics` has them; the rest of the file is not read."""
+        path, others = self.path / METRICS, tuple(start for name, start in KINDS.items() if name != kind)
+        found: dict[int, dict[str, Any]] = {}
+        try:
+            for at, line in lines_backwards(path, unlike=others):
+                record = record_of(line, at)
+                if record and record.get("kind") == kind:
+                    found.setdefault(record["step"], record)
+                    if len(found) == count:
+                        break
+        except ValueError:  # a damaged one: who reads all says which
+            return self.metrics(kind)[-count:]
+        return [_with_nan(found[step]) for step in sorted(found)]
 
     def stored(self) -> dict[str, str]:
         """Checksums of the metrics and of every trace table, by name: what a finished run has to have."""
@@ -418,6 +437,12 @@ class Reference:
                 there = ", ".join(steps if len(steps) <= 8 else [*steps[:3], "...", steps[-1]]) or "none"
                 raise StoreError(f"{self.path}: nothing is stored for {asked}; there is something for: {there}.")
         return [s for s in sorted(available) if self.spans is None or any(a <= s <= b for a, b in self.spans)]
+
+
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    if None not in record.values():
+        return record
+    return {key: math.nan if value is None else value for key, value in record.items()}
 
 
 def require_vacant(path: Path) -> set[str]:

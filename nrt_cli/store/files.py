@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import re
 import shutil
@@ -126,25 +127,39 @@ def write_report(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     return [folder / name for name in files]
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
+def lines(path: Path, unlike: tuple[bytes, ...] = ()) -> Iterator[dict[str, Any]]:
     """The whole records of an append-only file; a line cut short by a crash is passed over, and so, with a warning,
-    are damaged ones."""
+    are damaged ones. Lines that begin in one of the ways of `unlike` are not read."""
     if not path.is_file():
         return
     at, bad = 0, list[str]()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                record = record_of(line, at)
-            except ValueError:
-                bad.append(str(number))
-            else:
-                if record is not None:
-                    yield record
+            if not line.startswith(unlike):
+                try:
+                    record = record_of(line, at)
+                except ValueError:
+                    bad.append(str(number))
+                else:
+                    if record is not None:
+                        yield record
             at += len(line)
     if bad:
         which = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         damage(f"{path}: damaged, {len(bad)} of {number} lines are passed over: {which}.")
+
+
+def lines_backwards(path: Path, unlike: tuple[bytes, ...] = ()) -> Iterator[tuple[int, bytes]]:
+    """The lines of an append-only file, the last one first, each with where it begins; of those `unlike`, none."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = len(content)
+        while end:
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            if not (line := content[start:end]).startswith(unlike):
+                yield start, line
+            end = start
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -13,12 +13,13 @@ from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
 from nrt_cli.config.titles import run_title, thinks
 from nrt_cli.errors import NrtError, StoreError
-from nrt_cli.files import Damage
+from nrt_cli.files import Damage, read_record, sha256
 from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
 from nrt_cli.models.metadata import model_fault
 from nrt_cli.records import measured
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.evals import find_evaluations
+from nrt_cli.store.files import reads
 from nrt_cli.store.housekeeping import size_of, tags_of
 from nrt_cli.store.judgements import Judgements, templates
 from nrt_cli.store.study import Study
@@ -32,8 +33,8 @@ NOT_COMPARED = ("kind", "step")
 
 def row_of(run: Run) -> dict[str, Any]:
     """A run in a line: what it is, how far it is, its last held-out scores (None where there are none)."""
-    manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
-    last = held_out[-1] if held_out else {}
+    manifest, done = run.manifest(), run.last_metrics()
+    last = next(iter(run.last_metrics("held_out")), {})
     return {
         "run": str(run.path),
         "method": manifest["method"],
@@ -127,7 +128,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 def _last_metrics(run: Run) -> dict[str, float]:
     """Means over the last steps of every training metric."""
-    records, means = run.metrics()[-LAST:], {}
+    records, means = run.last_metrics(count=LAST), {}
     for key in (key for key in (records[-1] if records else ()) if key not in NOT_COMPARED):
         values = [record[key] for record in records if key in record and not math.isnan(record[key])]
         means[key] = sum(values) / len(values) if values else math.nan
@@ -163,11 +164,11 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, list[Any]]:
     """
     runs, origins, scores = [Run.open(path) for path in paths], [], []
     for run in runs:
-        manifest, done, held_out = run.manifest(), run.metrics(), run.metrics("held_out")
+        manifest, done = run.manifest(), run.last_metrics()
         origins.append(configs.flatten({k: manifest.get(k) or {} for k in ("versions", "device", "fingerprints")}))
         # Every number that a run ended with.
         ended: dict[str, Any] = {"steps done": done[-1]["step"] if done else 0}
-        last = held_out[-1] if held_out else {}
+        last = next(iter(run.last_metrics("held_out")), {})
         ended |= {f"held-out {k}": value for k, value in last.items() if k not in (*NOT_COMPARED, "examples")}
         ended |= {f"{found['benchmark']} ({found['of']})": found["score"] for found in evaluations_of(run)}
         scores.append(ended | _last_metrics(run))
@@ -226,6 +227,13 @@ def check(root: Path) -> list[Fault]:
             configs.read_yaml(study.config_path)
         with looking(root):
             study.outcomes()
+    for folder in dict.fromkeys([root, *(run.path for run in runs)]):
+        for path in sorted(folder.glob("analysis/*/*.json")):
+            with looking(folder), reads(path, "the same command makes it again"):
+                if path.read_bytes()[:1] != b"[":  # as `nrt score --json` prints it
+                    for name, digest in read_record(path).get("files", {}).items():
+                        if sha256(path.with_name(name)) != digest:
+                            raise ValueError(f"is about another {name} than the one beside it")
     for run in runs:
         with looking(run.path):
             run.config()
@@ -235,7 +243,15 @@ def check(root: Path) -> list[Fault]:
         for name, digest in changed.items():
             how = "has another checksum than when the run finished" if digest else "is missing"
             faults.append(Fault(str(run.path), f"{run.path / name}: {how}; restore it from a copy."))
-        for read in (run.metrics, run.events, partial(tags_of, run), Judgements(run).records, partial(templates, run)):
+        held_out = partial(run.metrics, "held_out")
+        for read in (
+            run.metrics,
+            held_out,
+            run.events,
+            partial(tags_of, run),
+            Judgements(run).records,
+            partial(templates, run),
+        ):
             with looking(run.path):
                 read()
         for name in run.trace_names():

@@ -45,7 +45,7 @@ from nrt_cli.evaluation.olmes import versions
 from nrt_cli.evaluation.rows import read_rows
 from nrt_cli.evaluation.session import Job
 from nrt_cli.evaluation.tasks import Task, Tell, run_tasks
-from nrt_cli.files import sealed
+from nrt_cli.files import record_text, sealed
 from nrt_cli.judging.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.judging.plan import Plan as JudgePlan
 from nrt_cli.judging.plan import make_plan, read_template
@@ -460,8 +460,8 @@ def score_questions(folder: Path, study: StudyConfig, report: Report) -> None:
             # In a line what is not finite is null.
             records.append(json.loads(json_line(score_answer(place, *pair))))
             report(f"question {number}", done, len(runs))
-        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
-        write_report(folder / "analysis" / "score", {f"question-{number}.json": text.encode()})
+        name = f"question-{number}.json"
+        write_report(folder / "analysis" / "score", {name: record_text(name, {"replies": records}).encode()})
 
 
 def answer_questions(folder: Path, study: StudyConfig, report: Report) -> list[dict[str, str | None]]:

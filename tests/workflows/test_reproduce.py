@@ -69,9 +69,11 @@ def test_the_report_shows_scores_and_reasons(straight):
     assert f"{100 * evaluation.scores()['score']:.1f}" in report
     assert (folder / "report" / "index.html").stat().st_size > 10_000
     assert "index.html" in " ".join(ended.out.split())
-    scored = json.loads((folder / "analysis" / "score" / "question-1.json").read_text())
+    scored = json.loads((folder / "analysis" / "score" / "question-1.json").read_text())["replies"]
     assert [(record["method"], record["answer"]) for record in scored] == [("sft", "1852"), ("am", "1852")]
-    (held_out,) = {r["question"] for r in json.loads((folder / "analysis/score/question-2.json").read_text())}
+    (held_out,) = {
+        r["question"] for r in json.loads((folder / "analysis/score/question-2.json").read_text())["replies"]
+    }
     cases = json.loads((folder / "analysis" / "cases" / "cases.json").read_text())["tables"]["cases"]
     asked = ["When did he die?", "Which is good", held_out]
     assert [(case["question"], case["run"]) for case in cases] == [(q, r) for q in asked for r in ("sft-s0", "am-s0")]

@@ -1,10 +1,12 @@
 """One module for each format that a document is written in."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from nrt_analysis.document import Document
+from nrt_cli.files import record_text
 from nrt_cli.store.files import write_report
 
 FORMATS = {"html": "page", "md": "markdown", "latex": "latex", "csv": "spreadsheets", "pdf": "pdf"}
@@ -38,4 +40,7 @@ def render(document: Document, formats: Sequence[str], pieces: Pieces | None = N
     for figure in document.figures:
         place = document.place("figures", figure.key)
         files |= {f"{place}.{suffix}": content for suffix, content in figure.files.items()}
+    if document.section and "csv" in formats:  # all that it found, and of the other files what is in them
+        name, sums = f"{document.section}.json", {name: hashlib.sha256(files[name]).hexdigest() for name in files}
+        files[name] = record_text(name, document.record() | {"files": sums}).encode()
     return files

@@ -1,6 +1,5 @@
-"""A document's tables as CSV, and a section's as JSON: full precision, ends of intervals, and why cells are empty."""
+"""A document's tables as CSV: full precision, ends of intervals, and why cells are empty."""
 
-import json
 import math
 
 import pandas as pd
@@ -10,11 +9,9 @@ from nrt_cli.untrusted import csv_bytes
 
 
 def render(document: Document) -> dict[str, bytes]:
-    """Tables and the numbers behind figures as CSV, by name; of a section all that it found, as CSV and as JSON."""
+    """Tables and the numbers behind figures as CSV, by name; of a section all that it found."""
     if document.section:
-        files = {f"{document.place('tables', name)}.csv": to_csv(frame) for name, frame in document.frames.items()}
-        text = json.dumps(document.record(), indent=2, ensure_ascii=False) + "\n"
-        return files | {f"{document.section}.json": text.encode()}
+        return {f"{document.place('tables', name)}.csv": to_csv(frame) for name, frame in document.frames.items()}
     files = {}
     for table in document.tables:  # a column for each of the table's; for numbers with an interval, two more; remarks
         names, records = table.names(), []

@@ -15,7 +15,7 @@ from nrt_cli.config import RunConfig, flatten, read_yaml, recorded, validated
 from nrt_cli.config.study import Planned, StudyConfig, Variant, planned_runs
 from nrt_cli.config.titles import TITLES, is_control, method_title, run_title, thinks
 from nrt_cli.errors import ConfigError, StoreError
-from nrt_cli.files import read_record
+from nrt_cli.files import damage, read_record
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.study import STUDY, Study
 
@@ -279,9 +279,12 @@ def stored_analyses(cards: Sequence[RunCard], name: str) -> Iterator[tuple[Path,
     for folder in (*sorted(studies), *sorted({card.run.path.resolve() for card in cards} - studies)):
         for path in sorted((folder / "analysis" / name).glob("*.json")):
             try:
-                yield path, json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
+                # As `nrt score --json` prints it, or a record of ours.
+                text = path.read_text(encoding="utf-8")
+                found = json.loads(text) if text.startswith("[") else read_record(path)
+                yield path, found.get("replies", found) if isinstance(found, dict) else found
+            except (OSError, ValueError) as error:
+                damage(f"{path}: {error}; it is left out.")
 
 
 def in_words(error: Exception, cards: Sequence[RunCard]) -> str:

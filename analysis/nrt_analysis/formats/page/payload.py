@@ -57,7 +57,7 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
         falls = []
         if not train.empty:
             sampled = "trace_length" in train
-            frame = steps_frame(card.run) if sampled else train
+            frame = steps_frame(card.run, card.steps) if sampled else train
             falls = collapses(frame, card.run) if sampled else []
             keys = [key for key in (ANSWER, *PANELS) if key in frame]
             means = frame[keys].rolling(WINDOW, min_periods=1).mean()
