@@ -191,5 +191,9 @@ def sha256(path: Path) -> str:
 
 def listing_sha256(files: Iterable[Path]) -> str:
     """Hex digest over the names and contents of some files, in the order given."""
-    listing = "".join(f"{path.name} {sha256(path)}\n" for path in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return digest_of_digests((path.name, sha256(path)) for path in files)
+
+
+def digest_of_digests(files: Iterable[tuple[str, str]]) -> str:
+    """The same of names and of the digests of contents that are known."""
+    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files).encode()).hexdigest()

@@ -14,7 +14,7 @@ from nrt_cli.errors import StoreError
 from nrt_cli.files import read_record, record_text
 from nrt_cli.models.loading import load_model, load_tokens, quiet
 from nrt_cli.models.lora import adapt, merged_weights
-from nrt_cli.models.sources import METADATA, model_fingerprint
+from nrt_cli.models.sources import METADATA, model_files
 from nrt_cli.text.tokens import ThinkTokens
 
 RANKS = "actor"
@@ -76,5 +76,5 @@ def export_model(model: Any, tokenizer: Any, tokens: ThinkTokens, config: RunCon
     generation = base / "generation_config.json"
     if generation.is_file():
         shutil.copy(generation, folder / generation.name)
-    about = known | {"tokens": named, "training": trained, "files": model_fingerprint(folder)}
+    about = known | {"tokens": named, "training": trained, "files": model_files(folder)}
     (folder / METADATA).write_text(record_text(METADATA, about), encoding="utf-8")

@@ -1,11 +1,12 @@
 """What `nrt.json` says about a prepared or exported model: its think tokens, and whether it thinks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nrt_cli.errors import ModelError
-from nrt_cli.files import read_record, record_text
-from nrt_cli.models.sources import model_fingerprint
+from nrt_cli.files import digest_of_digests, read_record, record_text, sha256
+from nrt_cli.models.sources import model_files
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Metadata:
     suffix: str | None = None
     source: str | None = None
     prepared: str | None = None
-    files: str | None = None
-    """Fingerprint of the files beside it, which are not those that were written where theirs is another."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the files beside it, by name; of models of earlier versions, none."""
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read a model folder's `nrt.json`. Raises ModelError where it is missing or damaged.
+    """Read a model folder's `nrt.json`. Raises ModelError where it, or a text that it describes, is missing or damaged.
+
+    Weights are not read: `model_fault` is for them.
 
     A prepared model has been trained to neither think nor answer directly; it counts as thinking, which it is there
     to learn.
@@ -43,7 +46,7 @@ def read_metadata(folder: Path) -> Metadata:
         start, end = about["tokens"]["think_start"], about["tokens"]["think_end"]
         trained = about.get("training", {})
         stops = tuple(stop["token"] for stop in about.get("stop_tokens", ()))
-        return Metadata(
+        found = Metadata(
             start and start["token"],
             end["token"],
             trained.get("thinks", True),
@@ -51,21 +54,38 @@ def read_metadata(folder: Path) -> Metadata:
             trained.get("suffix"),
             about.get("source_fingerprint"),
             about.get("fingerprint"),
-            about.get("files", about.get("fingerprint")),
+            about.get("files", {}),
         )
+        texts = [folder / name for name in found.files if not (folder / name).match("*.safetensors")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{file}: is damaged; make the model again with `nrt model prepare`.") from None
+    if changed := [path.name for path in texts if not path.is_file() or sha256(path) != found.files[path.name]]:
+        raise ModelError(_changed(folder, changed))
+    return found
 
 
-def model_fault(folder: Path) -> str | None:
-    """What keeps a prepared or exported model from being the one that its `nrt.json` describes; None where it is."""
+def model_fault(folder: Path, files: Mapping[str, str] | None = None) -> str | None:
+    """What keeps a prepared or exported model from being the one that its `nrt.json` describes; None where it is.
+
+    Args:
+        files: its `model_files`, where they are known.
+    """
     try:
-        about = read_metadata(folder)
-        if about.files not in (None, model_fingerprint(folder)):
-            return f"{folder}: its files are not those that its nrt.json describes (damaged, copied in part or changed)"
+        about, now = read_metadata(folder), model_files(folder) if files is None else files
     except ModelError as error:
-        return str(error).rstrip(".")
-    return None
+        return str(error)
+    changed = [name for name, digest in about.files.items() if now.get(name) != digest]
+    if not changed and about.prepared not in (None, digest_of_digests(now.items())):
+        changed = ["a file"]
+    return _changed(folder, changed) if changed else None
+
+
+def _changed(folder: Path, names: Sequence[str]) -> str:
+    return (
+        f"{folder}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} not what nrt.json describes (damaged, copied "
+        "in part or changed). Make the model again; if the change is yours, delete `files`, `fingerprint` and `checksum` "
+        "in nrt.json."
+    )
 
 
 def record_suffix(folder: Path, suffix: str | None) -> None:

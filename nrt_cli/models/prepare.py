@@ -41,9 +41,9 @@ from transformers.convert_slow_tokenizer import generate_merges
 from nrt_cli import __version__
 from nrt_cli.config import TokensSection
 from nrt_cli.errors import ModelError
-from nrt_cli.files import draft, record_text
+from nrt_cli.files import digest_of_digests, draft, record_text
 from nrt_cli.models.loading import declared_stops, from_folder, of_strangers, quiet, whole_model
-from nrt_cli.models.sources import METADATA, Source, find_source, model_fingerprint, read_json, tokenizer_here
+from nrt_cli.models.sources import METADATA, Source, find_source, model_files, read_json, tokenizer_here
 from nrt_cli.text.prompts import (
     DEFAULT_CHAT_TEMPLATE,
     closing_id,
@@ -210,7 +210,8 @@ def prepare_model(
             raise ModelError(
                 f"The prepared model's logits differ from the source's by up to {gap:.3g}; nothing was written."
             )
-        metadata = origin | facts | {"fingerprint": model_fingerprint(folder)}
+        files = model_files(folder)
+        metadata = origin | facts | {"fingerprint": digest_of_digests(files.items()), "files": files}
         (folder / METADATA).write_text(record_text(METADATA, metadata), encoding="utf-8")
     return Prepared(out, metadata, unchanged=False)
 
@@ -443,7 +444,7 @@ def _existing(out: Path, source: Source, origin: dict[str, Any], overwrite: bool
         raise ModelError(
             f"{out}: was prepared with another {', '.join(changed)}; choose another --out or add --overwrite."
         )
-    if metadata.get("fingerprint") != model_fingerprint(out):
+    if metadata.get("fingerprint") != digest_of_digests(model_files(out).items()):
         raise ModelError(f"{out}: its files were changed since they were prepared; add --overwrite to make it anew.")
     return metadata
 

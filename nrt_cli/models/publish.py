@@ -16,7 +16,7 @@ from nrt_cli.errors import ConfigError, EndpointError, ModelError, first_line
 from nrt_cli.files import record_text
 from nrt_cli.models.loading import load_tokenizer, load_tokens, quiet
 from nrt_cli.models.metadata import Metadata
-from nrt_cli.models.sources import METADATA, WEIGHT_FILES, model_fingerprint, read_json
+from nrt_cli.models.sources import METADATA, WEIGHT_FILES, model_files, read_json
 from nrt_cli.text.prompts import prompt_text, thinking_template
 from nrt_cli.text.rendering import rendered
 
@@ -121,7 +121,8 @@ def write_for_others(source: Path, folder: Path, about: Metadata) -> Metadata:
     metadata = without_paths(read_json(source / METADATA))
     for mark in filter(None, metadata["tokens"].values()):
         mark["token"] = names.get(mark["token"], mark["token"])
-    metadata["files"] = model_fingerprint(folder)
+    metadata["files"] = model_files(folder)
+    metadata.pop("fingerprint", None)  # of what it was before
     (folder / METADATA).write_text(record_text(METADATA, metadata), encoding="utf-8")
     return about
 

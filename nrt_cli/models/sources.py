@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt_cli.errors import ModelError, first_line
-from nrt_cli.files import listing_sha256, read_record
+from nrt_cli.files import digest_of_digests, listing_sha256, read_record, sha256
 from nrt_cli.network import find_hub
 
 METADATA = "nrt.json"
@@ -132,12 +132,17 @@ def _packaged(package: str, file: str) -> Path | None:
     return next((path for place in places or () if (path := Path(place) / file).is_file()), None)
 
 
-def model_fingerprint(folder: Path) -> str:
-    """sha256 over the contents of a model folder's weights, configs and tokenizer, file by file in order of name."""
+def model_files(folder: Path) -> dict[str, str]:
+    """sha256 of a model folder's weights, configs and tokenizer, by name, in order. Raises ModelError for none."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
     if not files:
         raise ModelError(f"{folder}: no model in this folder.")
-    return listing_sha256(files)
+    return {path.name: sha256(path) for path in files}
+
+
+def model_fingerprint(folder: Path) -> str:
+    """sha256 over the contents of a model folder's weights, configs and tokenizer, file by file in order of name."""
+    return digest_of_digests(model_files(folder).items())
 
 
 def _gguf(name: str, path: Path) -> Source:

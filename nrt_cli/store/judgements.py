@@ -3,6 +3,7 @@
 Judging needs no part of a run that training writes, so it has a lock of its own and may go on beside training.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from nrt_cli.config.titles import thinks
 from nrt_cli.errors import StoreError
 from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
-from nrt_cli.store.files import append_line, lines, sole_writer, write
+from nrt_cli.store.files import append_line, lines, reads, sole_writer, write
 
 FOLDER, SCORES = "judgements", "scores.jsonl"
 HELD_OUT = "held-out-"
@@ -33,8 +34,10 @@ class Judgements:
         append_line(self.path / SCORES, record)
 
     def keep_template(self, digest: str, text: str, suffix: str = ".yaml") -> None:
-        """The file that judges are asked with, under the name that records give it."""
-        write(self.path / f"template-{digest}{suffix}", text)
+        """The file that judges are asked with, under the name that records give it and a checksum."""
+        if not list(self.path.glob(f"template-{digest}[-.]*")):
+            content = hashlib.sha256(text.encode()).hexdigest()[:12]
+            write(self.path / f"template-{digest}-{content}{suffix}", text)
 
     def records(self) -> list[dict[str, Any]]:
         """All judgements in the order they were made, a number that is not known as NaN.
@@ -53,9 +56,14 @@ def templates(run: Run) -> dict[str, dict[str, str]]:
     """What this run's judges were asked with, by digest: the texts of each file by name, of which a .txt has one."""
     found = {}
     for path in sorted((run.path / FOLDER).glob("template-*")):
-        text = path.read_text(encoding="utf-8")
+        with reads(path, "restore it from a copy"):
+            content = path.read_bytes()
+            name, _, written = path.stem.removeprefix("template-").partition("-")  # older ones have no checksum
+            if written and hashlib.sha256(content).hexdigest()[:12] != written:
+                raise ValueError("is damaged (its checksum differs)")
+            text = content.decode()
         texts = load_yaml(text, str(path)) if path.suffix == ".yaml" else None
-        found[path.stem.removeprefix("template-")] = texts if isinstance(texts, dict) else {"prompt": text}
+        found[name] = texts if isinstance(texts, dict) else {"prompt": text}
     return found
 
 

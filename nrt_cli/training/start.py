@@ -19,10 +19,11 @@ from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
 from nrt_cli.data.prepare import made_with
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
+from nrt_cli.files import digest_of_digests
 from nrt_cli.grading.grading import Pair, find
 from nrt_cli.models.loading import load_tokens, pick_device, positions, require_model, resolved
 from nrt_cli.models.metadata import model_fault, read_metadata
-from nrt_cli.models.sources import METADATA, model_fingerprint
+from nrt_cli.models.sources import METADATA, model_files
 from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
 from nrt_cli.text.tokens import ThinkTokens
@@ -109,13 +110,10 @@ def load_inputs(config: RunConfig) -> Inputs:
             raise DataError(
                 f"{file}: no such file; name it with {option} if it was moved, or make it with `nrt data prepare`."
             )
-    fingerprints = {"model": model_fingerprint(require_model(config.model.path))}
-    model = Path(config.model.path)
-    if (model / METADATA).is_file() and read_metadata(model).files not in (None, fingerprints["model"]):
-        raise ModelError(
-            f"{model_fault(model)}; make it again with `nrt model prepare`, or, if you changed it, "
-            "prepare what it is now into another folder."
-        )
+    model = require_model(config.model.path)
+    fingerprints = {"model": digest_of_digests((weights := model_files(model)).items())}
+    if (model / METADATA).is_file() and (fault := model_fault(model, weights)):
+        raise ModelError(fault)
     tokenizer, tokens = require_think_tokens(config)
     limits = (config.data.max_prompt_tokens, config.longest_answer, config.data.strict)
     # As long as the model may think, and as it ends.
@@ -236,7 +234,7 @@ def done_already(run: Run, steps: int) -> dict[str, Any] | None:
     if found.get("status") != "finished" or summary.get("steps") != steps:
         return None
     if fault := model_fault(run.export_path):
-        console.warn(f"{fault}; it is made again from the last checkpoint.")
+        console.warn(f"{fault} It is made again from the last checkpoint.")
         return None
     console.note(f"{run.path}: all {steps} steps are done, nothing left to do; --steps N goes on to step N.")
     # The run may have been moved since it was written down.

@@ -263,7 +263,7 @@ def check(root: Path) -> list[Fault]:
                 run.verify_checkpoint(step)
         for model in (*filter(Path.exists, [run.export_path]), *map(run.model_path, run.model_steps())):
             if fault := model_fault(model):
-                faults.append(Fault(str(run.path), f"{fault}; remove it, and the same command makes it again."))
+                faults.append(Fault(str(run.path), f"{fault}"))
         for folder in sorted(run.path.glob("evals/*")):
             with looking(run.path):
                 for evaluation in find_evaluations(folder):
