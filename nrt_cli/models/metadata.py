@@ -82,9 +82,8 @@ def model_fault(folder: Path, files: Mapping[str, str] | None = None) -> str | N
 
 def _changed(folder: Path, names: Sequence[str]) -> str:
     return (
-        f"{folder}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} not what nrt.json describes (damaged, copied "
-        "in part or changed). Make the model again; if the change is yours, delete `files`, `fingerprint` and `checksum` "
-        "in nrt.json."
+        f"{folder}: not what its nrt.json describes: {', '.join(names)} (damaged, copied in part or changed). Make the "
+        "model again; if the change is yours, delete `files`, `fingerprint` and `checksum` in nrt.json."
     )
 
 
