@@ -31,9 +31,7 @@ class Metadata:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read a model folder's `nrt.json`. Raises ModelError where it, or a text that it describes, is missing or damaged.
-
-    Weights are not read: `model_fault` is for them.
+    """Read a model folder's `nrt.json`. Raises ModelError where it is missing or damaged.
 
     A prepared model has been trained to neither think nor answer directly; it counts as thinking, which it is there
     to learn.
@@ -46,7 +44,7 @@ def read_metadata(folder: Path) -> Metadata:
         start, end = about["tokens"]["think_start"], about["tokens"]["think_end"]
         trained = about.get("training", {})
         stops = tuple(stop["token"] for stop in about.get("stop_tokens", ()))
-        found = Metadata(
+        return Metadata(
             start and start["token"],
             end["token"],
             trained.get("thinks", True),
@@ -56,12 +54,20 @@ def read_metadata(folder: Path) -> Metadata:
             about.get("fingerprint"),
             about.get("files", {}),
         )
-        texts = [folder / name for name in found.files if not (folder / name).match("*.safetensors")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{file}: is damaged; make the model again with `nrt model prepare`.") from None
-    if changed := [path.name for path in texts if not path.is_file() or sha256(path) != found.files[path.name]]:
-        raise ModelError(_changed(folder, changed))
-    return found
+
+
+def require_texts(folder: Path) -> None:
+    """Raise ModelError where the tokenizer, template or configs of a model are not those that its `nrt.json` describes.
+
+    That takes no time; `model_fault` reads the weights too.
+    """
+    if (folder / "nrt.json").is_file():
+        files = read_metadata(folder).files
+        texts = [folder / name for name in files if not name.endswith(".safetensors")]
+        if changed := [path.name for path in texts if not path.is_file() or sha256(path) != files[path.name]]:
+            raise ModelError(_changed(folder, changed))
 
 
 def model_fault(folder: Path, files: Mapping[str, str] | None = None) -> str | None:

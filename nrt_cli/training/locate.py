@@ -17,7 +17,7 @@ from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.data.sources import open_sources
 from nrt_cli.errors import ModelError, StoreError
 from nrt_cli.models.loading import require_model, resolved
-from nrt_cli.models.metadata import read_metadata, record_suffix
+from nrt_cli.models.metadata import read_metadata, record_suffix, require_texts
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.sources import find_source
 from nrt_cli.store import Reference, Run
@@ -57,6 +57,9 @@ class Located:
     def suffix(self) -> str | None:
         """The last line that all questions of its training had."""
         return read_metadata(self.folder).suffix if self.run is None else Run(self.run).suffix()
+
+    def __post_init__(self) -> None:
+        require_texts(self.folder)
 
     @property
     def exported(self) -> bool:

@@ -93,9 +93,7 @@ def test_every_command_names_the_rows_that_the_template_refuses(
     )
     (model / "chat_template.jinja").write_text(refuses + DEFAULT_CHAT_TEMPLATE)
     about = read_record(model / "nrt.json")
-    (model / "nrt.json").write_text(
-        json.dumps({key: about[key] for key in about if key not in ("files", "fingerprint")})
-    )
+    (model / "nrt.json").write_text(json.dumps(about | {"files": {}, "fingerprint": None}))
     files = verl_file(tmp_path / "train.parquet"), verl_file(tmp_path / "held.parquet")
     for file, bad in zip(files, (3, 9), strict=True):
         rows = pq.read_table(file).to_pylist()
