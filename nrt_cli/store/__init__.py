@@ -224,7 +224,7 @@ class Run:
         if not path.is_file():
             raise StoreError(f"{path}: no traces there; stored are {', '.join(self.trace_names()) or 'none'}.")
         wanted = list(TRACE_COLUMNS if columns is None else columns)
-        with open_table(path) as file:
+        with open_table(path, named=True) as file:
             there = [name for name in file.schema_arrow.names if name in wanted]
             if first is None:
                 rows = file.read(columns=there).to_pylist()
@@ -244,7 +244,7 @@ class Run:
 
     def count_traces(self, name: str) -> int:
         """How many rows `write_traces` wrote, from the file's foot alone."""
-        with open_table(self.path / "traces" / f"{name}.parquet") as file:
+        with open_table(self.path / "traces" / f"{name}.parquet", named=True) as file:
             return int(file.metadata.num_rows)
 
     def trace_names(self) -> list[str]:

@@ -16,15 +16,19 @@ NAME = b"nrt.file"
 
 
 @contextmanager
-def open_table(file: Path) -> Iterator[Any]:
-    """A Parquet file to read, every page verified. Raises StoreError where it is not what was written."""
+def open_table(file: Path, named: bool = False) -> Iterator[Any]:
+    """A Parquet file to read, every page verified. Raises StoreError where it is not what was written.
+
+    Args:
+        named: it has to be the table that was written under its name, as a run's are.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with reads(file, "restore it from a copy, or remove it"):
         try:
             with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-                if (opened.schema_arrow.metadata or {}).get(NAME, file.name.encode()) != file.name.encode():
+                if named and (opened.schema_arrow.metadata or {}).get(NAME, file.name.encode()) != file.name.encode():
                     raise ValueError("is another table than it says")
                 yield opened
         except pa.ArrowException:  # whose messages are about Arrow's code

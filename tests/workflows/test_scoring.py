@@ -416,7 +416,7 @@ def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"column trace is missing"):
         score_schemes(tmp_path / "x.parquet", quiet)
     (tmp_path / "y.parquet").write_text("text")
-    with pytest.raises(StoreError, match=r"not a readable trace table"):
+    with pytest.raises(StoreError, match=r"is damaged"):
         score_schemes(tmp_path / "y.parquet", quiet)
 
 
