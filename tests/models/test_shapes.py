@@ -50,5 +50,5 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path, tiny_model_dir: Pat
     with pytest.raises(ModelError, match="has no weights"):
         model_shape(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         model_shape(str(tmp_path))
