@@ -65,7 +65,8 @@ def _checksum(name: str, content: str) -> str:
 
 def sealed(text: str) -> str:
     """A text of ours in which # begins a comment, with its checksum, which `unsealed` verifies; it may be renamed."""
-    return f"{SEALED}{text}{SEAL}{_checksum('', SEALED + text)}\n"
+    whole = SEALED + text.removesuffix("\n") + "\n"
+    return f"{whole}{SEAL}{_checksum('', whole)}\n"
 
 
 def unsealed(text: str) -> str:

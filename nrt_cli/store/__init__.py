@@ -161,9 +161,9 @@ class Run:
             places = (str(folder / text) for folder in self.path.resolve().parents)
             return text if os.path.exists(text) else next(filter(os.path.exists, places), text)
 
-        if not (read := configs.read_yaml(self.config_path)):
+        if self.config_path.is_file() and not self.config_path.stat().st_size:
             raise ConfigError(f"{self.config_path}: is damaged (it is empty); restore it from a copy.")
-        stored = configs.map_paths(read, found)
+        stored = configs.map_paths(configs.read_yaml(self.config_path), found)
         return configs.recorded(stored, *changes, origin=str(self.config_path))
 
     def update_config(self, config_yaml: str) -> None:
@@ -223,6 +223,10 @@ class Run:
         path = self.path / "traces" / f"{name}.parquet"
         if not path.is_file():
             raise StoreError(f"{path}: no traces there; stored are {', '.join(self.trace_names()) or 'none'}.")
+        # Pages have checksums of their own, what stands after them has none.
+        written = self.manifest().get("stored", {}).get(f"traces/{path.name}")
+        if written and sha256(path) != written:
+            raise StoreError(f"{path}: is damaged (its checksum differs); restore it from a copy, or remove it.")
         wanted = list(TRACE_COLUMNS if columns is None else columns)
         with open_table(path, named=True) as file:
             there = [name for name in file.schema_arrow.names if name in wanted]

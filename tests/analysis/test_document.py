@@ -1,6 +1,7 @@
 """Reports: files, JSON, and figures whose bytes depend on their numbers alone."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -32,6 +33,11 @@ def test_a_section_as_files_and_json(tmp_path):
     files = formats.render(report, ("csv", "md"))
     assert set(files) == {"things-summary.csv", "things.csv", "things.json", "things.md"}
     record = json.loads(files["things.json"])
+    others = {
+        name: hashlib.sha256(files[name]).hexdigest() for name in ("things-summary.csv", "things.csv", "things.md")
+    }
+    assert record.pop("files") == others
+    assert len(record.pop("checksum")) == 64
     assert record == report.record()
     assert record["tables"]["summary"][1] == {"run": "<i>\n", "value": None, "n": 3}
     lines = files["things.md"].decode().splitlines()
