@@ -54,7 +54,7 @@ def try_all(base: Path, scratch: Path, nrt_in: Callable[[Path], Nrt], count: int
     for number, work in enumerate(WORKS):
         share = count // len(WORKS) + (number < count % len(WORKS))
         if work.name == "reproduce":
-            share = max(share // 8, 1)  # each takes as long as ten others
+            share = -(-share // 8)  # each takes as long as ten others
         whole = _fresh(base, scratch / "tried", work)
         nrt = nrt_in(whole)
         began = time.monotonic()

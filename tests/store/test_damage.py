@@ -106,9 +106,9 @@ def test_a_table_under_another_name_or_with_a_changed_page_is_refused(run: Run) 
     shutil.copy(first, second)
     with pytest.raises(StoreError, match=r"step-000002\.parquet"):
         run.traces("step-000002")
-    at = pq.ParquetFile(first).metadata.row_group(0).column(2).data_page_offset + 40
+    page = pq.ParquetFile(first).metadata.row_group(0).column(2).data_page_offset + 40
     column = whole.rindex(b"trace_ids")  # in its foot: another name is a column that is missing
-    for at in (at, column):
+    for at in (page, column):
         second.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(StoreError, match=r"step-000002\.parquet"):
             run.traces("step-000002")
