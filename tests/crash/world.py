@@ -60,9 +60,9 @@ STUDY = (
 )
 
 CLOCK = re.compile(
-    r"checksum|crc32|second|time|created|finished|mfu|cost|latency|pid|host|command|version|resumed|sessions|elapsed|per_"
+    r"checksum|crc32|stored|cached|second|time|created|finished|mfu|cost|latency|pid|host|command|version|resumed|sessions|elapsed|per_"
 )
-"""Names of what may differ between two ways to the same end: the clock's, and who did it."""
+"""Names of what may differ between two ways to the same end: the clock's and what is over it, and who did it."""
 
 
 DATED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|^# checksum \w+$", re.MULTILINE)
