@@ -16,9 +16,9 @@ import time
 COMMANDS = {
     "python, nothing else": [sys.executable, "-c", "pass"],
     "import typer, rich, pydantic, yaml": [sys.executable, "-c", "import typer, rich.console, pydantic, yaml"],
-    "nrt --help": [sys.executable, "-m", "nrt_cli.cli", "--help"],
-    "nrt train --help": [sys.executable, "-m", "nrt_cli.cli", "train", "--help"],
-    "nrt config show": [sys.executable, "-m", "nrt_cli.cli", "config", "show"],
+    "nrt --help": [sys.executable, "-m", "nrt_cli", "--help"],
+    "nrt train --help": [sys.executable, "-m", "nrt_cli", "train", "--help"],
+    "nrt config show": [sys.executable, "-m", "nrt_cli", "config", "show"],
 }
 
 

@@ -21,7 +21,7 @@ def run(*args: object) -> str:
 
 
 def in_a_process(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "nrt_cli.cli", "data", "prepare", "qa.jsonl", "--out", "out", *options]
+    command = [sys.executable, "-m", "nrt_cli", "data", "prepare", "qa.jsonl", "--out", "out", *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 

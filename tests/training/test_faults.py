@@ -203,7 +203,7 @@ def test_a_full_disk_costs_no_checkpoint(train, nrt, tmp_path):
 @pytest.mark.full
 def test_a_full_disk_in_a_process_of_its_own(tiny_yaml, tmp_path):
     """The installed command, started as a user does, with a limit set by its parent."""
-    command = [sys.executable, "-m", "nrt_cli.cli", "train", "tiny.yaml", "--run", "run"]
+    command = [sys.executable, "-m", "nrt_cli", "train", "tiny.yaml", "--run", "run"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
     done = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

@@ -17,7 +17,7 @@ LIMIT = 240
 
 
 def train(folder, *arguments):
-    command = [sys.executable, "-m", "nrt_cli.cli", "train", *map(str, arguments)]
+    command = [sys.executable, "-m", "nrt_cli", "train", *map(str, arguments)]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
 
