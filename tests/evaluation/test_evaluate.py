@@ -15,6 +15,7 @@ from nrt_cli.evaluation.benchmark import Benchmark
 from nrt_cli.evaluation.comparison import compare
 from nrt_cli.evaluation.evaluate import evaluate
 from nrt_cli.evaluation.session import Job
+from nrt_cli.files import read_record
 from nrt_cli.progress import EvalProgress
 from nrt_cli.store.evals import DOCUMENTS, Evaluation, find_evaluations
 
@@ -169,6 +170,8 @@ def test_another_model_and_changed_data_are_asked_anew(job, settings, tiny_model
     other = shutil.copytree(tiny_model_dir, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
+    about = read_record(other / "nrt.json")
+    (other / "nrt.json").write_text(json.dumps(about | {"files": {}, "fingerprint": None}))
     watch = Watch()
     evaluate(Job(str(other), ("gsm8k",), limit=5, out=tmp_path / "out"), settings(), watch)
     assert watch.asked == 5
