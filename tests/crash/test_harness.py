@@ -1,4 +1,4 @@
-"""A part of the harness in every run of the suite; `python tests/crash/harness.py --kills 500 ...` is the whole."""
+"""A part of the harness in the full suite; `python tests/crash/harness.py --kills 500 ...` is the whole."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_nothing_is_lost_wrong_in_silence_a_traceback_or_a_hang() -> None:
     harness = [sys.executable, str(Path(__file__).with_name("harness.py"))]
     asked = ["--kills", "6", "--corruptions", "12", "--commands", "20"]
