@@ -106,13 +106,16 @@ def _with_trained_rows(module: nn.Module, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """A model's weights by the names of an unadapted one, low-rank updates and trained rows added; tied ones once."""
-    updated = {name: merged(module) for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    """A model's weights by the names of an unadapted one, low-rank updates and trained rows added; tied ones once.
+
+    An adapted weight is made when its turn comes: all of them at once are a second model.
+    """
+    updated = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
     for name, weight in model.named_parameters():
         holder, _, leaf = name.rpartition(".base_layer.")
         if holder in updated:
             # A bias is left as it is.
-            change = updated[holder] if leaf == "weight" else weight
+            change = merged(updated[holder]) if leaf == "weight" else weight
             yield f"{holder.removesuffix('.token_adapter')}.{leaf}", change.detach()
         elif ".lora_" not in name and ".trainable_tokens_" not in name:
             yield name, weight.detach()
@@ -124,9 +127,9 @@ def is_low_rank(module: nn.Module) -> bool:
 
 
 def merged(layer: Any) -> Tensor:
-    """The weight of an adapted layer or table with its update."""
+    """The weight of an adapted layer or table with its update, in the type of the frozen weight: updates are float32."""
     if not is_low_rank(layer):
         rows: Tensor = layer.get_merged_weights([ADAPTER])
-        return rows
+        return rows.to(layer.base_layer.weight.dtype)
     weight: Tensor = layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
-    return weight
+    return weight.to(layer.base_layer.weight.dtype)

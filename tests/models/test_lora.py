@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.config import ModelSection
@@ -98,6 +99,19 @@ def test_the_export_is_what_was_trained_and_so_is_its_checkpoint(config, folder,
     rows = engine.layout.rows(groups[0])
     plain, _ = Policy(load(tmp_path / "export"), 0).score(rows)
     torch.testing.assert_close(plain, engine.backend.policy.score(rows)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_updates_stay_float32_and_what_is_merged_has_the_type_of_the_model(config, tmp_path):
+    # Rollouts multiply with merged weights, where the processor can in oneDNN's layout, which takes no second type.
+    engine = LocalTrainer(config("model.dtype=bfloat16"), 3)
+    assert {w.dtype for w in engine.backend.policy.model.parameters() if w.requires_grad} == {torch.float32}
+    groups = [group for step in (1, 2) for group in engine.train_step(EXAMPLES, step)[1]]
+    assert {weight.dtype for _, weight in merged_weights(engine.backend.policy.model)} == {torch.bfloat16}
+    engine.backend.export(tmp_path / "export", tmp_path)
+    assert {weight.dtype for weight in load_file(tmp_path / "export" / "model.safetensors").values()} == {torch.bfloat16}
+    rows = engine.layout.rows(groups[-1])
+    plain, _ = Policy(load(tmp_path / "export"), 0).score(rows)
+    torch.testing.assert_close(plain, engine.backend.policy.score(rows)[0].float(), rtol=0.05, atol=0.05)
 
 
 def test_states_are_restored(config, tmp_path):
