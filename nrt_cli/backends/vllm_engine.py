@@ -11,12 +11,15 @@ import contextlib
 import logging
 import os
 import random
+import re
 import sys
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -87,9 +90,12 @@ class VllmEngine:
         of_trainer: the weights are a trainer's: random until `load` is called, and gone with all of a GPU's memory
             between calls (`sleep`); requests have no stop texts.
 
-    A process has one at a time: deleted, it takes down what vLLM keeps for the whole process. Raises ModelError where
-    vLLM is not installed, does not run here, or not with this model.
+    A process has one at a time, whose memory and process groups a second would ask for again: the next one closes it.
+    Raises ModelError where vLLM is not installed, does not run here, or not with this model, and when it is closed.
     """
+
+    open: "ClassVar[weakref.ref[VllmEngine] | None]" = None
+    """The one of this process."""
 
     def __init__(
         self,
@@ -105,12 +111,15 @@ class VllmEngine:
         self.path, self.device = str(path), device
         self.sleeps = of_trainer and device == "cuda"
         self.asleep = False
+        self._running: Any = None
+        if VllmEngine.open and (before := VllmEngine.open()):
+            before.close()
         with self._at_work():
             vllm, shape = _import(device), model_shape(str(folder))
             of_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * getattr(torch, dtype).itemsize
             total = psutil.virtual_memory().total if device == "cpu" else torch.cuda.mem_get_info()[1]
             self._params = vllm.SamplingParams
-            self._llm = vllm.LLM(
+            self._running = vllm.LLM(
                 model=str(folder),
                 dtype=dtype,
                 max_model_len=max_length,
@@ -133,6 +142,20 @@ class VllmEngine:
                 disable_log_stats=True,
                 **({"block_size": CPU_BLOCK} if device == "cpu" else {}),
             )
+        VllmEngine.open = weakref.ref(self)
+
+    def close(self) -> None:
+        """Take down the model, and what vLLM keeps for the whole process."""
+        if self._running is not None:
+            with self._at_work():
+                self._running.llm_engine.engine_core.shutdown()
+            self._running = None
+
+    @property
+    def _llm(self) -> Any:
+        if self._running is None:
+            raise ModelError(f"{self.path}: its vLLM engine was closed, since a process has one and started another.")
+        return self._running
 
     def generate(self, requests: Sequence[VllmRequest]) -> list[VllmOutput]:
         """What the model makes of each request, in their order; one that shares a prompt's beginning computes it once.
@@ -212,12 +235,14 @@ class VllmEngine:
     def _at_work(self) -> Iterator[None]:
         """Around whatever vLLM does: nothing of it reaches the trainer, and what it cannot do is a ModelError.
 
-        It seeds the global random generators and draws from them, replaces torch.set_num_threads and sys.excepthook,
-        exports a library for child processes to load first, and warns, by logs too, of what nobody here can change.
+        It seeds the global random generators and draws from them, leaves torch one thread on a GPU's machine, replaces
+        torch.set_num_threads and sys.excepthook, exports a library for child processes to load first, and warns, by
+        logs too, of what nobody here can change.
         """
         # What vLLM compiles on a CPU is a count of tokens; it would need a C++ compiler, and time.
         stance = torch.compiler.set_stance("force_eager") if self.device == "cpu" else contextlib.nullcontext()
         set_threads, hook, preload = torch.set_num_threads, sys.excepthook, os.environ.get("LD_PRELOAD")
+        threads = torch.get_num_threads()
         python, numpy, disabled = random.getstate(), np.random.get_state(), logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
@@ -234,6 +259,7 @@ class VllmEngine:
             random.setstate(python)
             np.random.set_state(numpy)
             torch.set_num_threads, sys.excepthook = set_threads, hook
+            torch.set_num_threads(threads)
             os.environ.pop("LD_PRELOAD", None)
             os.environ.update({} if preload is None else {"LD_PRELOAD": preload})
 
@@ -276,8 +302,11 @@ def repack_heads(model: torch.nn.Module) -> None:
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
     """A transformers model's weights under the names that its files use, on their own device, tied ones once.
 
-    transformers may hold a model otherwise than its files do, such as experts side by side; vLLM reads files.
+    transformers may hold a model otherwise than its files do, such as experts side by side; vLLM reads files. What it
+    joins or splits is of one layer, so merged copies are no more than a layer at once.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    yield from revert_weight_conversion(model, dict(merged_weights(model))).items()
+    layer = lambda named: match[0] if (match := re.match(r".*?\.\d+\.", named[0])) else named[0]  # noqa: E731
+    for _, weights in groupby(merged_weights(model), layer):
+        yield from revert_weight_conversion(model, dict(weights)).items()

@@ -61,14 +61,11 @@ def tokens(folder):
 @pytest.fixture(scope="module")
 def start(folder, tokens, tiny_config):
     """Makes a sampler and the model it follows: `start(*overrides)`."""
-    # One that is deleted takes down what vLLM keeps for the whole process.
-    kept = []
 
     def make(*overrides):
         config = tiny_config("rollout.engine=vllm", f"model.path={folder}", *overrides)
         model = sharpened(folder)
-        kept.append(make_sampler(config, model, load_tokenizer(folder), tokens))
-        return model, kept[-1]
+        return model, make_sampler(config, model, load_tokenizer(folder), tokens)
 
     return make
 
@@ -228,15 +225,6 @@ def test_every_trace_has_a_random_stream_of_its_own(sampler):
     assert not set(one) & set(sample(1, 1))
 
 
-def test_a_resumed_run_samples_the_same_to_the_last_bit(sampler, start):
-    """A new engine, given the weights that the first one has, stands for a new process."""
-    sampler.sample_groups(EXAMPLES, 2, (5, 5))
-    want = sampler.sample_groups(EXAMPLES, 4, (0, 1))
-    assert sampler.sample_groups(EXAMPLES, 4, (0, 1)) == want
-    _, resumed = start("rollout.max_trace_tokens=8")
-    assert resumed.sample_groups(EXAMPLES, 4, (0, 1)) == want
-
-
 def test_the_trainers_process_is_left_as_it_was(sampler):
     torch.manual_seed(7)
     random.seed(7)
@@ -251,6 +239,29 @@ def test_the_trainers_process_is_left_as_it_was(sampler):
     assert sys.excepthook is hook
     assert torch.set_num_threads.__module__ == torch.get_num_threads.__module__, "torch's own"
     assert "gomp" not in os.environ.get("LD_PRELOAD", "")
+
+
+def test_the_threads_that_vllm_takes_on_a_gpu_are_given_back(sampler):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with sampler.engine._at_work():
+            torch.set_num_threads(1)  # as its worker for GPUs does, for the whole process
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_resumed_run_samples_the_same_to_the_last_bit(sampler, start):
+    """A new engine, given the weights that the first one has, stands for a new process."""
+    sampler.sample_groups(EXAMPLES, 2, (5, 5))
+    want = sampler.sample_groups(EXAMPLES, 4, (0, 1))
+    assert sampler.sample_groups(EXAMPLES, 4, (0, 1)) == want
+    _, resumed = start("rollout.max_trace_tokens=8")
+    assert resumed.sample_groups(EXAMPLES, 4, (0, 1)) == want
+    # A process has one: on a GPU, a second would find no memory, and sleep is for one.
+    with pytest.raises(ModelError, match="its vLLM engine was closed, since a process has one and started another"):
+        sampler.sample_groups(EXAMPLES, 4, (0, 1))
 
 
 @pytest.fixture(scope="module")

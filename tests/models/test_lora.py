@@ -1,11 +1,16 @@
 """LoRA: what is trained, that nothing changes at first, and that the exported model is the one that was trained."""
 
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from nrt_cli.backends.local.policy import Policy
+from nrt_cli.backends.vllm_engine import weights_of
 from nrt_cli.config import ModelSection
+from nrt_cli.models import lora
 from nrt_cli.models.export import export_checkpoint
 from nrt_cli.models.loading import load_model
 from nrt_cli.models.lora import merged_weights
@@ -108,10 +113,35 @@ def test_in_bfloat16_updates_stay_float32_and_what_is_merged_has_the_type_of_the
     groups = [group for step in (1, 2) for group in engine.train_step(EXAMPLES, step)[1]]
     assert {weight.dtype for _, weight in merged_weights(engine.backend.policy.model)} == {torch.bfloat16}
     engine.backend.export(tmp_path / "export", tmp_path)
-    assert {weight.dtype for weight in load_file(tmp_path / "export" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in load_file(tmp_path / "export" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
     rows = engine.layout.rows(groups[-1])
     plain, _ = Policy(load(tmp_path / "export"), 0).score(rows)
     torch.testing.assert_close(plain, engine.backend.policy.score(rows)[0].float(), rtol=0.05, atol=0.05)
+
+
+def test_a_sampler_gets_merged_weights_a_layer_at_a_time(config, monkeypatch):
+    """All at once are a second model; transformers joins and splits weights within a layer."""
+    engine = LocalTrainer(config("model.dtype=bfloat16"), 3)
+    engine.train_step(EXAMPLES, 1)
+    model = engine.backend.policy.model
+    want = revert_weight_conversion(model, dict(merged_weights(model)))
+    made, merge, most = [], lora.merged, 0
+
+    def watched(layer):
+        weight = merge(layer)
+        made.append(weakref.ref(weight))
+        return weight
+
+    monkeypatch.setattr(lora, "merged", watched)
+    for name, weight in weights_of(model):
+        assert torch.equal(weight, want.pop(name))
+        most = max(most, sum(each() is not None for each in made))
+        del weight
+    assert not want
+    in_layer = sum("layers.0." in name and hasattr(each, "base_layer") for name, each in model.named_modules())
+    assert most <= in_layer < len(made)
 
 
 def test_states_are_restored(config, tmp_path):
