@@ -11,6 +11,7 @@ import torch
 
 from nrt_cli import config as configs
 from nrt_cli import console
+from nrt_cli.backends.local.backend import ran_out
 from nrt_cli.backends.local.throughput import longest_operators
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.preflight import overlap, preflight
@@ -231,7 +232,9 @@ class _Session:
                 f"step {step} failed: {error}. The weights it failed on {where}; the checkpoints are untouched. "
                 f"{error.remedy}"
             ) from None
-        except (MemoryError, torch.OutOfMemoryError):
+        except Exception as error:
+            if not ran_out(error):
+                raise
             raise TrainingError(
                 f"step {step} ran out of memory; what was saved is kept. Go on with --resume and, without changing "
                 "the result, a lower train.micro_batch_tokens or rollout.batch_rows, or "

@@ -34,6 +34,7 @@ def starve(engine, limit, error):
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_passes(settings, error, tiny_config):

@@ -37,8 +37,12 @@ LEAST_TOKENS = 256
 
 def ran_out(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or a CPU."""
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The CPU's allocator, and a GPU's libraries, which take memory past torch's. Of these types themselves: what Ray
+    # makes of a rank's error has the same words, and other help.
+    words = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return type(error) in (RuntimeError, torch.AcceleratorError) and any(said in str(error) for said in words)
 
 
 class Budget:
