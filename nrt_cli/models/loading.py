@@ -47,8 +47,10 @@ def pick_dtype(asked: str, device: torch.device) -> str:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    """Whether the hardware multiplies bfloat16: a T4 and a V100 only emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def resolved(section: ModelSection) -> ModelSection:

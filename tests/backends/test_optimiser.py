@@ -227,6 +227,12 @@ def test_states_in_8_bits_update_nearly_alike():
     assert gap.max() < 1e-2
 
 
+def test_states_are_paged_where_the_weights_are_on_a_gpu_not_where_there_is_one(monkeypatch):
+    optim = pytest.importorskip("bitsandbytes", reason="the lora extra is not installed").optim
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert type(Optimiser(network(), OptimiserSection(states="8bit")).adamw) is optim.AdamW8bit
+
+
 def test_8_bit_states_take_8_bits():
     pytest.importorskip("bitsandbytes", reason="the lora extra is not installed")
     states = {name: value for name, value in trained("8bit")[1].state().items() if value.dtype == torch.uint8}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +78,17 @@ def test_auto_asks_the_hardware_and_a_named_dtype_does_not(native, dtype, monkey
     cpu = torch.device("cpu")
     assert pick_dtype("auto", cpu) == dtype
     assert [pick_dtype(name, cpu) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize(("generation", "dtype"), [((7, 5), "float32"), ((8, 0), "bfloat16")], ids=["T4", "A100"])
+def test_auto_does_not_take_a_gpus_emulation_for_the_hardware(generation, dtype, monkeypatch):
+    about = SimpleNamespace(major=generation[0], minor=generation[1])
+    monkeypatch.delenv("NRT_AUTO_DTYPE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert pick_dtype("auto", torch.device("cuda")) == dtype
 
 
 @pytest.mark.parametrize("chosen", ["float32", "bfloat16"])

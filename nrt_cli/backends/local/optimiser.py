@@ -30,7 +30,8 @@ class Optimiser:
             except ImportError:
                 raise ConfigError("optimiser.states=8bit needs bitsandbytes; pip install 'nrt-cli[lora]'.") from None
             # Paged states move to the CPU when the GPU is full; on a CPU there is nowhere to move.
-            adamw = PagedAdamW8bit if torch.cuda.is_available() else AdamW8bit
+            on_gpu = any(weight.is_cuda for weight in self.weights.values())
+            adamw = PagedAdamW8bit if on_gpu else AdamW8bit
         lr, betas, eps, decay = settings.lr, settings.betas, settings.eps, settings.weight_decay
         self.adamw = adamw(self.masters.values(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
 
