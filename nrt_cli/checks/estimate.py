@@ -158,8 +158,8 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     activation = model.layers * inside
     if config.model.gradient_checkpointing:
         activation = model.layers * model.hidden * width + inside
-    # verl makes all logits of a pass at once, the local engine keeps a bounded number.
-    logits = in_a_pass * model.vocab if distributed else min(in_a_pass * model.vocab, KEPT_ELEMENTS)
+    # No more logits are kept than that, however long a pass.
+    logits = min(in_a_pass * model.vocab, KEPT_ELEMENTS)
     memory = (
         ("float32 weights", WIDE * masters / parallel.ranks),
         ("gradients", WIDE * gathered / parallel.ranks),

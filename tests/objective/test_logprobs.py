@@ -4,12 +4,13 @@ Shapes: N positions, V vocabulary, D hidden size.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nrt_cli.objective import logprobs as module
-from nrt_cli.objective.logprobs import selected_logprobs
+from nrt_cli.objective.logprobs import _chunks, selected_logprobs
 
 N, V, D = 10, 7, 4
 
@@ -66,6 +67,11 @@ def test_values_and_gradients_equal_plain_ones(tempered, softcap, positions, kep
         want = gradients(plain, hidden, head, weights, *rest)
         assert all(gradient.any() for gradient in want)
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_chunks_are_larger_on_a_gpu():
+    rows = {on_gpu: _chunks(3000, SimpleNamespace(is_cuda=on_gpu, shape=(131072, 4)))[0].stop for on_gpu in (0, 1)}
+    assert rows == {0: 128, 1: 1024}
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

@@ -33,8 +33,6 @@ def contradictions(config: "RunConfig") -> Iterator[str]:
                 f"parallel.{key}={getattr(parallel, key)} does not divide the {parallel.ranks} GPUs of "
                 f"{parallel.nodes} x {parallel.gpus_per_node}"
             )
-    if config.rollout.temperature != 1 and parallel.sequence > 1 and config.samples:
-        yield "rollout.temperature other than 1 cannot be scored where ranks share a row; set parallel.sequence=1"
     prompts, shares = config.train.minibatch_size or config.train.batch_size, parallel.ranks // parallel.sequence
     if prompts % shares:
         yield (

@@ -1,6 +1,7 @@
-"""verl's FSDP engine with three things that ours has and it does not; imported by every rank (`model.external_lib`).
+"""verl's FSDP engine with four things that ours has and it does not; imported by every rank (`model.external_lib`).
 
-Each token is scored at its own temperature, no layer drops anything at random, an update brings its learning rate.
+Scores come from our own head (`head.py`), each token's at its own temperature; no layer drops anything at random; an
+update brings its learning rate.
 """
 
 from typing import Any
@@ -9,9 +10,12 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name, get_vendor
+from verl.utils.ulysses import get_ulysses_sequence_parallel_rank
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import TrainingWorker
+
+from nrt_cli.backends.verl.head import scored_tokens, use_chunked_head
 
 
 @EngineRegistry.register(
@@ -27,6 +31,7 @@ class NrtEngine(FSDPEngineWithLMHead):
                 part.p = 0.0
             if hasattr(part, "attention_dropout"):
                 part.attention_dropout = 0.0
+        use_chunked_head(module)
         return module
 
     def train_batch(self, data: TensorDict, loss_function: Any) -> Any:
@@ -34,19 +39,29 @@ class NrtEngine(FSDPEngineWithLMHead):
             group["lr"] = tu.get_non_tensor_data(data, "learning_rate", group["lr"])
         return super().train_batch(data, loss_function)
 
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        inputs, output_args = super().prepare_model_inputs(micro_batch)
+        shape, rank = inputs["input_ids"].shape, get_ulysses_sequence_parallel_rank()
+        inputs["scored"] = scored_tokens(micro_batch, shape, _packed(micro_batch), rank)
+        return inputs, output_args
+
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
-        if "temperatures" in micro_batch.keys():  # noqa: SIM118  a TensorDict has no `in`
-            temperatures = micro_batch["temperatures"]
-            # Packed: rows lie one after another in one, without padding.
-            if tu.get_non_tensor_data(micro_batch, "use_remove_padding", True):
-                values = temperatures.values()[None]
-                values = torch.nn.functional.pad(values, (0, output.logits.shape[1] - values.shape[1]), value=1.0)
-            else:
-                values = temperatures.to_padded_tensor(1.0, output_size=output.logits.shape[:2])
-            output.logits = output.logits / values[..., None].to(output.logits.dtype)
-        return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        if not tu.get_non_tensor_data(micro_batch, "calculate_entropy", False):
+            output = {"log_probs": output["log_probs"]}
+        if _packed(micro_batch):
+            output = {
+                name: self._gather_and_unpad_packed(values, output_args["pad_size"]) for name, values in output.items()
+            }
+        offsets = micro_batch["input_ids"].offsets()
+        return {name: torch.nested.nested_tensor_from_jagged(values, offsets) for name, values in output.items()}
+
+
+def _packed(micro_batch: TensorDict) -> bool:
+    """Whether rows lie one after another in one, without padding."""
+    packed: bool = tu.get_non_tensor_data(micro_batch, "use_remove_padding", True)
+    return packed
 
 
 class TrainingRank(TrainingWorker):

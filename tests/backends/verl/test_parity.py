@@ -116,6 +116,20 @@ def test_gradients_are_algorithm_1s(case, cases, verl_gradients):
     assert max(apart(gradients, slow).values()) < 1e-4
 
 
+def test_rows_without_padding_in_bfloat16_have_the_same_gradients_up_to_rounding(tiny_config, opinionated):
+    """As on a GPU with flash-attn; numpy, in which ranks report what they scored, has no bfloat16."""
+    unpadded = "verl.actor_rollout_ref.model.use_remove_padding=true"
+    config = tiny_config(*CASES["nrt-minibatches"], *ENGINE, opinionated, "model.dtype=bfloat16", unpadded)
+    found = in_ranks(1, config, gradients_of_cases, {"narrow": config})
+    wide = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+    want, want_metrics = local_gradient(wide)
+    for way in ("one", "two"):
+        gradients, metrics, _ = found["narrow", way]
+        far = {name: np.linalg.norm(gradients[name] - want[name]) / np.linalg.norm(want[name]) for name in want}
+        assert max(far.values()) < 0.1, far
+        assert metrics["entropy"] == pytest.approx(want_metrics["entropy"], rel=0.01)
+
+
 def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(verl_gradients):
     traces = verl_gradients["traces"]
     tokens = traces["tokens"]
