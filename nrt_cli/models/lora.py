@@ -127,7 +127,7 @@ def is_low_rank(module: nn.Module) -> bool:
 
 
 def merged(layer: Any) -> Tensor:
-    """The weight of an adapted layer or table with its update, in the type of the frozen weight: updates are float32."""
+    """The weight of an adapted layer or table with its update, in the frozen weight's type: updates are float32."""
     if not is_low_rank(layer):
         rows: Tensor = layer.get_merged_weights([ADAPTER])
         return rows.to(layer.base_layer.weight.dtype)

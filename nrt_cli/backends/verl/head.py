@@ -21,7 +21,7 @@ from nrt_cli.objective.logprobs import selected_logprobs
 
 @dataclass(frozen=True)
 class Scored:
-    """The tokens that one rank's pass scores. No tuple or dict: FSDP would round the temperatures to the model's type."""
+    """The tokens that one rank's pass scores. Not a tuple, of which FSDP rounds temperatures to the model's type."""
 
     hidden_N: Tensor
     """Places, among the pass's hidden states, of those that predict them."""

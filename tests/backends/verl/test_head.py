@@ -58,7 +58,7 @@ def test_padded_rows_have_the_numbers_of_whole_logits(kind, dtype, temperature):
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_packed_rows_may_be_shared_by_ranks(ranks):
-    """Each has a stretch of the packed row, padded to equal shares, and scores what lies in it; one may have nothing."""
+    """Each has a stretch of the packed row, padded to equal shares, and scores what lies in it, if anything does."""
     model = made("llama")
     hidden = [model.base_model(input_ids=torch.tensor([row.ids])).last_hidden_state[0] for row in ROWS]
     want = plain(model, 0.7)
