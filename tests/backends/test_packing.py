@@ -1,5 +1,7 @@
 """Packed rows against padded ones: log-probs, entropies and every gradient, for four architectures."""
 
+from functools import partial
+
 import pytest
 import torch
 from architectures import made
@@ -196,6 +198,8 @@ def test_one_kernel_with_a_block_mask_sees_the_same():
 def test_on_a_gpu_the_one_kernel_is_taken_where_it_agrees_and_goes_back(starts, trained, monkeypatch):
     """This CPU's has no backward pass, so what is trained here takes the segments."""
 
+    said = []
+
     class Elsewhere(FlexSegments):
         def __init__(self, *args):
             if not starts:
@@ -207,6 +211,54 @@ def test_on_a_gpu_the_one_kernel_is_taken_where_it_agrees_and_goes_back(starts, 
     policy = Policy(model_of("llama").requires_grad_(trained), 0, packing=True)
     assert policy.packing
     assert policy.flex == (starts and not trained)
+    policy.say = said.append
+    policy.tell_of_kernel()
+    why = "does not support backward on CPU" if starts else "no Triton here"
+    assert [why in text for text in said] == [True] * (not policy.flex)
+
+
+@torch.no_grad()
+def test_a_kernel_that_sees_wrongly_beyond_a_block_is_not_taken(monkeypatch):
+    """The first block, of 128 tokens, is right."""
+
+    class Wrong(FlexSegments):
+        def attend(self, layer, query, key, value, scaling):
+            out = super().attend(layer, query, key, value, scaling)
+            out[:, :, 128:] *= 0.5
+            return out
+
+    monkeypatch.setattr(policy_module, "FlexSegments", Wrong)
+    monkeypatch.setattr(policy_module, "_has_one_kernel", lambda device: True)
+    policy = Policy(model_of("llama").requires_grad_(False), 0, packing=True)
+    assert (policy.packing, policy.flex) == (True, False)
+    assert "nats on average, and rounding explains" in policy.no_flex
+
+
+@torch.no_grad()
+def test_the_kernel_is_compiled_for_any_length_and_never_left_uncompiled_in_silence(monkeypatch):
+    """At torch's limit the other packed way goes on, and it is said; here with graphs alone, which need no compiler."""
+    graphs, said = [], []
+    compile = partial(torch.compile, backend=lambda graph, _: graphs.append(graph) or graph)
+    monkeypatch.setattr(torch, "compile", compile)
+    kernel = attention.compiled.__wrapped__()
+    attend = lambda self, layer, q, k, v, scale: kernel(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)  # noqa: E731
+    monkeypatch.setattr(FlexSegments, "attend", attend)
+    monkeypatch.setattr(policy_module, "_has_one_kernel", lambda device: True)
+    policy = Policy(model_of("llama").requires_grad_(False), 0, packing=True)
+    assert policy.flex, policy.no_flex
+    for prompt in (7, 90, 120, 131, 160):
+        rows = rows_of([12, 7], prompt=prompt)
+        assert policy.verify_packing(rows)
+    assert len(graphs) == 2, "for one block of 128 tokens and for more"
+    torch._dynamo.reset()
+    policy.say = said.append
+    with torch._dynamo.config.patch(recompile_limit=1):
+        policy.score(rows_of([12, 7], prompt=10))
+        assert not said
+        want = policy.score(rows)
+    assert not policy.flex
+    assert "since FlexAttention cannot be compiled for" in said[0]
+    torch.testing.assert_close(policy.score(rows), want)
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])

@@ -301,8 +301,16 @@ def _per_key_head(queries: Tensor, key: Tensor) -> Tensor:
 
 # --- the same on a GPU -----------------------------------------------------------------------------------------------
 
-compiled = cache(lambda: torch.compile(flex_attention, dynamic=True))
-"""Compiled once; lengths differ from pass to pass."""
+COMPILATIONS = 64
+"""Of the one kernel in a process: with and without gradient, for one block and more, for whole blocks and not. Beyond
+torch's own limit of 8 it would go on uncompiled, with all G x G scores in memory, and say so in a log alone."""
+
+
+@cache
+def compiled() -> Callable[..., Tensor]:
+    """FlexAttention, compiled for any length. At the limit it fails instead of going on uncompiled."""
+    torch._dynamo.config.recompile_limit = max(COMPILATIONS, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 class FlexSegments:

@@ -119,7 +119,8 @@ class LocalBackend:
         self.said: list[Any] = []
 
     def tell(self, say: Callable[[str], None]) -> None:
-        self.budget.say = say
+        self.budget.say = self.policy.say = say
+        self.policy.tell_of_kernel()
         if self.policy.no_packing:
             say(f"nothing is packed, since {self.policy.no_packing}")
 

@@ -4,7 +4,7 @@ Shapes: R rows of a padded batch, T positions, N scored tokens of all rows one a
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from nrt_cli.backends.local.attention import FlexSegments, pack, packed_amounts,
 from nrt_cli.backends.local.fused import fuse
 from nrt_cli.backends.local.rounding import allowed_gap, widened
 from nrt_cli.backends.local.throughput import Work
-from nrt_cli.errors import ModelError
+from nrt_cli.errors import ModelError, first_line
 from nrt_cli.models.lora import table_of
 from nrt_cli.objective.logprobs import selected_logprobs
 from nrt_cli.objective.rows import Row, by_prompt
@@ -43,6 +43,9 @@ class Policy:
         self.no_packing = attention.enable(model) if packing else None
         self.packing = packing and self.no_packing is None
         self.flex = False
+        self.say: Callable[[str], None] = lambda _: None
+        self.no_flex: str | None = None
+        """Why a device's one kernel for packed rows is not used."""
         self._check_head()
         if self.packing:
             self._check_packing()
@@ -92,10 +95,20 @@ class Policy:
         """The same, with rows of one prompt side by side in a single row."""
         packed = pack(_read(rows))
         ids, positions = (torch.tensor([column], device=self.device) for column in (packed.ids, packed.positions))
-        pattern: attention.Pattern = packed.pattern
+        attend = lambda pattern: attention.run(self.model.base_model, pattern, ids, positions)  # noqa: E731
+        output = None
         if self.flex:
-            pattern = FlexSegments(packed.pattern, len(packed.ids), self.device)
-        hidden_GD: Tensor = attention.run(self.model.base_model, pattern, ids, positions).last_hidden_state[0]
+            try:
+                output = attend(FlexSegments(packed.pattern, len(packed.ids), self.device))
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                self.flex, self.no_flex = (
+                    False,
+                    f"cannot be compiled for {len(packed.ids)} tokens ({first_line(error)})",
+                )
+                self.tell_of_kernel()
+        hidden_GD: Tensor = (output or attend(packed.pattern)).last_hidden_state[0]
         # The position before a row's token, wherever in the packed row that lies.
         before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 :]]
         return hidden_GD[torch.tensor(before_N, device=self.device)]
@@ -153,14 +166,25 @@ class Policy:
                 return
         if _has_one_kernel(self.device):
             self.flex = True
-            with contextlib.suppress(Exception):  # a compiler that is missing, a head size it does not take
-                if self._packing_doubt(rows) is None:
-                    # Back through every layer's attention too, if anything is trained.
-                    if trained := [weight for weight in self.model.parameters() if weight.requires_grad]:
-                        torch.autograd.grad(self.score(rows)[0].sum(), trained[0])
-                    return
-            self.flex = False
-        self.verify_packing(rows)
+            # It is compiled once for a block of 128 tokens and once for more.
+            longer = [Row((*(words * 6), *row.ids), 150) for row in rows]
+            try:
+                doubts = [self._packing_doubt(some) for some in (rows, longer)]
+                self.no_flex = self.no_flex or next(filter(None, doubts), None)
+                # Back through every layer's attention too, if anything is trained.
+                if trained := [weight for weight in self.model.parameters() if weight.requires_grad]:
+                    for some in (rows, longer):
+                        torch.autograd.grad(self.score(some)[0].sum(), trained[0])
+            except Exception as error:  # a compiler that is missing, a head size it does not take
+                self.no_flex = f"does not work here ({first_line(error)})"
+            self.flex = self.no_flex is None
+        if not self.flex:
+            self.verify_packing(rows)
+
+    def tell_of_kernel(self) -> None:
+        """Say where the one kernel is not used."""
+        if self.packing and self.no_flex:
+            self.say(f"packed rows take several calls of attention instead of one, since FlexAttention {self.no_flex}")
 
     def verify_packing(self, rows: Sequence[Row]) -> bool:
         """Whether packed and padded passes say the same of some rows; where they do not, nothing is packed any more."""
