@@ -338,6 +338,6 @@ class FlexSegments:
         self.mask = create_block_mask(sees, None, None, length, length, device=str(device))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        attend = compiled() if query.is_cuda else flex_attention
+        attend: Callable[..., Tensor] = compiled() if query.is_cuda else flex_attention
         out: Tensor = attend(query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=True)
         return out
