@@ -23,6 +23,8 @@ class Facts(Protocol):
     """What it needs besides what every run needs."""
     VERSIONS: tuple[str, ...]
     """Packages whose versions a run records, besides."""
+    OTHER_SAMPLING: str
+    """A sentence: what to do where its sampler runs other weights than the policy's."""
 
     def contradictions(self, config: "RunConfig") -> Iterator[str]:
         """Settings that it does not have, or cannot divide its work by."""

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from nrt_cli.backends.local.backend import Loaded, LocalBackend
+from nrt_cli.backends.local.rounding import UNMEASURED
 from nrt_cli.backends.local.throughput import synchronise
 from nrt_cli.backends.reasoning import Reasoner
+from nrt_cli.backends.samplers import FLOOR
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import GroupScore, Known, step_metrics
@@ -154,6 +156,8 @@ class Trainer:
         self.backend.work = 0.0
         groups = self.sample(examples, step) if self.config.samples else []
         update = self.update(groups or examples)
+        if groups:
+            self._require_own_samples(update.metrics["sampler_gap"])
         seconds = time.perf_counter() - started
         phases, tokens = self.clock.read(), update.metrics["tokens"]
         update.metrics.update({"seconds": seconds, "tokens_per_second": tokens / seconds})
@@ -174,6 +178,21 @@ class Trainer:
             self.backend.publish()
         with self.clock("rollout"):
             return self.backend.sample(examples, group_size, key)
+
+    def _require_own_samples(self, gap: float) -> None:
+        """Raises TrainingError where the sampler runs other weights than the policy's, by what both say of its tokens.
+
+        What a sampler of ours looks at before it samples is told from rounding more finely.
+        """
+        dtype = self.config.model.dtype
+        allowed = FLOOR + UNMEASURED[getattr(torch, dtype, torch.bfloat16)]
+        if gap > allowed:  # NaN where nothing was sampled
+            error = TrainingError(
+                f"the sampler does not run the trainer's weights: what the two say of sampled tokens differs by "
+                f"{gap:.2g} nats on average (rounding in {dtype} explains {allowed:.2g})"
+            )
+            error.remedy = self.config.backend.OTHER_SAMPLING
+            raise error
 
     def update(self, batch: Sequence[RolloutGroup] | Sequence[Example]) -> Update:
         """One optimiser step per minibatch of sampled groups (Algorithm 1) or, without traces, of examples (Eq. 1).

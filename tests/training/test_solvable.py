@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import algorithm_1
 import pytest
@@ -10,6 +11,7 @@ from solvable import END, EOS, START, A, B, Solvable, rollout
 
 from nrt_cli import methods
 from nrt_cli.config import resolve
+from nrt_cli.errors import TrainingError
 from nrt_cli.methods import METHODS, Group, slopes
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.training.trainer import Trainer
@@ -222,6 +224,29 @@ def test_only_what_has_to_be_is_scored_before_a_step():
         Trainer(config, backend, 3).update(groups)
         assert len(seen) == scored
         assert backend.calls == ["score", "step", "step", "step"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "remedy"), [("verl", "free_cache_engine=false"), ("local", "rollout.engine=native")]
+)
+@pytest.mark.parametrize(("dtype", "off", "explained"), [("float32", 0.01, "0.006"), ("bfloat16", 0.3, "0.2")])
+def test_a_sampler_of_other_weights_stops_the_run(engine, remedy, dtype, off, explained):
+    config = config_of("am", {"model": {"dtype": dtype}, "engine": {"name": engine}})
+    trainer = Trainer(config, backend := Solvable(config), updates=4)
+    backend.exact_sampler = False
+    trainer.train_step(EXAMPLES, 1)
+    sample = backend.sample
+
+    def garbled(*asked):
+        other = lambda r: replace(r, sampler_logprobs=tuple(each + off for each in r.sampler_logprobs))  # noqa: E731
+        return [replace(group, rollouts=tuple(map(other, group.rollouts))) for group in sample(*asked)]
+
+    backend.sample = garbled
+    with pytest.raises(
+        TrainingError, match=rf"{off} nats on average \(rounding in {dtype} explains {explained}"
+    ) as told:
+        trainer.train_step(EXAMPLES, 2)
+    assert remedy in told.value.remedy
 
 
 def test_methods_of_the_table_are_all_reached():

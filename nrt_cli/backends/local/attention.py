@@ -307,7 +307,7 @@ torch's own limit of 8 it would go on uncompiled, with all G x G scores in memor
 
 
 @cache
-def compiled() -> Callable[..., Tensor]:
+def compiled() -> Any:
     """FlexAttention, compiled for any length. At the limit it fails instead of going on uncompiled."""
     torch._dynamo.config.recompile_limit = max(COMPILATIONS, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
@@ -338,6 +338,6 @@ class FlexSegments:
         self.mask = create_block_mask(sees, None, None, length, length, device=str(device))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        attend: Callable[..., Tensor] = compiled() if query.is_cuda else flex_attention
+        attend: Any = compiled() if query.is_cuda else flex_attention
         out: Tensor = attend(query, key, value, block_mask=self.mask, scale=scaling, enable_gqa=True)
         return out

@@ -12,6 +12,7 @@ SUMMARY = "one process, a CPU or one GPU"
 DISTRIBUTED = False
 PACKAGES = ()
 VERSIONS = ()
+OTHER_SAMPLING = "Set rollout.engine=native, which decodes with the policy itself."
 
 
 def contradictions(config: "RunConfig") -> Iterator[str]:

@@ -17,6 +17,11 @@ SUMMARY = "Ray, FSDP2 and vLLM, one GPU to many nodes"
 DISTRIBUTED = True
 PACKAGES = ("verl",)
 VERSIONS = ("verl", "ray")
+OTHER_SAMPLING = (
+    "Some versions of vLLM lose weights in sleep (verl #7904): keep its servers awake, in less memory "
+    "(verl.actor_rollout_ref.rollout.free_cache_engine=false, and gpu_memory_utilization=0.3 beside it), or train on "
+    "one GPU with another --engine and rollout.engine=native."
+)
 
 
 def contradictions(config: "RunConfig") -> Iterator[str]:
