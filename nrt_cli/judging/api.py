@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,6 @@ class Endpoint:
         if not key:
             raise ConfigError(f"set {KEY} to the key of the judge's endpoint; a local server takes any.")
         try:
-            import httpx
             import openai
         except ImportError:
             raise ConfigError("asking a judge needs the openai package: pip install 'nrt-cli[judge]'.") from None
@@ -71,17 +71,18 @@ class Endpoint:
         # What is shorter is a stand-in, such as `none` for a local server.
         self._secrets = [secret for secret in (key, url) if len(secret) >= 8]
         self._openai = openai
+        http_library: Any = sys.modules[openai.DefaultAsyncHttpxClient.__mro__[1].__module__]  # httpx, or httpx2
         hold, heed = self._hold, self._heed
 
         class Client(openai.DefaultAsyncHttpxClient):
             async def send(self, request: Any, **how: Any) -> Any:
                 await hold()
                 try:
-                    # httpx's own limits are for each byte: a server that drips them would hold us for hours.
+                    # The library's own limits are for each byte: a server that drips them would hold us for hours.
                     async with asyncio.timeout(timeout):
                         response = await super().send(request, **how)
                 except TimeoutError:
-                    raise httpx.ReadTimeout("the reply takes too long", request=request) from None
+                    raise http_library.ReadTimeout("the reply takes too long", request=request) from None
                 heed(response)
                 return response
 

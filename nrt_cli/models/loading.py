@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -165,9 +166,12 @@ def whole_model(folder: Path, name: str, dtype: torch.dtype | str, **where: str)
         needed = of_strangers(name, AutoModelForCausalLM.from_config, config, trust_remote_code=False).num_parameters()
     if held is None or needed > 2 * held:  # what is missing would be made up, in any size
         raise ModelError(f"{name}: its config is of {needed:,} numbers, its files hold {held or 0:,}.")
+    # Newer versions would keep a GGUF file's weights packed, to compute with but not to save.
+    newer = "gguf_file" in where and hasattr(transformers, "GgufConfig")
+    unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if newer else {}
     model, report = from_folder(
         AutoModelForCausalLM, folder, name, dtype=dtype, use_safetensors=True, output_loading_info=True,
-        ignore_mismatched_sizes=True, **where
+        ignore_mismatched_sizes=True, **unpacked, **where
     )  # fmt: skip
     if wrong := sorted(report["mismatched_keys"]):
         key, found, wanted = wrong[0]

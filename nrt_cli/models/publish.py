@@ -248,9 +248,8 @@ def upload(folder: Path, repo: str, private: bool, message: str) -> str:
         ConfigError: the name is none the hub takes.
         EndpointError: the hub refuses or cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     api = HfApi()
     try:
@@ -265,7 +264,7 @@ def upload(folder: Path, repo: str, private: bool, message: str) -> str:
         ) from None
     except LocalTokenNotFoundError:
         raise EndpointError("the hub does not know you; log in with `hf auth login`, or set HF_TOKEN.") from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         hint = "log in with `hf auth login` as someone who may write there, or write a folder with --out"
         raise EndpointError(
             f"{repo}: the hub took nothing ({type(error).__name__}: {first_line(error)}); {hint}."

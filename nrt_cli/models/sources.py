@@ -189,8 +189,7 @@ def _unreadable(name: str, reason: str) -> ModelError:
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
     """The hub's refusals as ModelErrors."""
-    import httpx
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
     try:
         yield
@@ -200,7 +199,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"{name}: no such folder here and no such model on the hub.") from None
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise _unreadable(name, find_hub() or f"{type(error).__name__}: {first_line(error)}") from None
 
 

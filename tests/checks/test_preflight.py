@@ -84,6 +84,23 @@ def test_vllm_for_cpus_is_none_for_gpus(
     assert outcomes(config)["packages"].text.endswith("vllm 0.31.0")
 
 
+def test_on_gpus_verl_is_refused_without_a_flash_attn_that_imports(
+    tiny_config: Callable[..., Any], installed: dict[str, str], eight_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = tiny_config(VERL, "model.device=auto")
+    told = outcomes(gpus)["flash-attn"]
+    assert (told.verdict, "No module named 'flash_attn'" in told.found) == ("problem", True)
+    assert told.do == "pip install --no-build-isolation flash-attn."
+    # There, but for another torch: what its import says is what is told.
+    monkeypatch.setattr(preflight, "import_error", lambda module: f"ImportError: {module}_2_cuda: undefined symbol")
+    assert "flash_attn_2_cuda: undefined symbol" in outcomes(gpus)["flash-attn"].found
+    monkeypatch.setattr(preflight, "import_error", lambda module: None)
+    installed["flash-attn"] = "2.8.3"
+    assert outcomes(gpus)["flash-attn"].text == "flash-attn 2.8.3"
+    assert "flash-attn" not in outcomes(tiny_config(VERL)), "on a CPU"
+    assert "flash-attn" not in outcomes(tiny_config("model.device=auto")), "without verl"
+
+
 def test_fewer_gpus_than_asked_for(tiny_config: Callable[..., Any], eight_gpus: None) -> None:
     spread = (VERL, "model.device=auto", "train.batch_size=16")
     assert outcomes(tiny_config(*spread, "parallel.gpus_per_node=8"))["devices"].text == "8 of 8 x H100"
