@@ -167,8 +167,8 @@ def whole_model(folder: Path, name: str, dtype: torch.dtype | str, **where: str)
     if held is None or needed > 2 * held:  # what is missing would be made up, in any size
         raise ModelError(f"{name}: its config is of {needed:,} numbers, its files hold {held or 0:,}.")
     # Newer versions would keep a GGUF file's weights packed, to compute with but not to save.
-    newer = "gguf_file" in where and hasattr(transformers, "GgufConfig")
-    unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if newer else {}
+    packing = getattr(transformers, "GgufConfig", None) if "gguf_file" in where else None
+    unpacked = {"quantization_config": packing(dequantize=True)} if packing else {}
     model, report = from_folder(
         AutoModelForCausalLM, folder, name, dtype=dtype, use_safetensors=True, output_loading_info=True,
         ignore_mismatched_sizes=True, **unpacked, **where
