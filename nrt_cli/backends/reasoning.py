@@ -19,6 +19,7 @@ from torch import Tensor
 from nrt_cli.backends.local import attention
 from nrt_cli.backends.local.decoding import evaluating, open_batch, pick, prepacked, random_stream
 from nrt_cli.backends.local.policy import Policy
+from nrt_cli.backends.machine import GPU_ROWS
 from nrt_cli.backends.samplers import stream_seed
 from nrt_cli.backends.vllm_engine import INSTALL, VllmEngine, VllmRequest, installed
 from nrt_cli.config import ModelSection
@@ -34,6 +35,10 @@ REFILL_SHARE = 0.25
 """Finished rows leave, and others join, once this share is finished: either copies the cache."""
 
 
+ROWS = 16
+"""Requests in flight where nothing else is asked."""
+
+
 class Reasoner:
     """A model folder that answers requests, in one implementation for `nrt eval` and `nrt generate`.
 
@@ -42,8 +47,8 @@ class Reasoner:
     model, or it lacks think tokens, eos or pad, and where vLLM is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int = 16) -> None:
-        self.folder, self.batch_rows = folder, batch_rows
+    def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int | None = None) -> None:
+        self.folder, self.batch_rows = folder, batch_rows or ROWS
         self.section = resolved(section or ModelSection()).model_copy(update={"path": str(folder)})
         self.about = read_metadata(folder)
         self.tokenizer, self.tokens = load_tokens(folder, self.about.think_start, self.about.think_end)
@@ -215,10 +220,12 @@ TURNS = 8
 class VllmReasoner(Reasoner):
     """The same replies as from transformers where decoding is greedy, up to rounding; random streams are vLLM's."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, folder: Path, section: ModelSection | None = None, batch_rows: int | None = None) -> None:
         if installed() is None:
             raise ModelError(f"vllm is not installed; {INSTALL}, or use --engine hf.")
-        super().__init__(*args)
+        super().__init__(folder, section, batch_rows)
+        if batch_rows is None and pick_device(self.section.device).type == "cuda":
+            self.batch_rows = GPU_ROWS
         self.longest = self.positions = min(self.positions or LONGEST, LONGEST)
 
     @cached_property

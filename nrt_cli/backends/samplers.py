@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nrt_cli.backends.local.decoding import evaluating, open_batch, prepacked, rollout_of, sample_groups
+from nrt_cli.backends.local.decoding import ROWS, evaluating, open_batch, prepacked, rollout_of, sample_groups
 from nrt_cli.backends.local.rounding import allowed_gap
+from nrt_cli.backends.machine import GPU_ROWS
 from nrt_cli.backends.vllm_engine import CACHE_SHARE, VllmEngine, VllmRequest, installed, weights_of
 from nrt_cli.config import RolloutSection, RunConfig
 from nrt_cli.errors import TrainingError
@@ -108,7 +109,7 @@ class VllmSampler(Sampler):
             str(model.dtype).removeprefix("torch."),
             model.device.type,
             min(longest, positions(config.model.path) or longest),
-            config.rollout.batch_rows,
+            config.rollout.batch_rows or (GPU_ROWS if model.device.type == "cuda" else ROWS),
             CACHE_SHARE if config.rollout.cache_share is None else config.rollout.cache_share,
             of_trainer=True,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrt_cli.backends import machine
+from nrt_cli.backends.local.decoding import ROWS
 from nrt_cli.backends.local.throughput import matmul_ceiling
 from nrt_cli.config import ModelSection, RunConfig, flatten
 from nrt_cli.data.examples import ExampleSet
@@ -51,8 +52,6 @@ TRACE_MORE = 100
 """Most tokens of trace of which a plan says what they would add: how long traces become shows only in training."""
 PAUSE = 15.0
 """Seconds of a step with rollouts besides: weights to the sampler, waking and sleeping, storing."""
-SLOTS = 256
-"""Sequences that one vLLM server decodes at a time at most: verl's default."""
 SAMPLER_SHARE = 0.6
 """Share of a GPU that vLLM takes for weights and cache: our default for verl."""
 RESERVE = 2 << 30
@@ -179,7 +178,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         share = float(of_verl.get("actor_rollout_ref.rollout.gpu_memory_utilization", SAMPLER_SHARE))
         memory_rollout = share * gpu.memory + (0.0 if parallel.offload else kept)
     else:
-        decoded = min(rollout.batch_rows, train.batch_size * rollout.group_size)
+        decoded = min(rollout.batch_rows or ROWS, train.batch_size * rollout.group_size)
         memory_rollout = kept + (model.parameters * width if width == NARROW else 0)
         memory_rollout += decoded * (caps.prompt + caps.trace + 2) * cache
 
@@ -212,7 +211,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
             return update
         # A pass over weights and caches yields one token for every sequence that is decoded.
         sequences = train.batch_size * rollout.group_size / (parallel.ranks / parallel.tensor)  # of each server
-        slots = min(float(of_verl.get("actor_rollout_ref.rollout.max_num_seqs", SLOTS)), sequences)
+        slots = min(rollout.batch_rows or machine.GPU_ROWS, sequences)  # of a server
         context = lengths.prompt + lengths.trace / 2
         read = (model.parameters * width + slots * cache * context) / (parallel.tensor * gpu.bandwidth * BANDWIDTH_RATE)
         computed = work(slots, context) / (parallel.tensor * gpu.flops * UPDATE_RATE)

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from nrt_cli import methods
+from nrt_cli.backends.local.decoding import ROWS
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.interview import STEP, Prospects, SampledGroup, interview_of, prospects
 from nrt_cli.commandline import settings
@@ -84,7 +85,7 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
     backend, examples, pairs = interview.trainer.backend, interview.examples, interview.pairs
     assert backend.sampler is not None
     # The groups of all questions by temperature and cap, a few questions at a time.
-    together = max(1, rollout.batch_rows // max(sizes))
+    together = max(1, (rollout.batch_rows or ROWS) // max(sizes))
     parts = [*product(temperatures, range(0, len(examples), together))]
     traces = len(examples) * max(sizes) * len(temperatures)
     # Two products a weight and token: every trace is sampled once, and under each cap scored and answered.

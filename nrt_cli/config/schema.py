@@ -150,7 +150,9 @@ class RolloutSection(Section):
         description="Most tokens of a trace, its t_end and y* together: a trace is sampled up to what its y* leaves, "
         "and a y* that leaves nothing is dropped before training; null: each to its own cap (row 24).",
     )
-    batch_rows: int = Field(64, ge=1, description="Traces decoded together.")
+    batch_rows: int | None = Field(
+        None, ge=1, description="Traces decoded together; null: 64, with vLLM on a GPU 512, verl on a CPU 16."
+    )
     engine: Literal["auto", "native", "vllm"] = Field(
         "auto", description="What decodes; auto is vllm on a GPU where it is installed, else native, and is recorded."
     )
@@ -290,7 +292,11 @@ class EvalSection(Section):
         None, ge=1, description="Lowers every number of samples, likewise; pass@10 takes 10."
     )
     math_greedy: bool = Field(False, description="MATH greedily, as OLMES had it until May 2025, and not at 0.7.")
-    batch_rows: int = Field(16, ge=1, description="Answers generated together; results do not depend on it.")
+    batch_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Answers generated together; results do not depend on it; null: 16, with vLLM on a GPU 512.",
+    )
     olmes: OlmesSection = OlmesSection()
 
 

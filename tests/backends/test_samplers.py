@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from architectures import made
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from nrt_cli.backends import samplers, vllm_engine
+from nrt_cli.backends import reasoning, samplers, vllm_engine
 from nrt_cli.backends.local.decoding import sample_groups
 from nrt_cli.backends.samplers import Canary, make_sampler, next_logprobs, pick_engine, stream_seed
 from nrt_cli.backends.vllm_engine import weights_of
@@ -149,6 +151,21 @@ def test_a_temperature_that_the_sampler_ignores_kills_the_canary(model, tokenize
     canary, other = Canary(tokenizer, 1.0), Canary(tokenizer, 0.5)
     with pytest.raises(TrainingError, match="differ by"):
         canary.check(told(model, other), model, "fake")
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "traces", "answers"), [("cuda", "null", 512, 512), ("cpu", "null", 64, 16), ("cuda", 7, 7, 7)]
+)
+def test_vllm_decodes_hundreds_of_rows_together_on_a_gpu(device, asked, traces, answers, tiny_config, monkeypatch):
+    config = tiny_config(f"rollout.batch_rows={asked}", f"eval.batch_rows={asked}")
+    seen = []
+    monkeypatch.setattr(samplers, "VllmEngine", lambda *given, **_: seen.append(given[4]))
+    policy = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
+    samplers.VllmSampler(config, policy, load_tokenizer(config.model.path), None)
+    monkeypatch.setattr(reasoning, "installed", lambda: "vllm")
+    monkeypatch.setattr(reasoning, "pick_device", lambda asked: torch.device(device))
+    made = reasoning.VllmReasoner(Path(config.model.path), config.model, config.eval.batch_rows)
+    assert (seen, made.batch_rows) == ([traces], answers)
 
 
 def named_as_in_the_file(folder):

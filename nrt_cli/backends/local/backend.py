@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nrt_cli.backends.local.attention import within
+from nrt_cli.backends.local.decoding import ROWS
 from nrt_cli.backends.local.optimiser import Optimiser
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.throughput import matmul_ceiling
@@ -134,7 +135,7 @@ class LocalBackend:
         self.published = True
 
     def reasoner(self) -> LoadedReasoner:
-        return LoadedReasoner(self.policy.model, self.tokenizer, self.tokens, self.config.rollout.batch_rows)
+        return LoadedReasoner(self.policy.model, self.tokenizer, self.tokens, self.config.rollout.batch_rows or ROWS)
 
     # --- scores and gradients ----------------------------------------------------------------------------------------
 

@@ -24,6 +24,9 @@ from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup, Stop
 from nrt_cli.text.tokens import ThinkTokens
 
+ROWS = 64
+"""Traces decoded together where nothing else is asked."""
+
 PREFILL_TOKENS = 16384
 """Prompt tokens of one forward pass; a single longer prompt goes alone."""
 
@@ -389,7 +392,7 @@ def sample_groups(
     group_size: int,
     key: Sequence[int],
 ) -> list[RolloutGroup]:
-    """K traces for each example, at most `settings.batch_rows` rows at a time, in the examples' order.
+    """K traces for each example, at most `settings.batch_rows` (`ROWS`) rows at a time, in the examples' order.
 
     Every trace has a random stream of its own, keyed by (*key, example, k) with a key such as (seed, step), so what it
     samples does not depend on what it shares a batch with, and a resumed run continues as if it had never stopped.
@@ -397,7 +400,8 @@ def sample_groups(
     traces = [(example, k) for example in examples for k in range(group_size)]
     stops, cap = torch.tensor(tokens.trace_ends, device=model.device), settings.max_trace_tokens
     # Whole groups, as long as one fits: each batch reads its prompts anew.
-    size = settings.batch_rows // group_size * group_size or settings.batch_rows
+    rows = settings.batch_rows or ROWS
+    size = rows // group_size * group_size or rows
     rollouts: list[Rollout] = []
     with prepacked(model), evaluating(model):
         for start in range(0, len(traces), size):

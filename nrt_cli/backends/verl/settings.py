@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nrt_cli
+from nrt_cli.backends.machine import GPU_ROWS
 from nrt_cli.config import RunConfig, flatten, read_yaml
 from nrt_cli.errors import ConfigError
 
 INSTALL = "pip install -c constraints.txt 'nrt-cli[verl]'"
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 RAY = "ray_kwargs.ray_init"
+CPU_ROWS = 16
+"""Traces that a server of vLLM's decodes together without a GPU where nothing else is asked."""
 PASSED_ON = (RAY,)
 """Mappings that verl hands on as keyword arguments, so that they may have more keys than it lists."""
 
@@ -123,6 +126,11 @@ RL = (
         _longest_response,
     ),
     Setting(f"{ROLLOUT}.n", "rollout.group_size"),
+    Setting(
+        f"{ROLLOUT}.max_num_seqs",
+        "rollout.batch_rows",
+        lambda c: c.rollout.batch_rows or (GPU_ROWS if _has_gpu(c) else CPU_ROWS),
+    ),
     Setting(f"{ROLLOUT}.temperature", "rollout.temperature"),
     Setting(f"{ROLLOUT}.dtype", "model.dtype"),
     Setting(f"{ROLLOUT}.seed", "seed"),

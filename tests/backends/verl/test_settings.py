@@ -65,6 +65,7 @@ def test_the_table_names_keys_that_our_config_has() -> None:
         ("optimiser.schedule=linear", f"{ACTOR}.optim.lr_scheduler_type", "constant"),
         ("objective.kl_weight=0.1", f"{ACTOR}.use_kl_loss", True),
         ("rollout.group_size=5", f"{ROLLOUT}.n", 5),
+        ("rollout.batch_rows=300", f"{ROLLOUT}.max_num_seqs", 300),
         ("rollout.temperature=0.7", f"{ROLLOUT}.temperature", 0.7),
         # t_start, and then what a response may have: by its own cap, or by those of its parts with t_end between.
         ("rollout.max_response_tokens=3000", "data.max_response_length", 1 + 3000),
