@@ -5,10 +5,12 @@ from functools import partial
 import pytest
 import torch
 from architectures import made
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nrt_cli.backends.local import attention
 from nrt_cli.backends.local import policy as policy_module
-from nrt_cli.backends.local.attention import FlexSegments, Packed, Segment, Segments, pack, packed_amounts
+from nrt_cli.backends.local.attention import FlexSegments, Packed, Segment, Segments, pack, packed_amounts, within
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.objective.rows import Row, by_prompt
 
@@ -167,6 +169,24 @@ def test_real_rows_find_what_the_first_ones_did_not(fault, dtype, monkeypatch):
     assert not policy.verify_packing(rows)
     assert not policy.packing
     assert policy.size(rows) == 2 * 22
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 200), st.booleans())
+def test_parts_are_the_longest_that_fit_in_order(sizes, budget, padded):
+    size = lambda part: len(part) * max(part) if padded else sum(part)  # noqa: E731
+    parts = [*within(sizes, budget, size)]
+    assert [each for part in parts for each in part] == sizes
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        assert size(part) <= budget or len(part) == 1
+        assert after is None or size([*part, after[0]]) > budget
+
+
+def test_splitting_looks_at_each_row_a_few_times():
+    """Not at all before it each time: 100 parts of 100 rows each are 500,000 rows that way."""
+    looked = []
+    parts = [*within(range(10_000), 100, lambda part: looked.append(len(part)) or len(part))]
+    assert [len(part) for part in parts] == [100] * 100
+    assert sum(looked) < 100_000
 
 
 def test_rounding_is_no_fault_however_much_of_it_there_is():

@@ -152,14 +152,17 @@ class Packed:
 
 def within(items: Sequence[Item], budget: int, size: Callable[[Sequence[Item]], int]) -> Iterator[list[Item]]:
     """Consecutive items that share a pass of at most `budget` tokens; a single larger one goes alone."""
-    part: list[Item] = []
-    for item in items:
-        if part and size([*part, item]) > budget:
-            yield part
-            part = []
-        part.append(item)
-    if part:
-        yield part
+    start = 0
+    while start < len(items):
+        # Sizes only grow with every item, and each is counted anew: so as few as doubling and halving take.
+        fit, beyond = 1, 2
+        while start + fit < len(items) and size(items[start : start + beyond]) <= budget:
+            fit, beyond = beyond, 2 * beyond
+        while start + fit < len(items) and beyond - fit > 1:
+            middle = (fit + beyond) // 2
+            fit, beyond = (middle, beyond) if size(items[start : start + middle]) <= budget else (fit, middle)
+        yield list(items[start : start + fit])
+        start += fit
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
