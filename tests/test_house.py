@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -285,3 +286,12 @@ def test_the_path_rule_leaves_other_text_alone(text: str) -> None:
 def test_every_room_is_in_the_contributors_guide() -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     report([f"CONTRIBUTING.md does not describe {room!r}" for room in ARROWS if f"`{room}" not in guide])
+
+
+def test_every_mutant_still_has_its_one_place() -> None:
+    """They are run by hand (`tests/bench/mutants.py`), and would go stale unseen."""
+    rows = yaml.safe_load((ROOT / "tests" / "bench" / "mutants.yaml").read_text(encoding="utf-8"))
+    counts = {row["fault"]: (ROOT / row["file"]).read_text(encoding="utf-8").count(row["old"]) for row in rows}
+    report(
+        [f"mutants.yaml: {fault!r}: its place is found {count} times" for fault, count in counts.items() if count != 1]
+    )
