@@ -22,7 +22,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 
 from nrt_cli.records import RolloutGroup
 
@@ -114,7 +114,8 @@ class Sentinel:
     """
 
     steps: int | None = None
-    first: list[Mapping[str, float]] = field(default_factory=list)
+    began: dict[str, _Mean] = field(default_factory=dict)
+    """Of the first `WINDOW` steps, once they are taken."""
     last: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     accuracies: list[_Mean] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
@@ -126,10 +127,9 @@ class Sentinel:
             found = self._no_better(record)
         else:
             self.last.append(record)
-            started = len(self.first) == WINDOW
-            if not started:
-                self.first.append(record)
-            found = self._falls() if started and not self._learned else []
+            found = self._falls() if self.began and not self._learned else []
+            if not self.began and len(self.last) == WINDOW:
+                self.began = {sign: _mean(self.last, sign) for sign in SIGNS}
         falls = [fall for fall in found if fall.sign not in self.reported]
         self.reported |= {fall.sign for fall in falls}
         return falls
@@ -169,13 +169,13 @@ class Sentinel:
 
     def _falls(self) -> list[Fall]:
         """What has fallen while nothing speaks for learning."""
-        begin, gain = _mean(self.first, "gain"), _mean(self.last, "gain")
+        begin, gain = self.began["gain"], _mean(self.last, "gain")
         if gain.above(_ZERO):
             return []
         fallen = []
         helps = f"gain over the null trace {gain.value:+.2g} nats (from {begin.value:+.2g})"
         for sign in ("trace_length", "entropy", "distinct_ngrams"):
-            start, now = _mean(self.first, sign).value, _mean(self.last, sign).value
+            start, now = self.began[sign].value, _mean(self.last, sign).value
             limit = start * (GONE if gain.above(begin) and sign == "trace_length" else FALLEN)
             if now < limit and (not gain.above(begin) or sign == "trace_length"):
                 fallen.append((sign, start, now, limit, helps))
@@ -200,7 +200,10 @@ def _mean(records: Iterable[Mapping[str, float]], sign: str) -> _Mean:
     values = [value for record in records if math.isfinite(value := record.get(sign, math.nan))]
     if len(values) < 2:
         return _Mean(math.nan, math.nan)
-    return _Mean(fmean(values), stdev(values) / math.sqrt(len(values)), stdev(values))
+    mean = fmean(values)
+    # In floats: statistics.stdev computes with fractions, for minutes over a long run.
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return _Mean(mean, spread / math.sqrt(len(values)), spread)
 
 
 def _share(share: float, n: float) -> _Mean:
