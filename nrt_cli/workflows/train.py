@@ -190,6 +190,8 @@ class _Session:
         profiled_step = min(done + 2, self.inputs.steps) if self.profile else None
         with _stop_requests(self.display.note) as stop:
             if done == 0:
+                if held_out := self.inputs.held_out:
+                    self.display.note(f"scoring the model on {len(held_out)} held-out examples before its first step")
                 self.score_held_out(0, self.inputs.steps == 0)
             for step in range(done + 1, self.inputs.steps + 1):
                 if stop:
