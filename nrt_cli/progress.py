@@ -207,10 +207,17 @@ class Race(Display):
         self.as_json, self.titles, self.chance = as_json, titles, chance
         self.curves: dict[str, list[tuple[float, float]]] = {name: [] for name in titles}
         """By run: seconds of training and held-out accuracy."""
+        self.seconds = dict.fromkeys(titles, 0.0)
         self.sample: dict[str, str] | None = None
         self.now, self.pace, self.warnings = "", "", dict[str, None]()
         if console.stderr.is_terminal and not as_json:
             self.screen = Live(console=console.stderr, refresh_per_second=4, get_renderable=self._panel)
+
+    def add(self, name: str, record: Mapping[str, Any]) -> None:
+        """A record of a run, of this process or of one before."""
+        self.seconds[name] += record["seconds"] if record["kind"] == "train" else 0.0
+        if (accuracy := _accuracy(record)) is not None:
+            self.curves[name].append((self.seconds[name], accuracy))
 
     def note(self, message: str) -> None:
         if self.screen:
@@ -241,14 +248,16 @@ class RaceProgress(Progress):
 
     def __init__(self, race: Race, name: str, steps: int, done: int) -> None:
         super().__init__(steps, done)
-        self.race, self.name, self.title, self.seconds, self.scored = race, name, race.titles[name], 0.0, 0.0
+        self.race, self.name, self.title, self.scored = race, name, race.titles[name], 0.0
+        self.before = race.seconds[name]
 
     def step(self, record: dict[str, Any], sample: dict[str, str] | None) -> None:
         self.done = record["step"]
-        self.seconds += record["seconds"]
+        self.race.add(self.name, record)
         self.race.sample = sample
         self._tell(record)
-        left, pace = self.steps - self.done, self.seconds / max(1, self.done - self.start_step)
+        left, pace = self.steps - self.done, self.race.seconds[self.name] - self.before
+        pace /= max(1, self.done - self.start_step)
         if self.done - self.start_step == 2 and left * pace >= 60:  # after two steps, where a minute or more is left
             score = f" (the first took {self.scored / 60:.0f})" if self.scored else ""
             self.race.pace = (
@@ -261,12 +270,10 @@ class RaceProgress(Progress):
     def held_out(self, record: dict[str, Any]) -> None:
         if self.done == self.start_step:
             self.scored = time.monotonic() - self.started
-        # Of what does not think, how it answers.
-        accuracy = record.get("accuracy_thinking", record.get("accuracy_direct"))
-        if accuracy is not None:
-            self.race.curves[self.name].append((self.seconds, accuracy))
+        self.race.add(self.name, record)
+        if (accuracy := _accuracy(record)) is not None:
             chance = "" if self.race.chance is None else f" (chance {self.race.chance:.0%})"
-            when = f"{self.title:<8} {self.seconds:5.1f} s of training, step {record['step']:>3}"
+            when = f"{self.title:<8} {self.race.seconds[self.name]:5.1f} s of training, step {record['step']:>3}"
             self._tell(record, f"{when}: {accuracy:4.0%} of the held-out questions right{chance}")
 
     def _tell(self, record: dict[str, Any], line: str = "") -> None:
@@ -282,6 +289,11 @@ class RaceProgress(Progress):
 
     def warn(self, message: str) -> None:
         self.race.warn(f"{self.title}: {message}")
+
+
+def _accuracy(record: Mapping[str, Any]) -> float | None:
+    """Of what does not think, how it answers."""
+    return record.get("accuracy_thinking", record.get("accuracy_direct"))
 
 
 MARKS = {methods.SUPERVISED.name: "s", methods.CONTROL.name: "c"}

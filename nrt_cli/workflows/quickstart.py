@@ -14,6 +14,7 @@ from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import ConfigError
+from nrt_cli.measures.collapse import watched
 from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, over_rows
 from nrt_cli.models.loading import resolved
 from nrt_cli.models.prepare import prepare_model
@@ -188,6 +189,12 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
         prepare_model(start.source, start.folder / "model")
     with make_race({arm.name: arm.title for arm in start.arms}, start.recipe.chance) as race:
         for arm in start.arms:
+            if arm.started:
+                run = Run.open(arm.path)
+                saved = max(run.checkpoint_steps(), default=0)  # later steps are taken again
+                for record in watched(run.metrics(), run.metrics("held_out")):
+                    if record["step"] <= saved:
+                        race.add(arm.name, record)
             train(arm.path, arm.config, arm.started, partial(RaceProgress, race, arm.name))
     runs = [Run.open(arm.path) for arm in start.arms]
     # SFT comes first and NRT last: what thinks has all accuracies, and a trace to show.

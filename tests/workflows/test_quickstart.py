@@ -16,9 +16,10 @@ from nrt_cli.data import digits
 from nrt_cli.files import sha256
 from nrt_cli.measures.statistics import share_over_rows
 from nrt_cli.models.sources import DIGITS
-from nrt_cli.progress import plot
+from nrt_cli.progress import Race, plot
 from nrt_cli.store import Run
 from nrt_cli.training.locate import locate_inputs
+from nrt_cli.workflows import quickstart as workflow
 from nrt_cli.workflows.quickstart import DIGITS as RECIPE
 
 SMALL = (
@@ -90,6 +91,22 @@ def test_again_it_does_nothing_and_says_the_same(first, quickstart, folder):
     record = json.loads(as_json.stdout.splitlines()[-1])
     assert [row["arm"] for row in record["rows"]] == ["untrained", *RECIPE.arms]
     assert record["questions"] == 4
+
+
+@pytest.mark.slow
+def test_lines_of_an_earlier_process_go_on(first, folder):
+    races = []
+
+    def race(titles, chance):
+        races.append(Race(True, titles, chance))
+        return races[0]
+
+    workflow.quickstart(workflow.choose(RECIPE, folder, SMALL), race)
+    for name, curve in races[0].curves.items():
+        run = Run.open(folder / name)
+        seconds = [record["seconds"] for record in run.metrics()]
+        scored = [record.get("accuracy_thinking", record.get("accuracy_direct")) for record in run.metrics("held_out")]
+        assert curve == [(pytest.approx(sum(seconds[:step])), scored[step]) for step in range(4)]
 
 
 @pytest.mark.slow
