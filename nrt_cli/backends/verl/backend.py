@@ -110,22 +110,39 @@ class VerlBackend:
         self.units = units
 
     def step(self, rate: float) -> tuple[float, list[Any]]:
-        tokens = max(sum(len(row.ids) for row in unit.rows) for unit in self.units)
-        whole = tokens <= self.budget and len(self.units) % self.processes.ranks == 0
-        return (self._whole if whole else self._in_two_passes)(self.units, rate)
+        """Units that fit a pass take one, the others two; then one optimiser step."""
+        units, fit = self.units, self._fitting()
+        others = [i for i in range(len(units)) if i not in fit]
+        said: dict[int, Any] = {}
+        norm = math.nan
+        if fit:
+            norm, told = self._whole([units[i] for i in fit], rate, bool(others))
+            said |= zip(fit, told, strict=True)
+        if others:
+            norm, told = self._in_two_passes([units[i] for i in others], rate)
+            said |= zip(others, told, strict=True)
+        self.taken += int(math.isfinite(norm))
+        return norm, [said[i] for i in range(len(units))]
 
-    def _whole(self, units: Sequence[Unit], rate: float) -> tuple[float, list[Any]]:
-        """A minibatch in one pass: the ranks compute the losses of whole units."""
+    def _fitting(self) -> list[int]:
+        """Places of the units whose rows fit a pass together: the shortest, as many for each rank."""
+        most = max(len(unit.rows) for unit in self.units)
+        sizes = [sum(len(row.ids) for row in _evened(unit, most)) for unit in self.units]
+        fit = sorted((i for i, size in enumerate(sizes) if size <= self.budget), key=sizes.__getitem__)
+        return sorted(fit[: len(fit) - len(fit) % self.processes.ranks])
+
+    def _whole(self, units: Sequence[Unit], rate: float, more: bool) -> tuple[float, list[Any]]:
+        """Units in one pass: the ranks compute their losses. `more` of the step's gradient is to come."""
         # verl's workers take as many rows of every unit: one with fewer says its last again, which nothing reads.
         most = max(len(unit.rows) for unit in units)
-        rows = [[*unit.rows, *unit.rows[-1:] * (most - len(unit.rows))] for unit in units]
+        rows = [_evened(unit, most) for unit in units]
         places, _ = self._dealt(units, [sum(len(row.ids) for row in part) for part in rows])
         flat = [row for i in places for row in rows[i]]
         carried = [entry for i in places for entry in [(units[i].loss, most), *[None] * (most - 1)]]
         numbers = [(i, k) for i in places for k in range(most)]
         batch = as_rows(flat, self.config.rollout.temperature, True, carried=carried, row=list(range(len(flat))))
         tu.assign_non_tensor(batch, force_group_size=most)
-        metrics = self._update(batch, rate)
+        metrics = self._update(batch, rate, more)
         told = {numbers[i]: (torch.tensor(lp), torch.tensor(h)) for i, lp, h in metrics["scored"]}
         said = []
         for i, unit in enumerate(units):
@@ -134,7 +151,7 @@ class VerlBackend:
         return metrics["norm"], said
 
     def _in_two_passes(self, units: Sequence[Unit], rate: float) -> tuple[float, list[Any]]:
-        """A minibatch whose units do not fit: scored first, then updated with the losses' gradient."""
+        """Units that do not fit: scored first, then updated with the losses' gradient."""
         rows = [row for unit in units for row in unit.rows]
         scores = iter(self.score(rows))
         said, gradients = [], []
@@ -161,14 +178,15 @@ class VerlBackend:
         batch = as_rows([rows[reached[i]] for i in places], self.config.rollout.temperature, entropy, **columns)
         return self._update(batch, rate)["norm"], said
 
-    def _update(self, batch: TensorDict, rate: float) -> dict[str, Any]:
-        """One optimiser step on a batch; `norm` of the gradient, and `scored` where the rows were of whole units."""
-        tu.assign_non_tensor(batch, learning_rate=rate, mini_batch_size=len(batch), epochs=1)
+    def _update(self, batch: TensorDict, rate: float, more: bool = False) -> dict[str, Any]:
+        """The gradient of a batch and, with no `more` to come, a step with all that has gathered.
+
+        Returns the gradient's `norm`, NaN without a step, and what was `scored` where the rows were of whole units.
+        """
+        tu.assign_non_tensor(batch, learning_rate=rate, more=more, mini_batch_size=len(batch), epochs=1)
         tu.assign_non_tensor(batch, seed=0, dataloader_kwargs={"shuffle": False})
         metrics = self.processes.update(batch)
-        norm = float(np.mean(metrics["grad_norm"]))
-        self.taken += int(math.isfinite(norm))
-        return {"norm": norm, "scored": metrics.get("scored", ())}
+        return {"norm": float(np.mean(metrics["grad_norm"])), "scored": metrics.get("scored", ())}
 
     def mfu(self, seconds: float) -> float:
         """The ranks' matmul rate is not measured from here."""
@@ -201,3 +219,8 @@ class VerlBackend:
 
     def close(self) -> None:
         self.processes.close()
+
+
+def _evened(unit: Unit, rows: int) -> list[Row]:
+    """A unit's rows, the last of them again until there are so many."""
+    return [*unit.rows, *unit.rows[-1:] * (rows - len(unit.rows))]

@@ -1,9 +1,10 @@
-"""verl's FSDP engine with four things that ours has and it does not; imported by every rank (`model.external_lib`).
+"""verl's FSDP engine with five things that ours has and it does not; imported by every rank (`model.external_lib`).
 
 Scores come from our own head (`head.py`), each token's at its own temperature; no layer drops anything at random; an
-update brings its learning rate.
+update brings its learning rate; the gradient of a step may come in several batches.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from nrt_cli.backends.verl.head import scored_tokens, use_chunked_head
 class NrtEngine(FSDPEngineWithLMHead):
     """Registered for this machine's vendor, which verl asks for before its own."""
 
+    gathering = False
+    """Whether the gradients that are there wait for others of the same step."""
+
     def _build_module(self) -> torch.nn.Module:
         module = super()._build_module()
         for part in module.modules():
@@ -37,7 +41,18 @@ class NrtEngine(FSDPEngineWithLMHead):
     def train_batch(self, data: TensorDict, loss_function: Any) -> Any:
         for group in self.optimizer.param_groups:
             group["lr"] = tu.get_non_tensor_data(data, "learning_rate", group["lr"])
-        return super().train_batch(data, loss_function)
+        self.optimizer_zero_grad()
+        self.gathering = tu.get_non_tensor_data(data, "more", False)
+        outputs = self.forward_backward_batch(data, loss_function, forward_only=False)
+        norm = math.nan if self.gathering else self.optimizer_step()
+        if self.is_mp_src_rank_with_outputs():
+            outputs["metrics"]["grad_norm"] = norm
+        return outputs
+
+    def optimizer_zero_grad(self) -> None:
+        """verl asks before every batch and after it."""
+        if not self.gathering:
+            super().optimizer_zero_grad()
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         inputs, output_args = super().prepare_model_inputs(micro_batch)

@@ -8,22 +8,25 @@ from solvable import batch
 from nrt_cli.records import Example
 
 
-def trainer_of(ranks: Ranks, config: Any, updates: int = 4, budget: int | None = None) -> Any:
+def trainer_of(ranks: Ranks, config: Any, updates: int = 4) -> Any:
     from nrt_cli.backends.verl.backend import VerlBackend
     from nrt_cli.training.trainer import Trainer
 
     ranks.calls.clear()
-    return Trainer(config, VerlBackend(config, ranks, budget), updates)
+    return Trainer(config, VerlBackend(config, ranks), updates)
 
 
 def gradients_of_cases(ranks: Ranks, _: Any, configs: dict[str, Any]) -> dict[str, Any]:
-    """Of each case the gradient and metrics, in one pass and in two, and which passes there were; and some traces."""
+    """Of each case the gradient and metrics in one pass, in two and as each group fits, with the calls; and traces."""
     results: dict[Any, Any] = {"traces": looped(next(iter(configs.values())))}
     ranks.everywhere("hold", True)
     for name, config in configs.items():
-        for way, budget in (("one", None), ("two", 1)):
-            trainer = trainer_of(ranks, config, budget=budget)
-            metrics = trainer.update(batch(trainer.backend.tokens)).metrics
+        for way in ("one", "two", "each"):
+            trainer = trainer_of(ranks, config)
+            groups = batch(trainer.backend.tokens)
+            sizes = sorted(sum(len(row.ids) for row in trainer.layout.rows_with_null(group)) for group in groups)
+            trainer.backend.budget = {"one": trainer.backend.budget, "two": 1, "each": sizes[1]}[way]
+            metrics = trainer.update(groups).metrics
             told = {key: value for key, value in metrics.items() if key not in ("grad_norm", "lr", "tokens")}
             results[name, way] = ranks.own.gradients, told, list(ranks.calls)
     return results

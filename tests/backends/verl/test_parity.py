@@ -93,10 +93,10 @@ def local_gradient(config: Any) -> tuple[dict[str, Any], dict[str, float]]:
     return kept, update.metrics
 
 
-@pytest.mark.parametrize("way", ["one", "two"])
+@pytest.mark.parametrize("way", ["one", "two", "each"])
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_and_metrics_are_the_local_engines(case, way, cases, verl_gradients):
-    """1e-5 relative, in float32; in one pass, and in two where a group does not fit."""
+    """1e-5 relative, in float32; in one pass, in two where no group fits, and in one and two where some do."""
     gradients, metrics, _ = verl_gradients[case, way]
     want, want_metrics = local_gradient(cases[case])
     assert max(apart(gradients, want).values()) < 1e-5
@@ -123,7 +123,7 @@ def test_rows_without_padding_in_bfloat16_have_the_same_gradients_up_to_rounding
     found = in_ranks(1, config, gradients_of_cases, {"narrow": config})
     wide = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
     want, want_metrics = local_gradient(wide)
-    for way in ("one", "two"):
+    for way in ("one", "two", "each"):
         gradients, metrics, _ = found["narrow", way]
         far = {name: np.linalg.norm(gradients[name] - want[name]) / np.linalg.norm(want[name]) for name in want}
         assert max(far.values()) < 0.1, far
@@ -161,6 +161,8 @@ def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(ver
 def test_the_first_minibatch_needs_no_pass_before_its_update(verl_gradients):
     assert verl_gradients["paper-gm", "one"][2] == ["update"]
     assert verl_gradients["paper-gm", "two"][2] == ["score", "update"]
+    # The first update keeps its gradient for the second's step.
+    assert verl_gradients["paper-gm", "each"][2] == ["update", "score", "update"]
 
 
 @pytest.mark.full
