@@ -36,7 +36,7 @@ TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-full test-newest test-gpu check format bench clean
+.PHONY: help setup quickstart test test-full test-newest test-gpu gpu-check check format bench clean
 
 help:
 	@echo "make quickstart  train a tiny model in three ways before your eyes, and show what thinking adds"
@@ -44,6 +44,7 @@ help:
 	@echo "make test-full   run all of them: served models, kills, whole data sets (under 45 minutes)"
 	@echo "make test-newest run those that need no verl with the newest transformers, in an environment of their own"
 	@echo "make test-gpu    run those that need a GPU, in an environment of their own with CUDA and triton"
+	@echo "make gpu-check   look at this machine's GPU for some minutes (nrt doctor --gpu), in that environment"
 	@echo "make check       lint, formatting and types"
 	@echo "make format      rewrite the code in the house format"
 	@echo "make bench       measure against TRL, vLLM and others on this machine (hours), into tests/bench/RESULTS.md"
@@ -112,6 +113,9 @@ test-newest:
 
 test-gpu: $(GPU_READY)
 	$(GPU_BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+gpu-check: $(GPU_READY)
+	$(GPU_BIN)/nrt doctor --gpu
 
 check: $(READY)
 	$(BIN)/ruff check .

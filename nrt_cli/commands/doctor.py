@@ -1,6 +1,7 @@
 """`nrt doctor`: is this machine, model, data and config fit to train?"""
 
 import itertools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,15 +56,30 @@ def doctor(
     olmes: Annotated[
         bool, Option("--olmes", help="Instead, what the environment of eval.olmes.python lacks to run OLMES.")
     ] = False,
+    gpu: Annotated[
+        bool, Option("--gpu", help="Instead, whether this GPU computes what a CPU does, and how fast: minutes.")
+    ] = False,
+    out: Annotated[
+        str | None, Option(metavar="FILE", help="What --gpu found, as JSON; default: nrt-gpu-check.json.")
+    ] = None,
     questions: Annotated[int | None, Option(min=1, help="Questions that --forecast asks; default: 8.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Two minutes that save a week: eight questions and one tiny step, looked at from all sides.
 
-    Each finding says what to do. Exits with 1 where there is a problem. Nothing is written.
+    Each finding says what to do. Exits with 1 where there is a problem. Nothing is written but what --gpu found.
     """
     from nrt_cli import config as configs
 
+    if gpu:
+        of_config = {"method": method, "model": model, "data": data, "validation": validation, "set": overrides or None}
+        others = {"benchmarks": benchmarks, "forecast": forecast, "olmes": olmes, "questions": questions}
+        no_effect("with --gpu", **of_config, **others)
+        if name is not None:
+            raise typer.BadParameter("--gpu makes a model of its own; drop the config", param_hint="CONFIG")
+        _gpu(Path(out or "nrt-gpu-check.json"), as_json)
+        return
+    no_effect("without --gpu", out=out)
     if olmes:
         others = {"model": model, "data": data, "validation": validation, "benchmarks": benchmarks}
         no_effect("with --olmes", method=method, forecast=forecast, **others)
@@ -120,6 +136,34 @@ def doctor(
     style = STYLES["problem" if counts["problem"] else "ok"]
     console.result(measured(record), as_json, lambda _: console.stdout.print(console.plain(f"\n{each}."), style=style))
     if counts["problem"]:
+        raise typer.Exit(1)
+
+
+def _gpu(out: Path, as_json: bool) -> None:
+    """The check of a GPU, step by step; what is known so far is in the file after each."""
+    import tempfile
+
+    from nrt_cli.checks.gpu import checked, report
+    from nrt_cli.files import replacing
+
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="nrt-gpu-") as folder:
+        for outcome in checked(Path(folder)):
+            outcomes.append(outcome)
+            record = report(outcomes)
+            with replacing(out) as file:
+                file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            for finding in () if as_json else outcome.findings:
+                show_finding(finding)
+    verdicts = [Text(outcome.verdict, style=STYLES[outcome.verdict]) for outcome in outcomes]
+    rows = [
+        (outcome.step, verdict, f"{outcome.seconds:.0f}", f"{outcome.limit:.0f}")
+        for outcome, verdict in zip(outcomes, verdicts, strict=True)
+    ]
+    if not console.result(record, as_json):
+        console.show(console.table("step", "verdict", ">seconds", ">of at most", rows=rows))
+        console.say(f"{out} has all of it: attach it to a report.")
+    if any(outcome.verdict == "problem" for outcome in outcomes):
         raise typer.Exit(1)
 
 

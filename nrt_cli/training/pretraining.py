@@ -69,6 +69,21 @@ def pretrain(
                 progress(step + 1, trainer.update(documents).metrics["loss"])
     finally:
         torch.set_num_threads(threads)
+    _save(model, tokenizer, folder)
+
+
+def untrained(words: Sequence[str], folder: Path, **shape: int) -> None:
+    """Save a Llama of any shape with random weights, to measure with: always the same ones."""
+    tokenizer = word_tokenizer(words)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    settings: dict[str, Any] = {**shape, **ends, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+    _save(model, tokenizer, folder)
+
+
+def _save(model: LlamaForCausalLM, tokenizer: Any, folder: Path) -> None:
     with quiet(), draft(folder) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
