@@ -167,6 +167,7 @@ def test_the_papers_recipes_are_the_preset_as_run_and_sft_has_values_of_its_own(
         "model.gradient_checkpointing": True,
         "data.train": "data/tulu-200k/train.parquet",
         "data.validation": "data/tulu-200k/validation.parquet",
+        "train.micro_batch_tokens": 32768,
         "train.validate_every": 50,
         "train.validation_size": 100,
     }
