@@ -304,6 +304,7 @@ def updates(bench: Bench) -> Iterator[Finding]:
         yield skipped("low-rank updates need peft", "pip install 'nrt-cli[lora]'.")
     on_cpu, groups = replace(bench, device=torch.device("cpu")), bench.groups()
     references: dict[tuple[str, ...], tuple[dict[str, Tensor], list[float]]] = {}
+    no_kernel = ""
     for way, (dtype, changes) in ways.items():
         trained = tuple(change for change in changes if "lora" in change)
         if trained not in references:
@@ -315,10 +316,12 @@ def updates(bench: Bench) -> Iterator[Finding]:
         trainer = LocalTrainer(bench.config(*changes), 2)
         trainer.backend.optimiser.load_state(began)
         gap = _gap(_updated(trainer, groups, 2), expected)
-        details = {"gap": gap, "allowed": ROUNDING[dtype], "flex": trainer.backend.policy.flex}
+        policy = trainer.backend.policy
+        no_kernel = no_kernel or policy.no_flex or policy.no_packing or ""
+        details = {"gap": gap, "allowed": ROUNDING[dtype], "flex": policy.flex}
         yield _explained(f"{way}: losses and gradient norms", gap, ROUNDING[dtype], details)
-    if bench.on_gpu and not trainer.backend.policy.flex:
-        yield warning("FlexAttention is not used", "the step above and `nrt doctor CONFIG` say why.")
+    if no_kernel:
+        yield warning(f"packed rows have no kernel of their own: FlexAttention {no_kernel}", "report this.")
 
 
 def _updated(trainer: LocalTrainer, groups: Sequence[RolloutGroup], times: int) -> list[float]:
@@ -334,7 +337,7 @@ def _gap(found: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def _explained(what: str, gap: float, allowed: float, details: Mapping[str, Any]) -> Finding:
-    found = f"{what} differ by {gap:.1e} (allowed: {allowed:.0e})"
+    found = f"{what}: {gap:.1e} apart (allowed: {allowed:.0e})"
     if gap <= allowed:  # not a number is not
         return ok(found, "", details)
     return problem(found, "do not train on this machine: report it with the JSON file.", details)
@@ -362,7 +365,7 @@ def out_of_memory(bench: Bench) -> Iterator[Finding]:
     if tokens == passes:
         yield warning("memory did not run out", "tell us what the JSON file says.", details)
         return
-    what = f"a pass of {passes} tokens ran out; in passes of {tokens}, loss and gradient norm"
+    what = f"a pass of {passes} tokens ran out; in passes of {tokens}"
     yield _explained(what, _gap(found, expected), ROUNDING["float32"], details)
 
 
@@ -441,7 +444,12 @@ def update_rate(bench: Bench) -> Iterator[Finding]:
         "tokens_per_second": tokens / seconds,
         "seconds": seconds / 2,
     }
-    details |= {"dtype": dtype, "flex": policy.flex, "packing": policy.packing, "why_not": policy.no_packing}
+    details |= {
+        "dtype": dtype,
+        "flex": policy.flex,
+        "packing": policy.packing,
+        "why_not": policy.no_packing or policy.no_flex,
+    }
     yield judged(found, "" if share >= SHARE or not bench.on_gpu else f"{SHARE:.0%} is the goal: report this.", details)
     train = config.train.model_copy(update={"micro_batch_tokens": backend.budget.tokens})
     prompt, answer, trace = lengths
@@ -494,7 +502,7 @@ def states(bench: Bench) -> Iterator[Finding]:
         moved.append(torch.cat([(after[key] - before[key]).flatten().float().cpu() for key in before]))
     gap = float((moved[1] - moved[0]).norm() / moved[0].norm())
     details = {"gap": gap, "optimiser": type(trainer.backend.optimiser.adamw).__name__}
-    yield _explained(f"{details['optimiser']}: the weights' way", gap, 0.2, details)
+    yield _explained(f"where {details['optimiser']} and AdamW move the weights", gap, 0.1, details)
 
 
 @step("vLLM: rollouts", 300, "vllm")
