@@ -49,6 +49,8 @@ def main() -> int:
                 counted[one.harm] += 1
                 if one.harm:
                     print(one, flush=True)
+                if total % 50 == 0:
+                    print(f"{title}: {total}", file=sys.stderr, flush=True)
             rows.append(f"| {title} | {total} | {' | '.join(str(counted[harm]) for harm in HARMS)} |")
     print(f"\n| what | tried | {' | '.join(HARMS)} |\n|{'---|' * (len(HARMS) + 2)}", *rows, sep="\n")
     return int(any(cell.strip(" 0") for row in rows for cell in row.split("|")[3:-1]))

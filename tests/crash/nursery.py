@@ -1,12 +1,13 @@
 """The real command as real processes, without paying for the imports of torch and transformers each time.
 
-One process imports everything and then forks a child for every command: exit codes, signals, limits and standard
-streams are the operating system's, only the start is quick. A child can be told to die, or to find the disk full, at
-the nth time that it changes a name in its folder.
+One process imports what the first commands did and then forks a child for every command: exit codes, signals, limits
+and standard streams are the operating system's, only the start is quick. A child can be told to die, or to find the
+disk full, at the nth time that it changes a name in its folder.
 """
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import resource
@@ -21,6 +22,10 @@ from typing import Any, NamedTuple
 
 CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
 """Audit events of Python that a file system remembers; of `open`, those that write. `os.replace` is an `os.rename`."""
+
+
+MODULES = ".modules"
+"""Ends the name of the file in which a command leaves what it imported."""
 
 
 class Ended(NamedTuple):
@@ -42,7 +47,7 @@ class Process:
         os.kill(self.pid, number)
 
     def wait(self) -> Ended:
-        code = int(self.ask({"wait": self.pid}))
+        code = int(self.ask({"wait": self.pid, "modules": str(self.out.with_suffix(MODULES))}))
         return Ended(code, self.out.read_text(errors="replace"), self.err.read_text(errors="replace"))
 
 
@@ -53,6 +58,7 @@ class Nrt:
         file_limit: bytes that a file may have.
         trap: {"kill": n} or {"full": n}, from 0, or {"count": path}, where the number of changes is written at the end.
         seconds: after which an alarm ends it.
+        learn: whether what it imports is there for the commands after it.
     """
 
     def __init__(self, ask: Callable[[dict[str, Any]], str], folder: Path) -> None:
@@ -141,6 +147,8 @@ def _child(main: Callable[[], None], order: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     end()
+    if order.get("learn"):
+        Path(order["out"]).with_suffix(MODULES).write_text("\n".join(sys.modules))
     os._exit(code)
 
 
@@ -157,7 +165,13 @@ def _serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            code = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+            modules = Path(order["modules"])
+            for name in modules.read_text().split("\n") if modules.exists() else ():
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+            modules.unlink(missing_ok=True)
+            print(code, flush=True)
             continue
         pid = os.fork()
         if pid == 0:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,10 +109,12 @@ def make(nrt: Nrt) -> None:
     documents.parent.mkdir(parents=True)
     rows = [{"question": f"What is {a} plus {a + 1}?", "answer": f"#### {2 * a + 1}"} for a in range(8)]
     documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for command in (DATA, MODEL, TRAIN, EVAL, JUDGE, PUSH):
-        ended = nrt(*command)
+    look = ("report", "run", "--format", "md,csv", "--out", "report")
+    for command in (DATA, MODEL, TRAIN, EVAL, JUDGE, PUSH, look):
+        ended = nrt(*command, learn=True)
         if ended.code:
             raise RuntimeError(f"nrt {' '.join(command)}: {ended}")
+    shutil.rmtree(nrt.folder / "report")
 
 
 @contextmanager
