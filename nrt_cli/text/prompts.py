@@ -70,6 +70,14 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     return rendered(tokenizer, messages, add_generation_prompt=True, **{BARE_PROMPT: True})
 
 
+def question_of(tokenizer: Any, prompt: str) -> str:
+    """What a prompt of one turn asks, without what the chat template puts around it; another prompt as it is."""
+    mark = "\ue000"  # which no template writes
+    before, _, after = prompt_text(tokenizer, [{"role": "user", "content": mark}]).rpartition(mark)
+    inside = prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before) + len(after)
+    return prompt[len(before) : len(prompt) - len(after)] if inside else prompt
+
+
 def encode_within(tokenizer: Any, text: str, after: str = "") -> list[int]:
     """The ids of a text that goes on from another. Where it begins with a blank, it gets none put before it.
 

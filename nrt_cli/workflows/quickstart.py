@@ -12,17 +12,19 @@ from nrt_cli import console, methods
 from nrt_cli.backends import machine
 from nrt_cli.backends.machine import use_threads
 from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
+from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
-from nrt_cli.errors import ConfigError
+from nrt_cli.errors import ConfigError, Interrupted
 from nrt_cli.measures.collapse import watched
 from nrt_cli.measures.held_out import ACCURACY_MEASURES, COLUMNS, over_rows
-from nrt_cli.models.loading import resolved
+from nrt_cli.models.loading import load_tokenizer, resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.shapes import source_shape
 from nrt_cli.models.sources import METADATA, bytes_to_fetch, read_json
 from nrt_cli.progress import Race, RaceProgress
 from nrt_cli.records import Plan
 from nrt_cli.store import Run
+from nrt_cli.text.prompts import question_of
 from nrt_cli.training.locate import locate_model, without_suffix
 from nrt_cli.workflows.train import train
 
@@ -195,7 +197,11 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
                 for record in watched(run.metrics(), run.metrics("held_out")):
                     if record["step"] <= saved:
                         race.add(arm.name, record)
-            train(arm.path, arm.config, arm.started, partial(RaceProgress, race, arm.name))
+            try:
+                train(arm.path, arm.config, arm.started, partial(RaceProgress, race, arm.name))
+            except Interrupted as stopped:
+                again = f"what was saved is kept; `{this_command()}` goes on."
+                raise Interrupted(f"{arm.title} was stopped, {again}", stopped.exit_code - 128) from None
     runs = [Run.open(arm.path) for arm in start.arms]
     # SFT comes first and NRT last: what thinks has all accuracies, and a trace to show.
     best, steps = runs[-1], [[record["step"] for record in run.metrics("held_out")] for run in runs]
@@ -209,6 +215,7 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
             row[key] = [asdict(one) if one.n else None for one in (over_rows(measure, found) for measure in measures)]
         rows.append(row)
     question = best.held_out_rows(steps[-1][-1], ("prompt", "answer"))[0]
+    tokenizer = load_tokenizer(best.config().model.path)
     traces = []
     if start.arms[-1].config.thinks:  # of the first held-out question, which is not chosen
         for step in dict.fromkeys([*steps[-1][:3], steps[-1][-1]]):  # most is learned early
@@ -218,8 +225,8 @@ def quickstart(start: Start, make_race: Callable[[Mapping[str, str], float | Non
     return {
         "rows": rows,
         "questions": max(found["n"] for row in rows for found in row["accuracies"] if found),
-        "question": question["prompt"],
-        "reference": question["answer"],
+        "question": question_of(tokenizer, question["prompt"]),
+        "reference": question["answer"].removesuffix(tokenizer.eos_token),
         "traces": traces,
         "runs": [run.path for run in runs],
         "seconds": sum(record["seconds"] for run in runs for record in run.metrics()),

@@ -29,6 +29,7 @@ from nrt_cli.objective.losses import balance_described, balance_doubt
 from nrt_cli.progress import Progress
 from nrt_cli.records import ACCURACIES, Example
 from nrt_cli.store import Run, require_vacant
+from nrt_cli.text.prompts import question_of
 from nrt_cli.training import start
 from nrt_cli.training.start import Inputs
 from nrt_cli.training.traces import held_out_rows, trace_rows
@@ -252,7 +253,7 @@ class _Session:
         if groups and (kept := self.config.train.trace_groups):
             rows = trace_rows(step, groups[:kept], update.scores[:kept], self.trainer.backend.tokenizer)
             self.run.write_traces(f"step-{step:06d}", rows)
-            sample = vars(rows[0])
+            sample = vars(rows[0]) | {"prompt": question_of(self.trainer.backend.tokenizer, rows[0].prompt)}
         self.display.step(record, sample)
         if step == 1 and groups:
             self.display.note(f"gradient by term: {balance_described(update.metrics)}")

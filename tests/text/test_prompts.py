@@ -3,7 +3,7 @@
 import pytest
 
 from nrt_cli.errors import DataError, ModelError
-from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, closing_id, encode_answer, render_prompt
+from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE, closing_id, encode_answer, question_of, render_prompt
 
 QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
 
@@ -12,6 +12,13 @@ def test_the_default_template_ends_at_the_assistant_turn(tiny_tokenizer):
     assert (
         tiny_tokenizer.decode(render_prompt(tiny_tokenizer, QUESTION)) == "<|user|>\nWhat is 3 plus 4?\n<|assistant|>\n"
     )
+
+
+@pytest.mark.parametrize("text", ["What is 3 plus 4?", "<|user|>\nHi\n", "", "\nOne line.\n"])
+def test_the_question_is_found_in_its_prompt(text, tiny_tokenizer):
+    ids = render_prompt(tiny_tokenizer, [{"role": "user", "content": text}])
+    assert question_of(tiny_tokenizer, tiny_tokenizer.decode(ids)) == text
+    assert question_of(tiny_tokenizer, f"Another: {text}") == f"Another: {text}"
 
 
 def test_the_default_template_closes_earlier_assistant_turns_with_eos(tiny_tokenizer):
