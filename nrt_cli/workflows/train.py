@@ -253,7 +253,7 @@ class _Session:
         if groups and (kept := self.config.train.trace_groups):
             rows = trace_rows(step, groups[:kept], update.scores[:kept], self.trainer.backend.tokenizer)
             self.run.write_traces(f"step-{step:06d}", rows)
-            sample = vars(rows[0]) | {"prompt": question_of(self.trainer.backend.tokenizer, rows[0].prompt)}
+            sample = vars(rows[0]) | {"prompt": question_of(self.trainer.backend.tokenizer, rows[0].prompt or "")}
         self.display.step(record, sample)
         if step == 1 and groups:
             self.display.note(f"gradient by term: {balance_described(update.metrics)}")
