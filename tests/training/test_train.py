@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nrt_cli import config as configs
+from nrt_cli.backends.local.backend import LocalBackend
 from nrt_cli.config import parse_override
 from nrt_cli.errors import ConfigError
 from nrt_cli.files import read_record
@@ -165,6 +166,14 @@ def test_accuracies_change_nothing_that_is_learned(shared_run, train_run):
         ungraded = train_run("method=am", "train.validate_every=1")
     assert "graded" not in ungraded.metrics("held_out")[0]
     assert same(weights(graded), weights(ungraded))
+
+
+def test_a_backend_that_answers_no_questions_trains_all_the_same(train_run, monkeypatch):
+    monkeypatch.setattr(LocalBackend, "reasoner", lambda self: None)
+    records = train_run("method=am", "train.steps=1").metrics("held_out")
+    assert [record["step"] for record in records] == [0, 1]
+    assert all(math.isfinite(record["answer_logprob"]) for record in records)
+    assert not any(key.startswith("accuracy") for record in records for key in record)
 
 
 @pytest.mark.parametrize("method", ["sft", *SCHEMES])
