@@ -156,8 +156,6 @@ class Trainer:
         self.backend.work = 0.0
         groups = self.sample(examples, step) if self.config.samples else []
         update = self.update(groups or examples)
-        if groups:
-            self._require_own_samples(update.metrics["sampler_gap"])
         seconds = time.perf_counter() - started
         phases, tokens = self.clock.read(), update.metrics["tokens"]
         update.metrics.update({"seconds": seconds, "tokens_per_second": tokens / seconds})
@@ -179,11 +177,12 @@ class Trainer:
         with self.clock("rollout"):
             return self.backend.sample(examples, group_size, key)
 
-    def _require_own_samples(self, gap: float) -> None:
+    def require_own_samples(self, update: Update) -> None:
         """Raises TrainingError where the sampler runs other weights than the policy's, by what both say of its tokens.
 
         What a sampler of ours looks at before it samples is told from rounding more finely.
         """
+        gap = update.metrics.get("sampler_gap", math.nan)
         dtype = self.config.model.dtype
         allowed = FLOOR + UNMEASURED[getattr(torch, dtype, torch.bfloat16)]
         if gap > allowed:  # NaN where nothing was sampled

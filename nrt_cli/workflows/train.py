@@ -225,6 +225,7 @@ class _Session:
         try:
             with torch.profiler.profile() if profile else contextlib.nullcontext() as recorded:
                 update, groups = self.trainer.train_step(examples, step)
+            self.trainer.require_own_samples(update)
         except TrainingError as error:  # the weights that the step failed on are saved
             state = self.trainer.state() | {"error": str(error), "examples": [e.index for e in examples]}
             try:

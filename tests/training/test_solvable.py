@@ -234,7 +234,7 @@ def test_a_sampler_of_other_weights_stops_the_run(engine, remedy, dtype, off, ex
     config = config_of("am", {"model": {"dtype": dtype}, "engine": {"name": engine}})
     trainer = Trainer(config, backend := Solvable(config), updates=4)
     backend.exact_sampler = False
-    trainer.train_step(EXAMPLES, 1)
+    trainer.require_own_samples(trainer.train_step(EXAMPLES, 1)[0])
     sample = backend.sample
 
     def garbled(*asked):
@@ -245,7 +245,7 @@ def test_a_sampler_of_other_weights_stops_the_run(engine, remedy, dtype, off, ex
     with pytest.raises(
         TrainingError, match=rf"{off} nats on average \(rounding in {dtype} explains {explained}"
     ) as told:
-        trainer.train_step(EXAMPLES, 2)
+        trainer.require_own_samples(trainer.train_step(EXAMPLES, 2)[0])
     assert remedy in told.value.remedy
 
 

@@ -6,7 +6,6 @@ Run in verl's agent-loop workers, which ask the vLLM servers for tokens.
 import asyncio
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
 import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopManager, AgentLoopOutput, AgentLoopWorker
@@ -33,8 +32,9 @@ class NativeReasoning(AgentLoopBase):
         asked = {"max_tokens": request["max_trace_tokens"], "seed": request["seed"], "logprobs": True}
         # The list has every token that ends a trace; vLLM's own rule knows only the tokenizer's eos.
         ends = {"stop_token_ids": list(tokens.trace_ends), "ignore_eos": True}
+        # verl sends what has the same id to the same server, which computes a prompt once for all its traces.
         output = await self.server_manager.generate(
-            request_id=uuid4().hex, prompt_ids=list(opening), sampling_params=sampling_params | asked | ends
+            request_id=request["group"], prompt_ids=list(opening), sampling_params=sampling_params | asked | ends
         )
         rollout = rollout_of(list(output.token_ids), list(output.log_probs), tokens)
         start = opening[len(example.prompt_ids) :]

@@ -57,6 +57,7 @@ class VerlBackend:
     def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
         requests = [
             {
+                "group": "-".join(map(str, (*key, example.index))),
                 "example": example,
                 "tokens": self.tokens,
                 "max_trace_tokens": self.config.rollout.trace_cap(len(example.answer_ids)),

@@ -4,6 +4,7 @@ Nothing of verl's training loop is used: its trainer sets the workers up and is 
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -109,7 +110,12 @@ class Processes:
         started: Any = OmegaConf.to_container(self.settings.ray_kwargs.ray_init, resolve=True)
         runtime: Any = OmegaConf.to_container(OmegaConf.create(get_ppo_ray_runtime_env(self.settings)), resolve=True)
         runtime["env_vars"] = {**runtime.get("env_vars", {}), **environment(self.gpu)}
-        ray.init(**{**started, "runtime_env": runtime})
+        # Without a GPU, ranks are CPUs that Ray is told are GPUs: not as many as this names, which may be none.
+        visible = None if self.gpu else os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        try:
+            ray.init(**{**started, "runtime_env": runtime})
+        finally:
+            os.environ.update({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
         # Ray would wait for the rest to join, and verl's worker groups with it.
         there = ray.cluster_resources().get("GPU", 0)
         asked = self.settings.trainer.nnodes * self.settings.trainer.n_gpus_per_node

@@ -134,6 +134,8 @@ RL = (
     Setting(f"{ROLLOUT}.temperature", "rollout.temperature"),
     Setting(f"{ROLLOUT}.dtype", "model.dtype"),
     Setting(f"{ROLLOUT}.seed", "seed"),
+    # Every trace has a seed of its own; verl's way would take the id that the traces of a prompt share for a trace's.
+    Setting(f"{ROLLOUT}.full_determinism", "seed", lambda c: False),
     Setting(f"{ROLLOUT}.tensor_model_parallel_size", "parallel.tensor"),
     Setting(f"{ROLLOUT}.max_model_len", "data.* and rollout.*", _longest_row),
 )

@@ -54,8 +54,8 @@ def looped(config: Any) -> dict[str, Any]:
 
         loop = object.__new__(NativeReasoning)
         loop.server_manager = SimpleNamespace(generate=generate)
-        output = asyncio.run(loop.run({"temperature": 0.7}, example=example, tokens=tokens, max_trace_tokens=2, seed=5))
-        del asked["request_id"]
+        request = {"group": "0-0-1-7", "example": example, "tokens": tokens, "max_trace_tokens": 2, "seed": 5}
+        output = asyncio.run(loop.run({"temperature": 0.7}, **request))
         results[stop] = (asked, output.prompt_ids, output.response_ids, output.response_logprobs, output.extra_fields)
     return {"tokens": tokens, **results}
 

@@ -135,6 +135,7 @@ def test_a_trace_stops_where_it_should_and_goes_on_with_t_end_and_the_answer(ver
     tokens = traces["tokens"]
     start, end, eos = tokens.start_id, tokens.end_id, tokens.eos_id
     asked, prompt, response, logprobs, extra = traces["end"]
+    assert asked["request_id"] == "0-0-1-7"
     assert asked["prompt_ids"] == [11, 12, start]
     assert asked["sampling_params"] == {
         "temperature": 0.7,
