@@ -52,7 +52,7 @@ def answer_all(
     """Every question's replies by kind of accuracy, graded.
 
     Args:
-        reasoner: a `Reasoner` of `engines.reasoners` or of a model in memory.
+        reasoner: a `Reasoner`, or one of a model in memory; None where there are no questions.
         kinds: some of `ACCURACIES`; another row's trace is there only with thinking, and where there is another prompt.
         trace_cap: C, and `cap` A of the definitions above.
         advance: called for every reply.
@@ -62,7 +62,7 @@ def answer_all(
     def ask(settings: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
         of_key = {f"{kind} {questions[i].key}": (kind, i) for kind, i in settings}
         asked = [Request(key, questions[at[1]].prompt_ids, **settings[at]) for key, at in of_key.items()]
-        for request, reply in reasoner.run(asked):
+        for request, reply in reasoner.run(asked) if asked else ():
             replies[of_key[request.key]] = reply
             advance()
 

@@ -63,6 +63,11 @@ def expected(reasoner):
     ]
 
 
+def test_no_questions_need_nobody_to_answer_them():
+    """A backend whose sampler answers no questions, as verl's, has held-out scores all the same."""
+    assert answer_all(None, [], [*ACCURACIES], 8, 8) == []
+
+
 def test_every_reply_is_what_generate_says(reasoner):
     traces, answers = expected(reasoner)
     found = answer_all(reasoner, questions(), tuple(ACCURACIES), C, A)
