@@ -294,8 +294,7 @@ class _Session:
         cap = accuracies.answer_cap(max(len(example.answer_ids) for example in held_out), config.longest_answer)
         answered: list[dict[str, Graded]] = [{} for _ in inputs.pairs]
         try:
-            trace_cap = config.rollout.max_trace_tokens
-            found = accuracies.answer_all(reasoner, questions, kinds, trace_cap, cap) if reasoner else []
+            found = accuracies.answer_all(reasoner, questions, kinds, config.rollout.max_trace_tokens, cap)
             for i, replies in zip(graded, found, strict=True):
                 answered[i] = replies
         except ConfigError as error:  # a grader of the user's own; training does not depend on it
