@@ -118,9 +118,9 @@ def _try(
             return "hang", " ".join(command)
         if "Traceback" in last.err:
             return "traceback", _last(last)
-    if last.code:
-        return "lost", _last(last)
     got = world.content(folder / work.result)
+    if last.code and got != wanted:  # killed when all was done, a command may refuse to do it again
+        return "lost", _last(last)
     if different := sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name)):
         left = [name for name in different if ".tmp" in name]
         return ("left", left[0]) if left == different else ("wrong", ", ".join(different[:4]))
