@@ -66,7 +66,7 @@ CLOCK = re.compile(
 """Names of what may differ between two ways to the same end: the clock's and what is over it, and who did it."""
 
 
-DATED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|^# checksum \w+$", re.MULTILINE)
+DATED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|^# checksum \w+$|\btook [\d.:]+ \w+", re.MULTILINE)
 
 
 def make_source(folder: Path) -> None:
