@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,11 @@ class Run:
         Mappings: which metrics there are depends on the method, and older runs have fewer.
         """
         path, others = self.path / METRICS, tuple(start for name, start in KINDS.items() if name != kind)
+        with contextlib.suppress(StoreError):  # a damaged manifest has its own reader
+            written = self.manifest().get("stored", {}).get(METRICS)
+            # Lines have checksums; that the last ones are gone, only this tells.
+            if written and _sum_of(path, path.stat().st_size if path.is_file() else 0) != written:
+                damage(f"{path}: is damaged (its checksum differs); restore it from a copy.")
         by_step = {r["step"]: r for r in lines(path, unlike=others) if r.get("kind") == kind}
         return [_with_nan(by_step[step]) for step in sorted(by_step)]
 
@@ -441,6 +447,12 @@ class Reference:
                 there = ", ".join(steps if len(steps) <= 8 else [*steps[:3], "...", steps[-1]]) or "none"
                 raise StoreError(f"{self.path}: nothing is stored for {asked}; there is something for: {there}.")
         return [s for s in sorted(available) if self.spans is None or any(a <= s <= b for a, b in self.spans)]
+
+
+@cache
+def _sum_of(path: Path, size: int) -> str:
+    """Of a file that grows: once for each of its sizes."""
+    return sha256(path) if size else ""
 
 
 def _with_nan(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,20 +3,21 @@
 Judging needs no part of a run that training writes, so it has a lock of its own and may go on beside training.
 """
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nrt_cli.config import load_yaml
 from nrt_cli.config.titles import thinks
 from nrt_cli.errors import StoreError
+from nrt_cli.files import damage, read_record, record_text
 from nrt_cli.records import TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.files import append_line, lines, reads, sole_writer, write
 
-FOLDER, SCORES = "judgements", "scores.jsonl"
+FOLDER, SCORES, SIZE = "judgements", "scores.jsonl", "size.json"
 HELD_OUT = "held-out-"
 
 
@@ -26,9 +27,16 @@ class Judgements:
     def __init__(self, run: Run) -> None:
         self.run, self.path = run, run.path / FOLDER
 
-    def writing(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
         """Be the only judge at work. Raises StoreError where another process already is."""
-        return sole_writer(self.path, f"{self.run.path}: another process is judging this run; wait or stop it.")
+        with sole_writer(self.path, f"{self.run.path}: another process is judging this run; wait or stop it."):
+            try:
+                yield
+            finally:
+                scores = self.path / SCORES
+                if scores.is_file():  # its lines have checksums; that the last ones are gone, its size tells
+                    write(self.path / SIZE, record_text(SIZE, {SCORES: scores.stat().st_size}))
 
     def append(self, record: Mapping[str, Any]) -> None:
         append_line(self.path / SCORES, record)
@@ -44,6 +52,12 @@ class Judgements:
 
         Mappings: older ones have fewer keys.
         """
+        scores, size = self.path / SCORES, self.path / SIZE
+        if size.is_file():
+            with reads(size, "remove it"):
+                least = int(read_record(size)[SCORES])
+            if not scores.is_file() or scores.stat().st_size < least:
+                damage(f"{scores}: is damaged (it is shorter than it was); restore it from a copy, or judge again.")
         missing = dict.fromkeys(("score", "input_tokens", "output_tokens", "cost", "temperature"), math.nan)
         return [
             {key: missing.get(key) if value is None else value for key, value in record.items()}

@@ -17,7 +17,7 @@ from nrt_cli.files import Damage, read_record, sha256
 from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
 from nrt_cli.models.metadata import model_fault
 from nrt_cli.records import measured
-from nrt_cli.store import Run, find_runs
+from nrt_cli.store import EVENTS, Run, find_runs
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.files import reads
 from nrt_cli.store.housekeeping import size_of, tags_of
@@ -243,6 +243,13 @@ def check(root: Path) -> list[Fault]:
         for name, digest in changed.items():
             how = "has another checksum than when the run finished" if digest else "is missing"
             faults.append(Fault(str(run.path), f"{run.path / name}: {how}; restore it from a copy."))
+        with looking(run.path):
+            ended = run.manifest().get("status") == "finished"
+            if ended and all(event.get("kind") != "finished" for event in run.events()):
+                text = (
+                    f"{run.path / EVENTS}: does not say that the run finished, so it was cut; restore it from a copy."
+                )
+                faults.append(Fault(str(run.path), text))
         held_out = partial(run.metrics, "held_out")
         for read in (
             run.metrics,

@@ -342,8 +342,8 @@ class _Session:
             "seconds": sum(record["seconds"] for record in run.metrics()),
             "throughput": throughput(run.metrics()),
         }
+        run.event("finished", step=steps)  # which a run whose manifest says so is known to have
         run.update_manifest(status="finished", summary=summary, stored=run.stored())
-        run.event("finished", step=steps)
         return summary
 
 

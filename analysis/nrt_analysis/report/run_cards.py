@@ -288,8 +288,8 @@ def stored_analyses(cards: Sequence[RunCard], name: str) -> Iterator[tuple[Path,
 
 
 def in_words(error: Exception, cards: Sequence[RunCard]) -> str:
-    """What an error says, with the names that a report gives runs in place of where they are."""
-    text = str(error)
+    """What an error says, with the names that a report gives runs in place of where they are, and no full stop."""
+    text = str(error).removesuffix(".")
     for card in cards:
         text = text.replace(str(card.run.path), card.label)
     return text
