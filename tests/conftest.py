@@ -24,7 +24,7 @@ from nrt_cli.models.prepare import prepare_model
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE
 
 torch.set_num_threads(1)
-for room in ("backends", "training", "crash"):  # helpers beside the tests
+for room in ("backends", "training", "crash", "evaluation"):  # helpers beside the tests
     sys.path.append(str(Path(__file__).parent / room))
 
 from nursery import Nrt, opened  # noqa: E402  of a room
