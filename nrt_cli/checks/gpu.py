@@ -547,7 +547,7 @@ def vllm_evaluation(bench: Bench) -> Iterator[Finding]:
     tokens = sum(len(output.ids) for output in made)
     found = f"scores differ by {gap:.1e} nats ({allowed:.0e} is rounding); {tokens} greedy tokens"
     if not gap <= allowed:
-        yield problem(found, "evaluate with --backend transformers, and report this.", details)
+        yield problem(found, "evaluate with --engine hf, and report this.", details)
     else:
         yield ok(found, "", details)
 

@@ -244,17 +244,14 @@ def check(root: Path) -> list[Fault]:
             how = "has another checksum than when the run finished" if digest else "is missing"
             faults.append(Fault(str(run.path), f"{run.path / name}: {how}; restore it from a copy."))
         with looking(run.path):
-            ended = run.manifest().get("status") == "finished"
-            if ended and all(event.get("kind") != "finished" for event in run.events()):
-                text = (
-                    f"{run.path / EVENTS}: does not say that the run finished, so it was cut; restore it from a copy."
-                )
-                faults.append(Fault(str(run.path), text))
+            kinds = {event.get("kind") for event in run.events()}
+            if run.manifest().get("status") == "finished" and "finished" not in kinds:
+                text = "does not say that the run finished, so it was cut; restore it from a copy."
+                faults.append(Fault(str(run.path), f"{run.path / EVENTS}: {text}"))
         held_out = partial(run.metrics, "held_out")
         for read in (
             run.metrics,
             held_out,
-            run.events,
             partial(tags_of, run),
             Judgements(run).records,
             partial(templates, run),
