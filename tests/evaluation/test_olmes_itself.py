@@ -28,6 +28,7 @@ def both_ways(model, benchmark, tmp_path, think, tokens, limit=2):
     found = []
     for backend in ("lm-eval", "olmes"):
         given = [f"eval.olmes.python={PYTHON}", "eval.olmes.gpus=0", f"eval.data_dir={DATA}", "eval.max_samples=2"]
+        given.append("model.dtype=float32")  # as OLMES has it from the model's config, on every processor
         settings = configs.load(None, [*given, f"eval.max_answer_tokens={tokens}", "eval.max_trace_tokens=8"])
         job = Job(str(model), (benchmark,), limit, backend, think=think, out=tmp_path / backend)
         (row,) = evaluate(job, settings, EvalProgress())["benchmarks"]
