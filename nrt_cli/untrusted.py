@@ -11,6 +11,8 @@ FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 def visible(text: str) -> str:
     """The text with control characters and marks of direction written out. Line ends stay; a tab is a blank."""
+    if text.isprintable():  # of most texts that is all
+        return text
     return "".join(c if c == "\n" or c.isprintable() else " " if c == "\t" else f"\\x{ord(c):02x}" for c in text)
 
 

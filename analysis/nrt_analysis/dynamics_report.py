@@ -1,14 +1,12 @@
 """How traces change while a model trains (Fig. 2a-d of the paper), and where they collapse."""
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from nrt_analysis.document import Document, section
 from nrt_analysis.figures import COLUMN, StepLine, StepPanel, draw_steps
-from nrt_analysis.frames import steps_frame
+from nrt_analysis.frames import averaged, steps_frame
 from nrt_cli.measures.collapse import NGRAM, SIGNS, WINDOW, Fall, Sentinel, watched
 from nrt_cli.store import Run
 
@@ -24,9 +22,6 @@ PANELS = {
     "token_signal": ("token signal", "mean size"),
 }
 """Metrics drawn: panel title and unit."""
-
-MOST = 2000
-"""Rows and points of a run: a longer one's are means over steps."""
 
 SHARES = ("distinct_ngrams", "forced_share", "dead_groups")
 COLUMNS = ("entropy", "trace_length", "distinct_ngrams", "forced_share", "truncated_share", *list(PANELS)[4:])
@@ -44,9 +39,8 @@ def dynamics(runs: Mapping[str, Run], window: int = WINDOW) -> Document:
     summary, means, drawn = [], list[str](), dict[str, pd.DataFrame]()
     for label, frame in frames.items():
         each = frame[["step", *COLUMNS]].join(smooth[label].add_suffix("_smoothed"))
-        if (of := math.ceil(len(frame) / MOST)) > 1:  # as many as a figure can show
-            blocks = np.arange(len(frame)) // of
-            each = each.groupby(blocks).mean().assign(step=frame["step"].groupby(blocks).last())
+        each, of = averaged(each)
+        if of > 1:
             means.append(f"{label}: rows and lines are means over {of} steps each; `nrt runs export` writes every step")
         drawn[label] = each
         fell = {fall.sign: str(fall.step) for fall in falls[label]}

@@ -293,7 +293,10 @@ def _characters(path: str) -> frozenset[int]:
 
 
 def fitted(figure: Figure) -> Figure:
-    """Break titles of panels that would reach into the next one or off the figure, which grows by their lines."""
+    """Break titles of panels that would reach into the next one or off the figure, which grows by their lines.
+
+    The layout is final then: it takes longer than drawing does, and every format would make it anew.
+    """
     titles = [axis._left_title for axis in figure.axes]  # type: ignore[attr-defined]
     for again in (False, True):  # broken titles take height, which moves the panels
         for title in titles:
@@ -314,6 +317,9 @@ def fitted(figure: Figure) -> Figure:
             lines = title.get_text().count("\n") - before.count("\n")
             rows[round(100 * place.y1)] = max(rows.get(round(100 * place.y1), 0), lines)
         figure.set_figheight(figure.get_figheight() + sum(rows.values()) * 1.2 * STYLE["axes.titlesize"] / 72)
+    if sum(rows.values()):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure
 
 

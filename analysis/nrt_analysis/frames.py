@@ -1,5 +1,6 @@
 """The store as pandas frames. What a run lacks is an error that names the command which makes it."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,19 @@ def frame_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.Da
     """Rows as a frame that has these columns in any case: one that no row has is empty, NaN, and comes last."""
     frame = pd.DataFrame(list(rows))
     return frame.assign(**{name: np.nan for name in columns if name not in frame})
+
+
+MOST = 2000
+"""As many steps of a run as a figure can show."""
+
+
+def averaged(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """A frame of a row for each `step` as one of at most `MOST`, and of how many steps each row is the mean."""
+    of = math.ceil(len(frame) / MOST)
+    if of <= 1:
+        return frame, 1
+    blocks = np.arange(len(frame)) // of
+    return frame.groupby(blocks).mean().assign(step=frame["step"].groupby(blocks).last()), of
 
 
 def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 from nrt_analysis.document import Document, Figure, Made, Table
 from nrt_analysis.dynamics_report import PANELS
 from nrt_analysis.figures import COLUMN, TEXT, StepLine, StepPanel, draw_steps
-from nrt_analysis.frames import STEP
+from nrt_analysis.frames import STEP, averaged
 from nrt_analysis.judge_report import asked_with, judged_frame, quality_table
 from nrt_analysis.report import method_tables, result_tables
 from nrt_analysis.report.case_tables import cases_table, confidence_table
@@ -135,7 +135,7 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
     rows += [("quality", of, f"judged quality, {asked}", "score") for asked, of in quality.groupby("asked")]
     if quality.empty:
         rows.append(("quality", quality, "judged quality", "score"))
-    models, panels = list(by_step["model"].unique()), list[list[StepPanel]]()
+    models, panels, means = list(by_step["model"].unique()), list[list[StepPanel]](), set[int]()
     for metric, frame, title, unit in rows:
         named = [f"{title}, {model}".replace("$", r"\$") if len(models) > 1 else title for model in models]
         panels.append([])
@@ -150,11 +150,15 @@ def dynamics_figure(cards: Sequence[RunCard]) -> Figure:
                 else:
                     wide = of.pivot_table(index="step", columns="seed", values=metric)
                     mean = wide.rolling(WINDOW, min_periods=1).mean().mean(axis=1)
-                    lines[str(label)] = StepLine(mean.index, mean, wide.iloc[:, 0] if len(wide.columns) == 1 else None)
+                    single = {"single": wide.iloc[:, 0]} if len(wide.columns) == 1 else {}
+                    drawn, of_each = averaged(pd.DataFrame({"mean": mean, **single}).reset_index())
+                    lines[str(label)] = StepLine(drawn["step"], drawn["mean"], drawn.get("single"))
+                    means |= {of_each} - {1}
             dots = metric == "quality"
             panels[-1].append(StepPanel(name, unit, lines, share=dots, points=dots))
     drawing, said = draw_steps(panels, TEXT if len(models) > 1 else COLUMN, 0.4 + 1.4 * len(rows))
     notes = [f"thick: mean over seeds of the trailing mean over {WINDOW} steps; thin: steps of a single seed"]
+    notes += [f"lines of long runs are means over {of} steps each" for of in sorted(means)]
     notes += [f"quality: {asked}" for asked in quality["asked"].unique()]
     notes += said if len(quality) else [*said, "no traces were judged: `nrt judge RUN` scores them"]
     numbers = {"steps": by_step} | ({"quality": quality} if len(quality) else {})
