@@ -85,7 +85,7 @@ class HeldOut:
 
 
 class Column(NamedTuple):
-    """A column of the trace table: its Arrow type, what its values are counted in, and what they are."""
+    """A column of a stored table: its Arrow type, what its values are counted in, and what they are."""
 
     type: str
     unit: str
@@ -93,7 +93,7 @@ class Column(NamedTuple):
 
 
 def _column(type_: str, unit: str, what: str) -> Any:
-    """A field of `TraceRow`."""
+    """A field of a table's row."""
     return field(default=None, metadata={"column": Column(type_, unit, what)})
 
 
@@ -165,6 +165,54 @@ class TraceRow:
 
 
 TRACE_COLUMNS: dict[str, Column] = {each.name: each.metadata["column"] for each in fields(TraceRow)}
+
+
+@dataclass(frozen=True)
+class XrayRow:
+    """What `nrt analyze xray` found of one trace; its N steps are spans of its tokens. None is what was not measured.
+
+    As with `TraceRow`, the types of the table's columns and their documentation are these fields'.
+    """
+
+    traces: str | None = _column(
+        "string", "text", "the trace table that it is from; `sampled` or `given` for one that is in none"
+    )
+    step: int | None = _column("int64", "int", "the step that sampled the trace, as in the trace table")
+    example: int | None = _column("int64", "int", "the number of the example's row in the data, likewise")
+    k: int | None = _column("int64", "int", "which of the example's traces, likewise")
+    model_step: int | None = _column("int64", "int", "the step whose model scored it")
+    unit: str | None = _column("string", "text", "what a step is: a `sentence` or a `word`")
+    steps: Sequence[str] | None = _column("list<string>", "text", "the steps; joined, they are z")
+    ends: Sequence[int] | None = _column(
+        "list<int32>", "tokens", "how much of `trace_ids` each step and those before are"
+    )
+    necessity: Sequence[float] | None = _column(
+        "list<double>", "nats", "of each step: log P(y*) given the trace - log P(y*) given the trace without the step"
+    )
+    kept: Sequence[float] | None = _column(
+        "list<double>", "nats", "log P(y*) given the first n steps alone, for n = 0 to N: the last is that of the trace"
+    )
+    null_logprob: float | None = _column("double", "nats", "log P(y*) given the null trace")
+    decided: int | None = _column(
+        "int64", "steps", "the first n from which the answer is decided (`nrt help analysis`)"
+    )
+    gained: float | None = _column("double", "nats", "what the words that raise log P(y*) most add to it")
+    smuggled: float | None = _column(
+        "double", "share", "of `gained`: what those words' own surprise pays for, so that nothing computed it"
+    )
+    shuffled: float | None = _column("double", "nats", "log P(y*) given the steps in another order")
+    changed: float | None = _column("double", "nats", "log P(y*) given the trace with other numbers and names")
+    masked: float | None = _column(
+        "double", "nats", "log P(y*) given the trace without the words that the answer has and the question has not"
+    )
+    swapped: float | None = _column("double", "nats", "log P(y*) given another question's trace")
+    filler: float | None = _column("double", "nats", "log P(y*) given as many full stops")
+    copied: float | None = _column(
+        "double", "share", "of the answer's words that the question has not: those that the trace has"
+    )
+
+
+XRAY_COLUMNS: dict[str, Column] = {each.name: each.metadata["column"] for each in fields(XrayRow)}
 
 
 @dataclass(frozen=True)

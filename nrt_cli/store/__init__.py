@@ -252,6 +252,19 @@ class Run:
         names = [name for name in (f"held-out-{step:06d}", f"direct-{step:06d}") if name in self.trace_names()]
         return self.traces(names[0], columns) if names else []
 
+    def xray(self, name: str) -> list[dict[str, Any]]:
+        """What `nrt analyze xray` found of a trace table's traces (`XrayRow`), each once: as it was scored last.
+
+        Nothing where the table was not looked into. A trace is known by its `step`, `example` and `k`.
+        """
+        found = {}
+        parts = (self.path / "analysis" / "xray" / "scored").glob(f"{name}-*/part-*.parquet")
+        for part in sorted(parts, key=lambda part: (part.stat().st_mtime_ns, part)):
+            with open_table(part, named=True) as file:
+                rows = file.read().to_pylist()
+            found.update({(row["step"], row["example"], row["k"]): row for row in rows})
+        return [found[where] for where in sorted(found)]
+
     def count_traces(self, name: str) -> int:
         """How many rows `write_traces` wrote, from the file's foot alone."""
         with open_table(self.path / "traces" / f"{name}.parquet", named=True) as file:

@@ -20,7 +20,7 @@ from nrt_cli.files import read_record
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.sources import model_fingerprint
 from nrt_cli.progress import COLUMNS, Progress
-from nrt_cli.records import TRACE_COLUMNS, TraceRow
+from nrt_cli.records import TRACE_COLUMNS, XRAY_COLUMNS, TraceRow
 from nrt_cli.store import Run
 from nrt_cli.training import start
 from nrt_cli.workflows.train import train
@@ -81,7 +81,7 @@ def test_every_metric_and_column_is_documented(am_run, train_run):
     sft = train_run("method=sft")
     keys = {key for run in (am_run, sft) for kind in ("train", "held_out") for r in run.metrics(kind) for key in r}
     assert not [key for key in keys - {"kind", "step"} if f"| `{key}`" not in DOCUMENT]
-    for name, column in TRACE_COLUMNS.items():
+    for name, column in (*TRACE_COLUMNS.items(), *XRAY_COLUMNS.items()):
         row = f"| `{name}` | {column.unit} | {column.what} |".replace("y*", r"y\*")
         assert row in DOCUMENT, f"put this line there: {row}"
     for run, marked in ((am_run, False), (sft, True)):
