@@ -160,11 +160,16 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         activation = model.layers * model.hidden * width + inside
     # No more logits are kept than that, however long a pass.
     logits = min(in_a_pass * model.vocab, KEPT_ELEMENTS)
+    # The starting model as it is multiplied, or FSDP's float32 share of it; the slow copy is as precise as the masters.
+    starting = model.parameters * (WIDE / parallel.ranks if distributed else width) if "reference" in config.asks else 0
+    slow = WIDE * trained / parallel.ranks if "follower" in config.asks else 0
     memory = (
         ("float32 weights", WIDE * masters / parallel.ranks),
         ("gradients", WIDE * gathered / parallel.ranks),
         ("moments", moments / parallel.ranks),
         ("weights as they are multiplied", copies),
+        ("starting model", starting),
+        ("slow copy", slow),
         ("activations", in_a_pass * activation),
         ("logits", logits * LOGIT_BYTES * width / NARROW),
         ("reserve", RESERVE if width == NARROW else RESERVE / 4),
@@ -172,7 +177,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
 
     # Memory while traces are sampled; the optimiser's stay where they are unless they are offloaded.
     cache = 2 * model.layers * model.kv_heads * model.head_dim * width  # bytes of keys and values per token
-    kept = (WIDE * masters + moments) / parallel.ranks
+    kept = (WIDE * masters + moments) / parallel.ranks + starting + slow
     if not sampled:
         memory_rollout = 0.0
     elif (distributed or rollout.engine == "vllm") and not math.isnan(gpu.bandwidth):
@@ -207,8 +212,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
             # Before the first update, what later minibatches need of the sampling policy; each null trace once.
             later = 1 - minibatch / train.batch_size
             products += work(later * tokens + train.batch_size * null, row / 2)
-            if config.objective.kl_weight:
-                products += work(tokens, row / 2)
+            products += len(config.asks & {"reference", "follower"}) * work(tokens, row / 2)
             # A group that does not fit a pass is scored before it is updated; the local engine has its prompt once.
             shared = 0.0 if distributed else traces * lengths.prompt
             if traces * row + null - shared > budget:
@@ -243,7 +247,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
 
     # verl's checkpoints hold the weights as a Hugging Face folder too.
     checkpoint = WIDE * (2 * model.parameters if distributed else trained)
-    checkpoint += (2 if config.optimiser.states == "8bit" else 2 * WIDE) * trained
+    checkpoint += parallel.ranks * slow + (2 if config.optimiser.states == "8bit" else 2 * WIDE) * trained
     disk, disk_kept = disk_of(config, steps, checkpoint, model.parameters)
     stored = 0.0
     if sampled:  # traces: measured on runs of SmolLM2-135M, ids, text and per-token numbers, compressed

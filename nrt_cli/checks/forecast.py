@@ -20,7 +20,6 @@ from nrt_cli.config import RunConfig
 from nrt_cli.config.schema import EngineSection
 from nrt_cli.errors import ConfigError
 from nrt_cli.measures.statistics import mean
-from nrt_cli.methods import SCHEMES
 from nrt_cli.models.loading import positions
 from nrt_cli.records import Rollout, RolloutGroup
 from nrt_cli.training import start
@@ -113,7 +112,8 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
         if done < len(parts):
             left = (time.perf_counter() - started) / done * (len(parts) - done)
             say(f"part {done} of {len(parts)} is done, about {max(left / 60, 0.1):.1f} minutes left")
-    schemes = {name: methods.get(name, config.objective) for name in (config.method, *SCHEMES)}
+    own_method = {config.method: methods.of_answers(config.method, config.objective)}
+    schemes = own_method | methods.schemes((), config.objective)
     found = {
         (name, *key, size): prospects(split(groups, size), method, config.objective)
         for name, method in schemes.items()

@@ -25,6 +25,7 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.grading.accuracies import Graded, Question, answer_all, answer_cap
 from nrt_cli.grading.grading import Pair, find, grade
 from nrt_cli.measures.statistics import mean, share_over_rows
+from nrt_cli import methods
 from nrt_cli.methods import Group, Method
 from nrt_cli.models.loading import positions
 from nrt_cli.objective.losses import group_advantage
@@ -121,12 +122,12 @@ class Prospects:
 
 
 def prospects(groups: Sequence[SampledGroup], method: Method, objective: ObjectiveSection) -> Prospects:
-    """What groups say under a scheme and its way to make advantages."""
+    """What groups say under a scheme and its way to make advantages; NaN for these where it needs more than answers."""
     traces = [trace for group in groups for trace in group.traces]
     by_group = [[t.score for t in group.traces if math.isfinite(t.score)] for group in groups]
     scores = [score for each in by_group for score in each]
-    alive, wins = 0, []
-    for group in groups:
+    alive, wins = math.nan if method.asks else 0, []
+    for group in () if method.asks else groups:
         # As the loss has them; a dead group has none.
         logprobs_KT = torch.tensor([trace.logprobs_T for trace in group.traces], dtype=torch.float64)
         null_T = torch.tensor(group.null_logprobs_T, dtype=torch.float64)
@@ -368,7 +369,9 @@ def habit(interview: Interview) -> Finding:
 @SAMPLE.check("signal", when=WITH_TRACES)
 def signal(interview: Interview) -> Finding:
     """What the config's scheme makes of these traces."""
-    found, config = interview.prospects, interview.config
+    found, config, method = interview.prospects, interview.config, interview.trainer.objective.method
+    if method.asks:
+        return skipped(f"{config.method} needs {methods.asked(method)}", "see one group of a step below.")
     dead = round((1 - found.alive) * found.questions)
     said = (
         f"{config.method}: {dead} of {found.questions} groups are dead; after {found.helpful:.0%} of traces the answer "

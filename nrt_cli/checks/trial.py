@@ -349,7 +349,7 @@ def stale(trial: Trial) -> Finding:
     backend.sampler.update()
     # Compares by itself, and raises where the sampler lags behind.
     (group,) = trial.trainer.sample(trial.examples[:1], 2)
-    trainer_KZ = layout.trace_logprobs(group, backend.score(layout.rows(group)))
+    trainer_KZ = layout.assembled(group, backend.score(layout.rows(group))).trace_KZ
     context = layout.context(group, Known(), torch.zeros(1))
     gaps = (trainer_KZ - layout.sampler_logprobs(group))[context.sampled_mask_KZ].abs()
     gap = float(gaps.mean()) if len(gaps) else math.nan

@@ -1,15 +1,18 @@
 """The typed configuration of a run: one schema (`schema.py`), presets, one way to compose them. Imports no torch.
 
-A run's config is `schema defaults <- preset paper <- preset <- YAML file <- --set`, later ones win: a preset states how
-it differs from the paper's, and `nrt` is the one that nobody has to name. Under `variants` a file says what it sets for
-one method alone. A default of the schema is what runs did before there was the key.
+A run's config is `schema defaults <- preset paper <- preset <- method's own <- YAML file <- --set`, later ones win: a
+preset states how it differs from the paper's, and `nrt` is the one that nobody has to name; a method may have settings
+that belong to it as published. Under `variants` a file says what it sets for one method alone. A default of the schema
+is what runs did before there was the key.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nrt_cli import methods
 from nrt_cli.config.schema import (
     DataSection,
     LoraSection,
@@ -83,7 +86,8 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
     preset, presets = asked.get("preset", "nrt"), configs_dir() / "presets"
     if preset not in (known := sorted(path.stem for path in presets.glob("*.yaml"))):
         raise ConfigError(f"{said('preset')}: preset {preset!r} is unknown; choose one of {', '.join(known)}.")
-    asked = merge(*(read_yaml(presets / f"{name}.yaml") for name in ("paper", preset)), asked)
+    below = [read_yaml(presets / f"{name}.yaml") for name in ("paper", preset)]
+    asked = merge(*below, published(method), asked)
     # What is wrong for another method is not to be found only when that is used.
     for name, settings in variants.items():
         recorded(asked, settings, {"method": name}, origin=f"{origin}: variants.{name}")
@@ -92,6 +96,21 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
         if any(f"{one}.".startswith(f"{key}.") for one in told):
             raise ConfigError(f"--set: {key} has no effect {why}; remove it.")
     return config
+
+
+def published(method: str) -> Mapping[str, Any]:
+    """The settings that belong to a method as published; none of a user's that cannot be imported."""
+    try:
+        return methods.loaded(method).defaults
+    except ConfigError:
+        return {}
+
+
+def departures(config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(key, as published, as it is) where a run's settings are not those of its method as published."""
+    own = flatten(config.model_dump(mode="json"))
+    theirs = flatten(json.loads(json.dumps(published(config.method))))
+    return [(key, value, own[key]) for key, value in theirs.items() if own[key] != value]
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:

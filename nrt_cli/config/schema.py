@@ -133,6 +133,13 @@ class ObjectiveSection(Section):
     )
     kl_weight: float = Field(0.0, ge=0, description="KL to the starting model on sampled trace tokens (row 19).")
     entropy_weight: float = Field(0.0, ge=0, description="Bonus for trace entropy (row 19).")
+    follower_keep: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Methods with a slow copy of the policy: the share of itself that it keeps each time.",
+    )
+    follower_every: int = Field(100, ge=1, description="The same: optimiser steps between two such moves.")
     weights: Weights = Weights()
 
 
@@ -382,6 +389,12 @@ class RunConfig(RunSettings):
         return methods.facts(self.method).samples
 
     @property
+    def asks(self) -> frozenset[str]:
+        """What has to be computed besides the policy's own log-probs (`methods.ASKS`); a user's method is imported."""
+        asks = methods.loaded(self.method).asks
+        return asks | {"reference"} if self.objective.kl_weight else asks
+
+    @property
     def backend(self) -> Facts:
         """Where it is computed."""
         return BACKENDS[self.engine.name]
@@ -411,6 +424,8 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield from (
             (f"objective.{key}", method) for each in METHODS.values() for key in each.reads if key not in facts.reads
         )
+        if "follower" not in facts.asks:
+            yield from ((f"objective.follower_{key}", f"{method}, which has no slow copy") for key in ("keep", "every"))
     if objective.advantage not in ("std", "unbiased-std"):
         yield "objective.std_floor", f"with objective.advantage={objective.advantage}"
     if objective.ratio == "sequence":

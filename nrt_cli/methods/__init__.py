@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nrt_cli.errors import ConfigError
-from nrt_cli.methods.method import Formula, Formulas, Group, Method, Rowwise, Signals, place, prove, reward, slopes
+from nrt_cli.methods.method import (
+    ASKS,
+    Formula,
+    Formulas,
+    Group,
+    Method,
+    Rowwise,
+    Signals,
+    place,
+    prove,
+    reward,
+    slopes,
+)
 from nrt_cli.renamed import moved
 
 if TYPE_CHECKING:
@@ -38,6 +50,9 @@ METHODS = _found()
 
 SCHEMES = tuple(name for name, method in METHODS.items() if method.samples and method.policy_gradient)
 """Those that reward traces."""
+
+PAPER = tuple(name for name in SCHEMES if METHODS[name].paper)
+"""Those that the paper compares."""
 
 CONTROL = next(method for method in METHODS.values() if method.samples and not method.policy_gradient)
 """Whose traces are sampled and not trained; any method with `objective.weights.trace` 0 is this one too."""
@@ -75,6 +90,18 @@ def get(name: str, settings: "ObjectiveSection | None" = None) -> Method:
     Args:
         settings: the objective that a user's own is proved under; None: the defaults.
     """
+    found = loaded(name)
+    if ":" in name:
+        if settings is None:
+            from nrt_cli.config import ObjectiveSection
+
+            settings = ObjectiveSection()
+        prove(found, name, settings)
+    return found
+
+
+def loaded(name: str) -> Method:
+    """A method by name, a user's own imported and not proved. Raises ConfigError."""
     if ":" not in name:
         if name not in METHODS:
             raise ConfigError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)} or module:function.")
@@ -97,12 +124,22 @@ def get(name: str, settings: "ObjectiveSection | None" = None) -> Method:
         found = reward(found)
     if not (found.samples and found.policy_gradient):
         raise ConfigError(f"method {name!r}: yours samples traces and trains them; objective.weights.trace=0 does not.")
-    if settings is None:
-        from nrt_cli.config import ObjectiveSection
-
-        settings = ObjectiveSection()
-    prove(found, name, settings)
+    if unknown := sorted(found.asks - ASKS.keys()):
+        raise ConfigError(f"method {name!r} asks for {unknown[0]!r}; a method may ask for {', '.join(ASKS)}.")
     return found
+
+
+def of_answers(name: str, settings: "ObjectiveSection | None" = None) -> Method:
+    """A method that needs nothing but log c, as `get`. Raises ConfigError for one that asks for more."""
+    found = get(name, settings)
+    if found.asks:
+        raise ConfigError(f"method {name!r} needs more than log-probs of answers: {asked(found)}.")
+    return found
+
+
+def asked(method: Method) -> str:
+    """What a method asks for, in words."""
+    return " and ".join(ASKS[each] for each in ASKS if each in method.asks)
 
 
 def source(name: str) -> str:
@@ -112,9 +149,10 @@ def source(name: str) -> str:
 
 
 def schemes(names: Sequence[str], settings: "ObjectiveSection", own: str = "") -> dict[str, Method]:
-    """The methods of these names, each once, all of which reward traces; of none, all built in and the run's `own`."""
-    asked = names or (*SCHEMES, *([own] if ":" in own else []))
-    found = {name: get(name, settings) for name in map(own_name, asked)}
+    """The methods of these names, each once, all of which reward traces by log c alone; of none, all such that are
+    built in and the run's `own`."""
+    built_in = [name for name in SCHEMES if not METHODS[name].asks]
+    found = {name: of_answers(name, settings) for name in map(own_name, names or [*built_in, *[own] * (":" in own)])}
     if silent := next((name for name, method in found.items() if not method.samples), None):
         raise ConfigError(f"method {silent!r} rewards no traces, so it is no scheme; name one of {', '.join(SCHEMES)}.")
     return found

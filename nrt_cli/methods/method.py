@@ -1,6 +1,7 @@
 """What a method is: facts for every table, and one pure function from a group to signals. Imports no torch by itself.
 
-Shapes: K traces of one group, T tokens of the group's one reference answer (eos included).
+Shapes: K traces of one group, T tokens of the group's one reference answer (eos included), Z positions of its longest
+trace, what ended it included.
 
 All answers of a group have the same tokens, so nothing here is padded. Everything stays in the log domain, since an
 answer's probability underflows float32 from about -100 nats on (decision 5); advantages do not depend on the scale of
@@ -12,8 +13,8 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from nrt_cli.errors import ConfigError
@@ -59,11 +60,41 @@ class Group:
     base_logprobs_T: Tensor
     """log c_base, given the null trace, under pi_old."""
     settings: ObjectiveSection
+    trace_logprobs_KZ: Tensor | None = None
+    """asks "traces": log pi of what the policy chose of each trace, its end included, under the current policy."""
+    trace_mask_KZ: Tensor | None = None
+    """asks "traces": True where the policy chose the token, so not at padding or at a t_end that was appended."""
+    lengths_K: Tensor | None = None
+    """asks "traces": tokens of each trace, without what ended it."""
+    reference_logprobs_KT: Tensor | None = None
+    """asks "reference": as `logprobs_KT`, under the starting model."""
+    reference_trace_KZ: Tensor | None = None
+    """asks "reference": as `trace_logprobs_KZ`, under the starting model."""
+    follower_logprobs_KT: Tensor | None = None
+    """asks "follower": as `logprobs_KT`, under the slow copy of the policy."""
+    verdicts_K: Tensor | None = None
+    """asks "verdicts": the score, 0 to 1, of an answer that was sampled after each trace; NaN where none could be."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """What `remember` returned before this step; empty at first."""
 
     @classmethod
-    def of(cls, logprobs_KT: Tensor, base_logprobs_T: Tensor, settings: ObjectiveSection) -> Group:
-        """Detached and widened."""
-        return cls(logprobs_KT.detach().double(), base_logprobs_T.detach().double(), settings)
+    def of(cls, logprobs_KT: Tensor, base_logprobs_T: Tensor, settings: ObjectiveSection, **asked: Any) -> Group:
+        """Detached and widened; `asked` are the fields that a method asks for."""
+        wide: Any = {name: each if name == "memory" else _wide(each) for name, each in asked.items()}
+        return cls(_wide(logprobs_KT), _wide(base_logprobs_T), settings, **wide)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().double() if tensor.is_floating_point() else tensor
+
+
+ASKS = {
+    "traces": "log-probs and lengths of the traces themselves",
+    "reference": "what the starting model says of trace and answer",
+    "follower": "what a slowly following copy of the policy says of the answer",
+    "verdicts": "an answer that is sampled after each trace, and judged",
+}
+"""What a method may ask for besides the answer's log-probs, and what that is."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +112,8 @@ class Signals:
     """The weight of each answer token's cross-entropy, (df/dc_i) c_i (Eq. 8)."""
     base: Tensor
     """R_base itself, a scalar; like R, may underflow to 0."""
+    kept: bool = True
+    """False for a group that the method filters out: its traces get no policy gradient, and it is counted."""
 
     @classmethod
     def of(cls, reward_K: Tensor, base: Tensor, token_KT: Tensor) -> Signals:
@@ -125,6 +158,12 @@ class Method:
     """Whether R is positive and made in logs."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Keys of `objective` that this method reads and not every method."""
+    asks: ClassVar[frozenset[str]] = frozenset()
+    """What of `ASKS` has to be computed for it besides, which `Group` then has."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """The nested settings that belong to the method as published: over the preset's, below the user's."""
+    paper: ClassVar[bool] = False
+    """Whether it is one of the schemes that the paper compares."""
     free: ClassVar[tuple[str, ...]] = ()
     """Of "token signals" and "baseline" what is on purpose not (dR/dc) c, or the null trace's reward (`prove`)."""
     hook: ClassVar[str] = "method"
@@ -132,6 +171,14 @@ class Method:
     def signals(self, group: Group) -> Signals:
         """Rewards, the null trace's reward and token signals of one group."""
         raise NotImplementedError(f"{type(self).__name__} has no signals(group)")
+
+    def remember(self, memory: Mapping[str, float], signals: Sequence[Signals]) -> Mapping[str, float]:
+        """What the groups of the next step get as `memory`, from this step's and the signals of all its groups.
+
+        It is saved in checkpoints. Signals are made from what was remembered before the step, so that they depend on no
+        order of groups.
+        """
+        return memory
 
 
 class Rowwise(Method):
@@ -239,6 +286,25 @@ def slopes(method: Method, group: Group) -> dict[str, Tensor]:
     return {"others held": one, "shared held": one - twin}
 
 
+def _made(method: Method, logprobs_KT: Tensor, base_T: Tensor, settings: ObjectiveSection) -> Group:
+    """A group to try a method on, with all that it asks for: of each trace made from its own log c, so that like traces
+    are alike in everything and those that change places take theirs along."""
+    row_K = logprobs_KT.sum(-1)
+    lengths_K = 1 + (row_K.abs() * 7).long() % 5
+    mask_KZ = lengths_K.new_tensor(range(6)) <= lengths_K[:, None]
+    trace_KZ = row_K[:, None].sin() * mask_KZ - 1.5 * mask_KZ
+    asked: dict[str, Any] = {}
+    if "traces" in method.asks:
+        asked |= {"trace_logprobs_KZ": trace_KZ, "trace_mask_KZ": mask_KZ, "lengths_K": lengths_K}
+    if "reference" in method.asks:
+        asked |= {"reference_logprobs_KT": 1.1 * logprobs_KT, "reference_trace_KZ": 0.8 * trace_KZ}
+    if "follower" in method.asks:
+        asked["follower_logprobs_KT"] = 0.9 * logprobs_KT
+    if "verdicts" in method.asks:
+        asked["verdicts_K"] = (lengths_K > 2).double()
+    return Group(logprobs_KT, base_T, settings, **asked)
+
+
 def prove(method: Method, name: str, settings: ObjectiveSection) -> None:
     """Refuse a method whose numbers would be wrong without a word. Raises ConfigError.
 
@@ -269,7 +335,7 @@ def prove(method: Method, name: str, settings: ObjectiveSection) -> None:
             refuse(f"its {what} must be finite; for {size} it holds {float(numbers[~numbers.isfinite()][0])}")
 
     def ask(logprobs_KT: Tensor, base_T: Tensor) -> Signals:
-        group = Group(logprobs_KT.clone(), base_T.clone(), settings)
+        group = _made(method, logprobs_KT.clone(), base_T.clone(), settings)
         try:
             if isinstance(method, Rowwise):
                 constants, leaf_KT = method.constants(group), logprobs_KT.clone().requires_grad_()
@@ -338,7 +404,7 @@ def prove(method: Method, name: str, settings: ObjectiveSection) -> None:
             if alike or "token signals" in method.free:
                 continue  # a deviation that is 0 has no derivative
             try:
-                by_torch = slopes(method, Group(doubled_KT, base_T, settings))
+                by_torch = slopes(method, _made(method, doubled_KT, base_T, settings))
             except (Exception, SystemExit) as error:
                 refuse(f"its reward cannot be differentiated{place(error)} ({type(error).__name__}: {error})")
             readings["token signals"] &= {

@@ -17,6 +17,7 @@ class SequenceLogprob(Rowwise):
     summary = "the answer's log-probability"
     aliases = ("jlb",)
     place = 1
+    paper = True
     formulas = Formulas(
         "Sequence Log-Prob (logP)",
         Formula("Σⱼ log cⱼ", r"\sum_{j=1}^T \log c_j"),
@@ -55,6 +56,7 @@ class ArithmeticMean(Rowwise):
     summary = "the arithmetic mean of the answer tokens' probabilities"
     aliases = ("rlpr",)
     place = 3
+    paper = True
     in_log = True
     formulas = Formulas("Arithmetic Mean (AM)", MEAN, MEAN, Formula("1/T · cᵢ", r"\frac{1}{T}\,c_i"), place=4)
 
@@ -73,6 +75,7 @@ class GeometricMean(Rowwise):
     summary = "the geometric mean of the answer tokens' probabilities"
     aliases = ("nrt-gm",)
     place = 4
+    paper = True
     in_log = True
     formulas = Formulas(
         "Geometric Mean (GM)",

@@ -15,6 +15,7 @@ class WeightedSum(Rowwise):
     """R = sum_j w_j c_j; `objective.weighted_sum` mean divides by T, `objective.weight_cap` bounds w."""
 
     in_log = True
+    paper = True
     reads = ("weight_cap", "weighted_sum")
 
     def log_weight(self, base_T: Tensor) -> Tensor:
@@ -88,5 +89,6 @@ class Control(NegativeLogProbability):
     aliases = ()
     place = 90
     default = False
+    paper = False
     formulas = None
     policy_gradient = False

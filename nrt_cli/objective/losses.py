@@ -9,7 +9,8 @@ the policy chose. Departures from Algorithm 1 are decisions of the config, each 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class GroupAdvantage:
 def group_advantage(
     reward: Signals, baseline: str = "clip", normalise: str = "std", std_floor: float = 1e-6
 ) -> GroupAdvantage:
-    """Advantages of one group.
+    """Advantages of one group; none where its method filters it out.
 
     Args:
         baseline: `clip` is R' = max(0, R - R_base), Eq. 9; `none` is R' = R, since centring removes any constant.
@@ -42,6 +43,8 @@ def group_advantage(
         std_floor: under `std` and `unbiased-std`, a group whose deviation is at most this share of its largest reward
             (baseline included, if there is one) is dead. Relative: an absolute one would disable `p` on long answers.
     """
+    if not reward.kept:
+        return GroupAdvantage(torch.zeros_like(reward.scaled_K), True)
     scaled_K = reward.scaled_K
     shaped_K = (scaled_K - reward.scaled_base).clamp(min=0) if baseline == "clip" else scaled_K
     # The largest is taken off before the mean: the mean of equal rewards may round, and their differences must be 0.
@@ -91,6 +94,10 @@ class GroupContext:
     """What the sampler reported for the same tokens, for truncated importance sampling."""
     reference_trace_KZ: Tensor | None = None
     """Trace log-probs under the starting model, for the KL term."""
+    lengths_K: Tensor | None = None
+    """Tokens of each trace, without what ended it."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Group` that were computed for the method before the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class Known:
     sampler_is_old: bool = False
     """Whether `old_trace_KZ` is what the sampler reported: it is pi_old itself."""
     reference_trace_KZ: Tensor | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,18 @@ class GroupLoss:
     """What `push_answer` would be for plain cross-entropy on y*: every signal and the weight 1."""
 
 
+def group_of(method: Method, logprobs: GroupLogprobs, context: GroupContext, objective: ObjectiveSection) -> Group:
+    """What a method is shown of a group after its forward pass."""
+    asked = dict(context.asked)
+    if "traces" in method.asks:
+        mask_KZ = context.sampled_mask_KZ
+        asked["trace_logprobs_KZ"] = torch.where(mask_KZ, logprobs.trace_KZ, 0.0)
+        asked |= {"trace_mask_KZ": mask_KZ, "lengths_K": context.lengths_K}
+    if (reference_KZ := asked.get("reference_trace_KZ")) is not None:
+        asked["reference_trace_KZ"] = torch.where(context.sampled_mask_KZ, reference_KZ, 0.0)
+    return Group.of(logprobs.answer_KT, context.base_logprobs_T, objective, **asked)
+
+
 def group_loss(
     method: Method, logprobs: GroupLogprobs, context: GroupContext, objective: ObjectiveSection, rows: int, divisor: int
 ) -> GroupLoss:
@@ -138,7 +158,7 @@ def group_loss(
             pass, so results cannot depend on padding, on trace lengths or on how a minibatch is cut up (decision 16).
         divisor: Dr.GRPO's constant, alike for all three terms.
     """
-    reward = method.signals(Group.of(logprobs.answer_KT, context.base_logprobs_T, objective))
+    reward = method.signals(group_of(method, logprobs, context, objective))
     advantage = group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor)
     dtype = logprobs.trace_KZ.dtype
     credit_KZ = context.trace_mask_KZ if objective.credit_forced_end else context.sampled_mask_KZ
@@ -304,6 +324,7 @@ def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str
         **{f"share_{term}": push / pushed if pushed else math.nan for term, push in pushes.items()},
         "answer_weight": pushes["answer"] / plain if plain else math.nan,
         "dead_groups": sum(s.loss.advantage.dead for s in scores) / len(scores),
+        "filtered_groups": sum(not s.loss.reward.kept for s in scores) / len(scores),
         "trace_length": _mean(torch.cat([s.context.trace_mask_KZ.sum(-1) - 1 for s in scores])),
         "forced_share": _mean(torch.cat([s.context.forced_K for s in scores])),
         "entropy": sum(float(s.logprobs.entropy_KZ[m].sum()) for s, m in zip(scores, sampled, strict=True)) / tokens,

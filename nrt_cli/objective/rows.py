@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from nrt_cli.methods import Method
 from nrt_cli.objective.losses import GroupContext, GroupLogprobs, GroupScore, Known, group_loss
 from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
+
+Whose = Literal["policy", "reference", "follower"]
+"""Whose log-probs: the policy's, the starting model's, or those of the slow copy that follows the policy."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class Layout:
         ids = (*opening, self.tokens.end_id, *example.answer_ids)
         return Row(ids, len(opening) + 1, prompt=len(example.prompt_ids))
 
+    def answer_rows(self, group: RolloutGroup) -> list[Row]:
+        """Each trace's row, of which y* alone is scored."""
+        answer, rows = len(group.example.answer_ids), self.rows(group)[: len(group.rollouts)]
+        return [replace(row, scored_from=len(row.ids) - answer, prompt=row.scored_from) for row in rows]
+
     def direct_row(self, example: Example) -> Row:
         """x y*, of which y* is scored."""
         return Row((*example.prompt_ids, *example.answer_ids), len(example.prompt_ids))
@@ -138,10 +146,9 @@ class Layout:
             answer_KT=torch.stack([row[-answer:] for row in rows]),
         )
 
-    def trace_logprobs(self, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Log-probs of a group's trace positions, from the scores of its rows: trace_KZ."""
-        logprobs_N, entropies_N = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
-        return self.assemble(group, logprobs_N, entropies_N).trace_KZ
+    def assembled(self, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> GroupLogprobs:
+        """The same from the scores of its rows, in float64."""
+        return self.assemble(group, *(torch.cat(parts).double() for parts in zip(*scores, strict=True)))
 
     def sampler_logprobs(self, group: RolloutGroup) -> Tensor:
         """What the sampler reported, trace_KZ; 0 where what is scored was not sampled (and is masked)."""
@@ -176,6 +183,8 @@ class Layout:
             old_KZ,
             old_KZ if known.sampler_is_old else self.sampler_logprobs(group).to(device),
             None if known.reference_trace_KZ is None else known.reference_trace_KZ.to(device),
+            lengths_K1[:, 0] - 1,
+            {name: each.to(device) if isinstance(each, Tensor) else each for name, each in known.asked.items()},
         )
 
 

@@ -24,7 +24,7 @@ from nrt_cli.backends.samplers import FLOOR
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import GroupScore, Known, step_metrics
-from nrt_cli.objective.rows import Objective, Row, Unit
+from nrt_cli.objective.rows import Objective, Row, Unit, Whose
 from nrt_cli.records import Example, HeldOut, RolloutGroup
 from nrt_cli.store import Content
 from nrt_cli.text.tokens import ThinkTokens
@@ -52,8 +52,11 @@ class Backend(Protocol):
     def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
         """K traces for each example from the weights last published, from the random streams that `key` names."""
 
-    def score(self, rows: Sequence[Row], reference: bool = False) -> list[Scores]:
-        """What the policy, or the starting model, says of rows, without gradient."""
+    def score(self, rows: Sequence[Row], whose: Whose = "policy") -> list[Scores]:
+        """What the policy, the starting model or the slow copy says of rows, without gradient."""
+
+    def follow(self, keep: float) -> None:
+        """Move the slow copy: `keep` of itself and the rest of the policy."""
 
     def forward_backward(self, units: Sequence[Unit]) -> None:
         """Add the gradient of the units' losses, of a whole minibatch, to that of the next step."""
@@ -146,7 +149,8 @@ class Trainer:
         self.config, self.backend, self.updated = config, backend, 0
         self.factor = factor or (lambda update: rate_factor(config.optimiser, update, updates))
         self.objective = Objective(config, backend.tokens)
-        self.layout = self.objective.layout
+        self.layout, self.asks = self.objective.layout, config.asks
+        self.memory: Mapping[str, float] = {}
         self.clock = Clock(backend.device)
 
     def train_step(self, examples: Sequence[Example], step: int) -> tuple[Update, list[RolloutGroup]]:
@@ -230,7 +234,11 @@ class Trainer:
             if not math.isfinite(norm):
                 raise TrainingError(f"the gradient's norm is {norm}")
             self.updated += 1
+            if "follower" in self.asks and self.updated % self.config.objective.follower_every == 0:
+                self.backend.follow(self.config.objective.follower_keep)
             reports.append(report)
+        if scores:
+            self.memory = self.objective.method.remember(self.memory, [score.loss.reward for score in scores])
         # Means over minibatches, a minibatch's loss being the sum over its units.
         metrics = step_metrics(scores, len(reports)) if scores else {}
         metrics |= {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
@@ -253,23 +261,36 @@ class Trainer:
         elif len(groups) > first:
             rows = [self.layout.rows_with_null(group) for group in groups[first:]]
             for i, scores in enumerate(self._scored(rows), first):
-                trace_KZ = self.layout.trace_logprobs(groups[i], scores[:-1])
+                trace_KZ = self.layout.assembled(groups[i], scores[:-1]).trace_KZ
                 known[i] = Known(base_logprobs_T=scores[-1][0].double(), old_trace_KZ=trace_KZ)
         without = [i for i, each in enumerate(known) if each.base_logprobs_T is None]
         alone = [i for i in without if i >= first or not self.backend.fits(self.layout.rows_with_null(groups[i]))]
         nulls = self._scored([[self.layout.null_row(groups[i].example)] for i in alone])
         for i, ((logprobs_T, _),) in zip(alone, nulls, strict=True):
             known[i] = replace(known[i], base_logprobs_T=logprobs_T.double())
-        if self.config.objective.kl_weight:
-            references = self._scored([self.layout.rows(group) for group in groups], reference=True)
-            for i, scores in enumerate(references):
-                known[i] = replace(known[i], reference_trace_KZ=self.layout.trace_logprobs(groups[i], scores))
+        for i, asked in enumerate(self._asked(groups)):
+            reference_KZ = asked["reference_trace_KZ"] if self.config.objective.kl_weight else None
+            known[i] = replace(known[i], reference_trace_KZ=reference_KZ, asked=asked)
         return known
 
-    def _scored(self, parts: Sequence[Sequence[Row]], reference: bool = False) -> list[list[Scores]]:
+    def _asked(self, groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
+        """Of each group the fields of `Group` that the method asks for and no pass of the policy says."""
+        asked: list[dict[str, Any]] = [{"memory": self.memory} for _ in groups]
+        if "reference" in self.asks:
+            scored = self._scored([self.layout.rows(group) for group in groups], "reference")
+            for found, group, scores in zip(asked, groups, scored, strict=True):
+                said = self.layout.assembled(group, scores)
+                found |= {"reference_trace_KZ": said.trace_KZ, "reference_logprobs_KT": said.answer_KT}
+        if "follower" in self.asks:
+            scored = self._scored([self.layout.answer_rows(group) for group in groups], "follower")
+            for found, scores in zip(asked, scored, strict=True):
+                found["follower_logprobs_KT"] = torch.stack([logprobs_T for logprobs_T, _ in scores]).double()
+        return asked
+
+    def _scored(self, parts: Sequence[Sequence[Row]], whose: Whose = "policy") -> list[list[Scores]]:
         """The scores of each part's rows, all of them asked for at once."""
         rows = [row for part in parts for row in part]
-        scores = iter(self.backend.score(rows, reference) if rows else ())
+        scores = iter(self.backend.score(rows, whose) if rows else ())
         return [[next(scores) for _ in part] for part in parts]
 
     @torch.no_grad()
@@ -300,11 +321,11 @@ class Trainer:
         return tuple(tuple(logprobs_N[-len(e.answer_ids) :].tolist()) for (logprobs_N, _), e in scored)
 
     def state(self) -> dict[str, Any]:
-        return {"updates": self.updated, **self.backend.state()}
+        return {"updates": self.updated, "memory": dict(self.memory), **self.backend.state()}
 
     def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.backend.load(folder, state, tensors)
-        self.updated = state["updates"]
+        self.updated, self.memory = state["updates"], state.get("memory", {})
 
 
 class LocalTrainer(Trainer):

@@ -432,7 +432,7 @@ def score_controls(
     if not (stored := run.traces(name, columns)):
         raise StoreError(f"{run.path}: the table {name} holds no traces; name another with --traces.")
     rows = [stored[i] for i in np.linspace(0, len(stored) - 1, min(count, len(stored))).astype(int)]
-    method = methods.get(of.config.method, of.config.objective)
+    method = methods.of_answers(of.config.method, of.config.objective)
 
     def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
         found = []

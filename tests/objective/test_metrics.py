@@ -52,6 +52,7 @@ def test_metrics_by_hand():
         "answer_tokens": 2.0,
         # R' = max(0, 2.1) and max(0, -1.1) = 2.1 and 0: A = +1 and -1, not dead.
         "dead_groups": 0.0,
+        "filtered_groups": 0.0,
         # z has 1 token and 0 tokens; t_end does not count.
         "trace_length": 0.5,
         "forced_share": 0.5,

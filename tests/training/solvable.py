@@ -25,28 +25,34 @@ class Solvable:
         self.config, self.seed, self.scale, self.tokens = config, seed, scale, ThinkTokens(START, END, EOS, EOS, (EOS,))
         if config.tokens.think_start is None:
             self.tokens = ThinkTokens(None, END, EOS, EOS, (EOS,))
-        self.table, self.units, self.calls = {}, [], []
+        self.table, self.slow, self.units, self.calls = {}, {}, [], []
 
-    def logits(self, prefix, reference=False):
-        """What comes after a prefix, [V]; the starting model is the table as it was made."""
+    def logits(self, prefix, whose="policy"):
+        """What comes after a prefix, [V]; the starting model is the table as it was made, and the slow copy follows."""
         generator = torch.Generator().manual_seed(self.seed + hash(tuple(prefix)) % 2**31)
         made = self.scale * torch.randn(5, dtype=torch.float64, generator=generator)
-        return made if reference else self.table.setdefault(tuple(prefix), made.requires_grad_())
+        if whose == "policy":
+            return self.table.setdefault(tuple(prefix), made.requires_grad_())
+        return self.slow.get(tuple(prefix), made) if whose == "follower" else made
 
-    def row(self, row, reference=False):
+    def follow(self, keep):
+        for prefix, weight in self.table.items():
+            self.slow[prefix] = keep * self.logits(prefix, "follower") + (1 - keep) * weight.detach()
+
+    def row(self, row, whose="policy"):
         """Log-probabilities and entropies of a row's scored tokens."""
         pairs = []
         for i in range(row.scored_from, len(row.ids)):
             tempered = row.tempered[0] <= i < row.tempered[1]
             temperature = self.config.rollout.temperature if tempered else 1.0
-            logprobs_V = (self.logits(row.ids[:i], reference) / temperature).log_softmax(-1)
+            logprobs_V = (self.logits(row.ids[:i], whose) / temperature).log_softmax(-1)
             pairs.append((logprobs_V[row.ids[i]], -(logprobs_V.exp() * logprobs_V).sum()))
         return tuple(torch.stack(column) for column in zip(*pairs, strict=True))
 
-    def score(self, rows, reference=False):
+    def score(self, rows, whose="policy"):
         self.calls.append("score")
         with torch.no_grad():
-            return [self.row(row, reference) for row in rows]
+            return [self.row(row, whose) for row in rows]
 
     def forward_backward(self, units):
         self.units = units
@@ -91,12 +97,21 @@ class Solvable:
         return {}
 
     def save(self):
-        return {" ".join(map(str, prefix)): weight.detach().clone() for prefix, weight in self.table.items()}
+        tables = {"": self.table, "follower ": self.slow}
+        return {
+            mark + " ".join(map(str, prefix)): weight.detach().clone()
+            for mark, table in tables.items()
+            for prefix, weight in table.items()
+        }
 
     def load(self, folder, state, tensors):
+        split = {name: name.split() for name in tensors}
         self.table = {
-            tuple(map(int, name.split())): weight.clone().requires_grad_() for name, weight in tensors.items()
+            tuple(map(int, at)): tensors[name].clone().requires_grad_()
+            for name, at in split.items()
+            if at[0] != "follower"
         }
+        self.slow = {tuple(map(int, at[1:])): tensors[name] for name, at in split.items() if at[0] == "follower"}
 
     fits = lambda self, rows: True  # noqa: E731
     mfu = lambda self, seconds: math.nan  # noqa: E731

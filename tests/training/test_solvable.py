@@ -101,7 +101,7 @@ def test_three_steps_are_algorithm_1s(method, preset, name):
         trainer.update(groups_of(backend, tokens))
         for prefix, weight in backend.table.items():
             torch.testing.assert_close(weight, slow.logits(prefix), rtol=1e-9, atol=1e-11)
-    moves = [(weight - backend.logits(p, reference=True)).abs().max() for p, weight in backend.table.items()]
+    moves = [(weight - backend.logits(p, "reference")).abs().max() for p, weight in backend.table.items()]
     assert max(moves) > 1e-3
 
 
@@ -110,7 +110,7 @@ def rows(backend, ids, instead=None):
     prefixes = [tuple(ids[: i + 1]) for i in range(len(ids))]
     if instead is None:
         return torch.stack([backend.logits(prefix) for prefix in prefixes])
-    return torch.stack([instead.get(prefix, backend.logits(prefix, reference=True)) for prefix in prefixes])
+    return torch.stack([instead.get(prefix, backend.logits(prefix, "reference")) for prefix in prefixes])
 
 
 # --- exact gradients of the objective --------------------------------------------------------------------------------
@@ -216,9 +216,9 @@ def test_only_what_has_to_be_is_scored_before_a_step():
         backend = Solvable(config)
         backend.exact_sampler = exact
         seen, score = [], backend.score
-        backend.score = lambda rows, reference=False, seen=seen, score=score: (
+        backend.score = lambda rows, whose="policy", seen=seen, score=score: (
             seen.extend(rows),
-            score(rows, reference),
+            score(rows, whose),
         )[1]
         groups = [RolloutGroup(e, tuple(Rollout((A,), (-1.0, -1.0), "end", END) for _ in range(4))) for e in EXAMPLES]
         Trainer(config, backend, 3).update(groups)

@@ -7,6 +7,7 @@ detached leaves, the second with the gradient that comes out. So units that fit 
 and one that does not is scored first and redone in parts; so is all of it, in smaller ones, where memory runs out.
 """
 
+import contextlib
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from nrt_cli.backends.local.attention import within
 from nrt_cli.backends.local.decoding import ROWS
-from nrt_cli.backends.local.optimiser import Optimiser
+from nrt_cli.backends.local.optimiser import FOLLOWER, Follower, Optimiser
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.throughput import matmul_ceiling
 from nrt_cli.backends.reasoning import LoadedReasoner
@@ -26,7 +27,7 @@ from nrt_cli.config import RunConfig
 from nrt_cli.models.export import export_model
 from nrt_cli.models.loading import load_model, load_tokens
 from nrt_cli.models.lora import adapt
-from nrt_cli.objective.rows import Row, Unit, by_prompt
+from nrt_cli.objective.rows import Row, Unit, Whose, by_prompt
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.text.tokens import ThinkTokens
 
@@ -111,7 +112,8 @@ class LocalBackend:
             self.sampler = make_sampler(config, model, self.tokenizer, self.tokens)
         self.exact_sampler = self.sampler is not None and self.sampler.exact
         self.reference: Policy | None = None
-        if config.objective.kl_weight:
+        self.follower = Follower(self.optimiser) if "follower" in config.asks else None
+        if "reference" in config.asks:
             frozen = load_model(config.model).requires_grad_(False)
             self.reference = Policy(frozen, self.tokens.pad_id, config.rollout.temperature, packing)
         self.ceiling = matmul_ceiling(model.device, model.dtype, torch.get_num_threads())
@@ -139,17 +141,22 @@ class LocalBackend:
 
     # --- scores and gradients ----------------------------------------------------------------------------------------
 
-    def score(self, rows: Sequence[Row], reference: bool = False) -> list[tuple[Tensor, Tensor]]:
-        policy = self.reference if reference else self.policy
+    def score(self, rows: Sequence[Row], whose: Whose = "policy") -> list[tuple[Tensor, Tensor]]:
+        policy = self.reference if whose == "reference" else self.policy
         assert policy is not None
 
         def work() -> list[tuple[Tensor, Tensor]]:
             self._verify(rows)
             return policy.score_without_gradient(rows, self.budget.tokens)
 
-        scores = self.budget.retrying(work, undo=lambda: None)
+        with self.follower.in_place() if whose == "follower" else contextlib.nullcontext():  # type: ignore[union-attr]
+            scores = self.budget.retrying(work, undo=lambda: None)
         self.work += policy.work(rows)
         return scores
+
+    def follow(self, keep: float) -> None:
+        assert self.follower is not None
+        self.follower.move(keep)
 
     def _verify(self, rows: Sequence[Row]) -> None:
         """Once on real rows, the longest and the shortest of a prompt, before anything is made of what they score: the
@@ -224,14 +231,16 @@ class LocalBackend:
         return {"budget": self.budget.tokens}
 
     def save(self) -> Mapping[str, Tensor]:
-        return self.optimiser.state()
+        return self.optimiser.state() | (self.follower.state() if self.follower else {})
 
     def broken_weight(self) -> str | None:
         masters = self.optimiser.masters
         return next((name for name, weight in masters.items() if not bool(torch.isfinite(weight).all())), None)
 
     def load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.optimiser.load_state(tensors)
+        if self.follower:
+            self.follower.load_state(tensors)
+        self.optimiser.load_state({name: each for name, each in tensors.items() if not name.startswith(FOLLOWER)})
         # Halved where memory ran out: with it, gradients are summed in the same parts as they would have been.
         self.budget.tokens = min(self.budget.tokens, state.get("budget", self.budget.tokens))
         self.published = False

@@ -1,7 +1,8 @@
-"""AdamW with float32 master weights, and the gradient norm's bound."""
+"""AdamW with float32 master weights, and the gradient norm's bound; a copy of the weights that follows them slowly."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -97,3 +98,43 @@ class Optimiser:
                     if key != "weight"
                 }
         self._copy_back()
+
+
+FOLLOWER = "follower."
+"""What the names of its tensors begin with in a checkpoint."""
+
+
+class Follower:
+    """A copy of what an optimiser trains, of LoRA's updates where these are all that is trained, in its precision."""
+
+    def __init__(self, optimiser: Optimiser) -> None:
+        self.optimiser = optimiser
+        self.copies = {name: master.detach().clone() for name, master in optimiser.masters.items()}
+
+    @torch.no_grad()
+    def move(self, keep: float) -> None:
+        """`keep` of itself and the rest of the weights as they are now."""
+        for name, copy in self.copies.items():
+            copy.mul_(keep).add_(self.optimiser.masters[name], alpha=1 - keep)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model with these weights, for passes without gradient."""
+        weights = self.optimiser.weights
+        own = {name: weight.data for name, weight in weights.items()}
+        try:
+            for name, weight in weights.items():
+                weight.data = self.copies[name].to(weight.device, weight.dtype)
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.data = own[name]
+
+    def state(self) -> dict[str, Tensor]:
+        return {FOLLOWER + name: copy for name, copy in self.copies.items()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        for name, copy in self.copies.items():
+            copy.copy_(tensors[FOLLOWER + name])

@@ -24,7 +24,7 @@ from nrt_cli.config import RunConfig
 from nrt_cli.errors import StoreError
 from nrt_cli.models.export import RANKS, export_checkpoint, ranks_weights
 from nrt_cli.models.loading import load_tokens
-from nrt_cli.objective.rows import Row, Unit
+from nrt_cli.objective.rows import Row, Unit, Whose
 from nrt_cli.records import Example, RolloutGroup
 
 Scores = list[tuple[Tensor, Tensor]]
@@ -79,7 +79,11 @@ class VerlBackend:
 
     # --- scores and gradients ----------------------------------------------------------------------------------------
 
-    def score(self, rows: Sequence[Row], reference: bool = False) -> Scores:
+    def follow(self, keep: float) -> None:
+        raise NotImplementedError("no slow copy on verl's ranks: `settings` refuses methods that ask for one")
+
+    def score(self, rows: Sequence[Row], whose: Whose = "policy") -> Scores:
+        reference = whose == "reference"
         order, padded = self._dealt(rows, [len(row.ids) for row in rows])
         batch = as_rows(padded, self.config.rollout.temperature, entropy=not reference)
         tu.assign_non_tensor(batch, compute_loss=False)

@@ -116,7 +116,7 @@ RL = (
     Setting(f"{ACTOR}.ppo_max_token_len_per_gpu", "train.micro_batch_tokens", _token_budget),
     Setting(f"{ACTOR}.ulysses_sequence_parallel_size", "parallel.sequence"),
     Setting(f"{ACTOR}.grad_clip", "optimiser.clip_norm"),
-    Setting(f"{ACTOR}.use_kl_loss", "objective.kl_weight", lambda c: c.objective.kl_weight > 0),
+    Setting(f"{ACTOR}.use_kl_loss", "objective.kl_weight and method", lambda c: "reference" in c.asks),
     Setting(f"{ACTOR}.clip_ratio_low", "objective.clip_low"),
     Setting(f"{ACTOR}.clip_ratio_high", "objective.clip_high"),
     Setting("data.max_prompt_length", "data.max_prompt_tokens"),
@@ -212,6 +212,11 @@ def _require_possible(config: RunConfig) -> None:
         raise ConfigError(
             f"optimiser.states={config.optimiser.states} is the local engine's; with verl, parallel.offload=true saves "
             "the memory of the moments."
+        )
+    if "follower" in config.asks:
+        raise ConfigError(
+            f"method {config.method!r} asks for a slow copy of the policy, which the local engine keeps and verl's "
+            "ranks do not yet; set engine.name=local."
         )
     if config.model.lora.rank is not None:
         raise ConfigError(
