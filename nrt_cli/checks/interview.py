@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from nrt_cli import methods
 from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, skipped, warning
 from nrt_cli.commandline import settings
 from nrt_cli.config import ObjectiveSection, RunConfig
@@ -25,7 +26,6 @@ from nrt_cli.errors import ConfigError
 from nrt_cli.grading.accuracies import Graded, Question, answer_all, answer_cap
 from nrt_cli.grading.grading import Pair, find, grade
 from nrt_cli.measures.statistics import mean, share_over_rows
-from nrt_cli import methods
 from nrt_cli.methods import Group, Method
 from nrt_cli.models.loading import positions
 from nrt_cli.objective.losses import group_advantage
@@ -369,7 +369,8 @@ def habit(interview: Interview) -> Finding:
 @SAMPLE.check("signal", when=WITH_TRACES)
 def signal(interview: Interview) -> Finding:
     """What the config's scheme makes of these traces."""
-    found, config, method = interview.prospects, interview.config, interview.trainer.objective.method
+    found, config = interview.prospects, interview.config
+    method = methods.loaded(config.method)
     if method.asks:
         return skipped(f"{config.method} needs {methods.asked(method)}", "see one group of a step below.")
     dead = round((1 - found.alive) * found.questions)
