@@ -5,20 +5,34 @@ import os
 import re
 import signal
 import socket
+import time
 
 import httpx
 import pytest
-from worlds import HOSTILE, add_step
+from worlds import HOSTILE, add_step, small_world
 
 from nrt_cli.store import Run
 
 
-@pytest.fixture
-def served(world, nrt, until):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def world(folder):
+    return small_world(folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def served(world, folder, nrt_in):
     """`nrt view runs/` as a process; its address."""
-    process = nrt.start("view", "runs/", "--no-open")
-    (address,) = until(lambda: process.out.is_file() and re.findall(r"http://[\d.:]+/", process.out.read_text()))
-    yield address
+    process = nrt_in(folder).start("view", "runs/", "--no-open")
+    end = time.monotonic() + 60
+    while not (found := process.out.is_file() and re.findall(r"http://[\d.:]+/", process.out.read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    yield found[0]
     os.kill(process.pid, signal.SIGINT)
     process.wait()
 
@@ -94,12 +108,13 @@ def test_a_stored_step_is_told_within_two_seconds(served, world):
         lines = told.iter_lines()
         next(lines)
         add_step(Run.open(world / "a"), 3)
+        begin = time.monotonic()
         for line in lines:
             if line.startswith("data") and httpx.get(f"{served}api/list?run=a&step=3").json()["found"]:
                 break
-        assert told.elapsed.total_seconds() < 10
+    assert time.monotonic() - begin < 4  # 2 where nothing else is computed
 
 
 def test_hostile_runs_are_json(nrt, hostile, tmp_path):
     done = nrt("view", "runs/", "--json", "/group?kind=step")
-    assert json.loads(done.out)["traces"][0]["tokens"] == [HOSTILE]
+    assert json.loads(done.out)["traces"][0]["tokens"] == [f"{HOSTILE} 1"]
