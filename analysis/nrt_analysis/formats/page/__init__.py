@@ -33,8 +33,8 @@ LONG = 40
 
 PLACES = {
     "results": (
-        "held-out-models", "held-out", "table-3-own", "table-3", "table-3-paper", "table-3-gain", "table-3-overall",
-        "table-3-documents",
+        "arena", "arena-pairs", "answer-length", "held-out-models", "held-out", "table-3-own", "table-3",
+        "table-3-paper", "table-3-gain", "table-3-overall", "table-3-documents",
     ),
     "tokens": ("table-9",),
     "cases": ("table-10",),
@@ -43,7 +43,7 @@ PLACES = {
 }  # fmt: skip
 """Section of the page -> the tables in it, by key, with what is called like one of them; all else is in results."""
 
-FIGURES = {"dynamics": ("figure-2",), "words": ("figure-3", "figure-4")}
+FIGURES = {"dynamics": ("figure-2", "figure-length"), "words": ("figure-3", "figure-4")}
 """The same for figures."""
 
 
