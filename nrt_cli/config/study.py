@@ -20,7 +20,7 @@ from nrt_cli.methods import METHODS
 ALL = "all"
 """In `methods`: every method of this program that learns from questions and answers."""
 
-ANSWERS = tuple(METHODS)
+ANSWERS = tuple(name for name, method in METHODS.items() if not getattr(method, "text", False))
 
 
 class PretrainSection(Section):

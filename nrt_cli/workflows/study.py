@@ -93,7 +93,8 @@ def with_best(folder: Path, study: StudyConfig) -> StudyConfig:
     if Study(folder).config_path.is_file():
         begun = validated(StudyConfig, read_yaml(Study(folder).config_path), lambda _: str(folder))
         if begun.best == study.best:
-            return study.model_copy(update={"methods": tuple(dict.fromkeys((*study.methods, *begun.methods)))})
+            methods, variants = (*study.methods, *begun.methods), begun.variants | study.variants
+            return study.model_copy(update={"methods": tuple(dict.fromkeys(methods)), "variants": variants})
     other = folder.parent / study.best.of
     first = nrt("reproduce", study.best.of, "--out", other)
     if not Study(other).config_path.is_file():
@@ -112,11 +113,11 @@ def with_best(folder: Path, study: StudyConfig) -> StudyConfig:
     ranked = sorted((name for name in whole if math.isfinite(whole[name])), key=lambda name: -whole[name])
     if len(ranked) < study.best.count:
         raise ConfigError(
-            f"{other}: {len(ranked)} methods have scores of all seeds, and best.count={study.best.count}."
+            f"{other}: {len(ranked)} methods have scores of every seed, and best.count={study.best.count}."
         )
-    variants = {name: found.variants[name] for name in ranked[: study.best.count] if name in found.variants}
-    best = tuple(dict.fromkeys((*study.methods, *ranked[: study.best.count])))
-    return study.model_copy(update={"methods": best, "variants": {**variants, **study.variants}})
+    best = ranked[: study.best.count]
+    variants = {name: found.variants[name] for name in best if name in found.variants} | study.variants
+    return study.model_copy(update={"methods": tuple(dict.fromkeys((*study.methods, *best))), "variants": variants})
 
 
 def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:

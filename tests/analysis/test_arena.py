@@ -109,7 +109,8 @@ def plant(tmp_path: Path) -> Callable[..., None]:
         kind = "direct" if method == "sft" else "thinking"
         for step in (0, 8):
             share = sum(scores) / len(scores) if step else 0.1
-            scored = {f"accuracy_{kind}": share, "graded": len(scores), "trace_length": 9.0 + seed}
+            scored = {f"accuracy_{kind}": share, "graded": len(scores)}
+            scored |= {} if method == "sft" else {"trace_length": 9.0 + seed}
             run.append_metrics({"kind": "held_out", "step": step, "examples": len(scores), **scored})
             rows = [
                 TraceRow(
