@@ -36,7 +36,7 @@ run = nrt.train(config.model_copy(update={"train": longer}), "runs/am", resume=T
 gains = run.steps.set_index("step")["gain"]
 traces = run.traces(step=3)
 held_out = run.traces(held_out=True)
-listed = nrt.list_runs("runs", method="RLPR")
+listed = nrt.list_runs("runs", method="am")
 
 # %% ask and score
 said = nrt.generate("runs/am", "What is 3 plus 4?", max_trace_tokens=4, max_answer_tokens=4)

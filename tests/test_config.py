@@ -48,9 +48,10 @@ def test_every_shipped_training_config_is_valid(path: Path) -> None:
     ("name", "method"),
     [
         ("JLB", "logp"),
-        ("VeriFree", "p"),
-        ("Verifree", "p"),
-        ("RLPR", "am"),
+        ("VeriFree", "verifree"),
+        ("VeriFree (paper's version)", "p"),
+        ("RLPR", "rlpr"),
+        ("RLPR (paper's version)", "am"),
         ("NRT-GM", "gm"),
         ("NRT-WS (1/p)", "ws-inv-p"),
         ("NRT-WS (-log p)", "ws-neg-log-p"),

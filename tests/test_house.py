@@ -39,20 +39,7 @@ ARROWS = {
     "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
     "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},
     "judging": PURE | {"store", "data"},
-    "viewer": LEDGER | {"measures", "text", "files", "untrusted", "store"},
-    "analysis": {
-        "viewer",
-        "text",
-        "records",
-        "errors",
-        "files",
-        "untrusted",
-        "store",
-        "measures",
-        "methods",
-        "config",
-        "commandline",
-    },
+    "analysis": {"records", "errors", "files", "untrusted", "store", "measures", "methods", "config", "commandline"},
 }
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}

@@ -22,7 +22,7 @@ from nrt_cli.backends.verl.settings import INSTALL
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
 from nrt_cli.checks.findings import Checks, Finding, advised, guarded, judged, ok, skipped, warning
 from nrt_cli.checks.trial import gradient, tried
-from nrt_cli.config import RunConfig
+from nrt_cli.config import RunConfig, departs
 from nrt_cli.config.suite import NAMES, BenchmarkSpec, benchmark
 from nrt_cli.data.examples import documents_in
 from nrt_cli.errors import ConfigError, ModelError, NrtError
@@ -78,7 +78,7 @@ def preflight(config: RunConfig, run_path: Path | None, inputs: start.Inputs) ->
     run.inputs = inputs
     left_out = {"data", "held-out questions"} | (set() if run_path else {"disk"})
     findings = [each for name, look in PREFLIGHT.looks.items() if name not in left_out for each in look(run)]
-    told = [finding.text for finding in findings if finding.verdict != "ok"]
+    told = [finding.text for finding in findings if finding.verdict != "ok"] + list(filter(None, [departs(config)]))
     return told + ([f"disk: {disk_text(run.plan)}"] if run_path and run.plan.disk >= WORTH_SAYING else [])
 
 
@@ -185,8 +185,9 @@ def model(run: Candidate) -> Finding:
 
 @PREFLIGHT.check("scheme")
 def scheme(run: Candidate) -> Finding:
-    methods.get(run.config.method, run.config.objective)
-    return ok(run.config.method)
+    config, method = run.config, methods.get(run.config.method, run.config.objective)
+    text = departs(config) or f"{config.method}{' as published' * bool(method.defaults)}"
+    return ok("; ".join([text, *([f"it needs {methods.asked(method)}"] if method.asks else [])]))
 
 
 @PREFLIGHT.check("data")

@@ -23,7 +23,15 @@ from nrt_cli.checks.estimate import in_bytes, plan_for, refined
 from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, problem, skipped
 from nrt_cli.config import RunConfig, Weights
 from nrt_cli.errors import TrainingError
-from nrt_cli.objective.losses import TERMS, Known, balance_described, balance_doubt, group_loss
+from nrt_cli.objective.losses import (
+    TERMS,
+    Known,
+    balance_described,
+    balance_doubt,
+    group_advantage,
+    group_loss,
+    group_of,
+)
 from nrt_cli.records import Example, Plan, RolloutGroup
 from nrt_cli.text.pieces import pieces
 from nrt_cli.training.start import Inputs
@@ -280,6 +288,43 @@ def underflow(trial: Trial) -> Finding:
             "some steps; else a larger rollout.group_size, another method, or objective.baseline=none."
         )
     return judged(found, do, details)
+
+
+@STEP.check("one group by hand", when=WITH_TRACES)
+def by_hand(trial: Trial) -> Finding:
+    """What the method makes of one group, in a table from which each number can be made again: one that has a signal,
+    if there is one."""
+    objective, scores = trial.config.objective, trial.update.scores
+    at = next((i for i, score in enumerate(scores) if not score.loss.advantage.dead), 0)
+    score, example, method = scores[at], trial.groups[at].example, trial.trainer.objective.method
+    group = group_of(method, score.logprobs, score.context, objective)
+    reward, shaped = score.loss.reward, group_advantage(score.loss.reward, objective.baseline, "raw").advantage_K
+    columns: dict[str, Tensor] = {
+        "tokens": score.context.trace_mask_KZ.sum(-1) - 1,
+        "log P(y*)": group.logprobs_KT.sum(-1),
+    }
+    null = {"log P(y*)": float(group.base_logprobs_T.sum()), "R": float(reward.base)}
+    if group.closed_K is not None:
+        columns["ended"] = group.closed_K.long()
+    if group.trace_logprobs_KZ is not None and group.reference_trace_KZ is not None:
+        columns["log pi(z) - start"] = (group.trace_logprobs_KZ - group.reference_trace_KZ).sum(-1)
+    if group.follower_logprobs_KT is not None:
+        columns["log P slow"] = group.follower_logprobs_KT.sum(-1)
+    columns |= {"R": reward.reward_K, "R'": shaped, "A": score.loss.advantage.advantage_K}
+    rows = [
+        {"trace": str(k), **{name: float(column[k]) for name, column in columns.items()}}
+        | {"weights": [float(weight) for weight in score.loss.signal_KT[k]]}
+        for k in range(len(group.logprobs_KT))
+    ]
+    rows.append({"trace": "null", **dict.fromkeys(columns, math.nan), **null, "weights": []})
+    told = method.formulas.reward.text if method.formulas else "its code"
+    found = f"example {example.index}: R = {told}; R' with objective.baseline={objective.baseline}, A with "
+    found += f"objective.advantage={objective.advantage}; weights of y*'s tokens with token_signal="
+    found += f"{objective.token_signal} and balance={objective.balance}"
+    if not reward.kept:
+        found += "; the method filters this group out"
+    details = {"example": example.index, "columns": ["trace", *columns, "weights"], "group": rows}
+    return ok(found, "does each number follow from those before it?", details)
 
 
 @STEP.check("gradient", when=WITH_TRACES)

@@ -191,6 +191,10 @@ def show_finding(finding: "Finding") -> None:
     console.stdout.print(line.append_text(console.plain(finding.found)), soft_wrap=True)
     if finding.do:
         console.stdout.print(console.plain(f"{INDENT}-> {finding.do}"), style=style, soft_wrap=True)
+    if group := finding.details.get("group"):
+        columns = finding.details["columns"]
+        rows = [[_shown(row[name]) for name in columns] for row in group]
+        console.show(console.table(*(f">{name}" for name in columns[:-1]), columns[-1], rows=rows, box=None))
     for row in finding.details.get("rows", ()):
         console.stdout.print(f"{INDENT}{row['row']}:", style="bold")
         for names, group in itertools.groupby(row["tokens"], lambda token: token["terms"]):
@@ -203,3 +207,11 @@ def show_finding(finding: "Finding") -> None:
             place = f"{first}-{last}" if len(tokens) > 1 else f"{first}"
             text = f"{INDENT}{place:>9}  {' + '.join(names) or 'no loss':<15}  {'|'.join(texts)}"
             console.stdout.print(console.plain(text), soft_wrap=True)
+
+
+def _shown(value: str | float | list[float]) -> str:
+    """A cell of one group's table; of many weights those at either end."""
+    if isinstance(value, list):
+        texts = [f"{each:.3g}" for each in value]
+        return " ".join([*texts[:SHOWN], "...", *texts[-SHOWN:]] if len(texts) > 2 * SHOWN else texts)
+    return value if isinstance(value, str) else console.number(value, ".4g")

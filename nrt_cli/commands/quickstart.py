@@ -13,7 +13,7 @@ from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.errors import ConfigError
-from nrt_cli.methods import METHODS, SCHEMES
+from nrt_cli.methods import METHODS, PAPER
 from nrt_cli.records import measured
 
 EXAMPLE = "Example: nrt quickstart"
@@ -150,7 +150,7 @@ def quickstart(
         webbrowser.open(page.resolve().as_uri())
     last = start.arms[-1]
     if not real:
-        other = METHODS[SCHEMES[2]]
+        other = METHODS[PAPER[2]]
         beside = folder.with_name(f"{folder.name}-{other.name}")
         another = nrt("quickstart", "--folder", beside, "--set", f"method={other.name}")
         console.say(

@@ -26,7 +26,7 @@ from nrt_cli.config.schema import (
     Weights,
     idle,
 )
-from nrt_cli.config.validation import Section, sentences, validated
+from nrt_cli.config.validation import Section, sentences, validated, written
 from nrt_cli.config.yaml_text import dump_yaml, load_yaml, parse_override, read_yaml
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import own_name
@@ -111,6 +111,12 @@ def departures(config: RunConfig) -> list[tuple[str, Any, Any]]:
     own = flatten(config.model_dump(mode="json"))
     theirs = flatten(json.loads(json.dumps(published(config.method))))
     return [(key, value, own[key]) for key, value in theirs.items() if own[key] != value]
+
+
+def departs(config: RunConfig) -> str:
+    """The same in words; "" for a run that trains its method as published, or one that has no settings of its own."""
+    changed = [f"{key}={written(now)} and not {written(then)}" for key, then, now in departures(config)]
+    return f"method {config.method!r} differs from as published: {', '.join(changed)}" if changed else ""
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:

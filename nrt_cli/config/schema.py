@@ -97,10 +97,10 @@ class ObjectiveSection(Section):
     baseline: Literal["clip", "none"] = Field(
         "clip", description="clip: R' = max(0, R - R_base), Eq. 9; none: R' = R (row 3)."
     )
-    advantage: Literal["std", "unbiased-std", "rloo", "mean", "raw"] = Field(
+    advantage: Literal["std", "unbiased-std", "rloo", "mean", "raw", "scaled"] = Field(
         "std",
         description="How R' becomes A within a group: Eq. 10 with population or sample std, leave-one-out, "
-        "mean-centred, or R' itself (row 4).",
+        "mean-centred, R' itself (row 4), or R' over its std without centring, within -1 and 1 (row 34).",
     )
     std_floor: float = Field(1e-6, ge=0, description="A group whose std is at most this share of its scale gets A = 0.")
     weight_cap: float | None = Field(None, gt=0, description=f"Upper bound on the weights of {_WEIGHTED}.")
@@ -133,6 +133,9 @@ class ObjectiveSection(Section):
     )
     kl_weight: float = Field(0.0, ge=0, description="KL to the starting model on sampled trace tokens (row 19).")
     entropy_weight: float = Field(0.0, ge=0, description="Bonus for trace entropy (row 19).")
+    reward_kl: float = Field(
+        0.05, ge=0, description="What a nat of a trace's divergence from the starting model costs in R (row 36)."
+    )
     follower_keep: float = Field(
         0.9,
         ge=0,
@@ -426,7 +429,7 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
         if "follower" not in facts.asks:
             yield from ((f"objective.follower_{key}", f"{method}, which has no slow copy") for key in ("keep", "every"))
-    if objective.advantage not in ("std", "unbiased-std"):
+    if objective.advantage not in ("std", "unbiased-std", "scaled"):
         yield "objective.std_floor", f"with objective.advantage={objective.advantage}"
     if objective.ratio == "sequence":
         yield from ((f"objective.{key}", "with objective.ratio=sequence") for key in ("clip_low", "clip_high"))
@@ -447,7 +450,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if method not in METHODS and ":" not in method:
         hint = nearest(method, [*METHODS, *methods.ALIASES])
         yield f"method {method!r} is unknown{hint}; choose one of {', '.join(METHODS)} or module:function"
-    if facts.samples and rollout.group_size == 1 and objective.advantage in ("std", "unbiased-std", "rloo", "mean"):
+    if facts.samples and rollout.group_size == 1 and objective.advantage != "raw":
         yield (
             f"rollout.group_size=1 leaves objective.advantage={objective.advantage} nothing to compare a trace with, "
             "so every advantage is 0; use a larger group or objective.advantage=raw"

@@ -66,6 +66,8 @@ class Group:
     """asks "traces": True where the policy chose the token, so not at padding or at a t_end that was appended."""
     lengths_K: Tensor | None = None
     """asks "traces": tokens of each trace, without what ended it."""
+    closed_K: Tensor | None = None
+    """asks "traces": True where the policy ended the trace with t_end itself."""
     reference_logprobs_KT: Tensor | None = None
     """asks "reference": as `logprobs_KT`, under the starting model."""
     reference_trace_KZ: Tensor | None = None
@@ -114,6 +116,8 @@ class Signals:
     """R_base itself, a scalar; like R, may underflow to 0."""
     kept: bool = True
     """False for a group that the method filters out: its traces get no policy gradient, and it is counted."""
+    noted: Mapping[str, float] = field(default_factory=dict)
+    """What `remember` is to know of the group besides."""
 
     @classmethod
     def of(cls, reward_K: Tensor, base: Tensor, token_KT: Tensor) -> Signals:
@@ -296,6 +300,7 @@ def _made(method: Method, logprobs_KT: Tensor, base_T: Tensor, settings: Objecti
     asked: dict[str, Any] = {}
     if "traces" in method.asks:
         asked |= {"trace_logprobs_KZ": trace_KZ, "trace_mask_KZ": mask_KZ, "lengths_K": lengths_K}
+        asked["closed_K"] = lengths_K > 1
     if "reference" in method.asks:
         asked |= {"reference_logprobs_KT": 1.1 * logprobs_KT, "reference_trace_KZ": 0.8 * trace_KZ}
     if "follower" in method.asks:

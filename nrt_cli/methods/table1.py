@@ -1,7 +1,7 @@
-"""JLB, Verifree, RLPR and NRT-GM: one number of the answer tokens' probabilities each (Table 1)."""
+"""JLB, NRT-GM, and the paper's VeriFree and RLPR: one number of the answer tokens' probabilities each (Table 1)."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from nrt_cli.methods.method import Formula, Formulas, Rowwise, Tensor
 
@@ -15,7 +15,7 @@ class SequenceLogprob(Rowwise):
     name = "logp"
     title = "JLB"
     summary = "the answer's log-probability"
-    aliases = ("jlb",)
+    aliases: ClassVar[tuple[str, ...]] = ("jlb",)
     place = 1
     paper = True
     formulas = Formulas(
@@ -37,9 +37,9 @@ class SequenceProbability(SequenceLogprob):
     """R = prod_j c_j, whose log is the reward above."""
 
     name = "p"
-    title = "Verifree"
+    title = "VeriFree (paper's version)"
     summary = "the answer's probability"
-    aliases = ("verifree",)
+    aliases: ClassVar = ("verifree (paper's version)",)
     place = 2
     in_log = True
     formulas = Formulas("Sequence Probability (P)", Formula("Πⱼ cⱼ", r"\prod_{j=1}^T c_j"), JOINT, JOINT, place=2)
@@ -52,9 +52,9 @@ class ArithmeticMean(Rowwise):
     """R = 1/T sum_j c_j."""
 
     name = "am"
-    title = "RLPR"
+    title = "RLPR (paper's version)"
     summary = "the arithmetic mean of the answer tokens' probabilities"
-    aliases = ("rlpr",)
+    aliases = ("rlpr (paper's version)",)
     place = 3
     paper = True
     in_log = True

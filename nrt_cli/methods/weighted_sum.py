@@ -87,7 +87,7 @@ class Control(NegativeLogProbability):
     title = "Control: no policy gradient"
     summary = "no policy gradient: traces are sampled and scored, and only the answer and the format are learned"
     aliases = ()
-    place = 90
+    place = 9
     default = False
     paper = False
     formulas = None

@@ -39,9 +39,11 @@ def group_advantage(
         baseline: `clip` is R' = max(0, R - R_base), Eq. 9; `none` is R' = R, since centring removes any constant.
         normalise: `std` is Eq. 10 with the population's standard deviation, so that the group has exactly unit
             variance; `unbiased-std` divides by K - 1 inside; `mean` only centres; `rloo` subtracts the mean of the
-            other K - 1; `raw` is R' itself, as in Eq. 8.
-        std_floor: under `std` and `unbiased-std`, a group whose deviation is at most this share of its largest reward
-            (baseline included, if there is one) is dead. Relative: an absolute one would disable `p` on long answers.
+            other K - 1; `raw` is R' itself, as in Eq. 8; `scaled` is R' over its deviation, not centred, and cut at 1
+            on both sides.
+        std_floor: under `std`, `unbiased-std` and `scaled`, a group whose deviation is at most this share of its
+            largest reward (baseline included, if there is one) is dead. Relative: an absolute one would disable `p` on
+            long answers.
     """
     if not reward.kept:
         return GroupAdvantage(torch.zeros_like(reward.scaled_K), True)
@@ -51,13 +53,15 @@ def group_advantage(
     centred_K = shaped_K - shaped_K.max()
     centred_K = centred_K - centred_K.mean()
     size = len(scaled_K)
-    if normalise in ("std", "unbiased-std"):
+    if normalise in ("std", "unbiased-std", "scaled"):
         deviation = centred_K.square().sum() / max(1, size - (normalise == "unbiased-std"))
         deviation = deviation.sqrt()
         scale = scaled_K.abs().max()
         if baseline == "clip":
             scale = torch.maximum(scale, reward.scaled_base.abs())
         dead = bool(deviation <= std_floor * scale)
+        if normalise == "scaled":
+            centred_K = shaped_K.clamp(-deviation, deviation)
         return GroupAdvantage(torch.zeros_like(centred_K) if dead else centred_K / deviation, dead)
     unscaled_K = {"mean": centred_K, "rloo": centred_K * size / max(1, size - 1), "raw": shaped_K}[normalise]
     advantage_K = unscaled_K * reward.log_scale.exp()
@@ -142,7 +146,7 @@ def group_of(method: Method, logprobs: GroupLogprobs, context: GroupContext, obj
     if "traces" in method.asks:
         mask_KZ = context.sampled_mask_KZ
         asked["trace_logprobs_KZ"] = torch.where(mask_KZ, logprobs.trace_KZ, 0.0)
-        asked |= {"trace_mask_KZ": mask_KZ, "lengths_K": context.lengths_K}
+        asked |= {"trace_mask_KZ": mask_KZ, "lengths_K": context.lengths_K, "closed_K": ~context.forced_K}
     if (reference_KZ := asked.get("reference_trace_KZ")) is not None:
         asked["reference_trace_KZ"] = torch.where(context.sampled_mask_KZ, reference_KZ, 0.0)
     return Group.of(logprobs.answer_KT, context.base_logprobs_T, objective, **asked)

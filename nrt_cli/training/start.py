@@ -180,6 +180,7 @@ def manifest(config: RunConfig, inputs: Inputs, overlap: Overlap) -> dict[str, A
         "command": this_command(),
         "method": config.method,
         **(kept if ":" in config.method else {}),
+        **({"departs": said} if (said := configs.departs(config)) else {}),
         "engine": config.engine.name,
         "status": "created",
         "steps": inputs.steps,

@@ -20,7 +20,7 @@ from nrt_analysis.report.run_cards import find_cards
 from nrt_cli.config import resolve, to_yaml
 from nrt_cli.config.study import StudyConfig, planned_runs
 from nrt_cli.config.suite import ORDER
-from nrt_cli.config.titles import CONTROL, TITLES
+from nrt_cli.config.titles import TITLES
 from nrt_cli.errors import StoreError
 from nrt_cli.methods import FORMULAS
 from nrt_cli.records import TraceRow
@@ -89,17 +89,21 @@ def test_table_3_has_the_papers_layout_and_marks_the_best_two_of_each_model(trai
             trained(method, model=model, gsm8k=score)
     trained("logp", model="tiny", gsm8k=0.2)
     table = report(tmp_path)["table-3"]
-    assert {**{k: v.rstrip("*") for k, v in paper()["methods"].items()}, "control": CONTROL} == TITLES
+    assert [*TITLES][:8] == [*paper()["methods"], "control"]
+    theirs = {k: v.rstrip("*") for k, v in paper()["methods"].items()}
+    assert {k: TITLES[k] for k in theirs if k not in ("p", "am")} == {
+        k: v for k, v in theirs.items() if k not in ("p", "am")
+    }
     names = ["Method", "BBH", "MMLU", "DROP", "PopQA", "TQA", "GSM8K", "MATH", "HEval", "IFEval", "Overall"]
     assert [column.title for column in table.columns] == names
     assert [column.group for column in table.columns[1:3]] == ["General Reasoning"] * 2
-    assert [row.cells[0].text for row in table.rows][:7] == [m.rstrip("*") for m in paper()["methods"].values()]
+    assert [row.cells[0].text for row in table.rows][:7] == [TITLES[m] for m in paper()["methods"]]
     by_row = {(row.section, row.cells[0].text): row.cells[6] for row in table.rows}
-    assert by_row["tiny", "RLPR"].text == "30.0"
+    assert by_row["tiny", "RLPR (paper's version)"].text == "30.0"
     places = {key: cell.place for key, cell in by_row.items() if cell.text}
     assert places == {
-        ("other", "SFT"): 1, ("other", "RLPR"): 2, ("other", "NRT-GM"): 0,
-        ("tiny", "SFT"): 0, ("tiny", "JLB"): 2, ("tiny", "RLPR"): 1, ("tiny", "NRT-GM"): 2,
+        ("other", "SFT"): 1, ("other", "RLPR (paper's version)"): 2, ("other", "NRT-GM"): 0,
+        ("tiny", "SFT"): 0, ("tiny", "JLB"): 2, ("tiny", "RLPR (paper's version)"): 1, ("tiny", "NRT-GM"): 2,
     }  # fmt: skip
 
 
@@ -107,14 +111,14 @@ def test_what_was_stored_before_olmes_grades_counts_as_it_is(trained, tmp_path):
     evals = trained("am", gsm8k=0.5).path / "evals" / "export"
     for evaluation in find_evaluations(evals):
         evaluation.write_scores({"score": 0.25, "error": 0.1, "n": 400, "title": "GSM8K"})
-    (cell,) = cells_of(report(tmp_path)["table-3"], "RLPR", "GSM8K")
+    (cell,) = cells_of(report(tmp_path)["table-3"], "RLPR (paper's version)", "GSM8K")
     assert (cell.text, cell.note) == ("25.0", "not graded as OLMES grades")
 
 
 def test_what_was_not_run_is_an_empty_cell_with_a_reason(trained, tmp_path):
     trained("am", gsm8k=0.5)
     table = report(tmp_path)["table-3"]
-    gsm8k, math_, overall = cells_of(table, "RLPR", "GSM8K", "MATH", "Overall")
+    gsm8k, math_, overall = cells_of(table, "RLPR (paper's version)", "GSM8K", "MATH", "Overall")
     assert (gsm8k.text, gsm8k.place) == ("50.0", 0)  # a lone value is not the best of anything
     assert (math_.text, math_.reason) == ("", "not evaluated")
     assert overall.reason.startswith("missing: mmlu, bbh")
@@ -127,10 +131,10 @@ def test_overall_is_the_mean_of_all_nine_and_seeds_are_averaged(trained, tmp_pat
     trained("am", 0, **shares)
     trained("am", 1, **{name: share + 0.1 for name, share in shares.items()})
     table = report(tmp_path)["table-3"]
-    mmlu, overall = cells_of(table, "RLPR", "MMLU", "Overall")
+    mmlu, overall = cells_of(table, "RLPR (paper's version)", "MMLU", "Overall")
     assert (mmlu.text, overall.text) == ("15.0", "55.0")
     assert overall.low < 45  # two seeds, 10 points apart, say little
-    assert rows(table, "RLPR")[0].cells[0].note == "seeds 0, 1"
+    assert rows(table, "RLPR (paper's version)")[0].cells[0].note == "seeds 0, 1"
 
 
 def test_a_row_lists_the_seeds_whose_numbers_it_holds(trained, tmp_path):
@@ -141,9 +145,12 @@ def test_a_row_lists_the_seeds_whose_numbers_it_holds(trained, tmp_path):
     trained("p", 0)
     trained("p", 1)
     table = report(tmp_path)["table-3"]
-    notes = [rows(table, title)[0].cells[0].note for title in ("RLPR", "NRT-GM", "Verifree")]
+    notes = [
+        rows(table, title)[0].cells[0].note
+        for title in ("RLPR (paper's version)", "NRT-GM", "VeriFree (paper's version)")
+    ]
     assert notes == ["seed 0", "seeds 0, 1", ""]
-    (alone,) = cells_of(table, "RLPR", "GSM8K")
+    (alone,) = cells_of(table, "RLPR (paper's version)", "GSM8K")
     assert (alone.text, alone.note) == ("90.0", "seed 0 only")
     both, one = cells_of(table, "NRT-GM", "GSM8K", "MATH")
     assert (both.text, both.note) == ("60.0", "")
@@ -160,7 +167,7 @@ def test_the_settings_that_most_runs_share_are_chosen_and_others_named(trained, 
     scored(alone, "gsm8k", 0.9, n=40, limit=40)
     table = report(tmp_path)["table-3"]
     assert cells_of(table, "NRT-GM", "GSM8K")[0].text == "75.0"
-    assert cells_of(table, "Verifree", "GSM8K")[0].note == "40 of 400 documents"
+    assert cells_of(table, "VeriFree (paper's version)", "GSM8K")[0].note == "40 of 400 documents"
     assert any("limit" in note and "do not compare" in note for note in table.notes)
 
 
@@ -169,7 +176,7 @@ def test_own_benchmarks_stand_beside_table_3(trained, tmp_path):
     contents = report(tmp_path)
     assert "began from tiny" in contents["table-3-paper"].reason  # a model that the paper has not
     assert "14 of 21 rows" in contents["table-3-overall"].caption
-    (cell,) = cells_of(contents["table-3-own"], "RLPR", "Sums")
+    (cell,) = cells_of(contents["table-3-own"], "RLPR (paper's version)", "Sums")
     assert cell.text.startswith("50.0 [45.")
     assert all(not cell.text for row in contents["table-3"].rows for cell in row.cells[1:])
 
@@ -220,12 +227,12 @@ def test_a_study_names_its_variants_its_base_and_what_is_missing(tmp_path):
     assert {card.model for card in found} == {"nano"}
     said = {row.cells[0].text: row.cells[1].text or row.cells[1].reason for row in table.rows}
     rest = ["NRT-GM, slowly", "Control: no policy gradient", "fast: NRT-GM"]
-    assert sorted(said) == sorted(["Base", "Verifree", "RLPR", "NRT-GM", *rest])
+    assert sorted(said) == sorted(["Base", "VeriFree (paper's version)", "RLPR (paper's version)", "NRT-GM", *rest])
     assert [row.cells[0].text for row in by_key["table-9"].rows] == rest[1:]
     assert gather([study]).title == "Small"
     assert said["Base"].startswith("10.0 [")
     assert said["NRT-GM"] == "failed: the disk was full"
-    assert said["Verifree"] == said["NRT-GM, slowly"] == "not run yet"
+    assert said["VeriFree (paper's version)"] == said["NRT-GM, slowly"] == "not run yet"
     assert said["fast: NRT-GM"].startswith("50.0 [")
 
 
@@ -253,7 +260,7 @@ def test_gains_over_sft_are_of_the_benchmarks_that_all_rows_have(trained, tmp_pa
     trained("sft", gsm8k=0.4, math=0.2, bbh=0.9)
     trained("am", gsm8k=0.6, math=0.3)
     table = report(tmp_path)["table-3-gain"]
-    ours, theirs = cells_of(table, "RLPR", "tiny", "Llama-3.1-8B-Base")
+    ours, theirs = cells_of(table, "RLPR (paper's version)", "tiny", "Llama-3.1-8B-Base")
     assert ours.value == pytest.approx(15)  # (20 + 10) / 2
     assert ours.low < 15 < ours.high
     # 41.2 + 58.7 + 32.5 + 29.3 + 45.6 + 65.0 + 27.8 + 77.8 + 61.3 = 439.2, SFT's 389.5
@@ -269,7 +276,7 @@ def test_table_1_has_a_users_own_scheme_and_says_what_trained_the_answer(trained
     assert report(tmp_path)["table-1"].notes[1:] == (fixed,)
     trained("gm", settings={"preset": "paper"})
     assert report(tmp_path)["table-1"].notes[1:] == (
-        f"RLPR, seed 0: {fixed[0].lower()}{fixed[1:]}",
+        f"RLPR (paper's version), seed 0: {fixed[0].lower()}{fixed[1:]}",
         "NRT-GM, seed 0: preset paper: the reference answer is trained with the last column's signals.",
     )
     trained("builtins:sum")
@@ -332,7 +339,7 @@ def test_table_5_measures_lengths(trained, tmp_path, row):
     run = trained("am")
     run.write_traces("step-000001", [TraceRow(**row(1, 0, 0, "z", answer_ids=[1] * 99))])
     run.write_traces("step-000002", [TraceRow(**row(2, e, 0, "z", answer_ids=[1] * n)) for e, n in ((0, 3), (1, 4))])
-    trace, answer = cells_of(report(tmp_path)["table-5"], "RLPR, seed 0", "Trace", "Answer y*")
+    trace, answer = cells_of(report(tmp_path)["table-5"], "RLPR (paper's version), seed 0", "Trace", "Answer y*")
     assert (trace.text, answer.text) == ("30.0", "3.5")
 
 
@@ -342,9 +349,9 @@ def test_table_6_is_the_configs_of_the_runs_that_a_setting_concerns(trained, tmp
     trained("gm", settings={"rollout": {"group_size": 8}})
     table = report(tmp_path)["table-6"]
     (value, theirs) = cells_of(table, "Generations per Prompt (N)", "Value", "In the paper")
-    assert (value.text, theirs.text) == ("4 (RLPR, seed 0); 8 (NRT-GM, seed 0)", "8")
+    assert (value.text, theirs.text) == ("4 (RLPR (paper's version), seed 0); 8 (NRT-GM, seed 0)", "8")
     (rate,) = cells_of(table, "Learning Rate", "Value")
-    assert (rate.text, rate.note) == ("2e-05 (SFT, seed 0); 1e-05 (RLPR, seed 0, NRT-GM, seed 0)", "")
+    assert (rate.text, rate.note) == ("2e-05 (SFT, seed 0); 1e-05 (RLPR (paper's version), seed 0, NRT-GM, seed 0)", "")
     (cap,) = cells_of(table, "PPO Clip Ratio (High)", "Value")
     assert (cap.text, cap.note) == ("0.28", "")
 
@@ -417,7 +424,7 @@ def test_table_10_is_the_first_held_out_traces_that_runs_share(trained, tmp_path
     first = [[cell.text for cell in r.cells] for r in table.rows if r.section == "tiny: Question 0?"]
     assert first == [
         ["reference", "answer", "answer 0"],
-        ["RLPR", "reasoning", "short 0"],
+        ["RLPR (paper's version)", "reasoning", "short 0"],
         ["NRT-GM", "reasoning", "long thought 0"],
     ]
     assert len(table.rows) == 9
@@ -539,7 +546,13 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(asked):
     table = named(gather([one, asked("am", 1, (1, 1, 1, 1)), asked("sft", 0, (0, 0, 0, 0))]))["held-out-models"]
     columns = [f"{column.group} {column.title}".strip() for column in table.columns]
     found = {(r.cells[0].text, r.cells[1].text): dict(zip(columns, r.cells, strict=True)) for r in table.rows}
-    assert list(found) == [("untrained", ""), ("SFT", "0"), ("RLPR", "0"), ("RLPR", "1"), ("RLPR", "mean")]
+    assert list(found) == [
+        ("untrained", ""),
+        ("SFT", "0"),
+        ("RLPR (paper's version)", "0"),
+        ("RLPR (paper's version)", "1"),
+        ("RLPR (paper's version)", "mean"),
+    ]
     thinking = [cells["Accuracy thinking"] for cells in found.values()]
     assert [cell.value for cell in thinking if cell.text] == [25.0, 75.0, 100.0, 87.5]
     assert found["SFT", "0"]["Accuracy thinking"].reason == "this model answers directly"
@@ -548,7 +561,7 @@ def test_models_stand_beside_each_other_and_the_one_they_began_from(asked):
     direct = [cells["log P(y*) direct"].text.partition(" ")[0] for cells in found.values()]
     assert direct == ["-1.00", "-5.00", "", "", ""]
     assert [cells["log P(y*) sampled trace"].value for cells in found.values()][2:] == [-5.0] * 3
-    assert found["RLPR", "mean"]["log P(y*) sampled trace"].text == "-5.00"
+    assert found["RLPR (paper's version)", "mean"]["log P(y*) sampled trace"].text == "-5.00"
 
 
 def test_the_last_record_of_a_run_that_is_not_finished_is_no_result(asked, tmp_path):
@@ -565,22 +578,22 @@ def test_the_last_record_of_a_run_that_is_not_finished_is_no_result(asked, tmp_p
     # Of SFT (75 + 50) / 2, without the 25; of RLPR, none of whose runs is finished, the one that came farthest.
     assert values == {
         ("untrained", ""): 25.0, ("SFT", "0"): 75.0, ("SFT", "1"): 50.0, ("SFT", "mean"): 62.5,
-        ("RLPR, unfinished: after step 3", "0"): 100.0,
+        ("RLPR (paper's version), unfinished: after step 3", "0"): 100.0,
     }  # fmt: skip
     notes = (
         "SFT, seed 2 is interrupted after step 0 of 4: left out.",
-        "RLPR, seed 0 is failed after step 3 of 4: its row, marked unfinished, has what there is.",
-        "RLPR, seed 1 is failed after step 2 of 4: left out.",
+        "RLPR (paper's version), seed 0 is failed after step 3 of 4: its row, marked unfinished, has what there is.",
+        "RLPR (paper's version), seed 1 is failed after step 2 of 4: left out.",
     )
     for key in ("table-3", "table-3-gain", "table-3-paper", "table-5", "held-out", "held-out-models"):
         assert [note for note in tables[key].notes if " of 4" in note] == list(notes)
     sections = [section for section, _ in tables["held-out"].sections()]
-    assert sections == ["SFT, seed 0", "SFT, seed 1", "RLPR, seed 0, unfinished: after step 3"]
+    assert sections == ["SFT, seed 0", "SFT, seed 1", "RLPR (paper's version), seed 0, unfinished: after step 3"]
     assert [row.cells[0].note for row in tables["table-5"].rows] == ["unfinished"]
     (accuracies,) = [panel for panel in panels(found) if panel.title == "Held-out accuracy"]
     direct = {dot.label: dot for dot in accuracies.dots if dot.section == "direct"}
     assert (direct["SFT"].after, direct["SFT"].value) == ((75.0, 50.0), 62.5)
-    assert direct["RLPR"].text.endswith("100.0 [51.0, 100.0], unfinished")
+    assert direct["RLPR (paper's version)"].text.endswith("100.0 [51.0, 100.0], unfinished")
 
 
 def test_the_scores_of_a_run_that_is_not_finished_are_no_result(trained, tmp_path):
@@ -589,8 +602,11 @@ def test_the_scores_of_a_run_that_is_not_finished_are_no_result(trained, tmp_pat
     trained("am", 0, gsm8k=0.9).update_manifest(status="failed")
     found = report(tmp_path)
     (sft,) = cells_of(found["table-3"], "SFT", "GSM8K")
-    (rlpr,) = cells_of(found["table-3"], "RLPR", "GSM8K")
+    (rlpr,) = cells_of(found["table-3"], "RLPR (paper's version)", "GSM8K")
     assert (sft.text, sft.seeds, rlpr.text) == ("60.0", (50.0, 70.0), "90.0")
-    assert [rows(found["table-3"], title)[0].cells[0].note for title in ("SFT", "RLPR")] == ["seeds 0, 1", "unfinished"]
-    gain = rows(found["table-3-gain"], "RLPR")[0].cells[1]
+    assert [rows(found["table-3"], title)[0].cells[0].note for title in ("SFT", "RLPR (paper's version)")] == [
+        "seeds 0, 1",
+        "unfinished",
+    ]
+    gain = rows(found["table-3-gain"], "RLPR (paper's version)")[0].cells[1]
     assert (round(gain.value, 6), gain.text.endswith("], unfinished")) == (30.0, True)

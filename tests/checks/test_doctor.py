@@ -29,6 +29,7 @@ ON_ROWS = [
     "fused against plain log-probs",
     "rollout against trainer log-probs",
     "underflow",
+    "one group by hand",
     "gradient",
     "memory",
     "time",

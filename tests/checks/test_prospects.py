@@ -11,7 +11,7 @@ from nrt_cli import methods
 from nrt_cli.checks.forecast import cut_to, split
 from nrt_cli.checks.interview import SampledGroup, SampledTrace, prospects
 from nrt_cli.config import ObjectiveSection
-from nrt_cli.methods import SCHEMES
+from nrt_cli.methods import PAPER
 from nrt_cli.records import Rollout
 
 LOGP = methods.get("logp")
@@ -66,7 +66,7 @@ LOGPROBS = st.lists(st.floats(-30, 0), min_size=3, max_size=3)
 TRACES = st.lists(st.tuples(LOGPROBS, st.sampled_from([0.0, 1.0, math.nan])), min_size=2, max_size=5)
 
 
-@given(LOGPROBS, TRACES, st.sampled_from(SCHEMES))
+@given(LOGPROBS, TRACES, st.sampled_from(PAPER))
 def test_preferred_pairs_by_counting(null, traces, name):
     """Against rewards as the paper writes them, in plain floats: the clipped baseline, then who has more."""
     sampled = tuple(SampledTrace(1, "end", tuple(logprobs), score) for logprobs, score in traces)

@@ -132,7 +132,8 @@ def test_the_expected_gradient_is_that_of_the_objective(method, temperature):
     that what the sampler says counts as pi_old; what traces share, or else all others, is held, as `prove` has it.
     """
     objective = {"baseline": "none", "advantage": "raw", "ratio": "sequence", "length_divisor": 1, "credit_eos": True}
-    settings = {"objective": objective | {"token_signal": "derived", "balance": "off", "weights": {"format": 0.0}}}
+    objective |= {"token_signal": "derived", "balance": "off", "weights": {"answer": 1.0, "format": 0.0}}
+    settings = {"objective": objective}
     if "token signals" in METHODS[method].free:
         pytest.skip("whose token signals are on purpose of no objective")
     tempered = {"rollout": {"temperature": temperature, "max_trace_tokens": CAP, "group_size": 2}}
@@ -158,7 +159,12 @@ def test_the_expected_gradient_is_that_of_the_objective(method, temperature):
     log_pi, answers = torch.stack(log_pi), torch.stack(answers)
     assert float(log_pi.exp().sum().detach()) == pytest.approx(2.0)
     null = torch.stack(algorithm_1.logprobs(policy, [*opening, END, *example.answer_ids], len(opening) + 1))
-    group, half = Group.of(answers, null, config.objective), len(traces) // 2
+    asked = {}
+    if METHODS[method].asks:
+        # A trace is its one token here: what its log pi is made of does not matter.
+        policy, start = (path_logprobs(fresh, opening, traces, temperature, whose) for whose in ("policy", "reference"))
+        asked = {"trace_logprobs_KZ": policy[:, None], "reference_trace_KZ": start[:, None]}
+    group, half = Group.of(answers, null, config.objective, **asked), len(traces) // 2
     reward_K, held = METHODS[method].signals(group).reward_K[:half], slopes(METHODS[method], group)
     read = {prefix: weight for prefix, weight in fresh.table.items() if prefix[: len(opening)] == opening}
     matches = []
@@ -171,6 +177,12 @@ def test_the_expected_gradient_is_that_of_the_objective(method, temperature):
         pairs = [(-kept.get(p, zero), zero if grad is None else grad) for p, grad in zip(read, want, strict=True)]
         matches.append(all(torch.allclose(*pair, rtol=1e-9, atol=1e-12) for pair in pairs))
     assert any(matches)
+
+
+def path_logprobs(backend, opening, traces, temperature, whose):
+    """log pi(z | x) of each trace, without gradient."""
+    step = lambda ids, i: (backend.logits((*opening, *ids[:i]), whose) / temperature).log_softmax(-1)[ids[i]]  # noqa: E731
+    return torch.stack([sum(step(ids, i).detach() for i in range(len(ids))) for ids in traces])
 
 
 # --- the trainer's own -----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def listed(nrt, *arguments) -> list[str]:
 def test_the_bare_command_lists_and_filters_narrow_it(nrt, runs):
     both = ["runs/am", "runs/gm"]
     assert listed(nrt) == listed(nrt, "runs") == listed(nrt, "list") == listed(nrt, "list", "runs") == both
-    assert listed(nrt, "--method", "RLPR") == ["runs/am"]
+    assert listed(nrt, "--method", "RLPR (paper's version)") == ["runs/am"]
     assert listed(nrt, "--method", "am", "--method", "gm") == both
     assert listed(nrt, "--status", "finished", "--where", "seed=0") == both
     assert listed(nrt, "--where", "rollout.group_size=4", "--where", "method=NRT-GM") == ["runs/gm"]

@@ -407,7 +407,7 @@ def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
     pq.write_table(scored, tmp_path / "old.parquet")
     with pytest.raises(StoreError, match=r"its traces were not scored token by token"):
         score_schemes(tmp_path / "old.parquet", quiet)
-    for names in (("am",), ("am", "RLPR")):
+    for names in (("am",), ("am", "AM")):
         with pytest.raises(ConfigError, match=r"name at least two schemes"):
             score_schemes(am.path, quiet, names)
     with pytest.raises(ConfigError, match=r"method 'sft' rewards no traces, so it is no scheme"):

@@ -170,6 +170,7 @@ def methods_table(cards: Sequence[RunCard]) -> Table:
             "rloo": f"{clipped}, minus the mean of the others",
             "mean": f"{clipped}, minus its group's mean",
             "raw": clipped,
+            "scaled": f"{clipped}, by the population std, within -1 and 1",
         }.get(str(card.settings.get("objective.advantage")), "unknown")
         steps = trace_steps(card.run, STEP)
         stored = card.run.traces(f"{STEP}-{steps[-1]:06d}", ("answer_ids",), LENGTH_ROWS) if steps else []
@@ -197,7 +198,7 @@ def methods_table(cards: Sequence[RunCard]) -> Table:
         (
             f"Trace: mean of the last {WINDOW} steps, without its end token. Answer: reference answers of the last "
             f"stored step, of at most {LENGTH_ROWS:,} traces.",
-            "The paper's lengths of JLB, Verifree and RLPR are those of the works that first had these methods; its "
+            "The paper's lengths of JLB, VeriFree and RLPR are those of the works that first had these methods; its "
             "own 415.97 tokens are taken for reference answers, which by its Appendix D average over 400.",
         ),
         reason="" if rows else "no run here samples traces",

@@ -1,1 +1,0 @@
-render(html`<${App} source=${SERVER} />`, document.getElementById("app"));
