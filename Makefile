@@ -36,7 +36,7 @@ TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-full test-newest test-gpu gpu-check check format bench clean
+.PHONY: help setup quickstart test test-full test-newest test-gpu gpu-check check format bench arena clean
 
 help:
 	@echo "make quickstart  train a tiny model in three ways before your eyes, and show what thinking adds"
@@ -48,6 +48,7 @@ help:
 	@echo "make check       lint, formatting and types"
 	@echo "make format      rewrite the code in the house format"
 	@echo "make bench       measure against TRL, vLLM and others on this machine (hours), into tests/bench/RESULTS.md"
+	@echo "make arena       every method against every other (a night), with one report over all of it, studies/arena-report"
 	@echo "make clean       remove the virtual environment and caches; runs are kept"
 
 define CHECK_PYTHON
@@ -128,6 +129,13 @@ format: $(READY)
 
 bench: $(BENCH_READY)
 	@for part in $(BENCH); do $(BENCH_BIN)/python tests/bench/$$part.py $(BENCH_ARGS) || exit 1; done
+
+# Each part goes on where it was stopped; a run that failed does not keep the others from their report.
+ARENA ?= arena arena-long arena-lot
+
+arena: $(READY_TO_RUN)
+	for study in $(ARENA); do $(BIN)/nrt reproduce $$study || exit; done
+	$(BIN)/nrt report $(addprefix studies/,$(ARENA)) --out studies/arena-report
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) $(NEWEST_VENV) $(GPU_VENV) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ PANELS = {
     "Begin": ("quickstart", "help"),
     "Prepare": ("data", "model", "config", "doctor"),
     "Train": ("train", "reproduce", "speedrun", "runs"),
-    "Look": ("generate", "chat", "score", "eval", "judge", "analyze", "report"),
+    "Look": ("view", "generate", "chat", "score", "eval", "judge", "analyze", "report"),
     "Share": ("push",),
 }
 """What a person is doing -> the commands for it: a module of commands has an `app`, one of a command its `EXAMPLE`."""

@@ -39,7 +39,20 @@ ARROWS = {
     "evaluation": PURE | {"grading", "store", "data", "models", "backends", "training", "progress"},
     "checks": PURE | {"grading", "store", "data", "models", "backends", "training", "evaluation", "progress"},
     "judging": PURE | {"store", "data"},
-    "analysis": {"records", "errors", "files", "untrusted", "store", "measures", "methods", "config", "commandline"},
+    "viewer": LEDGER | {"measures", "text", "files", "untrusted", "store"},
+    "analysis": {
+        "viewer",
+        "text",
+        "records",
+        "errors",
+        "files",
+        "untrusted",
+        "store",
+        "measures",
+        "methods",
+        "config",
+        "commandline",
+    },
 }
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}

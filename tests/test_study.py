@@ -7,8 +7,20 @@ import yaml
 
 from nrt_cli import config as configs
 from nrt_cli.config import configs_dir
-from nrt_cli.config.study import StudyConfig, absolute, changed_sections, judged_runs, load_study, planned_runs
+from nrt_cli.config.study import (
+    StudyBest,
+    StudyConfig,
+    absolute,
+    changed_sections,
+    judged_runs,
+    load_study,
+    planned_runs,
+)
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import METHODS
+from nrt_cli.store import Run
+from nrt_cli.store.study import Outcome, Study
+from nrt_cli.workflows.study import with_best
 
 SHIPPED = sorted(path.stem for path in (configs_dir() / "study").glob("*.yaml"))
 SMALL = {
@@ -26,7 +38,7 @@ SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
 def test_shipped_studies_compare_sft_with_all_schemes(name):
     study = load_study(name)
     methods = (*study.methods, *study.later)
-    assert {"sft", *SCHEMES} <= set(methods)
+    assert {"sft", *(() if study.best else SCHEMES)} <= set(methods)
     runs = list(planned_runs(study, Path("s")))
     assert len(runs) == len(methods) * len(study.seeds)
     assert len({run.name for run in runs}) == len(runs)
@@ -43,6 +55,59 @@ def test_the_laptop_study_is_two_seeds_and_a_control():
     others = [config for name, config in runs.items() if not name.startswith(("sft", "control"))]
     # The schemes differ in method and seed alone.
     assert len({config.model_copy(update={"method": "am", "seed": 0}).model_dump_json() for config in others}) == 1
+
+
+def test_an_arena_has_every_method_that_learns_from_answers_and_each_once():
+    """By their facts: a new one joins by itself."""
+    for name in ("arena", "arena-real"):
+        study = load_study(name)
+        methods = (*study.methods, *study.later)
+        assert set(methods) == {name for name, method in METHODS.items() if not getattr(method, "text", False)}
+        assert len(set(methods)) == len(methods)
+        # Alike but for the method, the rows that SFT reads, and what a method brings along as published.
+        runs = {run.method: run.config for run in planned_runs(study, Path("s")) if run.seed == 0}
+        assert len({(config.data, config.optimiser.lr, config.rollout) for config in runs.values()}) == 1
+        steps = {config.train.steps for name, config in runs.items() if name != "sft"}
+        assert len(steps) == 1
+    assert load_study("arena", ["methods=[sft, all]"]).methods[0] == "sft"
+
+
+def test_the_best_methods_of_another_study(tmp_path):
+    """By accuracy on the way, mean over seeds and scored steps; not the control, and none that lacks a seed."""
+    arena = load_study("arena", ["methods=[sft, control, logp, p, gm, am]", "seeds=[0, 1]"])
+    long, folder = load_study("arena-long", ["methods=[sft, am]", "best.count=2"]), tmp_path / "arena-long"
+    with pytest.raises(ConfigError, match=r"has not run: `nrt reproduce arena --out .*/arena`"):
+        with_best(folder, long)
+    (tmp_path / "arena").mkdir()
+    (tmp_path / "arena" / "study.yaml").write_text(configs.to_yaml(arena))
+    # At the end all are right; gm was there first, p last with one seed.
+    on_the_way = {"logp": (0.5, 0.5), "p": (0.6, 0.1), "gm": (0.9, 0.8), "am": (0.4, 0.4)}
+    store, runs = Study(tmp_path / "arena"), list(planned_runs(arena, tmp_path / "arena"))
+    with store.writing():
+        for run in runs:
+            there = Run.create(tmp_path / "arena" / "runs" / run.name, "{}", {"method": run.method})
+            middle = on_the_way.get(run.method, (1.0, 1.0))[run.seed]
+            for step, accuracy in ((0, 1.0), (10, middle), (20, 1.0)):
+                there.append_metrics({"kind": "held_out", "step": step, "accuracy_thinking": accuracy})
+            if run is runs[-1]:
+                with pytest.raises(ConfigError, match=f"{run.name} has not run, so nobody knows"):
+                    with_best(folder, long)
+            store.record(run.name, Outcome("finished", "", ""))
+    assert with_best(folder, long).methods == ("sft", "am", "gm", "logp")
+    with store.writing():
+        store.record("logp-s1", Outcome("failed", "it fell", ""))
+    assert with_best(folder, long).methods == ("sft", "am", "gm")  # and am, which is there already
+    with pytest.raises(ConfigError, match=r"3 methods have scores of every seed, and best.count=4"):
+        with_best(folder, long.model_copy(update={"best": StudyBest(of="arena", count=4)}))
+    # What a study has begun with it goes on with, whatever the other one comes to.
+    folder.mkdir()
+    (folder / "study.yaml").write_text(
+        configs.to_yaml(long.model_copy(update={"methods": ("sft", "am", "gm", "logp")}))
+    )
+    assert with_best(folder, long).methods == ("sft", "am", "gm", "logp")
+    (tmp_path / "arena" / "study.yaml").write_text(configs.to_yaml(arena.model_copy(update={"seeds": (0,)})))
+    with pytest.raises(ConfigError, match="one seed, which ranks nothing"):
+        with_best(tmp_path / "other", long)
 
 
 def test_later_layers_win(tmp_path):
@@ -132,7 +197,7 @@ def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_
         load_study(str(path))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="laptop, paper-3b"):
+    with pytest.raises(ConfigError, match="arena, arena-long, arena-lot, arena-real, laptop, paper-3b"):
         load_study("labtop")
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from nrt_analysis.document import Document, section
-from nrt_analysis.frames import STEP, labels_of, plain_text, questions, trace_steps, traces_frame
+from nrt_analysis.frames import STEP, labels_of, trace_steps, traces_frame
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Reference, Run
+from nrt_cli.text.questions import plain_text, questions
 
 SHOWN = 600
 """Characters of a text that the short table has."""

@@ -1,8 +1,6 @@
 """The store as pandas frames. What a run lacks is an error that names the command which makes it."""
 
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +20,6 @@ from nrt_cli.store.evals import find_evaluations
 
 STEP, HELD_OUT = "step", "held-out"
 """Kinds of stored traces: sampled for training, and for held-out scores."""
-
-# What tokenizers decode their special tokens to: <|name|>, <s>, </s>, <pad>, [INST], <start_of_turn>, and <unused12>.
-_SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?(?:s|pad|unk|bos|eos|mask|(?:start|end)_of_turn|unused\d+)>|\[/?INST\]")
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, Run]:
@@ -207,24 +202,3 @@ class OpenRun:
         Held-out traces have no scores (None). Raises StoreError where none are stored.
         """
         return traces_frame(self._run, HELD_OUT if held_out else STEP, None if step is None else [step])
-
-
-def plain_text(text: str) -> str:
-    """Decoded text without the special tokens in it."""
-    return _SPECIAL.sub(" ", text).strip()
-
-
-def questions(prompts: Sequence[str]) -> list[str]:
-    """Rendered prompts without the chat template: the lines that all of them begin and end with. For display.
-
-    A single prompt has no other to be compared with and loses its special tokens only.
-    """
-    if len(set(prompts)) < 2:
-        return [plain_text(prompt) for prompt in prompts]
-    head = os.path.commonprefix(list(prompts))  # noqa: RUF071  it is characters that are wanted
-    tail = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]  # noqa: RUF071
-    # Questions may begin or end alike: only whole lines are the template's, and what its special tokens close.
-    head = head[: max(head.rfind("\n"), head.rfind(">"), head.rfind("]")) + 1]
-    cut = min((i for i in (tail.find("\n"), tail.find("<"), tail.find("[")) if i >= 0), default=len(tail))
-    tail = tail[cut:]
-    return [plain_text(prompt[len(head) : len(prompt) - len(tail)]) for prompt in prompts]

@@ -13,10 +13,11 @@ from wordcloud import STOPWORDS, WordCloud
 
 from nrt_analysis.document import Document, section
 from nrt_analysis.figures import COLUMN, DPI, draws, font_for, name_panels, new_figure
-from nrt_analysis.frames import STEP, plain_text, trace_frames, trace_steps
+from nrt_analysis.frames import STEP, trace_frames, trace_steps
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.store import Reference, Run
+from nrt_cli.text.questions import plain_text
 
 PRIOR = 5.0
 """Each word is counted as if it had been seen this many times more, at the same rate in traces and in answers."""

@@ -88,8 +88,18 @@ def show_report(document: "Document", written: Sequence[Path]) -> None:
         ours = [i for i, column in enumerate(table.columns) if column.kind == "number" and column.group != "Paper"]
         if any(row.cells[i].text for row in table.rows for i in ours):
             measured[table.key] = table
-    shown = [measured[key] for key in ("table-3", "table-3-own", "table-3-gain") if key in measured]
+    shown = [measured[key] for key in ("arena", "table-3", "table-3-own", "table-3-gain") if key in measured]
+    shown = [_narrow(table) if table.key == "arena" else table for table in shown]
     show_document(document, shown, f"Written: {written[0]} and {len(written) - 1} other files")
+
+
+def _narrow(table: "Table") -> "Table":
+    """A table without the columns for which a terminal has no room."""
+    from dataclasses import replace
+
+    kept = [i for i, column in enumerate(table.columns) if column.group != "Traces" and column.title != "Each seed"]
+    rows = tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows)
 
 
 def show_document(document: "Document", tables: Sequence["Table"], written: str) -> None:

@@ -23,7 +23,7 @@ def reproduce(
         str,
         Argument(
             autocompletion=completion.studies,
-            help="laptop, real, real-2, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.",
+            help="laptop, arena and its like, real, real-2, paper-3b, paper-mistral-7b, paper-8b, or a YAML file.",
         ),
     ] = "laptop",
     out: Annotated[Path | None, Option(help="The study's folder; default: studies/STUDY.")] = None,
@@ -38,9 +38,10 @@ def reproduce(
 ) -> None:
     """Run a study: every method and seed on the same data, evaluation, report. What is there already is kept."""
     from nrt_cli.config.study import load_study
+    from nrt_cli.workflows.study import with_best
 
-    asked = load_study(study, overrides or [], jobs)
     folder = out or Path("studies") / Path(study).stem
+    asked = with_best(folder, load_study(study, overrides or [], jobs))
     if dry_run:
         from nrt_cli.checks.estimate import in_bytes
         from nrt_cli.workflows.study import plan_study

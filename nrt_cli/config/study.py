@@ -8,21 +8,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from nrt_cli import config as configs
 from nrt_cli.config.schema import JudgeSection, RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.config.validation import FolderName, Section, Seed
 from nrt_cli.errors import ConfigError
+from nrt_cli.methods import METHODS
+
+ALL = "all"
+"""In `methods`: every method of this program that learns from questions and answers."""
+
+ANSWERS = tuple(name for name, method in METHODS.items() if not getattr(method, "text", False))
 
 
 class PretrainSection(Section):
     """A tiny model made from nothing, of documents that a generator writes."""
 
-    world: Literal["digits", "digits-2"] = Field(
+    world: Literal["digits", "digits-2", "reports"] = Field(
         "digits-2",
-        description="Whose documents; see nrt_cli/data/digits.py. `digits`, the first version, is no longer made.",
+        description="Whose documents: see nrt_cli/data/digits.py and reports.py. `digits`, the first version of the "
+        "former, is no longer made.",
     )
     steps: int = Field(1300, ge=1, description="Optimiser steps.")
     batch_size: int = Field(12, ge=1, description="Documents per step.")
@@ -123,6 +130,13 @@ class StudyAnalysis(Section):
     judge: JudgeSection = JudgeSection()
 
 
+class StudyBest(Section):
+    """The best methods of another study, whose folder lies beside this one's."""
+
+    of: FolderName = Field(description="The other study's folder; it has run before.")
+    count: int = Field(5, ge=1, description="How many of its methods that reward traces.")
+
+
 class Variant(Section):
     """Settings of one method's runs, as under `run`, and what they are called."""
 
@@ -146,7 +160,11 @@ class StudyConfig(Section):
         None, description="A config of `nrt train` that all runs begin from: a file or its name."
     )
     run: dict[str, Any] = Field({}, description="Settings of all runs, on top of the recipe.")
-    methods: tuple[FolderName, ...] = Field(min_length=1, description="sft, schemes, or names under `variants`.")
+    methods: tuple[FolderName, ...] = Field(
+        min_length=1,
+        description="Methods, or names under `variants`; all: every one that learns from questions and answers.",
+    )
+    best: StudyBest | None = Field(None, description="After these methods, the best ones of another study.")
     later: tuple[FolderName, ...] = Field(
         (), description="More methods, whose runs begin when all seeds of `methods` have run."
     )
@@ -155,6 +173,13 @@ class StudyConfig(Section):
     eval: StudyEval = StudyEval()
     analysis: StudyAnalysis = StudyAnalysis()
     jobs: int = Field(1, ge=1, description="Runs at a time.")
+
+    @field_validator("methods", "later")
+    @classmethod
+    def _all_methods(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        before = info.data.get("methods", ()) if info.field_name == "later" else ()
+        every = [ANSWERS if name == ALL else (name,) for name in names]
+        return tuple(dict.fromkeys(name for names in every for name in names if name not in before))
 
 
 class Planned(NamedTuple):
@@ -168,7 +193,7 @@ class Planned(NamedTuple):
     config: RunConfig
 
 
-FREE = ("title", "methods", "later", "seeds", "variants", "eval", "analysis", "jobs")
+FREE = ("title", "methods", "best", "later", "seeds", "variants", "eval", "analysis", "jobs")
 """Sections that may change when a study goes on: they add runs or documents to those there are."""
 
 

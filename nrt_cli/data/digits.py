@@ -9,7 +9,7 @@ Text is words and marks between blanks. A row or document depends on the seed an
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -17,6 +17,9 @@ from itertools import product
 TERMS = 4
 WORLD = "digits-2"
 """This version of the world; in the first, `digits`, a held-out problem could be trained on in another order."""
+
+POSITIONS = 192
+"""Tokens that the tiny model has room for."""
 
 HELD_OUT_SHARE = 5
 """One problem in so many is held out."""
@@ -86,6 +89,18 @@ def held_out_pair(rng: random.Random) -> tuple[str, str]:
     return question(problem), answer(problem)
 
 
+def pair_by_lot(rng: random.Random) -> tuple[str, str]:
+    """A question and an answer whose last digit is drawn by lot: nothing can be worked out that would help."""
+    problem = draw(rng)
+    return question(problem), answer(problem, rng.randrange(10))
+
+
+def held_out_pair_by_lot(rng: random.Random) -> tuple[str, str]:
+    """The same of a question that nothing trains on."""
+    problem = rng.choice(held_out_problems())
+    return question(problem), answer(problem, rng.randrange(10))
+
+
 # --- documents -------------------------------------------------------------------------------------------------------
 
 
@@ -106,14 +121,25 @@ THEN = Mixture(direct=0.32, worked=0.08, sidetracked=0.37, drill=0.15)
 """What is read after it, until worked text after a question is rare: RL has something left to find."""
 
 
-def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[tuple[str, str]]:
+Said = tuple[str, Callable[[int | None], str]]
+"""A problem's question, and its answer with a last digit, None for the right one."""
+
+
+def said(rng: random.Random, problem: Problem) -> Said:
+    """How this world asks and answers a problem; nothing of it is left to chance."""
+    return question(problem), lambda last_digit: answer(problem, last_digit)
+
+
+def documents(
+    seed: int, start: int, count: int, mixture: Mixture, say: Callable[[random.Random, Problem], Said] = said
+) -> Iterator[tuple[str, str]]:
     """Documents `start` to `start + count` as (question, what follows it); the first is empty where there is none."""
     shares = (mixture.direct, mixture.worked, mixture.sidetracked, mixture.drill)
     for index in range(start, start + count):
         rng = random.Random(f"digits/{seed}/{index}")
         (kind,) = rng.choices(("direct", "worked", "sidetracked", "drill", "prose"), (*shares, 1 - sum(shares)))
         if kind == "prose":
-            yield "", _sentences(rng, 3)
+            yield "", sentences(rng, 3)
         elif kind == "drill":  # loose facts; none goes on from the one before, or it would work out a problem
             facts, result = [], -1
             for _ in range(6):
@@ -125,9 +151,10 @@ def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[t
             yield "", " , ".join(facts) + " ."
         else:
             problem = draw(rng)
+            asked, reply = say(rng, problem)
             if kind == "direct":  # its answer, which is sometimes restated
-                text = f"{_separator(rng)} {answer(problem)}"
-                text += f" {_separator(rng)} {answer(problem)}" if rng.random() < 0.35 else ""
+                text = f"{_separator(rng)} {reply(None)}"
+                text += f" {_separator(rng)} {reply(None)}" if rng.random() < 0.35 else ""
             elif kind == "worked":  # an answer follows three times in four, and is restated three times in ten
                 # Running sums in one of two styles, and the digit they end in, right or wrong.
                 form, result, steps = rng.choice(("{} + {} = {}", "{} and {} makes {}")), problem[0], []
@@ -138,19 +165,19 @@ def documents(seed: int, start: int, count: int, mixture: Mixture) -> Iterator[t
                 working = f"{rng.choice(_LEADS)} {rng.choice((' , ', ' then ')).join(steps)} ."
                 text, how = f"{_separator(rng)} {working}", rng.random()
                 for least in (0.25, 0.70):
-                    text += f" {_separator(rng)} {answer(problem, result)}" if how >= least else ""
+                    text += f" {_separator(rng)} {reply(result)}" if how >= least else ""
             else:  # somebody changes the subject, and in every second case answers at last
                 separator = _separator(rng)
-                text = f"{separator} {_sentences(rng, rng.choice((1, 1, 2, 2, 3)))}"
-                text += f" {_separator(rng)} {answer(problem)}" if rng.random() < 0.5 else ""
-            yield question(problem), text
+                text = f"{separator} {sentences(rng, rng.choice((1, 1, 2, 2, 3)))}"
+                text += f" {_separator(rng)} {reply(None)}" if rng.random() < 0.5 else ""
+            yield asked, text
 
 
 def _separator(rng: random.Random) -> str:
     return rng.choice((*SEPARATORS, ""))
 
 
-def _sentences(rng: random.Random, count: int) -> str:
+def sentences(rng: random.Random, count: int) -> str:
     return " . ".join(rng.choice(_PROSE).format(rng.choice(_ADJECTIVES)) for _ in range(count)) + " ."
 
 

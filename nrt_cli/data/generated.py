@@ -9,10 +9,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 
-from nrt_cli.data import digits
+from nrt_cli.data import digits, reports
 
 VERSION = 1
-VERSIONS = {"digits": digits.WORLD, "digits-held-out": digits.WORLD}
+VERSIONS = {
+    **dict.fromkeys(("digits", "digits-held-out", "digits-by-lot", "digits-by-lot-held-out"), digits.WORLD),
+    **dict.fromkeys(("reports", "reports-held-out"), reports.WORLD),
+}
 
 _SUM_PHRASES = (
     "What is {terms}?",
@@ -68,6 +71,10 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "shopping": _shopping,
     "digits": digits.pair,
     "digits-held-out": digits.held_out_pair,
+    "digits-by-lot": digits.pair_by_lot,
+    "digits-by-lot-held-out": digits.held_out_pair_by_lot,
+    "reports": reports.pair,
+    "reports-held-out": reports.held_out_pair,
     "sets": _sets,
     "sets-held-out": partial(_sets, held_out=True),
 }

@@ -499,13 +499,16 @@ def find_runs(root: Path) -> list[Run]:
     found: list[Run] = []
     for folder, below, files in os.walk(root):
         # A start that was killed early has no manifest yet, prepared data has one of its own.
-        ours = {CONFIG, MANIFEST} & {*files}
-        if len(ours) == 2 or (ours and {"checkpoints", "traces", "export"} & {*below}):
+        ours, made = {CONFIG, MANIFEST} & {*files}, {METRICS, EVENTS, "checkpoints", "traces", "export"}
+        made &= {*files, *below}
+        if len(ours) == 2 or (ours and made):
             run = Run(Path(folder))
             try:
                 if run.manifest().get("format") == FORMAT:
                     found.append(run)
                     below.clear()
+                elif len(ours) == 2 and made:
+                    raise StoreError(f"{run.path / MANIFEST}: is not that of a run; restore it from a copy.")
             except StoreError as error:
                 damage(f"{error} This run is left out.")
                 below.clear()

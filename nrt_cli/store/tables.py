@@ -60,17 +60,20 @@ def bank_tables(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    is_run = (path / "manifest.json").is_file()
-    found = sorted((path / "traces").glob("step-*.parquet") if is_run else path.glob("*.parquet"))
+    found = sorted((path / "traces").glob("step-*.parquet") if _in_run(path) else path.glob("*.parquet"))
     if not found:
         raise StoreError(f"{path}: no scored traces are stored there; they come from {_MADE_BY}.")
     return found
 
 
+def _in_run(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
 def bank_rows(table: Path, columns: Sequence[str]) -> list[TraceRow]:
     """Some columns of a table's rows, the traces of a group one after another. Raises StoreError where one is missing,
     or where traces were not scored."""
-    with open_table(table) as file:
+    with open_table(table, named=_in_run(table.parent.parent)) as file:  # who copies tables may name them as he likes
         if missing := sorted(set(columns) - set(file.schema_arrow.names)):
             raise StoreError(f"{table}: column {missing[0]} is missing; trace tables come from {_MADE_BY}.")
         rows: list[dict[str, Any]] = file.read(columns=list(columns)).to_pylist()

@@ -1,12 +1,15 @@
 """When two texts ask the same, and which of many known documents a text contains."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+# What tokenizers decode their special tokens to: <|name|>, <s>, </s>, <pad>, [INST], <start_of_turn>, and <unused12>.
+_SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?(?:s|pad|unk|bos|eos|mask|(?:start|end)_of_turn|unused\d+)>|\[/?INST\]")
 _MARKS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -28,6 +31,27 @@ def digest(text: str, seed: int = 0) -> int:
 def ending_in(question: str, suffix: str | None) -> str:
     """The question with a last line that training put there; as it is where there is none, or it has that already."""
     return question if not suffix or question.endswith(suffix) else f"{question}\n{suffix}"
+
+
+def plain_text(text: str) -> str:
+    """Decoded text without the special tokens in it."""
+    return _SPECIAL.sub(" ", text).strip()
+
+
+def questions(prompts: Sequence[str]) -> list[str]:
+    """Rendered prompts without the chat template: the lines that all of them begin and end with. For display.
+
+    A single prompt has no other to be compared with and loses its special tokens only.
+    """
+    if len(set(prompts)) < 2:
+        return [plain_text(prompt) for prompt in prompts]
+    head = os.path.commonprefix(list(prompts))  # noqa: RUF071  it is characters that are wanted
+    tail = os.path.commonprefix([prompt[::-1] for prompt in prompts])[::-1]  # noqa: RUF071
+    # Questions may begin or end alike: only whole lines are the template's, and what its special tokens close.
+    head = head[: max(head.rfind("\n"), head.rfind(">"), head.rfind("]")) + 1]
+    cut = min((i for i in (tail.find("\n"), tail.find("<"), tail.find("[")) if i >= 0), default=len(tail))
+    tail = tail[cut:]
+    return [plain_text(prompt[len(head) : len(prompt) - len(tail)]) for prompt in prompts]
 
 
 class KnownDocuments:

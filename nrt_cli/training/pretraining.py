@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nrt_cli.backends.local.backend import Loaded
 from nrt_cli.config import resolve
+from nrt_cli.data import digits
 from nrt_cli.files import draft
 from nrt_cli.methods import SUPERVISED
 from nrt_cli.models.loading import quiet
@@ -22,7 +23,7 @@ UNKNOWN, EOS, PAD = "<unk>", "<eos>", "<pad>"
 CHAT_TEMPLATE = "{%- for message in messages -%}{{ message['content'] + ' ' }}{%- endfor -%}"
 """The turns one after another: such a model knows no roles."""
 
-WIDTH, LAYERS, HEADS, INNER, POSITIONS = 128, 3, 4, 256, 192
+WIDTH, LAYERS, HEADS, INNER = 128, 3, 4, 256
 LR, BETAS, DECAY, WARMUP, CLIP = 2e-3, (0.9, 0.98), 0.01, 50, 1.0
 STEADY = 0.6
 """Share of the steps after which the learning rate falls, linearly, to a twentieth."""
@@ -49,11 +50,13 @@ def pretrain(
     folder: Path,
     seed: int,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    positions: int = digits.POSITIONS,
 ) -> None:
     """Train on `batch(step)` for steps 0 to `steps` and save model and tokenizer, as a hub model would be, in `folder`.
 
     On one thread, so that the same arguments give the same weights on the same machine. `progress` is called after
-    every step with the number of steps done and the loss in nats per token.
+    every step with the number of steps done and the loss in nats per token; `positions` are how many tokens the model
+    has room for.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,7 +64,7 @@ def pretrain(
         tokenizer = word_tokenizer(words)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _new_model(tokenizer)
+            model = _new_model(tokenizer, positions)
         if steps:
             trainer = _trainer(model, tokenizer, steps)
             for step in range(steps):
@@ -117,14 +120,14 @@ def _example(tokenizer: Any, context: str, text: str) -> Example:
 
 
 @torch.no_grad()
-def _new_model(tokenizer: Any) -> LlamaForCausalLM:
+def _new_model(tokenizer: Any, positions: int) -> LlamaForCausalLM:
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": INNER,
         "num_hidden_layers": LAYERS,
     }
-    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "max_position_embeddings": POSITIONS}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "max_position_embeddings": positions}
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     settings: dict[str, Any] = {**sizes, **heads, **ends, "tie_word_embeddings": False}
     model = LlamaForCausalLM(LlamaConfig(**settings))

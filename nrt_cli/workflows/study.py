@@ -36,7 +36,7 @@ from nrt_cli.config.study import (
     planned_runs,
     uses_own_benchmark,
 )
-from nrt_cli.data import digits
+from nrt_cli.data import digits, reports
 from nrt_cli.data.prepare import Settings, Tokenizer, prepare, tokenizer_fingerprint
 from nrt_cli.errors import ConfigError, EvalError, ModelError, NrtError
 from nrt_cli.evaluation.benchmark import load_suite
@@ -49,6 +49,8 @@ from nrt_cli.files import record_text, sealed
 from nrt_cli.judging.judge import BYTES_PER_TOKEN, cost_of
 from nrt_cli.judging.plan import Plan as JudgePlan
 from nrt_cli.judging.plan import make_plan, read_template
+from nrt_cli.measures.statistics import mean
+from nrt_cli.methods import facts
 from nrt_cli.models.loading import load_tokenizer
 from nrt_cli.models.metadata import model_fault
 from nrt_cli.models.prepare import planned_rows, prepare_model
@@ -65,6 +67,9 @@ from nrt_cli.workflows.generate import generate_cases
 from nrt_cli.workflows.scoring import Report, score_answer, score_tokens
 from nrt_cli.workflows.train import train
 
+WORLDS: Mapping[str, Any] = {world.WORLD: world for world in (digits, reports)}
+"""Whose documents a tiny model may read, by `model.pretrain.world`."""
+
 INPUTS, BASE = "inputs", "base"
 """Names of the tasks that are no runs."""
 
@@ -73,6 +78,46 @@ SAMPLED = 8
 
 PRELOAD = ("nrt_cli.workflows.study", "transformers.models.llama.modeling_llama", "lm_eval.api.task")
 """What takes seconds to import."""
+
+
+def with_best(folder: Path, study: StudyConfig) -> StudyConfig:
+    """The study with the methods that `best` means: those it began with, else the best that the other study found.
+
+    Best are those that reward traces and whose runs all finished, by held-out accuracy with thinking, mean over seeds
+    and over the scored steps but for that before the first: of two that end alike the one that was sooner there.
+
+    Raises ConfigError where the other study has runs to do, only one seed, or too few methods.
+    """
+    if study.best is None:
+        return study
+    if Study(folder).config_path.is_file():
+        begun = validated(StudyConfig, read_yaml(Study(folder).config_path), lambda _: str(folder))
+        if begun.best == study.best:
+            methods, variants = (*study.methods, *begun.methods), begun.variants | study.variants
+            return study.model_copy(update={"methods": tuple(dict.fromkeys(methods)), "variants": variants})
+    other = folder.parent / study.best.of
+    first = nrt("reproduce", study.best.of, "--out", other)
+    if not Study(other).config_path.is_file():
+        raise ConfigError(f"{other}: this study takes the best methods of that one, which has not run: `{first}`.")
+    found = validated(StudyConfig, read_yaml(Study(other).config_path), lambda _: str(other))
+    outcomes, scores = Study(other).outcomes(), dict[str, list[float]]()
+    for run in planned_runs(found, other):
+        if run.name not in outcomes:
+            raise ConfigError(f"{other}: {run.name} has not run, so nobody knows the best methods: `{first}` goes on.")
+        if outcomes[run.name].status == "finished" and facts(run.config.method).policy_gradient:
+            held_out = Run.open(other / "runs" / run.name).metrics("held_out")[1:]
+            scores.setdefault(run.method, []).append(mean([row.get("accuracy_thinking", math.nan) for row in held_out]))
+    if len(found.seeds) < 2:
+        raise ConfigError(f"{other}: has one seed, which ranks nothing: what another seed changes is not known.")
+    whole = {name: mean(each) for name, each in scores.items() if len(each) == len(found.seeds)}
+    ranked = sorted((name for name in whole if math.isfinite(whole[name])), key=lambda name: -whole[name])
+    if len(ranked) < study.best.count:
+        raise ConfigError(
+            f"{other}: {len(ranked)} methods have scores of every seed, and best.count={study.best.count}."
+        )
+    best = ranked[: study.best.count]
+    variants = {name: found.variants[name] for name in best if name in found.variants} | study.variants
+    return study.model_copy(update={"methods": tuple(dict.fromkeys((*study.methods, *best))), "variants": variants})
 
 
 def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
@@ -241,12 +286,12 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     """Benchmark documents, starting model and pairs; what is there already is kept."""
     model, data, drawn = study.model, study.data, pair_settings(study)
     section, source, made = model.pretrain, model.source, folder / "models" / model.name
-    if section and section.world != digits.WORLD:
+    if section and section.world not in WORLDS:
         # What a study of an earlier version of the world has to stand on is no longer made.
         asked = [folder / "benchmarks" / "digits"] if uses_own_benchmark(study) else []
         if missing := [path for path in (folder / "data", made, *asked) if not path.is_dir()]:
             raise ConfigError(
-                f"{missing[0]}: is not there, and this version of nrt makes the world {digits.WORLD!r} alone; name it "
+                f"{missing[0]}: is not there, and this version of nrt makes the world {digits.WORLD!r}; name it "
                 f"as model.pretrain.world in another --out. `{nrt('report', folder)}` shows the runs that are there."
             )
         return f"{model.name}: as it was made"
@@ -265,18 +310,18 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
             read_rows(benchmark.spec, data_dir, settings.offline)
     if section:  # a model made from nothing, as a hub model would be
         new, steps = folder / "models" / f"{model.name}-source", section.steps
-        source = str(new)
+        source, world = str(new), WORLDS[section.world]
 
         def documents(step: int) -> list[tuple[str, str]]:
-            mixture = digits.FIRST if step < section.first_share * steps else digits.THEN
-            return list(digits.documents(section.seed, step * section.batch_size, section.batch_size, mixture))
+            mixture = world.FIRST if step < section.first_share * steps else world.THEN
+            return list(world.documents(section.seed, step * section.batch_size, section.batch_size, mixture))
 
         def progress(step: int, loss: float) -> None:
             if step % 10 == 0:
                 tell(step / steps, f"pretraining, {loss:.2f} nats per token")
 
         if not new.is_dir():
-            pretrain(digits.vocabulary(), documents, steps, new, section.seed, progress)
+            pretrain(world.vocabulary(), documents, steps, new, section.seed, progress, world.POSITIONS)
     prepared = prepare_model(str(source), made, init_start=model.init_start, init_end=model.init_end)
     tell(0.0, "pairs")
     tokenizer = None

@@ -18,7 +18,7 @@ from nrt_analysis.formats import FORMATS, write
 from nrt_analysis.formats import page as html
 from nrt_analysis.formats import render as formats_of
 from nrt_analysis.formats.page import payload, texts
-from nrt_analysis.formats.page.payload import cases, sample_traces, scored_sets, series, spread
+from nrt_analysis.formats.page.payload import cases, sample_traces, scored_groups, series, spread
 from nrt_analysis.report.paper_report import gather
 from nrt_analysis.report.run_cards import find_cards
 
@@ -137,7 +137,7 @@ def test_hostile_text_is_text(contents, tmp_path):
     page = Page(text)
     tags = [tag for tag, _ in page.elements]
     assert (tags.count("script"), tags.count("style"), tags.count("img")) == (2, 1, 0)
-    assert page.data["traces"]["sets"][0]["groups"][0]["traces"][0]["tokens"] == list(HOSTILE)
+    assert page.data["traces"]["groups"][0]["traces"][0]["tokens"] == list(HOSTILE)
     assert page.data["runs"][0]["label"] == HOSTILE + "0"
     assert not set(text) & set("\x00\x1b")
     before, _, data = text.partition('id="data">')
@@ -151,25 +151,27 @@ def test_a_trace_has_its_tokens_and_numbers(contents):
     made = contents()
     found = sample_traces(made.runs, letters)
     assert (found["shown"], found["stored"]) == (16, 16)
-    assert [(one["run"], one["step"]) for one in found["sets"]] == [(0, 2), (0, 1), (1, 2), (1, 1)]
-    group = found["sets"][0]["groups"][0]
+    a, b = (card.label for card in made.runs)
+    groups = {(one["run"], one["step"]): one for one in reversed(found["groups"])}
+    assert groups.keys() == {(a, 2), (a, 1), (b, 2), (b, 1)}
+    group = groups[a, 2]
     assert (group["example"], group["question"]) == (3, "Question 3?")
     assert (group["answer"], group["base"]) == (list("xyz"), [-1.0, -1.1, -0.1])
     trace = group["traces"][1]
     assert (trace["k"], trace["tokens"], trace["entropy"], trace["length"]) == (1, ["a", "b"], [0.25, 2.0, 1.0], 2)
-    assert (trace["logp"], trace["signal"], trace["gain"]) == ([-0.5, -1.0, -0.2], [1e-200, 0.5, 0.25], 0.5)
+    assert (trace["after"], trace["signal"], trace["gain"]) == ([-0.5, -1.0, -0.2], [1e-200, 0.5, 0.25], 0.5)
     # Without a tokenizer, texts are whole and nothing is known of tokens.
     for pieces in (None, lambda folder: None):
-        group = sample_traces(made.runs, pieces)["sets"][0]["groups"][0]
-        assert group["answer"] == ["answer 3<|im_end|>"]
-        assert (group["base"], group["traces"][0]["tokens"], group["traces"][0]["logp"]) == ([], ["ab"], [])
+        group = sample_traces(made.runs, pieces)["groups"][0]
+        assert group["answer"] == ["answer 3"]
+        assert (group["base"], group["traces"][0]["tokens"], group["traces"][0]["after"]) == ([], ["ab"], [])
 
 
 def test_the_budget_is_shared_and_every_step_comes_before_second_groups(contents, monkeypatch):
     """A group is 2 traces of 2 + 3 tokens = 10; runs' last steps come first, so 25 tokens are three groups."""
     monkeypatch.setattr(payload, "BUDGET", 25)
     found = sample_traces(contents().runs, letters)
-    assert [(one["run"], one["step"], len(one["groups"])) for one in found["sets"]] == [(0, 2, 1), (0, 1, 1), (1, 2, 1)]
+    assert sorted(one["step"] for one in found["groups"]) == [1, 2, 2]
     assert (found["shown"], found["stored"]) == (6, 16)
 
 
@@ -177,7 +179,7 @@ def test_long_traces_are_cut_and_say_how_long_they_were(make_run, scored_row):
     long = "x" * (payload.LONGEST + 7)
     row = scored_row(1, 0, 0, long, trace_entropies=[0.5] * (len(long) + 1))
     run = make_run("a", traces={"step-000001": [row]})
-    (trace,) = sample_traces(find_cards([run.path]), letters)["sets"][0]["groups"][0]["traces"]
+    (trace,) = sample_traces(find_cards([run.path]), letters)["groups"][0]["traces"]
     assert (len(trace["tokens"]), trace["length"]) == (payload.LONGEST, payload.LONGEST + 7)
 
 
@@ -200,10 +202,11 @@ def test_scores_asked_for_are_in_the_same_form(contents, tmp_path):
     folder.mkdir(parents=True)
     (folder / "a.json").write_text(json.dumps([record, {"model": "direct"}, 3]))
     (folder / "b.json").write_text("{broken")
-    (found,) = scored_sets(made.runs)
-    assert found["name"] == "nrt score: m"
-    assert found["groups"][0]["answer"] == ["4", "2"]
-    assert found["groups"][0]["traces"][0]["schemes"]["am"]["signal"] == [1.0, 3.142]
+    (found,) = scored_groups(made.runs)
+    assert found["run"] == "nrt score: m, am"
+    assert found["answer"] == ["4", "2"]
+    assert found["traces"][0]["signal"] == [1.0, 3.142]
+    assert found["traces"][0]["log_reward"] == 0
 
 
 def score_table(*scores, key="table-3-own", column="Overall"):

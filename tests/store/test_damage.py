@@ -16,6 +16,7 @@ from nrt_cli.errors import ConfigError, NrtError, StoreError
 from nrt_cli.files import Damage, line_of, read_record, record_of, record_text, sealed, unsealed
 from nrt_cli.store import Run, find_runs
 from nrt_cli.store.judgements import Judgements
+from nrt_cli.store.tables import bank_rows
 from nrt_cli.workflows.runs import check
 
 
@@ -126,6 +127,9 @@ def test_a_table_under_another_name_or_with_a_changed_page_is_refused(run: Run) 
     shutil.copy(first, second)
     with pytest.raises(StoreError, match=r"step-000002\.parquet"):
         run.traces("step-000002")
+    with pytest.raises(StoreError, match=r"step-000002\.parquet: is another table"):
+        bank_rows(second, ["example"])
+    assert bank_rows(Path(shutil.copy(first, run.path.parent / "mine.parquet")), ["example"])
     page = pq.ParquetFile(first).metadata.row_group(0).column(2).data_page_offset + 40
     column = whole.rindex(b"trace_ids")  # in its foot: another name is a column that is missing
     for at in (page, column):
@@ -139,6 +143,14 @@ def test_a_damaged_run_is_left_out_of_a_list_with_a_word(run: Run, tmp_path: Pat
     (run.path / "manifest.json").write_bytes((run.path / "manifest.json").read_bytes()[:200])
     with pytest.warns(Damage, match=r"run/manifest\.json: is damaged .* left out"):
         assert [found.path.name for found in find_runs(tmp_path)] == ["other"]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model_type": "llama"}', '{"format": 0}'])
+def test_another_json_file_in_a_manifest_s_place_is_damage(run: Run, text: str) -> None:
+    (run.path / "manifest.json").write_text(text)
+    with pytest.warns(Damage, match=r"run/manifest\.json: is not that of a run"):
+        assert find_runs(run.path.parent) == []
+    assert [fault.of for fault in check(run.path)] == [str(run.path)]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", "[" * 10_000 + "]" * 10_000, '{"a": ' * 10_000 + "1" + "}" * 10_000])

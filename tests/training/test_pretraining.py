@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nrt_cli.data import digits
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.training import pretraining
@@ -30,7 +31,7 @@ def test_a_step_is_adamws_on_the_mean_over_learned_words():
     """Against torch's own cross-entropy on padded rows and AdamW, step after step."""
     tokenizer = pretraining.word_tokenizer(WORDS)
     torch.manual_seed(0)
-    model = pretraining._new_model(tokenizer)
+    model = pretraining._new_model(tokenizer, digits.POSITIONS)
     slow = copy.deepcopy(model)
     adamw = torch.optim.AdamW(slow.parameters(), lr=pretraining.LR, betas=pretraining.BETAS, weight_decay=0.01)
     trainer = pretraining._trainer(model, tokenizer, 3)

@@ -9,13 +9,14 @@ import pandas as pd
 
 from nrt_analysis.case_report import clipped, cut_mark, stored_cases
 from nrt_analysis.document import Cell, Column, Row, Table, numbers
-from nrt_analysis.frames import HELD_OUT, plain_text
+from nrt_analysis.frames import HELD_OUT
 from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import RunCard, first_seeds, in_words, stored_analyses, title_of
 from nrt_cli.config.titles import method_title
 from nrt_cli.errors import StoreError
 from nrt_cli.measures.held_out import probability
 from nrt_cli.store import Reference
+from nrt_cli.text.questions import plain_text
 
 PART = 1500
 """Characters of a text that stand in one row."""

@@ -12,8 +12,10 @@ from nrt_analysis.figures import COLUMN, TEXT, StepLine, StepPanel, draw_steps
 from nrt_analysis.frames import STEP, averaged
 from nrt_analysis.judge_report import asked_with, judged_frame, quality_table
 from nrt_analysis.report import method_tables, result_tables
+from nrt_analysis.report.arena_tables import arena_table, arenas, pairs_table
 from nrt_analysis.report.case_tables import cases_table, confidence_table
 from nrt_analysis.report.held_out_tables import asked_twice, compared_table, held_out_table
+from nrt_analysis.report.length_tables import by_length, length_figure, length_table
 from nrt_analysis.report.paper import paper
 from nrt_analysis.report.run_cards import (
     RunCard,
@@ -74,8 +76,11 @@ def gather(paths: Sequence[Path]) -> Document:
         notes.append(f"The runs were trained on {data} different data files.")
     by_model = [[card for card in cards if card.model == model] for model in dict.fromkeys(c.model for c in cards)]
     words = (words_figure(with_results(of), len(by_model) > 1) for of in by_model)
-    figures = (dynamics_figure(cards), *token_figures(cards), *words)
-    return Document(title, made, tuple(cards), tables(cards), figures, tuple(notes))
+    signals = by_length(with_results(cards))
+    lengths = [figure for figure in (length_figure(signals),) if figure]
+    figures = (dynamics_figure(cards), *lengths, *token_figures(cards), *words)
+    found = (*tables(cards), *filter(None, [length_table(signals)]))
+    return Document(title, made, tuple(cards), found, figures, tuple(notes))
 
 
 def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
@@ -83,9 +88,12 @@ def tables(cards: Sequence[RunCard]) -> tuple[Table, ...]:
     counted = with_results(cards)
     said = {True: "its row, marked unfinished, has what there is", False: "left out"}
     left_out = [f"{card.so_far}: {said[card in counted]}." for card in cards if not card.finished]
-    found = result_tables.results(cards)
+    found, fields = result_tables.results(cards), arenas(cards)
     ours = (result_tables.results_table(found), result_tables.own_table(found))
-    scores = (*ours, compared_table(counted), held_out_table(counted), result_tables.gain_table(found))
+    scores = (
+        *(*ours, arena_table(fields), pairs_table(fields)),
+        *(compared_table(counted), held_out_table(counted), result_tables.gain_table(found)),
+    )
     twice = asked_twice(cards)
 
     def noted(table: Table, *more: str) -> Table:

@@ -18,21 +18,23 @@ from nrt_analysis.document import Document, Figure, Table
 from nrt_analysis.figures import LINES, numbered
 from nrt_analysis.formats import Pieces
 from nrt_analysis.formats.page import texts
-from nrt_analysis.formats.page.payload import cases, sample_traces, scored_sets, series
+from nrt_analysis.formats.page.payload import cases, sample_traces, series
 from nrt_analysis.report.run_cards import first_seeds
 from nrt_cli.untrusted import visible
+from nrt_cli.viewer.server import SHARED, STYLES, asset
 
 Part = TypeVar("Part", Table, Figure)
 
-SCRIPTS = ("common.js", "tables.js", "charts.js", "traces.js", "cases.js", "page.js")
+SCRIPTS = ("tables.js", "cases.js", "page.js")
+"""The page's own, after the viewer's `SHARED`."""
 
 LONG = 40
 """Rows from which a table is folded away."""
 
 PLACES = {
     "results": (
-        "held-out-models", "held-out", "table-3-own", "table-3", "table-3-paper", "table-3-gain", "table-3-overall",
-        "table-3-documents",
+        "arena", "arena-pairs", "answer-length", "held-out-models", "held-out", "table-3-own", "table-3",
+        "table-3-paper", "table-3-gain", "table-3-overall", "table-3-documents",
     ),
     "tokens": ("table-9",),
     "cases": ("table-10",),
@@ -41,7 +43,7 @@ PLACES = {
 }  # fmt: skip
 """Section of the page -> the tables in it, by key, with what is called like one of them; all else is in results."""
 
-FIGURES = {"dynamics": ("figure-2",), "words": ("figure-3", "figure-4")}
+FIGURES = {"dynamics": ("figure-2", "figure-length"), "words": ("figure-3", "figure-4")}
 """The same for figures."""
 
 
@@ -53,16 +55,16 @@ def render(document: Document, pieces: Pieces | None = None) -> dict[str, bytes]
     """
     runs = document.runs
     colours = numbered(card.title for card in runs)
-    style, script = _asset("page.css"), "\n".join(map(_asset, SCRIPTS))
+    style = "\n".join([*map(asset, STYLES), _asset("page.css")])
+    script = "\n".join([*map(asset, SHARED), *map(_asset, SCRIPTS)])
     for i in sorted({*colours.values(), 0}):  # the methods' lines: the figures' colours and dashes
         line, other = LINES[i % len(LINES)], LINES[(i + i // len(LINES)) % len(LINES)]
         dash = " ".join(f"{2.2 * length:g}" for length in other.dash) or "none"
         style += f".c{i} {{ --at: light-dark({line.color}, {line.dark}); --dash: {dash}; }}\n"
     traces = sample_traces(runs, pieces)
-    traces["sets"] += scored_sets(runs)
     # Shown first are those of the last method in the paper's order that trains them, so of no control.
     trained = [card.title for card in runs if card.samples and not card.control]
-    traces["start"] = next((i for i, card in enumerate(runs) if card.title in trained[-1:]), 0)
+    traces["start"] = next((card.label for card in runs if card.title in trained[-1:]), "")
     labels = [{"label": c.label, "model": c.model, "title": c.title, "colour": colours[c.title]} for c in runs]
     environment = Environment(
         loader=PackageLoader("nrt_analysis.formats.page", "assets"),

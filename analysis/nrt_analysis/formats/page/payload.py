@@ -5,10 +5,8 @@ Traces and questions are the first stored ones, not chosen by what they say; of 
 
 import contextlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,15 @@ from nrt_analysis.document import shipped
 from nrt_analysis.dynamics_report import PANELS, SHARES, collapses
 from nrt_analysis.figures import span
 from nrt_analysis.formats import Pieces
-from nrt_analysis.frames import HELD_OUT, STEP, plain_text, questions, steps_frame, trace_steps
+from nrt_analysis.frames import HELD_OUT, STEP, steps_frame, trace_steps
 from nrt_analysis.report.run_cards import RunCard, first_seeds, stored_analyses
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.records import Document
+from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
+from nrt_cli.text.questions import plain_text, questions
+from nrt_cli.viewer.screens import Cutter, four_digits, log_of, spread, thousandths
+from nrt_cli.viewer.static import sampled
 
 LIKELIHOOD = "held_out"
 ANSWER = "answer_logprob_per_token"
@@ -82,138 +84,60 @@ def series(cards: Sequence[RunCard]) -> dict[str, Any]:
     return {"panels": panels, "window": WINDOW, "runs": runs, "seen": seen}
 
 
-Cutter = Callable[[Sequence[int]], list[str]]
-"""Token ids -> the text of each."""
-
 STEPS, GROUPS = 4, 8
 """Steps of a run, from the first to the last stored; groups of a step."""
 LONGEST = 400
 """Tokens of a trace or an answer that are shown."""
 BUDGET = 250_000
-"""Tokens on the page, an answer's once per trace: at about 15 bytes each, well below the page's 15 MB."""
-
-COLUMNS = (
-    "example", "source", "k", "prompt", "trace", "answer", "stop", "trace_ids", "answer_ids", "trace_entropies",
-    "answer_logprobs", "null_logprobs", "token_signals", "gain", "reward", "reward_base", "advantage", "dead_group",
-)  # fmt: skip
+"""Tokens on the page, an answer's once per trace: at about 20 bytes each, well below the page's 15 MB."""
 
 
 def sample_traces(cards: Sequence[RunCard], pieces: Pieces | None) -> dict[str, Any]:
-    """Stored groups, ready for JSON: `sets` of a run and a step, how many traces are `shown` and how many `stored`.
+    """Stored groups of training steps, as the viewer has them, and what `nrt score --json` said."""
+    read = cache(pieces or (lambda _: None))  # a tokenizer is read once
 
-    One group of every run's last step comes first, then of its other steps, then the second groups, until the page
-    holds `BUDGET` tokens: with many runs each has fewer, and none is missing before all have one.
-    """
-    waiting: list[tuple[int, dict[str, Any], list[list[dict[str, Any]]]]] = []
-    for number, card in enumerate(cards):
-        size = int(card.settings.get("rollout.group_size", 8))
-        for rank, step in enumerate(reversed(spread(trace_steps(card.run, STEP), STEPS))):
-            rows = card.run.traces(f"{STEP}-{step:06d}", COLUMNS, first=GROUPS * size)
-            rows = [row | {"question": q} for row, q in zip(rows, questions([r["prompt"] for r in rows]), strict=True)]
-            groups = [list(group) for _, group in groupby(rows, key=lambda row: row["example"])]
-            waiting.append((rank, {"run": number, "step": step, "groups": []}, groups))
-    read, room = cache(pieces or (lambda _: None)), BUDGET  # a tokenizer is read once
-
-    def cut(card: RunCard) -> Cutter | None:
-        folders = (card.run.export_path, Path(str(card.settings.get("model.path", ""))))
+    def cutter(run: Run) -> Cutter | None:
+        folders = (run.export_path, Path(str((run.settings().get("model") or {}).get("path", ""))))
         return next((found for folder in folders if (found := read(folder))), None)
 
-    for turn in range(GROUPS):
-        for _, one, groups in sorted(waiting, key=lambda entry: entry[0]):
-            if turn < len(groups) and room > 0:
-                group = _group(groups[turn], cut(cards[one["run"]]))
-                one["groups"].append(group)
-                room -= sum(len(trace["tokens"]) + len(group["answer"]) for trace in group["traces"])
-    sets = [one for _, one, _ in waiting if one["groups"]]
-    stored = [card.run.count_traces(f"{STEP}-{step:06d}") for card in cards for step in trace_steps(card.run, STEP)]
-    return {
-        "sets": sets,
-        "shown": sum(len(group["traces"]) for one in sets for group in one["groups"]),
-        "stored": sum(stored),
-    }
+    runs = {card.label: card.run for card in cards}
+    found = sampled(runs, cutter, (STEP,), STEPS, GROUPS, LONGEST, BUDGET)
+    found["groups"] += scored_groups(cards)
+    return found
 
 
-def spread(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of some values, evenly from the first to the last."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
-
-
-def _group(rows: Sequence[dict[str, Any]], cut: Cutter | None) -> dict[str, Any]:
-    """One question's traces. Without a tokenizer, texts are one piece each and nothing is known of single tokens."""
-
-    def texts(ids: Sequence[int], text: str) -> list[str]:
-        # The first `LONGEST` tokens, or as many characters as those might have.
-        return cut(ids[:LONGEST]) if cut else [text[: 4 * LONGEST]]
-
-    first = rows[0]
-    return {
-        **{key: first[key] for key in ("example", "source", "question")},
-        "answer": texts(first["answer_ids"], first["answer"]),
-        "base": thousandths(first["null_logprobs"]) if cut else [],
-        "traces": [
-            {
-                "k": row["k"],
-                "stop": row["stop"],
-                "length": len(row["trace_ids"]),
-                "tokens": texts(row["trace_ids"], row["trace"]),
-                "entropy": thousandths(row["trace_entropies"]) if cut else [],
-                "logp": thousandths(row["answer_logprobs"]) if cut else [],
-                "signal": [four_digits(value) for value in (row["token_signals"] or [])[:LONGEST]] if cut else [],
-                "dead": row["dead_group"],
-                **{key: four_digits(row[key]) for key in ("gain", "reward", "reward_base", "advantage")},
-            }
-            for row in rows
-        ],
-    }
-
-
-def thousandths(values: Sequence[float] | None) -> list[float | None]:
-    """Log-probabilities and entropies to a thousandth of a nat."""
-    return [round(value, 3) if math.isfinite(value) else None for value in (values or [])[: LONGEST + 1]]
-
-
-def four_digits(value: float | None) -> float | None:
-    """A number to 4 significant digits: rewards and signals may lie far below 1."""
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
-
-
-def scored_sets(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
-    """What `nrt score --json` said, kept beside the runs, in the form of `sample_traces` and under every scheme; not a
-    run but `name` says by which model."""
+def scored_groups(cards: Sequence[RunCard]) -> list[dict[str, Any]]:
+    """What `nrt score --json` said, kept beside the runs, in the form of `group_of`: as if each scheme were a run."""
     records = [record for _, found in stored_analyses(cards, "score") if isinstance(found, list) for record in found]
-    sets = []
-    for record in records[:40]:
+    groups: list[dict[str, Any]] = []
+    for number, record in enumerate(records[:40]):
         # A model that answers directly has no traces; what is no record at all has nothing of one.
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-            group = {
-                "question": str(record["question"]),
-                "answer": [str(token) for token in record["tokens"]],
-                "base": thousandths(record["null"]["logprobs"]),
-                "traces": [
-                    {
-                        "k": k,
-                        "stop": str(trace["stop"]),
-                        "length": int(trace["trace_tokens"]),
-                        "tokens": [str(trace["trace"])],
-                        "entropy": [],
-                        "logp": thousandths(trace["logprobs"]),
-                        "gain": four_digits(trace["gain"]),
-                        "schemes": {
-                            str(name): {
-                                **{key: four_digits(scheme[key]) for key in ("reward", "reward_base", "advantage")},
-                                "dead": scheme["dead_group"],
-                                "signal": [four_digits(value) for value in scheme["token_signals"]],
-                            }
-                            for name, scheme in trace["schemes"].items()
-                        },
-                    }
-                    for k, trace in enumerate(record["traces"])
-                ],
-            }
-            sets.append({"name": f"nrt score: {record['model']}", "groups": [group]})
-    return sets
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):
+            asked = {"kind": "scored", "step": 0, "example": number, "question": str(record["question"])}
+            asked["answer"] = [str(token) for token in record["tokens"]]
+            asked["base"] = [*map(thousandths, record["null"]["logprobs"])]
+            for name in record["traces"][0]["schemes"]:
+                traces = [_scored(k, trace, trace["schemes"][name]) for k, trace in enumerate(record["traces"])]
+                groups.append({"run": f"nrt score: {record['model']}, {name}", **asked, "traces": traces})
+    return groups
+
+
+def _scored(k: int, trace: Mapping[str, Any], scheme: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "k": k,
+        "stop": str(trace["stop"]),
+        "length": int(trace["trace_tokens"]),
+        "tokens": [str(trace["trace"])],
+        "entropy": [],
+        "chance": [],
+        "after": [*map(thousandths, trace["logprobs"])],
+        "signal": [*map(four_digits, scheme["token_signals"])],
+        "gain": four_digits(trace["gain"]),
+        "dead": scheme["dead_group"],
+        "log_reward": log_of(scheme["reward"], 0.0),
+        "log_baseline": log_of(scheme["reward_base"], 0.0),
+        **{key: four_digits(scheme[key]) for key in ("reward", "reward_base", "advantage")},
+    }
 
 
 CASES, BENCHMARK_CASES = 8, 3

@@ -1,18 +1,5 @@
-/** Light or dark, which settings are shown, and where the reader is. */
-function themes(button) {
-  const root = document.documentElement;
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const remember = (value) => { try { localStorage.setItem("nrt-theme", value); } catch { /* pages from disk may have no storage */ } };
-  const remembered = () => { try { return localStorage.getItem("nrt-theme"); } catch { return null; } };
-  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const tell = () => { button.setAttribute("aria-pressed", String(dark())); };
-  const chosen = remembered();
-  if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
-  button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; remember(root.dataset.theme); tell(); });
-  system.addEventListener("change", tell);
-  button.hidden = false;
-  tell();
-}
+/** Which settings are shown, and where the reader is; charts, traces and cases in their places. */
+const DATA = JSON.parse(document.getElementById("data").textContent);
 
 function narrowing(box) {
   const table = document.getElementById("configs");
@@ -35,6 +22,19 @@ function whereabouts() {
   document.querySelectorAll("main > section").forEach((section) => watch.observe(section));
 }
 
-themes(document.getElementById("theme"));
+function Dynamics() {
+  const models = [...new Set(DATA.runs.map((run) => run.model))], [model, choose] = useState(models[0]);
+  const runs = DATA.runs.map((run, i) => ({ ...run, ...DATA.series.runs[i], label: run.title })).filter((run) => run.model === model);
+  return html`${models.length > 1 && html`<div class="bar"><${Choice} label="Model" value=${model} change=${choose} options=${models.map((name) => [name, name])} /></div>`}
+    <${Charts} key=${model} panels=${DATA.series.panels} runs=${runs} seen=${DATA.series.seen[model]} />`;
+}
+
+function Browser() {
+  const groups = DATA.traces.groups, names = [...new Set(groups.map((group) => group.run))], source = useMemo(() => held({ groups }), []);
+  if (!groups.length) return html`<p class="reason">No traces of training steps are stored: SFT samples none, and train.trace_groups says how many a step keeps.</p>`;
+  return html`<${Traces} source=${source} runs=${names.map((run) => ({ run }))} start=${names.includes(DATA.traces.start) ? DATA.traces.start : names[0]} />`;
+}
+
+for (const [id, Part] of [["colours", Theme], ["charts", Dynamics], ["browser", Browser], ["compare", Cases]]) render(html`<${Part} />`, document.getElementById(id));
 narrowing(document.getElementById("only-differing"));
 whereabouts();

@@ -1,0 +1,1 @@
+render(html`<${App} source=${SERVER} />`, document.getElementById("app"));
