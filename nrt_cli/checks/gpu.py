@@ -31,6 +31,7 @@ from torch import Tensor
 from nrt_cli.backends import BACKENDS, machine
 from nrt_cli.backends.local import attention
 from nrt_cli.backends.local.attention import FlexSegments, Packed, pack
+from nrt_cli.backends.local.policy import Prefix
 from nrt_cli.backends.local.rounding import allowed_gap
 from nrt_cli.backends.local.throughput import synchronise
 from nrt_cli.backends.machine import PACKAGES, import_error, version
@@ -383,10 +384,10 @@ def _little_memory(trainer: LocalTrainer, size: float, bench: Bench) -> Iterator
         return
     most, score = trainer.backend.budget.tokens // 2, policy.score
 
-    def failing(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def failing(rows: Sequence[Row], prefix: Prefix | None = None) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and policy.size(rows) > most:
             raise torch.OutOfMemoryError("as if")
-        return score(rows)
+        return score(rows, prefix)
 
     policy.score = failing  # type: ignore[method-assign]
     try:

@@ -89,16 +89,26 @@ class _SelectedLogprobs(torch.autograd.Function):
         *given, normalisers_N, entropies_N = ctx.saved_tensors
         hidden_ND, head_VD, targets_N, temperature_N, trained_P, rows_PD = given
         wide = normalisers_N.dtype
-        grad_hidden_ND = torch.empty_like(hidden_ND)
         # Sums over chunks are kept wide: adding many small bfloat16 chunks would lose their tails.
         grad_head_VD = torch.zeros_like(head_VD, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_rows_PD = torch.zeros_like(rows_PD, dtype=wide) if ctx.needs_input_grad[6] else None
         with_entropy = bool(grad_entropies_N.any())
         # Taken out, since the gradient is made in the memory of the logits; a second backward pass makes them anew.
         kept, ctx.kept = ctx.kept[::-1], []
-        for part in _chunks(len(targets_N), head_VD):
+        # Nothing comes back to the tokens of a trace that is not trained, as in a dead group: their rows are left out.
+        used_N = grad_logprobs_N.ne(0) | grad_entropies_N.ne(0)
+        grad_hidden_ND = torch.zeros_like(hidden_ND)
+        part: slice | Tensor
+        for chunk in _chunks(len(targets_N), head_VD):
+            raw_CV, part = kept.pop() if kept else None, chunk
+            if not bool(used_N[chunk].all()):
+                used_C = used_N[chunk].nonzero()[:, 0]
+                if not len(used_C):
+                    continue
+                raw_CV, part = None if raw_CV is None else raw_CV[used_C], used_C + chunk.start
             temperature_C = None if temperature_N is None else temperature_N[part]
-            raw_CV = kept.pop() if kept else hidden_ND[part] @ head_VD.T
+            if raw_CV is None:
+                raw_CV = hidden_ND[part] @ head_VD.T
             logits_CV, slope_CV = _logits(raw_CV, temperature_C, ctx.softcap, wide)
             # In the logits' own memory: d log p_t / d logit_j = [j = t] - p_j and dH / d logit_j = -p_j (log p_j + H).
             logprobs_CV = logits_CV.sub_(normalisers_N[part, None])

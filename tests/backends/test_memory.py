@@ -18,11 +18,11 @@ def starve(engine, limit, error):
     """Let every pass above `limit` tokens run out of memory; returns the sizes of those that did not."""
     score, done = engine.backend.policy.score, []
 
-    def starved(rows):
+    def starved(rows, *prefix):
         if engine.backend.policy.size(rows) > limit:
             raise error
         done.append(engine.backend.policy.size(rows))
-        return score(rows)
+        return score(rows, *prefix)
 
     engine.backend.policy.score = starved
     return done

@@ -69,6 +69,46 @@ def test_packed_equals_padded(name, rows):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("budget", [1, 17, 24, 31, 1000])
+@pytest.mark.parametrize("anywhere", [False, True], ids=["kernel", "anywhere"])
+def test_rows_behind_a_prefix_equal_padded(name, budget, anywhere, monkeypatch):
+    """Two prompts whose rows do not fit: what each begins with is read once, and gets the gradient of all its parts."""
+    if anywhere:
+        monkeypatch.delattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+    rows = [*rows_of([5, 1, 9, 3], prompt=12, prompts=2), *rows_of([6], seed=4)]
+    rows.insert(2, Row(rows[0].ids[:13], 12))  # one that another begins with
+    padded = scores(model_of(name), rows, False)
+    policy = Policy(model_of(name), 0, 0.8, packing=True)
+    said, end = [], 0
+    weights = torch.linspace(-1, 2, len(padded[0]))
+    policy.model.zero_grad()
+    for part, prefix in policy.passes(rows, budget):
+        logprobs, entropies = policy.score(part, prefix)
+        start, end = end, end + len(logprobs)
+        (weights[start:end] * logprobs).sum().backward(retain_graph=True)
+        (weights.flip(0)[start:end] * entropies).sum().backward()
+        said.append((logprobs, entropies))
+    for got, want in zip(map(torch.cat, zip(*said, strict=True)), padded, strict=False):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for parameter, weight in policy.model.named_parameters():
+        gradient = padded[2][parameter]
+        size = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-5 * size, msg=parameter)
+    quiet = policy.score_without_gradient(rows, budget)
+    torch.testing.assert_close(torch.cat([one for one, _ in quiet]), padded[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_long_prompt_is_read_once():
+    """2 prompts of 40 tokens, 4 rows of 10 after each, a budget of 30: 8 passes of rows, and 2 of prompts."""
+    policy, read = Policy(model_of("llama"), 0, packing=True), []
+    rows = rows_of([10] * 4, prompt=40, prompts=2)
+    layers = policy.model.base_model.layers[0]
+    layers.register_forward_hook(lambda layer, given, out: read.append(given[0].shape[1]))
+    policy.score_without_gradient(rows, 30)
+    assert read == [40, 9, 9, 9, 9, 41, 9, 9, 9, 9]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_bfloat16_is_as_near_to_float32_as_padded_bfloat16_is(name):
     rows = rows_of([5, 1, 9, 3], prompts=3)
     narrow = lambda packing: scores(model_of(name).bfloat16(), rows, packing)  # noqa: E731
@@ -140,7 +180,7 @@ def _no_positions(monkeypatch):
 
 
 def _repack(monkeypatch, change):
-    monkeypatch.setattr(policy_module, "pack", lambda groups: change(pack(groups)))
+    monkeypatch.setattr(policy_module, "pack", lambda *given: change(pack(*given)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -44,7 +44,11 @@ def gradients(function, hidden_ND, head_VD, weights, *rest):
 def output_weights(which, positions):
     first = torch.linspace(-1, 2, positions, dtype=torch.float64)
     second = torch.linspace(3, -2, positions, dtype=torch.float64)
-    return {"both": (first, second), "logprobs": (first, None), "entropies": (None, second)}[which]
+    some = first.clone()
+    some[2:7], some[8:9] = 0.0, 0.0  # a whole chunk of three, and part of two others
+    return {"both": (first, second), "logprobs": (first, None), "entropies": (None, second), "some": (some, None)}[
+        which
+    ]
 
 
 # Elements held at once: all positions, 3 of 10 (so the last chunk has 1), or fewer than a single position needs.
@@ -61,12 +65,24 @@ def test_values_and_gradients_equal_plain_ones(tempered, softcap, positions, kep
     rest = (targets, temperature if tempered else None, softcap)
     for got, want in zip(selected_logprobs(hidden, head, *rest), plain(hidden, head, *rest), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-    for which in ("both", "logprobs", "entropies"):
+    for which in ("both", "logprobs", "entropies", *(["some"] if positions == N else [])):
         weights = output_weights(which, positions)
         got = gradients(selected_logprobs, hidden, head, weights, *rest)
         want = gradients(plain, hidden, head, weights, *rest)
         assert all(gradient.any() for gradient in want)
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_positions_without_a_gradient_make_no_logits(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * V)
+    monkeypatch.setattr(module, "KEPT_ELEMENTS", 0)
+    hidden, head, targets, _ = inputs()
+    logprobs, _ = selected_logprobs(hidden, head, targets)
+    made = []
+    logits = module._logits
+    monkeypatch.setattr(module, "_logits", lambda raw, *rest: made.append(len(raw)) or logits(raw, *rest))
+    torch.autograd.grad(logprobs, hidden, output_weights("some", N)[0])
+    assert made == [2, 1, 1]
 
 
 def test_chunks_are_larger_on_a_gpu():
@@ -78,7 +94,9 @@ def test_chunks_are_larger_on_a_gpu():
 def test_gradients_agree_with_finite_differences(softcap, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * V)
     hidden, head, targets, temperature = inputs(5)
-    torch.autograd.gradcheck(lambda h, w: selected_logprobs(h, w, targets, temperature, softcap), (hidden, head))
+    # Products of kept logits and of those made anew for fewer rows round differently.
+    function = lambda h, w: selected_logprobs(h, w, targets, temperature, softcap)  # noqa: E731
+    torch.autograd.gradcheck(function, (hidden, head), nondet_tol=1e-12)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

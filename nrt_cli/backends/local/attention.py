@@ -102,7 +102,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segments:
-    """The attention pattern of a packed row: prefixes causally, each tail to its prefix and causally to itself."""
+    """The attention pattern of a packed row: prefixes causally, each tail to its prefix and causally to itself.
+
+    Where there are more keys than queries, the first ones are those of a prefix that asks nothing (`Behind`).
+    """
 
     segments: tuple[Segment, ...]
 
@@ -115,11 +118,11 @@ class Segments:
 
     def attend_anywhere(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """The same by documented means alone: for each tail its prefix's keys copied before its own, and a mask."""
-        out: list[Tensor] = []
+        out, before = list[Tensor](), key.shape[2] - query.shape[2]
         attend = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=True)
         for segment in self.segments:
             prefix = slice(*segment.prefix)
-            for start, end in (segment.prefix, *segment.tails):
+            for start, end in (segment.prefix, *segment.tails)[bool(before) :]:
                 own = slice(start, end)
                 keys, values, mask = key[:, :, own], value[:, :, own], None
                 if own != prefix:
@@ -127,8 +130,33 @@ class Segments:
                     values = torch.cat([value[:, :, prefix], values], 2)
                     mask = _tail_mask(end - start, prefix.stop - prefix.start, query.dtype, query.device)
                 if end > start:
-                    out.append(attend(query[:, :, own], keys, values, mask, is_causal=mask is None))
+                    asking = query[:, :, start - before : end - before]
+                    out.append(attend(asking, keys, values, mask, is_causal=mask is None))
         return torch.cat(out, 2)
+
+
+class Reading:
+    """A pattern of prompts that remembers each layer's keys and values: [2, heads, tokens, channels]."""
+
+    def __init__(self, pattern: Segments) -> None:
+        self.pattern = pattern
+        self.layers: list[Tensor] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        self.layers.append(torch.cat([key, value]))
+        return self.pattern.attend(layer, query, key, value, scaling)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """The tails of a segment, whose prefix was read in a pass before: by layer, what `Reading` remembered of it."""
+
+    pattern: Segments
+    layers: Sequence[Tensor]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        keys, values = self.layers[layer].split(1)
+        return self.pattern.attend(layer, query, torch.cat([keys, key], 2), torch.cat([values, value], 2), scaling)
 
 
 # A few, since all layers of one pass ask for the same: a mask of 2048 x 2348 takes 19 MB.
@@ -180,13 +208,13 @@ def _hosts(rows: Sequence[Sequence[int]]) -> list[int]:
     return found
 
 
-def pack(groups: Sequence[Sequence[Sequence[int]]]) -> Packed:
-    """One segment for each group of rows; rows stay in order."""
+def pack(groups: Sequence[Sequence[Sequence[int]]], prefix: int | None = None) -> Packed:
+    """One segment for each group of rows; rows stay in order. `prefix`: its length, where all need not share more."""
     ids: list[int] = []
     positions: list[int] = []
     segments, at = [], []
     for rows in groups:
-        shared = common_prefix(rows)
+        shared = common_prefix(rows) if prefix is None else prefix
         start = len(ids)
         ids += rows[0][:shared]
         positions += range(shared)
@@ -235,7 +263,7 @@ class _Attend(torch.autograd.Function):
         # A token's heads side by side in memory: the projection that follows takes it so, and keeps no copy.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        for at, seen, causal, joins in _calls(segments):
+        for at, seen, causal, joins in _calls(segments, key.shape[2] - query.shape[2]):
             queries, keys, values = query[:, :, at], key[:, :, seen], value[:, :, seen]
             if causal:
                 part, part_sums = flash(queries, _per_head(keys, query), _per_head(values, query), 0.0, True)
@@ -255,7 +283,7 @@ class _Attend(torch.autograd.Function):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         query, key, value, out, sums = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (query, key, value))
-        for at, seen, causal, _ in _calls(ctx.segments):
+        for at, seen, causal, _ in _calls(ctx.segments, key.shape[2] - query.shape[2]):
             keys, values, of_queries = key[:, :, seen], value[:, :, seen], sums[:, :, at]
             grads, queries, outs = (tensor[:, :, at] for tensor in (grad_out, query, out))
             if causal:
@@ -272,17 +300,21 @@ class _Attend(torch.autograd.Function):
         return grad_query, grad_key, grad_value, None, None
 
 
-def _calls(segments: Sequence[Segment]) -> Iterator[tuple[slice, slice, bool, bool]]:
-    """Each call, a prefix, all tails to it, each tail to itself: queries, keys, if causal, if it joins an earlier."""
+def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, slice, bool, bool]]:
+    """Each call, a prefix, all tails to it, each tail to itself: queries, keys, if causal, if it joins an earlier.
+
+    The first `before` keys, of a prefix, have no queries.
+    """
+    asking = lambda start, stop: slice(start - before, stop - before)  # noqa: E731
     for segment in segments:
         prefix = slice(*segment.prefix)
         has_prefix = prefix.stop > prefix.start
-        if has_prefix:
+        if has_prefix and not before:
             yield prefix, prefix, True, False
         if segment.tails and has_prefix:
-            yield slice(segment.tails[0][0], segment.tails[-1][1]), prefix, False, False
+            yield asking(segment.tails[0][0], segment.tails[-1][1]), prefix, False, False
         for tail in segment.tails:
-            yield slice(*tail), slice(*tail), True, has_prefix
+            yield asking(*tail), slice(*tail), True, has_prefix
 
 
 def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -184,8 +184,8 @@ class LocalBackend:
         for together in within(units, self.budget.tokens, size):
             rows = [row for unit in together for row in unit.rows]
             # Several units are together because they fit.
-            parts = [rows] if len(together) > 1 else list(self.policy.micro_batches(rows, self.budget.tokens))
-            if len(parts) == 1:
+            whole = len(together) > 1 or self.policy.one_pass(rows, self.budget.tokens)
+            if whole:
                 graph = self.policy.score(rows)
             else:
                 scored = self.policy.score_without_gradient(rows, self.budget.tokens)
@@ -201,12 +201,13 @@ class LocalBackend:
                 (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).to(scored_N.dtype)
                 for leaf, scored_N in zip(leaves, graph, strict=True)
             ]
-            if len(parts) == 1:
+            if whole:
                 torch.autograd.backward(graph, grads)
             else:
-                of_parts = (grad.split([sum(row.scored for row in part) for part in parts]) for grad in grads)
-                for part, *part_grads in zip(parts, *of_parts, strict=True):
-                    torch.autograd.backward(self.policy.score(part), part_grads)
+                end = 0
+                for part, prefix in self.policy.passes(rows, self.budget.tokens):
+                    start, end = end, end + sum(row.scored for row in part)
+                    torch.autograd.backward(self.policy.score(part, prefix), [grad[start:end] for grad in grads])
             # A pass that is done twice for want of memory is useful once.
             self.work += self.policy.work(rows, backward=True)
         return said

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from nrt_cli.backends.local import attention
-from nrt_cli.backends.local.attention import Segments, common_prefix, pack, within
+from nrt_cli.backends.local.attention import Reading, common_prefix, pack, within
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
 from nrt_cli.objective.rows import trace_prompt
@@ -77,7 +77,7 @@ class SharedBatch:
         # What all of them begin with, such as worked examples, is computed once if it is worth a second attention call.
         together = common_prefix(prompts) * (len(prompts) - 1) > sum(map(len, prompts)) // 4
         packed = pack([prompts] if together else [[prompt] for prompt in prompts])
-        reading = _Reading(packed.pattern)
+        reading = Reading(packed.pattern)
         ids, positions = (torch.tensor([column], device=device) for column in (packed.ids, packed.positions))
         ends = torch.tensor([at[-1] for at in packed.at], device=device)
         logits: Tensor = attention.run(self.model, reading, ids, positions, logits_to_keep=ends).logits[0]
@@ -172,18 +172,6 @@ class SharedBatch:
         """The reverse: [P, G, N * Q, X] to [R, G, Q, X]."""
         rows = grid_PGNX.unflatten(2, (self.width, queries)).transpose(1, 2).flatten(0, 1)
         return rows if self.in_place else rows[self.place_R]
-
-
-class _Reading:
-    """The pattern of prompts side by side, which remembers each layer's keys and values: [2, G, tokens, D]."""
-
-    def __init__(self, pattern: Segments) -> None:
-        self.pattern = pattern
-        self.layers: list[Tensor] = []
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        self.layers.append(torch.cat([key, value]))
-        return self.pattern.attend(layer, query, key, value, scaling)
 
 
 def _up_to(columns: int, tensor: Tensor) -> Tensor:

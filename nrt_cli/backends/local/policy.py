@@ -11,7 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nrt_cli.backends.local import attention
-from nrt_cli.backends.local.attention import FlexSegments, pack, packed_amounts, within
+from nrt_cli.backends.local.attention import (
+    Behind,
+    FlexSegments,
+    Reading,
+    Segment,
+    Segments,
+    common_prefix,
+    pack,
+    packed_amounts,
+    within,
+)
 from nrt_cli.backends.local.fused import fuse
 from nrt_cli.backends.local.rounding import allowed_gap, widened
 from nrt_cli.backends.local.throughput import Work
@@ -54,12 +64,12 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.device
 
-    def score(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def score(self, rows: Sequence[Row], prefix: "Prefix | None" = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the rows' scored tokens, rows one after another: logprobs_N, entropies_N.
 
-        One forward pass; gradients flow if they are enabled.
+        One forward pass; gradients flow if they are enabled, up to a prefix that was read before.
         """
-        return self._selected(rows, (self._packed if self.packing else self._padded)(rows))
+        return self._selected(rows, self._packed(rows, prefix) if self.packing else self._padded(rows))
 
     def _selected(self, rows: Sequence[Row], hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says of the scored tokens, from the hidden states that predict them."""
@@ -91,11 +101,21 @@ class Policy:
         at_N = torch.cat([torch.arange(i * width + r.scored_from, i * width + len(r.ids)) for i, r in enumerate(rows)])
         return hidden_RTD.flatten(0, 1)[(at_N - 1).to(self.device)]
 
-    def _packed(self, rows: Sequence[Row]) -> Tensor:
+    def _packed(self, rows: Sequence[Row], prefix: "Prefix | None" = None) -> Tensor:
         """The same, with rows of one prompt side by side in a single row."""
-        packed = pack(_read(rows))
+        packed = pack(_read(rows), None if prefix is None else prefix.length)
         ids, positions = (torch.tensor([column], device=self.device) for column in (packed.ids, packed.positions))
         attend = lambda pattern: attention.run(self.model.base_model, pattern, ids, positions)  # noqa: E731
+        # The position before a row's token, wherever in the packed row that lies.
+        before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 :]]
+        at_N = torch.tensor(before_N, device=self.device)
+        if prefix is not None:
+            hidden_PD, *layers = prefix.leaves
+            if len(packed.ids) == prefix.length:  # no row goes on
+                return hidden_PD[at_N]
+            tails = (column[:, prefix.length :] for column in (ids, positions))
+            output = attention.run(self.model.base_model, Behind(packed.pattern, layers), *tails)
+            return torch.cat([hidden_PD, output.last_hidden_state[0]])[at_N]
         output = None
         if self.flex:
             try:
@@ -109,16 +129,38 @@ class Policy:
                 )
                 self.tell_of_kernel()
         hidden_GD: Tensor = (output or attend(packed.pattern)).last_hidden_state[0]
-        # The position before a row's token, wherever in the packed row that lies.
-        before_N = [place for row, at in zip(rows, packed.at, strict=True) for place in at[row.scored_from - 1 :]]
-        return hidden_GD[torch.tensor(before_N, device=self.device)]
+        return hidden_GD[at_N]
+
+    def passes(self, rows: Sequence[Row], budget: int = BUDGET) -> Iterator[tuple[list[Row], "Prefix | None"]]:
+        """The rows that share a forward pass each, of at most `budget` tokens, in order, as `score` takes them.
+
+        Rows of a prompt that do not fit into one pass share what they begin with, which is read once before them, and
+        whose gradient goes on once all of them have sent theirs back. A row that fits none alone goes so.
+        """
+        if not self.packing:
+            yield from ((part, None) for part in self.micro_batches(rows, budget))
+            return
+        for groups in within(list(by_prompt(rows)), budget, lambda part: self.size([row for g in part for row in g])):
+            together = [row for group in groups for row in group]
+            if self.one_pass(together, budget):
+                yield together, None
+                continue
+            prefix = Prefix(self, together)
+            for part in self.micro_batches(together, budget):
+                yield part, prefix
+            if torch.is_grad_enabled():
+                prefix.backward()
+
+    def one_pass(self, rows: Sequence[Row], budget: int) -> bool:
+        """Whether rows are scored in one forward pass."""
+        return len(rows) == 1 or self.size(rows) <= budget
 
     @torch.no_grad()
     def score_without_gradient(self, rows: Sequence[Row], budget: int = BUDGET) -> list[tuple[Tensor, Tensor]]:
         """(logprobs, entropies) of each row, in as many forward passes as the budget of tokens asks for."""
         scores: list[tuple[Tensor, Tensor]] = []
-        for part in self.micro_batches(rows, budget):
-            logprobs_N, entropies_N = self.score(part)
+        for part, prefix in self.passes(rows, budget):
+            logprobs_N, entropies_N = self.score(part, prefix)
             sizes = [row.scored for row in part]
             scores += zip(logprobs_N.split(sizes), entropies_N.split(sizes), strict=True)
         return scores
@@ -201,13 +243,39 @@ class Policy:
         padded = lambda: self._selected(rows, self._padded(rows))[0]  # noqa: E731
         # The one kernel knows no wider type.
         ways = (padded,) if self.flex else (padded, packed)
-        gap, allowed = float((packed() - padded()).abs().mean()), allowed_gap(self.model, *ways)
+        found = [packed()]
+        if len(list(by_prompt(rows))) == 1:
+            found.append(self.score(rows, Prefix(self, rows))[0])
+        gap, allowed = max(float((said - padded()).abs().mean()) for said in found), allowed_gap(self.model, *ways)
         if gap <= allowed:
             return None
         return (
             f"packed and padded log-probabilities of {type(self.model).__name__} differ by {gap:.2g} nats on average, "
             f"and rounding explains {allowed:.2g}"
         )
+
+
+class Prefix:
+    """What rows of one prompt begin with, read once: its last hidden states, and the keys and values of each layer.
+
+    `leaves`, which later passes start from, collect their gradients for `backward`.
+    """
+
+    def __init__(self, policy: Policy, rows: Sequence[Row]) -> None:
+        read = [row.ids[:-1] for row in rows]
+        self.length = common_prefix(read)
+        reading = Reading(Segments((Segment((0, self.length)),)))
+        ids = torch.tensor([read[0][: self.length]], device=policy.device)
+        positions = torch.arange(self.length, device=policy.device)[None]
+        output = attention.run(policy.model.base_model, reading, ids, positions)
+        self._made = (output.last_hidden_state[0], *reading.layers)
+        self.leaves = [made.detach().requires_grad_(made.requires_grad) for made in self._made]
+
+    def backward(self) -> None:
+        """Send back what the passes behind it sent here."""
+        sent = [made for made, leaf in zip(self._made, self.leaves, strict=True) if leaf.grad is not None]
+        if sent:
+            torch.autograd.backward(sent, [leaf.grad for leaf in self.leaves if leaf.grad is not None])
 
 
 def _has_one_kernel(device: torch.device) -> bool:
