@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no t
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import functools
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from nrt_cli.models.prepare import prepare_model
 from nrt_cli.text.prompts import DEFAULT_CHAT_TEMPLATE
 
 torch.set_num_threads(1)
-for room in ("backends", "training", "crash", "evaluation"):  # helpers beside the tests
+for room in ("backends", "training", "crash", "evaluation", "viewer"):  # helpers beside the tests
     sys.path.append(str(Path(__file__).parent / room))
 
 from nursery import Nrt, opened  # noqa: E402  of a room
@@ -231,3 +232,31 @@ def until() -> Callable[[Callable[[], Any]], Any]:
         raise AssertionError("what the test waited for did not happen")
 
     return wait
+
+
+# --- a browser -----------------------------------------------------------------------
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless browser with an empty profile."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's driver is the package selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if not (binary and chromedriver):
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(chromedriver))
+    yield browser
+    browser.quit()

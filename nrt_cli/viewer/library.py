@@ -251,7 +251,7 @@ def clips(run: Run) -> bool:
     return bool((run.settings().get("objective") or {}).get("baseline", "clip") == "clip")
 
 
-WATCHED = ("metrics.jsonl", "events.jsonl", "manifest.json", "evals", "analysis", "checkpoints", ".lock")
+WATCHED = ("metrics.jsonl", "events.jsonl", "manifest.json", "evals", "analysis/xray/scored", "checkpoints", ".lock")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

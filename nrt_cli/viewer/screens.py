@@ -261,7 +261,16 @@ def group(library: Library, given: Given) -> dict[str, Any]:
     if not rows:
         raise StoreError(f"{name}: question {example} is no longer stored for step {step}.")
     where = {"run": name, "kind": kind, "step": step, "example": example, "steps": steps, "examples": examples}
+    rows = looked_through(followed.run, f"{kind}-{step:06d}", rows)
     return where | group_of(rows, asked[example], library.cutter(followed.run), followed.clips)
+
+
+def looked_through(run: Run, table: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a trace table, each with what `nrt analyze xray` found of it, None for nothing."""
+    found = {}
+    with contextlib.suppress(StoreError, OSError):
+        found = {(row["example"], row["k"]): row for row in run.xray(table)}
+    return [{**row, "xray": found.get((row["example"], row["k"]))} for row in rows]
 
 
 def group_of(
@@ -300,10 +309,20 @@ def group_of(
                 "log_baseline": log_of(row["reward_base_scaled"], row["reward_log_scale"]),
                 **{key: four_digits(row[key]) for key in ("gain", "reward", "reward_base", "advantage")},
                 **_replied(row),
+                "xray": _seen_in(row.get("xray")),
             }
             for row in rows
         ],
     }
+
+
+def _seen_in(xray: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The steps of a trace, and what each does for the answer."""
+    if not xray or not xray.get("steps"):
+        return None
+    lists = {key: [four_digits(value) for value in xray.get(key) or ()] for key in ("necessity", "kept")}
+    numbers = {key: four_digits(xray.get(key)) for key in ("null_logprob", "smuggled")}
+    return {"unit": xray["unit"], "steps": xray["steps"], "decided": xray.get("decided"), **lists, **numbers}
 
 
 def _replied(row: Mapping[str, Any]) -> dict[str, Any]:

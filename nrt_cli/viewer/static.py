@@ -10,7 +10,7 @@ from typing import Any
 from nrt_cli.store import Run
 from nrt_cli.text.questions import questions
 from nrt_cli.viewer.library import clips
-from nrt_cli.viewer.screens import ROW_COLUMNS, Cutter, group_of, spread
+from nrt_cli.viewer.screens import ROW_COLUMNS, Cutter, group_of, looked_through, spread
 
 EXPORTED = 1_500_000
 """Tokens that an exported folder holds, an answer's once per trace: at about 20 bytes each, some 30 MB."""
@@ -46,6 +46,7 @@ def sampled(
             for rank, table in enumerate(reversed(spread(tables, steps))):
                 rows = run.traces(table, ROW_COLUMNS, first=groups * (size if kind == "step" else 1))
                 asked = questions([row["prompt"] or "" for row in rows])
+                rows = looked_through(run, table, rows)
                 rows = [row | {"question": q} for row, q in zip(rows, asked, strict=True)]
                 where: dict[str, Any] = {"run": name, "kind": kind, "step": int(table.rpartition("-")[2])}
                 waiting.append((rank, where, [list(of) for _, of in groupby(rows, key=lambda row: row["example"])]))

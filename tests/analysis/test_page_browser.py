@@ -3,51 +3,26 @@
 import base64
 import itertools
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
+from browser import OVER, brightness, find, focus, look, press, texts, wait
 from nrt_analysis.document import Cell, Column, Document, Made, Row, Table
 from nrt_analysis.formats import write
 from nrt_analysis.report.run_cards import find_cards
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's driver is the package selenium")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 pytestmark = pytest.mark.slow
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> \u202egnp.exe \x1b[31m \x00 {{7*7}}"
 )
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
 
 
 def letters(folder):
     """A tokenizer whose tokens are characters: the fixture's ids are code points."""
     return lambda ids: [chr(i) for i in ids]
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    """A browser with an empty profile."""
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    chromedriver = shutil.which("chromedriver")
-    if not (binary and chromedriver):
-        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture(scope="module")
@@ -96,36 +71,11 @@ def page(driver, address):
     return driver
 
 
-def look(driver, width, scheme):
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
-    features = [{"name": name, "value": value} for name, value in wanted.items()]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def find(page, selector):
-    return page.find_element(By.CSS_SELECTOR, selector)
-
-
-def texts(page, selector):
-    return [element.text for element in page.find_elements(By.CSS_SELECTOR, selector)]
-
-
-def press(page, *keys):
-    for key in keys:
-        page.switch_to.active_element.send_keys(key)
-
-
-def focus(page, selector):
-    page.execute_script("arguments[0].focus()", find(page, selector))
-
-
 def opened(page):
     """The first trace of the list, opened by keyboard: its question's group."""
     focus(page, "#browser .rows a")
     press(page, Keys.ENTER)
-    WebDriverWait(page, 30).until(lambda _: page.find_elements(By.CSS_SELECTOR, "#browser .trace"))
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#browser .trace"))
 
 
 def test_hostile_text_is_shown_and_nothing_of_it_runs_or_is_fetched(page):
@@ -194,7 +144,7 @@ def test_traces_are_chosen_with_the_arrow_keys(page):
     """Along the list, and in a group from trace to trace; the address says which."""
     focus(page, ".rows a")
     press(page, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ENTER)
-    WebDriverWait(page, 30).until(lambda _: page.find_elements(By.CSS_SELECTOR, ".trace.chosen"))
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, ".trace.chosen"))
     seen = [find(page, ".trace.chosen dd").text]
     for key in (Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ARROW_UP):
         press(page, key)
@@ -202,7 +152,7 @@ def test_traces_are_chosen_with_the_arrow_keys(page):
     assert seen == [f"{gain} nats" for gain in ("0", "−1.5", "−1.5", "0", "+1.5")]
     assert page.execute_script("return location.hash").endswith("&k=0")
     page.back()
-    WebDriverWait(page, 30).until(lambda _: page.find_elements(By.CSS_SELECTOR, ".rows a"))
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, ".rows a"))
 
 
 def test_tokens_are_read_with_the_arrow_keys(page):
@@ -232,13 +182,13 @@ def test_search_and_order_choose_what_is_listed(page):
     assert texts(page, ".rows b") == ["+1.5", "0", "−1.5"]
     focus(page, "th.of-gain button")
     press(page, Keys.ENTER, Keys.ENTER)
-    WebDriverWait(page, 30).until(lambda _: texts(page, ".rows b") == ["−1.5", "0", "+1.5"])
+    wait(page, lambda: texts(page, ".rows b") == ["−1.5", "0", "+1.5"])
     assert find(page, "th.of-gain").get_attribute("aria-sort") == "ascending"
     gain = find(page, "input[name=gain]")
     gain.send_keys("0..", Keys.ENTER)
-    WebDriverWait(page, 30).until(lambda _: texts(page, ".rows b") == ["0", "+1.5"])
+    wait(page, lambda: texts(page, ".rows b") == ["0", "+1.5"])
     find(page, 'input[type="search"]').send_keys("no such words")
-    WebDriverWait(page, 30).until(lambda _: "No trace is like that" in find(page, "#browser").text)
+    wait(page, lambda: "No trace is like that" in find(page, "#browser").text)
     assert "text=no+such+words" in page.execute_script("return location.hash")
 
 
@@ -260,37 +210,17 @@ def test_charts_are_read_with_the_arrow_keys_and_methods_can_be_hidden(page):
     assert (lines, len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))) == (2, 1)
 
 
-def brightness(page):
-    colour = page.execute_script(
-        "const c = document.createElement('canvas').getContext('2d');"
-        "c.fillStyle = getComputedStyle(document.body).backgroundColor;"
-        "c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data]"
-    )
-    return sum(colour[:3]) / 3
-
-
 def test_dark_and_light_follow_the_system_and_the_button(page, address):
     assert brightness(page) > 200
     look(page, 1300, "dark")
     # The system tells a page of its colours with the next frame.
-    WebDriverWait(page, 30).until(lambda _: find(page, "#theme").get_attribute("aria-pressed") == "true")
+    wait(page, lambda: find(page, "#theme").get_attribute("aria-pressed") == "true")
     assert brightness(page) < 50
     find(page, "#theme").click()
     assert brightness(page) > 200
     page.get(address)
     assert brightness(page) > 200  # remembered
     assert find(page, "#theme").get_attribute("aria-pressed") == "false"
-
-
-OVER = """
-const width = document.documentElement.clientWidth;
-document.querySelectorAll("details").forEach((one) => { one.open = true; });
-return [...document.querySelectorAll("body *")].filter((one) => {
-  const box = one.getBoundingClientRect();
-  const over = box.width && (box.right > width + 1 || box.left < -1);
-  return over && !one.closest(".scroll, .paper, .list, nav, .skip, .only-read");
-}).map((one) => one.outerHTML.slice(0, 120));
-"""
 
 
 @pytest.mark.parametrize("width", [375, 390, 1280, 1920])

@@ -1,11 +1,6 @@
 """Runs whose every number is known, and a viewer of them."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
 from worlds import hostile_world, small_world
 
 

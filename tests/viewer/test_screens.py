@@ -87,6 +87,33 @@ def test_a_group_has_every_token_and_where_else_it_is(world):
     assert (held["kind"], held["step"], held["steps"], held["traces"][0]["right"]) == ("held-out", 2, [0, 2], 0.0)
 
 
+def test_what_an_xray_found_stands_beside_the_trace(world):
+    one, other = (answer(opened(world), f"/group?run=a&example={e}")["traces"][0]["xray"] for e in (7, 8))
+    assert (one["steps"], one["necessity"], one["kept"]) == (["a ", "2"], [3.0, -1.0], [-9.0, -6.0, -7.0])
+    assert (one["decided"], one["smuggled"], other) == (1, 0.25, None)
+
+
+def test_documents_that_a_model_loses_come_first(world):
+    found = answer(opened(world), "/evals?benchmark=sums")
+    assert [(one["model"], one["score"]) for one in found["scores"]] == [("a", 2 / 3), ("b", 2 / 3)]
+    assert found["counts"] == {"lost": 1, "won": 1, "both wrong": 0, "both right": 1}
+    assert [(one["id"], one["fate"]) for one in found["documents"]] == [
+        ("q0", "lost"),
+        ("q1", "won"),
+        ("q2", "both right"),
+    ]
+    a, b = found["document"]["sides"]
+    assert (a["model"], a["replies"][0]["read"], b["replies"][0]["read"]) == ("a", "4", "5")
+    assert "what was read is '5'" in b["replies"][0]["why"]
+    turned = answer(opened(world), "/evals?benchmark=sums&model=b&model=a&only=lost")
+    assert [one["id"] for one in turned["documents"]] == ["q1"]
+    assert [one["fate"] for one in answer(opened(world), "/evals?benchmark=sums&model=a")["documents"]] == [
+        "wrong",
+        "right",
+        "right",
+    ]
+
+
 def test_without_a_tokenizer_a_text_is_whole_and_nothing_is_said_of_tokens(world):
     trace = answer(opened(world, None), "/group?run=a&kind=step&step=1&example=3")["traces"][0]
     assert (trace["tokens"], trace["after"], trace["chance"], trace["entropy"]) == (["one 1"], [], [], [])

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.records import TraceRow
+from nrt_cli.records import XRAY_COLUMNS, Document, Reply, TraceRow, XrayRow
 from nrt_cli.store import Run
+from nrt_cli.store.evals import Evaluation
+from nrt_cli.store.tables import write_table
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> \u202egnp.exe \x1b[31m \x00 {{7*7}}"
@@ -75,6 +77,28 @@ def add_held_out(run: Run, step: int, right: float, texts: tuple[str, ...] = ("a
     run.append_metrics({"kind": "held_out", "step": step, **record})
 
 
+def add_xray(run: Run, table: str, step: int, example: int, steps: list[str], necessity: list[float]) -> None:
+    """What an X-ray would have found of a trace: the answer at -9 nats before its first step, and what each adds."""
+    kept = [-9.0]
+    for value in necessity:
+        kept.append(kept[-1] + value)
+    found = XrayRow(table, step, example, 0, step, "word", steps, None, necessity, kept, -9.0, 1, smuggled=0.25)
+    columns = {name: column.type for name, column in XRAY_COLUMNS.items()}
+    folder = run.path / "analysis" / "xray" / "scored" / f"{table}-abc"
+    write_table(folder / "part-000000.parquet", columns, [vars(found)])
+
+
+def add_evaluation(run: Run, right: tuple[bool, ...], text: str = "so it is 4") -> None:
+    """A benchmark of questions `q0`, `q1`, ..., of which these are right."""
+    evaluation = Evaluation.create(run.path / "evals" / "export", "sums", {}, {})
+    for i, one in enumerate(right):
+        turns = ({"role": "user", "content": f"question {i}"},)
+        reply = Reply(text, f"The answer is {4 if one else 5}.", 3, 4, "end")
+        read = "4" if one else "5"
+        evaluation.append(Document("sums", "", f"q{i}", turns, "4", (reply,), (read,), {"exact_match": float(one)}))
+    evaluation.write_scores({"score": sum(right) / len(right), "error": 0.1, "n": len(right), "metric": "exact_match"})
+
+
 def small_world(root: Path) -> Path:
     for name, right in (("a", 0.0), ("b", 1.0)):
         run = make_run(root / name, config=f"seed: {int(right)}\n")
@@ -83,6 +107,8 @@ def small_world(root: Path) -> Path:
             add_step(run, step)
         add_held_out(run, 2, right)
         run.event("checkpoint", step=2)
+        add_xray(run, "held-out-000002", 2, 7, ["a ", "2"], [3.0, -1.0])
+        add_evaluation(run, (not right, bool(right), True))
         run.update_manifest(status="finished", steps=2)
     return root
 

@@ -27,8 +27,15 @@ const SHADES = {
     shade: (group, trace, i) => ["gain", trace.signal[i] / Math.max(...trace.signal, 1e-300)],
   },
 };
-/** The same for a trace's own tokens. */
+/** The same for a trace's own tokens, or for its steps where an X-ray found what each does for the answer. */
 const TRACE_SHADES = {
+  necessity: {
+    name: "necessity",
+    scale: ["both", `−${FULL}`, `+${FULL} nats of the answer`],
+    known: (trace) => trace.xray,
+    steps: true,
+    shade: (trace, i) => [trace.xray.necessity[i] > 0 ? "gain" : "loss", share(trace.xray.necessity[i], FULL)],
+  },
   chance: {
     name: "surprise",
     scale: ["doubts", "expected", `${CERTAIN} nats of surprise`],
@@ -75,6 +82,23 @@ function sayTrace(trace, i) {
   if (measured(trace.chance?.[i])) said.push(`P ${number(Math.exp(trace.chance[i]))}`);
   if (measured(trace.entropy?.[i]) && (i < trace.tokens.length || trace.stop === "end")) said.push(`entropy ${number(trace.entropy[i])} nats`);
   return said.join(", ");
+}
+
+function sayStep({ xray }, i) {
+  const kept = measured(xray.kept[i + 1]) ? `; log P(y*) with the first ${i + 1}: ${number(xray.kept[i + 1])}` : "";
+  return `${xray.unit} ${i + 1} of ${xray.steps.length}: without it the answer loses ${nats(xray.necessity[i])}${kept}`;
+}
+
+/** When the answer is decided: log P(y*) given the first steps alone, from none to all. */
+function Decided({ xray }) {
+  const known = xray.kept.map((value, i) => [i, value]).filter(([, value]) => value !== null);
+  if (known.length < 2) return null;
+  const x = axis([0, xray.kept.length - 1], 6, 194, false), y = axis(known.map(([, value]) => value), 42, 6, false);
+  const said = measured(xray.decided) ? `decided after ${xray.decided} of ${xray.steps.length} ${xray.unit}s` : "log P(y*) as more is kept";
+  return html`<figure class="decided"><svg viewBox="0 0 200 48" role="img" aria-label=${`${said}; from ${number(known[0][1])} to ${number(known.at(-1)[1])} nats`}>
+    <path d=${known.map(([i, value], n) => `${n ? "L" : "M"}${x.place(i).toFixed(1)} ${y.place(value).toFixed(1)}`).join("")} />
+    ${known.map(([i, value]) => html`<circle class=${i === xray.decided ? "at" : null} cx=${x.place(i)} cy=${y.place(value)} r=${i === xray.decided ? 4 : 2}><title>first ${i}: ${number(value)} nats</title></circle>`)}</svg>
+    <figcaption>${said}${measured(xray.smuggled) ? `; ${percent(xray.smuggled)} of what it gained was smuggled` : ""}</figcaption></figure>`;
 }
 
 function sayAnswer(group, trace, i) {
@@ -126,7 +150,7 @@ function Trace({ group, trace, mode, traceMode, chosen, choose, size }) {
     ${size > 1 && html`<h3 class="which">Trace ${trace.k + 1} of ${size}${trace.dead ? html`<span class="tag">dead group</span>` : null}${["cap", "eos"].includes(trace.stop) ? html`<span class="tag wrong">forced end</span>` : null}${trace.clipped ? html`<span class="tag">clipped</span>` : null}</h3>`}
     <${Facts} trace=${trace} />
     ${texts && html`<h4>Trace ${shown ? html`<${Scale} of=${shown.scale} />` : ""}</h4>
-      ${texts.join("") ? (shown || known ? html`<${Tokens} texts=${cut ? texts : [...texts, trace.stop === "end" ? "■" : "□"]} shade=${(i) => shown?.shade(trace, i)} say=${(i) => sayTrace(trace, i)} title="Trace, token by token" />` : html`<${Words} text=${texts.join("")} />`) : html`<${Words} text="" />`}
+      ${shown?.steps ? html`<${Tokens} texts=${trace.xray.steps} shade=${(i) => shown.shade(trace, i)} say=${(i) => sayStep(trace, i)} title="Trace, step by step" /><${Decided} xray=${trace.xray} />` : texts.join("") ? (shown || known ? html`<${Tokens} texts=${cut ? texts : [...texts, trace.stop === "end" ? "■" : "□"]} shade=${(i) => shown?.shade(trace, i)} say=${(i) => sayTrace(trace, i)} title="Trace, token by token" />` : html`<${Words} text=${texts.join("")} />`) : html`<${Words} text="" />`}
       ${cut && html`<p class="none">The first ${texts.length} of ${trace.length} tokens.</p>`}`}
     <h4>Reference answer${known ? `, shaded by ${compares ? shaded.long : SHADES.chance.long}` : ""} ${known ? html`<${Scale} of=${compares ? shaded.scale : SHADES.chance.scale} />` : ""}</h4>
     ${known ? html`<${Tokens} texts=${group.answer} shade=${(i) => (i < trace.after.length ? (compares ? shaded : SHADES.chance).shade(group, trace, i) : null)} say=${(i) => sayAnswer(group, trace, i)} title="Reference answer, token by token" />` : html`<${Words} text=${group.answer.join("")} />`}
@@ -141,7 +165,7 @@ const around = (values, value, by) => { const i = values.indexOf(value) + by; re
 const free = (event) => !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey && !event.target.closest("input, select, textarea, .tokens, svg[tabindex], [role=listbox], .rows");
 
 function Group({ source, given, tick, side = false }) {
-  const k = Number(given.get("k") ?? 0), mode = SHADES[given.get("by")] ?? SHADES.gain, traceMode = TRACE_SHADES[given.get("shade")] ?? TRACE_SHADES.chance;
+  const k = Number(given.get("k") ?? 0), mode = SHADES[given.get("by")] ?? SHADES.gain, traceMode = TRACE_SHADES[given.get("shade")] ?? TRACE_SHADES.necessity;
   const asked = new URLSearchParams(given);
   for (const name of ["k", "by", "shade"]) asked.delete(name);
   const { found, error } = useAnswer(source, `/group?${asked}`, tick);
@@ -165,6 +189,7 @@ function Group({ source, given, tick, side = false }) {
   });
   if (!found) return html`<${Missing} error=${error} />`;
   const at = found.steps.indexOf(found.step), size = found.traces.length;
+  const shades = Object.entries(TRACE_SHADES).filter(([, one]) => found.traces.some(one.known));
   const question = (by, text) => {
     const to = around(found.examples, found.example, by);
     return html`<button type="button" disabled=${to === null} onClick=${() => move({ example: to, step: found.step, k: null })}>${text}</button>`;
@@ -172,7 +197,7 @@ function Group({ source, given, tick, side = false }) {
   return html`<section class="group" aria-label="One question's traces">
     <div class="bar">
       <a class="back" href=${address("list", { run: given.get("run"), kind: given.get("kind"), step: found.step })}>All traces of step ${found.step}</a>
-      <${Choice} label="Shade the trace by" value=${given.get("shade") ?? "chance"} change=${(shade) => move({ shade })} options=${Object.entries(TRACE_SHADES).map(([key, one]) => [key, one.name])} />
+      <${Choice} label="Shade the trace by" value=${given.get("shade") ?? shades[0]?.[0] ?? ""} change=${(shade) => move({ shade })} options=${shades.map(([key, one]) => [key, one.name])} />
       <${Choice} label="Shade the answer by" value=${given.get("by") ?? "gain"} change=${(by) => move({ by })} options=${Object.entries(SHADES).map(([key, one]) => [key, one.name])} />
     </div>
     <div class="turn">${question(-1, "Previous question")}<h2>${KIND_NAMES[found.kind] ?? found.kind} question ${found.example}</h2>${question(1, "Next question")}</div>

@@ -1,0 +1,215 @@
+"""The viewer in a real headless browser: every screen by keyboard, in both colours, on a phone, while a run trains."""
+
+import re
+import shutil
+import threading
+import time
+
+import pytest
+from browser import CONTRAST, OVER, brightness, find, focus, look, press, wait
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from worlds import add_held_out, add_step, hostile_world, make_run, small_world
+
+from nrt_cli.store import Run
+from nrt_cli.viewer.library import Library
+from nrt_cli.viewer.server import serve
+
+pytestmark = pytest.mark.slow
+
+
+def letters(folder):
+    return lambda ids: [chr(i) for i in ids]
+
+
+@pytest.fixture
+def root(tmp_path):
+    small_world(tmp_path / "runs")
+    return hostile_world(tmp_path / "runs")
+
+
+@pytest.fixture
+def view(root, driver, monkeypatch):
+    """Opens an address of a viewer of `root`, in light colours on a desk; the server is real and in a thread."""
+    import uvicorn
+
+    servers, ready = [], threading.Event()
+    made = uvicorn.Server.__init__
+    monkeypatch.setattr(uvicorn.Server, "__init__", lambda self, config: (servers.append(self), made(self, config))[1])
+    monkeypatch.setattr(uvicorn.Server, "install_signal_handlers", lambda _: None, raising=False)
+    at = []
+    run = threading.Thread(target=serve, args=(Library([root], letters), 0, lambda a: (at.append(a), ready.set())))
+    run.start()
+    assert ready.wait(30)
+    look(driver, 1300, "light")
+
+    def opened(address):
+        driver.get("about:blank")
+        driver.get(at[0] + address)
+        wait(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "main section, main .reason"))
+        return driver
+
+    yield opened
+    driver.get("about:blank")
+    servers[0].should_exit = True
+    run.join()
+
+
+SCREENS = (
+    "#/runs", "#/list?run=a", "#/group?run=a&kind=step", "#/group?run=a&example=7", "#/curves?run=a&run=b",
+    "#/compare?run=a&run=b", "#/evals?benchmark=sums", "#/group?run=h&kind=step", "#/list?run=h", "#/curves?run=h",
+)  # fmt: skip
+
+
+def test_every_screen_fits_every_window_in_both_colours(view):
+    for address in SCREENS:
+        page = view(address)
+        wait(page, lambda page=page: page.find_elements(By.CSS_SELECTOR, "main section"))
+        assert page.get_log("browser") == [], address
+        for width in (390, 768, 1280, 1920):
+            look(page, width, "light")
+            assert page.execute_script(OVER) == [], (address, width)
+            assert page.execute_script("return document.documentElement.scrollWidth") <= width, (address, width)
+        look(page, 1280, "light")
+        assert brightness(page) > 200
+        look(page, 1280, "dark")
+        wait(page, lambda page=page: brightness(page) < 60)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_the_contrast_of_wcag_aa(view, scheme):
+    for address in (*SCREENS[:7], "#/group?run=a&kind=step&by=chance&shade=chance"):
+        page = view(address)
+        look(page, 1280, scheme)
+        wait(page, lambda page=page: page.find_elements(By.CSS_SELECTOR, "main section"))
+        wait(page, lambda page=page: (brightness(page) < 60) == (scheme == "dark"))
+        assert page.execute_script(CONTRAST) == [], address
+
+
+def test_hostile_text_is_inert_on_every_screen(view):
+    for address in ("#/runs", "#/list?run=h", "#/group?run=h&kind=step", "#/group?run=h", "#/curves?run=h"):
+        page = view(address)
+        wait(page, lambda page=page: page.find_elements(By.CSS_SELECTOR, "main section"))
+        assert page.execute_script("return window.pwned") is None
+        assert page.execute_script("return document.images.length") == 0
+        if address not in ("#/runs",):
+            wait(
+                page, lambda page=page: "</script><script>window.pwned=1</script><img src=x" in find(page, "main").text
+            )
+    page = view("#/group?run=h&kind=step")
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, ".trace"))
+    assert {"U+202E", "U+001B", "U+0000"} <= set(re.findall(r"U\+\w{4}", find(page, ".trace").text))
+    assert len(page.find_elements(By.CSS_SELECTOR, ".trace")) == 3  # one of a million letters among them
+
+
+def test_scripts_that_are_not_the_viewers_own_are_refused(view):
+    page = view("#/runs")
+    page.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.pwned = 3'; document.body.append(s);"
+        "const d = document.createElement('div'); document.body.append(d);"
+        "d.innerHTML = '<img src=x onerror=\"window.pwned = 4\">';"
+    )
+    time.sleep(0.2)
+    assert page.execute_script("return window.pwned") is None
+    assert "Content Security Policy" in str(page.get_log("browser"))
+
+
+def test_a_question_is_walked_through_with_the_arrow_keys_and_the_address_says_where(view):
+    page = view("#/group?run=a&example=7")
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, ".trace"))
+    where = lambda: page.execute_script("return location.hash")  # noqa: E731
+    body = find(page, "body")
+    body.send_keys(Keys.ARROW_LEFT)
+    wait(page, lambda: "step=0" in where() and "wrong" in find(page, ".trace").text)
+    body.send_keys(Keys.ARROW_RIGHT)
+    wait(page, lambda: "step=2" in where())
+    body.send_keys(Keys.PAGE_DOWN)
+    wait(page, lambda: "example=8" in where() and "question 8" in find(page, ".turn h2").text)
+    kept = where()
+    page = view("#/runs")
+    page = view(kept)
+    wait(page, lambda: "question 8" in find(page, ".turn h2").text)
+
+
+def test_the_slider_shows_the_question_learning(view):
+    page = view("#/group?run=b&example=7")
+    wait(page, lambda: "right" in find(page, ".trace").text)
+    focus(page, ".steps input")
+    press(page, Keys.ARROW_LEFT)
+    wait(page, lambda: "wrong" in find(page, ".trace").text and "gain\n0 nats" in find(page, ".trace").text)
+
+
+def test_steps_are_shaded_by_necessity_and_say_it(view):
+    page = view("#/group?run=a&example=7&step=2")
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, '[aria-label="Trace, step by step"]'))
+    spans = "return [...document.querySelectorAll('[aria-label=\"Trace, step by step\"] > span')].map((s) => "
+    assert page.execute_script(spans + "[s.className, s.style.getPropertyValue('--share')])") == [
+        ["gain", "1.000"],
+        ["loss", "0.333"],
+    ]
+    focus(page, '[aria-label="Trace, step by step"]')
+    press(page, Keys.END)
+    assert (
+        "word 2 of 2: without it the answer loses −1 nats; log P(y*) with the first 2: −7"
+        in find(page, ".readout").text
+    )
+    assert "decided after 1 of 2 words; 25 % of what it gained was smuggled" in find(page, ".decided").text
+
+
+def test_a_list_is_filtered_sorted_searched_and_opened_by_keyboard(view):
+    page = view("#/list?run=a&kind=step&step=2")
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".rows tr")) == 6)
+    find(page, "input[name=gain]").send_keys("..-0.4", Keys.ENTER)
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".rows tr")) == 2)
+    find(page, "input[type=search]").send_keys("THREE")
+    wait(
+        page, lambda: "2 found" in find(page, "[role=status]").text and "so far" not in find(page, "[role=status]").text
+    )
+    focus(page, ".rows a")
+    press(page, Keys.ARROW_DOWN, Keys.ENTER)
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, ".trace.chosen"))
+    assert "k=2" in page.execute_script("return location.hash")
+
+
+def test_a_click_on_a_curve_opens_the_traces_of_its_step(view):
+    page = view("#/curves?run=a")
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, ".chart svg"))
+    (gain,) = [c for c in page.find_elements(By.CSS_SELECTOR, ".chart") if c.text.startswith("training gain")]
+    page.execute_script("arguments[0].focus()", gain.find_element(By.CSS_SELECTOR, "svg"))
+    press(page, Keys.HOME, Keys.ENTER)
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".rows tr")) == 6)
+    assert page.execute_script("return location.hash") == "#/list?run=a&kind=step&step=1"
+
+
+def test_a_run_that_trains_is_followed_and_one_that_is_deleted_is_gone(view, root):
+    page = view("#/list?run=live")
+    run = make_run(root / "live")
+    add_held_out(run, 0, 0.0)
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".rows tr")) == 2)
+    begin = time.monotonic()
+    add_step(run, 1)
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".rows tr")) == 8)
+    assert time.monotonic() - begin < 6  # 2 where nothing else is computed
+    page = view("#/group?run=live&kind=step")
+    wait(page, lambda: "Step 1" in find(page, ".steps").text)
+    (root / "live" / "traces" / "step-000009.parquet.tmp").write_bytes(b"half")
+    add_step(Run.open(root / "live"), 2)
+    wait(page, lambda: "Step 2" in find(page, ".steps").text)  # the newest, where the address names none
+    shutil.rmtree(root / "live")
+    wait(page, lambda: "no such run" in find(page, "main").text)
+
+
+def test_the_whole_viewer_can_be_walked_with_tab_and_focus_is_seen(view):
+    for address in SCREENS[:7]:
+        page = view(address)
+        wait(page, lambda page=page: page.find_elements(By.CSS_SELECTOR, "main section"))
+        stops = 0
+        for _ in range(60):
+            press(page, Keys.TAB)
+            active = page.switch_to.active_element
+            if active.tag_name == "body":
+                break
+            stops += 1
+            style = "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth"
+            assert page.execute_script(style, active) == "solid3px", active.get_attribute("outerHTML")[:100]
+        assert stops > 5
