@@ -1,7 +1,5 @@
 """`nrt quickstart`: watch a model learn to think, beside two that do not, in minutes and with nothing prepared."""
 
-import os
-import sys
 import webbrowser
 from functools import partial
 from pathlib import Path
@@ -12,6 +10,7 @@ from typer import Argument, Option
 from nrt_cli import console
 from nrt_cli.commandline import nrt
 from nrt_cli.commands.config import AsJson, Overrides
+from nrt_cli.commands.view import has_screen
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import METHODS, PAPER
 from nrt_cli.records import measured
@@ -146,7 +145,7 @@ def quickstart(
             line.append(f"  -> {' '.join(said['reply'].split())} {'(right)' if said['right'] else '(wrong)'}")
             console.stdout.print(line, soft_wrap=True)
     console.say(f"\nAll of it as a page: {page}")
-    if show and _has_screen():
+    if show and has_screen():
         webbrowser.open(page.resolve().as_uri())
     last = start.arms[-1]
     if not real:
@@ -167,13 +166,6 @@ def quickstart(
         train=nrt("train", "real", "--model", Path(last.config.model.path), *mine),
     )
     console.say(f"\n{following}")
-
-
-def _has_screen() -> bool:
-    """Whether a person sits before a desktop: not in a pipe, over a plain SSH connection, or in CI."""
-    windows = sys.platform in ("win32", "darwin") and not os.environ.get("SSH_CONNECTION")
-    desktop = windows or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return console.stdout.is_terminal and bool(desktop)
 
 
 def _percent(found: Any, sign: str = "") -> str:

@@ -1,5 +1,6 @@
 """`nrt train`: one run from a config, or one continued; with --dry-run, what would stop it and what it will take."""
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from nrt_cli.backends import BACKENDS
 from nrt_cli.commandline import nrt
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import HeldOutData, Overrides, TrainData, flags, no_effect, section
+from nrt_cli.commands.view import beside
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import METHODS
 
@@ -50,6 +52,7 @@ def train(
     profile: Annotated[
         bool, Option("--profile", help="Record where one step's time goes: a table and a trace in RUN/profiles.")
     ] = False,
+    view: Annotated[bool, Option("--view", help="Show it in the browser while it trains (`nrt view`).")] = False,
     dry: Annotated[
         bool, Option("--dry-run", help="Check and plan only: GPUs, steps, tokens, memory, hours, disk.")
     ] = False,
@@ -74,7 +77,8 @@ def train(
     else:
         raise ConfigError("--resume needs --run RUN, the directory to go on with.")
     if dry:
-        no_effect("on a plan, which is of a new run", resume=resume and resolved is not None, profile=profile)
+        unused = {"resume": resume and resolved is not None, "profile": profile, "view": view}
+        no_effect("on a plan, which is of a new run", **unused)
         if resolved is None:
             raise ConfigError("--dry-run plans a new run; name its config and leave --resume out.")
         from nrt_cli.checks.estimate import describe
@@ -103,14 +107,15 @@ def train(
 
     if resume and name:
         console.note(f"{path} goes on with its own settings, not with those of {name}; --set changes one.")
-    summary = run_training(
-        path,
-        None if resume else resolved,
-        resume,
-        lambda total, done: choose(as_json, total, done),
-        [*set_here, given],
-        profile,
-    )
+    with beside(path) if view else contextlib.nullcontext():
+        summary = run_training(
+            path,
+            None if resume else resolved,
+            resume,
+            lambda total, done: choose(as_json, total, done),
+            [*set_here, given],
+            profile,
+        )
     if as_json:
         print_json_line({"kind": "summary", **summary})
         return

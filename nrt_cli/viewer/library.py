@@ -178,10 +178,13 @@ class Library:
         stop = threading.Event()
 
         def keep() -> None:
-            for turn in iter(int, 1):
+            due = time.monotonic()
+            while True:
                 with contextlib.suppress(OSError, StoreError):
-                    if turn % round(LOOK / POLL) == 0:
+                    if (begin := time.monotonic()) >= due:
                         self.look()
+                        # A large tree of other things takes long to look through.
+                        due = begin + max(LOOK, 10 * (time.monotonic() - begin))
                     self.refresh()
                     if self._waiting:
                         self.read(POLL)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlencode
 
@@ -408,7 +409,7 @@ def curve_of(name: str, run: Run, seen: object) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _curve_of(name: str, path: Any, seen: object) -> dict[str, Any]:
+def _curve_of(name: str, path: Path, seen: object) -> dict[str, Any]:
     """A run's curves; read once for each state of its records."""
     run = Run(path)
     manifest = run.manifest()
@@ -475,10 +476,17 @@ def compare(library: Library, given: Given) -> dict[str, Any]:
     if len(names) != 2:
         raise ConfigError("/compare wants two runs: /compare?run=A&run=B.")
     a, b = (library.followed(name) for name in names)
-    found = difference_of(a.run.path, b.run.path, (a.records, b.records, *a.parts.items(), *b.parts.items()))
-    steps, examples = found["steps"], found["examples"]
+    prints = [one.run.manifest().get("fingerprints", {}).get("validation") for one in (a, b)]
+    if None not in prints and prints[0] != prints[1]:
+        raise StoreError("these two runs have other held-out questions: there is nothing to compare in pairs.")
+    held = [{int(part.rpartition("-")[2]) for part in one.parts if not part.startswith("step-")} for one in (a, b)]
+    if not (steps := sorted(held[0] & held[1])):
+        raise StoreError("these two runs have no held-out scores of the same step.")
     step, example = _whole(given, "step"), _whole(given, "example")
-    step = steps[-1] if step is None else min(steps, key=lambda known: abs(known - step))
+    asked = steps[-1] if step is None else step
+    step = min(steps, key=lambda known: abs(known - asked))
+    found = difference_of(a.run.path, b.run.path, step, (a.records, b.records))
+    examples = found["examples"]
     example = examples[0] if example is None else example
     if example not in examples:
         raise StoreError(f"question {example} is not held out in both runs.")
@@ -487,36 +495,28 @@ def compare(library: Library, given: Given) -> dict[str, Any]:
         kind = "direct" if f"direct-{step:06d}" in library.followed(name).parts else "held-out"
         where = {"run": [name], "kind": [kind], "step": [str(step)], "example": [str(example)]}
         sides.append(group(library, where))
-    return found | {"runs": list(names), "step": step, "example": example, "sides": sides}
+    return found | {"runs": list(names), "steps": steps, "step": step, "example": example, "sides": sides}
 
 
-@lru_cache(maxsize=16)
-def difference_of(one: Any, other: Any, seen: object) -> dict[str, Any]:
-    """Of two runs: the held-out `steps` and `examples` that both have, and of each step, b - a of every measure over
-    the same questions, with its 95 % interval over them."""
+@lru_cache(maxsize=256)
+def difference_of(one: Path, other: Path, step: int, seen: object) -> dict[str, Any]:
+    """Of two runs after a step: the held-out `examples` that both have, and b - a of every measure over them, each with
+    its 95 % interval over them."""
     a, b = Run(one), Run(other)
-    prints = [run.manifest().get("fingerprints", {}).get("validation") for run in (a, b)]
-    if None not in prints and prints[0] != prints[1]:
-        raise StoreError("these two runs have other held-out questions: there is nothing to compare in pairs.")
-    stored = [
-        {int(stem.rpartition("-")[2]) for stem in run.trace_names() if not stem.startswith("step-")} for run in (a, b)
-    ]
     both = thinks(a.manifest()["method"], a.settings()) and thinks(b.manifest()["method"], b.settings())
-    differences, examples = list[dict[str, Any]](), list[int]()
-    for step in spread(sorted(stored[0] & stored[1]), 40):
-        rows = [{row["example"]: row for row in run.held_out_rows(step, COLUMNS)} for run in (a, b)]
-        examples = [example for example in rows[0] if example in rows[1]]
-        for measure in measures(both):
-            pairs = [(measure.of(rows[0][example]), measure.of(rows[1][example])) for example in examples]
-            if values := [two - first for first, two in pairs if math.isfinite(two - first)]:
-                found = mean_over_rows(values)
-                ends = {key: four_digits(getattr(found, key)) for key in ("value", "low", "high")}
-                of = {"step": step, "key": measure.key, "title": measure.title, "share": measure.share, "n": found.n}
-                differences.append(of | ends)
+    rows = [{row["example"]: row for row in run.held_out_rows(step, COLUMNS)} for run in (a, b)]
+    examples = [example for example in rows[0] if example in rows[1]]
     if not examples:
-        raise StoreError("these two runs share no held-out question of the same step.")
-    steps: list[int] = sorted({int(one["step"]) for one in differences})
-    return {"steps": steps, "examples": examples, "differences": differences}
+        raise StoreError(f"these two runs share no held-out question of step {step}.")
+    differences = []
+    for measure in measures(both):
+        pairs = [(measure.of(rows[0][example]), measure.of(rows[1][example])) for example in examples]
+        if values := [two - first for first, two in pairs if math.isfinite(two - first)]:
+            found = mean_over_rows(values)
+            ends = {key: four_digits(getattr(found, key)) for key in ("value", "low", "high")}
+            of = {"step": step, "key": measure.key, "title": measure.title, "share": measure.share, "n": found.n}
+            differences.append(of | ends)
+    return {"examples": examples, "differences": differences}
 
 
 # --- evaluations -----------------------------------------------------------------------------------------------------

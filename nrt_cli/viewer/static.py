@@ -3,13 +3,17 @@
 Groups are the first stored ones, not chosen by what they say.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, permutations
 from typing import Any
 
+from nrt_cli.errors import NrtError
 from nrt_cli.store import Run
 from nrt_cli.text.questions import questions
-from nrt_cli.viewer.library import clips
+from nrt_cli.viewer import screens, server
+from nrt_cli.viewer.library import Library, clips
 from nrt_cli.viewer.screens import ROW_COLUMNS, Cutter, group_of, looked_through, spread
 
 EXPORTED = 1_500_000
@@ -61,3 +65,49 @@ def sampled(
     order = {name: i for i, name in enumerate(runs)}
     found.sort(key=lambda group: (order[group["run"]], group["kind"], group["step"]))
     return {"groups": found, "shown": sum(len(group["traces"]) for group in found), "stored": stored}
+
+
+def exported(library: Library) -> dict[str, bytes]:
+    """The viewer as files of a folder that opens from disk, under the same policy: by name or path.
+
+    It holds `EXPORTED` tokens of traces at most, curves of all runs, pairs of the first of them, and of each benchmark
+    the first documents of two models.
+    """
+    runs = {name: followed.run for name, followed in library.runs.items()}
+    kinds = ("held-out", "direct", "step")
+    data = sampled(runs, library.cutter, kinds, steps=40, groups=64, longest=screens.LONGEST, budget=EXPORTED)
+    answers: dict[str, Any] = {}
+    for screen in ("runs", "curves"):
+        given = {} if screen == "runs" else {"run": list(runs)}
+        answers[f"/{screen}"] = screens.answer(library, screens.address(screen, **given))
+    for run in answers["/runs"]["runs"]:
+        run["damaged"] = []  # paths of this machine
+    answers["/compare"] = []
+    for pair in list(permutations(runs, 2))[:12]:
+        with contextlib.suppress(NrtError):
+            found = screens.answer(library, screens.address("compare", run=pair))
+            steps = spread(found["steps"], 12)
+            of_steps = [screens.answer(library, screens.address("compare", run=pair, step=at)) for at in steps]
+            found |= {"steps": steps, "differences": [one for of in of_steps for one in of["differences"]]}
+            answers["/compare"].append({key: found[key] for key in ("runs", "steps", "examples", "differences")})
+    evals = answers["/evals"] = screens.answer(library, "/evals") | {"benchmarks": {}}
+    for name in dict.fromkeys(score["benchmark"] for score in evals["scores"]):
+        found = screens.answer(library, screens.address("evals", benchmark=name))
+        each = [screens.address("evals", benchmark=name, document=one["document"]) for one in found["documents"]]
+        details = {one["document"]: one for one in (screens.answer(library, query)["document"] for query in each)}
+        evals["benchmarks"][name] = found | {"models": found["chosen"], "details": details}
+    text = json.dumps(json.dumps(data | {"answers": answers}, separators=(",", ":"), allow_nan=False))
+    page = server.page().replace(
+        "<meta charset", f'<meta http-equiv="Content-Security-Policy" content="{OFFLINE}">\n<meta charset'
+    )
+    first = f'<script src="assets/{server.SCRIPTS[0]}" defer></script>'
+    # JSON.parse, not a literal: a key of a stranger's may be __proto__.
+    files = {"index.html": page.replace(first, f'<script src="data.js" defer></script>\n{first}').encode()}
+    files["data.js"] = f"const HELD = JSON.parse({text});\n".encode()
+    for name in (*server.SCRIPTS, *server.STYLES, *server.IMAGES, "vendor/LICENSES.txt"):
+        files[f"assets/{name}"] = server.asset(name).encode()
+    return files
+
+
+OFFLINE = server.POLICY.replace("connect-src 'self'", "connect-src 'none'").partition("; frame-ancestors")[0]
+"""The policy of a folder; what a page says of itself may not speak of frames."""

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from nrt_cli import config as configs
 from nrt_cli.cli import app
 from nrt_cli.commands import quickstart as command
+from nrt_cli.commands import view
 from nrt_cli.data import digits
 from nrt_cli.files import sha256
 from nrt_cli.measures.statistics import share_over_rows
@@ -167,12 +168,12 @@ def test_what_stands_in_the_way_is_said_before_anything_is_made(tmp_path):
 def test_the_page_opens_only_before_a_person(monkeypatch, terminal, display, opens):
     """Neither without a desktop nor into a pipe."""
     monkeypatch.setattr(command.console, "stdout", SimpleNamespace(is_terminal=terminal))
-    monkeypatch.setattr(command.sys, "platform", "linux")
+    monkeypatch.setattr(view.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     if display:
         monkeypatch.setenv(display, ":0")
-    assert command._has_screen() == opens
+    assert view.has_screen() == opens
 
 
 def test_held_out_questions_have_digits_that_nothing_trains_on(tmp_path, monkeypatch):

@@ -85,7 +85,12 @@ function held({ groups, answers = {} }) {
         const sides = pair.runs.map((run) => group(new URLSearchParams({ run, step, example, kind: groups.find((one) => one.run === run && one.kind !== "step").kind })));
         return { ...pair, examples: held, step, example, sides };
       }
-      const found = answers[path] ?? answers[screen];
+      const benchmark = screen === "/evals" && answers[screen]?.benchmarks[given.get("benchmark")];
+      if (benchmark) {
+        const only = given.get("only"), documents = benchmark.documents.filter((one) => !only || one.fate === only);
+        return { ...benchmark, documents, found: documents.length, document: benchmark.details[given.get("document") ?? documents[0]?.document] };
+      }
+      const found = answers[screen];
       if (!found) throw new Error("This is not in the file; nrt view shows it.");
       return found;
     },

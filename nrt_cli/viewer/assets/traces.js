@@ -127,14 +127,23 @@ function Rewards({ group, k, choose }) {
   const logs = group.traces.every((trace) => measured(trace.log_reward)) && measured(group.traces[0].log_baseline);
   const value = (trace) => (logs ? trace.log_reward : trace.reward), base = logs ? group.traces[0].log_baseline : group.traces[0].reward_base;
   if (group.traces.length < 2 || !group.traces.every((trace) => measured(value(trace)))) return null;
-  const width = 640, x = axis([...group.traces.map(value), ...(measured(base) ? [base] : [])], 14, width - 14, false);
+  const width = 480, x = axis([...group.traces.map(value), ...(measured(base) ? [base] : [])], 14, width - 14, false);
+  // Traces that would hide each other stand in rows.
+  const rows = [], row = new Map();
+  for (const trace of [...group.traces].sort((a, b) => value(a) - value(b))) {
+    let i = rows.findIndex((end) => x.place(value(trace)) - end >= 18);
+    if (i < 0) i = rows.length;
+    rows[i] = x.place(value(trace));
+    row.set(trace.k, 14 + 19 * i);
+  }
+  const bottom = 6 + 19 * rows.length;
   const ten = (log) => (logs ? number(Math.exp(log), 2) : number(log));
   return html`<figure class="strip-plot"><figcaption><b>Reward of each trace</b>${logs ? ", log scale" : ""}; the line is the baseline, R of the null trace</figcaption>
-    <svg viewBox="0 0 ${width} 56" role="img" aria-label=${`Rewards: ${group.traces.map((trace) => `trace ${trace.k + 1} ${number(trace.reward)}`).join(", ")}; baseline ${number(group.traces[0].reward_base)}`}>
-      ${x.marks.map((mark) => html`<line class="grid" x1=${x.place(mark)} x2=${x.place(mark)} y1="4" y2="36" /><text x=${x.place(mark)} y="52" text-anchor="middle">${ten(mark)}</text>`)}
-      ${measured(base) && html`<line class="baseline" x1=${x.place(base)} x2=${x.place(base)} y1="2" y2="38" />`}
+    <svg viewBox="0 0 ${width} ${bottom + 18}" role="img" aria-label=${`Rewards: ${group.traces.map((trace) => `trace ${trace.k + 1} ${number(trace.reward)}`).join(", ")}; baseline ${number(group.traces[0].reward_base)}`}>
+      ${x.marks.map((mark) => html`<line class="grid" x1=${x.place(mark)} x2=${x.place(mark)} y1="2" y2=${bottom} /><text x=${x.place(mark)} y=${bottom + 14} text-anchor="middle">${ten(mark)}</text>`)}
+      ${measured(base) && html`<line class="baseline" x1=${x.place(base)} x2=${x.place(base)} y1="2" y2=${bottom} />`}
       ${group.traces.map((trace) => html`<g class=${`lot ${trace.k === k ? "chosen" : ""} ${trace.advantage > 0 ? "gained" : trace.advantage < 0 ? "lost" : ""}`} onClick=${() => choose(trace.k)}>
-        <circle cx=${x.place(value(trace))} cy="20" r="8" /><text x=${x.place(value(trace))} y="24" text-anchor="middle">${trace.k + 1}</text><title>trace ${trace.k + 1}: R ${number(trace.reward, 4)}</title></g>`)}
+        <circle cx=${x.place(value(trace))} cy=${row.get(trace.k)} r="8" /><text x=${x.place(value(trace))} y=${row.get(trace.k) + 4} text-anchor="middle">${trace.k + 1}</text><title>trace ${trace.k + 1}: R ${number(trace.reward, 4)}</title></g>`)}
     </svg></figure>`;
 }
 
@@ -223,7 +232,7 @@ const LINES = [
   ["length", "length", (line) => number(line.length, 9)],
 ];
 const FLAGS = { forced: "forced end", dead: "dead group", leaked: "answer in trace", clipped: "clipped", right: "right" };
-const RANGES = { step: "Step", gain: "Gain", reward: "Reward", length: "Length", example: "Question" };
+const RANGES = { step: "Step", gain: "Gain" }, MORE = { reward: "Reward", length: "Length", example: "Question" };
 
 /** A range as it is typed: sent once it is left or Enter is pressed. */
 function Range({ name, label, value, change }) {
@@ -247,6 +256,7 @@ function List({ source, given, tick, runs }) {
     return () => stop.abort();
   }, [source, address_, text ? null : tick]);
   const lines = text ? hits?.lines.slice(at, at + PAGE) : found?.traces, total = text ? hits?.lines.length ?? 0 : found?.found ?? 0;
+  const shown = LINES.filter(([key]) => lines?.some((line) => measured(line[key])));
   const head = ([key, title]) => {
     const now = sort.replace("-", "") === key ? (sort[0] === "-" ? "descending" : "ascending") : "none";
     return html`<th scope="col" class=${`number of-${key}`} aria-sort=${now}><button type="button" onClick=${() => set({ sort: now === "descending" ? key : `-${key}`, at: null })}>${title}</button></th>`;
@@ -264,14 +274,16 @@ function List({ source, given, tick, runs }) {
       ${runs?.length > 1 && html`<${Choice} label="Run" value=${given.get("run") ?? ""} change=${(run) => set({ run, at: null })} options=${runs.map((run) => [run.run, run.label ?? run.run])} />`}
       <${Choice} label="Kind" value=${given.get("kind") ?? ""} change=${(kind) => set({ kind, at: null })} options=${[["", "any"], ...Object.entries(KIND_NAMES)]} />
       ${Object.entries(RANGES).map(([name, label]) => html`<${Range} key=${name} name=${name} label=${label} value=${given.get(name)} change=${set} />`)}
-      ${Object.entries(FLAGS).map(([name, label]) => html`<${Choice} key=${name} label=${label} value=${given.get(name) ?? ""} change=${(value) => set({ [name]: value, at: null })} options=${[["", "any"], ["1", "yes"], ["0", "no"]]} />`)}
       <label>Search<input type="search" value=${text} placeholder="words in it" onInput=${(event) => set({ text: event.target.value, at: null })} /></label>
+      <details class="filters" open=${[...Object.keys(MORE), ...Object.keys(FLAGS)].some((name) => given.get(name))}><summary>More filters</summary><div class="bar">
+      ${Object.entries(MORE).map(([name, label]) => html`<${Range} key=${name} name=${name} label=${label} value=${given.get(name)} change=${set} />`)}
+      ${Object.entries(FLAGS).map(([name, label]) => html`<${Choice} key=${name} label=${label} value=${given.get(name) ?? ""} change=${(value) => set({ [name]: value, at: null })} options=${[["", "any"], ["1", "yes"], ["0", "no"]]} />`)}</div></details>
     </form>
     <p class="unit" role="status">${error ? visible(error) : text ? `${total.toLocaleString("en")} found${hits?.done ? "" : " so far …"}` : found ? `${total.toLocaleString("en")} of ${found.stored.toLocaleString("en")} traces` : "Reading …"}${found?.left ? `; ${found.left.toLocaleString("en")} tables are still being read` : ""}</p>
     ${lines && !lines.length && (hits?.done || !text) ? html`<p class="none">No trace is like that.</p>` : null}
-    ${lines?.length ? html`<div class="scroll"><table class="lines"><thead><tr>${LINES.map(head)}<th scope="col">trace</th></tr></thead>
+    ${lines?.length ? html`<div class="scroll"><table class="lines"><thead><tr>${shown.map(head)}<th scope="col">trace</th></tr></thead>
       <tbody class="rows" onKeyDown=${keys}>${lines.map((line) => html`<tr key=${to(line)} onClick=${(event) => { if (!event.target.closest("a")) go(to(line)); }}>
-        ${LINES.map(([key, , show]) => html`<td class=${`number of-${key}`}>${show(line)}</td>`)}
+        ${shown.map(([key, , show]) => html`<td class=${`number of-${key}`}>${show(line)}</td>`)}
         <td class="said"><a href=${to(line)}>${visible(line.said || "(empty)")}</a>${line.right === 1 ? html`<span class="tag right">right</span>` : line.right === 0 ? html`<span class="tag wrong">wrong</span>` : null}${line.forced ? html`<span class="tag wrong">forced</span>` : null}${line.leaked ? html`<span class="tag">answer in it</span>` : null}<span class="question">${visible(line.question)}</span></td></tr>`)}</tbody></table></div>
       <div class="turn"><button type="button" disabled=${at <= 0} onClick=${() => set({ at: Math.max(0, at - PAGE) || null })}>Previous</button><span class="unit">${at + 1} to ${Math.min(at + PAGE, total)} of ${total.toLocaleString("en")}</span><button type="button" disabled=${at + PAGE >= total} onClick=${() => set({ at: at + PAGE })}>Next</button></div>` : null}
   </section>`;
