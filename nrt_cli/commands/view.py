@@ -89,7 +89,7 @@ def beside(run: Path) -> Iterator[None]:
     # What it says is for people: a trainer's own output may be read by a program.
     viewer = subprocess.Popen([sys.executable, "-m", "nrt_cli", "view", str(run)], stdout=sys.stderr.fileno())
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, viewer.pid, 19)
+        os.setpriority(os.PRIO_PROCESS, viewer.pid, 10)
     try:
         yield
     finally:
