@@ -33,7 +33,7 @@ from worlds import make_run, row
 from nrt_cli.store.tables import NAME
 
 PER_TABLE, TABLES, QUICK = 256, 3907, 40
-WORDS = list(["so", "let", "us", "see", "what", "this", "makes", "when", "first", "and", "second", "are", "taken", "together", "then", "rest", "is", "added"])
+SAID = "so let us see what this makes when first and second are taken together then rest is added"
 SEEN = """
 const [to, old, done] = arguments, begin = performance.now();
 const now = () => document.querySelector(".rows a")?.hash + document.querySelector("[role=status]")?.textContent;
@@ -47,7 +47,7 @@ look();
 def make(root: Path, tables: int) -> None:
     """Tables like those of training, whose traces differ in their numbers and words."""
     run, random = make_run(root / "million"), np.random.default_rng(0)
-    texts = [" ".join(random.choice(WORDS, 40)) for _ in range(PER_TABLE)]
+    texts = [" ".join(random.choice(SAID.split(), 40)) for _ in range(PER_TABLE)]
     run.write_traces("step-000001", [row(1, i // 8, i % 8, text) for i, text in enumerate(texts)])
     first = pq.read_table(run.path / "traces" / "step-000001.parquet")
     for step in range(2, tables + 1):
