@@ -244,9 +244,13 @@ def memory(run: Candidate) -> Finding:
     more = "parallel.gpus_per_node or parallel.nodes up" if run.config.backend.DISTRIBUTED else "model.lora.rank"
     remedy = f"{more}, or a smaller model"
     if certain > share:
+        own = methods.loaded(run.config.method).asks
+        whose = f"method {run.config.method!r}" if own else "objective.kl_weight"
+        besides = [(what, size) for what, size in plan.memory if what in ("starting model", "slow copy") and size]
+        needs = "".join(f", {size / GIB:.1f} of it the {what} that {whose} needs" for what, size in besides)
         raise ConfigError(
             f"a rank's share of weights, gradients and moments is {certain / GIB:.1f} GiB and {gpu.name} has "
-            f"{share / GIB:.1f}; {remedy} would help."
+            f"{share / GIB:.1f}{needs}; {remedy} would help."
         )
     if plan.memory_peak > share:
         less = f"train.micro_batch_tokens down, model.gradient_checkpointing=true, {remedy} would help"

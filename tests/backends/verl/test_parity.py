@@ -32,6 +32,10 @@ CASES = SLOW | {
     "nrt-minibatches": ("method=gm", "train.minibatch_size=2", "rollout.temperature=0.7", "objective.tis_cap=1.2"),
     # The starting model is the policy still, so that its KL is 0: what were not its log-probs would show.
     "nrt-kl": ("method=am", "objective.kl_weight=0.1"),
+    # What methods of others need goes to the ranks with the groups: the starting model's log-probs, what is remembered.
+    "latro": ("method=latro", "objective.reward_kl=0.5", "train.minibatch_size=2"),
+    "rlpr": ("method=rlpr",),
+    "jepo": ("method=jepo",),
     "nrt-entropy": ("method=am", "objective.entropy_weight=0.1", "objective.ratio=sequence"),
 }
 
