@@ -9,6 +9,7 @@ from nrt_analysis.document import Document, interval, number, section
 from nrt_analysis.figures import COLUMN, intervals_beside, name_panels, new_figure
 from nrt_analysis.intervals import DRAWS, clustered_means
 from nrt_cli.errors import StoreError
+from nrt_cli.methods import METHODS, SCHEMES, asked
 
 
 def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str | None) -> Document:
@@ -114,11 +115,20 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
             "and by how much the trace with the highest reward exceeds its group's mean in gain (nats) and length "
             "(tokens)",
             alike,
+            *_not_shown(schemes),
             *(["snr is - where agreement is not above 0: no signal was found"] if summary["snr"].isna().any() else []),
             "agreement: groups that are dead in a half are left out; intervals: 95 %, "
             f"{DRAWS:,} bootstrap draws of groups",
         ),
     )
+
+
+def _not_shown(schemes: Sequence[str]) -> list[str]:
+    """What those methods need that no bank of rollouts has; nothing where only some were asked for."""
+    if any(name not in schemes for name in SCHEMES if not METHODS[name].asks):
+        return []
+    left_out = [METHODS[name] for name in SCHEMES if name not in schemes]
+    return [f"not in this bank: {method.name} needs {asked(method)}" for method in left_out]
 
 
 def rank_correlations(traces: pd.DataFrame, schemes: Sequence[str]) -> pd.DataFrame:

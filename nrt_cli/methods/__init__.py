@@ -129,10 +129,10 @@ def loaded(name: str) -> Method:
     return found
 
 
-def of_answers(name: str, settings: "ObjectiveSection | None" = None) -> Method:
-    """A method that needs nothing but log c, as `get`. Raises ConfigError for one that asks for more."""
+def of_answers(name: str, settings: "ObjectiveSection | None" = None, given: frozenset[str] = frozenset()) -> Method:
+    """A method that needs nothing but log c, and what of `ASKS` is `given`, as `get`. Raises ConfigError for others."""
     found = get(name, settings)
-    if found.asks:
+    if not found.asks <= given:
         raise ConfigError(f"method {name!r} needs more than log-probs of answers: {asked(found)}.")
     return found
 
@@ -148,11 +148,13 @@ def source(name: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
-def schemes(names: Sequence[str], settings: "ObjectiveSection", own: str = "") -> dict[str, Method]:
-    """The methods of these names, each once, all of which reward traces by log c alone; of none, all such that are
-    built in and the run's `own`."""
-    built_in = [name for name in SCHEMES if not METHODS[name].asks]
-    found = {name: of_answers(name, settings) for name in map(own_name, names or [*built_in, *[own] * (":" in own)])}
+def schemes(
+    names: Sequence[str], settings: "ObjectiveSection", own: str = "", given: frozenset[str] = frozenset()
+) -> dict[str, Method]:
+    """The methods of these names, each once, all of which reward traces by log c alone, and what of `ASKS` is `given`;
+    of none, all such that are built in and the run's `own`."""
+    known = names or [*(name for name in SCHEMES if METHODS[name].asks <= given), *[own] * (":" in own)]
+    found = {name: of_answers(name, settings, given) for name in map(own_name, known)}
     if silent := next((name for name, method in found.items() if not method.samples), None):
         raise ConfigError(f"method {silent!r} rewards no traces, so it is no scheme; name one of {', '.join(SCHEMES)}.")
     return found

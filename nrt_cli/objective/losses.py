@@ -380,10 +380,13 @@ def balance_doubt(metrics: Mapping[str, float], objective: ObjectiveSection) -> 
 
 
 class SchemeView:
-    """Rewards, clipped rewards, advantages, weights and token signals of one group under one scheme."""
+    """Rewards, clipped rewards, advantages, weights and token signals of one group under one scheme; `asked` are the
+    fields of `Group` that it asks for."""
 
-    def __init__(self, method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> None:
-        reward = self.reward = method.signals(Group.of(logprobs_KT, base_T, objective))
+    def __init__(
+        self, method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection, **asked: Any
+    ) -> None:
+        reward = self.reward = method.signals(Group.of(logprobs_KT, base_T, objective, **asked))
         # Where R is not made in logs, it may be negative.
         self.log_reward_K = reward.scaled_K.log() + reward.log_scale if method.in_log else reward.scaled_K * torch.nan
         # R' = max(0, R - R_base), Eq. 9: `raw` leaves it as it is.
@@ -393,7 +396,9 @@ class SchemeView:
         self.weight_KT = reward.token_KT / logprobs_KT.double().exp()
 
 
-def half_agreement(method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection) -> float:
+def half_agreement(
+    method: Method, logprobs_KT: Tensor, base_T: Tensor, objective: ObjectiveSection, **asked: Any
+) -> float:
     """Mean over traces of A from the even answer tokens times A from the odd ones; NaN where a half cannot say.
 
     Each half's advantages have mean 0 and variance 1 within the group (Eq. 10), so this is their correlation. Halves of
@@ -401,7 +406,7 @@ def half_agreement(method: Method, logprobs_KT: Tensor, base_T: Tensor, objectiv
     """
     if logprobs_KT.shape[1] < 2:
         return torch.nan
-    groups = [Group.of(logprobs_KT[:, i::2], base_T[i::2], objective) for i in (0, 1)]
+    groups = [Group.of(logprobs_KT[:, i::2], base_T[i::2], objective, **asked) for i in (0, 1)]
     halves = [group_advantage(method.signals(half), objective.baseline, "std") for half in groups]
     if any(half.dead for half in halves):
         return torch.nan

@@ -70,6 +70,12 @@ def _in_run(folder: Path) -> bool:
     return (folder / "manifest.json").is_file()
 
 
+def table_columns(table: Path) -> set[str]:
+    """The names of a trace table's columns."""
+    with open_table(table, named=_in_run(table.parent.parent)) as file:
+        return set(file.schema_arrow.names)
+
+
 def bank_rows(table: Path, columns: Sequence[str]) -> list[TraceRow]:
     """Some columns of a table's rows, the traces of a group one after another. Raises StoreError where one is missing,
     or where traces were not scored."""

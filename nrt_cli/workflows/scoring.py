@@ -39,7 +39,7 @@ from nrt_cli.objective.losses import SchemeView, half_agreement
 from nrt_cli.objective.rows import Layout, Row, trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup, TraceRow
 from nrt_cli.store import Run
-from nrt_cli.store.tables import bank_rows, bank_tables, write_table
+from nrt_cli.store.tables import bank_rows, bank_tables, table_columns, write_table
 from nrt_cli.text.pieces import copied_share, copied_words, pieces, sentence_spans, words
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import ending_in
@@ -506,14 +506,23 @@ def score_schemes(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Rows of traces (`kind: trace`) and of groups (`kind: group`) under each scheme, and the method of the bank's run.
 
-    A bank that is no run but tables has the paper's objective; the `count` groups are evenly spaced over those there.
+    A method that brings settings of its own has them, all others the run's; a bank that is no run but tables has the
+    paper's objective. The `count` groups are evenly spaced over those there.
     """
     config = Run.open(bank).config() if (bank / "manifest.json").is_file() else None
     objective = config.objective if config else ObjectiveSection()
-    built = methods.schemes(schemes, objective, config.method if config else "")
+    tables, numbers = bank_tables(bank), itertools.count()
+    there = set.intersection(*(table_columns(table) for table in tables))
+    given = frozenset({"traces"} if there.issuperset(OF_TRACES) else ())
+    built = methods.schemes(schemes, objective, config.method if config else "", given)
     if len(built) < 2:
         raise ConfigError("name at least two schemes: what one would reward is seen beside another.")
-    tables, numbers = bank_tables(bank), itertools.count()
+    brought = any(method.defaults for method in (*built.values(), methods.loaded(config.method if config else "p")))
+    objectives = dict.fromkeys(built, objective)
+    for name in built if brought else ():
+        if config is None or name != config.method:
+            asked = {"preset": config.preset if config else "paper", "method": name}
+            objectives[name] = configs.resolve(asked, origin=str(bank)).objective
     found: list[dict[str, Any]] = []
 
     def groups(table: Path, *columns: str) -> list[list[TraceRow]]:
@@ -524,7 +533,7 @@ def score_schemes(
     chosen = set(np.linspace(0, total - 1, min(count, total)).astype(int).tolist())
     for done, table in enumerate(tables, 1):
         needed = ("k", "trace", "trace_ids", "trace_entropies", "answer_logprobs", "null_logprobs")
-        for group, number in zip(groups(table, *needed), numbers, strict=False):
+        for group, number in zip(groups(table, *needed, *(OF_TRACES if given else ())), numbers, strict=False):
             if number not in chosen or len(group) < 2:
                 continue
             logprobs_KT = torch.tensor([row.answer_logprobs for row in group], dtype=torch.float64)
@@ -532,8 +541,9 @@ def score_schemes(
             where = {"group": number, "step": group[0].step, "example": group[0].example}
             hardest = int(null_T.argmin())
             for name, scheme in built.items():
-                view = SchemeView(scheme, logprobs_KT, null_T, objective)
-                agreement = half_agreement(scheme, logprobs_KT, null_T, objective)
+                settings, known = objectives[name], _traces_of(group) if scheme.asks else {}
+                view = SchemeView(scheme, logprobs_KT, null_T, settings, **known)
+                agreement = half_agreement(scheme, logprobs_KT, null_T, settings, **known)
                 dead = {"dead_group": view.advantage.dead, "agreement": agreement}
                 found.append(where | {"kind": "group", "scheme": name, **dead})
                 signal_T = view.reward.token_KT.abs().mean(0)
@@ -559,3 +569,23 @@ def score_schemes(
                     found.append(where | scored)
         report("trace tables", done, len(tables))
     return found, config.method if config else None
+
+
+OF_TRACES = ("trace_logprobs", "sampled")
+"""Columns of a bank that say what a method that asks for "traces" has to know."""
+
+
+def _traces_of(group: Sequence[TraceRow]) -> dict[str, Tensor]:
+    """The fields of `Group` that a method gets which asks for "traces", from a stored group."""
+    longest = max(len(row.sampled or ()) for row in group)
+    logprobs_KZ = torch.zeros(len(group), longest, dtype=torch.float64)
+    mask_KZ = torch.zeros(len(group), longest, dtype=torch.bool)
+    for k, row in enumerate(group):
+        length = len(row.sampled or ())
+        mask_KZ[k, :length] = torch.tensor(row.sampled or (), dtype=torch.bool)
+        logprobs_KZ[k, :length] = torch.tensor(row.trace_logprobs or (), dtype=torch.float64)
+    return {
+        "trace_logprobs_KZ": torch.where(mask_KZ, logprobs_KZ, 0.0),
+        "trace_mask_KZ": mask_KZ,
+        "lengths_K": torch.tensor([len(row.trace_ids or ()) for row in group]),
+    }

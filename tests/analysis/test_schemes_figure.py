@@ -12,6 +12,7 @@ from nrt_analysis.scheme_report import disagreements, rank_correlations, scheme_
 from scipy.stats import spearmanr
 
 from nrt_cli.errors import StoreError
+from nrt_cli.methods import METHODS, SCHEMES, asked
 
 
 def rows(rewards: dict[str, list[list[float]]], agreement: float = 0.5) -> list[dict[str, Any]]:
@@ -61,6 +62,17 @@ def test_a_summary_by_hand() -> None:
     assert {"schemes.png", "schemes-correlation.csv", "schemes-disagreements.csv", "schemes.json"} <= files.keys()
     with pytest.raises(StoreError, match=r"bank: no group has two traces or more"):
         scheme_report([], "bank", None)
+
+
+def test_what_needs_more_than_a_bank_says_what() -> None:
+    """Of a report on all that the bank can say; of one on two schemes that were asked for, nothing is missing."""
+    alone = {name: A for name in SCHEMES if not METHODS[name].asks}
+    left_out = [name for name in SCHEMES if METHODS[name].asks]
+    notes = scheme_report(rows(alone), "bank", None).notes
+    said = [note for note in notes if note.startswith("not in this bank")]
+    assert said == [f"not in this bank: {name} needs {asked(METHODS[name])}" for name in left_out]
+    notes = scheme_report(rows({"am": A, "gm": B}), "bank", None).notes
+    assert not any("not in this bank" in note for note in notes)
 
 
 def test_disagreements_show_what_each_scheme_prefers() -> None:

@@ -396,6 +396,35 @@ def test_a_bank_may_lie_anywhere_and_be_of_any_size(am: Run, tmp_path: Path) -> 
     assert [row["group"] for row in rows if row["kind"] == "group" and row["scheme"] == "am"] == [0, 3]
 
 
+def test_a_bank_has_what_a_method_asks_of_the_traces_themselves(
+    am: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their log-probs where the policy chose, and their lengths; a table without these columns says what is needed."""
+    (tmp_path / "traces_ask.py").write_text(
+        "import nrt_cli\n"
+        "class Brief(nrt_cli.Method):\n"
+        "    asks = frozenset({'traces'})\n"
+        "    defaults = {'objective': {'advantage': 'raw', 'baseline': 'none'}}\n"
+        "    free = ('token signals', 'baseline')\n"
+        "    def signals(self, group):\n"
+        "        reward_K = group.trace_logprobs_KZ.sum(-1) - 100 * group.lengths_K\n"
+        "        return nrt_cli.Signals.of(reward_K, reward_K.new_zeros(()), group.logprobs_KT.exp())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows, _ = score_schemes(am.path, quiet, ("am", "traces_ask:Brief"))
+    mine = [row for row in rows if (row["kind"], row["scheme"]) == ("trace", "traces_ask:Brief")]
+    stored = [row for step in (1, 2, 3) for row in am.traces(f"step-{step:06d}")]
+    for scored, row in zip(mine, stored, strict=True):
+        chosen = [p for p, sampled in zip(row["trace_logprobs"], row["sampled"], strict=True) if sampled]
+        assert scored["reward"] == pytest.approx(sum(chosen) - 100 * len(row["trace_ids"]), rel=1e-6)
+        assert scored["advantage"] == pytest.approx(scored["reward"])  # by the settings that it brings along
+    table = pq.read_table(am.path / "traces" / "step-000001.parquet").drop(["sampled"])
+    pq.write_table(table, tmp_path / "without.parquet")
+    assert score_schemes(tmp_path / "without.parquet", quiet, ("am", "gm"))[0]
+    with pytest.raises(ConfigError, match="needs more than log-probs of answers: log-probs and lengths of the traces"):
+        score_schemes(tmp_path / "without.parquet", quiet, ("am", "traces_ask:Brief"))
+
+
 def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no scored traces are stored there; they come from `nrt train`"):
         score_schemes(sft.path, quiet)
