@@ -25,8 +25,8 @@ POSITIONS = 384
 """Tokens that the tiny model has room for: a document may work a sum out and answer twice."""
 
 THEN = Mixture(direct=0.30, worked=0.14, sidetracked=0.33, drill=0.15)
-"""What is read last. Of what is sampled after a question, 4 % was working with the 8 % of `digits`, whose worked answers
-are as short as the others; `logp` found nothing in it in 80 steps."""
+"""What is read last. With the 8 % of working in `digits`, 4 % of what was sampled after a question was some, other text
+being longer here, and `logp` found nothing in it in 80 steps."""
 
 LENGTHS = (0, 4, 8, 12, 16)
 """How many sentences may come before the last one: answers of 16 to about 120 words and marks."""

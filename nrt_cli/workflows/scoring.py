@@ -571,7 +571,7 @@ def score_schemes(
     return found, config.method if config else None
 
 
-OF_TRACES = ("trace_logprobs", "sampled")
+OF_TRACES = ("trace_logprobs", "sampled", "stop")
 """Columns of a bank that say what a method that asks for "traces" has to know."""
 
 
@@ -588,4 +588,5 @@ def _traces_of(group: Sequence[TraceRow]) -> dict[str, Tensor]:
         "trace_logprobs_KZ": torch.where(mask_KZ, logprobs_KZ, 0.0),
         "trace_mask_KZ": mask_KZ,
         "lengths_K": torch.tensor([len(row.trace_ids or ()) for row in group]),
+        "closed_K": torch.tensor([row.stop == "end" for row in group]),
     }

@@ -407,7 +407,7 @@ def test_a_bank_has_what_a_method_asks_of_the_traces_themselves(
         "    defaults = {'objective': {'advantage': 'raw', 'baseline': 'none'}}\n"
         "    free = ('token signals', 'baseline')\n"
         "    def signals(self, group):\n"
-        "        reward_K = group.trace_logprobs_KZ.sum(-1) - 100 * group.lengths_K\n"
+        "        reward_K = group.trace_logprobs_KZ.sum(-1) - 100 * group.lengths_K + 1e4 * group.closed_K\n"
         "        return nrt_cli.Signals.of(reward_K, reward_K.new_zeros(()), group.logprobs_KT.exp())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -416,7 +416,8 @@ def test_a_bank_has_what_a_method_asks_of_the_traces_themselves(
     stored = [row for step in (1, 2, 3) for row in am.traces(f"step-{step:06d}")]
     for scored, row in zip(mine, stored, strict=True):
         chosen = [p for p, sampled in zip(row["trace_logprobs"], row["sampled"], strict=True) if sampled]
-        assert scored["reward"] == pytest.approx(sum(chosen) - 100 * len(row["trace_ids"]), rel=1e-6)
+        closed = 1e4 * (row["stop"] == "end")
+        assert scored["reward"] == pytest.approx(sum(chosen) - 100 * len(row["trace_ids"]) + closed, rel=1e-6)
         assert scored["advantage"] == pytest.approx(scored["reward"])  # by the settings that it brings along
     table = pq.read_table(am.path / "traces" / "step-000001.parquet").drop(["sampled"])
     pq.write_table(table, tmp_path / "without.parquet")
