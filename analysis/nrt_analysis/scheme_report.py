@@ -76,7 +76,7 @@ def scheme_report(rows: Sequence[Mapping[str, object]], source: str, method: str
     texts |= {"agreement": [interval(row, ".2f") for row in agreement]}
     overview = pd.DataFrame({"scheme": summary["scheme"], **texts, "snr": summary["snr"].round(2)})
     overview = overview[["scheme", "dead", "clipped", "agreement", "snr", "gain", "length"]]
-    figure, axes = new_figure(3, 1, COLUMN, 5.2, gridspec_kw={"height_ratios": (1.5, 1, 1)})
+    figure, axes = new_figure(3, 1, COLUMN, 3.7 + 0.21 * len(schemes), gridspec_kw={"height_ratios": (1.5, 1, 1)})
     ranks, halves, dead = axes[:, 0]
     values = correlation.to_numpy()
     ranks.grid(False)
