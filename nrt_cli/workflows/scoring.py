@@ -517,7 +517,8 @@ def score_schemes(
     built = methods.schemes(schemes, objective, config.method if config else "", given)
     if len(built) < 2:
         raise ConfigError("name at least two schemes: what one would reward is seen beside another.")
-    brought = any(method.defaults for method in (*built.values(), methods.loaded(config.method if config else "p")))
+    own = [methods.loaded(config.method)] if config else []
+    brought = any(method.defaults for method in (*built.values(), *own))
     objectives = dict.fromkeys(built, objective)
     for name in built if brought else ():
         if config is None or name != config.method:

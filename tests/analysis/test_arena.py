@@ -189,9 +189,7 @@ def test_beside_every_score_is_what_its_traces_are(plant: Callable[..., None], t
     (arena,) = arenas(find_cards([tmp_path]))
     table = arena_table([arena])
     assert table
-    beside = [
-        cell(table, "JLB", f"Traces: {name}") for name in ("Collapsed", "Length", "Dead groups", "Tell the answer")
-    ]
+    beside = [cell(table, "JLB", f"Traces: {name}") for name in ("Collapsed", "Length", "Dead", "Tell")]
     assert beside == ["1 of 2", "9.5", "25%", "100%"]
     sft = next(row for row in table.rows if row.cells[0].text == "SFT")
     assert {one.reason for one in sft.cells[-4:]} == {"it samples no traces"}

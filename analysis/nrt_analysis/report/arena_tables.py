@@ -188,23 +188,23 @@ def arena_table(found: Sequence[Arena]) -> Table | None:
         (
             Column("Method"),
             *numbers("Mean", "Each seed", "On the way", group="Score"),
-            *numbers("Difference [95 %]", "Would have shown", group="Against the best"),
+            *numbers("Difference [95 %]", "Detectable", group="Against the best"),
             Column("Verdict", "Against the best"),
-            *numbers("Collapsed", "Length", "Dead groups", "Tell the answer", group="Traces"),
+            *numbers("Collapsed", "Length", "Dead", "Tell", group="Traces"),
         ),
         tuple(rows),
         notes=(
             *([f"{', '.join(lone)}: {ONE_SEED}. More: `nrt reproduce STUDY --set 'seeds=[0,1,2]'`."] if lone else []),
             "The unit is the seed, paired on the same questions: E = sqrt(s^2/S + v/N), s^2 the variance over S seeds "
-            "of the mean difference, v over N questions of theirs; the interval is mean +- t E. Would have shown: L E, "
+            "of the mean difference, v over N questions of theirs; the interval is mean +- t E. Detectable: L E, "
             f"L the noncentrality at which t is beyond its 97.5 % point in {POWER:.0%} of the cases (5.65 for three "
             "seeds). A smaller difference may be there all the same.",
             f"Worse, as better: p < {SURE:g}, Holm's among all pairs of its arena. Alike: the whole interval lies "
             f"within {100 * ALIKE:g} points of 0. Else these seeds do not tell the two apart, in whatever order.",
             "On the way: accuracy, mean over all scored steps, so it says who was there sooner. Collapsed: runs in "
-            "which the sentinel warned. Length: tokens of held-out traces after the last step. Dead groups: of all "
-            "steps, those without signal.",
-            f"Tell the answer: held-out traces with {NGRAM} words of the answer in a row that the question has not. "
+            "which the sentinel warned. Length: tokens of held-out traces after the last step. Dead: groups of "
+            "all steps without signal.",
+            f"Tell: held-out traces with {NGRAM} words of the answer in a row that the question has not. "
             "Whether they compute it, too, `nrt analyze leakage` and another question's trace say.",
         ),
     )
@@ -284,7 +284,7 @@ def pairs_table(found: Sequence[Arena]) -> Table | None:
         "How far the first is above the second, the surest pairs first.",
         (
             *(Column("Method"), Column("Against")),
-            *numbers("Difference [95 %]", "p (Holm)", "Would have shown", "Seeds, questions"),
+            *numbers("Difference [95 %]", "p (Holm)", "Detectable", "Seeds, questions"),
             Column("Verdict: the first is"),
         ),
         tuple(rows),
