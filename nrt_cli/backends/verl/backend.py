@@ -50,6 +50,8 @@ class VerlBackend:
         """Optimiser steps of this process."""
         self.published: int | None = None
         """After how many of them the sampler's weights were taken."""
+        self.following: float | None = None
+        """How much of itself the slow copy keeps when it moves, which the next batch tells the ranks."""
 
     def tell(self, say: Callable[[str], None]) -> None:
         say(f"verl is up: {self.processes.ranks} of its ranks hold different rows")
@@ -80,13 +82,18 @@ class VerlBackend:
     # --- scores and gradients ----------------------------------------------------------------------------------------
 
     def follow(self, keep: float) -> None:
-        raise NotImplementedError("no slow copy on verl's ranks: `settings` refuses methods that ask for one")
+        self.following = keep
+
+    def _told(self) -> dict[str, Any]:
+        """What a batch tells the ranks to do first."""
+        keep, self.following = self.following, None
+        return {} if keep is None else {"follow": keep}
 
     def score(self, rows: Sequence[Row], whose: Whose = "policy") -> Scores:
         reference = whose == "reference"
         order, padded = self._dealt(rows, [len(row.ids) for row in rows])
         batch = as_rows(padded, self.config.rollout.temperature, entropy=not reference)
-        tu.assign_non_tensor(batch, compute_loss=False)
+        tu.assign_non_tensor(batch, compute_loss=False, whose=whose, **({} if reference else self._told()))
         output = (self.processes.score_reference if reference else self.processes.score)(batch)
         logprobs = scored(output["log_probs"], batch)
         entropies = logprobs if reference else scored(output["entropy"], batch)
@@ -189,7 +196,7 @@ class VerlBackend:
         Returns the gradient's `norm`, NaN without a step, and what was `scored` where the rows were of whole units.
         """
         tu.assign_non_tensor(batch, learning_rate=rate, more=more, mini_batch_size=len(batch), epochs=1)
-        tu.assign_non_tensor(batch, seed=0, dataloader_kwargs={"shuffle": False})
+        tu.assign_non_tensor(batch, seed=0, dataloader_kwargs={"shuffle": False}, **self._told())
         metrics = self.processes.update(batch)
         return {"norm": float(np.mean(metrics["grad_norm"])), "scored": metrics.get("scored", ())}
 
@@ -200,7 +207,7 @@ class VerlBackend:
     # --- files -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        return {"ranks": int(self.processes.workers.world_size)}
+        return {"ranks": int(self.processes.workers.world_size), "follow": self.following}
 
     def save(self) -> Callable[[Path], None]:
         """Writes the ranks' weights and moments, each rank its own, and the weights as a Hugging Face folder."""
@@ -217,7 +224,7 @@ class VerlBackend:
                 f"{folder}: was saved by {state.get('ranks')} ranks and this run has {ranks}; resume with as many."
             )
         self.processes.load(folder.absolute() / RANKS)
-        self.taken, self.published = state["updates"], None
+        self.taken, self.published, self.following = state["updates"], None, state.get("follow")
 
     def export(self, folder: Path, checkpoint: Path) -> None:
         export_checkpoint(ranks_weights(checkpoint), self.config, Path(self.config.model.path), folder)

@@ -213,11 +213,6 @@ def _require_possible(config: RunConfig) -> None:
             f"optimiser.states={config.optimiser.states} is the local engine's; with verl, parallel.offload=true saves "
             "the memory of the moments."
         )
-    if "follower" in config.asks:
-        raise ConfigError(
-            f"method {config.method!r} asks for a slow copy of the policy, which the local engine keeps and verl's "
-            "ranks do not yet; set engine.name=local."
-        )
     if config.model.lora.rank is not None:
         raise ConfigError(
             f"model.lora.rank={config.model.lora.rank} is the local engine's; what verl saves of such an update is not "

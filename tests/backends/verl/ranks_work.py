@@ -79,3 +79,24 @@ def weights_after_steps(ranks: Ranks, config: Any, path: str) -> dict[str, Any]:
         "again": ranks.all("weights")[0],
         "odd": [logprobs.numpy() for logprobs, _ in odd],
     }
+
+
+def slow_copy(ranks: Ranks, config: Any, path: str) -> dict[str, Any]:
+    """What the slow copy says before a step, after one and after two; saved after the first, and taken again."""
+    trainer = trainer_of(ranks, config)
+    backend = trainer.backend
+    groups = batch(backend.tokens)
+    rows = [row for group in groups for row in trainer.layout.answer_rows(group)]
+    said = lambda whose: [logprobs.tolist() for logprobs, _ in backend.score(rows, whose)]  # noqa: E731
+    found: dict[str, Any] = {"before": said("follower"), "start": said("policy")}
+    first = trainer.update(groups).metrics
+    state = backend.following
+    ranks.everywhere("save", path)
+    found |= {"pending": state, "policy": said("policy"), "after": said("follower"), "back": said("policy")}
+    trainer.update(groups)
+    found |= {"metrics": first, "last": said("follower"), "weights": ranks.all("weights")[0]}
+    ranks.everywhere("load", path)
+    backend.following, trainer.updated = state, 1
+    found["again"] = said("follower")
+    trainer.update(groups)
+    return found | {"last again": said("follower"), "weights again": ranks.all("weights")[0]}

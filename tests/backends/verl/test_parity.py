@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ranks_of_verl import in_ranks
-from ranks_work import gradients_of_cases, weights_after_steps
+from ranks_work import gradients_of_cases, slow_copy, weights_after_steps
 from solvable import batch
 
 from nrt_cli.models.prepare import prepare_model
@@ -190,3 +190,29 @@ def test_two_ranks_take_the_step_of_one_and_go_on_from_what_they_saved(tiny_conf
     assert max(apart({name: one["once"][name] for name in weights}, weights).values()) < 1e-4
     for run in (one, two):  # the second step, taken again from the checkpoint, is the same to the last bit
         assert max(apart(run["again"], run["once"]).values()) == 0.0
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_slow_copy_is_the_local_engines_and_is_saved(world, tiny_config, opinionated, tmp_path):
+    """Each rank keeps its part of it; the policy is what it was after the copy was asked."""
+    follow = ("method=nover", "objective.follower_every=1", "objective.follower_keep=0.25", "optimiser.lr=1e-2")
+    config = tiny_config(*follow, *ENGINE, opinionated, f"parallel.gpus_per_node={world}")
+    found = in_ranks(world, config, slow_copy, str(tmp_path / "ranks"))
+    engine = local_engine(config)
+    groups = batch(engine.backend.tokens)
+    rows = [row for group in groups for row in engine.layout.answer_rows(group)]
+    said = lambda whose: [logprobs.tolist() for logprobs, _ in engine.backend.score(rows, whose)]  # noqa: E731
+    flat = lambda rows: np.concatenate(rows)  # noqa: E731
+    assert np.allclose(flat(found["before"]), flat(said("policy")), atol=1e-4)
+    assert found["before"] == found["start"]
+    engine.update(groups)
+    assert found["pending"] == 0.25
+    assert np.allclose(flat(found["after"]), flat(said("follower")), atol=1e-3)
+    assert np.abs(flat(found["after"]) - flat(found["before"])).max() > 0.05
+    assert np.abs(flat(found["after"]) - flat(found["policy"])).max() > 0.01
+    assert found["back"] == found["policy"]
+    engine.update(groups)
+    assert np.allclose(flat(found["last"]), flat(said("follower")), atol=2e-2)
+    assert found["again"] == found["after"]
+    assert found["last again"] == found["last"]
+    assert all(np.array_equal(found["weights"][name], again) for name, again in found["weights again"].items())
