@@ -134,11 +134,20 @@ def length_figure(found: pd.DataFrame) -> Figure | None:
             for label, each in here.groupby("title", sort=False):
                 mean = each.groupby("step")[name].mean().rolling(WINDOW, min_periods=1).mean()
                 lines[str(label)] = StepLine(mean.index, mean)
-            length = f"{here['tokens'].min()} to {here['tokens'].max()} tokens"
-            panels[-1].append(StepPanel(f"{title}, {length}", unit, lines, share=name != "magnitude", zero=False))
+            length = f"{here['tokens'].min()} to {here['tokens'].max()}"
+            panels[-1].append(
+                StepPanel(
+                    f"{title}: {length}", unit, lines, share=name in ("dead", "one_token"), zero=name != "magnitude"
+                )
+            )
     drawing, said = draw_steps(panels, TEXT, 0.4 + 1.5 * len(shown))
+    for first in range(0, len(drawing.axes), len(panels[0])):  # short and long answers are read against each other
+        row = drawing.axes[first : first + len(panels[0])]
+        low, high = zip(*(axis.get_ylim() for axis in row), strict=True)
+        for axis in row:
+            axis.set_ylim(min(low), max(high))
     notes = (f"mean over seeds and groups, then the trailing mean over {WINDOW} stored steps", *said)
     if len(models) > 1:
         notes = (*notes, f"drawn: {models[-1]}; the numbers have all models")
-    caption = "What is left of the signal on longer answers, by training step."
+    caption = "What is left of the signal on longer answers, by training step; a column for answers of so many tokens."
     return Figure("figure-length", "Signal by answer length", caption, drawing, {"groups": found}, notes)
