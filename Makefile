@@ -130,12 +130,18 @@ format: $(READY)
 bench: $(BENCH_READY)
 	@for part in $(BENCH); do $(BENCH_BIN)/python tests/bench/$$part.py $(BENCH_ARGS) || exit 1; done
 
-# Each part goes on where it was stopped; a run that failed does not keep the others from their report.
+# Each part goes on where it was stopped; a failed run (1) keeps no other from its turn. What README shows of it is written last,
+# without where it was made.
 ARENA ?= arena arena-long arena-lot
+SHOWN := analysis/shown
 
 arena: $(READY_TO_RUN)
-	for study in $(ARENA); do $(BIN)/nrt reproduce $$study || exit; done
+	for study in $(ARENA); do $(BIN)/nrt reproduce $$study || [ $$? = 1 ] || exit; done
 	$(BIN)/nrt report $(addprefix studies/,$(ARENA)) --out studies/arena-report
+	sed 's#$(CURDIR)/##g' studies/arena-report/index.html > $(SHOWN)/arena.html
+	cp studies/arena-report/tables/arena.csv $(SHOWN)/arena.csv
+	cp studies/arena-report/tables/answer-length.csv $(SHOWN)/arena-length.csv
+	cp studies/arena-report/figures/figure-length.png $(SHOWN)/arena-length.png
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) $(NEWEST_VENV) $(GPU_VENV) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
