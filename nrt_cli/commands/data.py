@@ -77,6 +77,15 @@ def prepare(
             "asked with it, too."
         ),
     ] = None,
+    spans: Annotated[
+        str | None,
+        Option(
+            metavar="CONTEXT:CONTINUATION[:STRIDE]",
+            help="Cut plain text (.txt, .md, or a column `text`) into examples: so many of the --tokenizer's tokens of "
+            "context, the prompt, and of what follows it there, the answer; such as 256:64. STRIDE tokens on the next "
+            "one begins; default: CONTINUATION. `nrt train --method rlp` learns to think before it reads on.",
+        ),
+    ] = None,
     strict: Annotated[
         bool, Option("--strict", help="Stop at the first row that cannot be read, instead of leaving it out.")
     ] = False,
@@ -106,13 +115,13 @@ def prepare(
     settings = room.Settings(
         mapping=parse_mapping(mapping) if mapping else {}, size=size, stratify=stratify, validation=held_out,
         seed=seed or 0, max_prompt_tokens=max_prompt_tokens, max_answer_tokens=max_answer_tokens, grader=grader,
-        suffix=(suffix or "").strip() or None, train=train, duplicates=duplicates, selection=selection,
+        suffix=(suffix or "").strip() or None, train=train, duplicates=duplicates, selection=selection, spans=spans,
     )  # fmt: skip
     limited = max_prompt_tokens or max_answer_tokens
     if limited and not tokenizer:
         raise DataError("--max-prompt-tokens and --max-answer-tokens need --tokenizer FOLDER to count tokens.")
-    if tokenizer and not limited:
-        raise DataError("--tokenizer has no effect without --max-prompt-tokens or --max-answer-tokens.")
+    if tokenizer and not (limited or spans):
+        raise DataError("--tokenizer has no effect without --max-prompt-tokens, --max-answer-tokens or --spans.")
     measure = None
     if tokenizer:
         from nrt_cli.models.loading import load_tokenizer

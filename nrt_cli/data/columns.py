@@ -48,7 +48,8 @@ class Pair:
 
     `grader` is the one that a prepared row names and `trace` the reference trace z*, each "" for none. `unused` are the
     columns that hold something and were not read; `textless` counts turns of the assistant or a tool that were left out
-    because they have no text.
+    because they have no text. A `span`'s one message is plain text, which y* continues; `section` names the part of
+    the document that its window overlaps nothing outside of, where it was just cut.
     """
 
     where: str
@@ -59,6 +60,8 @@ class Pair:
     unused: tuple[str, ...] = ()
     textless: int = 0
     trace: str = ""
+    span: bool = False
+    section: str = ""
 
     @property
     def lacks(self) -> str | None:
@@ -103,6 +106,8 @@ _SHAPES = (
 """The first whose columns are all there counts: many data sets carry flat copies beside `messages`."""
 
 VERL = ("prompt", "reward_model")
+SPAN = "span"
+"""The style of a row whose prompt is plain text and whose answer is what follows it there, rather than chat."""
 SUFFIX = b"nrt.suffix"
 """In the metadata of a prepared file: the last line that all its questions were given."""
 
@@ -175,7 +180,8 @@ def read_pair(row: Row, mapping: Mapping[str, str]) -> Pair:
     trace = _text(row, shape.trace) if shape.trace in row.values else ""
     trace = beside.get("trace", "") if shape.trace is None else trace if trace.strip() else ""
     origin = row.values[source] if source else row.origin
-    return Pair(row.where, origin, messages, answer, beside.get("grader", ""), unused, textless, trace)
+    about = beside.get("style") == SPAN, beside.get("section", "")
+    return Pair(row.where, origin, messages, answer, beside.get("grader", ""), unused, textless, trace, *about)
 
 
 def _last_turn(messages: list[Message]) -> tuple[list[Message], str | None]:

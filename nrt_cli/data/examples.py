@@ -21,7 +21,7 @@ from nrt_cli.data.sources import Row, file_sha256, parquet_rows
 from nrt_cli.errors import DataError
 from nrt_cli.grading import grading
 from nrt_cli.records import Example
-from nrt_cli.text.prompts import encode_answer, encode_plain, prompt_text
+from nrt_cli.text.prompts import encode_answer, encode_plain, encode_span, prompt_text
 from nrt_cli.text.questions import KnownDocuments, digest, normalised
 
 _PREPARE = "make it with `nrt data prepare`, for example: nrt data prepare qa.jsonl --out data/qa"
@@ -75,6 +75,8 @@ class ExampleSet:
     dropped: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
     traces: int = 0
+    spans: int = 0
+    """How many are plain text, cut in two."""
 
     @property
     def longest(self) -> int:
@@ -153,7 +155,8 @@ def load_examples(
     for number, row in enumerate(_rows(path)):
         try:
             pair = read_pair(row, {})
-            prompt = "" if pair.lacks else prompt_text(tokenizer, pair.messages)
+            prompt = "" if pair.lacks else pair.messages[0]["content"]
+            prompt = prompt if pair.lacks or pair.span else prompt_text(tokenizer, pair.messages)
             question = digest(normalised(prompt))
         except DataError as error:
             message = str(error) if str(error).startswith(row.where) else f"{row.where}: {error}"
@@ -165,9 +168,12 @@ def load_examples(
         if pair.lacks:
             dropped[pair.lacks] += 1
             continue
-        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
-        # y* is encoded alone: a template that ends the assistant's turn must not add to it.
-        answer_ids = encode_answer(tokenizer, str(pair.answer))
+        if pair.span:
+            prompt_ids, answer_ids = encode_span(tokenizer, prompt, str(pair.answer))
+        else:
+            prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+            # y* is encoded alone: a template that ends the assistant's turn must not add to it.
+            answer_ids = encode_answer(tokenizer, str(pair.answer))
         trace_ids = encode_plain(tokenizer, pair.trace) if references else []
         if len(prompt_ids) > max_prompt_tokens:
             dropped["long-prompt"] += 1
@@ -180,6 +186,7 @@ def load_examples(
             dropped["think-token-in-trace"] += 1
         else:
             found.traces += bool(pair.trace)
+            found.spans += pair.span
             if found._references is not None:
                 found._references.append(trace_ids)
             found._prompts.append(prompt_ids)

@@ -30,13 +30,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nrt_cli import __version__
-from nrt_cli.data.columns import OPTIONAL, SUFFIX, Message, Pair, read_pair
+from nrt_cli.data import spans
+from nrt_cli.data.columns import OPTIONAL, SPAN, SUFFIX, Message, Pair, read_pair
 from nrt_cli.data.sources import NO_TEXT, Source, file_sha256, open_sources
 from nrt_cli.errors import DataError
 from nrt_cli.files import draft, listing_sha256, read_record, record_text
 from nrt_cli.grading import grading
 from nrt_cli.grading.grading import find, guess
-from nrt_cli.text.prompts import encode_answer, render_prompt
+from nrt_cli.text.prompts import encode_answer, encode_span, render_prompt
 from nrt_cli.text.questions import digest, ending_in, normalised
 
 MANIFEST = "manifest.json"
@@ -71,6 +72,7 @@ _SPOOL = pa.schema(
         ("prompt", _MESSAGES),
         ("answer", pa.string()),
         ("trace", pa.string()),
+        ("style", pa.string()),
         ("where", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("answer_tokens", pa.int32()),
@@ -113,7 +115,7 @@ class Settings:
       them with seed=`seed` and test_size=`validation`; `size` takes its first training rows. Then rows are dropped.
 
     `train` is how many rows to train on are drawn of those that are not held out; None takes all. `duplicates` keeps
-    rows that are the same.
+    rows that are the same. `spans` cuts plain text, as `spans.Spans.parse` reads it; its sections count as questions.
     `grader` is a name of `text.grading`; None keeps what prepared rows name, and guesses one for each other source from
     its answers. `suffix` is a last line for every question; what is chosen does not depend on it.
     """
@@ -130,9 +132,17 @@ class Settings:
     train: int | None = None
     duplicates: bool = False
     selection: Selection = "content"
+    spans: str | None = None
 
     def __post_init__(self) -> None:
         """Raises DataError for what has no effect, or cannot be meant together."""
+        if self.spans:
+            spans.Spans.parse(self.spans)
+            for option, value in {"--map": self.mapping, "--suffix": self.suffix, "--grader": self.grader}.items():
+                if value:
+                    raise DataError(
+                        f"{option} is about questions and answers, and --spans cuts plain text; remove one."
+                    )
         if self.stratify and not (self.size or self.train or self.validation):
             raise DataError("--stratify has no effect without --size, --train or --validation.")
         if self.selection == "train-test-split":
@@ -196,7 +206,7 @@ def prepare(
     """
     if settings.grader:
         find(settings.grader)
-    sources = open_sources(specs)
+    sources = open_sources(specs, texts=settings.spans is not None)
     # All that decides the output, as JSON: equal recipes make equal rows.
     recipe = {
         "settings": asdict(settings),
@@ -208,6 +218,11 @@ def prepare(
     try:
         with draft(out) as folder:
             with (folder / DROPPED).open("w", encoding="utf-8") as log:
+                if settings.spans:
+                    if tokenizer is None:
+                        raise DataError("--spans needs --tokenizer FOLDER: documents are cut by its tokens.")
+                    size = spans.Spans.parse(settings.spans)
+                    sources = [spans.cut(source, size, tokenizer.tokenizer) for source in sources]
                 tally = _spool(sources, settings, tokenizer, folder / "spool.parquet", log, progress, strict)
                 if not tally.read:
                     names = ", ".join(source.name for source in sources)
@@ -331,11 +346,14 @@ def _spool(
                     if not pair.lacks:
                         *earlier, last = pair.messages
                         asked = last | {"content": ending_in(last["content"], settings.suffix)}
-                        pair = replace(pair, messages=[*earlier, asked])
+                        pair = pair if pair.span else replace(pair, messages=[*earlier, asked])
                     # Characters, and tokens as training will see them: x rendered, y* with its eos.
                     answer = pair.answer or ""
                     lengths = {"prompt_chars": prompt_chars(pair.messages), "answer_chars": len(answer)}
-                    if tokenizer and not pair.lacks:
+                    if tokenizer and pair.span and not pair.lacks:
+                        parts = encode_span(tokenizer.tokenizer, pair.messages[0]["content"], answer)
+                        lengths["prompt_tokens"], lengths["answer_tokens"] = map(len, parts)
+                    elif tokenizer and not pair.lacks:
                         try:
                             lengths["prompt_tokens"] = len(render_prompt(tokenizer.tokenizer, pair.messages))
                         except DataError as error:
@@ -364,7 +382,8 @@ def _spool(
                     continue
                 tokens = {name: lengths.get(name) for name in ("prompt_tokens", "answer_tokens")}
                 row_of = {"data_source": pair.source, "prompt": pair.messages, "answer": pair.answer}
-                rows.append({**row_of, "trace": pair.trace or None, "where": pair.where, **tokens})
+                row_of |= {"style": SPAN if pair.span else "nrt", "trace": pair.trace or None, "where": pair.where}
+                rows.append({**row_of, **tokens})
                 size += lengths["prompt_chars"] + lengths["answer_chars"]
                 tally.hashes.append(content)
                 tally.questions.append(question)
@@ -399,7 +418,7 @@ def hashes(pair: Pair, seed: int) -> tuple[int, int]:
         pair.source.encode()  # is written too
         reply = [pair.trace] if pair.trace else []
         content = digest(json.dumps([turns, pair.answer, *reply], ensure_ascii=False), seed)
-        return content, digest(question)
+        return content, digest(pair.section or question)
     except UnicodeEncodeError:
         raise DataError(f"{pair.where}: {NO_TEXT}.") from None
 
@@ -580,7 +599,7 @@ def _write(
                 column = {name: chosen.column(name).combine_chunks() for name in chosen.column_names}
                 traces[split] += rows - column["trace"].null_count
                 graded_by = pa.array([graders[source] for source in column["data_source"].to_pylist()], pa.string())
-                reward = [pa.repeat("nrt", rows), column["answer"], graded_by]
+                reward = [column["style"], column["answer"], graded_by]
                 reward += [column["trace"]] if tally.traces else []
                 index = pa.array(np.arange(written[split], written[split] + rows, dtype=np.int64))
                 structs = [

@@ -60,14 +60,17 @@ class Source:
     rows: Callable[[], Iterator[Row]]
 
 
-def open_sources(specs: Sequence[str]) -> list[Source]:
-    """The sources a user named, in order. Raises DataError for one that does not exist or is named twice."""
+def open_sources(specs: Sequence[str], texts: bool = False) -> list[Source]:
+    """The sources a user named, in order; with `texts`, files of plain text too, each a row with the column `text`.
+
+    Raises DataError for one that does not exist or is named twice.
+    """
     files: list[Path] = []
     others: list[Source] = []
     for spec in specs:
         kind, colon, rest = spec.partition(":")
         if os.path.exists(spec):  # unlike Path's, it is False for a name that is too long for a file
-            files += _files(Path(spec))
+            files += _files(Path(spec), texts)
         elif colon and kind in _KINDS:
             others.append(_KINDS[kind](rest))
         elif re.fullmatch(r"[\w.-]+/[\w.-]+(\?.*)?", spec) and Path(spec).suffix.lower() not in READERS:
@@ -102,28 +105,30 @@ def file_sha256(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, texts: bool = False) -> list[Path]:
     """The data files at a path: itself, or all below a folder, in the order of their names."""
+    suffixes = [*READERS, *(TEXTS if texts else ())]
     if path.is_dir():
         files = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in READERS
+            if file.suffix.lower() in suffixes
             and file.is_file()
             # Copies that an editor or a file manager keeps for itself, such as .ipynb_checkpoints.
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
         if not files:
-            raise DataError(f"{path}: no {', '.join(READERS)} file in this folder.")
+            raise DataError(f"{path}: no {', '.join(suffixes)} file in this folder.")
         return files
-    if path.suffix.lower() not in READERS:
-        raise DataError(f"{path}: cannot tell the format; name it {', '.join(READERS)}.")
+    if path.suffix.lower() not in suffixes:
+        plain = "; plain text is cut into examples with --spans" if path.suffix.lower() in TEXTS else ""
+        raise DataError(f"{path}: cannot tell the format; name it {', '.join(suffixes)}{plain}.")
     return [path]
 
 
 def file_rows(path: Path, name: str, decoder: json.JSONDecoder | None = None) -> Iterator[Row]:
     """The rows of a file, each called by `name`. Raises DataError where it cannot be read on."""
-    read = READERS[path.suffix.lower()]
+    read = (READERS | TEXTS)[path.suffix.lower()]
     try:
         for where, found in read(path, name, decoder or SPELLED) if read in (_jsonl, _json) else read(path, name):
             yield Row(where, name, {}, found) if isinstance(found, str) else Row(where, name, found)
@@ -331,6 +336,17 @@ READERS: dict[str, Callable[..., Iterator[Found]]] = {
     ".csv": _csv,
     ".parquet": parquet_rows,
 }
+
+
+def _text(path: Path, name: str) -> Iterator[Found]:
+    try:
+        yield name, {"text": path.read_text("utf-8-sig")}
+    except UnicodeDecodeError:
+        yield name, BAD_BYTES
+
+
+TEXTS: dict[str, Callable[..., Iterator[Found]]] = {".txt": _text, ".md": _text}
+"""Files that are one document each."""
 
 
 # --- sources that are not files -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """From messages to the prompt's token ids, and from an answer's text to y*."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from nrt_cli.errors import DataError, ModelError
@@ -78,19 +79,21 @@ def question_of(tokenizer: Any, prompt: str) -> str:
     return prompt[len(before) : len(prompt) - len(after)] if inside else prompt
 
 
-def encode_within(tokenizer: Any, text: str, after: str = "") -> list[int]:
+def encode_within(tokenizer: Any, text: str, after: str = "", plain: bool = False) -> list[int]:
     """The ids of a text that goes on from another. Where it begins with a blank, it gets none put before it.
 
     Some tokenizers put a space before every text (Llama 2 as first stored): alone, " A" has two and a line end one.
 
     Args:
         after: what it goes on from, where that is known: then it gets none in any case.
+        plain: special tokens that are spelled out stay text.
     """
+    encode = partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=plain)
     after = after[-TAIL:] or "a" * text[:1].isspace()
-    before, whole = (tokenizer.encode(part, add_special_tokens=False) for part in (after, after + text))
+    before, whole = encode(after), encode(after + text)
     if whole[: len(before)] == before:
         return list(whole[len(before) :])
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(encode(text))
 
 
 def closing_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
@@ -120,3 +123,11 @@ def encode_answer(tokenizer: Any, text: str) -> list[int]:
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text in which special tokens that are spelled out stay text."""
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def encode_span(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """x and y* of plain text: the ids of a context, after the BOS of a tokenizer that begins every text with one, and
+    of what follows it there, which has no eos, since the text goes on."""
+    begins = [token for token in tokenizer.encode("") if token == tokenizer.bos_token_id]
+    x = encode_within(tokenizer, context, plain=True)
+    return [*begins[:1], *x], encode_within(tokenizer, continuation, context, plain=True)
