@@ -21,6 +21,9 @@ Stop = Literal["end", "eos", "cap"]
 `eos` is any token that may not stand in a trace: one that ends the model's answers, or t_start.
 """
 
+Fault = Literal["", "failed", "refused"]
+"""Why an answer has no verdict but 0: its grader hung, crashed or gave no score; or it is no answer at all."""
+
 Ended = Literal["finished", "failed", "interrupted"]
 """How work that was begun came to its end."""
 
@@ -44,6 +47,28 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a verifier gives an answer, 0 to 1; 0 where it has a fault."""
+
+    score: float
+    fault: Fault = ""
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """An answer that the policy sampled after a trace and t_end, and its verdict once there is one.
+
+    `ids` are all that was sampled, with what ended it: a token that ends the model's answers where it is `finished`,
+    else a think token, or nothing at the cap. `sampler_logprobs` are theirs, in nats.
+    """
+
+    ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    finished: bool
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled trace z, without t_end, and the sampler's natural log-probabilities of what it sampled.
 
@@ -55,6 +80,7 @@ class Rollout:
     sampler_logprobs: tuple[float, ...]
     stop: Stop
     ended_by: int | None = None
+    answer: SampledAnswer | None = None
 
     @property
     def forced(self) -> bool:

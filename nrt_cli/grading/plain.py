@@ -7,6 +7,7 @@ meets a run of white space, and none that may fail looks again at what another s
 import re
 import unicodedata
 from functools import cache
+from itertools import pairwise
 
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+")
 _LOWERED = re.compile("[\u2080-\u2089\u208a\u208b]+")
@@ -138,6 +139,12 @@ def result(line: str) -> str:
 def formulas(text: str) -> list[str]:
     r"""What stands in `$`, `$$`, `\(` or `\[`, in order."""
     return ["".join(parts).strip() for parts in _FORMULA.findall(text)]
+
+
+def boxes(text: str) -> list[str]:
+    """What stands in each box, in order."""
+    starts = [found.start() for found in _BOX.finditer(text)]
+    return [boxed(text[at:to]) or "" for at, to in pairwise([*starts, len(text)])]
 
 
 def boxed(text: str) -> str | None:
