@@ -170,6 +170,14 @@ class TraceRow:
         "list<double>", "-", "over answer tokens: the factor (df/dc) c of the answer term"
     )
     gain: float | None = _column("double", "nats", "sum of `answer_logprobs` - sum of `null_logprobs`")
+    sampled_answer: str | None = _column("string", "text", "the answer that was sampled after the trace, and judged")
+    verdict: float | None = _column("double", "0 to 1", "its score by the row's grader")
+    verdict_fault: str | None = _column(
+        "string",
+        "text",
+        "why it has none but 0: `failed` (the grader hung, crashed or gave no score), `refused` (it was no answer: "
+        "cut, empty, the question again, or several at once); empty otherwise",
+    )
     reward: float | None = _column("double", "the scheme's", "R of the trace; may underflow to 0")
     reward_base: float | None = _column("double", "the scheme's", "R of the null trace; likewise")
     reward_scaled: float | None = _column(

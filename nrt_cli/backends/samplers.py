@@ -1,6 +1,6 @@
 """What samples traces, behind one interface; and the proof that a copy of the weights is the trainer's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nrt_cli.backends.local.decoding import ROWS, evaluating, open_batch, prepacked, rollout_of, sample_groups
+from nrt_cli.backends.local.decoding import (
+    ROWS,
+    Asked,
+    answer_of,
+    answer_requests,
+    evaluating,
+    open_batch,
+    prepacked,
+    rollout_of,
+    sample_answers,
+    sample_groups,
+)
 from nrt_cli.backends.local.rounding import allowed_gap
 from nrt_cli.backends.machine import GPU_ROWS
 from nrt_cli.backends.vllm_engine import CACHE_SHARE, VllmEngine, VllmRequest, installed, weights_of
@@ -17,7 +28,7 @@ from nrt_cli.config import RolloutSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.models.loading import positions
 from nrt_cli.objective.rows import trace_prompt
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, RolloutGroup, SampledAnswer
 from nrt_cli.text.tokens import ThinkTokens
 
 TEXT = "What is 3 plus 4?"
@@ -52,6 +63,10 @@ class Sampler:
         """
         raise NotImplementedError
 
+    def sample_answers(self, groups: Sequence[RolloutGroup], key: Sequence[int]) -> list[list[SampledAnswer]]:
+        """An answer after each of the groups' traces, in their order, by the same weights."""
+        raise NotImplementedError
+
 
 def pick_engine(asked: str, samples: bool, device: torch.device) -> str:
     """`auto` is the faster one: vLLM on a GPU where it is installed, our own decoding everywhere else."""
@@ -81,6 +96,9 @@ class NativeSampler(Sampler):
         self.canary.check(told, self.model, self.name)
         return groups
 
+    def sample_answers(self, groups: Sequence[RolloutGroup], key: Sequence[int]) -> list[list[SampledAnswer]]:
+        return sample_answers(self.model, groups, self.tokens, self.settings, key)
+
     def _next_logprobs(self) -> dict[int, float]:
         """What decoding says of the likeliest tokens after the canary's prompt."""
         with evaluating(self.model):
@@ -102,8 +120,10 @@ class VllmSampler(Sampler):
         self, config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: ThinkTokens
     ) -> None:
         super().__init__(config, model, tokenizer, tokens)
-        # Prompt, t_start and trace, as far as the model has positions.
+        # Prompt, t_start and trace, and an answer where one is sampled, as far as the model has positions.
         longest = config.data.max_prompt_tokens + 1 + config.rollout.max_trace_tokens
+        if "verdicts" in config.asks:
+            longest += 1 + config.rollout.answer_cap(config.longest_answer)
         self.engine = VllmEngine(
             config.model.path,
             str(model.dtype).removeprefix("torch."),
@@ -119,21 +139,32 @@ class VllmSampler(Sampler):
         self.stale = True
 
     def sample_groups(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
+        asked = [
+            (trace_prompt(e, self.tokens), self.settings.trace_cap(len(e.answer_ids)), (*key, e.index, k))
+            for e, k in product(examples, range(group_size))
+        ]
+        rollouts = (rollout_of(*sampled, self.tokens) for sampled in self._sampled(asked))
+        return [RolloutGroup(example, tuple(next(rollouts) for _ in range(group_size))) for example in examples]
+
+    def sample_answers(self, groups: Sequence[RolloutGroup], key: Sequence[int]) -> list[list[SampledAnswer]]:
+        asked = [each for group in groups for each in answer_requests(group, self.tokens, self.settings, key)]
+        answers = (answer_of(*sampled, self.tokens) for sampled in self._sampled(asked))
+        return [[next(answers) for _ in group.rollouts] for group in groups]
+
+    def _sampled(self, asked: Sequence[Asked]) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
+        """Tokens and log-probs after each prompt; the engine sleeps before they are looked at."""
         if self.stale or self.engine.asleep:
             self.engine.load(weights_of(self.model))
             told = self.engine.top_logprobs(self.canary.prompt_ids, self.canary.temperature)
             self.canary.check(told, self.model, self.name)
             self.stale = False
-        settings, ends = self.settings, self.tokens.trace_ends
-        requests = []
-        for example, k in product(examples, range(group_size)):
-            prompt, cap = trace_prompt(example, self.tokens), settings.trace_cap(len(example.answer_ids))
-            seed = stream_seed(*key, example.index, k)
-            requests.append(VllmRequest(prompt, cap, settings.temperature, seed=seed, stop_ids=ends))
-        rollouts = (rollout_of(output.ids, output.logprobs, self.tokens) for output in self.engine.generate(requests))
-        groups = [RolloutGroup(example, tuple(next(rollouts) for _ in range(group_size))) for example in examples]
+        temperature, ends = self.settings.temperature, self.tokens.trace_ends
+        requests = [
+            VllmRequest(prompt, cap, temperature, seed=stream_seed(*key), stop_ids=ends) for prompt, cap, key in asked
+        ]
+        outputs = self.engine.generate(requests)
         self.engine.sleep()
-        return groups
+        return ((output.ids, output.logprobs) for output in outputs)
 
 
 def stream_seed(*key: int) -> int:

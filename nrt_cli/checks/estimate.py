@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nrt_cli import methods
 from nrt_cli.backends import machine
 from nrt_cli.backends.local.decoding import ROWS
 from nrt_cli.backends.local.throughput import matmul_ceiling
 from nrt_cli.config import ModelSection, RunConfig, flatten
+from nrt_cli.config.schema import SLACK
 from nrt_cli.data.examples import ExampleSet
 from nrt_cli.data.sources import open_sources
-from nrt_cli.measures.held_out import SLACK
 from nrt_cli.measures.statistics import mean
 from nrt_cli.models.loading import resolved
 from nrt_cli.models.shapes import model_shape
@@ -121,6 +122,8 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     steps = train.steps or train.epochs * (examples // train.batch_size)
     minibatch = train.minibatch_size or train.batch_size
     traces = rollout.group_size if sampled else 1  # rows per prompt, without the null trace
+    answers = "verdicts" in config.asks  # each trace has a second row, with the answer that was sampled after it
+    traces *= 1 + answers
     of_verl = flatten(config.verl)
 
     def row_of(lengths: Lengths) -> float:
@@ -186,7 +189,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     else:
         decoded = min(rollout.batch_rows or ROWS, train.batch_size * rollout.group_size)
         memory_rollout = kept + (model.parameters * width if width == NARROW else 0)
-        memory_rollout += decoded * (caps.prompt + caps.trace + 2) * cache
+        memory_rollout += decoded * (caps.prompt + caps.trace + 2 + answers * (caps.answer + SLACK)) * cache
 
     def work(tokens: float, context: float) -> float:
         """Products (times 2, for the sums) of a forward pass over tokens that each see `context` tokens on average."""
@@ -197,12 +200,14 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     def seconds_of(lengths: Lengths) -> float:
         """Seconds of one step; NaN where the device's rates are not known."""
         row, tokens, null = row_of(lengths), tokens_of(lengths), lengths.prompt + lengths.answer + 2
+        # Read again, and gone on from.
+        answered = answers * (lengths.prompt + lengths.trace + lengths.answer)
         if math.isnan(gpu.bandwidth):
             # A CPU, whose arithmetic is what takes time, in decoding too; a group's prompt is computed once.
             decoding = 0.0
             if sampled:
                 tokens = train.batch_size * (lengths.prompt + traces * (row - lengths.prompt) + lengths.answer + 2)
-                decoding = train.batch_size * (lengths.prompt + traces * lengths.trace)
+                decoding = train.batch_size * (lengths.prompt + rollout.group_size * (lengths.trace + answered))
             # No gradient is made of frozen weights.
             passes = (2 if config.model.lora.rank else 3) + config.model.gradient_checkpointing
             update = passes * work(tokens, row / 2) / (gpu.flops * CPU_UPDATE_RATE)
@@ -229,7 +234,8 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         computed = work(slots, context) / (parallel.tensor * gpu.flops * UPDATE_RATE)
         # In the end the longest trace goes on alone; of so many, one comes to its cap.
         tail = (caps.trace - lengths.trace) * model.parameters * width * fetch
-        return update + sequences * lengths.trace / slots * max(read, computed) + tail + PAUSE
+        decoded = lengths.trace + answers * lengths.answer
+        return update + sequences * decoded / slots * max(read, computed) + tail + PAUSE
 
     hours = steps * parallel.ranks / 3600
     seconds, seconds_most = seconds_of(lengths), seconds_of(caps)
@@ -272,6 +278,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
                 expected += f"; {more:.0f} more tokens of trace are {added:,.0f} GPU-hours more"
             rates += f"; together they give {PUBLISHED} within a tenth"
         rates += "; none of these rates was measured here"
+    besides = methods.asked(methods.loaded(config.method))
     return Plan(
         method=config.method,
         engine=config.engine.name,
@@ -297,7 +304,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         gpu_hours_most=seconds_most * hours,
         disk=disk + stored,
         disk_kept=disk_kept + stored,
-        assumptions=(expected, rates),
+        assumptions=(expected, rates, *([f"computed besides: {besides}"] if besides else [])),
     )
 
 

@@ -101,6 +101,7 @@ def tried(config: RunConfig, trainer: LocalTrainer, inputs: Inputs) -> Trial:
     batch = {"batch_size": QUESTIONS, "minibatch_size": None}
     small = {"rollout": rollout.model_copy(update=fewer), "train": train.model_copy(update=batch)}
     trainer.config, backend = config.model_copy(update=small), trainer.backend
+    trainer.verifier = inputs.verifying(backend.tokenizer, backend.tokens)
     if backend.sampler is not None:
         backend.sampler.settings = trainer.config.rollout
     backend.tell(lambda _: None)
@@ -394,9 +395,9 @@ def stale(trial: Trial) -> Finding:
     backend.sampler.update()
     # Compares by itself, and raises where the sampler lags behind.
     (group,) = trial.trainer.sample(trial.examples[:1], 2)
-    trainer_KZ = layout.assembled(group, backend.score(layout.rows(group))).trace_KZ
+    trainer_KZ = layout.assembled(group, backend.score(layout.rows(group))).chosen_KZ
     context = layout.context(group, Known(), torch.zeros(1))
-    gaps = (trainer_KZ - layout.sampler_logprobs(group))[context.sampled_mask_KZ].abs()
+    gaps = (trainer_KZ - layout.sampler_logprobs(group))[context.chosen_mask_KZ()].abs()
     gap = float(gaps.mean()) if len(gaps) else math.nan
     moved_V = next_logprobs(model, canary.prompt_ids, canary.temperature) - before_V
     moved = float((moved_V.abs() * before_V.exp()).sum())

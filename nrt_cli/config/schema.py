@@ -146,6 +146,10 @@ class ObjectiveSection(Section):
     weights: Weights = Weights()
 
 
+SLACK = 16
+"""Tokens that an answer may have beyond its reference, or the longest of them: it may be said in other words."""
+
+
 class RolloutSection(Section):
     """How traces are sampled."""
 
@@ -159,6 +163,12 @@ class RolloutSection(Section):
         ge=3,
         description="Most tokens of a trace, its t_end and y* together: a trace is sampled up to what its y* leaves, "
         "and a y* that leaves nothing is dropped before training; null: each to its own cap (row 24).",
+    )
+    max_answer_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Methods with a verifier: a longer sampled answer is cut there, and a cut one is worth nothing; "
+        f"null: {SLACK} tokens more than the row's reference answer.",
     )
     batch_rows: int | None = Field(
         None, ge=1, description="Traces decoded together; null: 64, with vLLM on a GPU 512, verl on a CPU 16."
@@ -175,6 +185,10 @@ class RolloutSection(Section):
         if self.max_response_tokens is None:
             return self.max_trace_tokens
         return max(1, min(self.max_trace_tokens, self.max_response_tokens - 1 - answer_tokens))
+
+    def answer_cap(self, answer_tokens: int) -> int:
+        """Most tokens of an answer that is sampled where the reference has so many."""
+        return self.max_answer_tokens or answer_tokens + SLACK
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -410,9 +424,15 @@ class RunConfig(RunSettings):
 
     @property
     def longest_response(self) -> int:
-        """Most tokens of t_start, a trace, t_end and y*."""
+        """Most tokens of t_start, a trace, t_end and y*, or the answer that is sampled in its place."""
         bound, apart = self.rollout.max_response_tokens, self.rollout.max_trace_tokens + self.longest_answer + 2
-        return apart if bound is None else min(apart, bound + 1)
+        return self.more_than_answer + (apart if bound is None else min(apart, bound + 1))
+
+    @property
+    def more_than_answer(self) -> int:
+        """Most tokens that a sampled answer, where the method asks for one, has beyond the longest y*."""
+        most = self.rollout.answer_cap(self.longest_answer) if "verdicts" in self.asks else 0
+        return max(0, most - self.longest_answer)
 
 
 def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -427,6 +447,13 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield from (
             (f"objective.{key}", method) for each in METHODS.values() for key in each.reads if key not in facts.reads
         )
+        if "verdicts" not in facts.asks:
+            yield "rollout.max_answer_tokens", f"{method}, which samples no answers"
+        if not facts.answer:
+            yield from (
+                (f"objective.{key}", f"{method}, which does not train y*")
+                for key in ("token_signal", "balance", "weights.answer")
+            )
         if "follower" not in facts.asks:
             yield from ((f"objective.follower_{key}", f"{method}, which has no slow copy") for key in ("keep", "every"))
     if objective.advantage not in ("std", "unbiased-std", "scaled"):

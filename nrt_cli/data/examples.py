@@ -245,6 +245,43 @@ def graded_pairs(path: Path, indices: Sequence[int], grader: str | None = None) 
     ]
 
 
+class Pairs:
+    """The pairs of a prepared file by the number of their row, as `graded_pairs` has them, held as columns of text."""
+
+    def __init__(self, path: Path) -> None:
+        numbers, texts = array("q"), (list[str](), list[str](), list[str](), list[str]())
+        for number, row in enumerate(_rows(path)):
+            with contextlib.suppress(DataError):
+                pair = read_pair(row, {})
+                if pair.answer and not pair.lacks:
+                    numbers.append(number)
+                    for column, text in zip(
+                        texts, (_question(pair), pair.answer, pair.grader, pair.source), strict=True
+                    ):
+                        column.append(text)
+        answers = defaultdict[str, list[str]](list)
+        for _, answer, grader, source in zip(*texts, strict=True):
+            if not grader:
+                answers[source].append(answer)
+        guessed = {source: grading.guess(found) for source, found in answers.items()}
+        graders = [grader or guessed[source] for grader, source in zip(*texts[2:], strict=True)]
+        self.places = {number: i for i, number in enumerate(numbers)}
+        self.graders = Counter(zip(texts[3], graders, strict=True))
+        """How many pairs each (source, grader) has."""
+        self._columns = [pa.array(column, pa.large_string()) for column in (texts[0], texts[1], graders)]
+
+    def __getitem__(self, number: int) -> grading.Pair:
+        i = self.places[number]
+        return grading.Pair(*(column[i].as_py() for column in self._columns))
+
+    def of_graders(self) -> list[grading.Pair]:
+        """The first pair of each grader."""
+        first: dict[str, int] = {}
+        for number, i in self.places.items():
+            first.setdefault(self._columns[2][i].as_py(), number)
+        return [self[number] for number in first.values()]
+
+
 def read_texts(path: Path, indices: Collection[int]) -> dict[int, tuple[str, str]]:
     """Question and answer of some pairs of a prepared file, by the number of their row, as they were written.
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nrt_cli.config.schema import SLACK
 from nrt_cli.grading.grading import Grade, Pair, grade
-from nrt_cli.measures.held_out import SLACK
 from nrt_cli.measures.statistics import mean
 from nrt_cli.records import ACCURACIES, Reply, Request
 

@@ -15,9 +15,6 @@ from typing import Any
 from nrt_cli.measures.statistics import Difference, bounded_over_rows, mean_over_rows, share_over_rows
 from nrt_cli.records import ACCURACIES, Overlap
 
-SLACK = 16
-"""Tokens that an answer may have beyond the longest reference: it may be said in other words."""
-
 PairRow = Mapping[str, Any]
 """`answer_logprobs`, `null_logprobs` and `KIND_score` of one held-out pair; None where that was not measured."""
 

@@ -118,6 +118,8 @@ class Signals:
     """False for a group that the method filters out: its traces get no policy gradient, and it is counted."""
     noted: Mapping[str, float] = field(default_factory=dict)
     """What `remember` is to know of the group besides."""
+    answer: bool = True
+    """False where y* itself is not trained, whatever `objective.token_signal` says."""
 
     @classmethod
     def of(cls, reward_K: Tensor, base: Tensor, token_KT: Tensor) -> Signals:
@@ -166,6 +168,12 @@ class Method:
     """What of `ASKS` has to be computed for it besides, which `Group` then has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """The nested settings that belong to the method as published: over the preset's, below the user's."""
+    answer: ClassVar[bool] = True
+    """Whether y* itself is trained; without, every group's `Signals.answer` is False."""
+    every_row: ClassVar[bool] = False
+    """Whether, asking for verdicts, it has no other reward, so that every row needs a verifier."""
+    text: ClassVar[bool] = False
+    """Whether it learns from plain text, cut by `nrt data prepare --spans`, and from nothing else."""
     paper: ClassVar[bool] = False
     """Whether it is one of the schemes that the paper compares."""
     free: ClassVar[tuple[str, ...]] = ()

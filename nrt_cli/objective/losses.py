@@ -80,6 +80,18 @@ class GroupLogprobs:
     end_K: Tensor
     """log pi(t_end | x, t_start, z): the last of a trace's positions, unless an eos is credited there."""
     answer_KT: Tensor
+    sampled_answer_KS: Tensor | None = None
+    """Of answers that were sampled after the traces, where any were."""
+    sampled_answer_entropy_KS: Tensor | None = None
+
+    @property
+    def chosen_KZ(self) -> Tensor:
+        """Of all that the policy may have chosen: the trace's positions, then those of its sampled answer."""
+        return _joined(self.trace_KZ, self.sampled_answer_KS)
+
+
+def _joined(trace_KZ: Tensor, answer_KS: Tensor | None) -> Tensor:
+    return trace_KZ if answer_KS is None else torch.cat([trace_KZ, answer_KS], -1)
 
 
 @dataclass(frozen=True)
@@ -93,15 +105,20 @@ class GroupContext:
     base_logprobs_T: Tensor
     """log c_base of the null trace under pi_old."""
     old_trace_KZ: Tensor | None = None
-    """Trace log-probs under pi_old; None on the first minibatch after sampling, where they are the current ones."""
+    """`chosen_KZ` under pi_old; None on the first minibatch after sampling, where they are the current ones."""
     sampler_trace_KZ: Tensor | None = None
     """What the sampler reported for the same tokens, for truncated importance sampling."""
     reference_trace_KZ: Tensor | None = None
-    """Trace log-probs under the starting model, for the KL term."""
+    """`chosen_KZ` under the starting model, for the KL term."""
     lengths_K: Tensor | None = None
     """Tokens of each trace, without what ended it."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Group` that were computed for the method before the forward pass."""
+    sampled_answer_mask_KS: Tensor | None = None
+
+    def chosen_mask_KZ(self, forced_ends: bool = False) -> Tensor:
+        """Where the policy chose what is scored in `chosen_KZ`; with `forced_ends`, at an appended t_end too."""
+        return _joined(self.trace_mask_KZ if forced_ends else self.sampled_mask_KZ, self.sampled_answer_mask_KS)
 
 
 @dataclass(frozen=True)
@@ -164,11 +181,12 @@ def group_loss(
     """
     reward = method.signals(group_of(method, logprobs, context, objective))
     advantage = group_advantage(reward, objective.baseline, objective.advantage, objective.std_floor)
-    dtype = logprobs.trace_KZ.dtype
-    credit_KZ = context.trace_mask_KZ if objective.credit_forced_end else context.sampled_mask_KZ
-    old_KZ = logprobs.trace_KZ.detach() if context.old_trace_KZ is None else context.old_trace_KZ
+    # An answer that was sampled is the policy's choice as the trace is: all of it moves what was rewarded.
+    chosen_KZ, sampled_KZ = logprobs.chosen_KZ, context.chosen_mask_KZ()
+    credit_KZ, dtype = context.chosen_mask_KZ(objective.credit_forced_end), chosen_KZ.dtype
+    old_KZ = chosen_KZ.detach() if context.old_trace_KZ is None else context.old_trace_KZ
     # Padding holds arbitrary numbers; a difference of 0 there keeps exp finite.
-    log_ratio_KZ = torch.where(credit_KZ, logprobs.trace_KZ - old_KZ, 0.0)
+    log_ratio_KZ = torch.where(credit_KZ, chosen_KZ - old_KZ, 0.0)
     sequence_ratio_K = log_ratio_KZ.detach().sum(-1).exp()
 
     # The objective to maximise, its slope by log pi, and where its ratio is outside the clip range (decision 8). All
@@ -188,10 +206,10 @@ def group_loss(
             # direction of their advantage are left out.
             past_KZ = ((advantage_K1 > 0) & (ratio_KZ > high)) | ((advantage_K1 < 0) & (ratio_KZ < low))
             slope_KZ = torch.where(past_KZ, 0.0, bounded_KZ.detach() * advantage_K1)
-        surrogate_KZ = slope_KZ * logprobs.trace_KZ
+        surrogate_KZ = slope_KZ * chosen_KZ
     if objective.tis_cap is not None and context.sampler_trace_KZ is not None:
         # The gap between pi_old in the trainer and in the sampler is numerical; its ratio is cut at the cap.
-        sampler_gap_KZ = torch.where(context.sampled_mask_KZ, old_KZ.detach() - context.sampler_trace_KZ, 0.0)
+        sampler_gap_KZ = torch.where(sampled_KZ, old_KZ.detach() - context.sampler_trace_KZ, 0.0)
         correction_KZ = sampler_gap_KZ.exp().clamp(max=objective.tis_cap)
         surrogate_KZ, slope_KZ = surrogate_KZ * correction_KZ, slope_KZ * correction_KZ
     trace_K = -torch.where(credit_KZ, surrogate_KZ, 0.0).sum(-1)
@@ -215,9 +233,11 @@ def group_loss(
         # trace term whose advantages are all 1, since those of a group that is dead today say nothing about the
         # balance, and whose traces each have a token left to choose: where traces are empty or certain, y* is learned
         # on. It depends on nothing outside the group, so results do not depend on how a minibatch is cut up.
-        undecided_KZ = torch.where(credit_KZ, -torch.expm1(logprobs.trace_KZ.detach()), 0.0)
+        undecided_KZ = torch.where(credit_KZ, -torch.expm1(chosen_KZ.detach()), 0.0)
         allowed = ANSWER_SHARE * undecided_KZ.sum(-1).clamp(min=1.0).sum()
         signal_KT = signal_KT * (allowed / _push(answer_KT, signal_KT).clamp(min=allowed))
+    if not reward.answer:
+        signal_KT = torch.zeros_like(signal_KT)
     answer_K = -(signal_KT * answer_KT).sum(-1)
 
     # Eq. 11: log pi(t_end | x, t_start, z) and log pi(t_start | x), 0 where not supervised (decision 10).
@@ -226,13 +246,14 @@ def group_loss(
         end_K, start_K = torch.where(context.forced_K, end_K, 0.0), None
     start_K = torch.zeros_like(end_K) if start_K is None else start_K
     format_K = -(end_K + start_K)
-    kl_K = torch.zeros_like(logprobs.trace_KZ[:, 0])
+    kl_K = torch.zeros_like(chosen_KZ[:, 0])
     if context.reference_trace_KZ is not None:
         # KL(pi || starting model) by the estimator e^d - d - 1 with d = log pi_ref - log pi (Schulman's k3).
-        gap_KZ = context.reference_trace_KZ - logprobs.trace_KZ
-        gap_KZ = torch.where(context.sampled_mask_KZ, gap_KZ, 0.0)
+        gap_KZ = context.reference_trace_KZ - chosen_KZ
+        gap_KZ = torch.where(sampled_KZ, gap_KZ, 0.0)
         kl_K = (gap_KZ.exp() - gap_KZ - 1).sum(-1)
-    entropy_K = torch.where(credit_KZ, logprobs.entropy_KZ, 0.0).sum(-1)
+    entropy_KZ = _joined(logprobs.entropy_KZ, logprobs.sampled_answer_entropy_KS)
+    entropy_K = torch.where(credit_KZ, entropy_KZ, 0.0).sum(-1)
     weights, scale = objective.weights, 1.0 / (rows * divisor)
     trace_weight = weights.trace if method.policy_gradient else 0.0
     total_K = trace_weight * trace_K + weights.answer * answer_K + weights.format * format_K
@@ -249,7 +270,7 @@ def group_loss(
         advantage=advantage,
         signal_KT=signal_KT,
         ratio_clipped=(clipped_KZ & credit_KZ).sum() / credit_KZ.sum().clamp(min=1),
-        push_trace=trace_weight * _push(torch.where(credit_KZ, logprobs.trace_KZ, 0.0), slope_KZ),
+        push_trace=trace_weight * _push(torch.where(credit_KZ, chosen_KZ, 0.0), slope_KZ),
         push_answer=weights.answer * _push(answer_KT, signal_KT),
         push_format=weights.format * (_push(end_K) + _push(start_K)),
         push_plain=_push(answer_KT),
@@ -302,11 +323,12 @@ def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str
     # Trainer's pi_old minus the sampler's log-probability, for each sampled token.
     gaps = [scores[0].logprobs.answer_KT.new_zeros(0, dtype=torch.float64)]
     hardest_gains = []
-    for s, mask_KZ in zip(scores, sampled, strict=True):
+    for s in scores:
         old_KZ, sampler_KZ, base_T = s.context.old_trace_KZ, s.context.sampler_trace_KZ, s.context.base_logprobs_T
         # Where the sampler's numbers stand for pi_old's, there is nothing to compare.
         if sampler_KZ is not None and old_KZ is not sampler_KZ:
-            gaps.append(((s.logprobs.trace_KZ if old_KZ is None else old_KZ) - sampler_KZ)[mask_KZ].double().abs())
+            gap_KZ = (s.logprobs.chosen_KZ if old_KZ is None else old_KZ) - sampler_KZ
+            gaps.append(gap_KZ[s.context.chosen_mask_KZ()].double().abs())
         hardest_gains.append(s.logprobs.answer_KT[:, base_T.argmin()] - base_T.min())
     gap, gains = torch.cat(gaps), torch.cat([s.gain_K for s in scores])
     pushes = {term: _total(getattr(s.loss, f"push_{term}") for s in scores) for term in TERMS}

@@ -75,10 +75,11 @@ class Layout:
         self.tokens, self.bare_null, self.credit_eos = tokens, bare_null, credit_eos
 
     def rows(self, group: RolloutGroup) -> list[Row]:
-        """x [t_start] z t_end y* of each trace, scored after x; then x [t_start] z eos where eos gets credit."""
+        """x [t_start] z t_end y* of each trace, scored after x; then x [t_start] z eos where eos gets credit; then
+        x [t_start] z t_end y where an answer was sampled, which is scored."""
         example = group.example
         opening = trace_prompt(example, self.tokens)
-        traces, endings = [], []
+        traces, endings, answers = [], [], []
         for rollout in group.rollouts:
             ids = (*opening, *rollout.trace_ids, self.tokens.end_id, *example.answer_ids)
             # z and t_end are the policy's choices, at the rollout temperature.
@@ -89,7 +90,11 @@ class Layout:
                 ids = (*opening, *rollout.trace_ids, rollout.ended_by)
                 at = len(ids) - 1
                 endings.append(Row(ids, at, (at, at + 1), prompt=len(example.prompt_ids)))
-        return traces + endings
+            if rollout.answer:
+                before = (*opening, *rollout.trace_ids, self.tokens.end_id)
+                ids = (*before, *rollout.answer.ids)
+                answers.append(Row(ids, len(before), (len(before), len(ids)), prompt=len(example.prompt_ids)))
+        return traces + endings + answers
 
     def _ended_otherwise(self, rollout: Rollout) -> bool:
         """Whether a token other than t_end ended the trace and is scored."""
@@ -132,6 +137,12 @@ class Layout:
         sizes = [start + len(rollout.trace_ids) + 1 + answer for rollout in group.rollouts]
         rows, entropies = (scored_N[: sum(sizes)].split(sizes) for scored_N in (logprobs_N, entropies_N))
         endings = iter(logprobs_N[sum(sizes) :])
+        ended = sum(sizes) + sum(map(self._ended_otherwise, group.rollouts))
+        answers = [len(rollout.answer.ids) for rollout in group.rollouts if rollout.answer]
+        answer_KS, answer_entropy_KS = (
+            pad_sequence(scored_N[ended : ended + sum(answers)].split(answers), batch_first=True) if answers else None
+            for scored_N in (logprobs_N, entropies_N)
+        )
         traces = [
             torch.cat([row[start : -answer - 1], next(endings)[None]])
             if self._ended_otherwise(rollout)
@@ -144,6 +155,8 @@ class Layout:
             entropy_KZ=pad_sequence([row[start:-answer] for row in entropies], batch_first=True),
             end_K=torch.stack([row[-answer - 1] for row in rows]),
             answer_KT=torch.stack([row[-answer:] for row in rows]),
+            sampled_answer_KS=answer_KS,
+            sampled_answer_entropy_KS=answer_entropy_KS,
         )
 
     def assembled(self, group: RolloutGroup, scores: Sequence[tuple[Tensor, Tensor]]) -> GroupLogprobs:
@@ -151,14 +164,16 @@ class Layout:
         return self.assemble(group, *(torch.cat(parts).double() for parts in zip(*scores, strict=True)))
 
     def sampler_logprobs(self, group: RolloutGroup) -> Tensor:
-        """What the sampler reported, trace_KZ; 0 where what is scored was not sampled (and is masked)."""
+        """What the sampler reported of traces and answers; 0 where what is scored was not sampled (and is masked)."""
         rows = []
         for rollout in group.rollouts:
             length = len(rollout.trace_ids)
             row = [*rollout.sampler_logprobs, 0.0][: length + 1]
             row[length] *= self._end_sampled(rollout)
             rows.append(torch.tensor(row, dtype=torch.float64))
-        return pad_sequence(rows, batch_first=True)
+        answers = [torch.tensor(r.answer.sampler_logprobs, dtype=torch.float64) for r in group.rollouts if r.answer]
+        parts = [pad_sequence(part, batch_first=True) for part in (rows, answers) if part]
+        return torch.cat(parts, -1)
 
     def _end_sampled(self, rollout: Rollout) -> bool:
         """Whether the policy sampled what is scored at the trace's last position."""
@@ -175,6 +190,12 @@ class Layout:
         appended_K1 = torch.tensor([[not self._end_sampled(r)] for r in group.rollouts], device=device)
         sampled_mask_KZ = trace_mask_KZ & ~(appended_K1 & (at_Z == lengths_K1 - 1))
         old_KZ = None if known.old_trace_KZ is None else known.old_trace_KZ.to(device)
+        answers = [len(r.answer.ids) for r in group.rollouts if r.answer]
+        answer_mask_KS = (
+            torch.arange(max(answers), device=device) < torch.tensor(answers, device=device)[:, None]
+            if answers
+            else None
+        )
         return GroupContext(
             trace_mask_KZ,
             sampled_mask_KZ,
@@ -185,6 +206,7 @@ class Layout:
             None if known.reference_trace_KZ is None else known.reference_trace_KZ.to(device),
             lengths_K1[:, 0] - 1,
             {name: each.to(device) if isinstance(each, Tensor) else each for name, each in known.asked.items()},
+            answer_mask_KS,
         )
 
 

@@ -16,11 +16,12 @@ from nrt_cli.backends.machine import PACKAGES, cpu_name, version
 from nrt_cli.backends.samplers import pick_engine
 from nrt_cli.commandline import pasted, resume, settings, this_command
 from nrt_cli.config import RunConfig
-from nrt_cli.data.examples import ExampleSet, References, graded_pairs, load_examples, suffix_of
+from nrt_cli.data.examples import ExampleSet, Pairs, References, graded_pairs, load_examples, suffix_of
 from nrt_cli.data.prepare import made_with
 from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
 from nrt_cli.files import digest_of_digests
 from nrt_cli.grading.grading import Pair, find
+from nrt_cli.grading.verdicts import require_verifier
 from nrt_cli.models.loading import load_tokens, pick_device, positions, require_model, resolved
 from nrt_cli.models.metadata import model_fault, read_metadata
 from nrt_cli.models.sources import METADATA, model_files
@@ -28,6 +29,7 @@ from nrt_cli.records import Example, Overlap
 from nrt_cli.store import Run
 from nrt_cli.text.tokens import ThinkTokens
 from nrt_cli.training.locate import locate_inputs
+from nrt_cli.training.verifying import Verifying
 
 FREE_ON_RESUME = (
     *("model.path", "model.gradient_checkpointing", "engine.packing", "engine.patience", "rollout.batch_rows"),
@@ -52,6 +54,12 @@ class Inputs:
     """Of each held-out example, the reference answer as text and the name of its grader."""
     steps: int
     fingerprints: dict[str, str]
+    judged: Pairs | None = None
+    """The pairs that are trained on, where answers to them are sampled and judged."""
+
+    def verifying(self, tokenizer: Any, tokens: ThinkTokens) -> Verifying | None:
+        """Who judges, where the method asks for verdicts."""
+        return Verifying(self.judged, tokenizer, tokens) if self.judged else None
 
     def left_out(self) -> list[str]:
         """What was dropped of both, in words, and how many examples have a reference trace."""
@@ -130,6 +138,10 @@ def load_inputs(config: RunConfig) -> Inputs:
                 "changed. Make it again with `nrt data prepare`, or, if you changed it, move it away from there."
             )
         longest = examples.longest_with(config.rollout.trace_cap) if config.thinks else examples.longest
+        if "verdicts" in config.asks:
+            longest = examples.longest_with(
+                lambda a: config.rollout.trace_cap(a) + max(0, config.rollout.answer_cap(a) - a)
+            )
         if limit is not None and longest > limit:
             with_trace, cap = (" with its trace", "rollout.max_trace_tokens, ") if config.thinks else ("", "")
             raise ConfigError(
@@ -149,7 +161,37 @@ def load_inputs(config: RunConfig) -> Inputs:
     if left < batch:
         raise DataError(f"train.batch_size={batch}, but only {left} examples are left to train on; lower it.")
     steps = config.train.steps or config.train.epochs * (left // batch)
-    return Inputs(sets["train"], held_out, shown, pairs, steps, fingerprints)
+    judged = require_rows(config, files["train"], sets["train"])
+    return Inputs(sets["train"], held_out, shown, pairs, steps, fingerprints, judged)
+
+
+def require_rows(config: RunConfig, file: Path, examples: ExampleSet) -> Pairs | None:
+    """The rows' own verifiers, for a method that asks for verdicts. Refuses rows that a method cannot learn from."""
+    method = methods.loaded(config.method)
+    if method.text and examples.spans < len(examples):
+        raise ConfigError(
+            f"{file}: {len(examples) - examples.spans:,} of {len(examples):,} rows are questions and answers, and "
+            f"method {config.method!r} learns from plain text; cut some with `nrt data prepare book.txt --spans 256:64 "
+            "--tokenizer MODEL`."
+        )
+    if "verdicts" not in config.asks:
+        return None
+    pairs = Pairs(file)
+    without = {source: count for (source, grader), count in pairs.graders.items() if grader == "none"}
+    few = ", ".join(f"{count:,} of {source}" for source, count in sorted(without.items())[:3])
+    if method.every_row and without:
+        raise ConfigError(
+            f"{file}: {sum(without.values()):,} rows have no verifier ({few}), and method {config.method!r} rewards "
+            "nothing but a verdict; name a grader with `nrt data prepare --grader NAME`, or train with `mix`, which "
+            "rewards these rows by the likelihood of their answers."
+        )
+    if sum(without.values()) == len(pairs.places):
+        raise ConfigError(
+            f"{file}: no row has a verifier ({few}); name one with `nrt data prepare --grader NAME`, or choose a "
+            f"method without, such as {methods.DEFAULT}."
+        )
+    require_verifier([pair for pair in pairs.of_graders() if pair.grader != "none"])
+    return pairs
 
 
 def require_think_tokens(config: RunConfig) -> tuple[PreTrainedTokenizerBase, ThinkTokens]:

@@ -27,6 +27,13 @@ def trace_rows(
             row = replace(
                 row, k=k, trace=text, stop=rollout.stop, trace_ids=rollout.trace_ids, sampler_logprobs=logprobs
             )
+            if rollout.answer and rollout.answer.verdict:
+                row = replace(
+                    row,
+                    sampled_answer=text_within(tokenizer, rollout.answer.ids),
+                    verdict=rollout.answer.verdict.score,
+                    verdict_fault=rollout.answer.verdict.fault,
+                )
             if scores:
                 score, reward = scores[g], scores[g].loss.reward
                 real_Z = score.context.trace_mask_KZ[k]

@@ -25,9 +25,10 @@ from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import GroupScore, Known, step_metrics
 from nrt_cli.objective.rows import Objective, Row, Unit, Whose
-from nrt_cli.records import Example, HeldOut, RolloutGroup
+from nrt_cli.records import Example, HeldOut, RolloutGroup, SampledAnswer
 from nrt_cli.store import Content
 from nrt_cli.text.tokens import ThinkTokens
+from nrt_cli.training.verifying import Verifying, verdict_metrics
 
 TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
 """First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
@@ -51,6 +52,9 @@ class Backend(Protocol):
 
     def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
         """K traces for each example from the weights last published, from the random streams that `key` names."""
+
+    def answer(self, groups: Sequence[RolloutGroup], key: Sequence[int]) -> list[list[SampledAnswer]]:
+        """An answer after each of the groups' traces, by the same weights and from streams that `key` names."""
 
     def score(self, rows: Sequence[Row], whose: Whose = "policy") -> list[Scores]:
         """What the policy, the starting model or the slow copy says of rows, without gradient."""
@@ -141,16 +145,23 @@ class Trainer:
     """A run's policy in training: `updated` of the whole run's `updates` optimiser steps are taken.
 
     `factor` is the share of the peak learning rate at an update (from 0); None: as the config's schedule has it.
+    `verifier` judges answers, for a method that asks for verdicts.
     """
 
     def __init__(
-        self, config: RunConfig, backend: Backend, updates: int, factor: Callable[[int], float] | None = None
+        self,
+        config: RunConfig,
+        backend: Backend,
+        updates: int,
+        factor: Callable[[int], float] | None = None,
+        verifier: Verifying | None = None,
     ) -> None:
         self.config, self.backend, self.updated = config, backend, 0
         self.factor = factor or (lambda update: rate_factor(config.optimiser, update, updates))
         self.objective = Objective(config, backend.tokens)
         self.layout, self.asks = self.objective.layout, config.asks
         self.memory: Mapping[str, float] = {}
+        self.verifier = verifier
         self.clock = Clock(backend.device)
 
     def train_step(self, examples: Sequence[Example], step: int) -> tuple[Update, list[RolloutGroup]]:
@@ -159,21 +170,41 @@ class Trainer:
         self.clock.read()  # what held-out scores took is no part of a step
         self.backend.work = 0.0
         groups = self.sample(examples, step) if self.config.samples else []
+        groups = self.answered(groups, step) if "verdicts" in self.asks else groups
         update = self.update(groups or examples)
         seconds = time.perf_counter() - started
         phases, tokens = self.clock.read(), update.metrics["tokens"]
         update.metrics.update({"seconds": seconds, "tokens_per_second": tokens / seconds})
         update.metrics.update({f"seconds_{phase}": taken for phase, taken in phases.items()})
-        updating = update.metrics["seconds_update"] = seconds - phases.get("rollout", 0.0)
+        updating = seconds - phases.get("rollout", 0.0) - phases.get("verify", 0.0)
+        update.metrics["seconds_update"] = updating
         update.metrics["mfu"] = self.backend.mfu(updating)
         if groups:
-            sampled = sum(len(rollout.sampler_logprobs) for group in groups for rollout in group.rollouts)
+            rollouts = [rollout for group in groups for rollout in group.rollouts]
+            sampled = sum(len(rollout.sampler_logprobs) for rollout in rollouts)
+            sampled += sum(len(rollout.answer.ids) for rollout in rollouts if rollout.answer)
             update.metrics["rollout_tokens_per_second"] = sampled / phases["rollout"]
+            if "verdicts" in self.asks:
+                update.metrics.update(verdict_metrics(rollouts))
         return update, groups
 
     def sample(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
         """K traces for each example under the current policy, from the random streams of this step."""
         return self._sample(examples, self.config.rollout.group_size, (self.config.seed, TRAIN_STREAM, step))
+
+    def answered(self, groups: Sequence[RolloutGroup], step: int) -> list[RolloutGroup]:
+        """The same groups; where a row has a verifier, each trace with an answer after it, and its verdict."""
+        assert self.verifier is not None, "a method that asks for verdicts was given nobody to judge"
+        answered = list(groups)
+        at = [i for i, group in enumerate(groups) if self.verifier.judges(group.example)]
+        with self.clock("rollout"):
+            asked = [groups[i] for i in at]
+            answers = self.backend.answer(asked, (self.config.seed, TRAIN_STREAM, step)) if at else []
+        with self.clock("verify"):
+            for i, judged in zip(at, self.verifier.judged([group.example for group in asked], answers), strict=True):
+                pairs = zip(groups[i].rollouts, judged, strict=True)
+                answered[i] = replace(groups[i], rollouts=tuple(replace(r, answer=answer) for r, answer in pairs))
+        return answered
 
     def _sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
         with self.clock("weights"):
@@ -244,7 +275,8 @@ class Trainer:
         metrics |= {key: sum(report[key] for report in reports) / len(reports) for key in reports[0]}
         rows = [row for group in groups for row in self.layout.rows(group)[: len(group.rollouts)]]
         rows += [self.layout.reference_row(example) for example in examples]
-        metrics["tokens"] = sum(len(row.ids) for row in rows)
+        sampled = [rollout.answer for group in groups for rollout in group.rollouts if rollout.answer]
+        metrics["tokens"] = sum(len(row.ids) for row in rows) + sum(len(answer.ids) for answer in sampled)
         return Update(metrics, scores)
 
     def _known_before(self, groups: Sequence[RolloutGroup], first: int) -> list[Known]:
@@ -261,31 +293,38 @@ class Trainer:
         elif len(groups) > first:
             rows = [self.layout.rows_with_null(group) for group in groups[first:]]
             for i, scores in enumerate(self._scored(rows), first):
-                trace_KZ = self.layout.assembled(groups[i], scores[:-1]).trace_KZ
-                known[i] = Known(base_logprobs_T=scores[-1][0].double(), old_trace_KZ=trace_KZ)
+                chosen_KZ = self.layout.assembled(groups[i], scores[:-1]).chosen_KZ
+                known[i] = Known(base_logprobs_T=scores[-1][0].double(), old_trace_KZ=chosen_KZ)
         without = [i for i, each in enumerate(known) if each.base_logprobs_T is None]
         alone = [i for i in without if i >= first or not self.backend.fits(self.layout.rows_with_null(groups[i]))]
         nulls = self._scored([[self.layout.null_row(groups[i].example)] for i in alone])
         for i, ((logprobs_T, _),) in zip(alone, nulls, strict=True):
             known[i] = replace(known[i], base_logprobs_T=logprobs_T.double())
-        for i, asked in enumerate(self._asked(groups)):
-            reference_KZ = asked["reference_trace_KZ"] if self.config.objective.kl_weight else None
+        for i, (asked, reference_KZ) in enumerate(self._asked(groups)):
+            reference_KZ = reference_KZ if self.config.objective.kl_weight else None
             known[i] = replace(known[i], reference_trace_KZ=reference_KZ, asked=asked)
         return known
 
-    def _asked(self, groups: Sequence[RolloutGroup]) -> list[dict[str, Any]]:
-        """Of each group the fields of `Group` that the method asks for and no pass of the policy says."""
+    def _asked(self, groups: Sequence[RolloutGroup]) -> list[tuple[dict[str, Any], Tensor | None]]:
+        """Of each group the fields of `Group` that the method asks for and no pass of the policy says; and what the
+        starting model, where it is asked, says of all that the policy chose."""
         asked: list[dict[str, Any]] = [{"memory": self.memory} for _ in groups]
+        references: list[Tensor | None] = [None for _ in groups]
+        if "verdicts" in self.asks:
+            for found, group in zip(asked, groups, strict=True):
+                verdicts = [rollout.answer.verdict if rollout.answer else None for rollout in group.rollouts]
+                found["verdicts_K"] = torch.tensor([v.score if v else math.nan for v in verdicts], dtype=torch.float64)
         if "reference" in self.asks:
             scored = self._scored([self.layout.rows(group) for group in groups], "reference")
-            for found, group, scores in zip(asked, groups, scored, strict=True):
+            for i, (group, scores) in enumerate(zip(groups, scored, strict=True)):
                 said = self.layout.assembled(group, scores)
-                found |= {"reference_trace_KZ": said.trace_KZ, "reference_logprobs_KT": said.answer_KT}
+                asked[i] |= {"reference_trace_KZ": said.trace_KZ, "reference_logprobs_KT": said.answer_KT}
+                references[i] = said.chosen_KZ
         if "follower" in self.asks:
             scored = self._scored([self.layout.answer_rows(group) for group in groups], "follower")
             for found, scores in zip(asked, scored, strict=True):
                 found["follower_logprobs_KT"] = torch.stack([logprobs_T for logprobs_T, _ in scores]).double()
-        return asked
+        return [*zip(asked, references, strict=True)]
 
     def _scored(self, parts: Sequence[Sequence[Row]], whose: Whose = "policy") -> list[list[Scores]]:
         """The scores of each part's rows, all of them asked for at once."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nrt_cli import config as configs
-from nrt_cli import console
+from nrt_cli import console, methods
 from nrt_cli.backends.local.backend import ran_out
 from nrt_cli.backends.local.throughput import longest_operators
 from nrt_cli.backends.machine import use_threads
@@ -142,7 +142,8 @@ class _Session:
         """
         self.run, self.config, self.inputs, self.last = run, config, inputs, inputs.steps
         updates = config.train.batch_size // (config.train.minibatch_size or config.train.batch_size)
-        self.trainer = Trainer(config, backend, inputs.steps * updates)
+        verifier = inputs.verifying(backend.tokenizer, backend.tokens)
+        self.trainer = Trainer(config, backend, inputs.steps * updates, verifier=verifier)
         done = restore(self.trainer) if restore else None
         if restore:
             # A kill between a checkpoint and the removal of an older one leaves both.
@@ -258,7 +259,8 @@ class _Session:
         self.display.step(record, sample)
         if step == 1 and groups:
             self.display.note(f"gradient by term: {balance_described(update.metrics)}")
-            if doubt := balance_doubt(update.metrics, self.config.objective):
+            trains = methods.facts(self.config.method).answer
+            if trains and (doubt := balance_doubt(update.metrics, self.config.objective)):
                 self.display.warn(doubt)
         self.watch(record)
 

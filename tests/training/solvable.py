@@ -5,11 +5,12 @@ stand traces that are given, for it and for models.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from nrt_cli.records import Example, Rollout, RolloutGroup
+from nrt_cli.records import Example, Rollout, RolloutGroup, SampledAnswer, Verdict
 from nrt_cli.text.tokens import ThinkTokens
 
 A, B, START, END, EOS = range(5)
@@ -93,6 +94,23 @@ class Solvable:
             groups.append(RolloutGroup(example, tuple(rollouts)))
         return groups
 
+    def answer(self, groups, key):
+        """After each trace and t_end, up to the cap or what ends a trace."""
+        found = []
+        for group in groups:
+            cap, answers = self.config.rollout.answer_cap(len(group.example.answer_ids)), []
+            for k, trace in enumerate(group.rollouts):
+                random, ids, said = np.random.default_rng((*key, group.example.index, k, 1)), (), ()
+                opening = (*group.example.prompt_ids, START, *trace.trace_ids, END)
+                while len(ids) < cap and (not ids or ids[-1] not in self.tokens.trace_ends):
+                    logits_V = self.logits((*opening, *ids)).detach() / self.config.rollout.temperature
+                    logprobs_V = logits_V.log_softmax(-1)
+                    ids = (*ids, int(random.choice(5, p=logprobs_V.exp().numpy() / float(logprobs_V.exp().sum()))))
+                    said = (*said, float(logprobs_V[ids[-1]]))
+                answers.append(SampledAnswer(ids, said, ids[-1] == EOS))
+            found.append(answers)
+        return found
+
     def state(self):
         return {}
 
@@ -116,6 +134,20 @@ class Solvable:
     fits = lambda self, rows: True  # noqa: E731
     mfu = lambda self, seconds: math.nan  # noqa: E731
     publish = lambda self: None  # noqa: E731
+
+
+class Judge:
+    """A verifier of the solvable policy: `worth` of an answer's ids, of the examples in `only`, or of all."""
+
+    def __init__(self, worth, only=None):
+        self.worth, self.only = worth, only
+
+    def judges(self, example):
+        return self.only is None or example.index in self.only
+
+    def judged(self, examples, answers):
+        verdict = lambda answer: Verdict(self.worth(answer.ids) if answer.finished else 0.0)  # noqa: E731
+        return [[replace(answer, verdict=verdict(answer)) for answer in group] for group in answers]
 
 
 def rollout(ids, logprobs, tokens):

@@ -28,7 +28,7 @@ from nrt_cli.models.export import export_model
 from nrt_cli.models.loading import load_model, load_tokens
 from nrt_cli.models.lora import adapt
 from nrt_cli.objective.rows import Row, Unit, Whose, by_prompt
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, RolloutGroup, SampledAnswer
 from nrt_cli.text.tokens import ThinkTokens
 
 Result = TypeVar("Result")
@@ -130,6 +130,10 @@ class LocalBackend:
     def sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
         assert self.sampler is not None
         return self.sampler.sample_groups(examples, group_size, key)
+
+    def answer(self, groups: Sequence[RolloutGroup], key: Sequence[int]) -> list[list[SampledAnswer]]:
+        assert self.sampler is not None
+        return self.sampler.sample_answers(groups, key)
 
     def publish(self) -> None:
         if self.sampler is not None and not self.published:

@@ -21,7 +21,7 @@ from nrt_cli.backends.local.attention import Reading, common_prefix, pack, withi
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
 from nrt_cli.objective.rows import trace_prompt
-from nrt_cli.records import Example, Rollout, RolloutGroup, Stop
+from nrt_cli.records import Example, Rollout, RolloutGroup, SampledAnswer, Stop
 from nrt_cli.text.tokens import ThinkTokens
 
 ROWS = 64
@@ -32,6 +32,9 @@ PREFILL_TOKENS = 16384
 
 ROOM = 64
 """Columns that keys and values grow by: growing copies them."""
+
+ANSWER_STREAM = 1
+"""Last part of the key of the random streams that answers are sampled from."""
 
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed together when one is picked."""
@@ -385,24 +388,62 @@ def sample_groups(
     Every trace has a random stream of its own, keyed by (*key, example, k) with a key such as (seed, step), so what it
     samples does not depend on what it shares a batch with, and a resumed run continues as if it had never stopped.
     """
-    traces = [(example, k) for example in examples for k in range(group_size)]
-    stops, cap = torch.tensor(tokens.trace_ends, device=model.device), settings.max_trace_tokens
+    asked = [
+        (trace_prompt(example, tokens), settings.trace_cap(len(example.answer_ids)), (*key, example.index, k))
+        for example in examples
+        for k in range(group_size)
+    ]
+    of = iter(rollout_of(*sampled, tokens) for sampled in _sampled(model, asked, tokens, settings, group_size))
+    return [RolloutGroup(example, tuple(next(of) for _ in range(group_size))) for example in examples]
+
+
+@torch.no_grad()
+def sample_answers(
+    model: PreTrainedModel,
+    groups: Sequence[RolloutGroup],
+    tokens: ThinkTokens,
+    settings: RolloutSection,
+    key: Sequence[int],
+) -> list[list[SampledAnswer]]:
+    """An answer after each trace and t_end, as the policy goes on: for each group those of its K traces."""
+    asked = [each for group in groups for each in answer_requests(group, tokens, settings, key)]
+    of = iter(answer_of(*sampled, tokens) for sampled in _sampled(model, asked, tokens, settings, 1))
+    return [[next(of) for _ in group.rollouts] for group in groups]
+
+
+Asked = tuple[Sequence[int], int, tuple[int, ...]]
+"""A prompt, the most tokens that may follow it, and the key of their random stream."""
+
+
+def answer_requests(
+    group: RolloutGroup, tokens: ThinkTokens, settings: RolloutSection, key: Sequence[int]
+) -> Iterator[Asked]:
+    """What answers are sampled after. A trace's stream has a key one number shorter."""
+    cap, opening = settings.answer_cap(len(group.example.answer_ids)), trace_prompt(group.example, tokens)
+    for k, rollout in enumerate(group.rollouts):
+        yield (*opening, *rollout.trace_ids, tokens.end_id), cap, (*key, group.example.index, k, ANSWER_STREAM)
+
+
+def _sampled(
+    model: PreTrainedModel, asked: Sequence[Asked], tokens: ThinkTokens, settings: RolloutSection, together: int
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Tokens and log-probs after each prompt, up to its cap or a token that ends a trace, in their order."""
+    stops = torch.tensor(tokens.trace_ends, device=model.device)
     # Whole groups, as long as one fits: each batch reads its prompts anew.
     rows = settings.batch_rows or ROWS
-    size = rows // group_size * group_size or rows
-    rollouts: list[Rollout] = []
+    size = rows // together * together or rows
     with prepacked(model), evaluating(model):
-        for start in range(0, len(traces), size):
-            part = traces[start : start + size]
-            streams = np.stack([random_stream(cap, *key, example.index, k) for example, k in part])
+        for start in range(0, len(asked), size):
+            part = asked[start : start + size]
+            caps = [cap for _, cap, _ in part]
+            streams = np.stack([random_stream(max(caps), *key) for *_, key in part])
             uniforms_RC = torch.from_numpy(streams).to(model.device)
-            caps = [settings.trace_cap(len(example.answer_ids)) for example, _ in part]
             sampled: list[tuple[list[int], list[float]]] = [([], []) for _ in part]
             batch = open_batch(model, tokens.pad_id)
-            logits_RV = batch.add([trace_prompt(example, tokens) for example, _ in part])
+            logits_RV = batch.add([prompt for prompt, *_ in part])
             rows_R = torch.arange(len(part), device=model.device)
             live_R = torch.ones_like(rows_R, dtype=torch.bool)
-            for position in range(cap):
+            for position in range(max(caps)):
                 ids_R, logprobs_R = pick(logits_RV / settings.temperature, uniforms_RC[rows_R, position])
                 columns = (column_R[live_R].tolist() for column_R in (rows_R, ids_R, logprobs_R))
                 for row, token, logprob in zip(*columns, strict=True):
@@ -410,16 +451,14 @@ def sample_groups(
                         sampled[row][0].append(token)
                         sampled[row][1].append(logprob)
                 live_R &= ~torch.isin(ids_R, stops)
-                if position == cap - 1 or not live_R.any():
+                if position == max(caps) - 1 or not live_R.any():
                     break
                 # Dropping rows copies what is kept of the others, so not one at a time.
                 if (~live_R).float().mean() >= 0.25:
                     batch.keep(live_R.nonzero()[:, 0].tolist())
                     rows_R, ids_R, live_R = rows_R[live_R], ids_R[live_R], live_R[live_R]
                 logits_RV = batch.step(ids_R.tolist(), live_R.tolist())
-            rollouts += [rollout_of(*trace, tokens) for trace in sampled]
-    of = iter(rollouts)
-    return [RolloutGroup(example, tuple(next(of) for _ in range(group_size))) for example in examples]
+            yield from sampled
 
 
 def rollout_of(ids: Sequence[int], logprobs: Sequence[float], tokens: ThinkTokens) -> Rollout:
@@ -428,3 +467,8 @@ def rollout_of(ids: Sequence[int], logprobs: Sequence[float], tokens: ThinkToken
     if stop == "cap":
         return Rollout(tuple(ids), tuple(logprobs), stop)
     return Rollout(tuple(ids[:-1]), tuple(logprobs), stop, ids[-1])
+
+
+def answer_of(ids: Sequence[int], logprobs: Sequence[float], tokens: ThinkTokens) -> SampledAnswer:
+    """A think token ends it as well, since none may stand in an answer, but does not finish it."""
+    return SampledAnswer(tuple(ids), tuple(logprobs), ids[-1] in tokens.stop_ids)

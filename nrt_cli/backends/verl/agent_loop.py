@@ -11,7 +11,6 @@ import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 
 from nrt_cli.backends.local.decoding import rollout_of
-from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example, Rollout
 from nrt_cli.text.tokens import ThinkTokens
 
@@ -20,7 +19,8 @@ NAME = "nrt"
 
 
 class NativeReasoning(AgentLoopBase):
-    """One trace: sampled until a token that ends one or the cap, then t_end and y* appended, all as token ids.
+    """One trace: sampled until a token that ends one or the cap, then t_end and y* appended, all as token ids; or an
+    answer, where the opening that it goes on from has a trace and t_end.
 
     Its output is verl's: the prompt x, the response t_start z t_end y*, and the sampler's log-probabilities, else 0.
     """
@@ -28,7 +28,7 @@ class NativeReasoning(AgentLoopBase):
     async def run(self, sampling_params: dict[str, Any], **request: Any) -> AgentLoopOutput:
         example: Example = request["example"]
         tokens: ThinkTokens = request["tokens"]
-        opening = trace_prompt(example, tokens)
+        opening: tuple[int, ...] = request["opening"]
         asked = {"max_tokens": request["max_trace_tokens"], "seed": request["seed"], "logprobs": True}
         # The list has every token that ends a trace; vLLM's own rule knows only the tokenizer's eos.
         ends = {"stop_token_ids": list(tokens.trace_ends), "ignore_eos": True}

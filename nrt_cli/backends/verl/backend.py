@@ -18,14 +18,16 @@ from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
+from nrt_cli.backends.local.decoding import answer_of, answer_requests
 from nrt_cli.backends.samplers import stream_seed
 from nrt_cli.backends.verl.loss import as_rows, scored
 from nrt_cli.config import RunConfig
 from nrt_cli.errors import StoreError
 from nrt_cli.models.export import RANKS, export_checkpoint, ranks_weights
 from nrt_cli.models.loading import load_tokens
-from nrt_cli.objective.rows import Row, Unit, Whose
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.objective.rows import Row, Unit, Whose, trace_prompt
+from nrt_cli.records import Example, Rollout, RolloutGroup, SampledAnswer
+from nrt_cli.text.tokens import ThinkTokens
 
 Scores = list[tuple[Tensor, Tensor]]
 """Log-probabilities and entropies of the scored tokens of some rows."""
@@ -60,6 +62,7 @@ class VerlBackend:
         requests = [
             {
                 "group": "-".join(map(str, (*key, example.index))),
+                "opening": trace_prompt(example, self.tokens),
                 "example": example,
                 "tokens": self.tokens,
                 "max_trace_tokens": self.config.rollout.trace_cap(len(example.answer_ids)),
@@ -70,6 +73,24 @@ class VerlBackend:
         ]
         rollouts = iter(self.processes.sample(requests, self.config.rollout.temperature))
         return [RolloutGroup(example, tuple(next(rollouts) for _ in range(group_size))) for example in examples]
+
+    def answer(self, groups: Sequence[RolloutGroup], key: Sequence[int]) -> list[list[SampledAnswer]]:
+        """Its servers sample what follows a trace as they sample a trace."""
+        self.publish()  # they sleep after traces
+        requests = [
+            {
+                "group": "-".join(map(str, seeds)),
+                "opening": opening,
+                "example": group.example,
+                "tokens": self.tokens,
+                "max_trace_tokens": cap,
+                "seed": stream_seed(*seeds),
+            }
+            for group in groups
+            for opening, cap, seeds in answer_requests(group, self.tokens, self.config.rollout, key)
+        ]
+        sampled = iter(self.processes.sample(requests, self.config.rollout.temperature))
+        return [[_answer(next(sampled), self.tokens) for _ in group.rollouts] for group in groups]
 
     def publish(self) -> None:
         if self.processes.asleep or self.published != self.taken:
@@ -231,6 +252,12 @@ class VerlBackend:
 
     def close(self) -> None:
         self.processes.close()
+
+
+def _answer(sampled: Rollout, tokens: ThinkTokens) -> SampledAnswer:
+    """What an agent loop hands back as a trace."""
+    ended = () if sampled.ended_by is None else (sampled.ended_by,)
+    return answer_of((*sampled.trace_ids, *ended), sampled.sampler_logprobs, tokens)
 
 
 def _evened(unit: Unit, rows: int) -> list[Row]:
