@@ -66,7 +66,8 @@ def prepare(
     grader: Annotated[
         str | None,
         Option(
-            help="How answers are graded: number, math, choice, exact, none or MODULE:FUNCTION; kept with the data. "
+            help="How answers are graded: number, math, choice, exact, code (the answer is a program's tests), none or "
+            "MODULE:FUNCTION; kept with the data. "
             "Without it, guessed from each source's answers."
         ),
     ] = None,

@@ -449,11 +449,6 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         )
         if "verdicts" not in facts.asks:
             yield "rollout.max_answer_tokens", f"{method}, which samples no answers"
-        if not facts.answer:
-            yield from (
-                (f"objective.{key}", f"{method}, which does not train y*")
-                for key in ("token_signal", "balance", "weights.answer")
-            )
         if "follower" not in facts.asks:
             yield from ((f"objective.follower_{key}", f"{method}, which has no slow copy") for key in ("keep", "every"))
     if objective.advantage not in ("std", "unbiased-std", "scaled"):

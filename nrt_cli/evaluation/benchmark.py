@@ -111,7 +111,7 @@ class Benchmark:
                 if reason:
                     raise DataError(f"{row.where}: {reason} ({file}).")
         if self.spec.grader == "code":
-            from nrt_cli.evaluation.sandbox import missing
+            from nrt_cli.grading.sandbox import missing
 
             holes = missing()
             if holes and not allow_unsafe_code:

@@ -19,9 +19,8 @@ from typing import Any
 
 from nrt_cli.config.suite import AS_PAIRS, BenchmarkSpec
 from nrt_cli.errors import ConfigError
-from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.rows import Row
-from nrt_cli.grading import graders
+from nrt_cli.grading import graders, sandbox
 from nrt_cli.grading.grading import Grade, find, verifier
 from nrt_cli.grading.numerals import last_number, numeral, only_number, pure_number, ready, same_number
 from nrt_cli.grading.plain import boxed, plain

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from nrt_cli.errors import ConfigError
-from nrt_cli.grading import graders
+from nrt_cli.grading import graders, sandbox
 from nrt_cli.grading.mathematics import Verifier
 from nrt_cli.grading.numerals import is_numeral, numeral, only_number, pure_number, same_number
 from nrt_cli.grading.plain import bare, boxed, formulas, plain, told
@@ -67,6 +67,8 @@ def find(name: str) -> Callable[[Row, str], Grade]:
             raise ConfigError(f"grader {name!r} is unknown; choose one of {', '.join(GRADERS)} or module:function.")
         if name == "math" and find_spec("math_verify") is None:
             raise ConfigError("grader 'math' needs the package math-verify: pip install 'nrt-cli[eval]'.")
+        if name == "code" and (holes := sandbox.missing()):
+            raise ConfigError(f"grader 'code' runs programs of a model, and nothing here enforces {', '.join(holes)}.")
         return GRADERS[name]
 
     # A user's function of (row, reply): a score in [0, 1], True or False, or a `Grade`.
@@ -191,11 +193,21 @@ def _mathematics(text: str) -> list[str | None]:
     return [part for part in (said, *marked[-1:], whole.removesuffix("."), number) if part] or [None]
 
 
+def _code(row: Row, reply: str) -> Grade:
+    blocks = _BLOCK.findall(reply)
+    program = blocks[-1] if blocks else reply
+    return _judged(program, sandbox.run([program], row.answer, workers=1)[0])
+
+
+_BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
 GRADERS: dict[str, Callable[[Row, str], Grade]] = {
     "number": _number,
     "math": _math,
     "choice": _choice,
     "exact": _exact,
+    "code": _code,
     "none": lambda row, reply: Grade(),
 }
-"""Final number; mathematics in LaTeX; letter of an option (or yes, no, true, false); whole answer; nothing."""
+"""Final number; mathematics in LaTeX; letter of an option (or yes, no, true, false); whole answer; the
+program in a reply's last block of code, by the tests that the reference answer is, in the sandbox; nothing."""

@@ -95,7 +95,7 @@ def refused(pair: Pair, answer: str, finished: bool) -> Fault:
     rest = text.replace(question, "") if question else text
     if not finished or not rest.strip(" .,:;!?"):
         return "refused"
-    return "refused" if several(answer, pair.answer) else ""
+    return "refused" if pair.grader != "code" and several(answer, pair.answer) else ""
 
 
 def several(answer: str, reference: str) -> bool:

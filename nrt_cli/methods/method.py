@@ -119,7 +119,7 @@ class Signals:
     noted: Mapping[str, float] = field(default_factory=dict)
     """What `remember` is to know of the group besides."""
     answer: bool = True
-    """False where y* itself is not trained, whatever `objective.token_signal` says."""
+    """False where the group's y* is not trained, whatever `objective.token_signal` says."""
 
     @classmethod
     def of(cls, reward_K: Tensor, base: Tensor, token_KT: Tensor) -> Signals:
@@ -168,8 +168,6 @@ class Method:
     """What of `ASKS` has to be computed for it besides, which `Group` then has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """The nested settings that belong to the method as published: over the preset's, below the user's."""
-    answer: ClassVar[bool] = True
-    """Whether y* itself is trained; without, every group's `Signals.answer` is False."""
     every_row: ClassVar[bool] = False
     """Whether, asking for verdicts, it has no other reward, so that every row needs a verifier."""
     text: ClassVar[bool] = False

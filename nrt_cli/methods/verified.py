@@ -6,6 +6,7 @@ Group-relative advantages: GRPO, arXiv 2402.03300 Sec. 4.1.2; verifiable rewards
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 from nrt_cli.methods.method import Formula, Formulas, Group, Method, Signals
 from nrt_cli.methods.weighted_sum import NegativeLogProbability
@@ -20,8 +21,8 @@ class Verified(Method):
     place = 30
     asks = frozenset({"verdicts"})
     free = ("token signals", "baseline")
-    answer = False
     every_row = True
+    defaults: ClassVar = {"objective": {"weights": {"answer": 0.0}}}
     formulas = Formulas(
         "Verdict on a sampled answer",
         Formula("v(y)", "v(y)"),
@@ -34,11 +35,11 @@ class Verified(Method):
         assert group.verdicts_K is not None
         nothing_KT = group.logprobs_KT.new_zeros(group.logprobs_KT.shape)
         # 0, not v(null): with objective.baseline=clip it takes nothing off, and the group's mean is what compares.
-        return replace(Signals.of(group.verdicts_K, group.verdicts_K.new_zeros(()), nothing_KT), answer=False)
+        return Signals.of(group.verdicts_K, group.verdicts_K.new_zeros(()), nothing_KT)
 
 
 class Mixed(NegativeLogProbability):
-    """R = v(y) on rows that name a verifier, and NRT-WS (-log p)'s reward on all others, group by group."""
+    """R = v(y) on rows that name a verifier, and NRT-WS (-log p)'s reward on all others, whose y* alone is trained."""
 
     name = "mix"
     title = "Verifier or NRT-WS (-log p)"
@@ -59,4 +60,4 @@ class Mixed(NegativeLogProbability):
 
     def signals(self, group: Group) -> Signals:
         judged = group.verdicts_K is not None and not bool(group.verdicts_K.isnan().any())
-        return Verified().signals(group) if judged else super().signals(group)
+        return replace(Verified().signals(group), answer=False) if judged else super().signals(group)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nrt_cli import config as configs
-from nrt_cli import console, methods
+from nrt_cli import console
 from nrt_cli.backends.local.backend import ran_out
 from nrt_cli.backends.local.throughput import longest_operators
 from nrt_cli.backends.machine import use_threads
@@ -259,8 +259,7 @@ class _Session:
         self.display.step(record, sample)
         if step == 1 and groups:
             self.display.note(f"gradient by term: {balance_described(update.metrics)}")
-            trains = methods.facts(self.config.method).answer
-            if trains and (doubt := balance_doubt(update.metrics, self.config.objective)):
+            if doubt := balance_doubt(update.metrics, self.config.objective):
                 self.display.warn(doubt)
         self.watch(record)
 

@@ -18,9 +18,9 @@ import lm_eval
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.benchmark import Benchmark, load_suite
 from nrt_cli.evaluation.rows import Row, read_rows
+from nrt_cli.grading import sandbox
 
 ROOT = Path(__file__).parent.parent.parent
 Answered = tuple[Row, str]

@@ -14,8 +14,8 @@ pytest.importorskip("lm_eval")
 from nrt_cli.config.suite import AS_PAIRS, NAMES, select
 from nrt_cli.errors import ConfigError, DataError, EvalError
 from nrt_cli.evaluation import benchmark as engine
-from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.benchmark import Benchmark, load_suite
+from nrt_cli.grading import sandbox
 from nrt_cli.grading.grading import GRADERS
 from nrt_cli.store.evals import document_hash, settings_hash
 

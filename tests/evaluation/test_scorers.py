@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 pytest.importorskip("lm_eval")
 
 from nrt_cli.config.suite import NAMES, select
-from nrt_cli.evaluation import olmes_grades, sandbox
+from nrt_cli.evaluation import olmes_grades
 from nrt_cli.evaluation.benchmark import load_suite
+from nrt_cli.grading import sandbox
 from nrt_cli.records import Document, Reply
 
 CASES = yaml.safe_load(Path(__file__).with_name("grading_cases.yaml").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt_cli.errors import ConfigError
+from nrt_cli.grading import sandbox
 from nrt_cli.grading.grading import Pair
 from nrt_cli.grading.verdicts import Verifier, refused, require_verifier, several
 from nrt_cli.records import Verdict
@@ -129,6 +130,24 @@ def test_a_grader_that_hangs_or_crashes_gives_nothing_and_the_next_answer_is_jud
     good, bad = Verdict(1.0), Verdict(0.0, "failed")
     assert found == [good, bad, good, bad, bad, bad, bad, bad, good, Verdict(0.0)]
     verifier.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(sandbox.missing()), reason="no complete sandbox here")
+def test_programs_are_judged_in_the_sandbox(verifier: Verifier) -> None:
+    pair = Pair("Write add(a, b).", "assert add(2, 3) == 5\nassert add(-1, 1) == 0", "code")
+    right, wrong = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a * b\n"
+    replies = [
+        right,
+        f"Here it is:\n```python\n{right}```\nDone.",
+        wrong,
+        "import os\nos._exit(0)",
+        "while True: pass",
+        "",
+    ]
+    found = verifier.verdicts([(pair, reply, True) for reply in replies])
+    assert [v.score for v in found] == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert [v.fault for v in found] == [""] * 5 + ["refused"]
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_verdicts_move_the_policy_towards_what_they_pay_for():
     assert sum(m["verified"] for m in metrics[-5:]) > 5 * max(0.6, metrics[0]["verified"])
     assert metrics[0]["verified_share"] == 1.0
     assert {m["verifier_failed"] for m in metrics} == {0.0}
-    assert metrics[0]["loss_answer"] == 0.0
+    assert metrics[0]["share_answer"] == 0.0
 
 
 def test_rows_without_a_verifier_have_no_answers_sampled():

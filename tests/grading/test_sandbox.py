@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nrt_cli.evaluation import sandbox
+from nrt_cli.grading import sandbox
 
 pytestmark = [
     pytest.mark.slow,
