@@ -182,6 +182,9 @@ def describe_held_out(record: dict[str, Any]) -> str:
         text += f" with a trace, {record['null_logprob']:.3f} without (gain {record['gain']:+.3f})"
     titles = {f"accuracy_{kind}": title for kind, title in ACCURACIES.items()}
     right = ", ".join(f"{title} {record[key]:.0%}" for key, title in titles.items() if key in record)
+    if not right and "perplexity" in record:  # plain text, or answers that nobody grades
+        text += f"; perplexity {record['perplexity']:.2f}"
+        text += f", {record['null_perplexity']:.2f} without a trace" if "null_perplexity" in record else ""
     return f"after step {record['step']}: {text}" + (f"; right: {right}" if right else "")
 
 

@@ -340,7 +340,7 @@ class Trainer:
         """
         if not self.config.thinks:
             logprobs = self.answer_logprobs([self.layout.direct_row(example) for example in examples], examples)
-            return HeldOut({"answer_logprob": mean_total(logprobs)}, logprobs)
+            return HeldOut({"answer_logprob": mean_total(logprobs), "perplexity": perplexity(logprobs)}, logprobs)
         groups = self._sample(examples, 1, (self.config.seed, HELD_OUT_STREAM))
         traces = [group.rollouts[0] for group in groups]
         with_trace = self.answer_logprobs([self.layout.rows(group)[0] for group in groups], examples)
@@ -349,6 +349,8 @@ class Trainer:
             "answer_logprob": mean_total(with_trace),
             "null_logprob": mean_total(with_null),
             "gain": mean_total(with_trace) - mean_total(with_null),
+            "perplexity": perplexity(with_trace),
+            "null_perplexity": perplexity(with_null),
             "trace_length": sum(len(trace.trace_ids) for trace in traces) / len(traces),
             "forced_share": sum(trace.forced for trace in traces) / len(traces),
         }
@@ -379,3 +381,8 @@ class LocalTrainer(Trainer):
 def mean_total(logprobs: Sequence[Sequence[float]]) -> float:
     """Mean over examples of log P(y*), in nats."""
     return sum(map(sum, logprobs)) / len(logprobs)
+
+
+def perplexity(logprobs: Sequence[Sequence[float]]) -> float:
+    """Of y*: exp of the mean of -log p over all tokens of all examples."""
+    return math.exp(min(700.0, -sum(map(sum, logprobs)) / sum(map(len, logprobs))))

@@ -73,6 +73,7 @@ CASES = {
         {"reward_kl": 1.0},
         lambda b: published.loss_latro(as_published(b), as_published(b, "reference"), 1.0),
     ),
+    "rlp": ({}, lambda b: published.loss_rlp(as_published(b))),
     "nover": ({}, lambda b: published.loss_nover(as_published(b), as_published(b, "follower"))),
 }
 

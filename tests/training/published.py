@@ -214,3 +214,14 @@ def loss_nover(group, slow):
         nover_code((-slow.answers.mean(-1)).tolist(), group.lengths, group.closed), dtype=torch.float64
     )
     return -reinforce(group, rewards - rewards.mean()) / len(rewards)
+
+
+# --- RLP ------------------------------------------------------------------------------------------------------------
+
+
+def loss_rlp(group):
+    """Sec. 3: r(c) = log p(x_t | x_<t, c) - log p_bar(x_t | x_<t), averaged over the tokens of a continuation here;
+    A = G/(G-1) (r - mean r), on the thought's tokens alone, r and A constants. On policy, the clipped ratio is 1."""
+    gains = [float((row - group.null).mean()) for row in group.answers.detach()]
+    size, mean = len(gains), sum(gains) / len(gains)
+    return -reinforce(group, [size / (size - 1) * (gain - mean) for gain in gains]) / size

@@ -5,6 +5,7 @@ The reference (`algorithm_1.py`) uses nothing of `nrt_cli`: one trace at a time,
 """
 
 import copy
+import math
 from dataclasses import replace
 
 import algorithm_1
@@ -154,11 +155,14 @@ def test_held_out_scores_are_means_of_whole_forward_passes(tiny_config):
         assert scores.null_logprobs[i] == pytest.approx(by_token[1].tolist(), rel=1e-6)
     with_trace, with_null = (sum(column) / 3 for column in zip(*totals, strict=True))
     lengths = [len(group.rollouts[0].trace_ids) for group in groups]
+    answer_tokens = sum(len(group.example.answer_ids) for group in groups)
     assert scores.metrics == pytest.approx(
         {
             "answer_logprob": with_trace,
             "null_logprob": with_null,
             "gain": with_trace - with_null,
+            "perplexity": math.exp(-3 * with_trace / answer_tokens),
+            "null_perplexity": math.exp(-3 * with_null / answer_tokens),
             "trace_length": sum(lengths) / 3,
             "forced_share": sum(group.rollouts[0].stop != "end" for group in groups) / 3,
         },

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from nrt_cli.data.prepare import Settings, prepare
+from nrt_cli.data.prepare import Settings, Tokenizer, prepare
 from nrt_cli.errors import ConfigError
 from nrt_cli.progress import Progress
 from nrt_cli.store import Run
@@ -109,6 +109,27 @@ def test_rows_without_a_verifier_are_refused_before_the_run(
         assert inputs.judged is not None
         assert sum(inputs.judged.graders.values()) == 6 * len(graders)
         assert inputs.judged[0].answer == "0"
+
+
+def test_rlp_learns_from_plain_text_alone(tmp_path: Path, tiny_config: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"40 of 40 rows are questions and answers, and method 'rlp' .*--spans"):
+        start.load_inputs(tiny_config("method=rlp"))
+    (tmp_path / "book.txt").write_text(" ".join(f"Tom has {n} apples." for n in range(80)))
+    prepare(
+        [str(tmp_path / "book.txt")],
+        tmp_path / "book",
+        Settings(spans="16:8", validation=1),
+        Tokenizer(tiny_tokenizer, ""),
+    )
+    files = [
+        f"data.{key}={tmp_path}/book/{name}.parquet" for key, name in (("train", "train"), ("validation", "validation"))
+    ]
+    config = tiny_config("method=rlp", *files)
+    summary = train(tmp_path / "run", config, False, Progress)
+    assert {"perplexity", "null_perplexity", "answer_logprob", "null_logprob"} <= summary["held_out_after"].keys()
+    record = Run.open(tmp_path / "run").metrics()[-1]
+    assert record["share_answer"] == 0.0
+    assert record["reward_base"] == 0.0
 
 
 def test_a_sampled_answer_needs_positions(tmp_path: Path, tiny_config: Any) -> None:
