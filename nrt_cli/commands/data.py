@@ -84,7 +84,7 @@ def prepare(
             metavar="CONTEXT:CONTINUATION[:STRIDE]",
             help="Cut plain text (.txt, .md, or a column `text`) into examples: so many of the --tokenizer's tokens of "
             "context, the prompt, and of what follows it there, the answer; such as 256:64. STRIDE tokens on the next "
-            "one begins; default: CONTINUATION. `nrt train --method rlp` learns to think before it reads on.",
+            "one begins; default: CONTINUATION. `nrt help data` says more.",
         ),
     ] = None,
     strict: Annotated[

@@ -60,6 +60,9 @@ CONTROL = next(method for method in METHODS.values() if method.samples and not m
 SUPERVISED = next(method for method in METHODS.values() if not method.samples)
 """Which samples nothing."""
 
+MIXED = next(name for name, method in METHODS.items() if "verdicts" in method.asks and not method.every_row)
+"""Which rewards verdicts, and something else where a row has no verifier."""
+
 DEFAULT = next(name for name, method in METHODS.items() if vars(type(method)).get("default"))
 """What a config has that names no method."""
 

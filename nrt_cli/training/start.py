@@ -182,8 +182,8 @@ def require_rows(config: RunConfig, file: Path, examples: ExampleSet) -> Pairs |
     if method.every_row and without:
         raise ConfigError(
             f"{file}: {sum(without.values()):,} rows have no verifier ({few}), and method {config.method!r} rewards "
-            "nothing but a verdict; name a grader with `nrt data prepare --grader NAME`, or train with `mix`, which "
-            "rewards these rows by the likelihood of their answers."
+            "nothing but a verdict; name a grader with `nrt data prepare --grader NAME`, or train with "
+            f"`{methods.MIXED}`, which rewards these rows by the likelihood of their answers."
         )
     if sum(without.values()) == len(pairs.places):
         raise ConfigError(
