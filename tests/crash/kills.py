@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,9 @@ def try_all(base: Path, scratch: Path, nrt_in: Callable[[Path], Nrt], count: int
     """`count` disturbances, shared out over the works: half at changes of the folder, a quarter at random moments, a
     quarter with the disk full from a change on."""
     chance = random.Random(seed)
-    for number, work in enumerate(WORKS):
-        share = count // len(WORKS) + (number < count % len(WORKS))
-        if work.name == "reproduce":
-            share = -(-share // 8)  # each takes as long as ten others
+    parts = [1 if work.name == "reproduce" else 8 for work in WORKS]  # one of those takes as long as ten others
+    ends = [round(count * part / sum(parts)) for part in accumulate(parts)]
+    for work, (begin, end) in zip(WORKS, pairwise((0, *ends)), strict=True):
         whole = _fresh(base, scratch / "tried", work)
         nrt = nrt_in(whole)
         began = time.monotonic()
@@ -65,7 +65,7 @@ def try_all(base: Path, scratch: Path, nrt_in: Callable[[Path], Nrt], count: int
         changes, wanted = int((whole / "changes.out").read_text()), world.content(whole / work.result)
         points = list(range(changes))
         chance.shuffle(points)
-        for index in range(share):
+        for index in range(end - begin):
             at = points[index % changes]
             kind = ("kill", "kill", "moment", "full")[index % 4]
             moment = chance.random() * seconds
