@@ -44,8 +44,11 @@ def record_text(name: str, values: Mapping[str, Any]) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
 
-def read_record(file: Path) -> dict[str, Any]:
+def read_record(file: Path, *keys: str) -> dict[str, Any]:
     """A JSON object, without its checksum. Older files, and other people's, have none.
+
+    Args:
+        keys: what every record of its kind has, older ones too: another's file in its place lacks them.
 
     Raises OSError where it cannot be read, and ValueError, saying what is wrong, where it is not what was written.
     """
@@ -57,6 +60,8 @@ def read_record(file: Path) -> dict[str, Any]:
         raise ValueError("is damaged (it is not a JSON object)")
     if values.pop(CHECKSUM, None) not in (None, _checksum(file.name, json.dumps(values, sort_keys=True))):
         raise ValueError("is damaged (its checksum differs)")
+    if missing := [key for key in keys if key not in values]:
+        raise ValueError(f"is another file than it should be (it has no {missing[0]!r})")
     return values
 
 

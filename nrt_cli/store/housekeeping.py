@@ -40,8 +40,8 @@ def tags_of(run: Run) -> list[str]:
     if not (run.path / TAGS).is_file():
         return []
     try:
-        return sorted(map(str, set(read_record(run.path / TAGS)["tags"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return sorted(map(str, set(read_record(run.path / TAGS, "tags")["tags"])))
+    except (OSError, ValueError, TypeError) as error:
         damage(f"{run.path / TAGS}: {error}; remove it, and tag the run again.")
         return []
 

@@ -55,7 +55,7 @@ class Judgements:
         scores, size = self.path / SCORES, self.path / SIZE
         if size.is_file():
             with reads(size, "remove it"):
-                least = int(read_record(size)[SCORES])
+                least = int(read_record(size, SCORES)[SCORES])
             if not scores.is_file() or scores.stat().st_size < least:
                 damage(f"{scores}: is damaged (it is shorter than it was); restore it from a copy, or judge again.")
         missing = dict.fromkeys(("score", "input_tokens", "output_tokens", "cost", "temperature"), math.nan)

@@ -54,8 +54,8 @@ class Study:
             return {}
         with reads(file, "remove it, and the same `nrt reproduce` looks at each run anew"):
             try:
-                return {name: Outcome(**record) for name, record in read_record(file)["runs"].items()}
-            except (KeyError, TypeError, AttributeError):
+                return {name: Outcome(**record) for name, record in read_record(file, "runs")["runs"].items()}
+            except (TypeError, AttributeError):
                 raise ValueError("is not a study's") from None
 
     def record(self, name: str, outcome: Outcome) -> None:

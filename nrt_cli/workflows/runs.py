@@ -231,7 +231,10 @@ def check(root: Path) -> list[Fault]:
         for path in sorted(folder.glob("analysis/*/*.json")):
             with looking(folder), reads(path, "the same command makes it again"):
                 if path.read_bytes()[:1] != b"[":  # as `nrt score --json` prints it
-                    for name, digest in read_record(path).get("files", {}).items():
+                    found = read_record(path)
+                    if not {"tables", "replies"} & found.keys():
+                        raise ValueError("is another file than an analysis leaves")
+                    for name, digest in found.get("files", {}).items():
                         if sha256(path.with_name(name)) != digest:
                             raise ValueError(f"is about another {name} than the one beside it")
     for run in runs:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nrt_cli.errors import ConfigError, NrtError, StoreError
 from nrt_cli.files import Damage, line_of, read_record, record_of, record_text, sealed, unsealed
 from nrt_cli.store import Run, find_runs
+from nrt_cli.store.evals import Evaluation
 from nrt_cli.store.judgements import Judgements
 from nrt_cli.store.tables import bank_rows
 from nrt_cli.workflows.runs import check
@@ -151,6 +152,22 @@ def test_another_json_file_in_a_manifest_s_place_is_damage(run: Run, text: str) 
     with pytest.warns(Damage, match=r"run/manifest\.json: is not that of a run"):
         assert find_runs(run.path.parent) == []
     assert [fault.of for fault in check(run.path)] == [str(run.path)]
+
+
+@pytest.mark.parametrize(
+    "name", ["evals/export/one/scores.json", "judgements/size.json", "tags.json", "analysis/tokens/tokens.json"]
+)
+def test_another_json_file_in_a_record_s_place_is_damage(run: Run, name: str) -> None:
+    """Such as a tokenizer's settings, which have no checksum that could differ."""
+    evaluation = Evaluation.create(run.path / "evals" / "export", "one", {}, {})
+    made = evaluation.path.rename(evaluation.path.with_name("one"))
+    Evaluation(made).write_scores({"benchmark": "gsm8k", "score": 0.5, "error": 0.1, "n": 0})
+    assert check(run.path) == []
+    (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / name).write_text('{"model_type": "llama"}')
+    (fault,) = check(run.path)
+    assert name in fault.what
+    assert "is another file than" in fault.what
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", "[" * 10_000 + "]" * 10_000, '{"a": ' * 10_000 + "1" + "}" * 10_000])
