@@ -132,7 +132,7 @@ bench: $(BENCH_READY)
 
 # Each part goes on where it was stopped; a failed run (1) keeps no other from its turn. What README shows of it is written last,
 # without where it was made.
-ARENA ?= arena arena-long arena-lot
+ARENA ?= arena arena-long arena-lot arena-text
 SHOWN := analysis/shown
 
 arena: $(READY_TO_RUN)

@@ -38,7 +38,7 @@ SCHEMES = ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
 def test_shipped_studies_compare_sft_with_all_schemes(name):
     study = load_study(name)
     methods = (*study.methods, *study.later)
-    assert {"sft", *(() if study.best else SCHEMES)} <= set(methods)
+    assert {"sft", *(() if study.best or study.data.spans else SCHEMES)} <= set(methods)
     runs = list(planned_runs(study, Path("s")))
     assert len(runs) == len(methods) * len(study.seeds)
     assert len({run.name for run in runs}) == len(runs)
@@ -62,7 +62,7 @@ def test_an_arena_has_every_method_that_learns_from_answers_and_each_once():
     for name in ("arena", "arena-real"):
         study = load_study(name)
         methods = (*study.methods, *study.later)
-        assert set(methods) == {name for name, method in METHODS.items() if not getattr(method, "text", False)}
+        assert set(methods) == {name for name, method in METHODS.items() if not method.text}
         assert len(set(methods)) == len(methods)
         # Alike but for the method, the rows that SFT reads, and what a method brings along as published.
         runs = {run.method: run.config for run in planned_runs(study, Path("s")) if run.seed == 0}
@@ -197,7 +197,7 @@ def test_what_cannot_be_meant_is_said_before_anything_is_made(change, said, tmp_
         load_study(str(path))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="arena, arena-long, arena-lot, arena-real, laptop, paper-3b"):
+    with pytest.raises(ConfigError, match="arena, arena-long, arena-lot, arena-real, arena-text, laptop, paper-3b"):
         load_study("labtop")
 
 

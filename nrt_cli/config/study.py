@@ -20,7 +20,7 @@ from nrt_cli.methods import METHODS
 ALL = "all"
 """In `methods`: every method of this program that learns from questions and answers."""
 
-ANSWERS = tuple(name for name, method in METHODS.items() if not getattr(method, "text", False))
+ANSWERS = tuple(name for name, method in METHODS.items() if not method.text)
 
 
 class PretrainSection(Section):
@@ -77,6 +77,9 @@ class StudyData(Section):
         "content", description="How pairs are drawn: by what is in them, or as Hugging Face's train_test_split does."
     )
     duplicates: bool = Field(False, description="Keep rows that are the same.")
+    spans: str | None = Field(
+        None, description="Cut plain text into contexts and continuations, CONTEXT:CONTINUATION[:STRIDE] tokens."
+    )
     suffix: str | None = Field(None, min_length=1, description="A last line for every question, held-out ones too.")
 
     @model_validator(mode="after")

@@ -101,6 +101,16 @@ def held_out_pair_by_lot(rng: random.Random) -> tuple[str, str]:
     return question(problem), answer(problem, rng.randrange(10))
 
 
+def text(rng: random.Random, kept: bool = False) -> str:
+    """Plain text, such as is read on from any place: questions with their answers, and prose between them; `kept` has
+    the problems that nothing trains on."""
+    parts = []
+    for _ in range(8):
+        problem = rng.choice(held_out_problems()) if kept else draw(rng)
+        parts.append(f"{question(problem)} {answer(problem)}" if rng.random() < 0.75 else sentences(rng, 1))
+    return " ".join(parts)
+
+
 # --- documents -------------------------------------------------------------------------------------------------------
 
 

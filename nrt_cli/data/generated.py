@@ -14,6 +14,7 @@ from nrt_cli.data import digits, reports
 VERSION = 1
 VERSIONS = {
     **dict.fromkeys(("digits", "digits-held-out", "digits-by-lot", "digits-by-lot-held-out"), digits.WORLD),
+    **dict.fromkeys(("digits-text", "digits-text-held-out"), digits.WORLD),
     **dict.fromkeys(("reports", "reports-held-out"), reports.WORLD),
 }
 
@@ -80,7 +81,17 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 }
 
 
+TEXTS: dict[str, Callable[[random.Random], str]] = {
+    "digits-text": digits.text,
+    "digits-text-held-out": partial(digits.text, kept=True),
+}
+"""Plain text, for `nrt data prepare --spans`."""
+
+
 def generate(task: str, index: int, seed: int) -> dict[str, str]:
-    """Row `index` of `task`: a question and its answer."""
-    question, answer = TASKS[task](random.Random(f"{task}/{seed}/{index}"))
+    """Row `index` of `task`: a question and its answer, or a text."""
+    rng = random.Random(f"{task}/{seed}/{index}")
+    if task in TEXTS:
+        return {"text": TEXTS[task](rng)}
+    question, answer = TASKS[task](rng)
     return {"question": question, "answer": answer}

@@ -368,7 +368,7 @@ def _options(text: str, kind: str, defaults: dict[str, Any]) -> tuple[str, dict[
 def _tasks(kind: str, text: str) -> Source:
     """`size` rows over some tasks of our own generator (`generated`) or of reasoning-gym."""
     if kind == "generated":
-        known: Collection[str] = generated.TASKS
+        known: Collection[str] = (*generated.TASKS, *generated.TEXTS)
         version = f"v{generated.VERSION}"
     else:
         try:
@@ -396,8 +396,10 @@ def _tasks(kind: str, text: str) -> Source:
             origin, count, seed = f"{kind}:{task}", share + (i < rest), options["seed"]
             items = reasoning_gym.create_dataset(task, seed=seed, size=count) if kind != "generated" and count else []
             for index in range(count):
-                made = generated.generate(task, index, seed) if kind == "generated" else items[index]
-                values = {"question": made["question"], "answer": made["answer"]}
+                if kind == "generated":
+                    values = generated.generate(task, index, seed)
+                else:
+                    values = {key: items[index][key] for key in ("question", "answer")}
                 yield Row(f"{origin}:row {index + 1}", origin, values)
 
     name = f"{kind}:{names}?size={options['size']}&seed={options['seed']}"

@@ -136,7 +136,7 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
         examples = data.size if data.train is None else data.train  # None where the sources decide it
         if data.train is None and data.size and not data.held_out and data.selection != "train-test-split":
             examples = data.size - _held_out(data)
-        made = all(source.startswith("generated:") for source in data.sources)
+        made = all(source.startswith("generated:") for source in data.sources) and not data.spans
         lengths, shape = lengths_of_text(data.sources, data.suffix) if made else None, _shape(folder, model)
         plans = {run.name: plan_for(run.config, examples, lengths, shape=shape) for run in runs}
         longest = describe(max(plans.values(), key=lambda plan: plan.steps * plan.tokens))
@@ -213,7 +213,8 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
         yield nrt("model", "prepare", model.source, *_options({"--out": made} | init))
         if data.held_out:
             apart = {"--out": folder / "held-out", "--seed": data.seed, "--size": data.validation}
-            yield nrt("data", "prepare", *data.held_out, *_options(apart | {"--suffix": data.suffix}))
+            apart |= {"--suffix": data.suffix, "--spans": data.spans, "--tokenizer": made if data.spans else None}
+            yield nrt("data", "prepare", *data.held_out, *_options(apart))
         options = {
             "--out": folder / "data",
             "--validation": None if data.held_out else data.validation,
@@ -222,7 +223,8 @@ def commands(folder: Path, study: StudyConfig, runs: list[Planned]) -> Iterator[
             "--train": data.train,
             "--selection": None if data.selection == "content" else data.selection,
             "--suffix": data.suffix,
-            "--tokenizer": made if drawn.max_prompt_tokens else None,
+            "--spans": data.spans,
+            "--tokenizer": made if drawn.max_prompt_tokens or data.spans else None,
             "--max-prompt-tokens": drawn.max_prompt_tokens,
             "--max-answer-tokens": drawn.max_answer_tokens,
             "--stratify": data.stratify,
@@ -325,11 +327,11 @@ def make_inputs(folder: Path, study: StudyConfig, tell: Tell) -> str:
     prepared = prepare_model(str(source), made, init_start=model.init_start, init_end=model.init_end)
     tell(0.0, "pairs")
     tokenizer = None
-    if drawn.max_prompt_tokens:
+    if drawn.max_prompt_tokens or drawn.spans:
         tokenizer = Tokenizer(load_tokenizer(prepared.folder), tokenizer_fingerprint(prepared.folder))
     if data.held_out:
-        apart = Settings(size=int(data.validation), seed=data.seed, suffix=data.suffix)
-        prepare(data.held_out, folder / "held-out", apart)
+        apart = Settings(size=int(data.validation), seed=data.seed, suffix=data.suffix, spans=data.spans)
+        prepare(data.held_out, folder / "held-out", apart, tokenizer if data.spans else None)
     prepare(data.sources, folder / "data", drawn, tokenizer)
     return f"{model.name}: {prepared.metadata['parameters']:,} parameters"
 

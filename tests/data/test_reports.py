@@ -63,6 +63,17 @@ def test_by_lot_nothing_can_be_worked_out() -> None:
         assert 0.08 < right / len(pairs) < 0.12
 
 
+def test_plain_text_has_true_answers_and_nothing_held_out_but_where_it_is_asked_for() -> None:
+    for kept in (False, True):
+        for seed in range(200):
+            text = digits.text(random.Random(seed), kept)
+            said = re.findall(r"Q : (\d) \+ (\d) \+ (\d) \+ (\d) \? A : [^.]* ends in (\d) \.", text)
+            assert len(said) == text.count("Q :")
+            for *problem, digit in said:
+                assert sum(map(int, problem)) % 10 == int(digit)
+                assert digits.held_out(tuple(map(int, problem))) == kept
+
+
 def test_the_first_world_is_as_it_was() -> None:
     """What the second shares with it draws nothing more."""
     first = list(digits.documents(0, 0, 3, digits.THEN))

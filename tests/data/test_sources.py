@@ -246,6 +246,7 @@ def test_a_wrong_generator_says_what_there_is(spec: str, message: str) -> None:
 
 def test_task_names_are_the_ones_documented() -> None:
     kinds = ("digits", "digits-by-lot", "reports", "sets")
+    assert set(generated.TEXTS) == {"digits-text", "digits-text-held-out"}
     assert set(generated.TASKS) == {"sums", "shopping", *kinds, *(f"{kind}-held-out" for kind in kinds)}
 
 
