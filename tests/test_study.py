@@ -169,7 +169,7 @@ def test_what_only_adds_runs_may_change():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"methods": ["rlvr"]}, "run rlvr-s0: method 'rlvr' is unknown"),
+        ({"methods": ["rlxr"]}, "run rlxr-s0: method 'rlxr' is unknown"),
         ({"methods": []}, "methods=[]: "),
         ({"stpes": 3}, "unknown key 'stpes'"),
         ({"seeds": [0, True]}, "study.yaml: seeds=true: a whole number is needed"),
