@@ -97,7 +97,7 @@ class Evaluation:
         if not (self.path / SCORES).is_file():
             return None
         with reads(self.path / SCORES, "the same `nrt eval` makes it again, from the answers that are kept"):
-            return _restored(read_record(self.path / SCORES, "benchmark", "score", "error", "n"))
+            return _restored(read_record(self.path / SCORES, "score"))
 
 
 def find_evaluations(root: Path) -> list[Evaluation]:
