@@ -62,8 +62,14 @@ TyperOption.display_type_rich = lambda option, ctx: None if option.is_flag else 
 
 
 def _usage_error(error: Any) -> None:
-    """A mistyped word may hold what acts on a terminal."""
+    """A mistyped word may hold what acts on a terminal; one that was right once is answered with what it is now."""
+    from nrt_cli.renamed import COMMANDS
+
+    word = re.search(r"(--[\w-]+|'[\w-]+')", error.message)
+    old = f"{error.ctx.command_path} {word.group().strip(chr(39))}" if word and error.ctx else ""
     error.message = visible(error.message)
+    if now := COMMANDS.get(old):
+        error.message = f"There is no `{old}` any more: `{now}` tells more of the same."
     _told(error)
 
 

@@ -223,6 +223,12 @@ class XrayRow:
     necessity: Sequence[float] | None = _column(
         "list<double>", "nats", "of each step: log P(y*) given the trace - log P(y*) given the trace without the step"
     )
+    needed: Sequence[float] | None = _column(
+        "list<double>",
+        "nats",
+        "of each step: the same, or what changing its numbers and names takes from the answer or from a later "
+        "step that is needed, whichever is most",
+    )
     kept: Sequence[float] | None = _column(
         "list<double>", "nats", "log P(y*) given the first n steps alone, for n = 0 to N: the last is that of the trace"
     )
@@ -230,9 +236,15 @@ class XrayRow:
     decided: int | None = _column(
         "int64", "steps", "the first n from which the answer is decided (`nrt help analysis`)"
     )
-    gained: float | None = _column("double", "nats", "what the words that raise log P(y*) most add to it")
+    gained: float | None = _column(
+        "double",
+        "nats",
+        "what the words that tell most of y* add to log P(y*) for good",
+    )
     smuggled: float | None = _column(
-        "double", "share", "of `gained`: what those words' own surprise pays for, so that nothing computed it"
+        "double",
+        "share",
+        "of `gained`: what those words' own surprise pays for: they were told or guessed, the rest was computed",
     )
     shuffled: float | None = _column("double", "nats", "log P(y*) given the steps in another order")
     changed: float | None = _column("double", "nats", "log P(y*) given the trace with other numbers and names")

@@ -1,8 +1,14 @@
-"""Modules that there were (`renamed.yaml`), refused with where their contents are now."""
+"""Modules (`renamed.yaml`), commands and options that there were, refused with where their contents are now."""
 
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+
+COMMANDS = {
+    "nrt analyze leakage": "nrt analyze xray RUN",
+    "nrt score --sentences": "nrt analyze xray RUN --question X --answer Y --trace Z",
+}
+"""A command or option as it was typed -> what is to be typed now."""
 
 TABLE = Path(__file__).with_name("renamed.yaml")
 

@@ -57,7 +57,7 @@ ARROWS = {
 ROOMS = set(ARROWS)
 ARROWS["workflows"] = ROOMS - {"analysis"}
 ARROWS["commands"] = ARROWS["api"] = ROOMS | {"workflows"}
-ARROWS["cli"] = {"commands", "console", "errors", "untrusted", "__main__"}
+ARROWS["cli"] = {"commands", "console", "errors", "renamed", "untrusted", "__main__"}
 ARROWS["__main__"] = {"cli"}
 # Heavy packages -> the rooms that may import them, at the top or inside a function.
 COMPUTE = {"methods", "objective", "models", "backends", "training"}
@@ -196,7 +196,7 @@ NAMES = BACKENDS | {name for path in METHODS.glob("*.py") for name in _class_nam
 OTHER_MEANINGS = {
     "p": {"analysis/nrt_analysis/token_report.py"},  # a column of probabilities
     "logp": {"nrt_cli/progress.py", "analysis/nrt_analysis/formats/page/payload.py"},  # log P(y*), shortly
-    "control": {"analysis/nrt_analysis/leakage_report.py", "nrt_cli/workflows/scoring.py"},  # a changed trace
+    "control": {"analysis/nrt_analysis/xray_report.py"},  # a changed trace
     "local": {"nrt_cli/backends/verl/settings.py"},  # Ray's address
 }
 

@@ -1,14 +1,14 @@
 """`nrt analyze`: what happened in runs, as a table, its figure and their files: a report of one section."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 from nrt_cli import console
 from nrt_cli.commands import completion
-from nrt_cli.commands.config import AsJson
+from nrt_cli.commands.config import AsJson, no_effect
 from nrt_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,26 +144,59 @@ def tokens(
     deliver(token_report(scored, width), folder, folder, as_json)
 
 
-@app.command(epilog="Example: nrt analyze leakage runs/am")
-def leakage(
-    run: Annotated[str, Argument(metavar="RUN", autocompletion=completion.runs, help="A run, or RUN@STEP.")],
-    traces: Annotated[str | None, Option(help="Trace table; default: the held-out traces of the step.")] = None,
-    n: Annotated[int, Option("--n", min=1, help="Traces scored.")] = 200,
-    span: Annotated[int, Option(min=1, help="Words in a row that count as copied where they are masked.")] = 1,
+@app.command(epilog="Example: nrt analyze xray runs/am")
+def xray(
+    model: Annotated[
+        str,
+        Argument(metavar="RUN|MODEL", autocompletion=completion.models, help="RUN, RUN@STEP, folder or builtin:NAME."),
+    ],
+    traces: Annotated[
+        str | None, Option(help="Trace table of the run; default: the held-out traces of each checkpoint kept.")
+    ] = None,
+    data: Annotated[Path | None, Option(help="Pairs that the model samples traces for instead.")] = None,
+    question: Annotated[str | None, Option(help="A single question x, with --answer.")] = None,
+    answer: Annotated[str | None, Option(help="Its reference answer y*.")] = None,
+    trace: Annotated[list[str] | None, Option(help="A trace z of it; without any, the model samples some.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Traces of each table, or pairs; default: 100.")] = None,
+    unit: Annotated[
+        Literal["sentence", "word"] | None,
+        Option(help="What a step is; default: a sentence, a word where most traces are one sentence."),
+    ] = None,
+    max_steps: Annotated[int, Option(min=2, help="A trace of more has neighbours joined.")] = 32,
+    samples: Annotated[
+        int | None, Option(min=1, help="Traces sampled of a question; default: 1, of --question the group size.")
+    ] = None,
+    max_trace_tokens: Annotated[
+        int | None, Option(min=1, help="Cap on sampled traces; default: the run's own.")
+    ] = None,
+    temperature: Annotated[float | None, Option(min=0.01, help="Of sampling; default: the run's own.")] = None,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Does a trace reason, or smuggle the answer in? Copied n-grams, and the reward of traces tampered with."""
-    from nrt_analysis.leakage_report import leakage_report
+    """Which steps of a trace the answer needs, when it is decided, and whether it was computed or smuggled in."""
+    if (question is None) != (answer is None):
+        raise ConfigError("a single question needs both: --question and --answer.")
+    sampling: dict[str, Any] = {"samples": samples, "max_trace_tokens": max_trace_tokens, "temperature": temperature}
+    if question is None:
+        no_effect("without --question", trace=trace or None)
+    else:
+        no_effect("with --question", data=data, limit=limit)
+    if data is not None or question is not None:
+        no_effect("where traces are sampled or given", traces=traces)
+    if trace or (data is None and question is None):
+        no_effect("on traces that are there; --data FILE, or --question without --trace, samples some", **sampling)
+    from nrt_analysis.xray_report import xray_report
 
     from nrt_cli.progress import counted
-    from nrt_cli.workflows.scoring import default_folder, score_controls
+    from nrt_cli.workflows.scoring import default_folder
+    from nrt_cli.workflows.xray import xray as look
 
-    folder = out or default_folder(run, "leakage")
+    folder = out or default_folder(model, "xray")
+    asked = None if question is None or answer is None else (question, answer, trace or ())
     with counted("traces") as report:
-        scored = score_controls(run, folder, report, traces, n, span, seed)
-    deliver(leakage_report(*scored, span), folder, folder, as_json)
+        found = look(model, folder, report, traces, data, asked, limit or 100, unit, max_steps, seed, **sampling)
+    deliver(xray_report(found), folder, folder, as_json)
 
 
 @app.command(epilog="Example: nrt analyze schemes runs/am --scheme gm --scheme my_rewards:median")

@@ -12,7 +12,7 @@ from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 
-EXAMPLE = "Example: nrt score runs/am --question 'What is 12 + 30?' --answer '42' --samples 4 --sentences"
+EXAMPLE = "Example: nrt score runs/am --question 'What is 12 + 30?' --answer '42' --samples 4"
 
 TOKEN_ROWS = 40
 STOPS = {"end": "ended by itself", "eos": "ended by eos or t_start", "cap": "cut at the cap", "given": "given"}
@@ -33,7 +33,6 @@ def score(
     samples: Annotated[
         int | None, Option(min=1, help="Else traces sampled by each model that thinks; default: its group size.")
     ] = None,
-    sentences: Annotated[bool, Option("--sentences", help="The gain of each sentence, by removing it.")] = False,
     tokens: Annotated[bool, Option("--tokens", help="Also show the numbers of each answer token.")] = False,
     scheme: Annotated[
         list[str] | None,
@@ -48,7 +47,7 @@ def score(
     from nrt_cli.records import json_line
     from nrt_cli.workflows.scoring import score_answer
 
-    how = (trace or (), samples, max_trace_tokens, temperature, seed, sentences, scheme or ())
+    how = (trace or (), samples, max_trace_tokens, temperature, seed, scheme or ())
     found = [score_answer(model, question, answer, *how) for model in models]
     # Through the line form, in which what is not finite is null.
     records = [json.loads(json_line(each)) for each in found]
@@ -114,13 +113,6 @@ def _show(records: list[dict[str, Any]], tokens: bool) -> None:
                 ]
                 columns = ["token", ">c", ">c_base", ">gain", *(f">{scheme}" for scheme in schemes)]
                 out.print(Padding(console.table(*columns, rows=rows, **bare), (0, 2, 1, 2)))
-            if "sentences" in trace:
-                out.print("  gain of each sentence: log P(y*) given all - given all but it, in nats", style="bold")
-                told = ((of["gain"], " ".join(of["sentence"].split())) for of in trace["sentences"])
-                rows = [(Text(console.number(gain, "+z.3f"), style=_shade(gain)), sentence) for gain, sentence in told]
-                table = console.table(">gain", "sentence", rows=rows, **bare | {"padding": (0, 2, 0, 0)})
-                table.columns[0].no_wrap = True
-                out.print(Padding(table, (0, 2, 1, 2)))
     if sum(len(record.get("traces", "-")) for record in records) > 1:
         # Table 9: model, trace, P(y* | x, z).
         columns = ["model", "trace z", ">P(y*)", ">gain"]

@@ -4,8 +4,10 @@ A trace stays token ids: what is taken out of it or masked in it is whole tokens
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 # Thai to Lao, Burmese, Khmer, Japanese kana, Chinese: scripts that leave no space between words.
@@ -98,6 +100,31 @@ def sentence_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
             spans.append((start, i))
             start = i
     return [*spans, (start, len(tokens))] if tokens else []
+
+
+def word_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Words of a text given as its tokens' pieces, and the marks between them, as (first token, token after the last).
+
+    A token belongs to the word, or to the run of marks, in which its first character lies that is no white space; white
+    space is in what is before it. Each token is in exactly one.
+    """
+    text, spans, at = "".join(tokens), list[tuple[int, int]](), 0
+    parts = [match.span() for match in re.finditer(rf"{_WORD.pattern}|(?:(?!{_WORD.pattern})\S)+", text)]
+    starts = [start for start, _ in parts]
+    before = -1
+    for i, piece in enumerate(tokens):
+        inside = at + len(piece) - len(piece.lstrip())
+        part = before if not piece.strip() else bisect_right(starts, inside) - 1
+        if part != before and i:
+            spans.append((spans[-1][1] if spans else 0, i))
+        before, at = part, at + len(piece)
+    return [*spans, (spans[-1][1] if spans else 0, len(tokens))] if tokens else []
+
+
+def joined_spans(spans: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """At most so many spans: neighbours are joined, as evenly by their number as it goes."""
+    edges = [len(spans) * i // most for i in range(most + 1)] if len(spans) > most else range(len(spans) + 1)
+    return [(spans[start][0], spans[end - 1][1]) for start, end in pairwise(edges)]
 
 
 # --- what of an answer is in a trace word for word; words are lower-case, as `words` makes them

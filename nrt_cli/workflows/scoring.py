@@ -2,9 +2,9 @@
 
 First models opened for it; then the reward under a microscope: one question and answer, some traces, every scheme,
 token by token (Table 9); probabilities of ground-truth tokens under an SFT model and under models that think first
-(Sec. 4.4, Figure 3); traces tampered with, which shows whether they reason or smuggle the answer in; and every scheme
-on one stored bank of rollouts, without a model. What is scored example by example is stored part by part, so that
-memory is that of one model and one part, and what an interruption left is not done again.
+(Sec. 4.4, Figure 3); and every scheme on one stored bank of rollouts, without a model. What is scored example by
+example is stored part by part, so that memory is that of one model and one part, and what an interruption left is not
+done again.
 
 Shapes: K traces of one group, T answer tokens, eos included.
 """
@@ -30,8 +30,7 @@ from nrt_cli.config import DataSection, ModelSection, ObjectiveSection, RolloutS
 from nrt_cli.config.titles import run_label, run_title
 from nrt_cli.data.examples import load_examples
 from nrt_cli.data.sources import file_sha256
-from nrt_cli.errors import ConfigError, DataError, ModelError, StoreError
-from nrt_cli.methods import Group
+from nrt_cli.errors import ConfigError, DataError, ModelError
 from nrt_cli.models.loading import load_model, load_tokenizer, load_tokens, positions
 from nrt_cli.models.metadata import read_metadata
 from nrt_cli.models.sources import model_fingerprint
@@ -40,7 +39,7 @@ from nrt_cli.objective.rows import Layout, Row, trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup, TraceRow
 from nrt_cli.store import Run
 from nrt_cli.store.tables import bank_rows, bank_tables, table_columns, write_table
-from nrt_cli.text.pieces import copied_share, copied_words, pieces, sentence_spans, words
+from nrt_cli.text.pieces import pieces
 from nrt_cli.text.prompts import encode_answer, render_prompt
 from nrt_cli.text.questions import ending_in
 from nrt_cli.training.locate import locate_model
@@ -168,7 +167,6 @@ def score_answer(
     max_trace_tokens: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
-    sentences: bool = False,
     schemes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One model's numbers, as JSON has them; logarithms are natural.
@@ -177,7 +175,6 @@ def score_answer(
 
     Args:
         traces: as text; without any, `samples` of the model's own, None the group size of its run.
-        sentences: tell each sentence's gain: log P(y*) given the whole trace minus that given it without, in nats.
 
     Returns:
         `model`, `folder`, `method` and `title` (None without a run), `question`, `answer`, its `tokens`, `token_ids`,
@@ -187,14 +184,10 @@ def score_answer(
         (`gains` by token, `gain`), and by name what `schemes` make of it: a single trace has no advantage but `raw`.
     """
     of = Subject(ref)
-    if not question.strip() or not answer.strip():
-        raise ConfigError("the question or the answer is empty; give both.")
     built = methods.schemes(schemes, of.config.objective, of.config.method)
+    example = asked_example(of, question, answer)
     scorer, objective, trained = of.open(), of.config.objective, of.located.run is not None
     tokenizer = scorer.tokenizer
-    question = ending_in(question, of.located.suffix)
-    prompt = render_prompt(tokenizer, [{"role": "user", "content": question}])
-    example = Example(0, "asked", tuple(prompt), tuple(encode_answer(tokenizer, answer)))
     sampled: list[tuple[tuple[int, ...], str]] = []
     if traces:
         if samples or max_trace_tokens or temperature or seed is not None:
@@ -202,9 +195,7 @@ def score_answer(
                 "give either --trace or how to sample traces (--samples, --max-trace-tokens, --temperature, --seed): "
                 "sampled traces and others are no group."
             )
-        for text in traces:  # which stays text, whatever special token it spells
-            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-            sampled.append((tuple(ids), "given"))
+        sampled = [(ids, "given") for ids in given_traces(tokenizer, traces)]
     elif of.thinks:
         rollout = of.rollout(max_trace_tokens, temperature)
         (group,) = scorer.sample([example], samples or rollout.group_size, rollout, (seed or 0, SCORING_STREAM))
@@ -222,14 +213,6 @@ def score_answer(
             about = {"trace": "".join(texts), "trace_tokens": len(ids), "stop": stop}
             gains = {"gains": gains_T.tolist(), "gain": float(gains_T.sum())}
             found.append({**about, **whole, **gains, "schemes": {}})
-            if sentences:
-                spans = sentence_spans(texts)
-                cut = scorer.score([scorer.row(example, (*ids[:start], *ids[end:])) for start, end in spans])
-                lost = [whole["logprob"] - float(rest_T.sum()) for rest_T, _ in cut]
-                found[-1]["sentences"] = [
-                    {"sentence": "".join(texts[start:end]), "tokens": end - start, "gain": gain}
-                    for (start, end), gain in zip(spans, lost, strict=True)
-                ]
         alone = len(known) == 1 and objective.advantage != "raw"
         for name, method in built.items():
             view = SchemeView(method, torch.stack(known), null_T, objective)
@@ -250,7 +233,7 @@ def score_answer(
         "folder": str(of.located.folder),
         "method": of.config.method if trained else None,
         "title": run_title(of.config.method, of.config.model_dump()) if trained else None,
-        "question": question,
+        "question": ending_in(question, of.located.suffix),
         "answer": answer,
         "tokens": pieces(tokenizer, example.answer_ids),
         "token_ids": list(example.answer_ids),
@@ -259,14 +242,28 @@ def score_answer(
     }
 
 
+def asked_example(of: Subject, question: str, answer: str) -> Example:
+    """A question, which ends as those of the model's training did, and its answer. Raises ConfigError."""
+    if not question.strip() or not answer.strip():
+        raise ConfigError("the question or the answer is empty; give both.")
+    tokenizer = load_tokenizer(of.located.folder)
+    prompt = render_prompt(tokenizer, [{"role": "user", "content": ending_in(question, of.located.suffix)}])
+    return Example(0, "asked", tuple(prompt), tuple(encode_answer(tokenizer, answer)))
+
+
+def given_traces(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Traces as token ids; what spells a special token stays text."""
+    return [tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts]
+
+
 def _answer(logprobs_T: Tensor) -> dict[str, Any]:
     """An answer's tokens and its whole: log c, c, log P and P."""
     total, c = logprobs_T.sum(), logprobs_T.exp().tolist()
     return {"logprobs": logprobs_T.tolist(), "c": c, "logprob": float(total), "probability": float(total.exp())}
 
 
-TOKENS_PART, TRACES_PART = 16, 8
-"""Examples, and traces with their controls, that are scored and stored together."""
+TOKENS_PART = 16
+"""Examples that are scored and stored together."""
 
 
 def fill(
@@ -394,111 +391,6 @@ def tokenizer_difference(first: Any, second: Any) -> str | None:
     if first.chat_template != second.chat_template:
         return "the same tokens, but other chat templates, so that prompts differ"
     return None
-
-
-NGRAMS = (1, 2, 3, 4)
-
-CONTROL_COLUMNS = {
-    "example": "int64", "k": "int64", "control": "string", "trace_tokens": "int64", "changed_tokens": "int64",
-    **dict.fromkeys(("logprob", "gain", "reward", "reward_base", *(f"copied_{n}" for n in NGRAMS)), "double"),
-}  # fmt: skip
-"""One row per trace and control. `copied_N` is the share of the answer's N-grams that are in the controlled trace."""
-
-
-def score_controls(
-    ref: str, folder: Path, report: Report, traces: str | None = None, count: int = 200, span: int = 1, seed: int = 0
-) -> tuple[list[Path], str, str]:
-    """Score stored traces of a run, and controls of each, with the model that sampled them.
-
-    Returns the tables, the run's method and the name of the trace table.
-
-    Args:
-        ref: RUN or RUN@STEP.
-        traces: name of a trace table of that step; None is the held-out traces.
-        count: traces, evenly spaced over those there are.
-        span: words in a row that count as copied from the answer where they are masked.
-    """
-    of = Subject(ref)
-    if of.located.run is None or not of.thinks:
-        raise ConfigError(f"{ref}: leakage is looked for in the traces of a run; name one whose method samples traces.")
-    run = Run.open(of.located.run)
-    name = traces or f"held-out-{of.located.step or 0:06d}"
-    if name not in run.trace_names():
-        raise StoreError(
-            f"{run.path}: no traces {name} are stored (there are {', '.join(run.trace_names()) or 'none'}); name "
-            "others with --traces, or train with --validation FILE, which stores held-out traces."
-        )
-    columns = ("step", "example", "source", "k", "prompt", "answer", "prompt_ids", "trace_ids", "answer_ids")
-    if not (stored := run.traces(name, columns)):
-        raise StoreError(f"{run.path}: the table {name} holds no traces; name another with --traces.")
-    rows = [stored[i] for i in np.linspace(0, len(stored) - 1, min(count, len(stored))).astype(int)]
-    method = methods.of_answers(of.config.method, of.config.objective)
-
-    def score(scorer: Scorer, part: slice) -> list[dict[str, Any]]:
-        found = []
-        for i in range(part.start, part.stop):
-            row, controls = rows[i], tampered(rows, i, scorer.tokenizer, span, seed)
-            example = Example(row["example"], row["source"], tuple(row["prompt_ids"]), tuple(row["answer_ids"]))
-            asked = [scorer.layout.null_row(example), *(scorer.row(example, ids) for ids in controls.values())]
-            null_T, *given = (logprobs_T.double() for logprobs_T, _ in scorer.score(asked))
-            # Rewards of one group are made together, constants of the group's own among them.
-            group = Group.of(torch.stack(given), null_T, of.config.objective)
-            reward = method.signals(group)
-            answer, question = _words(row["answer"]), _words(row["prompt"])
-            sampled = controls["sampled"]
-            for c, ((control, ids), logprobs_T) in enumerate(zip(controls.items(), given, strict=True)):
-                told = _words("".join(pieces(scorer.tokenizer, ids)))
-                # Places where they differ; what one has more counts too.
-                changed = sum(a != b for a, b in zip(sampled, ids, strict=False)) + abs(len(sampled) - len(ids))
-                found.append(
-                    {
-                        "example": example.index,
-                        "k": row["k"],
-                        "control": control,
-                        "trace_tokens": len(ids),
-                        "changed_tokens": changed,
-                        "logprob": float(logprobs_T.sum()),
-                        "gain": float(logprobs_T.sum() - null_T.sum()),
-                        "reward": float(reward.reward_K[c]),
-                        "reward_base": float(reward.base),
-                        **{f"copied_{n}": copied_share(answer, told, question, n) for n in NGRAMS},
-                    }
-                )
-        return found
-
-    settings = {"traces": name, "rows": len(rows), "seed": seed, "span": span}
-    what = f"traces of {name}"
-    parts = fill(of, folder, name, settings, CONTROL_COLUMNS, what, len(rows), TRACES_PART, score, report)
-    return parts, of.config.method, name
-
-
-def tampered(rows: Sequence[Mapping[str, Any]], i: int, tokenizer: Any, span: int, seed: int) -> dict[str, list[int]]:
-    """A row's trace as it was sampled, and its controls; `swapped` is left out where there is no other example.
-
-    `masked` has every token masked that touches a word of those copied from the answer, `span` or more in a row.
-    """
-    row = rows[i]
-    ids = list(row["trace_ids"])
-    stream = np.random.default_rng((seed, row["example"], row["k"]))
-    found = {"sampled": ids, "empty": [], "shuffled": [ids[j] for j in stream.permutation(len(ids))]}
-    others = [other for other in (*rows[i + 1 :], *rows[:i]) if other["example"] != row["example"]]
-    if others:
-        found["swapped"] = list(others[0]["trace_ids"])
-    mask = tokenizer.encode(" _", add_special_tokens=False)[-1]
-    texts, masked = pieces(tokenizer, ids), list(ids)
-    said = words("".join(texts))
-    marks = copied_words(_words(row["answer"]), [word for word, _, _ in said], _words(row["prompt"]), span)
-    spans = [(start, end) for (_, start, end), copied in zip(said, marks, strict=True) if copied]
-    end = 0
-    for j, text in enumerate(texts):
-        start, end = end, end + len(text)
-        if any(start < stop and begin < end for begin, stop in spans):
-            masked[j] = mask
-    return found | {"masked": masked}
-
-
-def _words(text: str) -> list[str]:
-    return [word for word, _, _ in words(text)]
 
 
 def score_schemes(

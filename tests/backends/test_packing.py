@@ -35,6 +35,14 @@ def rows_of(lengths, prompt=7, prompts=1, seed=0):
     return [Row((*x, *draw(n)), len(x), (len(x), len(x) + n // 2)) for x in heads for n in lengths]
 
 
+def truncated(length, prompt=7):
+    """A row, and others that leave it further and further to its beginning, each for tokens of its own; one at once."""
+    (whole,), others = rows_of([length], prompt), rows_of([3, 1, 4, 2, 5], prompt=2, seed=1)
+    at = (length - 1, 3 * length // 4, length // 3, length // 3, 0)
+    cut = [whole.ids[: prompt + n] + other.ids for n, other in zip(at, others, strict=True)]
+    return [whole, *(Row(ids, prompt) for ids in cut)]
+
+
 def scores(model, rows, packing):
     """Log-probs, entropies and gradients of a weighted sum of both."""
     policy = Policy(model, pad_id=0, temperature=0.8, packing=packing)
@@ -55,8 +63,9 @@ def scores(model, rows, packing):
         rows_of([4, 4], prompts=3),
         rows_of([3, 8, 2], prompt=1, prompts=2),
         [*rows_of([5, 2]), *rows_of([5, 2])[:1]],
+        [*truncated(12), *rows_of([4, 4], prompt=5)],
     ],
-    ids=["ragged", "one row", "several prompts", "prompt of one token", "the same row twice"],
+    ids=["ragged", "one row", "several prompts", "prompt of one token", "the same row twice", "truncations"],
 )
 def test_packed_equals_padded(name, rows):
     model = model_of(name)
@@ -129,6 +138,31 @@ def test_a_group_of_rows_is_laid_out_as_drawn():
     assert packed.at == [[0, 1, 2, 3], [0, 1, 4], [5, 6]]
     assert [(s.prefix, s.tails) for s in packed.pattern.segments] == [((0, 2), ((2, 4), (4, 5))), ((5, 7), ())]
     assert packed_amounts([(1, 2, 3, 4), (1, 2, 5)])[0] == 5
+
+
+def test_what_rows_leave_at_different_places_is_laid_out_once():
+    """Five truncations of twelve tokens, with an end of their own: 12 + 5, where 5 x 13 would stand side by side."""
+    whole = tuple(range(1, 13))
+    rows = [whole, *((*whole[:n], 99) for n in (11, 9, 5, 1))]
+    packed = pack([rows, [(7, 8)]])
+    assert packed.ids == [*whole, 99, 99, 99, 99, 7, 8]
+    assert packed.positions[12:16] == [11, 9, 5, 1]
+    assert packed.at[3] == [0, 1, 2, 3, 4, 14]
+    first, second = packed.pattern.segments
+    assert (first.prefix, first.sees) == ((0, 12), (11, 9, 5, 1))
+    assert first.tails == ((12, 13), (13, 14), (14, 15), (15, 16))
+    assert (second.prefix, second.tails) == ((16, 18), ())
+    assert packed_amounts(rows) == (16, 12 * 13 // 2 + 12 + 10 + 6 + 2)
+
+
+@torch.no_grad()
+def test_rows_along_one_that_fit_no_pass_are_laid_out_along_the_first_of_each():
+    rows = truncated(40)
+    policy, alone = Policy(model_of("llama"), 0, packing=True), Policy(model_of("llama"), 0)
+    assert policy.size(rows) > 50
+    assert {prefix for _, prefix in policy.passes(rows, 50)} == {None}
+    for found, want in zip(policy.score_without_gradient(rows, 50), alone.score_without_gradient(rows), strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_cut_into_runs_of_one_prompt():
@@ -245,7 +279,9 @@ def test_rounding_is_no_fault_however_much_of_it_there_is():
 @torch.no_grad()
 def test_one_kernel_with_a_block_mask_sees_the_same():
     """The GPU's pattern, run uncompiled on the CPU: every layer of two segments, one of them without tails."""
-    packed = pack([[(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 9, 9)], [(7, 8)], [(4, 4, 4, 6), (4, 5)]])
+    branching = [row.ids for row in truncated(12)]
+    packed = pack([[(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 9, 9)], [(7, 8)], branching, [(4, 4, 4, 6), (4, 5)]])
+    assert len(set(packed.pattern.segments[2].sees)) > 2
     model = model_of("llama")
     assert attention.enable(model) is None
     inputs = torch.tensor([packed.ids]), torch.tensor([packed.positions])
@@ -324,8 +360,9 @@ def test_the_kernel_is_compiled_for_any_length_and_never_left_uncompiled_in_sile
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_cpu_kernel_equals_documented_attention_with_gradients(heads, key_heads, dtype):
-    """Two segments with tails of 1 to 70 tokens, one with a prefix of 1, one without tails."""
+    """Tails of 1 to 70 tokens, a prefix of 1, one without tails, and one of which its tails see more and less."""
     groups = [
+        [row.ids for row in truncated(30)],
         [tuple(range(50)) + tuple(range(100 + n, 100 + 2 * n)) for n in (3, 70, 1)],
         [(1, 2, 3)],
         [(7, 8), (7, 9, 9)],

@@ -92,7 +92,7 @@ BASES: tuple[tuple[str, ...], ...] = (
     ("analyze", "dynamics", "run"),
     ("analyze", "vocab", "run", "--top", "3"),
     ("analyze", "cases", "run", "--n", "1"),
-    ("analyze", "leakage", "run", "--n", "2", "--span", "3"),
+    ("analyze", "xray", "run", "--limit", "2", "--max-steps", "3"),
     ("analyze", "schemes", "run", "--n", "2"),
     ("reproduce", "laptop", "--out", "study", "--dry-run"),
     ("speedrun", "--table"),

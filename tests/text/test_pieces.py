@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nrt_cli.records import Example, Request, Rollout, RolloutGroup
-from nrt_cli.text.pieces import pieces, sentence_spans, text_within, words
+from nrt_cli.text.pieces import joined_spans, pieces, sentence_spans, text_within, word_spans, words
 from nrt_cli.text.prompts import encode_within
 from nrt_cli.text.reasoning import Draft
 from nrt_cli.text.tokens import ThinkTokens
@@ -186,3 +186,32 @@ def test_sentences(tokens: list[str], spans: list[tuple[int, int]]) -> None:
 def test_every_token_is_in_exactly_one_sentence(tokens: list[str]) -> None:
     spans = sentence_spans(tokens)
     assert [i for start, end in spans for i in range(start, end)] == list(range(len(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"),
+    [
+        ([], []),
+        (["so", " 3", " +", " 4", " ="], ["so", " 3", " +", " 4", " ="]),
+        (["12", "+30", "=", "4", "2", "."], ["12", "+30", "=", "42", "."]),  # a token is where its first mark is
+        (["A", "nn", "a", " ", "is", "\n", "\n", "old", "!!"], ["Anna ", "is\n\n", "old", "!!"]),
+        (["1", ",", "000", " and"], ["1,000", " and"]),
+        (["答", "案", "是", "42"], ["答", "案", "是", "42"]),
+    ],
+)
+def test_words_as_spans_of_tokens(tokens: list[str], found: list[str]) -> None:
+    assert ["".join(tokens[start:end]) for start, end in word_spans(tokens)] == found
+
+
+@given(
+    tokens=st.lists(st.sampled_from(["a", " b", ".", "!", "\n", " ", "", "1", "。"]), max_size=20),
+    most=st.integers(1, 9),
+)
+def test_every_token_is_in_exactly_one_word_also_of_joined_ones(tokens: list[str], most: int) -> None:
+    spans = word_spans(tokens)
+    joined = joined_spans(spans, most)
+    for of in (spans, joined):
+        assert [i for start, end in of for i in range(start, end)] == list(range(len(tokens)))
+    assert len(joined) == min(most, len(spans))
+    sizes = [sum(start <= span[0] and span[1] <= end for span in spans) for start, end in joined]
+    assert not sizes or max(sizes) - min(sizes) <= 1

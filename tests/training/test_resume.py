@@ -316,7 +316,7 @@ def test_a_run_begun_with_relative_paths_is_the_same_from_any_folder(stored, nrt
     assert run.manifest()["status"] == "finished"
     for command in (
         ("generate", f"{there}@0", "What is 3 plus 4?", "--max-trace-tokens", 2, "--max-answer-tokens", 2),
-        ("analyze", "leakage", there, "--n", 2),
+        ("analyze", "xray", there, "--limit", 2),
         ("runs", "show", there),
     ):
         ended = nrt_in(away)(*command)

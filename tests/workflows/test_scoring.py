@@ -1,4 +1,4 @@
-"""`nrt score`, `analyze tokens`, `leakage` and `schemes` on small runs, against slow and obvious computations."""
+"""`nrt score`, `analyze tokens` and `schemes` on small runs, against slow and obvious computations."""
 
 import io
 import json
@@ -30,10 +30,8 @@ from nrt_cli.workflows.scoring import (
     SCORING_STREAM,
     Subject,
     score_answer,
-    score_controls,
     score_schemes,
     score_tokens,
-    tampered,
     tokenizer_difference,
 )
 
@@ -73,7 +71,7 @@ def slowly(am: Run) -> Callable[..., list[float]]:
 
 @pytest.fixture(scope="module")
 def scored(am: Run) -> dict[str, Any]:
-    return score_answer(str(am.path), QUESTION, ANSWER, ("3 + 4. It is 7!", "No."), sentences=True)
+    return score_answer(str(am.path), QUESTION, ANSWER, ("3 + 4. It is 7!", "No."))
 
 
 def ids_of(run: Run) -> Callable[..., list[int]]:
@@ -135,22 +133,6 @@ def test_rewards_of_every_scheme(scored: dict[str, Any]) -> None:
             assert scored["traces"][0]["schemes"][name]["weights"] == pytest.approx(weights[name].tolist(), rel=1e-5)
 
 
-def test_the_gain_of_a_sentence_is_what_is_lost_without_it(
-    am: Run, scored: dict[str, Any], slowly: Callable[..., list[float]]
-) -> None:
-    first, second = scored["traces"][0]["sentences"]
-    assert (first["sentence"], second["sentence"]) == ("3 + 4. ", "It is 7!")
-    count, whole = len(scored["tokens"]), scored["traces"][0]["logprob"]
-    tokenizer = AutoTokenizer.from_pretrained(am.export_path)
-    ids, trace = ids_of(am)("3 + 4. It is 7!"), tokenizer.encode("3 + 4. It is 7!", add_special_tokens=False)
-    start = ids.index(tokenizer.convert_tokens_to_ids("<|think_start|>")) + 1
-    cut = first["tokens"]
-    without_first = ids[:start] + ids[start + cut :]
-    without_second = ids[: start + cut] + ids[start + len(trace) :]
-    assert first["gain"] == pytest.approx(whole - sum(slowly(am, without_first, count)), abs=1e-4)
-    assert second["gain"] == pytest.approx(whole - sum(slowly(am, without_second, count)), abs=1e-4)
-
-
 def test_sampled_traces_are_a_group_and_the_seed_decides_them(am: Run) -> None:
     of = {"max_trace_tokens": 5, "schemes": ("am",)}
     one, again, other = (score_answer(str(am.path), QUESTION, ANSWER, **of, seed=seed) for seed in (0, 0, 1))
@@ -189,7 +171,7 @@ def test_what_is_not_finite_is_a_dash(value: float, monkeypatch: pytest.MonkeyPa
     scheme = dict.fromkeys(("reward", "log_reward", "reward_base", "clipped"), value) | {"token_signals": [value]}
     scheme |= {"advantage": None, "dead_group": None}
     trace = answer | {"trace": "so", "trace_tokens": 1, "stop": "end", "gains": [value], "gain": value}
-    trace |= {"schemes": {"am": scheme}, "sentences": [{"sentence": "so", "tokens": 1, "gain": value}]}
+    trace |= {"schemes": {"am": scheme}}
     record = {"model": "m", "title": None, "tokens": ["7"], "direct": answer, "null": answer, "traces": [trace]}
     said = io.StringIO()
     monkeypatch.setattr(console, "stdout", Console(file=said, width=100))
@@ -278,13 +260,11 @@ def test_a_runs_dtype_is_that_of_all_that_looks_into_it(
     assert Generator(am.path).reasoner.model.dtype == torch.float32
     arguments = (str(sft.path), [str(am.path)], tmp_path, quiet)
     wide = [parts[0].parent for _, parts in score_tokens(*arguments, count=2)]
-    leak = score_controls(str(am.path), tmp_path, quiet, count=2)[0]
     narrow_sft, narrow_am = (_narrow(run, tmp_path) for run in (sft, am))
     scored = score_tokens(str(narrow_sft), [str(narrow_am)], tmp_path, quiet, count=2)
     narrow = [parts[0].parent for _, parts in scored]
     assert Subject(narrow_am).open().policy.model.dtype == torch.bfloat16
     assert not set(wide) & set(narrow)
-    assert leak != score_controls(str(narrow_am), tmp_path, quiet, count=2)[0]
 
 
 def _narrow(run: Run, folder: Path) -> Path:
@@ -315,57 +295,6 @@ def test_a_baseline_that_thinks_is_refused(am: Run, sft: Run, tmp_path: Path) ->
         score_tokens(str(am.path), [str(sft.path)], tmp_path, quiet)
     with pytest.raises(ConfigError, match=r"name at least one model"):
         score_tokens(str(sft.path), [], tmp_path, quiet)
-
-
-# --- leakage ---------------------------------------------------------------------------------------------------------
-
-
-def test_rewards_under_controls(am: Run, tmp_path: Path, slowly: Callable[..., list[float]]) -> None:
-    parts, *_ = score_controls(str(am.path), tmp_path, quiet, count=8)
-    stored = {row["example"]: row for row in am.traces("held-out-000003")}
-    tokenizer = AutoTokenizer.from_pretrained(am.export_path)
-    start, end = (tokenizer.convert_tokens_to_ids(f"<|think_{which}|>") for which in ("start", "end"))
-    rows = all_rows(parts)
-    assert {row["control"] for row in rows} == {"sampled", "empty", "shuffled", "swapped", "masked"}
-    assert len(rows) == 5 * len(stored)
-    order = list(stored)
-    for row in rows:
-        known = stored[row["example"]]
-        following = stored[order[(order.index(row["example"]) + 1) % len(order)]]
-        traces = {"sampled": known["trace_ids"], "empty": [], "swapped": following["trace_ids"]}
-        if row["control"] not in traces:
-            assert row["trace_tokens"] == len(known["trace_ids"])
-            continue
-        opening = [*known["prompt_ids"], start]
-        scores = [
-            slowly(am, [*opening, *trace, end, *known["answer_ids"]], len(known["answer_ids"]))
-            for trace in (traces[row["control"]], [])
-        ]
-        assert row["logprob"] == pytest.approx(sum(scores[0]), abs=1e-4)
-        assert row["gain"] == pytest.approx(sum(scores[0]) - sum(scores[1]), abs=1e-4)
-        assert row["reward"] == pytest.approx(np.exp(scores[0]).mean(), abs=1e-5)  # am
-        assert row["reward_base"] == pytest.approx(np.exp(scores[1]).mean(), abs=1e-5)
-
-
-def test_what_is_masked_and_shuffled(am: Run) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(am.export_path)
-    row = {"example": 1, "k": 0, "prompt": "How many apples?", "answer": "He has 42 apples<eos>"}
-    row["trace_ids"] = tokenizer.encode("apples: 42, 420 has", add_special_tokens=False)
-    traces = tampered([row], 0, tokenizer, 1, 0)
-    assert "swapped" not in traces  # there is no other example
-    assert sorted(traces["shuffled"]) == sorted(row["trace_ids"])
-    # `apples` is in the question; `42` and `has` are the answer's alone, and 420 is another word.
-    shown = tokenizer.decode(traces["masked"])
-    assert all(word in shown for word in ("apples", "420"))
-    assert not any(word in shown for word in ("42,", "has"))
-    assert len(traces["masked"]) == len(row["trace_ids"])
-
-
-def test_runs_without_traces_are_told_what_makes_them(am: Run, sft: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name one whose method samples traces"):
-        score_controls(str(sft.path), tmp_path, quiet)
-    with pytest.raises(StoreError, match=r"no traces held-out-000099 are stored.*--validation FILE"):
-        score_controls(str(am.path), tmp_path, quiet, traces="held-out-000099")
 
 
 # --- schemes ---------------------------------------------------------------------------------------------------------
@@ -466,7 +395,6 @@ def test_the_commands(nrt: Any, am: Run, sft: Run, tmp_path: Path) -> None:
 
     for arguments, stem in (
         (("tokens", "--baseline", sft.path, "--runs", am.path, "--n", 4), "tokens"),
-        (("leakage", am.path, "--n", 4), "leakage"),
         (("schemes", am.path), "schemes"),
     ):
         ended = nrt("analyze", *arguments, "--out", tmp_path / stem, "--json")

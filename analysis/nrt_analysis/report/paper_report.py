@@ -27,6 +27,7 @@ from nrt_analysis.report.run_cards import (
     unfinished,
     with_results,
 )
+from nrt_analysis.report.xray_parts import xray_parts
 from nrt_analysis.token_report import token_figure
 from nrt_analysis.vocabulary_report import vocabulary
 from nrt_cli import __version__
@@ -78,8 +79,9 @@ def gather(paths: Sequence[Path]) -> Document:
     words = (words_figure(with_results(of), len(by_model) > 1) for of in by_model)
     signals = by_length(with_results(cards))
     lengths = [figure for figure in (length_figure(signals),) if figure]
-    figures = (dynamics_figure(cards), *lengths, *token_figures(cards), *words)
-    found = (*tables(cards), *filter(None, [length_table(signals)]))
+    looked, decided = xray_parts(cards)
+    figures = (dynamics_figure(cards), *lengths, *token_figures(cards), *words, decided)
+    found = (*tables(cards), *filter(None, [length_table(signals)]), looked)
     return Document(title, made, tuple(cards), found, figures, tuple(notes))
 
 

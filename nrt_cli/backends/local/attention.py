@@ -9,13 +9,16 @@ transformers hands keyword arguments of a model's forward pass on to the attenti
 pass may say `nrt_pattern=...`, and layers, positions, norms and all else remain the architecture's own.
 
 A tail attends to its segment's prefix and causally to itself, and its positions go on from the prefix, so every token
-sees what it would see alone. A row with which another begins has no tail of its own. There is no G x G mask.
+sees what it would see alone. A row with which another begins has no tail of its own. Where rows leave the first one at
+different places, as a text's truncations do, that one is the prefix, and each tail sees as much of it as its row begins
+with. There is no G x G mask.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from itertools import takewhile
+from itertools import groupby, takewhile
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -94,10 +97,14 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a segment lies in the packed row, as (start, end); tails follow the prefix and each other without a gap."""
+    """Where a segment lies in the packed row, as (start, end); tails follow the prefix and each other without a gap.
+
+    `sees` is up to where in the packed row each tail sees the prefix.
+    """
 
     prefix: tuple[int, int]
     tails: tuple[tuple[int, int], ...] = ()
+    sees: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,14 +128,15 @@ class Segments:
         out, before = list[Tensor](), key.shape[2] - query.shape[2]
         attend = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=True)
         for segment in self.segments:
-            prefix = slice(*segment.prefix)
-            for start, end in (segment.prefix, *segment.tails)[bool(before) :]:
-                own = slice(start, end)
+            first = segment.prefix[0]
+            spans = zip((segment.prefix, *segment.tails), (first, *segment.sees), strict=True)
+            for (start, end), seen in list(spans)[bool(before) :]:
+                own, prefix = slice(start, end), slice(first, seen)
                 keys, values, mask = key[:, :, own], value[:, :, own], None
-                if own != prefix:
+                if seen > first:
                     keys = torch.cat([key[:, :, prefix], keys], 2)
                     values = torch.cat([value[:, :, prefix], values], 2)
-                    mask = _tail_mask(end - start, prefix.stop - prefix.start, query.dtype, query.device)
+                    mask = _tail_mask(end - start, seen - first, query.dtype, query.device)
                 if end > start:
                     asking = query[:, :, start - before : end - before]
                     out.append(attend(asking, keys, values, mask, is_causal=mask is None))
@@ -162,7 +170,7 @@ class Behind:
 # A few, since all layers of one pass ask for the same: a mask of 2048 x 2348 takes 19 MB.
 @lru_cache(maxsize=16)
 def _tail_mask(length: int, prefix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Added to the scores of a tail, [L, P + L]: the whole prefix, and the tail up to oneself."""
+    """Added to the scores of a tail, [L, P + L]: what it sees of the prefix, and the tail up to oneself."""
     mask = torch.zeros(length, prefix + length, dtype=dtype, device=device)
     mask[:, prefix:] = torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
     return mask
@@ -194,7 +202,9 @@ def within(items: Sequence[Item], budget: int, size: Callable[[Sequence[Item]], 
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+    # What the first and the last in their order begin with, all between them do.
+    ends = min(map(tuple, rows)), max(map(tuple, rows))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False)))
 
 
 def _hosts(rows: Sequence[Sequence[int]]) -> list[int]:
@@ -208,37 +218,56 @@ def _hosts(rows: Sequence[Sequence[int]]) -> list[int]:
     return found
 
 
+def _branches(rows: Sequence[Sequence[int]], prefix: int | None = None) -> tuple[int, list[int], dict[int, int]]:
+    """How long the prefix is, a beginning of the first row's host; each row's host; and where each host leaves it."""
+    hosts, shared = _hosts(rows), common_prefix(rows)
+    if prefix is not None:
+        return prefix, hosts, dict.fromkeys(hosts, prefix)
+    leaves = {host: common_prefix([rows[hosts[0]], rows[host]]) for host in dict.fromkeys(hosts)}
+    whole = len(rows[hosts[0]])
+    # A call of attention for each tail has to be worth it, else rows share what all of them begin with.
+    saved = sum(leaves.values()) - whole - shared * (len(leaves) - 1)
+    if 4 * saved > sum(len(rows[host]) for host in leaves) - shared * (len(leaves) - 1):
+        return whole, hosts, leaves
+    return shared, hosts, dict.fromkeys(leaves, shared)
+
+
+def branching(rows: Sequence[Sequence[int]]) -> bool:
+    """Whether rows are laid out along the first one, since they leave it at different places."""
+    return _branches(rows)[0] > common_prefix(rows)
+
+
 def pack(groups: Sequence[Sequence[Sequence[int]]], prefix: int | None = None) -> Packed:
     """One segment for each group of rows; rows stay in order. `prefix`: its length, where all need not share more."""
     ids: list[int] = []
     positions: list[int] = []
     segments, at = [], []
     for rows in groups:
-        shared = common_prefix(rows) if prefix is None else prefix
+        length, hosts, leaves = _branches(rows, prefix)
         start = len(ids)
-        ids += rows[0][:shared]
-        positions += range(shared)
-        tails = []
+        ids += rows[hosts[0]][:length]
+        positions += range(length)
+        tails, sees = [], []
         places: dict[int, list[int]] = {}
-        found = _hosts(rows)
-        for host in dict.fromkeys(found):
+        for host, leaving in leaves.items():
             begin = len(ids)
-            ids += rows[host][shared:]
-            positions += range(shared, len(rows[host]))
-            places[host] = [*range(start, start + shared), *range(begin, len(ids))]
+            ids += rows[host][leaving:]
+            positions += range(leaving, len(rows[host]))
+            places[host] = [*range(start, start + leaving), *range(begin, len(ids))]
             if begin < len(ids):
                 tails.append((begin, len(ids)))
-        at += [places[host][: len(row)] for host, row in zip(found, rows, strict=True)]
-        segments.append(Segment((start, start + shared), tuple(tails)))
+                sees.append(start + leaving)
+        at += [places[host][: len(row)] for host, row in zip(hosts, rows, strict=True)]
+        segments.append(Segment((start, start + length), tuple(tails), tuple(sees)))
     return Packed(ids, positions, Segments(tuple(segments)), at)
 
 
 def packed_amounts(rows: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Tokens of a group once packed, and pairs of a token and one that it sees, itself included."""
-    shared = common_prefix(rows)
-    tails = [len(rows[host]) - shared for host in set(_hosts(rows))]
-    pairs = shared * (shared + 1) // 2 + sum(tail * shared + tail * (tail + 1) // 2 for tail in tails)
-    return shared + sum(tails), pairs
+    prefix, _, leaves = _branches(rows)
+    tails = [(len(rows[host]) - leaving, leaving) for host, leaving in leaves.items()]
+    pairs = prefix * (prefix + 1) // 2 + sum(tail * seen + tail * (tail + 1) // 2 for tail, seen in tails)
+    return prefix + sum(tail for tail, _ in tails), pairs
 
 
 # --- the pattern of a packed row on a CPU ----------------------------------------------------------------------------
@@ -247,7 +276,7 @@ def packed_amounts(rows: Sequence[Sequence[int]]) -> tuple[int, int]:
 class _Attend(torch.autograd.Function):
     """`Segments` without a mask and without a copy of the prefix's keys.
 
-    A tail attends to two stretches: to the prefix, all of which it may see, and causally to itself. Each is a plain
+    A tail attends to two stretches: to so much of the prefix, without an order, and causally to itself. Each is a plain
     call of torch's CPU kernel, which also gives the log of the sum of the exponentiated scores, and two results are
     joined by the weights that these sums say. Backward, the kernel makes the scores anew and weighs them by the sum it
     is given: with that of both stretches, each call's gradients are those of its part.
@@ -301,20 +330,22 @@ class _Attend(torch.autograd.Function):
 
 
 def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, slice, bool, bool]]:
-    """Each call, a prefix, all tails to it, each tail to itself: queries, keys, if causal, if it joins an earlier.
+    """Each call, a prefix, tails to it, each tail to itself: queries, keys, if causal, if it joins an earlier.
 
-    The first `before` keys, of a prefix, have no queries.
+    Neighbouring tails that see as much of the prefix attend to it in one call. The first `before` keys, of a prefix,
+    have no queries.
     """
     asking = lambda start, stop: slice(start - before, stop - before)  # noqa: E731
     for segment in segments:
-        prefix = slice(*segment.prefix)
-        has_prefix = prefix.stop > prefix.start
-        if has_prefix and not before:
+        first, prefix = segment.prefix[0], slice(*segment.prefix)
+        if prefix.stop > first and not before:
             yield prefix, prefix, True, False
-        if segment.tails and has_prefix:
-            yield asking(segment.tails[0][0], segment.tails[-1][1]), prefix, False, False
-        for tail in segment.tails:
-            yield asking(*tail), slice(*tail), True, has_prefix
+        for seen, tails in groupby(zip(segment.tails, segment.sees, strict=True), key=itemgetter(1)):
+            spans = [tail for tail, _ in tails]
+            if seen > first:
+                yield asking(spans[0][0], spans[-1][1]), slice(first, seen), False, False
+            for tail in spans:
+                yield asking(*tail), slice(*tail), True, seen > first
 
 
 def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,15 +390,17 @@ class FlexSegments:
         segment_G = torch.zeros(length, dtype=torch.long, device=device)
         # Which tail of its segment a token belongs to; 0 is the prefix.
         tail_G = torch.zeros(length, dtype=torch.long, device=device)
+        # Up to where a token sees its segment's prefix, as long as that is before it.
+        sees_G = torch.full_like(tail_G, length)
         for number, segment in enumerate(pattern.segments):
             end = segment.tails[-1][1] if segment.tails else segment.prefix[1]
             segment_G[segment.prefix[0] : end] = number
-            for k, (start, stop) in enumerate(segment.tails, 1):
-                tail_G[start:stop] = k
+            for k, ((start, stop), seen) in enumerate(zip(segment.tails, segment.sees, strict=True), 1):
+                tail_G[start:stop], sees_G[start:stop] = k, seen
 
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             # Within a prefix, and within a tail, earlier is to the left; a prefix is left of its tails.
-            own = (tail_G[key] == 0) | (tail_G[key] == tail_G[query])
+            own = ((tail_G[key] == 0) & (key < sees_G[query])) | (tail_G[key] == tail_G[query])
             return (segment_G[key] == segment_G[query]) & (key <= query) & own
 
         self.mask = create_block_mask(sees, None, None, length, length, device=str(device))

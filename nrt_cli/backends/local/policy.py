@@ -17,6 +17,7 @@ from nrt_cli.backends.local.attention import (
     Reading,
     Segment,
     Segments,
+    branching,
     common_prefix,
     pack,
     packed_amounts,
@@ -145,6 +146,9 @@ class Policy:
             if self.one_pass(together, budget):
                 yield together, None
                 continue
+            if branching(*_read(together)):  # each pass along its first row, with which the others share more
+                yield from ((part, None) for part in self.micro_batches(together, budget))
+                continue
             prefix = Prefix(self, together)
             for part in self.micro_batches(together, budget):
                 yield part, prefix
@@ -202,6 +206,8 @@ class Policy:
         """Take the one kernel where there is one and it agrees; go on padded where no way of packing does."""
         words = [(3 + 7 * i) % self.model.config.get_text_config().vocab_size for i in range(24)]
         rows = [Row((*words[:8], *words[start:end]), 8) for start, end in ((8, 20), (10, 11), (5, 24))]
+        # A second prompt's, which leave the first of them at different places.
+        rows += [Row((*words[1:at], *words[: 24 - at]), 6, prompt=6) for at in (24, 20, 16, 12, 8)]
         # What a narrow type's rounding would hide, such as positions that are off by a few, shows in float32.
         with widened(self.model) if self.model.dtype.itemsize < 4 else contextlib.nullcontext():
             if not self.verify_packing(rows):
