@@ -44,6 +44,8 @@ TEXTS = ("prompt", "trace", "answer")
 POLL = 0.5
 """Seconds between two looks at the runs that are known; `LOOK` between two at which runs there are."""
 LOOK = 2.0
+PAUSE = 0.1
+"""Seconds after an answer in which no table is read: a page asks for one thing after another."""
 KEPT = 128
 """Tables whose texts are kept, of those that were asked for last."""
 
@@ -75,7 +77,8 @@ class Library:
         self._table: NDArray[np.float64] | None = None
         self._texts: OrderedDict[tuple[Part, tuple[int, int]], dict[str, list[str]]] = OrderedDict()
         self._lock, self._told = threading.RLock(), threading.Condition()
-        self.version, self._numbers = 0, 0
+        self.version = self._numbers = self._answering = 0
+        self._answered = -math.inf
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -149,7 +152,10 @@ class Library:
             list(pool.map(self._read_until, [end] * workers))
 
     def _read_until(self, end: float) -> None:
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end:
+            if self._answering or now - self._answered < PAUSE:
+                time.sleep(PAUSE / 10)  # who waits for a screen comes first
+                continue
             with self._lock:
                 if not self._waiting:
                     return
@@ -198,6 +204,16 @@ class Library:
         finally:
             stop.set()
             thread.join()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """While something is answered, no table is read for the first time."""
+        self._answering += 1
+        try:
+            yield
+        finally:
+            self._answering -= 1
+            self._answered = time.monotonic()
 
     def wait(self, version: int, seconds: float) -> None:
         """Return once something has changed since a version, or after some seconds."""
@@ -291,7 +307,7 @@ def _numbers(followed: Followed, part: str) -> NDArray[np.float64]:
     path = followed.run.path / "traces" / f"{part}.parquet"
     with open_table(path, named=True) as file:
         there = [name for name in READ if name in file.schema_arrow.names]
-        table = file.read(columns=there)
+        table = file.read(columns=there, use_threads=False)
         lengths = pc.list_value_length(table["sampled"]) if "sampled" in there else None
         if (lengths is None or lengths.null_count) and "trace_ids" in file.schema_arrow.names:
             lengths, end = pc.list_value_length(file.read(columns=["trace_ids"]).column(0)), 0
@@ -302,7 +318,7 @@ def _numbers(followed: Followed, part: str) -> NDArray[np.float64]:
     def number(name: str) -> NDArray[np.float64]:
         if name not in there:
             return np.full(size, math.nan)
-        return np.asarray(table[name].cast("double").to_numpy(), dtype=np.float64)
+        return _floats(table[name])
 
     out = np.full((len(NUMBERS), size), math.nan)
     out[AT["run"]], out[AT["kind"]], out[AT["row"]] = followed.number, KINDS.index(match[1]), np.arange(size)
@@ -311,7 +327,7 @@ def _numbers(followed: Followed, part: str) -> NDArray[np.float64]:
     for name in ("example", "k", "gain", "reward", "baseline", "advantage", "dead"):
         out[AT[name]] = number(pairs.get(name, name))
     if lengths is not None:
-        out[AT["length"]] = lengths.cast("double").to_numpy() - end
+        out[AT["length"]] = _floats(lengths) - end
     stops = table["stop"].to_pylist() if "stop" in there else [None] * size
     out[AT["forced"]] = [math.nan if stop is None else stop != "end" for stop in stops]
     if followed.clips:
@@ -321,6 +337,11 @@ def _numbers(followed: Followed, part: str) -> NDArray[np.float64]:
     texts = [table[name].to_pylist() if name in there else [None] * size for name in TEXTS]
     out[AT["leaked"]] = [_leaked(*row) for row in zip(*texts, strict=True)]
     return out
+
+
+def _floats(column: Any) -> NDArray[np.float64]:
+    """An Arrow column's numbers; null is NaN. Arrow's own conversion would import pandas."""
+    return np.array(column.to_pylist(), dtype=np.float64)
 
 
 def _leaked(prompt: str | None, trace: str | None, answer: str | None) -> float:

@@ -225,7 +225,7 @@ def _holding(library: Library, name: str, part: str, sought: str) -> set[int]:
     found: set[int] = set()
     for column in columns:
         hits = pc.match_substring(table[column].cast(pa.large_string()), sought, ignore_case=True)
-        found |= set(np.flatnonzero(hits.fill_null(False).to_numpy()).tolist())
+        found |= {i for i, hit in enumerate(hits.to_pylist()) if hit}
     return found
 
 

@@ -102,7 +102,8 @@ def application(library: Library, port: int) -> ASGIApp:
 
     async def answer(request: Request) -> Response:
         try:
-            found, status = await run_in_threadpool(screens.answer, library, query(request)), 200
+            with library.answering():
+                found, status = await run_in_threadpool(screens.answer, library, query(request)), 200
         except NrtError as error:
             found, status = {"error": str(error)}, 404
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -114,7 +115,8 @@ def application(library: Library, port: int) -> ASGIApp:
         def lines() -> Iterator[str]:
             try:
                 given = screens.parameters(f"/list?{request.url.query}")
-                yield from (_json(line) + "\n" for line in screens.search(library, given))
+                with library.answering():
+                    yield from (_json(line) + "\n" for line in screens.search(library, given))
             except NrtError as error:
                 yield _json({"error": str(error)}) + "\n"
 
@@ -131,7 +133,7 @@ def application(library: Library, port: int) -> ASGIApp:
                     yield f"data: {_json({'runs': state, 'left': library.left})}\n\n"
                 else:
                     yield ": still here\n\n"
-                await asyncio.sleep(QUIET)
+                await asyncio.sleep(5 * QUIET if library.left else QUIET)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
@@ -139,7 +141,8 @@ def application(library: Library, port: int) -> ASGIApp:
         name = request.path_params.get("name", "index.html")
         if name != "index.html" and name not in (*SCRIPTS, *STYLES, *IMAGES):
             return PlainTextResponse("There is no such file.", 404)
-        text = page() if name == "index.html" else asset(name)
+        with library.answering():
+            text = page() if name == "index.html" else asset(name)
         return Response(text, media_type=f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8")
 
     routes = [

@@ -205,7 +205,7 @@ function Group({ source, given, tick, side = false }) {
   };
   return html`<section class="group" aria-label="One question's traces">
     <div class="bar">
-      <a class="back" href=${address("list", { run: given.get("run"), kind: given.get("kind"), step: found.step })}>All traces of step ${found.step}</a>
+      <a class="back" href=${address("list", { run: given.get("run"), kind: given.get("kind"), step: found.step })}>All traces of ${visible(found.run)}, step ${found.step}</a>
       <${Choice} label="Shade the trace by" value=${given.get("shade") ?? shades[0]?.[0] ?? ""} change=${(shade) => move({ shade })} options=${shades.map(([key, one]) => [key, one.name])} />
       <${Choice} label="Shade the answer by" value=${given.get("by") ?? "gain"} change=${(by) => move({ by })} options=${Object.entries(SHADES).map(([key, one]) => [key, one.name])} />
     </div>
