@@ -143,7 +143,7 @@ def _title(run: Run, manifest: Mapping[str, Any]) -> str:
 
 
 def _matching(library: Library, given: Given) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """The table, and which of its traces pass the filters, in the order that is asked for."""
+    """The table, and which of its traces pass the filters, as they are stored."""
     table = library.table()
     keep = np.isin(table[AT["run"]], [library.followed(name).number for name in _chosen(library, given)])
     if (kind := one(given, "kind")) is not None:
@@ -158,16 +158,20 @@ def _matching(library: Library, given: Given) -> tuple[NDArray[np.float64], NDAr
             except ValueError:
                 raise ConfigError(f"{name}={text}: has to be a number, or a range such as 0.5..2 or 0..") from None
             keep &= (table[AT[name]] >= ends[0]) & (table[AT[name]] <= ends[1])
-    chosen = np.flatnonzero(keep)
     sort = one(given, "sort", "-step") or "-step"
-    by = sort.removeprefix("-")
-    if by not in FILTERS:
-        raise ConfigError(
-            f"sort={sort}: has to be one of {', '.join(FILTERS)}, with - before it for the largest first."
-        )
-    values = table[AT[by]][chosen]
-    # What is not measured comes last either way.
-    return table, chosen[np.argsort(-values if sort[0] == "-" else values, kind="stable")]
+    if sort.removeprefix("-") not in FILTERS:
+        raise ConfigError(f"sort={sort}: has to be one of {', '.join(FILTERS)}, after a - for the largest first.")
+    return table, np.flatnonzero(keep)
+
+
+def first_of(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Where the smallest values are, in order, and of equal ones the first; what is not measured comes last."""
+    if count < len(values) and np.isfinite(last := np.partition(values, count)[count]):
+        # The others need no order, of which a million take a while.
+        below, equal = np.flatnonzero(values < last), np.flatnonzero(values == last)
+        chosen = np.sort(np.concatenate([below, equal[: count - len(below)]]))
+        return chosen[np.argsort(values[chosen], kind="stable")]
+    return np.argsort(values, kind="stable")[:count]
 
 
 def entry(library: Library, table: NDArray[np.float64], columns: Sequence[int]) -> list[dict[str, Any]]:
@@ -193,23 +197,35 @@ def list_(library: Library, given: Given) -> dict[str, Any]:
     at = _whole(given, "at") or 0
     known = {"stored": int(table.shape[1]), "left": library.left}
     if one(given, "text"):
-        hits = list(search(library, given))
+        hits = ordered(list(search(library, given)), one(given, "sort", "-step") or "-step")
         return known | {"found": len(hits), "at": at, "traces": hits[at : at + PAGE], "whole": len(hits) < HITS}
-    traces = entry(library, table, chosen[at : at + PAGE].tolist())
+    sort = one(given, "sort", "-step") or "-step"
+    values = table[AT[sort.removeprefix("-")]][chosen]
+    order = first_of(-values if sort[0] == "-" else values, at + PAGE)
+    traces = entry(library, table, chosen[order[at:]].tolist())
     return known | {"found": len(chosen), "at": at, "traces": traces, "whole": True}
+
+
+def ordered(lines: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+    """Lines of a list in an order, as `first_of` has it."""
+    values = np.array([line[sort.removeprefix("-")] for line in lines], dtype=np.float64)
+    return [lines[i] for i in first_of(-values if sort[0] == "-" else values, len(lines))]
 
 
 def search(library: Library, given: Given) -> Iterator[dict[str, Any]]:
     """Traces with a text in their question, trace or answer, whatever its case, as they are found."""
     table, chosen = _matching(library, given)
     sought, hits = (one(given, "text") or "").casefold(), 0
-    for (name, part), columns in by_part(library, table, chosen.tolist()).items():
-        with contextlib.suppress(StoreError, OSError):
-            rows = _holding(library, name, part, sought)
-            found = [column for column in columns if int(table[AT["row"], column]) in rows]
-            for line in entry(library, table, found[: HITS - hits]):
-                hits += 1
-                yield line
+    # The traces of a table stand together; the newest tables come first.
+    where = table[[AT[name] for name in ("run", "kind", "step")]][:, chosen]
+    for columns in reversed(np.split(chosen, np.flatnonzero(np.diff(where).any(axis=0)) + 1)):
+        for (name, part), those in by_part(library, table, columns.tolist()).items():
+            with contextlib.suppress(StoreError, OSError):
+                rows = _holding(library, name, part, sought)
+                found = [column for column in those if int(table[AT["row"], column]) in rows]
+                for line in entry(library, table, found[: HITS - hits]):
+                    hits += 1
+                    yield line
         if hits >= HITS:
             return
 

@@ -4,7 +4,7 @@
 
 Trains `quickstart` in `.bench/recording` (what is there is not made again), looks into its held-out traces with
 `nrt analyze xray`, and takes the group view of one question at every score: the first that is wrong before the first
-step and right after the last. `analysis/shown/view.webp` shows all of them in turn, `view.png` the first above the last.
+step and right after the last. `analysis/shown/view.webp` shows all of them, `view.png` the first above the last.
 """
 
 import io

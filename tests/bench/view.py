@@ -17,23 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 from common import ROOT, WORK, machine, say
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 sys.path.append(str(ROOT / "tests" / "viewer"))
-from worlds import make_run, row
+from worlds import PER_TABLE, many_tables
 
-from nrt_cli.store.tables import NAME
-
-PER_TABLE, TABLES, QUICK = 256, 3907, 40
-SAID = "so let us see what this makes when first and second are taken together then rest is added"
+TABLES, QUICK = 3907, 40
 SEEN = """
 const [to, old, done] = arguments, begin = performance.now();
 const now = () => document.querySelector(".rows a")?.hash + document.querySelector("[role=status]")?.textContent;
@@ -44,26 +37,6 @@ look();
 """
 
 
-def make(root: Path, tables: int) -> None:
-    """Tables like those of training, whose traces differ in their numbers and words."""
-    run, random = make_run(root / "million"), np.random.default_rng(0)
-    texts = [" ".join(random.choice(SAID.split(), 40)) for _ in range(PER_TABLE)]
-    run.write_traces("step-000001", [row(1, i // 8, i % 8, text) for i, text in enumerate(texts)])
-    first = pq.read_table(run.path / "traces" / "step-000001.parquet")
-    for step in range(2, tables + 1):
-        at = {name: first.schema.get_field_index(name) for name in ("step", "example", "gain", "reward", "trace")}
-        rolled = texts[step % PER_TABLE :] + texts[: step % PER_TABLE]
-        new = {"step": np.full(PER_TABLE, step), "example": step * 32 + np.arange(PER_TABLE) // 8}
-        new |= {"gain": random.normal(size=PER_TABLE), "reward": random.exponential(size=PER_TABLE)}
-        new["trace"] = [f"{text} {step}" for text in rolled]
-        table = first
-        for name, values in new.items():
-            table = table.set_column(at[name], first.field(name), pa.array(values, first.field(name).type))
-        file = run.path / "traces" / f"step-{step:06d}.parquet"
-        table = table.replace_schema_metadata({NAME: file.name})
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-
-
 def million(quick: bool) -> None:
     tables = QUICK if quick else TABLES
     root = WORK / "view" / f"runs-{tables}"
@@ -71,7 +44,7 @@ def million(quick: bool) -> None:
         say(f"writing {tables} tables")
         draft = root.with_suffix(".tmp")
         shutil.rmtree(draft, ignore_errors=True)
-        make(draft, tables)
+        many_tables(draft, tables)
         draft.rename(root)
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium") or shutil.which("google-chrome"))

@@ -1,16 +1,19 @@
 """What the screens show, by their addresses: against numbers written down in `worlds.py`."""
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from worlds import add_held_out, add_step, make_run, row
 
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run
 from nrt_cli.viewer.library import AT, Library
-from nrt_cli.viewer.screens import answer, smooth
+from nrt_cli.viewer.screens import answer, first_of, smooth
 
 
 def letters(folder):
@@ -141,6 +144,12 @@ def test_curves_have_means_remarks_and_only_settings_that_differ(world):
 def test_means_pass_over_what_is_not_measured():
     found = smooth(np.array([1.0, np.nan, 3.0, 5.0]), 2)
     assert found.tolist() == [1.0, 1.0, 3.0, 4.0]
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.5, math.nan, math.inf, -math.inf]), max_size=30), st.integers(0, 35))
+def test_the_first_of_many_are_those_of_a_stable_sort(values, count):
+    x = np.array(values, dtype=np.float64)
+    assert first_of(x, count).tolist() == np.argsort(x, kind="stable")[:count].tolist()
 
 
 def test_two_runs_are_compared_in_pairs(world):

@@ -118,3 +118,26 @@ def test_a_stored_step_is_told_within_two_seconds(served, world):
 def test_hostile_runs_are_json(nrt, hostile, tmp_path):
     done = nrt("view", "runs/", "--json", "/group?kind=step")
     assert json.loads(done.out)["traces"][0]["tokens"] == [f"{HOSTILE} 1"]
+
+
+@pytest.mark.slow
+def test_training_and_its_viewer_begin_and_end_together(nrt, tiny_yaml, tmp_path, until):
+    process = nrt.start("train", str(tiny_yaml), "--run", "runs/x", "--steps", "40", "--view", "--json")
+    (address,) = until(lambda: process.err.is_file() and re.findall(r"http://[\d.:]+/", process.err.read_text()))
+    until(lambda: httpx.get(f"{address}api/list?kind=step").json().get("found"))
+    assert httpx.get(f"{address}api/runs").json()["runs"][0]["run"] == "x"
+    done = process.wait()
+    assert done.code == 0
+    assert [json.loads(line)["kind"] for line in done.out.splitlines()][-1] == "summary"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}api/runs")
+
+
+def test_a_folder_is_written_and_its_size_said(nrt, world, folder, nrt_in):
+    done = nrt_in(folder)("view", "runs/", "--export", "out")
+    assert done.code == 0
+    assert re.search(r"out/index.html, \d+ files, [\d.]+ MB", done.out)
+    assert (folder / "out" / "assets" / "vendor" / "LICENSES.txt").is_file()
+    for unfit in (["--port", "80"], ["--json", "/runs"]):
+        assert nrt_in(folder)("view", "runs/", "--export", "out", *unfit).code != 0
+    assert "no such folder" in nrt("view", "nowhere").err

@@ -9,11 +9,14 @@ import pytest
 from browser import CONTRAST, OVER, brightness, find, focus, look, press, wait
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from worlds import add_held_out, add_step, hostile_world, make_run, small_world
+from worlds import PER_TABLE, add_held_out, add_step, hostile_world, make_run, many_tables, small_world
 
 from nrt_cli.store import Run
+from nrt_cli.store.files import write_report
 from nrt_cli.viewer.library import Library
+from nrt_cli.viewer.screens import answer
 from nrt_cli.viewer.server import serve
+from nrt_cli.viewer.static import exported
 
 pytestmark = pytest.mark.slow
 
@@ -213,3 +216,62 @@ def test_the_whole_viewer_can_be_walked_with_tab_and_focus_is_seen(view):
             style = "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth"
             assert page.execute_script(style, active) == "solid3px", active.get_attribute("outerHTML")[:100]
         assert stops > 5
+
+
+QUERIES = (
+    "/list?run=a", "/list?run=a&kind=step&sort=-reward", "/list?run=a&gain=0..&sort=gain", "/list?run=b&right=1",
+    "/list?run=a&forced=1&sort=length", "/list?run=a&gain=..-0.4&dead=0", "/list?run=a&leaked=0&sort=-advantage",
+    "/list?run=a&step=1..1&clipped=1", "/list?run=a&kind=held-out&sort=-step", "/list?run=h&sort=-length",
+    "/list?run=a&length=6..7&sort=example", "/list?run=a&baseline=1.5&k=0..1",
+)  # fmt: skip
+SAME = ("run", "kind", "step", "example", "k", "gain", "reward", "baseline", "advantage", "length", "forced", "dead",
+        "clipped", "right", "leaked")  # fmt: skip
+
+
+def test_a_folder_without_a_server_shows_the_same_under_the_same_policy(driver, root, tmp_path):
+    """Filters and orders that the page computes are those of the server, on the same runs."""
+    library = Library([root], letters)
+    library.look()
+    library.refresh()
+    library.read()
+    write_report(tmp_path / "out", exported(library))
+    look(driver, 1300, "light")
+    driver.get("about:blank")
+    driver.get_log("browser")
+    for address in (*SCREENS, "#/compare?run=b&run=a&example=8"):
+        driver.get("about:blank")
+        driver.get(f"file://{tmp_path}/out/index.html{address}")
+        wait(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "main section"))
+        assert driver.get_log("browser") == [], address
+        assert not driver.find_elements(By.CSS_SELECTOR, "main section .reason"), address
+    assert driver.execute_script("return window.pwned") is None
+    ask = "const done = arguments[1]; held(HELD).query(arguments[0]).then(done, (e) => done(String(e)))"
+    for query in QUERIES:
+        here, there = answer(library, query), driver.execute_async_script(ask, query)
+        assert here["found"] == there["found"] > 0, query
+        for mine, other in zip(here["traces"], there["traces"], strict=True):
+            assert {key: mine[key] for key in SAME} == {key: other.get(key) for key in SAME}, query
+            if mine["run"] != "h":  # where they do not agree on what is a blank
+                assert (mine["question"], mine["said"]) == (other["question"], other["said"])
+    driver.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.pwned = 3'; document.body.append(s)"
+    )
+    assert driver.execute_script("return window.pwned") is None
+
+
+@pytest.mark.full
+def test_a_million_traces(view, root):
+    """The bounds are wide: `python tests/bench/view.py million` measures on a machine that does nothing else."""
+    many_tables(root, 3907)
+    page = view("#/list?run=million")
+    left = "return document.querySelector('[role=status]').textContent"
+    end = time.monotonic() + 600
+    while "being read" in page.execute_script(left) or "1,000,192 of" not in page.execute_script(left):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    begin = time.monotonic()
+    find(page, "input[name=gain]").send_keys("2..", Keys.ENTER)
+    wait(page, lambda: not find(page, "[role=status]").text.startswith("1,000,192"))
+    assert time.monotonic() - begin < 5
+    assert len(page.find_elements(By.CSS_SELECTOR, ".rows tr")) == 60
+    assert PER_TABLE * 3907 == 1_000_192

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from nrt_cli.records import XRAY_COLUMNS, Document, Reply, TraceRow, XrayRow
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation
-from nrt_cli.store.tables import write_table
+from nrt_cli.store.tables import NAME, write_table
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> \u202egnp.exe \x1b[31m \x00 {{7*7}}"
@@ -120,3 +124,27 @@ def hostile_world(root: Path) -> Path:
     add_held_out(run, 1, 1.0, (HOSTILE,), question=HOSTILE, thinking_reply=HOSTILE)
     run.event("collapse", step=1, seen=HOSTILE)
     return root
+
+
+PER_TABLE = 256
+SAID = "so let us see what this makes when first and second are taken together then rest is added"
+
+
+def many_tables(root: Path, tables: int) -> None:
+    """Tables like those of training, whose traces differ in their numbers and words."""
+    run, random = make_run(root / "million"), np.random.default_rng(0)
+    texts = [" ".join(random.choice(SAID.split(), 40)) for _ in range(PER_TABLE)]
+    run.write_traces("step-000001", [row(1, i // 8, i % 8, text) for i, text in enumerate(texts)])
+    first = pq.read_table(run.path / "traces" / "step-000001.parquet")
+    for step in range(2, tables + 1):
+        at = {name: first.schema.get_field_index(name) for name in ("step", "example", "gain", "reward", "trace")}
+        rolled = texts[step % PER_TABLE :] + texts[: step % PER_TABLE]
+        new = {"step": np.full(PER_TABLE, step), "example": step * 32 + np.arange(PER_TABLE) // 8}
+        new |= {"gain": random.normal(size=PER_TABLE), "reward": random.exponential(size=PER_TABLE)}
+        new["trace"] = [f"{text} {step}" for text in rolled]
+        table = first
+        for name, values in new.items():
+            table = table.set_column(at[name], first.field(name), pa.array(values, first.field(name).type))
+        file = run.path / "traces" / f"step-{step:06d}.parquet"
+        table = table.replace_schema_metadata({NAME: file.name})
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
