@@ -72,7 +72,8 @@ def view(
         if not no_open and has_screen():
             webbrowser.open(address)
 
-    serve(library, port or PORT, ready)
+    with contextlib.suppress(KeyboardInterrupt):  # how it ends
+        serve(library, port or PORT, ready)
 
 
 def has_screen() -> bool:

@@ -50,9 +50,13 @@ function Interval({ one, most }) {
   return html`<svg class="interval" viewBox="0 0 200 16" role="img" aria-hidden="true"><line class="zero" x1="100" x2="100" y1="0" y2="16" /><line class="ends" x1=${x(one.low)} x2=${x(one.high)} y1="8" y2="8" /><circle cx=${x(one.value)} cy="8" r="4" /></svg>`;
 }
 
-function Compare({ source, given, tick }) {
-  const { found, error } = useAnswer(source, `/compare?${given}`, tick);
-  const move = (changes) => go(address("compare", but(given, changes)), true);
+function Compare({ source, given, tick, runs }) {
+  const names = runs.map(({ run }) => run), named = given.getAll("run");
+  const pair = [...named, ...names.filter((name) => !named.includes(name))].slice(0, 2);
+  const asked = new URLSearchParams(address("compare", but(given, { run: pair })).split("?")[1]);
+  const { found, error } = useAnswer(source, `/compare?${asked}`, tick);
+  const move = (changes) => go(address("compare", but(asked, changes)), true);
+  const choosing = names.length > 1 && html`<div class="bar">${[0, 1].map((i) => html`<${Choice} label=${i ? "against" : "Run"} value=${pair[1 - i]} change=${(run) => move({ run: i ? [run, pair[1]] : [pair[0], run], example: null })} options=${names.map((name) => [name, name])} />`)}</div>`;
   useEffect(() => {
     const keys = (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], example = { PageUp: -1, PageDown: 1 }[event.key];
@@ -64,13 +68,13 @@ function Compare({ source, given, tick }) {
     addEventListener("keydown", keys);
     return () => removeEventListener("keydown", keys);
   });
-  if (!found) return html`<section aria-label="Two runs"><h1>Two runs</h1><${Missing} error=${error} /></section>`;
+  if (!found) return html`<section aria-label="Two runs"><h1>Two runs</h1>${choosing}<${Missing} error=${error} /></section>`;
   const now = found.differences.filter((one) => one.step === found.step);
   const question = (by, text) => { const to = around(found.examples, found.example, by); return html`<button type="button" disabled=${to === null} onClick=${() => move({ example: to })}>${text}</button>`; };
   const shown = (one, value) => (one.share ? `${signed(100 * value)} points` : nats(value));
   const most = (one) => Math.max(1e-9, ...found.differences.filter((other) => other.key === one.key).flatMap((other) => [Math.abs(other.low), Math.abs(other.high)]));
   const at = found.steps.indexOf(found.step);
-  return html`<section class="compare" aria-label="Two runs"><h1>${visible(found.runs[1])} against ${visible(found.runs[0])}</h1>
+  return html`<section class="compare" aria-label="Two runs"><h1>${visible(found.runs[1])} against ${visible(found.runs[0])}</h1>${choosing}${error && html`<${Missing} error=${error} />`}
     <label class="steps"><span>Step <b>${found.step}</b><span class="unit"> ${at + 1} of ${found.steps.length}</span></span><input type="range" min="0" max=${found.steps.length - 1} value=${at} aria-valuetext=${`step ${found.step}`} disabled=${found.steps.length < 2} onInput=${(event) => move({ step: found.steps[event.target.value] })} /></label>
     <div class="scroll"><table class="differences"><caption>The second minus the first, over the same held-out questions, with 95 % intervals over them</caption><tbody>${now.map((one) => html`<tr><th scope="row">${one.title}</th><td class="number">${shown(one, one.value)}</td><td class="number unit">[${signed(one.share ? 100 * one.low : one.low)}, ${signed(one.share ? 100 * one.high : one.high)}]</td><td><${Interval} one=${one} most=${most(one)} /></td><td class="unit">n ${one.n}</td></tr>`)}</tbody></table></div>
     <div class="turn">${question(-1, "Previous question")}<h2>Held-out question ${found.example}</h2>${question(1, "Next question")}</div>

@@ -173,7 +173,7 @@ const around = (values, value, by) => { const i = values.indexOf(value) + by; re
 /** Whether a key press is meant for the screen and for nothing on it. */
 const free = (event) => !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey && !event.target.closest("input, select, textarea, .tokens, svg[tabindex], [role=listbox], .rows");
 
-function Group({ source, given, tick, side = false }) {
+function Group({ source, given, tick, runs }) {
   const k = Number(given.get("k") ?? 0), mode = SHADES[given.get("by")] ?? SHADES.gain, traceMode = TRACE_SHADES[given.get("shade")] ?? TRACE_SHADES.necessity;
   const asked = new URLSearchParams(given);
   for (const name of ["k", "by", "shade"]) asked.delete(name);
@@ -206,6 +206,7 @@ function Group({ source, given, tick, side = false }) {
   return html`<section class="group" aria-label="One question's traces">
     <div class="bar">
       <a class="back" href=${address("list", { run: given.get("run"), kind: given.get("kind"), step: found.step })}>All traces of ${visible(found.run)}, step ${found.step}</a>
+      ${runs?.length > 1 && html`<${Choice} label="Run" value=${found.run} change=${(run) => go(address("group", { run, kind: found.kind, ...(found.kind === "step" ? {} : { example: found.example }) }))} options=${runs.map(({ run }) => [run, run])} />`}
       <${Choice} label="Shade the trace by" value=${given.get("shade") ?? shades[0]?.[0] ?? ""} change=${(shade) => move({ shade })} options=${shades.map(([key, one]) => [key, one.name])} />
       <${Choice} label="Shade the answer by" value=${given.get("by") ?? "gain"} change=${(by) => move({ by })} options=${Object.entries(SHADES).map(([key, one]) => [key, one.name])} />
     </div>
@@ -271,7 +272,7 @@ function List({ source, given, tick, runs }) {
   };
   return html`<section class="listing" aria-label="All traces">
     <form class="bar" role="search" aria-label="Which traces" onSubmit=${(event) => event.preventDefault()}>
-      ${runs?.length > 1 && html`<${Choice} label="Run" value=${given.get("run") ?? ""} change=${(run) => set({ run, at: null })} options=${runs.map((run) => [run.run, run.label ?? run.run])} />`}
+      ${runs?.length > 1 && html`<${Choice} label="Run" value=${given.get("run") ?? ""} change=${(run) => set({ run, at: null })} options=${runs.map(({ run }) => [run, run])} />`}
       <${Choice} label="Kind" value=${given.get("kind") ?? ""} change=${(kind) => set({ kind, at: null })} options=${[["", "any"], ...Object.entries(KIND_NAMES)]} />
       ${Object.entries(RANGES).map(([name, label]) => html`<${Range} key=${name} name=${name} label=${label} value=${given.get(name)} change=${set} />`)}
       <label>Search<input type="search" value=${text} placeholder="words in it" onInput=${(event) => set({ text: event.target.value, at: null })} /></label>
@@ -295,7 +296,7 @@ const PAGE = 60; // traces of a list that are shown at once, as in screens.py
 function Traces({ source, runs, start }) {
   const { screen, given } = useAddress();
   const asked = given.get("run") === null ? new URLSearchParams({ run: start, ...Object.fromEntries(given) }) : given;
-  return screen === "group" ? html`<${Group} source=${source} given=${asked} />` : html`<${List} source=${source} given=${asked} runs=${runs} />`;
+  return screen === "group" ? html`<${Group} source=${source} given=${asked} runs=${runs} />` : html`<${List} source=${source} given=${asked} runs=${runs} />`;
 }
 
 /** Lines of a list in the order that is asked for; what is not measured comes last. */
