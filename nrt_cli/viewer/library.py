@@ -98,7 +98,7 @@ class Library:
             for name in [name for name in self.runs if name not in found]:
                 self._forget(name)
             new = [
-                (run.manifest().get("created", ""), name, run) for name, run in found.items() if name not in self.runs
+                (str(run.manifest().get("created")), name, run) for name, run in found.items() if name not in self.runs
             ]
             for _, name, run in sorted(new, key=lambda one: one[:2]):
                 self._numbers += 1
@@ -259,15 +259,31 @@ class Library:
                 self._texts.popitem(last=False)
         return found
 
+    def group(self, name: str, part: str, example: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of one example's rows, and its `question`; the others' long lists are not unpacked."""
+        asked = self.texts(name, part)["question"]
+        with open_table(self.followed(name).run.path / "traces" / f"{part}.parquet", named=True) as file:
+            table = file.read(columns=[one for one in columns if one in file.schema_arrow.names], use_threads=False)
+            rows = [i for i, one in enumerate(table["example"].to_pylist()) if one == example]
+            found = table.take(rows).to_pylist()
+        whole: dict[str, Any] = dict.fromkeys(columns)
+        return [whole | row | {"question": asked[i]} for i, row in zip(rows, found, strict=True)]
+
     def cutter(self, run: Run) -> Callable[[Sequence[int]], list[str]] | None:
         """What cuts a run's token ids into texts."""
-        folders = (run.export_path, Path(str((run.settings().get("model") or {}).get("path", ""))))
+        folders = (run.export_path, Path(str(setting(run, "model", "path", ""))))
         return next((found for folder in folders if self.pieces and (found := self.pieces(folder))), None)
 
 
 def clips(run: Run) -> bool:
     """Whether its advantages are of max(0, R - R_base)."""
-    return bool((run.settings().get("objective") or {}).get("baseline", "clip") == "clip")
+    return bool(setting(run, "objective", "baseline", "clip") == "clip")
+
+
+def setting(run: Run, section: str, key: str, default: Any) -> Any:
+    """A run's setting as its file has it, whatever a stranger wrote there."""
+    found = run.settings().get(section)
+    return found.get(key, default) if isinstance(found, Mapping) else default
 
 
 WATCHED = ("metrics.jsonl", "events.jsonl", "manifest.json", "evals", "analysis/xray/scored", "checkpoints", ".lock")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nrt_cli.config import flatten
 from nrt_cli.config.titles import run_title, thinks
-from nrt_cli.errors import ConfigError, StoreError
+from nrt_cli.errors import ConfigError, NrtError, StoreError
 from nrt_cli.measures.collapse import WINDOW
 from nrt_cli.measures.held_out import COLUMNS, measures
 from nrt_cli.measures.statistics import mean_over_rows
@@ -26,7 +26,7 @@ from nrt_cli.records import Document, measured
 from nrt_cli.store import Run
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.tables import open_table
-from nrt_cli.text.questions import plain_text, questions
+from nrt_cli.text.questions import plain_text
 from nrt_cli.viewer.library import AT, KINDS, NUMBERS, Library, by_part, finite, shorter
 
 Given = Mapping[str, list[str]]
@@ -113,7 +113,8 @@ def runs(library: Library, given: Given) -> dict[str, Any]:
     found = []
     for name, followed in sorted(library.runs.items()):
         run = followed.run
-        with contextlib.suppress(StoreError, OSError):
+        # A run may go while it is read, and a stranger's may say anything.
+        with contextlib.suppress(NrtError, OSError, ValueError, TypeError, LookupError, AttributeError):
             manifest, done = run.manifest(), run.last_metrics()
             scores = next(iter(run.last_metrics("held_out")), {})
             kinds = [kind for kind in KINDS if any(part.startswith(f"{kind}-") for part in followed.parts)]
@@ -272,14 +273,12 @@ def group(library: Library, given: Given) -> dict[str, Any]:
         raise StoreError(f"{name}: question {example} is not among the stored traces.")
     step = steps[-1] if step is None else min(steps, key=lambda known: (abs(known - step), known))
     examples = list(dict.fromkeys(mine[AT["example"], mine[AT["step"]] == step].astype(int).tolist()))
-    rows = followed.run.traces(f"{kind}-{step:06d}", ROW_COLUMNS)
-    asked = dict(zip((row["example"] for row in rows), questions([row["prompt"] or "" for row in rows]), strict=True))
-    rows = [row for row in rows if row["example"] == example]
+    rows = library.group(name, f"{kind}-{step:06d}", example, ROW_COLUMNS)
     if not rows:
         raise StoreError(f"{name}: question {example} is no longer stored for step {step}.")
     where = {"run": name, "kind": kind, "step": step, "example": example, "steps": steps, "examples": examples}
     rows = looked_through(followed.run, f"{kind}-{step:06d}", rows)
-    return where | group_of(rows, asked[example], library.cutter(followed.run), followed.clips)
+    return where | group_of(rows, rows[0]["question"], library.cutter(followed.run), followed.clips)
 
 
 def looked_through(run: Run, table: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from nrt_cli.errors import NrtError
 from nrt_cli.store import Run
 from nrt_cli.text.questions import questions
 from nrt_cli.viewer import screens, server
-from nrt_cli.viewer.library import Library, clips
+from nrt_cli.viewer.library import Library, clips, setting
 from nrt_cli.viewer.screens import ROW_COLUMNS, Cutter, group_of, looked_through, spread
 
 EXPORTED = 1_500_000
@@ -43,7 +43,7 @@ def sampled(
     known: dict[str, tuple[Cutter | None, bool]] = {}
     for name, run in runs.items():
         known[name] = cutter(run), clips(run)
-        size = int((run.settings().get("rollout") or {}).get("group_size", 8))
+        size = int(setting(run, "rollout", "group_size", 8))
         for kind in kinds:
             tables = [table for table in run.trace_names() if table.rpartition("-")[0] == kind]
             stored += sum(run.count_traces(table) for table in tables)

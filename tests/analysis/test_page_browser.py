@@ -202,9 +202,9 @@ def test_cases_turn(page):
 def test_charts_are_read_with_the_arrow_keys_and_methods_can_be_hidden(page):
     focus(page, ".chart svg")
     press(page, Keys.HOME)
-    assert find(page, ".chart output").text.startswith("step 1: RLPR 0")
+    assert find(page, ".chart output").text.startswith("step 1: RLPR (paper's version) 0")
     press(page, Keys.ARROW_RIGHT)
-    assert find(page, ".chart output").text.startswith("step 2: RLPR 0.5")
+    assert find(page, ".chart output").text.startswith("step 2: RLPR (paper's version) 0.5")
     lines = len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))
     find(page, ".keys input").click()
     assert (lines, len(page.find_elements(By.CSS_SELECTOR, ".chart:first-child path:not(.raw)"))) == (2, 1)

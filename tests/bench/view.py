@@ -137,14 +137,14 @@ def training(quick: bool) -> None:
 MEASURED = """
 import resource, sys, time
 from nrt_cli.training import trainer
-spent, step = [0.0], trainer.LocalTrainer.train_step
+spent, step = [0.0], trainer.Trainer.train_step
 def timed(self, *of):
     begin = time.process_time()
     try:
         return step(self, *of)
     finally:
         spent[0] += time.process_time() - begin
-trainer.LocalTrainer.train_step = timed
+trainer.Trainer.train_step = timed
 from nrt_cli.cli import app
 try:
     app(prog_name="nrt", standalone_mode=False)

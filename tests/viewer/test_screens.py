@@ -206,6 +206,16 @@ def test_a_damaged_table_is_named_and_the_others_are_read(world):
     assert answer(library, "/list?run=a")["found"] == 10
 
 
+def test_a_run_that_says_odd_things_of_itself_hides_no_other(world):
+    for i, odd in enumerate(
+        ({"method": None}, {"method": ["x"]}, {"method": "am", "status": 7, "created": 5, "steps": {}})
+    ):
+        Run.create(world / f"odd{i}", "objective: 3\n" if i == 1 else "{}", {"status": "finished", **odd})
+        (world / f"odd{i}" / "metrics.jsonl").write_text('{"kind": "train", "step": "x"}\n[]\n')
+    names = [one["run"] for one in answer(opened(world), "/runs")["runs"]]
+    assert {"a", "b"} <= set(names)
+
+
 def test_nothing_of_a_run_is_written_or_touched(world):
     def state():
         return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in world.rglob("*") if p.is_file()}
