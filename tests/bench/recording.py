@@ -16,14 +16,14 @@ import tempfile
 import time
 
 from common import ROOT, WORK, say
-from PIL import Image
+from PIL import Image, ImageOps
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from nrt_cli.store import Run
 
 PLACE, SHOWN = WORK / "recording", ROOT / "analysis" / "shown"
-WIDTH, HEIGHT = 1100, 760
+WIDTH, HEIGHT = 1000, 1100
 NRT = [sys.executable, "-m", "nrt_cli"]
 OFTEN = "train.validate_every=5", "train.checkpoint_every=5", "train.keep_checkpoints=20"
 
@@ -52,9 +52,12 @@ def frames(address: str, steps: list[int], example: int) -> list[Image.Image]:
         end = time.monotonic() + 60
         while f"Step {step} " not in browser.find_element("tag name", "main").text and time.monotonic() < end:
             time.sleep(0.1)
-        taken.append(Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB"))
+        seen = browser.find_element("css selector", "section.group").screenshot_as_png
+        taken.append(Image.open(io.BytesIO(seen)).convert("RGB"))
     browser.quit()
-    return taken
+    # Longer traces make taller frames.
+    size = max(one.width for one in taken), max(one.height for one in taken)
+    return [ImageOps.pad(one, size, color=one.getpixel((0, 0)), centering=(0, 0)) for one in taken]
 
 
 if __name__ == "__main__":
@@ -74,10 +77,11 @@ if __name__ == "__main__":
         taken = frames(address, steps, example)
     finally:
         viewer.terminate()
-    both = Image.new("RGB", (WIDTH, 2 * HEIGHT))
+    width, height = taken[0].size
+    both = Image.new("RGB", (width, 2 * height))
     both.paste(taken[0], (0, 0))
-    both.paste(taken[-1], (0, HEIGHT))
-    both.quantize(128).save(SHOWN / "view.png", optimize=True)
+    both.paste(taken[-1], (0, height))
+    both.quantize(256).save(SHOWN / "view.png", optimize=True)
     durations = [1200] * (len(taken) - 1) + [4000]
     taken[0].save(SHOWN / "view.webp", save_all=True, append_images=taken[1:], duration=durations, loop=0, quality=80)
     say(f"{SHOWN / 'view.png'}, {SHOWN / 'view.webp'}: question {example} at steps {', '.join(map(str, steps))}")
