@@ -100,7 +100,8 @@ def add_evaluation(run: Run, right: tuple[bool, ...], text: str = "so it is 4") 
         reply = Reply(text, f"The answer is {4 if one else 5}.", 3, 4, "end")
         read = "4" if one else "5"
         evaluation.append(Document("sums", "", f"q{i}", turns, "4", (reply,), (read,), {"exact_match": float(one)}))
-    evaluation.write_scores({"score": sum(right) / len(right), "error": 0.1, "n": len(right), "metric": "exact_match"})
+    scores = {"benchmark": "sums", "score": sum(right) / len(right), "error": 0.1, "n": len(right)}
+    evaluation.write_scores(scores | {"metric": "exact_match"})
 
 
 def small_world(root: Path) -> Path:
