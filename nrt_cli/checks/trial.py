@@ -159,7 +159,8 @@ def positions(trial: Trial) -> Finding:
     layout, method = trial.trainer.layout, trial.trainer.objective.method
     alike = {"advantage": "raw", "baseline": "none", "token_signal": "fixed"}
     flat, entropies = (torch.cat(parts).double() for parts in zip(*scores, strict=True))
-    context = layout.context(group, Known(), scores[-1][0].double())
+    known = Known(asked=trial.trainer.asked([group])[0][0])
+    context = layout.context(group, known, scores[-1][0].double())
     sizes = [row.scored for row in layout.rows(group)]
     terms: list[list[list[str]]] = [[[] for _ in range(size)] for size in sizes]
     for term in TERMS:
@@ -179,7 +180,8 @@ def positions(trial: Trial) -> Finding:
         tokens = [{"position": i, "id": token, "token": text, "terms": names} for i, (token, text, names) in each]
         shown.append({"row": name, "tokens": tokens})
     misplaced = []
-    for k, (row, names) in enumerate(zip(rows[:-1], terms, strict=True)):
+    traces = len(group.rollouts)  # after these come the rows of what else ended a trace, which have no y*
+    for k, (row, names) in enumerate(zip(rows[:traces], terms[:traces], strict=True)):
         scored = row.ids[row.scored_from :]
         reach = {term: [i for i, on in enumerate(names) if term in on] for term in TERMS}
         if tuple(scored[i] for i in reach["answer"]) != answer:
@@ -308,7 +310,7 @@ def by_hand(trial: Trial) -> Finding:
     if group.closed_K is not None:
         columns["ended"] = group.closed_K.long()
     if group.trace_logprobs_KZ is not None and group.reference_trace_KZ is not None:
-        columns["log pi(z) - start"] = (group.trace_logprobs_KZ - group.reference_trace_KZ).sum(-1)
+        columns["drift"] = (group.trace_logprobs_KZ - group.reference_trace_KZ).sum(-1)
     if group.follower_logprobs_KT is not None:
         columns["log P slow"] = group.follower_logprobs_KT.sum(-1)
     columns |= {"R": reward.reward_K, "R'": shaped, "A": score.loss.advantage.advantage_K}
@@ -322,6 +324,7 @@ def by_hand(trial: Trial) -> Finding:
     found = f"example {example.index}: R = {told}; R' with objective.baseline={objective.baseline}, A with "
     found += f"objective.advantage={objective.advantage}; weights of y*'s tokens with token_signal="
     found += f"{objective.token_signal} and balance={objective.balance}"
+    found += "; drift is log pi(z) less the starting model's" * ("drift" in columns)
     if not reward.kept:
         found += "; the method filters this group out"
     details = {"example": example.index, "columns": ["trace", *columns, "weights"], "group": rows}

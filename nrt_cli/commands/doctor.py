@@ -210,8 +210,8 @@ def show_finding(finding: "Finding") -> None:
 
 
 def _shown(value: str | float | list[float]) -> str:
-    """A cell of one group's table; of many weights those at either end."""
+    """A cell of one group's table, with the digits that its neighbours are made again with; of weights the ends."""
     if isinstance(value, list):
-        texts = [f"{each:.3g}" for each in value]
-        return " ".join([*texts[:SHOWN], "...", *texts[-SHOWN:]] if len(texts) > 2 * SHOWN else texts)
-    return value if isinstance(value, str) else console.number(value, ".4g")
+        texts = [f"{each:.2g}" for each in value]
+        return " ".join(texts if len(texts) < 3 else [texts[0], "..", texts[-1]])
+    return value if isinstance(value, str) else console.number(value, ".6g" if abs(value) >= 1 else ".4g")

@@ -19,7 +19,10 @@ class Latro(Method):
     reads = ("reward_kl",)
     free = ("baseline",)
     defaults: ClassVar = {
-        "objective": {"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "rloo"}
+        "objective": {
+            **{"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "rloo"},
+            "reward_kl": 0.05,
+        }
     }
     formulas = Formulas(
         "LaTRO",

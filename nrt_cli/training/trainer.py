@@ -300,12 +300,12 @@ class Trainer:
         nulls = self._scored([[self.layout.null_row(groups[i].example)] for i in alone])
         for i, ((logprobs_T, _),) in zip(alone, nulls, strict=True):
             known[i] = replace(known[i], base_logprobs_T=logprobs_T.double())
-        for i, (asked, reference_KZ) in enumerate(self._asked(groups)):
+        for i, (asked, reference_KZ) in enumerate(self.asked(groups)):
             reference_KZ = reference_KZ if self.config.objective.kl_weight else None
             known[i] = replace(known[i], reference_trace_KZ=reference_KZ, asked=asked)
         return known
 
-    def _asked(self, groups: Sequence[RolloutGroup]) -> list[tuple[dict[str, Any], Tensor | None]]:
+    def asked(self, groups: Sequence[RolloutGroup]) -> list[tuple[dict[str, Any], Tensor | None]]:
         """Of each group the fields of `Group` that the method asks for and no pass of the policy says; and what the
         starting model, where it is asked, says of all that the policy chose."""
         asked: list[dict[str, Any]] = [{"memory": self.memory} for _ in groups]

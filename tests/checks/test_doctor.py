@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -112,6 +113,39 @@ def test_positions_are_those_of_the_example(found, tiny_config, preset):
 
 
 # --- planted faults --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["am", "latro", "nover", "verifree", "rlpr"])
+def test_one_group_can_be_made_again_by_hand(method, found):
+    """Each number of the table from those before it, in plain floats."""
+    finding = found(f"method={method}", "rollout.group_size=4")["one group by hand"]
+    *rows, null = finding.details["group"]
+    column = lambda name: [row[name] for row in rows]  # noqa: E731
+    rewards, shaped = column("R"), column("R'")
+    if method == "am":
+        assert shaped == pytest.approx([max(0.0, r - null["R"]) for r in rewards])
+    else:
+        assert shaped == pytest.approx(rewards)
+    if method == "latro":
+        drift = column("drift")
+        assert rewards == pytest.approx([p - 0.05 * d for p, d in zip(column("log P(y*)"), drift, strict=True)])
+        assert null["R"] == pytest.approx(null["log P(y*)"])
+        assert any(drift)
+    if method == "verifree":
+        assert rewards == pytest.approx([math.exp(p) for p in column("log P(y*)")])
+        assert column("weights") == [pytest.approx([r] * len(rows[0]["weights"])) for r in rewards]
+    mean = sum(shaped) / len(shaped)
+    centred = [r - mean for r in shaped]
+    spread = sum(c * c for c in centred)
+    how = {"am": math.sqrt(spread / 4), "rlpr": math.sqrt(spread / 3), "nover": 1.0}.get(method, 3 / 4)
+    want = [c / how if how else 0.0 for c in centred]
+    assert column("A") == pytest.approx(want, rel=1e-4, abs=1e-9) or not any(column("A"))
+    assert set(finding.details["columns"]) == {*rows[0]}
+
+
+@pytest.mark.parametrize("method", ["latro", "nover"])
+def test_positions_of_methods_that_need_more_are_looked_at(method, found):
+    assert found(f"method={method}", "objective.credit_eos=true")["positions"].verdict == "ok"
 
 
 def test_a_null_trace_without_its_end_is_found(found, monkeypatch):
