@@ -2,6 +2,8 @@
 objective typed from the paper, and rewards against lines of their public code (`published.py`)."""
 
 import math
+import re
+from pathlib import Path
 
 import published
 import pytest
@@ -17,6 +19,7 @@ from nrt_cli.objective.losses import group_advantage
 from nrt_cli.records import Example, RolloutGroup
 from nrt_cli.training.trainer import Trainer
 
+ROOT = Path(__file__).parents[2]
 EXAMPLE = Example(0, "made", (B, A), (A, B, EOS))
 TRACES = ((A, END), (END,), (A, B, A), (B, EOS), (A, A, END), (B, A, END))
 """Ended by t_end, empty, by the cap and by eos."""
@@ -262,6 +265,17 @@ def test_the_published_ones_are_what_their_names_alone_train():
         assert method.paper == (name in PAPER)
         assert name not in SCHEMES or name in FORMULAS
     assert PAPER == ("logp", "p", "am", "gm", "ws-inv-p", "ws-neg-log-p")
+
+
+def test_where_paper_and_code_differ_stands_in_the_decisions():
+    """A row for each method that brings settings of its own, and the rows that settings' descriptions name."""
+    _, _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("### Methods that others published")
+    named = {int(n): row for n, row in re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)}
+    for name, method in METHODS.items():
+        if method.defaults:
+            assert any(f"`{name}`" in row.partition("|")[0] for row in named.values()), name
+    assert "latro" in named[36]  # as objective.reward_kl says
+    assert "jepo" in named[34]  # and objective.advantage
 
 
 def test_the_papers_versions_are_what_they_were():
