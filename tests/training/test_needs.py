@@ -81,7 +81,7 @@ def test_what_the_starting_model_says_is_what_it_is(tiny_config):
     inputs = load_inputs(config)
     groups = trainer.sample([inputs.train[i] for i in range(4)], 1)
     trainer.update(groups)
-    (asked, *_) = trainer.asked(groups)
+    ((asked, _), *_) = trainer.asked(groups)
     fresh = load_model(config.model)
     rollout, example = groups[0].rollouts[0], groups[0].example
     ids = [*example.prompt_ids, trainer.backend.tokens.start_id, *rollout.trace_ids, trainer.backend.tokens.end_id]
