@@ -81,6 +81,8 @@ class Rollout:
     stop: Stop
     ended_by: int | None = None
     answer: SampledAnswer | None = None
+    guided: bool = False
+    """Whether the policy saw y* when it sampled; then `sampler_logprobs` are what it said with y* in view."""
 
     @property
     def forced(self) -> bool:

@@ -217,7 +217,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
             # Before the first update, what later minibatches need of the sampling policy; each null trace once.
             later = 1 - minibatch / train.batch_size
             products += work(later * tokens + train.batch_size * null, row / 2)
-            products += len(config.asks & {"reference", "follower"}) * work(tokens, row / 2)
+            products += len(config.asks & {"reference", "follower", "guide"}) * work(tokens, row / 2)
             # A group that does not fit a pass is scored before it is updated; the local engine has its prompt once.
             shared = 0.0 if distributed else traces * lengths.prompt
             if traces * row + null - shared > budget:

@@ -136,6 +136,9 @@ class ObjectiveSection(Section):
     reward_kl: float = Field(
         0.05, ge=0, description="What a nat of a trace's divergence from the starting model costs in R (row 36)."
     )
+    guided_share: float = Field(
+        0.5, gt=0, lt=1, description="Share of a group's traces that are sampled with y* in view, one at least."
+    )
     follower_keep: float = Field(
         0.9,
         ge=0,
@@ -429,6 +432,11 @@ class RunConfig(RunSettings):
         return self.more_than_answer + (apart if bound is None else min(apart, bound + 1))
 
     @property
+    def more_than_prompt(self) -> int:
+        """Most tokens that a prompt which shows y* has beyond the longest x."""
+        return self.data.max_prompt_tokens + self.longest_answer if "guide" in self.asks else 0
+
+    @property
     def more_than_answer(self) -> int:
         """Most tokens that a sampled answer, where the method asks for one, has beyond the longest y*."""
         most = self.rollout.answer_cap(self.longest_answer) if "verdicts" in self.asks else 0
@@ -476,6 +484,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield (
             f"rollout.group_size=1 leaves objective.advantage={objective.advantage} nothing to compare a trace with, "
             "so every advantage is 0; use a larger group or objective.advantage=raw"
+        )
+    if "guide" in facts.asks and rollout.group_size == 1:
+        yield (
+            f"rollout.group_size=1 leaves method {method!r} either a trace that sees the answer or one that does not; "
+            "use a larger group"
         )
     if train.minibatch_size is not None and train.minibatch_size > train.batch_size:
         yield (

@@ -76,6 +76,10 @@ class Group:
     """asks "follower": as `logprobs_KT`, under the slow copy of the policy."""
     verdicts_K: Tensor | None = None
     """asks "verdicts": the score, 0 to 1, of an answer that was sampled after each trace; NaN where none could be."""
+    guided_K: Tensor | None = None
+    """asks "guide": True where the trace was sampled with y* in view."""
+    guide_gap_K: Tensor | None = None
+    """asks "guide": log q(z) - log pi_old(z) of what was chosen of each trace, q the policy that sees y*; nats."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """What `remember` returned before this step; empty at first."""
 
@@ -95,6 +99,7 @@ ASKS = {
     "reference": "what the starting model says of trace and answer",
     "follower": "what a slowly following copy of the policy says of the answer",
     "verdicts": "an answer that is sampled after each trace, and judged",
+    "guide": "traces that are sampled with the answer in view, and what the policy that sees it says of all traces",
 }
 """What a method may ask for besides the answer's log-probs, and what that is."""
 
@@ -118,6 +123,9 @@ class Signals:
     """False for a group that the method filters out: its traces get no policy gradient, and it is counted."""
     noted: Mapping[str, float] = field(default_factory=dict)
     """What `remember` is to know of the group besides."""
+    weight_K: Tensor | None = None
+    """What each trace counts for, in every term and in the group's mean and deviation; None: 1. An importance weight
+    where not all traces were sampled from the policy itself."""
     answer: bool = True
     """False where the group's y* is not trained, whatever `objective.token_signal` says."""
 
@@ -313,6 +321,8 @@ def _made(method: Method, logprobs_KT: Tensor, base_T: Tensor, settings: Objecti
         asked["follower_logprobs_KT"] = 0.9 * logprobs_KT
     if "verdicts" in method.asks:
         asked["verdicts_K"] = (lengths_K > 2).double()
+    if "guide" in method.asks:
+        asked |= {"guided_K": lengths_K > 3, "guide_gap_K": row_K.cos()}
     return Group(logprobs_KT, base_T, settings, **asked)
 
 

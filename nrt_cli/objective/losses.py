@@ -49,6 +49,8 @@ def group_advantage(
         return GroupAdvantage(torch.zeros_like(reward.scaled_K), True)
     scaled_K = reward.scaled_K
     shaped_K = (scaled_K - reward.scaled_base).clamp(min=0) if baseline == "clip" else scaled_K
+    if reward.weight_K is not None:
+        return _weighted(shaped_K, reward.weight_K, reward.log_scale, normalise, std_floor)
     # The largest is taken off before the mean: the mean of equal rewards may round, and their differences must be 0.
     centred_K = shaped_K - shaped_K.max()
     centred_K = centred_K - centred_K.mean()
@@ -65,6 +67,28 @@ def group_advantage(
         return GroupAdvantage(torch.zeros_like(centred_K) if dead else centred_K / deviation, dead)
     unscaled_K = {"mean": centred_K, "rloo": centred_K * size / max(1, size - 1), "raw": shaped_K}[normalise]
     advantage_K = unscaled_K * reward.log_scale.exp()
+    return GroupAdvantage(advantage_K, not bool(advantage_K.any()))
+
+
+def _weighted(
+    shaped_K: Tensor, weight_K: Tensor, log_scale: Tensor, normalise: str, std_floor: float
+) -> GroupAdvantage:
+    """The same of traces that count for more or less: w (R' - its weighted mean), over the weighted deviation.
+
+    `raw` is w R', whose mean over traces from a mixture is the policy's own mean of R' where w corrects for the
+    mixture; `rloo` takes the weighted mean of the other traces.
+    """
+    total = weight_K.sum().clamp(min=1e-300)
+    centred_K = shaped_K - (weight_K * shaped_K).sum() / total
+    deviation = ((weight_K * centred_K.square()).sum() / total).sqrt()
+    if normalise in ("std", "unbiased-std", "scaled"):
+        if bool(deviation <= std_floor * shaped_K.abs().max()):
+            return GroupAdvantage(torch.zeros_like(shaped_K), True)
+        unit_K = shaped_K.clamp(-deviation, deviation) if normalise == "scaled" else centred_K
+        return GroupAdvantage(weight_K * unit_K / deviation, False)
+    others_K = (total - weight_K).clamp(min=1e-12 * total)
+    unscaled_K = {"mean": centred_K, "rloo": centred_K * total / others_K, "raw": shaped_K}[normalise]
+    advantage_K = weight_K * unscaled_K * log_scale.exp()
     return GroupAdvantage(advantage_K, not bool(advantage_K.any()))
 
 
@@ -166,6 +190,11 @@ def group_of(method: Method, logprobs: GroupLogprobs, context: GroupContext, obj
         asked |= {"trace_mask_KZ": mask_KZ, "lengths_K": context.lengths_K, "closed_K": ~context.forced_K}
     if (reference_KZ := asked.get("reference_trace_KZ")) is not None:
         asked["reference_trace_KZ"] = torch.where(context.sampled_mask_KZ, reference_KZ, 0.0)
+    if (guide_KZ := asked.pop("guide_trace_KZ", None)) is not None:
+        # The weight is that of the policy that sampled, however far the minibatches before have moved it.
+        old_KZ = (logprobs.chosen_KZ if context.old_trace_KZ is None else context.old_trace_KZ)[:, : guide_KZ.shape[1]]
+        gap_KZ = torch.where(context.sampled_mask_KZ, guide_KZ - old_KZ.detach().double(), 0.0)
+        asked["guide_gap_K"] = gap_KZ.sum(-1)
     return Group.of(logprobs.answer_KT, context.base_logprobs_T, objective, **asked)
 
 
@@ -209,7 +238,8 @@ def group_loss(
         surrogate_KZ = slope_KZ * chosen_KZ
     if objective.tis_cap is not None and context.sampler_trace_KZ is not None:
         # The gap between pi_old in the trainer and in the sampler is numerical; its ratio is cut at the cap.
-        sampler_gap_KZ = torch.where(sampled_KZ, old_KZ.detach() - context.sampler_trace_KZ, 0.0)
+        sampler_gap_KZ = old_KZ.detach() - context.sampler_trace_KZ
+        sampler_gap_KZ = torch.where(sampled_KZ & sampler_gap_KZ.isfinite(), sampler_gap_KZ, 0.0)
         correction_KZ = sampler_gap_KZ.exp().clamp(max=objective.tis_cap)
         surrogate_KZ, slope_KZ = surrogate_KZ * correction_KZ, slope_KZ * correction_KZ
     trace_K = -torch.where(credit_KZ, surrogate_KZ, 0.0).sum(-1)
@@ -254,6 +284,9 @@ def group_loss(
         kl_K = (gap_KZ.exp() - gap_KZ - 1).sum(-1)
     entropy_KZ = _joined(logprobs.entropy_KZ, logprobs.sampled_answer_entropy_KS)
     entropy_K = torch.where(credit_KZ, entropy_KZ, 0.0).sum(-1)
+    if reward.weight_K is not None:  # that of the trace term is in its advantage
+        weight_K = reward.weight_K.to(dtype)
+        answer_K, format_K, kl_K, entropy_K = (each * weight_K for each in (answer_K, format_K, kl_K, entropy_K))
     weights, scale = objective.weights, 1.0 / (rows * divisor)
     trace_weight = weights.trace if method.policy_gradient else 0.0
     total_K = trace_weight * trace_K + weights.answer * answer_K + weights.format * format_K
@@ -328,12 +361,21 @@ def step_metrics(scores: Sequence[GroupScore], minibatches: int = 1) -> dict[str
         # Where the sampler's numbers stand for pi_old's, there is nothing to compare.
         if sampler_KZ is not None and old_KZ is not sampler_KZ:
             gap_KZ = (s.logprobs.chosen_KZ if old_KZ is None else old_KZ) - sampler_KZ
-            gaps.append(gap_KZ[s.context.chosen_mask_KZ()].double().abs())
+            # What another prompt's sampler said is nothing to compare with either: NaN.
+            gaps.append(gap_KZ[s.context.chosen_mask_KZ() & sampler_KZ.isfinite()].double().abs())
         hardest_gains.append(s.logprobs.answer_KT[:, base_T.argmin()] - base_T.min())
     gap, gains = torch.cat(gaps), torch.cat([s.gain_K for s in scores])
     pushes = {term: _total(getattr(s.loss, f"push_{term}") for s in scores) for term in TERMS}
     pushed, plain = sum(pushes.values()), _total(s.loss.push_plain for s in scores)
+    weights = [s.loss.reward.weight_K for s in scores if s.loss.reward.weight_K is not None]
+    counted = {}
+    if weights:
+        # Kish's: so many traces of weight 1 would say as much.
+        effective = [w_K.sum().square() / w_K.square().sum().clamp(min=1e-300) for w_K in weights]
+        counted["effective_traces"] = _mean(torch.stack(effective))
+        counted["uncounted_share"] = _mean(torch.cat([w_K == 0 for w_K in weights]))
     return {
+        **counted,
         "loss": _total(s.loss.total for s in scores) / minibatches,
         **{f"loss_{term}": _total(getattr(s.loss, term) for s in scores) / minibatches for term in TERMS},
         "kl": _total(s.loss.kl for s in scores) / minibatches,

@@ -51,6 +51,11 @@ def trace_prompt(example: Example, tokens: ThinkTokens) -> tuple[int, ...]:
     return example.prompt_ids if tokens.start_id is None else (*example.prompt_ids, tokens.start_id)
 
 
+def guide(example: Example) -> Example:
+    """The example with y* in view: the question with its answer, as it ends a turn, and the question again."""
+    return replace(example, prompt_ids=(*example.prompt_ids, *example.answer_ids, *example.prompt_ids))
+
+
 def by_prompt(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """Runs of consecutive rows that have the same prompt."""
     run: list[Row] = []
@@ -115,6 +120,17 @@ class Layout:
         answer, rows = len(group.example.answer_ids), self.rows(group)[: len(group.rollouts)]
         return [replace(row, scored_from=len(row.ids) - answer, prompt=row.scored_from) for row in rows]
 
+    def guide_rows(self, group: RolloutGroup) -> list[Row]:
+        """Each trace after the prompt that shows y*, scored: as `trace_KZ`."""
+        opening = trace_prompt(guide(group.example), self.tokens)
+        rows = []
+        for rollout in group.rollouts:
+            last = rollout.ended_by if self._ended_otherwise(rollout) else self.tokens.end_id
+            assert last is not None
+            ids = (*opening, *rollout.trace_ids, last)
+            rows.append(Row(ids, len(opening), (len(opening), len(ids))))
+        return rows
+
     def direct_row(self, example: Example) -> Row:
         """x y*, of which y* is scored."""
         return Row((*example.prompt_ids, *example.answer_ids), len(example.prompt_ids))
@@ -170,6 +186,8 @@ class Layout:
             length = len(rollout.trace_ids)
             row = [*rollout.sampler_logprobs, 0.0][: length + 1]
             row[length] *= self._end_sampled(rollout)
+            if rollout.guided:  # said with y* in view, which is nothing to hold against what is said without
+                row = [math.nan] * len(row)
             rows.append(torch.tensor(row, dtype=torch.float64))
         answers = [torch.tensor(r.answer.sampler_logprobs, dtype=torch.float64) for r in group.rollouts if r.answer]
         parts = [pad_sequence(part, batch_first=True) for part in (rows, answers) if part]

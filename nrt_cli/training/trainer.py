@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nrt_cli.backends.local.backend import Loaded, LocalBackend
 from nrt_cli.backends.local.rounding import UNMEASURED
@@ -24,13 +25,13 @@ from nrt_cli.backends.samplers import FLOOR
 from nrt_cli.config import OptimiserSection, RunConfig
 from nrt_cli.errors import TrainingError
 from nrt_cli.objective.losses import GroupScore, Known, step_metrics
-from nrt_cli.objective.rows import Objective, Row, Unit, Whose
+from nrt_cli.objective.rows import Objective, Row, Unit, Whose, guide
 from nrt_cli.records import Example, HeldOut, RolloutGroup, SampledAnswer
 from nrt_cli.store import Content
 from nrt_cli.text.tokens import ThinkTokens
 from nrt_cli.training.verifying import Verifying, verdict_metrics
 
-TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
+TRAIN_STREAM, HELD_OUT_STREAM, GUIDE_STREAM = 0, 1, 3
 """First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
 
 Scores = tuple[Tensor, Tensor]
@@ -169,7 +170,8 @@ class Trainer:
         started = time.perf_counter()
         self.clock.read()  # what held-out scores took is no part of a step
         self.backend.work = 0.0
-        groups = self.sample(examples, step) if self.config.samples else []
+        sample = self.guided if "guide" in self.asks else self.sample
+        groups = sample(examples, step) if self.config.samples else []
         groups = self.answered(groups, step) if "verdicts" in self.asks else groups
         update = self.update(groups or examples)
         seconds = time.perf_counter() - started
@@ -191,6 +193,17 @@ class Trainer:
     def sample(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
         """K traces for each example under the current policy, from the random streams of this step."""
         return self._sample(examples, self.config.rollout.group_size, (self.config.seed, TRAIN_STREAM, step))
+
+    def guided(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
+        """K traces for each example, a share of which the policy samples with y* in view; these come last."""
+        size, seed = self.config.rollout.group_size, self.config.seed
+        count = guided_traces(size, self.config.objective.guided_share)
+        groups = self._sample(examples, size - count, (seed, TRAIN_STREAM, step))
+        seeing = self._sample([guide(example) for example in examples], count, (seed, GUIDE_STREAM, step))
+        return [
+            replace(own, rollouts=own.rollouts + tuple(replace(r, guided=True) for r in other.rollouts))
+            for own, other in zip(groups, seeing, strict=True)
+        ]
 
     def answered(self, groups: Sequence[RolloutGroup], step: int) -> list[RolloutGroup]:
         """The same groups; where a row has a verifier, each trace with an answer after it, and its verdict."""
@@ -287,7 +300,8 @@ class Trainer:
         its own tokens is what pi_old says, where the sampler is the policy itself.
         """
         known = [Known() for _ in groups]
-        if self.backend.exact_sampler and not self.config.objective.credit_forced_end:
+        said_by_policy = self.backend.exact_sampler and "guide" not in self.asks
+        if said_by_policy and not self.config.objective.credit_forced_end:
             for i, group in enumerate(groups[first:], first):
                 known[i] = Known(old_trace_KZ=self.layout.sampler_logprobs(group), sampler_is_old=True)
         elif len(groups) > first:
@@ -314,6 +328,11 @@ class Trainer:
             for found, group in zip(asked, groups, strict=True):
                 verdicts = [rollout.answer.verdict if rollout.answer else None for rollout in group.rollouts]
                 found["verdicts_K"] = torch.tensor([v.score if v else math.nan for v in verdicts], dtype=torch.float64)
+        if "guide" in self.asks:
+            scored = self._scored([self.layout.guide_rows(group) for group in groups])
+            for found, group, scores in zip(asked, groups, scored, strict=True):
+                found["guide_trace_KZ"] = pad_sequence([row.double() for row, _ in scores], batch_first=True)
+                found["guided_K"] = torch.tensor([rollout.guided for rollout in group.rollouts])
         if "reference" in self.asks:
             scored = self._scored([self.layout.rows(group) for group in groups], "reference")
             for i, (group, scores) in enumerate(zip(groups, scored, strict=True)):
@@ -386,3 +405,8 @@ def mean_total(logprobs: Sequence[Sequence[float]]) -> float:
 def perplexity(logprobs: Sequence[Sequence[float]]) -> float:
     """Of y*: exp of the mean of -log p over all tokens of all examples."""
     return math.exp(min(700.0, -sum(map(sum, logprobs)) / sum(map(len, logprobs))))
+
+
+def guided_traces(group_size: int, share: float) -> int:
+    """How many of K traces see y*: a share, but one at least, and one at least that does not."""
+    return min(max(1, round(share * group_size)), group_size - 1)

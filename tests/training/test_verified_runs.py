@@ -52,9 +52,10 @@ def start_known() -> Any:
     return Known()
 
 
-@pytest.mark.parametrize("method", ["rlvr", "mix"])
+@pytest.mark.parametrize("method", ["rlvr", "mix", "guided"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, tiny_config: Any, method: str) -> None:
-    config = tiny_config(f"method={method}", "rollout.max_answer_tokens=4", "train.minibatch_size=2", "train.steps=3")
+    more = () if method == "guided" else ("rollout.max_answer_tokens=4",)
+    config = tiny_config(f"method={method}", "train.minibatch_size=2", "train.steps=3", *more)
     train(tmp_path / "straight", config, False, Progress)
     train(
         tmp_path / "stopped",
@@ -67,6 +68,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, tiny_co
     one, other = (run.load_checkpoint(3).tensors for run in runs)
     assert all(torch.equal(one[name], other[name]) for name in one)
     record = runs[0].metrics()[-1]
+    if method == "guided":
+        assert 0 < record["effective_traces"] <= 4
+        assert record["sampler_gap"] < 1e-4
+        return
     assert record["verified_share"] == 1.0
     assert record["verifier_failed"] == 0.0
     rows = runs[0].traces("step-000003")

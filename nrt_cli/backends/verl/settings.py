@@ -72,7 +72,7 @@ def _longest_response(config: RunConfig) -> int:
 
 
 def _longest_row(config: RunConfig) -> int:
-    return config.data.max_prompt_tokens + _longest_response(config)
+    return config.data.max_prompt_tokens + config.more_than_prompt + _longest_response(config)
 
 
 def _token_budget(config: RunConfig) -> int:
