@@ -160,7 +160,7 @@ def test_a_step_samples_scores_and_weighs(minibatch):
     train = config.train.model_copy(update={"batch_size": 2, "minibatch_size": minibatch})
     rollout = config.rollout.model_copy(update={"group_size": 4})
     config = config.model_copy(update={"train": train, "rollout": rollout})
-    table, examples = Solvable(config), [EXAMPLE, Example(0, "made", (A,), (B, EOS))]
+    table, examples = Solvable(config), [EXAMPLE, Example(0, "made", EXAMPLE.prompt_ids, (B, EOS))]
     table.exact_sampler = False
     update, groups = Trainer(config, table, 2).train_step(examples, 1)
     assert [[r.guided for r in group.rollouts] for group in groups] == [[False, False, True, True]] * 2
