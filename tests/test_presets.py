@@ -29,7 +29,7 @@ objective:
   weights: {trace: 1.0, answer: 1.0, format: 0.3}}
 rollout:
   {group_size: 8, temperature: 1.0, max_trace_tokens: 2048, max_response_tokens: 4096, batch_rows: null, engine: auto,
-  cache_share: null}
+  cache_share: null, max_answer_tokens: null}
 optimiser:
   {lr: 1.0e-05, betas: [0.9, 0.999], eps: 1.0e-08, weight_decay: 0.01, clip_norm: 1.0, schedule: constant, warmup: 0.0,
   states: float32}
