@@ -86,7 +86,9 @@ def add_xray(run: Run, table: str, step: int, example: int, steps: list[str], ne
     kept = [-9.0]
     for value in necessity:
         kept.append(kept[-1] + value)
-    found = XrayRow(table, step, example, 0, step, "word", steps, None, necessity, kept, -9.0, 1, smuggled=0.25)
+    where = {"traces": table, "step": step, "example": example, "k": 0, "model_step": step, "unit": "word"}
+    numbers = {"necessity": necessity, "kept": kept, "null_logprob": -9.0, "decided": 1, "smuggled": 0.25}
+    found = XrayRow(**where, steps=steps, **numbers)
     columns = {name: column.type for name, column in XRAY_COLUMNS.items()}
     folder = run.path / "analysis" / "xray" / "scored" / f"{table}-abc"
     write_table(folder / "part-000000.parquet", columns, [vars(found)])
