@@ -336,7 +336,7 @@ def _seen_in(xray: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The steps of a trace, and what each does for the answer."""
     if not xray or not xray.get("steps"):
         return None
-    lists = {key: [four_digits(value) for value in xray.get(key) or ()] for key in ("necessity", "kept")}
+    lists = {key: [four_digits(value) for value in xray.get(key) or ()] for key in ("necessity", "needed", "kept")}
     numbers = {key: four_digits(xray.get(key)) for key in ("null_logprob", "smuggled")}
     return {"unit": xray["unit"], "steps": xray["steps"], "decided": xray.get("decided"), **lists, **numbers}
 

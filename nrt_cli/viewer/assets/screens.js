@@ -79,7 +79,7 @@ function Compare({ source, given, tick, runs }) {
     <div class="scroll"><table class="differences"><caption>The second minus the first, over the same held-out questions, with 95 % intervals over them</caption><tbody>${now.map((one) => html`<tr><th scope="row">${one.title}</th><td class="number">${shown(one, one.value)}</td><td class="number unit">[${signed(one.share ? 100 * one.low : one.low)}, ${signed(one.share ? 100 * one.high : one.high)}]</td><td><${Interval} one=${one} most=${most(one)} /></td><td class="unit">n ${one.n}</td></tr>`)}</tbody></table></div>
     <div class="turn">${question(-1, "Previous question")}<h2>Held-out question ${found.example}</h2>${question(1, "Next question")}</div>
     <div class="asked"><div><h3>Question</h3><${Words} text=${found.sides[0].question} /></div></div>
-    <div class="sides">${found.sides.map((side, i) => html`<div class=${`side c${i}`}><h3>${visible(found.runs[i])}</h3>${side.traces.map((trace) => html`<${Trace} group=${side} trace=${trace} mode=${SHADES.gain} traceMode=${TRACE_SHADES.necessity} size=${1} choose=${() => {}} />`)}</div>`)}</div>
+    <div class="sides">${found.sides.map((side, i) => html`<div class=${`side c${i}`}><h3>${visible(found.runs[i])}</h3>${side.traces.map((trace) => html`<${Trace} group=${side} trace=${trace} mode=${SHADES.gain} traceMode=${TRACE_SHADES.needed} size=${1} choose=${() => {}} />`)}</div>`)}</div>
     <p class="hint"><kbd>←</kbd> <kbd>→</kbd> steps, <kbd>PageUp</kbd> <kbd>PageDown</kbd> questions.</p></section>`;
 }
 

@@ -27,15 +27,16 @@ const SHADES = {
     shade: (group, trace, i) => ["gain", trace.signal[i] / Math.max(...trace.signal, 1e-300)],
   },
 };
+/** A shade of the steps that an X-ray looked at. */
+function ofSteps(key, name) {
+  const scale = ["both", `−${FULL}`, `+${FULL} nats of the answer`];
+  return { name, scale, steps: true, known: (trace) => trace.xray?.[key].length, shade: ({ xray }, i) => [xray[key][i] > 0 ? "gain" : "loss", share(xray[key][i], FULL)] };
+}
+
 /** The same for a trace's own tokens, or for its steps where an X-ray found what each does for the answer. */
 const TRACE_SHADES = {
-  necessity: {
-    name: "necessity",
-    scale: ["both", `−${FULL}`, `+${FULL} nats of the answer`],
-    known: (trace) => trace.xray,
-    steps: true,
-    shade: (trace, i) => [trace.xray.necessity[i] > 0 ? "gain" : "loss", share(trace.xray.necessity[i], FULL)],
-  },
+  needed: ofSteps("needed", "what is needed"),
+  necessity: ofSteps("necessity", "necessity"),
   chance: {
     name: "surprise",
     scale: ["doubts", "expected", `${CERTAIN} nats of surprise`],
@@ -86,7 +87,8 @@ function sayTrace(trace, i) {
 
 function sayStep({ xray }, i) {
   const kept = measured(xray.kept[i + 1]) ? `; log P(y*) with the first ${i + 1}: ${number(xray.kept[i + 1])}` : "";
-  return `${xray.unit} ${i + 1} of ${xray.steps.length}: without it the answer loses ${nats(xray.necessity[i])}${kept}`;
+  const needed = measured(xray.needed[i]) ? `; with other numbers in it, or through later steps, ${nats(xray.needed[i])}` : "";
+  return `${xray.unit} ${i + 1} of ${xray.steps.length}: without it the answer loses ${nats(xray.necessity[i])}${needed}${kept}`;
 }
 
 /** When the answer is decided: log P(y*) given the first steps alone, from none to all. */
@@ -174,7 +176,7 @@ const around = (values, value, by) => { const i = values.indexOf(value) + by; re
 const free = (event) => !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey && !event.target.closest("input, select, textarea, .tokens, svg[tabindex], [role=listbox], .rows");
 
 function Group({ source, given, tick, runs }) {
-  const k = Number(given.get("k") ?? 0), mode = SHADES[given.get("by")] ?? SHADES.gain, traceMode = TRACE_SHADES[given.get("shade")] ?? TRACE_SHADES.necessity;
+  const k = Number(given.get("k") ?? 0), mode = SHADES[given.get("by")] ?? SHADES.gain, traceMode = TRACE_SHADES[given.get("shade")] ?? TRACE_SHADES.needed;
   const asked = new URLSearchParams(given);
   for (const name of ["k", "by", "shade"]) asked.delete(name);
   const { found, error } = useAnswer(source, `/group?${asked}`, tick);
