@@ -470,11 +470,12 @@ def test_what_cannot_be_drawn_says_why_and_a_report_of_nothing_is_an_error(train
     with pytest.raises(StoreError, match="no runs are there"):
         gather([tmp_path / "runs"])
     trained("sft")
-    two, three, four = gather([tmp_path / "runs"]).figures
+    two, three, four, xray = gather([tmp_path / "runs"]).figures
     assert not two.files
     assert "sampled traces" in two.reason
     assert "nrt analyze tokens" in three.reason
     assert "samples traces" in four.reason
+    assert "nrt analyze xray" in xray.reason
 
 
 def test_models_of_one_name_are_two_groups(trained, tmp_path):

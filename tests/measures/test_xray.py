@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt_cli.measures.xray import MATTERS, decided_at, needed, new_highs, smuggled_share, tolerance
+from nrt_cli.measures.xray import MATTERS, decided_at, lasting, needed, smuggled_share, tolerance
 
 NATS = st.floats(-50, 0)
 
@@ -39,9 +39,9 @@ def test_from_there_on_it_is_as_good_as_with_the_whole_trace_and_not_before(kept
     assert at == 0 or kept[at - 1] < least
 
 
-def test_only_what_is_above_all_before_it_is_new() -> None:
-    assert new_highs([-3.0, -5.0, -3.0, -1.0, -2.0, -0.5]).tolist() == [0.0, 0.0, 2.0, 0.0, 0.5]
-    assert new_highs([-3.0]).tolist() == []
+def test_only_what_is_never_lost_again_lasts() -> None:
+    assert lasting([-3.0, -5.0, -1.0, -2.0, -0.5]).tolist() == [-5.0, -5.0, -2.0, -2.0, -0.5]
+    assert lasting([-3.0]).tolist() == [-3.0]
 
 
 def test_a_step_is_needed_by_way_of_those_that_follow_from_it() -> None:
