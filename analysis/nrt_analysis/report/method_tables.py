@@ -41,6 +41,8 @@ def schemes_table(cards: Sequence[RunCard]) -> Table:
     for card in cards:
         if card.samples and card.settings:
             signal = trained[card.settings["objective.token_signal"]]
+            if card.settings.get("objective.weights.answer") == 0:
+                signal = "the reference answer itself is not trained"
             said.setdefault(f"preset {card.settings.get('preset', 'unknown')}: {signal}.", []).append(card.label)
     signals = [f"{', '.join(labels)}: {t}" if len(said) > 1 else t.capitalize() for t, labels in said.items()]
     given = "c_i is the probability of answer token i given the question, the trace and the answer before it."
