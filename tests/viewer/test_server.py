@@ -122,13 +122,13 @@ def test_hostile_runs_are_json(nrt, hostile, tmp_path):
 
 @pytest.mark.slow
 def test_training_and_its_viewer_begin_and_end_together(nrt, tiny_yaml, tmp_path, until):
-    process = nrt.start("train", str(tiny_yaml), "--run", "runs/x", "--steps", "40", "--view", "--json")
+    process = nrt.start("train", str(tiny_yaml), "--run", "runs/x", "--steps", "100000", "--view", "--json")
     (address,) = until(lambda: process.err.is_file() and re.findall(r"http://[\d.:]+/", process.err.read_text()))
     until(lambda: httpx.get(f"{address}api/list?kind=step").json().get("found"))
     assert httpx.get(f"{address}api/runs").json()["runs"][0]["run"] == "x"
+    os.kill(process.pid, signal.SIGINT)
     done = process.wait()
-    assert done.code == 0
-    assert [json.loads(line)["kind"] for line in done.out.splitlines()][-1] == "summary"
+    assert {json.loads(line)["kind"] for line in done.out.splitlines()} <= {"train", "held_out", "summary"}
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}api/runs")
 
