@@ -2,7 +2,7 @@
 
 // Traces and data are hostile text: nothing here makes markup of a string. Text becomes text nodes, and that is all.
 
-const { html, render, useState, useEffect, useRef, useMemo } = htmPreact;
+const { html, render, useState, useEffect, useLayoutEffect, useRef, useMemo } = htmPreact;
 // What would hide, reorder or interrupt text: control, format, direction and half characters, line separators.
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u;
 

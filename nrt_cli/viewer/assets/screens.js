@@ -57,7 +57,7 @@ function Compare({ source, given, tick, runs }) {
   const { found, error } = useAnswer(source, `/compare?${asked}`, tick);
   const move = (changes) => go(address("compare", but(asked, changes)), true);
   const choosing = names.length > 1 && html`<div class="bar">${[0, 1].map((i) => html`<${Choice} label=${i ? "against" : "Run"} value=${pair[1 - i]} change=${(run) => move({ run: i ? [run, pair[1]] : [pair[0], run], example: null })} options=${names.map((name) => [name, name])} />`)}</div>`;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const keys = (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], example = { PageUp: -1, PageDown: 1 }[event.key];
       if (!found || !free(event) || !(step || example)) return;

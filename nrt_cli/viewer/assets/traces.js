@@ -182,7 +182,7 @@ function Group({ source, given, tick, runs }) {
   const { found, error } = useAnswer(source, `/group?${asked}`, tick);
   const move = (changes, replace = true) => go(address("group", but(given, changes)), replace);
   const choose = (to) => { if (to !== k) move({ k: to }); };
-  useEffect(() => {
+  useLayoutEffect(() => { // no key is missed that is pressed as soon as there is something to see
     const keys = (event) => {
       if (!found || !free(event)) return;
       const [steps, examples] = [event.shiftKey ? 0 : { ArrowLeft: -1, ArrowRight: 1 }[event.key], { PageUp: -1, PageDown: 1 }[event.key] ?? (event.shiftKey && { ArrowLeft: -1, ArrowRight: 1 }[event.key])];
