@@ -40,14 +40,16 @@ class Guided(Method):
     )
 
     def signals(self, group: Group) -> Signals:
+        from nrt_cli.measures.xray import smuggled_share  # late: it imports numpy, and facts are read by every --help
+
         assert group.guide_gap_K is not None
         assert group.guided_K is not None
         guided = group.guided_K.double().mean()
         # 1 / ((1 - g) + g q / pi)
         weight_K = 1 / (1 - guided + guided * group.guide_gap_K.clamp(max=700).exp())
         reward_K, base = group.logprobs_KT.sum(-1), group.base_logprobs_T.sum()
-        gain_K, paid_K = (reward_K.detach() - base).clamp(min=0), group.guide_gap_K.clamp(min=0)
-        smuggled_K = (gain_K > 0) & (paid_K.minimum(gain_K) >= SMUGGLED * gain_K)
-        weight_K = weight_K.masked_fill(smuggled_K, 0.0)
+        pairs = zip((reward_K.detach() - base).tolist(), group.guide_gap_K.tolist(), strict=True)
+        smuggled = [smuggled_share([gain], [price]) >= SMUGGLED for gain, price in pairs]
+        weight_K = weight_K.masked_fill(weight_K.new_tensor(smuggled) > 0, 0.0)
         ones_KT = group.logprobs_KT.new_ones(group.logprobs_KT.shape)
         return Signals(reward_K, base, base.new_zeros(()), ones_KT, base, weight_K=weight_K)
