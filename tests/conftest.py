@@ -225,7 +225,7 @@ def until() -> Callable[[Callable[[], Any]], Any]:
     """Waits for a condition by looking again and again; fails after a minute."""
 
     def wait(condition: Callable[[], Any]) -> Any:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180  # on a busy machine
         while time.monotonic() < end:
             if found := condition():
                 return found

@@ -25,7 +25,7 @@ objective:
   {token_signal: derived, balance: "off", baseline: clip, advantage: std, std_floor: 1.0e-06, weight_cap: null,
   weighted_sum: sum, ratio: ppo, clip_low: 0.2, clip_high: 0.28, credit_forced_end: false, credit_eos: false,
   format: both, null_trace: think, length_divisor: cap, tis_cap: null, kl_weight: 0.0, entropy_weight: 0.0,
-  reward_kl: 0.05, follower_keep: 0.9, follower_every: 100,
+  reward_kl: 0.05, follower_keep: 0.9, follower_every: 100, guided_share: 0.5,
   weights: {trace: 1.0, answer: 1.0, format: 0.3}}
 rollout:
   {group_size: 8, temperature: 1.0, max_trace_tokens: 2048, max_response_tokens: 4096, batch_rows: null, engine: auto,

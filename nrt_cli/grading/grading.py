@@ -196,7 +196,9 @@ def _mathematics(text: str) -> list[str | None]:
 def _code(row: Row, reply: str) -> Grade:
     blocks = _BLOCK.findall(reply)
     program = blocks[-1] if blocks else reply
-    return _judged(program, sandbox.run([program], row.answer, workers=1)[0])
+    # No program passes no tests, and so would any.
+    tried = program.strip() and row.answer.strip()
+    return _judged(program, bool(tried) and sandbox.run([program], row.answer, workers=1)[0])
 
 
 _BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -13,8 +13,6 @@ from nrt_analysis.frames import (
     OpenRun,
     frame_of,
     open_runs,
-    plain_text,
-    questions,
     stacked,
     steps_frame,
     trace_frames,
@@ -24,6 +22,7 @@ from nrt_analysis.frames import (
 
 from nrt_cli.errors import StoreError
 from nrt_cli.store import Reference
+from nrt_cli.text.questions import plain_text, questions
 
 
 def test_runs_are_named_by_what_tells_them_apart(make_run):

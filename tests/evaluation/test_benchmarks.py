@@ -297,7 +297,8 @@ def test_what_was_asked_and_stored_before_is_asked_alike(name: str, tiny_tokeniz
 
 
 def test_graders_of_pairs_are_those_that_users_benchmarks_may_name() -> None:
-    assert {*AS_PAIRS, "none"} == set(GRADERS)
+    """But for programs, of which a benchmark has a grader of its own."""
+    assert {*AS_PAIRS, "none", "code"} == set(GRADERS)
 
 
 def test_a_shipped_benchmark_has_no_grader_of_pairs() -> None:

@@ -16,7 +16,7 @@ def look(driver, width, scheme):
 
 
 def find(page, selector):
-    return page.find_element(By.CSS_SELECTOR, selector)
+    return WebDriverWait(page, 30).until(lambda page: page.find_elements(By.CSS_SELECTOR, selector))[0]
 
 
 def texts(page, selector):

@@ -106,7 +106,7 @@ def test_a_study_of_the_worlds_first_version_goes_on_with_what_it_has(tmp_path):
     """Its problems are no longer made: what is there is asked and reported, what is missing is not made anew."""
     study = load_study("laptop", ["model.pretrain.world=digits"])
     with pytest.raises(
-        ConfigError, match="data: is not there, and this version of nrt makes the world 'digits-2' alone"
+        ConfigError, match="data: is not there, and this version of nrt makes the world 'digits-2'; name it"
     ):
         make_inputs(tmp_path, study, lambda share, what: None)
     assert not list(tmp_path.iterdir())

@@ -39,6 +39,7 @@ def looped(config: Any) -> dict[str, Any]:
 
     from nrt_cli.backends.verl.agent_loop import NativeReasoning
     from nrt_cli.models.loading import load_tokenizer
+    from nrt_cli.objective.rows import trace_prompt
     from nrt_cli.text.tokens import think_tokens
 
     tokens = think_tokens(load_tokenizer(config.model.path), "<|think_start|>", "<|think_end|>")
@@ -55,6 +56,7 @@ def looped(config: Any) -> dict[str, Any]:
         loop = object.__new__(NativeReasoning)
         loop.server_manager = SimpleNamespace(generate=generate)
         request = {"group": "0-0-1-7", "example": example, "tokens": tokens, "max_trace_tokens": 2, "seed": 5}
+        request["opening"] = trace_prompt(example, tokens)
         output = asyncio.run(loop.run({"temperature": 0.7}, **request))
         results[stop] = (asked, output.prompt_ids, output.response_ids, output.response_logprobs, output.extra_fields)
     return {"tokens": tokens, **results}

@@ -29,7 +29,7 @@ def test_traces_of_a_prompt_ask_for_one_server_and_no_two_prompts_or_calls_for_t
     asked = []
     config = tiny_config("engine.name=verl")
     backend = object.__new__(VerlBackend)
-    backend.config, backend.tokens = config, None
+    backend.config, backend.tokens = config, SimpleNamespace(start_id=None)
     trace = Rollout((5,), (-1.0,), "cap")
     backend.processes = SimpleNamespace(sample=lambda requests, _: asked.extend(requests) or [trace] * len(requests))
     examples = [Example(3, "made", (9,), (3, 1)), Example(4, "made", (9,), (3, 1))]
