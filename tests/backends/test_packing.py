@@ -88,7 +88,7 @@ def test_rows_behind_a_prefix_equal_padded(name, budget, anywhere, monkeypatch):
     rows.insert(2, Row(rows[0].ids[:13], 12))  # one that another begins with
     padded = scores(model_of(name), rows, False)
     policy = Policy(model_of(name), 0, 0.8, packing=True)
-    said, end = [], 0
+    said, prefixes, end = [], set(), 0
     weights = torch.linspace(-1, 2, len(padded[0]))
     policy.model.zero_grad()
     for part, prefix in policy.passes(rows, budget):
@@ -97,6 +97,9 @@ def test_rows_behind_a_prefix_equal_padded(name, budget, anywhere, monkeypatch):
         (weights[start:end] * logprobs).sum().backward(retain_graph=True)
         (weights.flip(0)[start:end] * entropies).sum().backward()
         said.append((logprobs, entropies))
+        prefixes.add(prefix)
+    for prefix in prefixes - {None}:
+        prefix.backward()
     for got, want in zip(map(torch.cat, zip(*said, strict=True)), padded, strict=False):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     for parameter, weight in policy.model.named_parameters():

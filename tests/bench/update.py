@@ -57,7 +57,15 @@ def ours(job: Job, turn: Turn) -> None:
     figures = set_up(job)
     made = engine(job)
     # Gradients are summed in float32 whatever the model is in.
-    rounds(job, turn, figures, made.optimiser, made.policy.model, 4, lambda groups: made.update(groups).metrics)
+    rounds(
+        job,
+        turn,
+        figures,
+        made.backend.optimiser,
+        made.backend.policy.model,
+        4,
+        lambda groups: made.update(groups).metrics,
+    )
 
 
 def padded(job: Job, turn: Turn, recipe: bool) -> None:

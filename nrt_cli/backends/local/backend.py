@@ -189,10 +189,12 @@ class LocalBackend:
             rows = [row for unit in together for row in unit.rows]
             # Several units are together because they fit.
             whole = len(together) > 1 or self.policy.one_pass(rows, self.budget.tokens)
+            parts = [] if whole else list(self.policy.passes(rows, self.budget.tokens))
             if whole:
                 graph = self.policy.score(rows)
             else:
-                scored = self.policy.score_without_gradient(rows, self.budget.tokens)
+                with torch.no_grad():  # behind prefixes that are read once, for this and for the gradient
+                    scored = [self.policy.score(*part) for part in parts]
                 graph = (torch.cat([s[0] for s in scored]), torch.cat([s[1] for s in scored]))
             leaves = [scored_N.detach().double().requires_grad_() for scored_N in graph]
             sizes = [sum(row.scored for row in unit.rows) for unit in together]
@@ -209,9 +211,11 @@ class LocalBackend:
                 torch.autograd.backward(graph, grads)
             else:
                 end = 0
-                for part, prefix in self.policy.passes(rows, self.budget.tokens):
+                for part, prefix in parts:
                     start, end = end, end + sum(row.scored for row in part)
                     torch.autograd.backward(self.policy.score(part, prefix), [grad[start:end] for grad in grads])
+                for read in dict.fromkeys(prefix for _, prefix in parts if prefix is not None):
+                    read.backward()
             # A pass that is done twice for want of memory is useful once.
             self.work += self.policy.work(rows, backward=True)
         return said

@@ -135,8 +135,8 @@ class Policy:
     def passes(self, rows: Sequence[Row], budget: int = BUDGET) -> Iterator[tuple[list[Row], "Prefix | None"]]:
         """The rows that share a forward pass each, of at most `budget` tokens, in order, as `score` takes them.
 
-        Rows of a prompt that do not fit into one pass share what they begin with, which is read once before them, and
-        whose gradient goes on once all of them have sent theirs back. A row that fits none alone goes so.
+        Rows of a prompt that do not fit into one pass share what they begin with, which is read once before them; what
+        they send back there goes on by `Prefix.backward`. A row that fits none alone goes so.
         """
         if not self.packing:
             yield from ((part, None) for part in self.micro_batches(rows, budget))
@@ -150,10 +150,9 @@ class Policy:
                 yield from ((part, None) for part in self.micro_batches(together, budget))
                 continue
             prefix = Prefix(self, together)
-            for part in self.micro_batches(together, budget):
+            # The prefix's own activations stay; behind a long one there is room for a quarter of a pass at least.
+            for part in self.micro_batches(together, max(budget, prefix.length + budget // 4)):
                 yield part, prefix
-            if torch.is_grad_enabled():
-                prefix.backward()
 
     def one_pass(self, rows: Sequence[Row], budget: int) -> bool:
         """Whether rows are scored in one forward pass."""
