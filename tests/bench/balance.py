@@ -45,7 +45,7 @@ def far(rng: random.Random, problem: digits.Problem) -> str:
 def long(rng: random.Random, problem: digits.Problem) -> str:
     """Some 60 tokens of which one needs the trace; six words of the prose in between are anybody's guess."""
     said = digits.answer(problem)
-    return f"{said} # {digits._sentences(rng, 1)} # {said} # {said}"
+    return f"{said} # {digits.sentences(rng, 1)} # {said} # {said}"
 
 
 KINDS: dict[str, Callable[[random.Random, digits.Problem], str]] = {

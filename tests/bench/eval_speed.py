@@ -55,7 +55,8 @@ def one_at_a_time(job: Job, turn: Turn) -> None:
     import torch
 
     figures = set_up(job)
-    model, tokenizer = load(job), load_tokenizer(job["model"])
+    model: Any = load(job)
+    tokenizer = load_tokenizer(job["model"])
     prompts = [torch.tensor([ids]) for ids in encoded(tokenizer, job["questions"])]
     settings = {"max_new_tokens": job["answer"], "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
 
@@ -63,7 +64,7 @@ def one_at_a_time(job: Job, turn: Turn) -> None:
         with torch.inference_mode():
             made = [model.generate(ids, attention_mask=torch.ones_like(ids), **settings) for ids in prompts]
         return [
-            tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True)
+            str(tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
             for ids, prompt in zip(made, prompts, strict=True)
         ]
 

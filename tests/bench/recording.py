@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from common import ROOT, WORK, say
 from PIL import Image, ImageOps
@@ -57,7 +58,8 @@ def frames(address: str, steps: list[int], example: int) -> list[Image.Image]:
     browser.quit()
     # Longer traces make taller frames.
     size = max(one.width for one in taken), max(one.height for one in taken)
-    return [ImageOps.pad(one, size, color=one.getpixel((0, 0)), centering=(0, 0)) for one in taken]
+    corners: list[Any] = [one.getpixel((0, 0)) for one in taken]
+    return [ImageOps.pad(one, size, color=c, centering=(0, 0)) for one, c in zip(taken, corners, strict=True)]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -51,7 +52,7 @@ def make_store(root: Path, checkpoints: int, traces: int) -> None:
     shutil.rmtree(shared.path)
 
 
-def _trace(rng: random.Random, example: int) -> dict[str, object]:
+def _trace(rng: random.Random, example: int) -> dict[str, Any]:
     def text(words: int) -> str:
         return " ".join(rng.choices(WORDS, k=words))
 

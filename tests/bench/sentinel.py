@@ -159,9 +159,9 @@ def warning(run: dict[str, Any], with_accuracy: bool) -> str:
 def judge(world: str) -> None:
     """Print a line for each run, and how many of which kind were warned of."""
     runs = [json.loads(file.read_text()) for file in sorted((ROOT / world / "runs").glob("*.json"))]
-    rows = []
+    rows: list[tuple[bool, str, str]] = []
     for run in sorted(runs, key=lambda run: (run["seed"], run["kind"])):
-        said = [warning(run, with_accuracy) for with_accuracy in (False, True)]
+        said = warning(run, False), warning(run, True)
         rows.append((collapsed(run["accuracy"]), *said))
         shares = " ".join(f"{100 * share:3.0f}" for share in run["accuracy"].values())
         end = "collapsed" if rows[-1][0] else "learned"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import common
 from common import WORK, Figures, Job, Side, Turn, cell, ratio, shown
@@ -96,7 +97,8 @@ def make_here(name: str) -> None:
     from nrt_cli.models.prepare import prepare_model
     from nrt_cli.training.pretraining import pretrain
 
-    source, world, rows = "builtin:smollm2-135m", "sums", {}
+    source, world = "builtin:smollm2-135m", "sums"
+    rows: dict[str, Any] = {}
     if name == "digits":
         source, world, rows = str(WORK / "digits-source"), "digits", {"init_start": "#", "init_end": "*"}
         if not Path(source).is_dir():

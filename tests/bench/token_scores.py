@@ -38,7 +38,8 @@ def main(baseline: str, run: str, data: str, n: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        score(*sys.argv[2:5], int(sys.argv[5]))
+        baseline, run, data, count = sys.argv[2:6]
+        score(baseline, run, data, int(count))
     else:
         parser = argparse.ArgumentParser()
         for name in ("--baseline", "--run", "--data"):

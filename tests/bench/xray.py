@@ -12,15 +12,19 @@ All sides have the same model, tokens and threads; what they find is the same bu
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import common
 import torch
 from common import NAN, WORK, Figures, Job, Side, Turn, cell, ratio, shown
+from torch import Tensor
 from workload import set_up
 
 from nrt_cli.backends.local import attention
+from nrt_cli.backends.local.policy import Prefix
 from nrt_cli.data import digits
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import RolloutGroup
@@ -43,8 +47,8 @@ def work(how: str, job: Job, turn: Turn) -> None:
     if how == "shared prompt":
         attention._branches = _shared
     scorer.policy.packing = how != "alone"
-    dice, rows = random.Random(0), []
-    text = lambda length: " ".join(digits._sentences(dice, 100).split()[:length])  # noqa: E731
+    dice, rows = random.Random(0), list[dict[str, Any]]()
+    text = lambda length: " ".join(digits.sentences(dice, 100).split()[:length])  # noqa: E731
     for _ in range(2):
         example = asked_example(of, text(job["prompt"]), text(job["answer"]))
         (ids,) = given_traces(scorer.tokenizer, [text(job["trace"])])
@@ -67,12 +71,17 @@ def _counted(scorer: Scorer) -> list[list[xray.Row]]:
     """The rows of each forward pass from now on."""
     passes: list[list[xray.Row]] = []
     score = scorer.policy.score
-    scorer.policy.score = lambda rows: passes.append(list(rows)) or score(rows)  # type: ignore[method-assign]
+
+    def counted(rows: Sequence[xray.Row], prefix: Prefix | None = None) -> tuple[Tensor, Tensor]:
+        passes.append(list(rows))
+        return score(rows, prefix)
+
+    scorer.policy.score = counted  # type: ignore[method-assign]
     return passes
 
 
-def _shared(rows: list[list[int]]) -> tuple[int, list[int], dict[int, int]]:
-    hosts, shared = attention._hosts(rows), attention.common_prefix(rows)
+def _shared(rows: Sequence[Sequence[int]], prefix: int | None = None) -> tuple[int, list[int], dict[int, int]]:
+    hosts, shared = attention._hosts(rows), attention.common_prefix(rows) if prefix is None else prefix
     return shared, hosts, dict.fromkeys(hosts, shared)
 
 

@@ -220,9 +220,10 @@ def _hosts(rows: Sequence[Sequence[int]]) -> list[int]:
 
 def _branches(rows: Sequence[Sequence[int]], prefix: int | None = None) -> tuple[int, list[int], dict[int, int]]:
     """How long the prefix is, a beginning of the first row's host; each row's host; and where each host leaves it."""
-    hosts, shared = _hosts(rows), common_prefix(rows)
+    hosts = _hosts(rows)
     if prefix is not None:
         return prefix, hosts, dict.fromkeys(hosts, prefix)
+    shared = common_prefix(rows)
     leaves = {host: common_prefix([rows[hosts[0]], rows[host]]) for host in dict.fromkeys(hosts)}
     whole = len(rows[hosts[0]])
     # A call of attention for each tail has to be worth it, else rows share what all of them begin with.
