@@ -307,4 +307,10 @@ def test_every_mutant_still_has_its_one_place() -> None:
     counts = {row["fault"]: (ROOT / row["file"]).read_text(encoding="utf-8").count(row["old"]) for row in rows}
     report(
         [f"mutants.yaml: {fault!r}: its place is found {count} times" for fault, count in counts.items() if count != 1]
+        + [f"mutants.yaml: {row['fault']!r} changes nothing" for row in rows if row["new"] == row["old"]]
+        + [
+            f"mutants.yaml: {row['fault']!r} has no tests that are there"
+            for row in rows
+            if not row.get("tests") or not all((ROOT / path).exists() for path in row["tests"])
+        ]
     )

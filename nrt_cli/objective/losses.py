@@ -44,51 +44,33 @@ def group_advantage(
         std_floor: under `std`, `unbiased-std` and `scaled`, a group whose deviation is at most this share of its
             largest reward (baseline included, if there is one) is dead. Relative: an absolute one would disable `p` on
             long answers.
+
+    Where traces count for more or less, means and deviations are weighted, and so is the advantage: the mean of w R'
+    over traces from a mixture is the policy's own mean of R', if w corrects for the mixture.
     """
     if not reward.kept:
         return GroupAdvantage(torch.zeros_like(reward.scaled_K), True)
     scaled_K = reward.scaled_K
+    weight_K = torch.ones_like(scaled_K) if reward.weight_K is None else reward.weight_K
+    total = weight_K.sum().clamp(min=1e-300)  # all may be 0
     shaped_K = (scaled_K - reward.scaled_base).clamp(min=0) if baseline == "clip" else scaled_K
-    if reward.weight_K is not None:
-        return _weighted(shaped_K, reward.weight_K, reward.log_scale, normalise, std_floor)
     # The largest is taken off before the mean: the mean of equal rewards may round, and their differences must be 0.
     centred_K = shaped_K - shaped_K.max()
-    centred_K = centred_K - centred_K.mean()
+    centred_K = centred_K - (weight_K * centred_K).sum() / total
     size = len(scaled_K)
     if normalise in ("std", "unbiased-std", "scaled"):
-        deviation = centred_K.square().sum() / max(1, size - (normalise == "unbiased-std"))
-        deviation = deviation.sqrt()
+        count = total * max(1, size - 1) / size if normalise == "unbiased-std" else total
+        deviation = ((weight_K * centred_K.square()).sum() / count).sqrt()
         scale = scaled_K.abs().max()
         if baseline == "clip":
             scale = torch.maximum(scale, reward.scaled_base.abs())
         dead = bool(deviation <= std_floor * scale)
         if normalise == "scaled":
             centred_K = shaped_K.clamp(-deviation, deviation)
-        return GroupAdvantage(torch.zeros_like(centred_K) if dead else centred_K / deviation, dead)
-    unscaled_K = {"mean": centred_K, "rloo": centred_K * size / max(1, size - 1), "raw": shaped_K}[normalise]
-    advantage_K = unscaled_K * reward.log_scale.exp()
-    return GroupAdvantage(advantage_K, not bool(advantage_K.any()))
-
-
-def _weighted(
-    shaped_K: Tensor, weight_K: Tensor, log_scale: Tensor, normalise: str, std_floor: float
-) -> GroupAdvantage:
-    """The same of traces that count for more or less: w (R' - its weighted mean), over the weighted deviation.
-
-    `raw` is w R', whose mean over traces from a mixture is the policy's own mean of R' where w corrects for the
-    mixture; `rloo` takes the weighted mean of the other traces.
-    """
-    total = weight_K.sum().clamp(min=1e-300)
-    centred_K = shaped_K - (weight_K * shaped_K).sum() / total
-    deviation = ((weight_K * centred_K.square()).sum() / total).sqrt()
-    if normalise in ("std", "unbiased-std", "scaled"):
-        if bool(deviation <= std_floor * shaped_K.abs().max()):
-            return GroupAdvantage(torch.zeros_like(shaped_K), True)
-        unit_K = shaped_K.clamp(-deviation, deviation) if normalise == "scaled" else centred_K
-        return GroupAdvantage(weight_K * unit_K / deviation, False)
+        return GroupAdvantage(torch.zeros_like(centred_K) if dead else weight_K * centred_K / deviation, dead)
     others_K = (total - weight_K).clamp(min=1e-12 * total)
     unscaled_K = {"mean": centred_K, "rloo": centred_K * total / others_K, "raw": shaped_K}[normalise]
-    advantage_K = weight_K * unscaled_K * log_scale.exp()
+    advantage_K = weight_K * unscaled_K * reward.log_scale.exp()
     return GroupAdvantage(advantage_K, not bool(advantage_K.any()))
 
 

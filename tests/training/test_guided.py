@@ -124,7 +124,7 @@ def test_what_is_smuggled_counts_for_nothing_and_what_is_computed_for_all():
 
 @given(
     st.lists(st.floats(-5, 5), min_size=2, max_size=8),
-    st.sampled_from(["std", "mean", "raw", "scaled", "rloo"]),
+    st.sampled_from(["std", "unbiased-std", "mean", "raw", "scaled", "rloo"]),
     st.sampled_from(["clip", "none"]),
 )
 def test_weights_of_one_change_nothing(rewards, how, baseline):
