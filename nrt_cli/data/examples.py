@@ -7,8 +7,8 @@ tokens and not a million Python lists.
 import contextlib
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,46 +224,34 @@ def load_examples(
 
 
 def graded_pairs(path: Path, indices: Sequence[int], grader: str | None = None) -> list[grading.Pair]:
-    """Some pairs of a prepared file, by the number of their row, each with the name of its grader.
-
-    That is `grader` where one is given; else the one that the row names. Where it names none, as in older files and
-    verl's own, it is the one that suits all answers of the row's source.
-    """
-    wanted, answers = set(indices), defaultdict[str, list[str]](list)
-    found: dict[int, Pair] = {}
-    for number, row in enumerate(_rows(path)):
-        with contextlib.suppress(DataError):
-            pair = read_pair(row, {})
-            if pair.answer and not pair.lacks:
-                answers[pair.source].append(pair.answer)
-            if number in wanted:
-                found[number] = pair
-    guessed = {source: grading.guess(answers[source]) for source in {p.source for p in found.values() if not p.grader}}
-    pairs = [found[number] for number in indices]
-    return [
-        grading.Pair(_question(pair), str(pair.answer), grader or pair.grader or guessed[pair.source]) for pair in pairs
-    ]
+    """Some pairs of a prepared file, by the number of their row, each with its grader, or with `grader` if given."""
+    pairs = Pairs(path, set(indices))
+    found = [pairs[number] for number in indices]
+    return [replace(pair, grader=grader) for pair in found] if grader else found
 
 
 class Pairs:
-    """The pairs of a prepared file by the number of their row, as `graded_pairs` has them, held as columns of text."""
+    """The pairs of a prepared file by the number of their row, all or those wanted, each with its grader's name.
 
-    def __init__(self, path: Path) -> None:
+    The grader is the one that the row names. Where it names none, as in older files and verl's own, it is the one that
+    suits all answers of the row's source.
+    """
+
+    def __init__(self, path: Path, wanted: Container[int] | None = None) -> None:
         numbers, texts = array("q"), (list[str](), list[str](), list[str](), list[str]())
+        answers = defaultdict[str, list[str]](list)
         for number, row in enumerate(_rows(path)):
             with contextlib.suppress(DataError):
                 pair = read_pair(row, {})
                 if pair.answer and not pair.lacks:
-                    numbers.append(number)
-                    for column, text in zip(
-                        texts, (_question(pair), pair.answer, pair.grader, pair.source), strict=True
-                    ):
-                        column.append(text)
-        answers = defaultdict[str, list[str]](list)
-        for _, answer, grader, source in zip(*texts, strict=True):
-            if not grader:
-                answers[source].append(answer)
-        guessed = {source: grading.guess(found) for source, found in answers.items()}
+                    answers[pair.source].append(pair.answer)
+                    if wanted is None or number in wanted:
+                        numbers.append(number)
+                        told = _question(pair), pair.answer, pair.grader, pair.source
+                        for column, text in zip(texts, told, strict=True):
+                            column.append(text)
+        unnamed = {source for grader, source in zip(*texts[2:], strict=True) if not grader}
+        guessed = {source: grading.guess(answers[source]) for source in unnamed}
         graders = [grader or guessed[source] for grader, source in zip(*texts[2:], strict=True)]
         self.places = {number: i for i, number in enumerate(numbers)}
         self.graders = Counter(zip(texts[3], graders, strict=True))

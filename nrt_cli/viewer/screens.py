@@ -395,12 +395,11 @@ REMARKS = ("collapse", "checkpoint", "resumed", "interrupted", "failed", "damage
 def curves(library: Library, given: Given) -> dict[str, Any]:
     """Some runs' metrics over steps, what happened to them, and the settings they differ in."""
     names = _chosen(library, given)
-    found = [curve_of(name, library.followed(name).run, library.followed(name).records) for name in names]
+    found = [curve_of(name, library.followed(name).run.path, library.followed(name).records) for name in names]
     keys = dict.fromkeys(key for run in found for key in run["settings"])
     differ = {key for key in keys if len({repr(run["settings"].get(key)) for run in found}) > 1}
-    for run in found:
-        run["settings"] = {key: value for key, value in run["settings"].items() if key in differ}
-    return {"panels": panels(), "window": WINDOW, "runs": found}
+    lines = [run | {"settings": {k: v for k, v in run["settings"].items() if k in differ}} for run in found]
+    return {"panels": panels(), "window": WINDOW, "runs": lines}
 
 
 def panels() -> list[dict[str, Any]]:
@@ -419,12 +418,8 @@ def panels() -> list[dict[str, Any]]:
     ]
 
 
-def curve_of(name: str, run: Run, seen: object) -> dict[str, Any]:
-    return dict(_curve_of(name, run.path, seen))
-
-
 @lru_cache(maxsize=64)
-def _curve_of(name: str, path: Path, seen: object) -> dict[str, Any]:
+def curve_of(name: str, path: Path, seen: object) -> dict[str, Any]:
     """A run's curves; read once for each state of its records."""
     run = Run(path)
     manifest = run.manifest()

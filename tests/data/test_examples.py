@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nrt_cli.data.examples import ExampleSet, load_examples, read_texts
+from nrt_cli.data.examples import ExampleSet, Pairs, graded_pairs, load_examples, read_texts
 from nrt_cli.data.prepare import Settings, prepare
 from nrt_cli.errors import DataError
 from nrt_cli.records import Example
@@ -176,3 +176,18 @@ def test_texts_are_as_written_and_turns_keep_their_roles(tmp_path: Path) -> None
     assert set(texts) == {0, 2}
     assert all(answer == f"a{question[1:]}<eos>" for question, answer in texts.values())
     assert turned == ("user: user 0\n\nassistant: assistant 1\n\nuser: user 2", "assistant 3")
+
+
+def test_a_row_without_a_grader_has_the_one_that_suits_all_answers_of_its_source(tmp_path: Path) -> None:
+    """Those of rows that name one, too; and the same in training, where all are held, as in an evaluation of some."""
+    named = {"style": "rule", "ground_truth": "in words", "grader": "exact"}
+    bare = {"style": "rule", "ground_truth": "17"}
+    rows = [
+        {"data_source": source, "prompt": [{"role": "user", "content": f"{i}?"}], "reward_model": model}
+        for i, (source, model) in enumerate([("mixed", named), ("mixed", bare), ("numbers", bare)])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    held = Pairs(tmp_path / "rows.parquet")
+    assert [held[i].grader for i in range(3)] == ["exact", "exact", "number"]
+    assert graded_pairs(tmp_path / "rows.parquet", [2, 1]) == [held[2], held[1]]
+    assert [pair.grader for pair in graded_pairs(tmp_path / "rows.parquet", [0, 2], "math")] == ["math"] * 2
