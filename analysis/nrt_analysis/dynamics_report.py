@@ -92,5 +92,6 @@ def collapses(frame: pd.DataFrame, run: Run) -> list[Fall]:
         frame: of the run's steps, which may know more than its metrics do (`steps_frame`).
     """
     sentinel = Sentinel(run.manifest().get("steps"))
-    steps = frame[["step", *SIGNS.keys() & set(frame)]].to_dict(orient="records")
+    signs = ["step", *SIGNS.keys() & set(frame)]
+    steps = (dict(zip(signs, row, strict=True)) for row in frame[signs].to_numpy(float).tolist())
     return [fall for record in watched(steps, run.metrics("held_out")) for fall in sentinel.add(record)]

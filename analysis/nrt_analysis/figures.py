@@ -5,6 +5,7 @@ No pyplot: figures are made and drawn without a display or any state that outliv
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -295,30 +296,33 @@ def _characters(path: str) -> frozenset[int]:
 def fitted(figure: Figure) -> Figure:
     """Break titles of panels that would reach into the next one or off the figure, which grows by their lines.
 
-    The layout is final then: it takes longer than drawing does, and every format would make it anew.
+    The layout is final then: it takes longer than drawing does, and every format would make it anew. A title has height
+    in it, but no width, or a long one would leave its panel none.
     """
+    layout: Any = figure.get_layout_engine()
     titles = [axis._left_title for axis in figure.axes]  # type: ignore[attr-defined]
-    for again in (False, True):  # broken titles take height, which moves the panels
-        for title in titles:
-            title.set_visible(again)  # unbroken, a long one would leave its panel no width
-        figure.draw_without_rendering()
-        for title in titles:
-            title.set_visible(True)
-        rows: dict[int, int] = {}  # panels of one height -> lines that their titles gained
-        for title, axis in zip(titles, figure.axes, strict=True):
-            place = axis.get_position()
-            beside = [other.get_position().x0 for other in figure.axes]
-            room = min([1.0, *(x for x in beside if x > place.x1)]) * figure.bbox.width - 0.02 * DPI
-            text = before = title.get_text()
-            for width in range(len(text), 8, -1):
-                if title.get_window_extent(_renderer(figure)).x1 <= room:
-                    break
-                title.set_text("\n".join(textwrap.wrap(text.replace("\n", " "), width)))
-            lines = title.get_text().count("\n") - before.count("\n")
-            rows[round(100 * place.y1)] = max(rows.get(round(100 * place.y1), 0), lines)
-        figure.set_figheight(figure.get_figheight() + sum(rows.values()) * 1.2 * STYLE["axes.titlesize"] / 72)
-    if sum(rows.values()):
-        figure.draw_without_rendering()
+    texts = [title.get_text() for title in titles]
+    for title, text in zip(titles, texts, strict=True):
+        title.set_text(re.sub(".+", "A", text))
+    layout.execute(figure)
+    rows: dict[int, int] = {}  # panels of one height -> lines that their titles gain
+    for n, (title, axis) in enumerate(zip(titles, figure.axes, strict=True)):
+        place = axis.get_position()
+        beside = [other.get_position().x0 for other in figure.axes]
+        room = (min([1.0, *(x for x in beside if x > place.x1)]) - place.x0) * figure.bbox.width - 0.02 * DPI
+        title.set_text(texts[n])
+        for width in range(len(texts[n]), 8, -1):
+            if title.get_window_extent(_renderer(figure)).width <= room:
+                break
+            title.set_text("\n".join(textwrap.wrap(texts[n].replace("\n", " "), width)))
+        texts[n], lines = title.get_text(), title.get_text().count("\n") - texts[n].count("\n")
+        rows[round(100 * place.y1)] = max(rows.get(round(100 * place.y1), 0), lines)
+        title.set_text(re.sub(".+", "A", texts[n]))
+    if more := sum(rows.values()):
+        figure.set_figheight(figure.get_figheight() + more * 1.2 * STYLE["axes.titlesize"] / 72)
+        layout.execute(figure)
+    for title, text in zip(titles, texts, strict=True):
+        title.set_text(text)
     figure.set_layout_engine("none")
     return figure
 
