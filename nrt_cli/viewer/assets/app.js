@@ -10,6 +10,7 @@ function App({ source, note }) {
   useEffect(() => { document.title = `${title}${run.length ? ` of ${run.join(", ").slice(0, 100)}` : ""} · nrt view`; }, [title, run.join()]);
   const first = useRef(true);
   useEffect(() => { if (first.current) first.current = false; else scrollTo(0, 0); }, [name]);
+  useEffect(() => document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }), [name]);
   const links = Object.entries(SCREENS).map(([key, [, text]]) => html`<li><a href=${key === "runs" ? "#/runs" : address(key, { run: ["list", "group"].includes(key) ? run[0] : run })} aria-current=${key === name ? "page" : null}>${text}</a></li>`);
   return html`<header class="top"><span class="brand">nrt <span>view</span></span><${Theme} /></header>
     <nav aria-label="Screens"><ol>${links}</ol></nav>

@@ -213,7 +213,7 @@ function Group({ source, given, tick, runs }) {
       <${Choice} label="Shade the answer by" value=${given.get("by") ?? "gain"} change=${(by) => move({ by })} options=${Object.entries(SHADES).map(([key, one]) => [key, one.name])} />
     </div>
     <div class="turn">${question(-1, "Previous question")}<h2>${KIND_NAMES[found.kind] ?? found.kind} question ${found.example}</h2>${question(1, "Next question")}</div>
-    <label class="steps"><span>${found.scheme ?? html`Step <b>${found.step}</b>`}<span class="unit"> ${at + 1} of ${found.steps.length} with this question</span></span>
+    <label class="steps"><span>${found.scheme ?? html`Step <b>${found.step}</b>`}<span class="unit"> · ${at + 1} of ${found.steps.length} with this question</span></span>
       <input type="range" min="0" max=${found.steps.length - 1} value=${at} disabled=${found.steps.length < 2} aria-valuetext=${`step ${found.step}`} onInput=${(event) => move({ step: found.steps[event.target.value], example: found.example })} /></label>
     ${error && html`<${Missing} error=${error} />`}
     <div class="asked"><div><h3>Question</h3><${Words} text=${found.question} /></div><div><h3>Reference answer</h3><${Words} text=${found.answer.join("")} /></div></div>
