@@ -123,6 +123,24 @@ def test_a_documented_command_exists_with_its_options(found):
         assert key in config.sentences(config.RunConfig) or key.startswith("verl."), f"--set {key}: no such setting"
 
 
+SAID = re.compile(r"`nrt ((?:[a-z][a-z-]*(?: |(?=`)))+)")
+PROGRAM = [
+    path for name in ("nrt_cli", "analysis") for ending in ("py", "js") for path in ROOT.glob(f"{name}/**/*.{ending}")
+]
+
+
+def test_commands_that_the_program_speaks_of_exist():
+    said = [(path, found) for path in PROGRAM for found in SAID.findall(path.read_text(encoding="utf-8"))]
+    assert len(said) > 50
+    for path, words in said:
+        command: Any = typer.main.get_command(app)
+        for word in words.split():
+            if not (subcommands := getattr(command, "commands", {})):
+                break  # the rest are its arguments
+            assert word in subcommands, f"{path}: `nrt {words}` is no command"
+            command = subcommands[word]
+
+
 @pytest.mark.parametrize(
     "line",
     [

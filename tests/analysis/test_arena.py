@@ -110,7 +110,7 @@ def plant(tmp_path: Path) -> Callable[..., None]:
         for step in (0, 8):
             share = sum(scores) / len(scores) if step else 0.1
             scored = {f"accuracy_{kind}": share, "graded": len(scores)}
-            scored |= {} if method == "sft" else {"trace_length": 9.0 + seed}
+            scored |= {} if method == "sft" else {"trace_length": 9.0 + seed, "gain": 1.5 + seed}
             run.append_metrics({"kind": "held_out", "step": step, "examples": len(scores), **scored})
             rows = [
                 TraceRow(
@@ -189,10 +189,10 @@ def test_beside_every_score_is_what_its_traces_are(plant: Callable[..., None], t
     (arena,) = arenas(find_cards([tmp_path]))
     table = arena_table([arena])
     assert table
-    beside = [cell(table, "JLB", f"Traces: {name}") for name in ("Collapsed", "Length", "Dead", "Tell")]
-    assert beside == ["1 of 2", "9.5", "25%", "100%"]
+    beside = [cell(table, "JLB", f"Traces: {name}") for name in ("Gain", "Collapsed", "Length", "Dead", "Tell")]
+    assert beside == ["+2.0", "1 of 2", "9.5", "25%", "100%"]
     sft = next(row for row in table.rows if row.cells[0].text == "SFT")
-    assert {one.reason for one in sft.cells[-4:]} == {"it samples no traces"}
+    assert {one.reason for one in sft.cells[-5:]} == {"it samples no traces"}
 
 
 def test_one_seed_ranks_nothing_and_says_why(plant: Callable[..., None], tmp_path: Path) -> None:

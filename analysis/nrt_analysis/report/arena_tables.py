@@ -190,7 +190,7 @@ def arena_table(found: Sequence[Arena]) -> Table | None:
             *numbers("Mean", "Each seed", "On the way", group="Score"),
             *numbers("Difference [95 %]", "Detectable", group="Against the best"),
             Column("Verdict", "Against the best"),
-            *numbers("Collapsed", "Length", "Dead", "Tell", group="Traces"),
+            *numbers("Gain", "Collapsed", "Length", "Dead", "Tell", group="Traces"),
         ),
         tuple(rows),
         notes=(
@@ -201,11 +201,12 @@ def arena_table(found: Sequence[Arena]) -> Table | None:
             "seeds). A smaller difference may be there all the same.",
             f"Worse, as better: p < {SURE:g}, Holm's among all pairs of its arena. Alike: the whole interval lies "
             f"within {100 * ALIKE:g} points of 0. Else these seeds do not tell the two apart, in whatever order.",
-            "On the way: accuracy, mean over all scored steps, so it says who was there sooner. Collapsed: runs in "
-            "which the sentinel warned. Length: tokens of held-out traces after the last step. Dead: groups of "
-            "all steps without signal.",
+            "On the way: accuracy, mean over all scored steps, so it says who was there sooner. Gain: what traces do "
+            "for log P(y*), in nats, after the last step; where it is high and the score is not, traces help, and what "
+            "fails is the answer after them, which some methods do not train. Collapsed: runs in which the sentinel "
+            "warned. Length: tokens of held-out traces after the last step. Dead: groups of all steps without signal.",
             f"Tell: held-out traces with {NGRAM} words of the answer in a row that the question has not. "
-            "Whether they compute it, too, `nrt analyze leakage` and another question's trace say.",
+            "Whether they compute it, too, `nrt analyze xray` and another question's trace say.",
         ),
     )
 
@@ -241,7 +242,10 @@ def _row(arena: Arena, entrant: Entrant, best: Entrant) -> tuple[Cell, ...]:
         below = [Cell(text, value, ends[0], ends[1]), number(apart.least), Cell(word)]
     thinks = entrant.first.thinks
     none = "not measured" if thinks else "it samples no traces"
-    length = mean([float(card.held_out[-1].get("trace_length", math.nan)) for card in entrant.runs])
+    gain, length = (
+        mean([float(card.held_out[-1].get(name, math.nan)) for card in entrant.runs])
+        for name in ("gain", "trace_length")
+    )
     dead = mean(entrant.over_steps("dead_groups"))
     fell, of = entrant.collapsed, len(entrant.cards)
     short = f"answers have no {NGRAM} words of their own" if thinks else none
@@ -251,6 +255,7 @@ def _row(arena: Arena, entrant: Entrant, best: Entrant) -> tuple[Cell, ...]:
         Cell(", ".join(format(value, form) for value in seeds)),
         number(entrant.on_the_way, ".1f", 100),
         *below,
+        number(gain, "+.1f", 1, none),
         number(fell, "", 1, text=f"{fell} of {of}") if thinks else Cell(reason=none),
         number(length, ".1f", 1, none),
         number(dead, ".0%", 1, none),
