@@ -18,7 +18,10 @@ class Jepo(Method):
     summary = "what a trace adds to the log of the group's mean probability of the answer (arXiv 2503.19618)"
     place = 12
     defaults: ClassVar = {
-        "objective": {"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "scaled"}
+        "objective": {
+            **{"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "scaled"},
+            "weights": {"format": 0.0},
+        }
     }
     formulas = Formulas(
         "JEPO",

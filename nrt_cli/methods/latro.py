@@ -22,6 +22,7 @@ class Latro(Method):
         "objective": {
             **{"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "rloo"},
             "reward_kl": 0.05,
+            "weights": {"format": 0.0},
         }
     }
     formulas = Formulas(

@@ -28,7 +28,7 @@ class Nover(Method):
     defaults: ClassVar = {
         "objective": {
             **{"baseline": "none", "advantage": "mean", "clip_low": 0.1, "clip_high": 0.2},
-            **{"follower_keep": 0.9, "follower_every": 100, "weights": {"answer": 0.0}},
+            **{"follower_keep": 0.9, "follower_every": 100, "weights": {"answer": 0.0, "format": 0.0}},
         }
     }
     formulas = Formulas(

@@ -23,7 +23,12 @@ class R3(Rowwise):
     summary = "the answer's log-probability, tokens weighed by how much traces differ on them (arXiv 2506.13351)"
     place = 14
     defaults: ClassVar = {
-        "objective": {"baseline": "none", "advantage": "std", "clip_high": 0.2, "weights": {"answer": 0.0}}
+        "objective": {
+            "baseline": "none",
+            "advantage": "std",
+            "clip_high": 0.2,
+            "weights": {"answer": 0.0, "format": 0.0},
+        }
     }
     formulas = Formulas(
         "R3 (DRO)",

@@ -19,7 +19,12 @@ class ReadingOn(Rowwise):
     place = 17
     text = True
     defaults: ClassVar = {
-        "objective": {"baseline": "none", "advantage": "rloo", "token_signal": "derived", "weights": {"answer": 0.0}}
+        "objective": {
+            "baseline": "none",
+            "advantage": "rloo",
+            "token_signal": "derived",
+            "weights": {"answer": 0.0, "format": 0.0},
+        }
     }
     formulas = Formulas(
         "RLP",

@@ -24,7 +24,7 @@ class Rlpr(Method):
     defaults: ClassVar = {
         "objective": {
             **{"baseline": "none", "advantage": "unbiased-std", "clip_low": 0.2, "clip_high": 0.27},
-            "weights": {"answer": 0.0},
+            "weights": {"answer": 0.0, "format": 0.0},
         }
     }
     formulas = Formulas(

@@ -16,6 +16,9 @@ class VeriFree(SequenceProbability):
     place = 10
     paper = False
     defaults: ClassVar = {
-        "objective": {"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "rloo"}
+        "objective": {
+            **{"token_signal": "derived", "balance": "off", "baseline": "none", "advantage": "rloo"},
+            "weights": {"format": 0.0},
+        }
     }
     formulas = Formulas("VeriFree (published)", JOINT, JOINT, JOINT, place=101)

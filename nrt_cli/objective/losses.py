@@ -312,6 +312,9 @@ VANISHING = 0.01
 DROWNING = 0.2
 """Plain cross-entropy above this share of the gradient was seen to wipe out the way from trace to answer."""
 
+ENDING = 0.4
+"""The think tokens' loss above this share of the gradient was seen to shorten traces to nothing."""
+
 
 @dataclass(frozen=True)
 class GroupScore:
@@ -408,8 +411,15 @@ def balance_described(metrics: Mapping[str, float]) -> str:
 
 def balance_doubt(metrics: Mapping[str, float], objective: ObjectiveSection) -> str:
     """What is out of proportion and what to do; "" where nothing is, or nothing pulls."""
-    if not objective.weights.answer or not objective.weights.trace:
-        return ""  # the control, or a run that is not meant to learn y*
+    if not objective.weights.trace:
+        return ""  # the control
+    if metrics["share_format"] > ENDING and metrics["share_trace"]:  # 0 only says that no trace is rewarded yet
+        return (
+            "the think tokens' own loss may shorten traces to nothing: lower objective.weights.format, or set "
+            "objective.advantage=std, which does not shrink with the reward."
+        )
+    if not objective.weights.answer:
+        return ""  # not meant to learn y*
     if metrics["answer_weight"] < VANISHING:
         return "y* is as good as not learned from: set objective.token_signal=shared or raise objective.weights.answer."
     # Balanced, its share is only large where no trace is rewarded yet.

@@ -34,6 +34,10 @@ def test_a_step_in_words():
         # The control has no trace term to drown, and a run may be meant not to learn y*.
         ({"token_signal": "fixed", "weights": {"trace": 0}}, {"share_trace": 0.0}, ""),
         ({"token_signal": "fixed", "weights": {"answer": 0}}, {"answer_weight": 0.0}, ""),
+        # VeriFree's rewards are small: its first step on the digits, with the weight of 0.3 that suits normalised ones.
+        ({"token_signal": "derived"}, {"share_format": 0.476, "share_trace": 0.491}, "objective.weights.format"),
+        ({"weights": {"answer": 0}}, {"share_format": 0.509, "share_trace": 0.491}, "objective.weights.format"),
+        ({}, {"share_format": 0.9, "share_trace": 0.0}, ""),
     ],
 )
 def test_what_is_out_of_proportion_is_said_with_what_to_do(settings, step, advice):
