@@ -123,7 +123,7 @@ class VllmSampler(Sampler):
         # Prompt, t_start and trace, and an answer where one is sampled, as far as the model has positions.
         longest = config.data.max_prompt_tokens + 1 + config.rollout.max_trace_tokens
         longest += config.more_than_prompt
-        if "verdicts" in config.asks:
+        if "answers" in config.asks:
             longest += 1 + config.rollout.answer_cap(config.longest_answer)
         self.engine = VllmEngine(
             config.model.path,

@@ -122,7 +122,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     steps = train.steps or train.epochs * (examples // train.batch_size)
     minibatch = train.minibatch_size or train.batch_size
     traces = rollout.group_size if sampled else 1  # rows per prompt, without the null trace
-    answers = "verdicts" in config.asks  # each trace has a second row, with the answer that was sampled after it
+    answers = "answers" in config.asks  # each trace has a second row, with the answer that was sampled after it
     traces *= 1 + answers
     of_verl = flatten(config.verl)
 

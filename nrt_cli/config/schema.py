@@ -412,6 +412,7 @@ class RunConfig(RunSettings):
     def asks(self) -> frozenset[str]:
         """What has to be computed besides the policy's own log-probs (`methods.ASKS`); a user's method is imported."""
         asks = methods.loaded(self.method).asks
+        asks |= {"answers"} if "verdicts" in asks else set()
         return asks | {"reference"} if self.objective.kl_weight else asks
 
     @property
@@ -439,7 +440,7 @@ class RunConfig(RunSettings):
     @property
     def more_than_answer(self) -> int:
         """Most tokens that a sampled answer, where the method asks for one, has beyond the longest y*."""
-        most = self.rollout.answer_cap(self.longest_answer) if "verdicts" in self.asks else 0
+        most = self.rollout.answer_cap(self.longest_answer) if "answers" in self.asks else 0
         return max(0, most - self.longest_answer)
 
 
@@ -455,7 +456,7 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield from (
             (f"objective.{key}", method) for each in METHODS.values() for key in each.reads if key not in facts.reads
         )
-        if "verdicts" not in facts.asks:
+        if not facts.asks & {"answers", "verdicts"}:
             yield "rollout.max_answer_tokens", f"{method}, which samples no answers"
         if "follower" not in facts.asks:
             yield from ((f"objective.follower_{key}", f"{method}, which has no slow copy") for key in ("keep", "every"))

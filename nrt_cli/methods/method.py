@@ -74,6 +74,8 @@ class Group:
     """asks "reference": as `trace_logprobs_KZ`, under the starting model."""
     follower_logprobs_KT: Tensor | None = None
     """asks "follower": as `logprobs_KT`, under the slow copy of the policy."""
+    finished_K: Tensor | None = None
+    """asks "answers": True where an answer that was sampled after the trace ended by itself, not at the cap."""
     verdicts_K: Tensor | None = None
     """asks "verdicts": the score, 0 to 1, of an answer that was sampled after each trace; NaN where none could be."""
     guided_K: Tensor | None = None
@@ -98,6 +100,7 @@ ASKS = {
     "traces": "log-probs and lengths of the traces themselves",
     "reference": "what the starting model says of trace and answer",
     "follower": "what a slowly following copy of the policy says of the answer",
+    "answers": "an answer that is sampled after each trace",
     "verdicts": "an answer that is sampled after each trace, and judged",
     "guide": "traces that are sampled with the answer in view, and what the policy that sees it says of all traces",
 }
@@ -319,6 +322,8 @@ def _made(method: Method, logprobs_KT: Tensor, base_T: Tensor, settings: Objecti
         asked |= {"reference_logprobs_KT": 1.1 * logprobs_KT, "reference_trace_KZ": 0.8 * trace_KZ}
     if "follower" in method.asks:
         asked["follower_logprobs_KT"] = 0.9 * logprobs_KT
+    if "answers" in method.asks:
+        asked["finished_K"] = lengths_K < 4
     if "verdicts" in method.asks:
         asked["verdicts_K"] = (lengths_K > 2).double()
     if "guide" in method.asks:

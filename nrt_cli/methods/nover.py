@@ -1,7 +1,7 @@
 """NOVER (arXiv 2505.16022v1; thinkwee/NOVER at cb1a4ef: `reward_functions.py`, `utils.py`, `trainer.py`).
 
-The answer that it samples after a trace gets the trace's advantage too, which is 0 in expectation; here none is
-sampled, and y* itself is not trained.
+An answer is sampled after each trace: it has to end, as the trace has, and gets the trace's advantage. y* itself is
+only looked at.
 """
 
 from typing import ClassVar
@@ -12,9 +12,9 @@ from nrt_cli.methods.method import Formula, Formulas, Group, Method, Signals
 class Nover(Method):
     """R = 1 + (share of traces that are not better) + (share of the others that are both longer and worse).
 
-    Of traces that end by themselves; others get 0 and are compared with nothing. Better is a lower perplexity of y*
-    under the slow copy, its exponent divided by N = max(1, 1 + log10 of the trace's length). Where the public code
-    ranks equal traces by where they stand, they are equal here.
+    Of traces that end by themselves, as their answers do; others get 0 and are compared with nothing. Better is a lower
+    perplexity of y* under the slow copy, its exponent divided by N = max(1, 1 + log10 of the trace's length). Where the
+    public code ranks equal traces by where they stand, they are equal here.
     """
 
     name = "nover"
@@ -23,7 +23,7 @@ class Nover(Method):
         "ranks of the answer's perplexity under a slow copy of the policy, shorter ones favoured (arXiv 2505.16022)"
     )
     place = 16
-    asks = frozenset({"traces", "follower"})
+    asks = frozenset({"traces", "answers", "follower"})
     free = ("baseline", "token signals")
     defaults: ClassVar = {
         "objective": {
@@ -37,8 +37,8 @@ class Nover(Method):
             "exp(-1/(N·T) · Σⱼ log cⱼ,slow)", r"\exp\left(-\frac{1}{N T}\sum_{j=1}^T \log c_{j,\mathrm{slow}}\right)"
         ),
         Formula(
-            "[z ends] · (1 + rank + share of longer and worse)",
-            r"[z\text{ ends}]\left(1 + R_{\mathrm{rank}} + R_{\mathrm{shorter}}\right)",
+            "[z, y end] · (1 + rank + share of longer and worse)",
+            r"[z, y\text{ end}]\left(1 + R_{\mathrm{rank}} + R_{\mathrm{shorter}}\right)",
         ),
         Formula("0 (unused)", r"0 \text{ (unused)}"),
         place=107,
@@ -48,7 +48,8 @@ class Nover(Method):
         assert group.follower_logprobs_KT is not None
         assert group.lengths_K is not None
         assert group.closed_K is not None
-        length_K, closed_K = group.lengths_K.double(), group.closed_K
+        assert group.finished_K is not None
+        length_K, closed_K = group.lengths_K.double(), group.closed_K & group.finished_K
         perplexity_K = (-group.follower_logprobs_KT.mean(-1) / (1 + length_K.clamp(min=1).log10())).exp()
         both_KK = closed_K[:, None] & closed_K
         better_KK = (perplexity_K[:, None] < perplexity_K) & both_KK  # of row over column

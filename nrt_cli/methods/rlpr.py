@@ -1,7 +1,7 @@
 """RLPR as published (arXiv 2506.18254; OpenBMB/RLPR at 8490fca: `prob.py`, `ray_trainer.py`, `reproduce_qwen.sh`).
 
-Its policy gradient also covers an answer that is sampled after the trace. What that answer gets depends on the trace
-alone, so its gradient is 0 in expectation; here none is sampled, and y* itself is not trained.
+An answer is sampled after each trace: its end is half of the format, and it gets the trace's advantage. y* itself is
+only looked at.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from nrt_cli.methods.method import Formula, Formulas, Group, Method, Signals
 
 
 class Rlpr(Method):
-    """R = 0.9 clip(mean c - mean c_base, 0, 1) + 0.1 [t_end was sampled]; a group with little spread is left out."""
+    """R = 0.9 clip(mean c - mean c_base, 0, 1) + 0.1 [trace and answer end]; a group with little spread is left out."""
 
     name = "rlpr"
     title = "RLPR (published)"
     summary = "the mean of the answer tokens' probabilities less that without a trace, and a filter (arXiv 2506.18254)"
     aliases = ("rlpr (published)",)
     place = 11
-    asks = frozenset({"traces"})
+    asks = frozenset({"traces", "answers"})
     free = ("baseline", "token signals")
     defaults: ClassVar = {
         "objective": {
@@ -31,9 +31,9 @@ class Rlpr(Method):
         "RLPR (published)",
         Formula("1/T · Σⱼ cⱼ", r"\frac{1}{T}\sum_{j=1}^T c_j"),
         Formula(
-            "0.9 · clip(1/T · Σⱼ (cⱼ - cⱼ,base), 0, 1) + 0.1 · [z ends]",
+            "0.9 · clip(1/T · Σⱼ (cⱼ - cⱼ,base), 0, 1) + 0.1 · [z, y end]",
             r"0.9\,\mathrm{clip}\left(\frac{1}{T}\sum_{j=1}^T (c_j - c_{j,\mathrm{base}}), 0, 1\right)"
-            r" + 0.1\,[z\text{ ends}]",
+            r" + 0.1\,[z, y\text{ end}]",
         ),
         Formula("0.9/T · cᵢ (unused)", r"\frac{0.9}{T}\,c_i \text{ (unused)}"),
         place=102,
@@ -46,9 +46,10 @@ class Rlpr(Method):
 
     def signals(self, group: Group) -> Signals:
         assert group.closed_K is not None
+        assert group.finished_K is not None
         c_KT, share = group.logprobs_KT.exp(), 1 - self.format_share
         gain_K = (c_KT.mean(-1) - group.base_logprobs_T.exp().mean()).clamp(0, 1)
-        reward_K = share * gain_K + self.format_share * group.closed_K.double()
+        reward_K = share * gain_K + self.format_share * (group.closed_K & group.finished_K).double()
         deviation = float(reward_K.detach().std())
         bound, active = self.factor * group.memory.get("mean", 0.0), group.memory.get("steps", 0) + 1 >= self.filters
         signals = Signals.of(reward_K, reward_K.new_tensor(self.format_share), share * c_KT / c_KT.shape[-1])

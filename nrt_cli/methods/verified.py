@@ -22,7 +22,7 @@ class Verified(Method):
     asks = frozenset({"verdicts"})
     free = ("token signals", "baseline")
     every_row = True
-    defaults: ClassVar = {"objective": {"weights": {"answer": 0.0}}}
+    defaults: ClassVar = {"objective": {"weights": {"answer": 0.0, "format": 0.0}}}
     formulas = Formulas(
         "Verdict on a sampled answer",
         Formula("v(y)", "v(y)"),

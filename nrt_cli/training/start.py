@@ -140,7 +140,7 @@ def load_inputs(config: RunConfig) -> Inputs:
         longest = examples.longest_with(config.rollout.trace_cap) if config.thinks else examples.longest
         if "guide" in config.asks:
             longest += examples.longest
-        if "verdicts" in config.asks:
+        if "answers" in config.asks:
             longest = examples.longest_with(
                 lambda a: config.rollout.trace_cap(a) + max(0, config.rollout.answer_cap(a) - a)
             )

@@ -29,7 +29,7 @@ from nrt_cli.objective.rows import Objective, Row, Unit, Whose, guide
 from nrt_cli.records import Example, HeldOut, RolloutGroup, SampledAnswer
 from nrt_cli.store import Content
 from nrt_cli.text.tokens import ThinkTokens
-from nrt_cli.training.verifying import Verifying, verdict_metrics
+from nrt_cli.training.verifying import Verifying, answer_metrics
 
 TRAIN_STREAM, HELD_OUT_STREAM, GUIDE_STREAM = 0, 1, 3
 """First part of the random streams' key, so that scoring held-out examples never changes what training samples."""
@@ -172,7 +172,7 @@ class Trainer:
         self.backend.work = 0.0
         sample = self.guided if "guide" in self.asks else self.sample
         groups = sample(examples, step) if self.config.samples else []
-        groups = self.answered(groups, step) if "verdicts" in self.asks else groups
+        groups = self.answered(groups, step) if "answers" in self.asks else groups
         update = self.update(groups or examples)
         seconds = time.perf_counter() - started
         phases, tokens = self.clock.read(), update.metrics["tokens"]
@@ -186,8 +186,8 @@ class Trainer:
             sampled = sum(len(rollout.sampler_logprobs) for rollout in rollouts)
             sampled += sum(len(rollout.answer.ids) for rollout in rollouts if rollout.answer)
             update.metrics["rollout_tokens_per_second"] = sampled / phases["rollout"]
-            if "verdicts" in self.asks:
-                update.metrics.update(verdict_metrics(rollouts))
+            if "answers" in self.asks:
+                update.metrics.update(answer_metrics(rollouts, "verdicts" in self.asks))
         return update, groups
 
     def sample(self, examples: Sequence[Example], step: int) -> list[RolloutGroup]:
@@ -206,17 +206,21 @@ class Trainer:
         ]
 
     def answered(self, groups: Sequence[RolloutGroup], step: int) -> list[RolloutGroup]:
-        """The same groups; where a row has a verifier, each trace with an answer after it, and its verdict."""
-        assert self.verifier is not None, "a method that asks for verdicts was given nobody to judge"
+        """The same groups, each trace with an answer after it; where verdicts are asked for, those of rows that have a
+        verifier, and its verdict."""
+        judge = self.verifier
+        assert judge or "verdicts" not in self.asks, "a method that asks for verdicts was given nobody to judge"
         answered = list(groups)
-        at = [i for i, group in enumerate(groups) if self.verifier.judges(group.example)]
+        at = [i for i, group in enumerate(groups) if judge is None or judge.judges(group.example)]
+        asked = [groups[i] for i in at]
         with self.clock("rollout"):
-            asked = [groups[i] for i in at]
             answers = self.backend.answer(asked, (self.config.seed, TRAIN_STREAM, step)) if at else []
-        with self.clock("verify"):
-            for i, judged in zip(at, self.verifier.judged([group.example for group in asked], answers), strict=True):
-                pairs = zip(groups[i].rollouts, judged, strict=True)
-                answered[i] = replace(groups[i], rollouts=tuple(replace(r, answer=answer) for r, answer in pairs))
+        if judge:
+            with self.clock("verify"):
+                answers = judge.judged([group.example for group in asked], answers)
+        for i, group, said in zip(at, asked, answers, strict=True):
+            pairs = zip(group.rollouts, said, strict=True)
+            answered[i] = replace(group, rollouts=tuple(replace(r, answer=answer) for r, answer in pairs))
         return answered
 
     def _sample(self, examples: Sequence[Example], group_size: int, key: Sequence[int]) -> list[RolloutGroup]:
@@ -324,6 +328,10 @@ class Trainer:
         starting model, where it is asked, says of all that the policy chose."""
         asked: list[dict[str, Any]] = [{"memory": self.memory} for _ in groups]
         references: list[Tensor | None] = [None for _ in groups]
+        if "answers" in self.asks:
+            for found, group in zip(asked, groups, strict=True):
+                ends = [bool(rollout.answer and rollout.answer.finished) for rollout in group.rollouts]
+                found["finished_K"] = torch.tensor(ends)
         if "verdicts" in self.asks:
             for found, group in zip(asked, groups, strict=True):
                 verdicts = [rollout.answer.verdict if rollout.answer else None for rollout in group.rollouts]

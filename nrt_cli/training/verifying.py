@@ -1,6 +1,5 @@
 """Who judges the answers that a policy samples in training: the graders that the data names (`grading.verdicts`)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,18 +41,20 @@ class Verifying:
         return text_within(self.tokenizer, answer.ids[: len(answer.ids) - ended], special=False)
 
 
-def verdict_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Of a step's sampled answers the mean score, the shares without a verdict for each reason, and their tokens."""
+def answer_metrics(rollouts: Sequence[Rollout], judged: bool) -> dict[str, float]:
+    """Of a step's sampled answers their tokens and how many end; where they are `judged`, their mean score and the
+    shares without a verdict for each reason. NaN is the mean of none."""
     answers = [rollout.answer for rollout in rollouts if rollout.answer]
     verdicts = [answer.verdict for answer in answers if answer.verdict]
-    if not verdicts:
-        return dict.fromkeys(("verified", "verifier_failed", "verifier_refused", "sampled_answer_tokens"), math.nan) | {
-            "verified_share": 0.0
-        }
-    return {
+    found = {
+        "sampled_answer_tokens": mean([len(answer.ids) for answer in answers]),
+        "finished_share": mean([answer.finished for answer in answers]),
+    }
+    if not judged:
+        return found
+    return found | {
         "verified": mean([verdict.score for verdict in verdicts]),
         "verifier_failed": mean([verdict.fault == "failed" for verdict in verdicts]),
         "verifier_refused": mean([verdict.fault == "refused" for verdict in verdicts]),
-        "sampled_answer_tokens": mean([len(answer.ids) for answer in answers]),
         "verified_share": len(verdicts) / len(rollouts),
     }

@@ -3,6 +3,7 @@ objective typed from the paper, and rewards against lines of their public code (
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import published
@@ -16,7 +17,7 @@ from nrt_cli import methods
 from nrt_cli.config import ObjectiveSection, departures, resolve
 from nrt_cli.methods import FORMULAS, METHODS, PAPER, SCHEMES, Group, Signals
 from nrt_cli.objective.losses import group_advantage
-from nrt_cli.records import Example, RolloutGroup
+from nrt_cli.records import Example, RolloutGroup, SampledAnswer
 from nrt_cli.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,8 @@ EXAMPLE = Example(0, "made", (B, A), (A, B, EOS))
 TRACES = ((A, END), (END,), (A, B, A), (B, EOS), (A, A, END), (B, A, END))
 """Ended by t_end, empty, by the cap and by eos."""
 OPENING = (*EXAMPLE.prompt_ids, START)
+ANSWERS = (((A, B, EOS), True), ((B, A), False), ((EOS,), True), ((A, EOS), True), ((B, B), False), ((B, EOS), True))
+"""Sampled after them, where a method asks for answers, and whether they end."""
 
 
 def config_of(method, **objective):
@@ -45,8 +48,11 @@ def moved(config):
                 made = backend.logits(prefix, "reference")
                 table.setdefault(prefix, made + size * torch.randn(5, dtype=torch.float64, generator=generator))
     backend.table = {prefix: weight.requires_grad_() for prefix, weight in backend.table.items()}
-    drawn = tuple(rollout(ids, (-1.0,) * len(ids), backend.tokens) for ids in TRACES)
-    return backend, RolloutGroup(EXAMPLE, drawn)
+    drawn = [rollout(ids, (-1.0,) * len(ids), backend.tokens) for ids in TRACES]
+    if "answers" in config.asks:
+        said = [SampledAnswer(ids, (-1.0,) * len(ids), finished) for ids, finished in ANSWERS]
+        drawn = [replace(each, answer=answer) for each, answer in zip(drawn, said, strict=True)]
+    return backend, RolloutGroup(EXAMPLE, tuple(drawn))
 
 
 def as_published(backend, whose="policy"):
@@ -58,7 +64,8 @@ def as_published(backend, whose="policy"):
         z = ids[:-1] if ids[-1] in (END, EOS) else ids
         chosen = ids if ids[-1] == END or (ids[-1] == EOS and credited) else z
         traces.append((chosen, z, ids[-1] == END))
-    return published.Group(logprob, OPENING, END, EXAMPLE.answer_ids, traces)
+    sampled = ANSWERS if "answers" in backend.config.asks else ()
+    return published.Group(logprob, OPENING, END, EXAMPLE.answer_ids, traces, sampled)
 
 
 CASES = {
@@ -83,7 +90,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_is_that_of_the_papers_objective(case):
-    """On policy, so that no ratio matters; the format term, which is this program's own, off."""
+    """On policy, so that no ratio matters; the loss on think tokens, which is the paper's, off for `logp-mean` too."""
     objective, written = CASES[case]
     config = config_of(case.partition(",")[0], **objective)
     backend, group = moved(config)
@@ -118,6 +125,7 @@ def shown(backend, method, memory=None):
             "closed_K": torch.tensor(policy.closed),
         },
         "reference": {"reference_logprobs_KT": start.answers, "reference_trace_KZ": pad(start.traces)},
+        "answers": {"finished_K": torch.tensor([finished for _, finished in ANSWERS])},
         "follower": {"follower_logprobs_KT": slow.answers},
     }
     fields = {name: each for what in METHODS[method].asks for name, each in asked[what].items()}
@@ -147,7 +155,7 @@ def test_rlpr_is_its_public_code():
     backend, _ = moved(config)
     group = as_published(backend)
     score_b, score_a = group.answers.detach().exp().mean(-1).tolist(), float(group.null.detach().exp().mean())
-    scores, advantages = published.rlpr_code(score_b, score_a, group.closed)
+    scores, advantages = published.rlpr_code(score_b, score_a, group.formed)
     signals = METHODS["rlpr"].signals(shown(backend, "rlpr"))
     torch.testing.assert_close(signals.reward_K, scores)
     torch.testing.assert_close(group_advantage(signals, "none", "unbiased-std").advantage_K, advantages)
@@ -175,10 +183,10 @@ def test_nover_is_its_public_code(seed, size):
     generator = torch.Generator().manual_seed(seed)
     slow_KT = -3 * torch.rand(size, 4, generator=generator, dtype=torch.float64)
     lengths_K = torch.randint(1, 5, (size,), generator=generator)
-    closed_K = torch.rand(size, generator=generator) < 0.7
-    asked = {"follower_logprobs_KT": slow_KT, "lengths_K": lengths_K, "closed_K": closed_K}
+    closed_K, finished_K = (torch.rand(size, generator=generator) < 0.8 for _ in range(2))
+    asked = {"follower_logprobs_KT": slow_KT, "lengths_K": lengths_K, "closed_K": closed_K, "finished_K": finished_K}
     group = Group.of(slow_KT, slow_KT[0], ObjectiveSection(), **asked)
-    want = published.nover_code((-slow_KT.mean(-1)).tolist(), lengths_K.tolist(), closed_K.tolist())
+    want = published.nover_code((-slow_KT.mean(-1)).tolist(), lengths_K.tolist(), (closed_K & finished_K).tolist())
     assert METHODS["nover"].signals(group).reward_K.tolist() == pytest.approx(want)
 
 
@@ -193,7 +201,8 @@ def test_rlprs_filter_follows_the_mean_deviation_as_its_code_does():
         for spread in (*deviations, *([] if bound is None else [0.999 * bound, 1.001 * bound])):
             # Two traces whose rewards differ by sqrt(2) spread have that sample deviation.
             c = torch.tensor([[0.1], [0.1 + math.sqrt(2) * spread / 0.9]], dtype=torch.float64)
-            asked = {"closed_K": torch.tensor([True, True]), "memory": memory}
+            ended = torch.tensor([True, True])
+            asked = {"closed_K": ended, "finished_K": ended, "memory": memory}
             signals = method.signals(Group.of(c.log(), c[0].log(), ObjectiveSection(), **asked))
             assert signals.noted["deviation"] == pytest.approx(spread)
             kept.append(signals)

@@ -2,8 +2,9 @@
 
 Typed from there, one group at a time; nothing of the project's own is imported, and no shortcut is taken. A policy is
 a function `logprob(prefix, token)`, differentiable; `slow` and `start` are such functions of the slow copy and of the
-starting model. A trace is (ids, closed): the tokens that the policy chose after the opening, and whether it ended the
-trace itself; the t_end that is put where it did not, or in place of an eos, is nobody's choice.
+starting model. A trace is (chosen, z, closed): the tokens that the policy chose after the opening, those of the trace,
+and whether it ended the trace itself; the t_end that is put where it did not, or in place of an eos, is nobody's
+choice. An answer that was sampled after it is (ids, finished).
 
 Every `loss_*` is minus the objective of the paper, per trace of the group: a scalar to differentiate.
 """
@@ -21,19 +22,22 @@ def path(logprob, prefix, ids):
 class Group:
     """Log-probabilities of one group under one policy."""
 
-    def __init__(self, logprob, opening, end, answer, traces):
+    def __init__(self, logprob, opening, end, answer, traces, sampled=()):
         self.traces = [path(logprob, opening, chosen) for chosen, _, _ in traces]
         self.answers = torch.stack([path(logprob, (*opening, *z, end), answer) for _, z, _ in traces])
         self.null = path(logprob, (*opening, end), answer)
         self.closed = [closed for _, _, closed in traces]
+        both = list(zip(traces, sampled, strict=bool(sampled)))
+        self.sampled = [path(logprob, (*opening, *z, end), ids) for (_, z, _), (ids, _) in both]
+        self.formed = [closed and finished for (_, _, closed), (_, finished) in both]
         self.lengths = [len(z) for _, z, _ in traces]
 
 
 def reinforce(group, advantages):
-    """Sum over traces of A_i log pi(z_i | x): its gradient is the policy gradient."""
-    return sum(
-        (a * lp.sum() for a, lp in zip(advantages, group.traces, strict=True)), torch.zeros((), dtype=torch.float64)
-    )
+    """Sum over traces of A_i log pi(z_i | x): its gradient is the policy gradient. With the answers that were sampled
+    after them, if any were: log pi(z_i, y_i | x)."""
+    both = [torch.cat(parts) for parts in zip(group.traces, *([group.sampled] if group.sampled else []), strict=True)]
+    return sum((a * lp.sum() for a, lp in zip(advantages, both, strict=True)), torch.zeros((), dtype=torch.float64))
 
 
 # --- VeriFree -------------------------------------------------------------------------------------------------------
@@ -66,13 +70,13 @@ def rewards_rlpr(group, format_share=0.1):
     """r = clip(0, 1, mean of p over y* - the same without z), with the share of the format reward."""
     p, without = group.answers.detach().exp().mean(-1), group.null.detach().exp().mean()
     return [
-        (1 - format_share) * min(1.0, max(0.0, float(r - without))) + format_share * float(closed)
-        for r, closed in zip(p, group.closed, strict=True)
+        (1 - format_share) * min(1.0, max(0.0, float(r - without))) + format_share * float(formed)
+        for r, formed in zip(p, group.formed, strict=True)
     ]
 
 
 def loss_rlpr(group):
-    """GRPO's advantages, on policy; what is sampled after z gets the same advantage, whose mean gradient is 0."""
+    """GRPO's advantages, on policy; what is sampled after z gets the same advantage."""
     rewards = torch.tensor(rewards_rlpr(group), dtype=torch.float64)
     return -reinforce(group, (rewards - rewards.mean()) / rewards.std()) / len(rewards)
 
@@ -211,7 +215,7 @@ def nover_code(nll, reasoning_len, closed):
 def loss_nover(group, slow):
     """R_f + [R_f = 1] (R_r + R_e), GRPO without scaling by the deviation."""
     rewards = torch.tensor(
-        nover_code((-slow.answers.mean(-1)).tolist(), group.lengths, group.closed), dtype=torch.float64
+        nover_code((-slow.answers.mean(-1)).tolist(), group.lengths, group.formed), dtype=torch.float64
     )
     return -reinforce(group, rewards - rewards.mean()) / len(rewards)
 

@@ -48,7 +48,13 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(need, train_run, untimed
 def test_the_slow_copy_is_the_model_that_its_numbers_make(lora, tiny_config):
     """Scored in place, against a second model whose weights are put there; the policy comes back untouched."""
     more = ["model.lora.rank=2"] * lora
-    config = tiny_config("method=nover", "objective.follower_every=1", "objective.follower_keep=0.25", *more)
+    config = tiny_config(
+        "method=nover",
+        "objective.weights.format=0.3",
+        "objective.follower_every=1",
+        "objective.follower_keep=0.25",
+        *more,
+    )
     trainer = LocalTrainer(config, 4)
     backend = trainer.backend
     inputs = load_inputs(config)

@@ -119,7 +119,7 @@ def test_a_groups_gradient_is_grpos_over_the_whole_completion(preset):
 
 @pytest.mark.parametrize("token_signal", ["shared", "fixed", "derived"])
 def test_mix_is_the_likelihoods_method_where_no_verifier_is_and_rlvr_where_one_is(token_signal):
-    settings = {"objective": {"token_signal": token_signal}}
+    settings = {"objective": {"token_signal": token_signal, "weights": {"format": 0.3}}}
     parts = [((A, END), (B, EOS)), ((END,), (A, EOS)), ((A, B), (B, B))]
 
     def moved(method, answered):
