@@ -213,10 +213,8 @@ class Policy:
         answers = [len(self.by_opening[opening].answer_ids) for opening in (*firsts, *openings)]
         logprobs = [row[-n:] for row, n in zip(chosen, answers, strict=True)]
         base, given = logprobs[: len(firsts)], logprobs[len(firsts) :]
-        gains = [
-            (b.exp() - row.exp()) @ b for row, b in zip(given, (b for b in base for _ in range(self.size)), strict=True)
-        ]
-        return [max(0.0, float(gain)) for gain in gains]
+        bases = [b for b in base for _ in range(self.size)]
+        return [max(0.0, float((b.exp() - row.exp()) @ b)) for row, b in zip(given, bases, strict=True)]
 
     def loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Eq. 8 to 11 under the preset `nrt`: policy gradient, shared token signals in balance, think tokens."""
