@@ -17,7 +17,7 @@ gradient, the answer's shared token signals and their balance, and the think tok
 import math
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import common
@@ -89,7 +89,7 @@ class Race:
 def seeds(job: Job, turn: Turn) -> Iterator[Race]:
     """A race for each round, the first of which warms up."""
     figures: Figures = {}
-    for seed in (WARM_UP, *count()):
+    for seed in chain([WARM_UP], count()):
         turn(figures)
         race = Race(job, seed)
         yield race
