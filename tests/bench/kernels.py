@@ -1,0 +1,91 @@
+"""What a CPU's kernels do with the sizes of a step, whose choices the program makes: one thread, processor time.
+
+    python tests/bench/kernels.py
+
+`products`: a decoding step's linear layers of a 0.5B model in bfloat16 and float32, packed by oneDNN as rollouts have
+them, against int8 (torch._int_mm) with a scale for each row and each output channel; `alone` is the int8 product
+without what makes rows int8 and its sums bfloat16. `attention`: backward through causal attention, 9 heads of 64
+channels, in bfloat16 and in float32 with conversions, which is why short stretches take the latter.
+"""
+
+import datetime
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import common
+import torch
+from common import shown
+
+LAYERS = ((896, 4864), (4864, 896), (896, 896), (896, 151_936))
+"""Inputs and outputs: of the MLP, of a projection, of the head."""
+PRODUCTS = (
+    *("a decoding step's product", "bfloat16 ms", "float32 ms", "int8 ms", "alone ms"),
+    *("int8 faster than bfloat16, times", "alone", "int8 faster than float32, times"),
+)
+ATTENTION = ("attention backward, tokens", "bfloat16 ms", "float32 ms", "float32 faster, times")
+ROWS, LENGTHS, ROUNDS = (16, 32), (32, 64, 128, 256, 384, 512, 1024), 15
+
+
+def milliseconds(made: Sequence[Callable[[], Any]]) -> list[float]:
+    """The median of each, in turns."""
+    taken: list[list[float]] = [[] for _ in made]
+    for _ in range(1 + ROUNDS):
+        for seconds, work in zip(taken, made, strict=True):
+            start = time.process_time()
+            work()
+            seconds.append(time.process_time() - start)
+    return [1e3 * statistics.median(seconds[1:]) for seconds in taken]
+
+
+def product(rows: int, inputs: int, outputs: int) -> list[str]:
+    x, weight = torch.randn(rows, inputs), 0.02 * torch.randn(outputs, inputs)
+    narrow, scale = x.bfloat16(), weight.abs().amax(1) / 127
+    int8 = (weight / scale[:, None]).round().to(torch.int8).t()
+
+    def packed(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        layout = torch.ops.mkldnn._reorder_linear_weight(weight.to(x.dtype), None)
+        return lambda: torch.ops.mkldnn._linear_pointwise(x, layout, None, "none", [], "")
+
+    def whole() -> torch.Tensor:
+        wide = narrow.float()
+        of_rows = wide.abs().amax(1, keepdim=True) / 127
+        return (torch._int_mm((wide / of_rows).round().to(torch.int8), int8) * of_rows * scale).bfloat16()
+
+    whole_numbers = torch.randint(-127, 127, (rows, inputs), dtype=torch.int8)
+    sides = (packed(narrow), packed(x), whole, lambda: torch._int_mm(whole_numbers, int8))
+    bf16, f32, int8_whole, alone = milliseconds(sides)
+    times = (bf16 / int8_whole, bf16 / alone, f32 / int8_whole)
+    named = (f"{rows} rows, {inputs:,} to {outputs:,}", *map(shown, (bf16, f32, int8_whole, alone, *times)))
+    return list(named)
+
+
+def attention(length: int) -> list[str]:
+    query, key, value, grad = (torch.randn(1, 9, length, 64, dtype=torch.bfloat16) for _ in range(4))
+    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+    back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    given = (grad, query, key, value, out)
+
+    def wide() -> list[torch.Tensor]:
+        return [part.bfloat16() for part in back(*(tensor.float() for tensor in given), sums, 0.0, True)]
+
+    bf16, f32 = milliseconds([lambda: back(*given, sums, 0.0, True), wide])
+    return [str(length), shown(bf16), shown(f32), shown(bf16 / f32)]
+
+
+def main() -> None:
+    parser = common.parser(__doc__, rounds=ROUNDS)
+    parser.set_defaults(threads=1)
+    args = parser.parse_args()
+    common.start(args)
+    torch.set_num_threads(args.threads)
+    about = {"dtype": "bfloat16, float32 and int8", "load": os.getloadavg()[0], "date": str(datetime.date.today())}
+    products = common.table(PRODUCTS, [product(rows, *layer) for rows in ROWS for layer in LAYERS])
+    lengths = common.table(ATTENTION, [attention(length) for length in LENGTHS])
+    common.report("Kernels of a CPU", args, f"{products}\n\n{lengths}", [about])
+
+
+if __name__ == "__main__":
+    main()
