@@ -138,7 +138,8 @@ SHOWN := analysis/shown
 arena: $(READY_TO_RUN)
 	for study in $(ARENA); do $(BIN)/nrt reproduce $$study || [ $$? = 1 ] || exit; done
 	$(BIN)/nrt report $(addprefix studies/,$(ARENA)) --out studies/arena-report
-	sed 's#$(CURDIR)/##g' studies/arena-report/index.html > $(SHOWN)/arena.html
+	sed -e 's#$(CURDIR)/##g' -e 's#(figures/figure-length.png)#(arena-length.png)#' -e '/](figures\//d' \
+		studies/arena-report/report.md > $(SHOWN)/arena.md
 	cp studies/arena-report/tables/arena.csv $(SHOWN)/arena.csv
 	cp studies/arena-report/tables/answer-length.csv $(SHOWN)/arena-length.csv
 	cp studies/arena-report/figures/figure-length.png $(SHOWN)/arena-length.png
