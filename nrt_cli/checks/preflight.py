@@ -186,7 +186,7 @@ def model(run: Candidate) -> Finding:
 @PREFLIGHT.check("scheme")
 def scheme(run: Candidate) -> Finding:
     config, method = run.config, methods.get(run.config.method, run.config.objective)
-    text = departs(config) or f"{config.method}{' as published' * bool(method.defaults)}"
+    text = departs(config) or f"{config.method}{', under its own settings' * bool(method.defaults)}"
     return ok("; ".join([text, *([f"it needs {methods.asked(method)}"] if method.asks else [])]))
 
 

@@ -207,7 +207,9 @@ def schemes(
     ],
     scheme: Annotated[
         list[str] | None,
-        Option(help="Methods, module:function or module:Class too; default: all built in, and the run's own."),
+        Option(
+            help="Methods, two at least, module:function or module:Class too; default: all built in, and the run's."
+        ),
     ] = None,
     n: Annotated[int, Option("--n", min=1, help="Groups used, evenly spaced.")] = 500,
     out: Out = None,

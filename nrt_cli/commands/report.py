@@ -128,7 +128,6 @@ def show_document(document: "Document", tables: Sequence["Table"], written: str)
         console.stdout.print(grid)
     for note in document.notes:
         console.stdout.print(console.plain(f"- {note}"))
-    for part in document.parts:
-        if part.reason:
-            console.stdout.print(console.plain(f"- {part.title} is empty: {part.reason}"))
+    for title, reason in dict.fromkeys((part.title, part.reason) for part in document.parts if part.reason):
+        console.stdout.print(console.plain(f"- {title} is empty: {reason}"))
     console.stdout.print(console.plain(written), soft_wrap=True)

@@ -99,7 +99,7 @@ def resolve(*layers: Mapping[str, Any], origin: str = "config", told: Sequence[s
 
 
 def published(method: str) -> Mapping[str, Any]:
-    """The settings that belong to a method as published; none of a user's that cannot be imported."""
+    """The settings that belong to a method, as published; none of a user's that cannot be imported."""
     try:
         return methods.loaded(method).defaults
     except ConfigError:
@@ -107,16 +107,16 @@ def published(method: str) -> Mapping[str, Any]:
 
 
 def departures(config: RunConfig) -> list[tuple[str, Any, Any]]:
-    """(key, as published, as it is) where a run's settings are not those of its method as published."""
+    """(key, the method's own, the run's) where a run's settings are not its method's own."""
     own = flatten(config.model_dump(mode="json"))
     theirs = flatten(json.loads(json.dumps(published(config.method))))
     return [(key, value, own[key]) for key, value in theirs.items() if own[key] != value]
 
 
 def departs(config: RunConfig) -> str:
-    """The same in words; "" for a run that trains its method as published, or one that has no settings of its own."""
+    """The same in words; "" for a run that trains its method under its own settings, or one that has none."""
     changed = [f"{key}={written(now)} and not {written(then)}" for key, then, now in departures(config)]
-    return f"method {config.method!r} differs from as published: {', '.join(changed)}" if changed else ""
+    return f"method {config.method!r} is not under its own settings: {', '.join(changed)}" if changed else ""
 
 
 def recorded(values: Mapping[str, Any], *changes: Mapping[str, Any], origin: str) -> RunConfig:

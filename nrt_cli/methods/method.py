@@ -39,7 +39,8 @@ class Formula:
 class Formulas:
     """A row of Table 1: f(c), the trace reward R and the token signal (df/dc_i) c_i; of Table 2 also the weight.
 
-    A test evaluates `text` and compares it with what is computed.
+    `name` is what the row is called; formulas are written as those of the methods here. Of the paper's own a test
+    evaluates `text` and compares it with what is computed.
     """
 
     name: str
@@ -47,8 +48,8 @@ class Formulas:
     reward: Formula
     signal: Formula
     weight: Formula | None = None
-    place: float = 100
-    """Where the row stands in Table 1."""
+    place: float = 200
+    """Where the row stands in Table 1; by default after those that have a place."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Method:
     asks: ClassVar[frozenset[str]] = frozenset()
     """What of `ASKS` has to be computed for it besides, which `Group` then has."""
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """The nested settings that belong to the method as published: over the preset's, below the user's."""
+    """The nested settings that belong to the method, as published if it was: over the preset's, below the user's."""
     every_row: ClassVar[bool] = False
     """Whether, asking for verdicts, it has no other reward, so that every row needs a verifier."""
     text: ClassVar[bool] = False

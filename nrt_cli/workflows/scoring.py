@@ -450,7 +450,8 @@ def score_schemes(
                         "scaled": float(view.reward.scaled_K[k]),
                         "reward": float(view.reward.reward_K[k]),
                         "reward_base": float(view.reward.base),
-                        "clipped": float(view.clipped_K[k]),
+                        # Nothing is, where no baseline is taken off.
+                        "clipped": float(view.clipped_K[k]) if settings.baseline == "clip" else np.nan,
                         "advantage": float(view.advantage.advantage_K[k]),
                         "hardest_signal": float(signal_T[hardest] / signal_T.sum()),
                         "gain": float(logprobs_KT[k].sum() - null_T.sum()),

@@ -9,7 +9,7 @@ from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.local.throughput import Work
 from nrt_cli.config import ModelSection
 from nrt_cli.models.loading import load_model
-from nrt_cli.objective.rows import Row
+from nrt_cli.objective.rows import Row, Unit
 from nrt_cli.records import Example
 from nrt_cli.training.trainer import LocalTrainer
 from nrt_cli.workflows.train import throughput as totals
@@ -139,3 +139,15 @@ def test_the_ceiling_is_measured_once_for_a_number_of_threads():
     ask = lambda threads: throughput.matmul_ceiling(torch.device("cpu"), torch.float32, threads)  # noqa: E731
     assert ask(1) == ask(1), "a second measurement would differ in its last digits"
     assert 1e8 < ask(1) < 1e15
+
+
+def test_gradients_of_tiny_losses_are_never_subnormal(tiny_config):
+    """A CPU computes with subnormal numbers up to fifty times as long; a process that trains keeps its own."""
+    trainer = LocalTrainer(tiny_config(), updates=1)
+    row = trainer.layout.direct_row(EXAMPLES[0])
+    backend, smallest = trainer.backend, torch.finfo(torch.float32).tiny
+    backend.forward_backward([Unit((row,), lambda logprobs_N, entropies_N: (-1e-37 * logprobs_N.sum(), None))])
+    gradients = torch.cat([weight.grad.flatten() for weight in backend.optimiser.masters.values()])
+    assert gradients.any()
+    assert gradients[gradients != 0].abs().min() >= smallest
+    assert float(torch.tensor(smallest) / 2) > 0

@@ -121,7 +121,7 @@ def test_a_model_too_large_for_a_second_one_is_refused(tiny_config, monkeypatch)
 
 def test_a_departure_is_said_and_kept(train_run, capsys):
     run = train_run("method=verifree", "objective.advantage=mean", "train.steps=1")
-    said = "method 'verifree' differs from as published: objective.advantage='mean' and not 'rloo'"
+    said = "method 'verifree' is not under its own settings: objective.advantage='mean' and not 'rloo'"
     assert run.manifest()["departs"] == said
     assert said in " ".join(capsys.readouterr().err.split())
     assert "departs" not in train_run("method=verifree", "train.steps=1").manifest()
