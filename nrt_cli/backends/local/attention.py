@@ -30,9 +30,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "nrt"
-SHORT = 512
+SHORT = 256
 """Up to so many tokens, torch's kernel for a CPU goes back through causal attention sooner in float32 than in bfloat16
-(6 times at 32, 3.5 at 128, alike at 384), conversions included; without an order among queries it never does."""
+(`tests/bench/kernels.py`: 5 times at 32, 2.7 at 128, alike at 384), conversions included."""
 Item = TypeVar("Item")
 
 

@@ -195,7 +195,13 @@ def test_two_ranks_take_the_step_of_one_and_go_on_from_what_they_saved(tiny_conf
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_slow_copy_is_the_local_engines_and_is_saved(world, tiny_config, opinionated, tmp_path):
     """Each rank keeps its part of it; the policy is what it was after the copy was asked."""
-    follow = ("method=nover", "objective.follower_every=1", "objective.follower_keep=0.25", "optimiser.lr=1e-2")
+    follow = (
+        "method=nover",
+        "objective.weights.format=0.3",
+        "objective.follower_every=1",
+        "objective.follower_keep=0.25",
+        "optimiser.lr=1e-2",
+    )
     config = tiny_config(*follow, *ENGINE, opinionated, f"parallel.gpus_per_node={world}")
     found = in_ranks(world, config, slow_copy, str(tmp_path / "ranks"))
     engine = local_engine(config)
