@@ -157,8 +157,11 @@ def rollout(ids, logprobs, tokens):
     return Rollout(ids[:-1], logprobs, "end" if ids[-1] == tokens.end_id else "eos", ids[-1])
 
 
-def batch(tokens, vocabulary=100):
-    """Four prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap."""
+def batch(tokens, vocabulary=100, asks=frozenset()):
+    """Four prompts of four traces each: ragged, one empty, ended by t_end, by eos and by the cap.
+
+    Where it is asked for, with answers after them, every second of which is cut, and the latter half of them guided.
+    """
     generator = torch.Generator().manual_seed(3)
     draw = lambda n: tuple(torch.randint(4, vocabulary, (n,), generator=generator).tolist())  # noqa: E731
     shapes = [
@@ -172,5 +175,11 @@ def batch(tokens, vocabulary=100):
         example = Example(i, "made", draw(prompt), (*draw(answer), tokens.eos_id))
         ended_by = {"end": tokens.end_id, "eos": tokens.eos_id, "cap": None}
         rollouts = tuple(Rollout(draw(n), (-4.5,) * (n + (stop != "cap")), stop, ended_by[stop]) for n, stop in shape)
+        if "answers" in asks:
+            said = [draw(2) if k % 2 else (*draw(k + 1), tokens.eos_id) for k in range(len(rollouts))]
+            answers = [SampledAnswer(ids, (-4.5,) * len(ids), ids[-1] == tokens.eos_id) for ids in said]
+            rollouts = tuple(replace(r, answer=answer) for r, answer in zip(rollouts, answers, strict=True))
+        if "guide" in asks:
+            rollouts = tuple(replace(r, guided=k >= len(rollouts) // 2) for k, r in enumerate(rollouts))
         groups.append(RolloutGroup(example, rollouts))
     return groups

@@ -23,7 +23,7 @@ def gradients_of_cases(ranks: Ranks, _: Any, configs: dict[str, Any]) -> dict[st
     for name, config in configs.items():
         for way in ("one", "two", "each"):
             trainer = trainer_of(ranks, config)
-            groups = batch(trainer.backend.tokens)
+            groups = batch(trainer.backend.tokens, asks=trainer.asks)
             sizes = sorted(sum(len(row.ids) for row in trainer.layout.rows_with_null(group)) for group in groups)
             trainer.backend.budget = {"one": trainer.backend.budget, "two": 1, "each": sizes[1]}[way]
             metrics = trainer.update(groups).metrics
