@@ -373,13 +373,17 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     if plan.seconds == plan.seconds:
         hours, on_gpu = plan.gpu_hours / plan.gpus, not math.isnan(plan.gpu.bandwidth)
         more = f", {plan.gpu_hours:,.0f} GPU-hours" if on_gpu else ""
-        whole = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-        rows.append(("time", f"{plan.seconds:.{0 if plan.seconds >= 10 else 2}f} s a step, {whole}{more}"))
-        rows.append(("  at the caps", f"{plan.gpu_hours_most:,.{0 if on_gpu else 1}f} {'GPU-' * on_gpu}hours"))
+        rows.append(("time", f"{plan.seconds:.{0 if plan.seconds >= 10 else 2}f} s a step, {in_hours(hours)}{more}"))
+        most = f"{plan.gpu_hours_most:,.0f} GPU-hours" if on_gpu else in_hours(plan.gpu_hours_most)
+        rows.append(("  at the caps", most))
         if plan.scoring == plan.scoring:
-            rows.append(("  held-out scores", f"{plan.scoring / 3600:.1f} hours at most"))
+            rows.append(("  held-out scores", f"{in_hours(plan.scoring / 3600)} at most"))
     rows.append(("disk", disk_text(plan)))
     return rows + [("assuming", text) for text in plan.assumptions]
+
+
+def in_hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def parts_text(plan: Plan) -> str:

@@ -412,7 +412,7 @@ class RunConfig(RunSettings):
     def asks(self) -> frozenset[str]:
         """What has to be computed besides the policy's own log-probs (`methods.ASKS`); a user's method is imported."""
         asks = methods.loaded(self.method).asks
-        asks |= {"answers"} if "verdicts" in asks else set()
+        asks |= {"answers"} if "verdicts" in asks else set()  # which are sampled to be judged
         return asks | {"reference"} if self.objective.kl_weight else asks
 
     @property
@@ -456,7 +456,7 @@ def idle(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield from (
             (f"objective.{key}", method) for each in METHODS.values() for key in each.reads if key not in facts.reads
         )
-        if not facts.asks & {"answers", "verdicts"}:
+        if "answers" not in config.asks:
             yield "rollout.max_answer_tokens", f"{method}, which samples no answers"
         if "follower" not in facts.asks:
             yield from ((f"objective.follower_{key}", f"{method}, which has no slow copy") for key in ("keep", "every"))

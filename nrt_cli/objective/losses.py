@@ -312,7 +312,7 @@ VANISHING = 0.01
 DROWNING = 0.2
 """Plain cross-entropy above this share of the gradient was seen to wipe out the way from trace to answer."""
 
-ENDING = 0.4
+ENDING = 0.3
 """The think tokens' loss above this share of the gradient was seen to shorten traces to nothing."""
 
 
@@ -414,10 +414,9 @@ def balance_doubt(metrics: Mapping[str, float], objective: ObjectiveSection) -> 
     if not objective.weights.trace:
         return ""  # the control
     if metrics["share_format"] > ENDING and metrics["share_trace"]:  # 0 only says that no trace is rewarded yet
-        return (
-            "the think tokens' own loss may shorten traces to nothing: lower objective.weights.format, or set "
-            "objective.advantage=std, which does not shrink with the reward."
-        )
+        shrinks = objective.advantage not in ("std", "unbiased-std", "scaled")
+        other = ", or set objective.advantage=std, which does not shrink with the reward" * shrinks
+        return f"the think tokens' own loss may shorten traces to nothing: lower objective.weights.format{other}."
     if not objective.weights.answer:
         return ""  # not meant to learn y*
     if metrics["answer_weight"] < VANISHING:

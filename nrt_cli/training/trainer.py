@@ -330,12 +330,11 @@ class Trainer:
         references: list[Tensor | None] = [None for _ in groups]
         if "answers" in self.asks:
             for found, group in zip(asked, groups, strict=True):
-                ends = [bool(rollout.answer and rollout.answer.finished) for rollout in group.rollouts]
-                found["finished_K"] = torch.tensor(ends)
-        if "verdicts" in self.asks:
-            for found, group in zip(asked, groups, strict=True):
-                verdicts = [rollout.answer.verdict if rollout.answer else None for rollout in group.rollouts]
-                found["verdicts_K"] = torch.tensor([v.score if v else math.nan for v in verdicts], dtype=torch.float64)
+                answers = [rollout.answer for rollout in group.rollouts]
+                found["finished_K"] = torch.tensor([bool(answer and answer.finished) for answer in answers])
+                if "verdicts" in self.asks:
+                    verdicts = [answer.verdict.score if answer and answer.verdict else math.nan for answer in answers]
+                    found["verdicts_K"] = torch.tensor(verdicts, dtype=torch.float64)
         if "guide" in self.asks:
             scored = self._scored([self.layout.guide_rows(group) for group in groups])
             for found, group, scores in zip(asked, groups, scored, strict=True):

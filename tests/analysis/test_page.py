@@ -249,6 +249,17 @@ def test_unmeasured_scores_are_not_drawn(contents):
     assert [panel.title for panel in panels] == ["Held-out log P(y*)"]
 
 
+@pytest.mark.parametrize("runs", [9, 10])
+def test_what_is_said_of_many_runs_is_folded_behind_how_to_read_it(contents, monkeypatch, runs):
+    made = contents()
+    (panel,) = texts.panels(made)
+    lines = ["How to read it", *(f"run {i} gained" for i in range(runs))]
+    monkeypatch.setattr(texts, "panels", lambda document: [replace(panel, verdicts=lines)])
+    text = render(made)
+    assert all(text.count(f'<p class="verdict">{line}</p>') == 1 for line in lines)
+    assert (f"<summary>{runs} more, one by one</summary>" in text) == (len(lines) > 10)
+
+
 def test_held_out_scores_before_and_after_by_seed(contents):
     (panel,) = texts.panels(contents())
     ends = {dot.label: (dot.before, dot.after) for dot in panel.dots}

@@ -5,7 +5,8 @@
 `products`: a decoding step's linear layers of a 0.5B model in bfloat16 and float32, packed by oneDNN as rollouts have
 them, against int8 (torch._int_mm) with a scale for each row and each output channel; `alone` is the int8 product
 without what makes rows int8 and its sums bfloat16. `attention`: backward through causal attention, 9 heads of 64
-channels, in bfloat16 and in float32 with conversions, which is why short stretches take the latter.
+channels, in bfloat16 and in float32 with conversions, which is why short stretches take the latter. `subnormal`: the
+same float32 product of numbers of 1e-37, whose products with weights are subnormal, as is and flushed.
 """
 
 import datetime
@@ -26,6 +27,7 @@ PRODUCTS = (
     *("int8 faster than bfloat16, times", "alone", "int8 faster than float32, times"),
 )
 ATTENTION = ("attention backward, tokens", "bfloat16 ms", "float32 ms", "float32 faster, times")
+SUBNORMAL = ("product of subnormal numbers", "as is, ms", "flushed ms", "usual numbers ms", "as is slower, times")
 ROWS, LENGTHS, ROUNDS = (16, 32), (32, 64, 128, 256, 384, 512, 1024), 15
 
 
@@ -75,6 +77,19 @@ def attention(length: int) -> list[str]:
     return [str(length), shown(bf16), shown(f32), shown(bf16 / f32)]
 
 
+def subnormal(inputs: int, outputs: int) -> list[str]:
+    x, weight = torch.randn(512, inputs), 0.02 * torch.randn(outputs, inputs)
+    tiny = 1e-37 * x
+
+    def flushed() -> None:
+        torch.set_flush_denormal(True)
+        tiny @ weight.t()
+        torch.set_flush_denormal(False)
+
+    as_is, none, usual = milliseconds([lambda: tiny @ weight.t(), flushed, lambda: x @ weight.t()])
+    return [f"512 rows, {inputs:,} to {outputs:,}", *map(shown, (as_is, none, usual, as_is / usual))]
+
+
 def main() -> None:
     parser = common.parser(__doc__, rounds=ROUNDS)
     parser.set_defaults(threads=1)
@@ -84,7 +99,8 @@ def main() -> None:
     about = {"dtype": "bfloat16, float32 and int8", "load": os.getloadavg()[0], "date": str(datetime.date.today())}
     products = common.table(PRODUCTS, [product(rows, *layer) for rows in ROWS for layer in LAYERS])
     lengths = common.table(ATTENTION, [attention(length) for length in LENGTHS])
-    common.report("Kernels of a CPU", args, f"{products}\n\n{lengths}", [about])
+    tiny = common.table(SUBNORMAL, [subnormal(*layer) for layer in LAYERS[:2]])
+    common.report("Kernels of a CPU", args, f"{products}\n\n{lengths}\n\n{tiny}", [about])
 
 
 if __name__ == "__main__":

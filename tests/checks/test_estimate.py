@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrt_cli.backends.machine import ASSUMED
-from nrt_cli.checks.estimate import PAUSE, RESERVE, plan
+from nrt_cli.checks.estimate import PAUSE, RESERVE, describe, plan
 from nrt_cli.config import resolve
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.records import Gpu, Lengths, ModelShape, Plan
@@ -152,6 +152,14 @@ def test_seconds_on_a_cpu_whose_matmul_rate_was_measured() -> None:
     assert low.scoring == 0  # nothing is held out
     assert "measured now" in low.assumptions[-1]
     assert math.isnan(plan(scored, SHAPE, 100, LENGTHS, GPU).scoring)
+
+
+def test_what_takes_less_than_an_hour_is_told_in_minutes() -> None:
+    planned = plan(config(train={"minibatch_size": None}), SHAPE, 100, LENGTHS, Gpu("this CPU", 1e9, flops=1e6))
+    made = dataclasses.replace(planned, seconds=12.0, gpu_hours=0.2, gpu_hours_most=1.5, scoring=900.0)
+    told = dict(describe(made))
+    assert told["time"] == "12 s a step, 12.0 minutes"
+    assert (told["  at the caps"], told["  held-out scores"]) == ("1.5 hours", "15.0 minutes at most")
 
 
 def local(**sections: Any) -> Plan:

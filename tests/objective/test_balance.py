@@ -38,6 +38,13 @@ def test_a_step_in_words():
         ({"token_signal": "derived"}, {"share_format": 0.476, "share_trace": 0.491}, "objective.weights.format"),
         ({"weights": {"answer": 0}}, {"share_format": 0.509, "share_trace": 0.491}, "objective.weights.format"),
         ({}, {"share_format": 0.9, "share_trace": 0.0}, ""),
+        # First steps of VeriFree on the digits, other weights: two whose traces shrank to nothing, two that learned.
+        ({}, {"share_format": 0.35}, "objective.weights.format"),
+        ({}, {"share_format": 0.62}, "objective.weights.format"),
+        ({"weights": {"answer": 0}}, {"share_format": 0.28}, ""),
+        ({"weights": {"answer": 0}}, {"share_format": 0.72, "share_trace": 0.0}, ""),
+        # What does not shrink with the reward is advised where it does.
+        ({"advantage": "rloo"}, {"share_format": 0.5}, "objective.advantage=std"),
     ],
 )
 def test_what_is_out_of_proportion_is_said_with_what_to_do(settings, step, advice):

@@ -142,6 +142,17 @@ def test_the_slider_shows_the_question_learning(view):
     wait(page, lambda: "wrong" in find(page, ".trace").text and "gain\n0 nats" in find(page, ".trace").text)
 
 
+def test_a_phone_says_what_was_won_and_lost_and_has_the_screens_own_link_in_sight(view):
+    page = view("#/evals?benchmark=sums")
+    look(page, 390, "light")
+    page = view("#/evals?benchmark=sums")
+    wait(
+        page, lambda: "has 1 right that" in find(page, "main").text and "1 wrong that it has right" in page.page_source
+    )
+    box = "return document.querySelector('nav [aria-current]').getBoundingClientRect()."
+    assert 0 <= page.execute_script(box + "left") < page.execute_script(box + "right") <= 390
+
+
 def test_steps_are_shaded_by_necessity_and_say_it(view):
     page = view("#/group?run=a&example=7&step=2")
     wait(page, lambda: page.find_elements(By.CSS_SELECTOR, '[aria-label="Trace, step by step"]'))

@@ -316,6 +316,17 @@ def test_the_runs_own_scheme_is_what_it_was_trained_with(am: Run) -> None:
         assert mine["trace_length"] == len(theirs["trace_ids"])
 
 
+def test_nothing_is_clipped_where_no_baseline_is_taken_off(am: Run) -> None:
+    """JEPO's baseline is none; RLPR's under the run's own settings is the null trace's."""
+    rows, _ = score_schemes(am.path, quiet, ("am", "jepo"), count=4)
+    clipped = {
+        name: [row["clipped"] for row in rows if row["scheme"] == name and "k" in row] for name in ("am", "jepo")
+    }
+    assert len(clipped["am"]) == len(clipped["jepo"]) == 16
+    assert np.isnan(clipped["jepo"]).all()
+    assert (np.array(clipped["am"]) >= 0).all()
+
+
 def test_a_bank_may_lie_anywhere_and_be_of_any_size(am: Run, tmp_path: Path) -> None:
     shutil.copy(am.path / "traces" / "step-000002.parquet", tmp_path / "bank.parquet")
     rows, method = score_schemes(tmp_path / "bank.parquet", quiet, ("am", "gm"), count=2)
