@@ -21,6 +21,8 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
@@ -338,11 +340,15 @@ def render(figure: Figure, suffixes: Sequence[str] = ("png", "pdf", "svg")) -> d
         "pdf": {"CreationDate": None, "Producer": None},
         "svg": {"Date": None, "Creator": None},
     }
+    canvases = {"png": FigureCanvasAgg, "pdf": FigureCanvasPdf, "svg": FigureCanvasSVG}
     files = {}
     with mpl.rc_context(STYLE):
         fitted(figure)
         for suffix in suffixes:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=unmarked[suffix])
+            # Not by `savefig`, which goes through all of it twice.
+            getattr(canvases[suffix](figure), f"print_{suffix}")(buffer, metadata=unmarked[suffix])
             files[suffix] = buffer.getvalue()
+            figure.set_dpi(DPI)  # vector formats leave theirs behind
+        FigureCanvasAgg(figure)
     return files

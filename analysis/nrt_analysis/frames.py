@@ -46,6 +46,7 @@ def labels_of(references: Sequence[Reference]) -> list[str]:
 
 STEP_METRICS = (
     "entropy", "trace_length", "forced_share", "gain", "reward", "reward_base", "dead_groups", "token_signal",
+    "answer_logprob_per_token",
 )  # fmt: skip
 """Metrics of a training step that analyses read; a run may lack some."""
 
@@ -76,7 +77,7 @@ def stacked(frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
 
 
 def steps_frame(run: Run, records: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
-    """One row per training step: its metrics (see the store's README), and `reward_gain`, R - R_base.
+    """One row per training step: its `STEP_METRICS` (see the store's README), and `reward_gain`, R - R_base.
 
     `truncated_share` and `distinct_ngrams` come from the stored traces where the run's metrics lack them. Raises
     StoreError for a run that has no step yet or samples no traces.
@@ -87,18 +88,20 @@ def steps_frame(run: Run, records: Sequence[Mapping[str, Any]] | None = None) ->
     records = run.metrics() if records is None else records
     if not records:
         raise StoreError(f"{run.path}: no training step is recorded; `{resume(run.path)}` takes some.")
-    if not any("trace_length" in record for record in records):
+    known = set().union(*records)
+    if "trace_length" not in known:
         raise StoreError(f"{run.path}: {_why_no_traces(run, STEP)}")
-    frame = frame_of(records, STEP_METRICS).drop(columns="kind")
+    health = [name for name in ("truncated_share", "distinct_ngrams") if name in known]
+    frame = pd.DataFrame(records, columns=["step", *STEP_METRICS, *health])
     frame["reward_gain"] = frame["reward"] - frame["reward_base"]
-    if "distinct_ngrams" not in frame:
+    if "distinct_ngrams" not in known:
         rows = []
         for traces in trace_frames(run, STEP, columns=("step", "example", "stop", "trace_ids"), required=False):
             groups = traces.groupby("example")["trace_ids"].apply(list)
             truncated = float((traces["stop"] == "cap").mean())
             rows.append((int(traces["step"].iloc[0]), truncated, distinct_ngrams(groups)))
-        health = pd.DataFrame(rows, columns=["step", "truncated_share", "distinct_ngrams"])
-        frame = frame.merge(health[["step", *(name for name in health if name not in frame)]], on="step", how="left")
+        told = pd.DataFrame(rows, columns=["step", "truncated_share", "distinct_ngrams"])
+        frame = frame.merge(told[["step", *(name for name in told if name not in frame)]], on="step", how="left")
     return frame
 
 

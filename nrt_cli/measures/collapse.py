@@ -116,7 +116,8 @@ class Sentinel:
     steps: int | None = None
     began: dict[str, _Mean] = field(default_factory=dict)
     """Of the first `WINDOW` steps, once they are taken."""
-    last: deque[Mapping[str, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    last: dict[str, deque[float]] = field(default_factory=lambda: {sign: deque(maxlen=WINDOW) for sign in SIGNS})
+    """Each sign's values at the last `WINDOW` steps."""
     accuracies: list[_Mean] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
     reported: set[str] = field(default_factory=set)
@@ -126,10 +127,11 @@ class Sentinel:
         if record.get("kind") == "held_out":
             found = self._no_better(record)
         else:
-            self.last.append(record)
-            found = self._falls() if self.began and not self._learned else []
-            if not self.began and len(self.last) == WINDOW:
-                self.began = {sign: _mean(self.last, sign) for sign in SIGNS}
+            for sign, values in self.last.items():
+                values.append(record.get(sign, math.nan))
+            found = self._falls(record["step"]) if self.began and not self._learned else []
+            if not self.began and len(self.last["gain"]) == WINDOW:
+                self.began = {sign: _mean(values) for sign, values in self.last.items()}
         falls = [fall for fall in found if fall.sign not in self.reported]
         self.reported |= {fall.sign for fall in falls}
         return falls
@@ -167,15 +169,15 @@ class Sentinel:
             seen += f"({self.shares[0]:.0%})"
         return [Fall("accuracy_thinking", int(record["step"]), self.shares[0], share, limit, seen)]
 
-    def _falls(self) -> list[Fall]:
+    def _falls(self, step: float) -> list[Fall]:
         """What has fallen while nothing speaks for learning."""
-        begin, gain = self.began["gain"], _mean(self.last, "gain")
+        begin, gain = self.began["gain"], _mean(self.last["gain"])
         if gain.above(_ZERO):
             return []
         fallen = []
         helps = f"gain over the null trace {gain.value:+.2g} nats (from {begin.value:+.2g})"
         for sign in ("trace_length", "entropy", "distinct_ngrams"):
-            start, now = self.began[sign].value, _mean(self.last, sign).value
+            start, now = self.began[sign].value, _mean(self.last[sign]).value
             limit = start * (GONE if gain.above(begin) and sign == "trace_length" else FALLEN)
             if now < limit and (not gain.above(begin) or sign == "trace_length"):
                 fallen.append((sign, start, now, limit, helps))
@@ -185,7 +187,7 @@ class Sentinel:
         for sign, start, now, limit, why in fallen:
             seen = f"{SIGNS[sign]} fell to {now:.3g} (mean of the last {WINDOW} steps) from {start:.3g} at the run's "
             seen += f"start, below {limit:.3g}, and nothing speaks for learning: {why}"
-            falls.append(Fall(sign, int(self.last[-1]["step"]), start, now, limit, seen))
+            falls.append(Fall(sign, int(step), start, now, limit, seen))
         return falls
 
 
@@ -196,13 +198,13 @@ def watched(
     return heapq.merge(steps, held_out, key=lambda record: record["step"])
 
 
-def _mean(records: Iterable[Mapping[str, float]], sign: str) -> _Mean:
-    values = [value for record in records if math.isfinite(value := record.get(sign, math.nan))]
+def _mean(values: Iterable[float]) -> _Mean:
+    values = [value for value in values if math.isfinite(value)]
     if len(values) < 2:
         return _Mean(math.nan, math.nan)
     mean = fmean(values)
     # In floats: statistics.stdev computes with fractions, for minutes over a long run.
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    spread = math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1))
     return _Mean(mean, spread / math.sqrt(len(values)), spread)
 
 

@@ -176,8 +176,9 @@ def test_a_metric_that_a_run_lacks_is_an_empty_column(make_run, missing):
     frame = steps_frame(run)
     assert set(COLUMNS) <= set(frame)
     summary = dynamics({"run": run}).frames["summary"].set_index("metric")
-    empty = {"reward": ["reward_gain"], "reward_base": ["reward_gain"], "trace_length": []}.get(missing, [missing])
-    assert summary.index[summary["last"].isna()].tolist() == empty
+    empty = {"reward": ["reward_gain"], "reward_base": ["reward_gain"]}
+    empty |= {"trace_length": [], "answer_logprob_per_token": []}
+    assert summary.index[summary["last"].isna()].tolist() == empty.get(missing, [missing])
 
 
 def test_tables_without_rows_are_no_error_of_pandas(make_run):
