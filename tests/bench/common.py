@@ -299,8 +299,14 @@ def shown(value: float, digits: int = 2) -> str:
     return "-" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def against(value: float, goal: float, below: bool = False) -> str:
-    """A ratio beside its goal, and whether it is met."""
+Goal = float | tuple[float, float]
+"""In float32 and in bfloat16, where they differ."""
+
+
+def against(value: float, goal: Goal, of: Figures, below: bool = False) -> str:
+    """A ratio beside its goal in the type that was computed with, and whether it is met."""
+    if isinstance(goal, tuple):
+        goal = goal[of.get("dtype") == "bfloat16"]
     if math.isnan(value) or math.isnan(goal):
         return shown(value)
     met = value <= goal if below else value >= goal

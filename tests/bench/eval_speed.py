@@ -1,4 +1,4 @@
-"""Answering the questions of a benchmark: ours against one at a time, and against lm-eval's own hf backend.
+"""Answering the questions of a benchmark: ours against one at a time, lm-eval's own hf backend, and vLLM.
 
     python tests/bench/eval_speed.py [--data gsm8k/test.jsonl] [--documents 48] [--rows 16] [--answer 64] [--quick]
 
@@ -9,19 +9,22 @@ allocator's warm-up, does not count; loading is not measured.
 
 - one at a time: transformers' `generate`, a question after the other.
 - lm-eval: `HFLM.generate_until` with `batch_size` rows, as `lm_eval --model hf` runs it: sorted by length, in batches.
+- vllm, where it is installed: `LLM.generate` of all questions at once, `max_num_seqs` rows at a time.
 
 Without `--data` (JSON lines with a `question`) the questions are made up, 20 to 200 tokens long.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import common
-from common import WORK, Figures, Job, Turn, against, cell, ratio, say
-from workload import SOURCE, load, set_up, story
+from common import NAN, WORK, Figures, Job, Turn, against, cell, ratio, say
+from workload import SOURCE, VLLM, VLLM_ENGINE, load, set_up, story
 
 from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import ModelSection
@@ -30,7 +33,7 @@ from nrt_cli.models.prepare import prepare_model
 from nrt_cli.records import Request
 from nrt_cli.text.prompts import render_prompt
 
-GOALS = {"one at a time": 3.0, "lm-eval": 1.0}
+GOALS = {"one at a time": NAN, "lm-eval": 1.5, "vllm": 1.0}
 HEADER = ("peer", "ours documents/s", "peer documents/s", "times", "equal answers", "ours GiB", "peer GiB")
 WORDS = (15, 30, 60, 90, 140)
 
@@ -84,6 +87,23 @@ def lm_eval(job: Job, turn: Turn) -> None:
     rounds(turn, figures, lambda: model.generate_until(instances, disable_tqdm=True))
 
 
+def vllm(job: Job, turn: Turn) -> None:
+    os.environ |= VLLM
+    from vllm import LLM, SamplingParams
+
+    figures = set_up(job)
+    prompts = [{"prompt_token_ids": ids} for ids in encoded(load_tokenizer(job["model"]), job["questions"])]
+    most = max(len(prompt["prompt_token_ids"]) for prompt in prompts) + job["answer"]
+    made = LLM(job["model"], dtype=figures["dtype"], max_model_len=most, max_num_seqs=job["rows"], **VLLM_ENGINE)
+    settings = SamplingParams(temperature=0.0, max_tokens=job["answer"])
+
+    def answer() -> list[str]:
+        made.reset_prefix_cache()
+        return [output.outputs[0].text for output in made.generate(prompts, settings, use_tqdm=False)]
+
+    rounds(turn, figures, answer)
+
+
 def encoded(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
     return [render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
 
@@ -131,13 +151,16 @@ def main() -> None:
         "rows": args.rows,
         "answer": args.answer,
     }
-    figures = common.part("eval-speed", {"ours": ours, "one at a time": one_at_a_time, "lm-eval": lm_eval}, job, args)
-    rows = [row(name, figures["ours"], figures[name], goal) for name, goal in GOALS.items()]
+    sides = {"ours": ours, "one at a time": one_at_a_time, "lm-eval": lm_eval, "vllm": vllm}
+    figures = common.part(
+        "eval-speed", {n: side for n, side in sides.items() if n != "vllm" or find_spec(n)}, job, args
+    )
+    rows = [row(name, figures["ours"], figures[name], GOALS[name]) for name in figures if name != "ours"]
     body = (
         f"{args.documents} questions{f' of {args.data.name}' if args.data else ''}, {args.rows} rows, answers of up to "
         f"{args.answer} tokens.\n\n{common.table(HEADER, rows)}"
     )
-    common.report("Evaluation: documents per second", args, body, list(figures.values()))
+    common.report(f"Evaluation: documents per second, {figures['ours']['dtype']}", args, body, list(figures.values()))
 
 
 def row(name: str, ours: Figures, peer: Figures, goal: float) -> list[str]:
@@ -147,7 +170,7 @@ def row(name: str, ours: Figures, peer: Figures, goal: float) -> list[str]:
         name,
         cell(ours, "rate"),
         cell(peer, "rate"),
-        against(ratio(peer, ours), goal),
+        against(ratio(peer, ours), goal, ours),
         f"{equal} of {len(texts[0])}",
         cell(ours, "gib"),
         cell(peer, "gib"),

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from nrt_cli.backends.vllm_engine import CPU_BLOCK
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.files import draft
 from nrt_cli.models.loading import load_model, quiet, resolved
@@ -21,6 +22,14 @@ from nrt_cli.records import Example, Rollout, RolloutGroup
 from nrt_cli.training.trainer import LocalTrainer
 
 SOURCE = "builtin:smollm2-135m"
+VLLM = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""vLLM's environment: in this process, on the threads that all sides have."""
+VLLM_ENGINE: dict[str, Any] = {"enforce_eager": True, "block_size": CPU_BLOCK}
 NEVER_SAMPLED = ("<repo_name>", "<file_sep>")
 """Tokens that SmolLM2 gives next to no probability: they take the roles of t_end and eos, so that every trace runs into
 the cap, on all sides."""
