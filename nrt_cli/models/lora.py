@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from nrt_cli.config import LoraSection
@@ -51,9 +52,11 @@ def adapt(model: PreTrainedModel, section: LoraSection, tokens: ThinkTokens, see
         except ValueError as error:
             raise ModelError(f"{type(model).__name__}: peft cannot adapt it ({error}).") from None
     for module in adapted.modules():
+        # The instance's own forward comes before its class's.
         if hasattr(module, "token_adapter"):
-            # The instance's own forward comes before its class's.
             module.token_adapter.forward = partial(_with_trained_rows, module)
+        elif is_low_rank(module):
+            module.forward = partial(_with_low_rank, module)
     return adapted
 
 
@@ -102,6 +105,45 @@ def _with_trained_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     for token, row in zip(trained_P, rows_PD, strict=True):
         out = torch.where((inputs == token)[..., None], row * scale, out)
     return out
+
+
+def _with_low_rank(layer: Any, inputs: Tensor) -> Tensor:
+    """The forward pass of an adapted linear layer."""
+    base, low = layer.base_layer, (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+    out: Tensor = _LowRank.apply(inputs, base.weight, base.bias, *low, layer.scaling[ADAPTER])
+    return out
+
+
+class _LowRank(torch.autograd.Function):
+    """x W^T + b + scale (x A^T) B^T, in the type of x, whose sums are float32 inside; keeps x and its products with A.
+
+    peft goes through float32 and whole outputs several times, and keeps a wide copy of x for each layer that reads it.
+    W and b are frozen. N tokens of any leading dimensions, I inputs, O outputs, R the rank.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
+        ctx.types = a_RI.dtype, b_OR.dtype
+        ctx.scale = scale
+        x_NI, a_RI, b_OR = x.reshape(-1, x.shape[-1]), a_RI.to(x.dtype), (scale * b_OR).to(x.dtype)
+        low_NR = x_NI @ a_RI.T
+        ctx.save_for_backward(x_NI, weight_OI, a_RI, b_OR, low_NR)
+        out_NO = functional.linear(x_NI, weight_OI, bias_O).addmm_(low_NR, b_OR.T)
+        return out_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI, a_RI, b_OR, low_NR = ctx.saved_tensors
+        grad_NO = grad.reshape(-1, grad.shape[-1])
+        grad_low_NR = grad_NO @ b_OR
+        grad_a_RI = (grad_low_NR.T @ x_NI).to(ctx.types[0])
+        grad_b_OR = ctx.scale * (grad_NO.T @ low_NR).to(ctx.types[1])
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, grad_a_RI, grad_b_OR, None
+        grad_NI = (grad_NO @ weight_OI).addmm_(grad_low_NR, a_RI)
+        return grad_NI.view(*grad.shape[:-1], -1), None, None, grad_a_RI, grad_b_OR, None
 
 
 @torch.no_grad()
