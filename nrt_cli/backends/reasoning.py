@@ -188,7 +188,9 @@ def choose(logits_RV: Tensor, rows: Sequence[_Row]) -> list[int]:
     if drawn := [i for i, row in enumerate(rows) if row.draft.request.temperature]:
         of = [rows[i].draft.request for i in drawn]
         as_column = lambda values: torch.tensor(values, device=logits_RV.device)[:, None]  # noqa: E731
-        kept_RV = nucleus(logits_RV[drawn] / as_column([r.temperature for r in of]), as_column([r.top_p for r in of]))
+        kept_RV = nucleus(
+            logits_RV[drawn].float() / as_column([r.temperature for r in of]), as_column([r.top_p for r in of])
+        )
         uniforms_R = torch.tensor([rows[i].uniform for i in drawn], dtype=torch.float64, device=logits_RV.device)
         tokens_R[drawn] = pick(kept_RV, uniforms_R)[0]
     return tokens_R.tolist()

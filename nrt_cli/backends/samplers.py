@@ -103,7 +103,7 @@ class NativeSampler(Sampler):
         """What decoding says of the likeliest tokens after the canary's prompt."""
         with evaluating(self.model):
             logits_RV = open_batch(self.model, self.tokens.pad_id).add([self.canary.prompt_ids])
-        logprobs, ids = (logits_RV / self.canary.temperature).log_softmax(-1)[0].topk(20)
+        logprobs, ids = (logits_RV.float() / self.canary.temperature).log_softmax(-1)[0].topk(20)
         return dict(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 

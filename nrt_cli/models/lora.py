@@ -169,9 +169,10 @@ def is_low_rank(module: nn.Module) -> bool:
 
 
 def merged(layer: Any) -> Tensor:
-    """The weight of an adapted layer or table with its update, in the frozen weight's type: updates are float32."""
+    """The weight of an adapted layer or table with its update, in the frozen weight's type, as a pass has it."""
     if not is_low_rank(layer):
         rows: Tensor = layer.get_merged_weights([ADAPTER])
         return rows.to(layer.base_layer.weight.dtype)
-    weight: Tensor = layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
-    return weight.to(layer.base_layer.weight.dtype)
+    weight_OI: Tensor = layer.base_layer.weight
+    a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight
+    return torch.addmm(weight_OI, b_OR.to(weight_OI.dtype), a_RI.to(weight_OI.dtype))

@@ -14,6 +14,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, in elements: 64 MiB in float32, of which the passes below keep two to three copies."""
 
+BLOCK_ELEMENTS = 2**19
+"""Of these, what one pass of a CPU over logits takes: 2 MiB in float32 stay in its caches from one pass to the next."""
+
 GPU_CHUNKS = 8
 """Times as many on a GPU, which a product of 128 rows (of a vocabulary of 131,072) leaves idle."""
 
@@ -70,15 +73,19 @@ class _SelectedLogprobs(torch.autograd.Function):
             room -= raw_CV.numel()
             if room >= 0:
                 kept.append(raw_CV)
-            logits_CV, _ = _logits(raw_CV, None if temperature_N is None else temperature_N[part], softcap, wide)
-            probs_CV = torch.softmax(logits_CV, -1)
-            # log Z = logit - log p of any token; the likeliest one's is the most exact, and cheaper than a logsumexp.
-            top_C, at_C = logits_CV.max(-1)
-            normaliser_C = top_C - probs_CV.gather(-1, at_C[:, None])[:, 0].log()
-            logprobs_N[part] = logits_CV.gather(-1, targets_N[part, None])[:, 0] - normaliser_C
-            normalisers_N[part] = normaliser_C
-            # H = -sum p log p = log Z - sum p * logit.
-            entropies_N[part] = normaliser_C - torch.linalg.vecdot(probs_CV, logits_CV)
+            for block in _blocks(raw_CV):
+                at = slice(part.start + block.start, part.start + block.stop)
+                logits_BV, _ = _logits(
+                    raw_CV[block], None if temperature_N is None else temperature_N[at], softcap, wide
+                )
+                probs_BV = torch.softmax(logits_BV, -1)
+                # log Z = logit - log p of any token: the likeliest one's is the most exact, cheaper than a logsumexp.
+                top_B, at_B = logits_BV.max(-1)
+                normaliser_B = top_B - probs_BV.gather(-1, at_B[:, None])[:, 0].log()
+                logprobs_N[at] = logits_BV.gather(-1, targets_N[at, None])[:, 0] - normaliser_B
+                normalisers_N[at] = normaliser_B
+                # H = -sum p log p = log Z - sum p * logit.
+                entropies_N[at] = normaliser_B - torch.linalg.vecdot(probs_BV, logits_BV)
         given = (hidden_ND, head_VD, targets_N, temperature_N, trained_P, rows_PD)
         ctx.save_for_backward(*given, normalisers_N, entropies_N)
         ctx.softcap, ctx.kept = softcap, kept
@@ -109,21 +116,25 @@ class _SelectedLogprobs(torch.autograd.Function):
             temperature_C = None if temperature_N is None else temperature_N[part]
             if raw_CV is None:
                 raw_CV = hidden_ND[part] @ head_VD.T
-            logits_CV, slope_CV = _logits(raw_CV, temperature_C, ctx.softcap, wide)
-            # In the logits' own memory: d log p_t / d logit_j = [j = t] - p_j and dH / d logit_j = -p_j (log p_j + H).
-            logprobs_CV = logits_CV.sub_(normalisers_N[part, None])
-            factor_CV = grad_logprobs_N[part, None]
-            if with_entropy:
-                of_entropy_CV = (logprobs_CV + entropies_N[part, None]).mul_(grad_entropies_N[part, None])
-                factor_CV = factor_CV + of_entropy_CV
-            grad_CV = logprobs_CV.exp_().mul_(-factor_CV)
-            targets_C = targets_N[part]
-            grad_CV[torch.arange(len(targets_C), device=grad_CV.device), targets_C] += grad_logprobs_N[part]
-            if temperature_C is not None:
-                grad_CV /= temperature_C[:, None]
-            if slope_CV is not None:
-                grad_CV *= slope_CV
-            grad_CV = grad_CV.to(hidden_ND.dtype)
+            targets_C, normalisers_C, entropies_C = targets_N[part], normalisers_N[part], entropies_N[part]
+            grad_logprobs_C, grad_entropies_C = grad_logprobs_N[part], grad_entropies_N[part]
+            for block in _blocks(raw_CV):
+                temperature_B = None if temperature_C is None else temperature_C[block]
+                logits_BV, slope_BV = _logits(raw_CV[block], temperature_B, ctx.softcap, wide)
+                # In the logits' own memory: d log p_t / d logit_j = [j = t] - p_j, dH / d logit_j = -p_j (log p_j + H).
+                logprobs_BV = logits_BV.sub_(normalisers_C[block, None])
+                factor_BV = grad_logprobs_C[block, None]
+                if with_entropy:
+                    of_entropy_BV = (logprobs_BV + entropies_C[block, None]).mul_(grad_entropies_C[block, None])
+                    factor_BV = factor_BV + of_entropy_BV
+                grad_BV = logprobs_BV.exp_().mul_(-factor_BV)
+                grad_BV[torch.arange(len(grad_BV), device=grad_BV.device), targets_C[block]] += grad_logprobs_C[block]
+                if temperature_B is not None:
+                    grad_BV /= temperature_B[:, None]
+                if slope_BV is not None:
+                    grad_BV *= slope_BV
+                raw_CV[block] = grad_BV
+            grad_CV = raw_CV
             grad_hidden_ND[part] = grad_CV @ head_VD
             if grad_head_VD is not None:
                 if grad_head_VD.dtype == grad_CV.dtype:
@@ -154,5 +165,13 @@ def _logits(
 
 
 def _chunks(positions: int, head_VD: Tensor) -> list[slice]:
-    rows = max(1, CHUNK_ELEMENTS * (GPU_CHUNKS if head_VD.is_cuda else 1) // head_VD.shape[0])
-    return [slice(start, start + rows) for start in range(0, positions, rows)]
+    return _slices(positions, CHUNK_ELEMENTS * (GPU_CHUNKS if head_VD.is_cuda else 1) // head_VD.shape[0])
+
+
+def _blocks(raw_CV: Tensor) -> list[slice]:
+    return _slices(len(raw_CV), len(raw_CV) if raw_CV.is_cuda else BLOCK_ELEMENTS // raw_CV.shape[1])
+
+
+def _slices(count: int, most: int) -> list[slice]:
+    """Of at most so many, but one at least."""
+    return [slice(start, min(start + max(1, most), count)) for start in range(0, count, max(1, most))]

@@ -87,10 +87,14 @@ def test_a_token_of_probability_zero_is_never_picked(seed, vocabulary, spread):
     assert picked_R.max() == picked_R[-1], "a larger uniform never picks an earlier token"
 
 
-def test_a_grid_of_uniforms_picks_each_token_in_proportion():
+def test_a_grid_of_uniforms_picks_each_token_in_proportion(monkeypatch):
     logits_V = 2 * torch.randn(30, generator=torch.Generator().manual_seed(0))
     grid_R = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    picked_R, _ = pick(logits_V.expand(10_000, -1), grid_R)
+    picked_R, logprobs_R = pick(logits_V.expand(10_000, -1), grid_R)
+    monkeypatch.setattr(decoding, "BLOCK_ELEMENTS", 999 * 30)
+    in_blocks_R, their_logprobs_R = pick(logits_V.expand(10_000, -1), grid_R)
+    assert torch.equal(in_blocks_R, picked_R)
+    assert torch.equal(their_logprobs_R, logprobs_R)
     expected_V = 10_000 * logits_V.double().softmax(-1)
     assert (picked_R.bincount(minlength=30) - expected_V).abs().max() < 1.01
 
@@ -148,7 +152,7 @@ def scripted(monkeypatch):
             *_, example, k = key
             return np.array([*script[example][k], *[2] * length][:length], dtype=float)
 
-        def choose(logits_RV, uniforms_R):
+        def choose(logits_RV, uniforms_R, temperature):
             ids_R = uniforms_R.long()
             return ids_R, logits_RV.log_softmax(-1).gather(-1, ids_R[:, None])[:, 0]
 

@@ -52,14 +52,15 @@ def output_weights(which, positions):
 
 
 # Elements held at once: all positions, 3 of 10 (so the last chunk has 1), or fewer than a single position needs.
-@pytest.mark.parametrize("elements", [10**6, 3 * V + 2, 1])
+@pytest.mark.parametrize(("elements", "block"), [(10**6, 10**6), (10**6, 2 * V), (3 * V + 2, 2 * V), (1, 1)])
 @pytest.mark.parametrize("kept", [10**6, 7 * V, 0])
 @pytest.mark.parametrize("positions", [1, N])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("tempered", [False, True])
-def test_values_and_gradients_equal_plain_ones(tempered, softcap, positions, kept, elements, monkeypatch):
+def test_values_and_gradients_equal_plain_ones(tempered, softcap, positions, kept, elements, block, monkeypatch):
     """Logits of all positions are kept for the backward pass, of 6 or 7 of 10, or of none."""
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(module, "KEPT_ELEMENTS", kept)
     hidden, head, targets, temperature = inputs(positions)
     rest = (targets, temperature if tempered else None, softcap)

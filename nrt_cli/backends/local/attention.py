@@ -296,15 +296,16 @@ class _Attend(torch.autograd.Function):
         # A token's heads side by side in memory: the projection that follows takes it so, and keeps no copy.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        for at, seen, causal, joins in _calls(segments, key.shape[2] - query.shape[2]):
-            queries, keys, values = query[:, :, at], key[:, :, seen], value[:, :, seen]
-            if causal:
-                part, part_sums = flash(queries, _per_head(keys, query), _per_head(values, query), 0.0, True)
+        before = key.shape[2] - query.shape[2]
+        keys, values = (_per_head(tensor[:, :, before:], query) for tensor in (key, value))
+        for at, seen in _calls(segments, before):
+            queries = query[:, :, at]
+            if seen is None:
+                part, part_sums = flash(queries, keys[:, :, at], values[:, :, at], 0.0, True)
             else:
                 # Without an order among queries, those of all heads that share a key head are more queries to it.
-                part, part_sums = flash(_per_key_head(queries, key), keys, values, 0.0, False)
+                part, part_sums = flash(_per_key_head(queries, key), key[:, :, seen], value[:, :, seen], 0.0, False)
                 part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
-            if joins:
                 part, part_sums = _join(out[:, :, at], sums[:, :, at], part, part_sums)
             out[:, :, at], sums[:, :, at] = part, part_sums
         ctx.save_for_backward(query, key, value, out, sums)
@@ -316,27 +317,34 @@ class _Attend(torch.autograd.Function):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         query, key, value, out, sums = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (query, key, value))
-        for at, seen, causal, _ in _calls(ctx.segments, key.shape[2] - query.shape[2]):
-            keys, values, of_queries = key[:, :, seen], value[:, :, seen], sums[:, :, at]
-            grads, queries, outs = (tensor[:, :, at] for tensor in (grad_out, query, out))
-            if causal:
-                keys, values = _per_head(keys, query), _per_head(values, query)
-                grads, outs, of_queries = grads.contiguous(), outs.contiguous(), of_queries.contiguous()
-                if keys.dtype.itemsize == 2 and keys.shape[2] <= SHORT:
-                    grads, queries, keys, values, outs = (t.float() for t in (grads, queries, keys, values, outs))
+        before = key.shape[2] - query.shape[2]
+        # A token's own stretch is one for all: for every query head, and wide where that is sooner.
+        keys, values = (_per_head(tensor[:, :, before:], query) for tensor in (key, value))
+        narrow = grad_out, query, keys, values, out
+        wide = narrow if query.dtype.itemsize > 2 else tuple(tensor.float() for tensor in narrow)
+        own_key, own_value = torch.zeros_like(wide[2]), torch.zeros_like(wide[3])
+        for at, seen in _calls(ctx.segments, before):
+            if seen is None:
+                grads, *given, outs = (t[:, :, at] for t in (wide if at.stop - at.start <= SHORT else narrow))
+                given += [outs.contiguous(), sums[:, :, at].contiguous()]
+                parts = flash(grads.contiguous(), *given, 0.0, True, scale=ctx.scaling)
+                own_key[:, :, at], own_value[:, :, at] = parts[1:]
             else:
-                grads, queries, outs = (_per_key_head(tensor, key) for tensor in (grads, queries, outs))
-                of_queries = of_queries.reshape(1, key.shape[1], -1)
-            parts = flash(grads, queries, keys, values, outs, of_queries, 0.0, causal, scale=ctx.scaling)
+                grads, queries, outs = (_per_key_head(tensor[:, :, at], key) for tensor in (grad_out, query, out))
+                given = [queries, key[:, :, seen], value[:, :, seen], outs, sums[:, :, at].reshape(1, key.shape[1], -1)]
+                parts = flash(grads, *given, 0.0, False, scale=ctx.scaling)
+                grad_key[:, :, seen] += parts[1]
+                grad_value[:, :, seen] += parts[2]
             grad_query[:, :, at] += parts[0].reshape(grad_query[:, :, at].shape)
-            for grad, part in zip((grad_key, grad_value), parts[1:], strict=True):
-                # Summed over the query heads that share a key head, where each had a copy.
-                grad[:, :, seen] += part.unflatten(1, (key.shape[1], -1)).sum(2) if causal else part
+        # Summed over the query heads that share a key head.
+        grad_key[:, :, before:] += own_key.unflatten(1, (key.shape[1], -1)).sum(2)
+        grad_value[:, :, before:] += own_value.unflatten(1, (key.shape[1], -1)).sum(2)
         return grad_query, grad_key, grad_value, None, None
 
 
-def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, slice, bool, bool]]:
-    """Each call, a prefix, tails to it, each tail to itself: queries, keys, if causal, if it joins an earlier.
+def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, slice | None]]:
+    """Each call: queries and keys, or None for those of the same tokens, in causal order. First a prefix and tails,
+    each to itself, then tails to their prefix.
 
     Neighbouring tails that see as much of the prefix attend to it in one call. The first `before` keys, of a prefix,
     have no queries.
@@ -345,13 +353,13 @@ def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, sl
     for segment in segments:
         first, prefix = segment.prefix[0], slice(*segment.prefix)
         if prefix.stop > first and not before:
-            yield prefix, prefix, True, False
+            yield prefix, None
         for seen, tails in groupby(zip(segment.tails, segment.sees, strict=True), key=itemgetter(1)):
             spans = [tail for tail, _ in tails]
-            if seen > first:
-                yield asking(spans[0][0], spans[-1][1]), slice(first, seen), False, False
             for tail in spans:
-                yield asking(*tail), slice(*tail), True, seen > first
+                yield asking(*tail), None
+            if seen > first:
+                yield asking(spans[0][0], spans[-1][1]), slice(first, seen)
 
 
 def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:

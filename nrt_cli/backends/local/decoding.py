@@ -6,7 +6,7 @@ columns of a padded cache; C trace cap. Where one token is picked: B blocks of t
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from nrt_cli.backends.local import attention
 from nrt_cli.backends.local.attention import Reading, common_prefix, pack, within
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
+from nrt_cli.objective.logprobs import BLOCK_ELEMENTS
 from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup, SampledAnswer, Stop
 from nrt_cli.text.tokens import ThinkTokens
@@ -72,7 +73,7 @@ class SharedBatch:
         self.joined_R = torch.cat([self.joined_R, torch.full_like(at_R, self.columns)])
         self.own = [pad(layer, (0,) * 7 + (len(rows),)) for layer in self.own]
         self._arrange()
-        return torch.cat(logits)[at_R].float()
+        return torch.cat(logits)[at_R]
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Keep keys and values of prompts, read side by side in one pass; the logits after each, [P, V]."""
@@ -105,7 +106,7 @@ class SharedBatch:
         positions_R = self.lengths_P[self.prompt_R] + self.columns - self.joined_R
         out = attention.run(self.model, self, ids_R[:, None], positions_R[:, None])
         self.columns += 1
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows, in this order; prompts and columns that none of them uses are forgotten."""
@@ -246,7 +247,7 @@ class Batch:
         positions_RW = (self.mask_RW.cumsum(-1) - 1).clamp(min=0)
         given = {"input_ids": ids_RT, "attention_mask": self.mask_RW, "past_key_values": self.cache, "use_cache": True}
         out = self.model(**given, position_ids=positions_RW[:, -ids_RT.shape[1] :], logits_to_keep=1)
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]
 
 
 class _Layer(DynamicLayer):
@@ -311,26 +312,34 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
         types = []
     elif torch.ops.mkldnn._is_mkldnn_bf16_supported():
         types.append(torch.bfloat16)
-    packing = []
+    before: list[tuple[Any, Any]] = []
     for module in (*adapted, *plain):
-        # The instance's own forward comes before its class's. Within another such block it is there already.
-        if module.weight.device.type == "cpu" and module.weight.dtype in types and "forward" not in vars(module):
-            module.forward = _packed_product(module)
-            packing.append(module)
+        own = vars(module).get("forward")
+        # Within another such block it is there already.
+        if module.weight.device.type == "cpu" and module.weight.dtype in types and not isinstance(own, _PackedProduct):
+            before.append((module, own))
+            # The instance's own forward comes before its class's.
+            module.forward = _PackedProduct(module)
     try:
         yield
     finally:
-        for module in packing:
+        for module, own in before:
             del module.forward
+            if own is not None:
+                module.forward = own
 
 
-@torch.no_grad()
-def _packed_product(layer: Any) -> Callable[[Tensor], Tensor]:
+class _PackedProduct:
     """A linear layer's product with its weight in oneDNN's own layout."""
-    weight = merged(layer) if is_low_rank(layer) else layer.weight.detach()
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    bias = None if layer.bias is None else layer.bias.detach()
-    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+
+    @torch.no_grad()
+    def __init__(self, layer: Any) -> None:
+        weight = merged(layer) if is_low_rank(layer) else layer.weight.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -341,11 +350,20 @@ def random_stream(length: int, *key: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(length)
 
 
-def pick(logits_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability: tokens_R, logprobs_R.
+def pick(logits_RV: Tensor, uniforms_R: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability, float32 or wider: tokens_R, logprobs_R.
 
     Inverts the cumulative distribution at `uniforms_R`, in [0, 1).
     """
+    # As many rows at a time as stay in a CPU's caches from one pass over them to the next.
+    rows = len(logits_RV) if logits_RV.is_cuda else max(1, BLOCK_ELEMENTS // logits_RV.shape[1])
+    wide = torch.promote_types(logits_RV.dtype, torch.float32)
+    parts = zip(logits_RV.split(rows), uniforms_R.split(rows), strict=True)
+    tokens, logprobs = zip(*(_picked(some.to(wide) / temperature, uniforms) for some, uniforms in parts), strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _picked(logits_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
     top_R1 = logits_RV.amax(-1, keepdim=True)
     vocabulary = logits_RV.shape[-1]
     # exp(logits - top) in blocks; what fills the last block up weighs nothing.
@@ -444,7 +462,7 @@ def _sampled(
             rows_R = torch.arange(len(part), device=model.device)
             live_R = torch.ones_like(rows_R, dtype=torch.bool)
             for position in range(max(caps)):
-                ids_R, logprobs_R = pick(logits_RV / settings.temperature, uniforms_RC[rows_R, position])
+                ids_R, logprobs_R = pick(logits_RV, uniforms_RC[rows_R, position], settings.temperature)
                 columns = (column_R[live_R].tolist() for column_R in (rows_R, ids_R, logprobs_R))
                 for row, token, logprob in zip(*columns, strict=True):
                     if position < caps[row]:  # leaving out what comes after its own cap is sampling up to that
