@@ -56,7 +56,7 @@ def adapt(model: PreTrainedModel, section: LoraSection, tokens: ThinkTokens, see
         if hasattr(module, "token_adapter"):
             module.token_adapter.forward = partial(_with_trained_rows, module)
         elif is_low_rank(module):
-            module.forward = partial(_with_low_rank, module)
+            module.forward = partial(with_low_rank, module)
     return adapted
 
 
@@ -107,7 +107,7 @@ def _with_trained_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     return out
 
 
-def _with_low_rank(layer: Any, inputs: Tensor) -> Tensor:
+def with_low_rank(layer: Any, inputs: Tensor) -> Tensor:
     """The forward pass of an adapted linear layer."""
     base, low = layer.base_layer, (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
     out: Tensor = _LowRank.apply(inputs, base.weight, base.bias, *low, layer.scaling[ADAPTER])

@@ -12,7 +12,9 @@ goal, or after `--steps` steps.
 
 TRL gets what its users can set: all rows of a step in one pass, no old log-probs, the constant divisor (`dr_grpo`),
 rewards over the group's deviation, both ends of a trace as end tokens, logits where a token is scored; and our
-adapters, since peft's copy a whole table at every use for its two trained rows. `reward`: R' = max(0, R - R_base) of
+adapters, since peft's copy a whole table at every use for its two trained rows. A real model is updated question by
+question, which memory asks for and padding likes. (TRL's fused head passes over trained rows of the head, so `reward`
+trains those of the embedding alone.) `reward`: R' = max(0, R - R_base) of
 `ws-neg-log-p`, null traces scored once for each question. `loss`: besides, one pass over x z t_end y* for the policy
 gradient, the answer's shared token signals and their balance, and the think tokens, in place of TRL's own pass.
 """
@@ -134,7 +136,8 @@ def _trl(job: Job, turn: Turn, whole: bool) -> None:
             return policy.loss(model, inputs)
 
     for race in seeds(job, turn):
-        config, rows = race.config, race.config.train.batch_size * race.config.rollout.group_size
+        config, size = race.config, race.config.rollout.group_size
+        rows = config.train.batch_size * size
         policy = Policy(race)
         tokenizer, model = policy.tokenizer, policy.model
         asked = [example for step in range(1, race.last + 1) for example in race.batch(step)]
@@ -152,9 +155,9 @@ def _trl(job: Job, turn: Turn, whole: bool) -> None:
                 bf16=False,
                 seed=config.seed,
                 shuffle_dataset=False,
-                per_device_train_batch_size=rows,
-                gradient_accumulation_steps=1,
-                num_generations=config.rollout.group_size,
+                per_device_train_batch_size=size if job["model"] and not whole else rows,
+                gradient_accumulation_steps=rows // size if job["model"] and not whole else 1,
+                num_generations=size,
                 max_completion_length=config.rollout.max_trace_tokens,
                 temperature=1.0,
                 beta=0.0,
@@ -190,6 +193,8 @@ class Policy:
         self.model: Any = load_model(race.config.model)
         if race.config.model.lora.rank is not None:
             self.model = adapt(self.model, race.config.model.lora, self.tokens, race.config.seed)
+            self.model.get_output_embeddings().bias = None  # TRL asks a head for one
+        self.apart = race.config.model.lora.rank is not None
         self.model.generation_config.eos_token_id = sorted(self.tokens.trace_ends)
         self.by_opening = {self.opening(e): e for step in range(1, race.last + 1) for e in race.batch(step)}
 
@@ -231,6 +236,18 @@ class Policy:
         openings = [tuple(row) for row in ids]
         pairs = zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
         completions = [row[mask.bool()].tolist() for row, mask in pairs]
+        if not self.apart:
+            return self.part(model, openings, completions, inputs["advantages"]) / (len(openings) * self.cap)
+        total = torch.zeros((), requires_grad=True)
+        for opening in dict.fromkeys(openings):
+            at = [k for k, other in enumerate(openings) if other == opening]
+            part = self.part(model, [opening] * len(at), [completions[k] for k in at], inputs["advantages"][at])
+            part = part / (len(openings) * self.cap)
+            part.backward()
+            total = total + part.detach()
+        return total
+
+    def part(self, model: Any, openings: list[Any], completions: list[list[int]], advantages: Tensor) -> Tensor:
         rows, answers, ends = zip(*map(self.row, openings, completions), strict=True)
         # From t_start on, which is a token of the loss.
         most = 1 + max(len(row) - len(opening) for row, opening in zip(rows, openings, strict=True))
@@ -245,7 +262,7 @@ class Policy:
             own = [row[start:end], said[k, end, ends[k]][None]][: 1 + (completion[-1:] == [ends[k]])]
             traces.append(torch.cat(own))
             answered.append(row[-len(answer) :])
-            total = total + inputs["advantages"][k] * traces[-1].sum() + FORMAT * (row[end] + row[start - 1])
+            total = total + advantages[k] * traces[-1].sum() + FORMAT * (row[end] + row[start - 1])
         for opening in dict.fromkeys(openings):
             group = [k for k, other in enumerate(openings) if other == opening]
             given = torch.stack([answered[k] for k in group])
@@ -253,7 +270,7 @@ class Policy:
             undecided = sum(max(1.0, float(-torch.expm1(traces[k].detach()).sum())) for k in group)
             push = float((signal * -torch.expm1(given.detach())).sum())
             total = total + (signal * given).sum() * (SHARE * undecided / max(push, SHARE * undecided))
-        return -total / (len(rows) * self.cap)
+        return -total
 
 
 class Clock(TrainerCallback):
