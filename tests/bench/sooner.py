@@ -13,13 +13,16 @@ goal, or after `--steps` steps.
 TRL gets what its users can set: all rows of a step in one pass, no old log-probs, the constant divisor (`dr_grpo`),
 rewards over the group's deviation, both ends of a trace as end tokens, logits where a token is scored; and our
 adapters, since peft's copy a whole table at every use for its two trained rows. A real model is updated question by
-question, which memory asks for and padding likes. (TRL's fused head passes over trained rows of the head, so `reward`
-trains those of the embedding alone.) `reward`: R' = max(0, R - R_base) of
-`ws-neg-log-p`, null traces scored once for each question. `loss`: besides, one pass over x z t_end y* for the policy
-gradient, the answer's shared token signals and their balance, and the think tokens, in place of TRL's own pass.
+question, which memory asks for and padding likes, under glibc's own malloc settings on all sides. (TRL's fused head
+passes over trained rows of the head, so `reward` trains those of the embedding alone.)
+
+`reward`: R' = max(0, R - R_base) of `ws-neg-log-p`, null traces scored once for each question. `loss`: besides, one
+pass over x z t_end y* for the policy gradient, the answer's shared token signals and their balance, and the think
+tokens, in place of TRL's own pass.
 """
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from itertools import chain, count
@@ -297,6 +300,8 @@ def main() -> None:
     if not args.model and args.dtype == "auto":
         args.dtype = "float32"  # the smallest products, in which nobody's bfloat16 pays
     job = common.start(args) | {"steps": 2 * EVERY if args.quick else args.steps, "warm": args.rounds > 1}
+    if args.model:  # with a heap that keeps what it was given, TRL's side does not fit into 24 GiB
+        del os.environ["GLIBC_TUNABLES"]
     job |= {"model": args.model and str(Path(args.model).resolve()), "goal": 0.8 if args.model else 0.9}
     job["rates"] = {"reward": args.reward_rate, "loss": args.loss_rate}
     sides: dict[str, Side] = {"ours": ours, "TRL, our loss": trl_loss, "TRL, the reward": trl_reward}
