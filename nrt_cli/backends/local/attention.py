@@ -321,9 +321,11 @@ class _Attend(torch.autograd.Function):
         # A token's own stretch is one for all: for every query head, and wide where that is sooner.
         keys, values = (_per_head(tensor[:, :, before:], query) for tensor in (key, value))
         narrow = grad_out, query, keys, values, out
-        wide = narrow if query.dtype.itemsize > 2 else tuple(tensor.float() for tensor in narrow)
+        calls = list(_calls(ctx.segments, before))
+        short = any(seen is None and at.stop - at.start <= SHORT for at, seen in calls)
+        wide = tuple(tensor.float() for tensor in narrow) if short and query.dtype.itemsize == 2 else narrow
         own_key, own_value = torch.zeros_like(wide[2]), torch.zeros_like(wide[3])
-        for at, seen in _calls(ctx.segments, before):
+        for at, seen in calls:
             if seen is None:
                 grads, *given, outs = (t[:, :, at] for t in (wide if at.stop - at.start <= SHORT else narrow))
                 given += [outs.contiguous(), sums[:, :, at].contiguous()]
