@@ -92,7 +92,8 @@ def _with_trained_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     """The forward pass of an adapted embedding or head: the plain one, and gradients for the trained rows."""
     adapter: Any = module.token_adapter
     _, trained_P, rows_PD = table_of(module)
-    out: Tensor = adapter.base_layer(inputs)
+    # Of a frozen weight and some of the positions, torch would copy the weight for each row on a CPU.
+    out: Tensor = adapter.base_layer(inputs.contiguous())
     if not torch.is_grad_enabled():
         return out
     assert trained_P is not None
