@@ -142,7 +142,7 @@ def test_the_ceiling_is_measured_once_for_a_number_of_threads():
 
 
 def test_gradients_of_tiny_losses_are_never_subnormal(tiny_config):
-    """A CPU computes with subnormal numbers far longer (`tests/bench/cpu_kernels.py`); the process keeps its own."""
+    """Some CPUs compute with subnormal numbers far longer (`tests/bench/cpu_kernels.py`); the process keeps its own."""
     trainer = LocalTrainer(tiny_config(), updates=1)
     row = trainer.layout.direct_row(EXAMPLES[0])
     backend, smallest = trainer.backend, torch.finfo(torch.float32).tiny

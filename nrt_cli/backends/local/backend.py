@@ -178,7 +178,7 @@ class LocalBackend:
 
     def forward_backward(self, units: Sequence[Unit]) -> None:
         # Where all losses are tiny, as of probabilities of long answers that nothing normalises, gradients get down to
-        # subnormal numbers, with which a CPU computes many times as long (`tests/bench/cpu_kernels.py`): they become 0.
+        # subnormal numbers, with which some CPUs compute many times as long: they become 0.
         torch.set_flush_denormal(True)
         try:
             self.said += self.budget.retrying(lambda: self._accumulate(units), self.optimiser.forget)
