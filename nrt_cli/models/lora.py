@@ -110,25 +110,27 @@ def _with_trained_rows(module: nn.Module, inputs: Tensor) -> Tensor:
 
 def with_low_rank(layer: Any, inputs: Tensor) -> Tensor:
     """The forward pass of an adapted linear layer."""
-    base, low = layer.base_layer, (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
-    out: Tensor = _LowRank.apply(inputs, base.weight, base.bias, *low, layer.scaling[ADAPTER])
+    base = layer.base_layer
+    out: Tensor = _LowRank.apply(inputs, base.weight, base.bias, *_factors(layer, inputs.dtype))
     return out
 
 
+def _factors(layer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A and B of an adapted layer, whose product B A is its update: a_RI, b_OR, scale included."""
+    a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight
+    return a_RI.to(dtype), b_OR.to(dtype)
+
+
 class _LowRank(torch.autograd.Function):
-    """x W^T + b + scale (x A^T) B^T, in the type of x, whose sums are float32 inside; keeps x and its products with A.
+    """x W^T + b + (x A^T) B^T, in the type of x, whose sums are float32 inside; keeps x and its products with A.
 
     peft goes through float32 and whole outputs several times, and keeps a wide copy of x for each layer that reads it.
     W and b are frozen. N tokens of any leading dimensions, I inputs, O outputs, R the rank.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
-    ) -> Tensor:
-        ctx.types = a_RI.dtype, b_OR.dtype
-        ctx.scale = scale
-        x_NI, a_RI, b_OR = x.reshape(-1, x.shape[-1]), a_RI.to(x.dtype), (scale * b_OR).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
         low_NR = x_NI @ a_RI.T
         ctx.save_for_backward(x_NI, weight_OI, a_RI, b_OR, low_NR)
         out_NO = functional.linear(x_NI, weight_OI, bias_O).addmm_(low_NR, b_OR.T)
@@ -139,12 +141,10 @@ class _LowRank(torch.autograd.Function):
         x_NI, weight_OI, a_RI, b_OR, low_NR = ctx.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
         grad_low_NR = grad_NO @ b_OR
-        grad_a_RI = (grad_low_NR.T @ x_NI).to(ctx.types[0])
-        grad_b_OR = ctx.scale * (grad_NO.T @ low_NR).to(ctx.types[1])
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, grad_a_RI, grad_b_OR, None
-        grad_NI = (grad_NO @ weight_OI).addmm_(grad_low_NR, a_RI)
-        return grad_NI.view(*grad.shape[:-1], -1), None, None, grad_a_RI, grad_b_OR, None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_NO @ weight_OI).addmm_(grad_low_NR, a_RI).view(*grad.shape[:-1], -1)
+        return grad_x, None, None, grad_low_NR.T @ x_NI, grad_NO.T @ low_NR
 
 
 @torch.no_grad()
@@ -175,5 +175,5 @@ def merged(layer: Any) -> Tensor:
         rows: Tensor = layer.get_merged_weights([ADAPTER])
         return rows.to(layer.base_layer.weight.dtype)
     weight_OI: Tensor = layer.base_layer.weight
-    a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight
-    return torch.addmm(weight_OI, b_OR.to(weight_OI.dtype), a_RI.to(weight_OI.dtype))
+    a_RI, b_OR = _factors(layer, weight_OI.dtype)
+    return torch.addmm(weight_OI, b_OR, a_RI)

@@ -134,7 +134,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 if slope_BV is not None:
                     grad_BV *= slope_BV
                 raw_CV[block] = grad_BV
-            grad_CV = raw_CV
+            grad_CV = raw_CV  # by now
             grad_hidden_ND[part] = grad_CV @ head_VD
             if grad_head_VD is not None:
                 if grad_head_VD.dtype == grad_CV.dtype:
@@ -169,7 +169,12 @@ def _chunks(positions: int, head_VD: Tensor) -> list[slice]:
 
 
 def _blocks(raw_CV: Tensor) -> list[slice]:
-    return _slices(len(raw_CV), len(raw_CV) if raw_CV.is_cuda else BLOCK_ELEMENTS // raw_CV.shape[1])
+    return _slices(len(raw_CV), block_rows(raw_CV))
+
+
+def block_rows(logits_NV: Tensor) -> int:
+    """How many rows of logits to go through at a time."""
+    return len(logits_NV) if logits_NV.is_cuda else max(1, BLOCK_ELEMENTS // logits_NV.shape[1])
 
 
 def _slices(count: int, most: int) -> list[slice]:

@@ -1,9 +1,11 @@
 """What every figure keeps to: all text inside it, methods told apart by anybody, no run that flattens the others."""
 
+import io
 import itertools
 import math
 import warnings
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,9 @@ from matplotlib.text import Text
 from nrt_analysis.dynamics_report import dynamics
 from nrt_analysis.figures import (
     COLUMN,
+    DPI,
     LINES,
+    STYLE,
     fitted,
     legend_above,
     line_style,
@@ -69,6 +73,19 @@ def test_all_text_of_a_figure_is_inside_it_and_every_name_is_in_the_legend(count
         box = first._left_title.get_window_extent(figure.canvas.get_renderer())
         assert box.x1 <= second.get_position().x0 * figure.bbox.width
     assert files["png"]
+
+
+def test_every_format_is_what_matplotlib_saves():
+    figure, axes = new_figure(1, 2, COLUMN, 2)
+    axes[0, 0].plot([1, 2], [3, 1])
+    name_panels(axes, "one", LONG)
+    files = render(figure)
+    nothing = {"png": ["Software"], "pdf": ["CreationDate", "Producer"], "svg": ["Date", "Creator"]}
+    with mpl.rc_context(STYLE):
+        for suffix, made in files.items():
+            saved = io.BytesIO()
+            figure.savefig(saved, format=suffix, dpi=DPI, metadata=dict.fromkeys(nothing[suffix]))
+            assert saved.getvalue() == made, suffix
 
 
 def test_the_dynamics_of_eight_runs_with_an_outlier_keep_all_text_inside_and_say_who_leaves(make_run):

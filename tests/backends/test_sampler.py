@@ -25,6 +25,7 @@ from nrt_cli.backends.local import attention, decoding
 from nrt_cli.backends.local.decoding import Batch, SharedBatch, pick, sample_groups
 from nrt_cli.config import ModelSection, RolloutSection
 from nrt_cli.models.loading import load_model, load_tokenizer
+from nrt_cli.objective import logprobs
 from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example
 from nrt_cli.text.tokens import think_tokens
@@ -91,7 +92,7 @@ def test_a_grid_of_uniforms_picks_each_token_in_proportion(monkeypatch):
     logits_V = 2 * torch.randn(30, generator=torch.Generator().manual_seed(0))
     grid_R = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     picked_R, logprobs_R = pick(logits_V.expand(10_000, -1), grid_R)
-    monkeypatch.setattr(decoding, "BLOCK_ELEMENTS", 999 * 30)
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 999 * 30)
     in_blocks_R, their_logprobs_R = pick(logits_V.expand(10_000, -1), grid_R)
     assert torch.equal(in_blocks_R, picked_R)
     assert torch.equal(their_logprobs_R, logprobs_R)

@@ -11,6 +11,7 @@ arithmetic at that rate and no less than reading its weight at the rate at which
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import common
 import torch
@@ -74,9 +75,9 @@ def sampling_limit(trainer: LocalTrainer, groups: list[RolloutGroup], matmul: fl
     """Seconds; as if no row were read that has ended."""
     model = trainer.backend.policy.model
     inside = {id(part) for layer in model.modules() if is_low_rank(layer) for part in layer.modules()}
-    body = [m.weight for m in model.modules() if is_low_rank(m) or (type(m) is nn.Linear and id(m) not in inside)]
+    layers: list[Any] = [m for m in model.modules() if is_low_rank(m) or (type(m) is nn.Linear and id(m) not in inside)]
     head = table_of(model.get_output_embeddings()).weight_VD
-    weights = [*(weight for weight in body if weight is not head), head]
+    weights: list[torch.Tensor] = [*(layer.weight for layer in layers if layer.weight is not head), head]
 
     def product(rows: int, weight: torch.Tensor) -> float:
         return max(2 * rows * weight.numel() / matmul, weight.numel() * weight.itemsize / copied)

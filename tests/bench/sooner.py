@@ -50,7 +50,7 @@ from nrt_cli.workflows.train import batch_for
 
 EVERY, WARM_UP = 2, 99
 SHARE, FORMAT = 0.1, 0.3  # of `balance: auto`, and objective.weights.format
-HEADER = ("side", "minutes", "each seed, seconds", "steps", "seconds a step", "times ours")
+HEADER = ("side", "minutes", "each seed, seconds", "steps", "seconds a step", "last seed's scores, %", "times ours")
 
 
 class Race:
@@ -95,6 +95,7 @@ class Race:
             "seconds": self.seconds if reached else math.inf,
             "steps": self.step,
             "step": self.seconds / self.step,
+            "scores": self.scores[1:],
         }
 
 
@@ -300,7 +301,7 @@ def main() -> None:
     if not args.model and args.dtype == "auto":
         args.dtype = "float32"  # the smallest products, in which nobody's bfloat16 pays
     job = common.start(args) | {"steps": 2 * EVERY if args.quick else args.steps, "warm": args.rounds > 1}
-    if args.model:  # with a heap that keeps what it was given, TRL's side does not fit into 24 GiB
+    if args.model:  # a heap that keeps what it was given had run out of 24 GiB in TRL's side
         del os.environ["GLIBC_TUNABLES"]
     job |= {"model": args.model and str(Path(args.model).resolve()), "goal": 0.8 if args.model else 0.9}
     job["rates"] = {"reward": args.reward_rate, "loss": args.loss_rate}
@@ -326,6 +327,7 @@ def row(name: str, of: Figures, ours: Figures) -> list[str]:
         each,
         cell(of, "steps", 0),
         cell(of, "step"),
+        ", ".join(f"{score:.0%}".rstrip("%") for score in of.get("scores", [])),
         shown(ratio(of, ours)) if reached else "-",
     ]
 

@@ -32,8 +32,7 @@ from transformers.masking_utils import sdpa_mask
 IMPLEMENTATION = "nrt"
 SHORT = 256
 """Up to so many tokens, torch's kernel for a CPU goes back through causal attention sooner in float32 than in bfloat16
-(`tests/bench/cpu_kernels.py`: on two processors 3.4 and 4.6 times at 32, 2.1 and 2.8 at 128, alike at 384), conversions
-included."""
+(`tests/bench/cpu_kernels.py`: 3.4 times at 32, 2.1 at 128, alike at 384), conversions included."""
 Item = TypeVar("Item")
 
 

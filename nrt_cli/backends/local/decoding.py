@@ -20,7 +20,7 @@ from nrt_cli.backends.local import attention
 from nrt_cli.backends.local.attention import Reading, common_prefix, pack, within
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
-from nrt_cli.objective.logprobs import BLOCK_ELEMENTS
+from nrt_cli.objective.logprobs import block_rows
 from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup, SampledAnswer, Stop
 from nrt_cli.text.tokens import ThinkTokens
@@ -355,8 +355,7 @@ def pick(logits_RV: Tensor, uniforms_R: Tensor, temperature: float = 1.0) -> tup
 
     Inverts the cumulative distribution at `uniforms_R`, in [0, 1).
     """
-    # As many rows at a time as stay in a CPU's caches from one pass over them to the next.
-    rows = len(logits_RV) if logits_RV.is_cuda else max(1, BLOCK_ELEMENTS // logits_RV.shape[1])
+    rows = block_rows(logits_RV)
     wide = torch.promote_types(logits_RV.dtype, torch.float32)
     parts = zip(logits_RV.split(rows), uniforms_R.split(rows), strict=True)
     tokens, logprobs = zip(*(_picked(some.to(wide) / temperature, uniforms) for some, uniforms in parts), strict=True)
