@@ -326,6 +326,11 @@ def fitted(figure: Figure) -> Figure:
     for title, text in zip(titles, texts, strict=True):
         title.set_text(text)
     figure.set_layout_engine("none")
+    for axis in figure.axes:  # labels as well: each format would measure all ticks again to place them
+        for one in (axis.xaxis, axis.yaxis):
+            one.get_tightbbox(_renderer(figure))
+            place = one.label.get_transform().transform(one.label.get_position())
+            one.set_label_coords(*axis.transAxes.inverted().transform(place))
     return figure
 
 

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import NamedTuple
 
 from nrt_cli.records import RolloutGroup
 
@@ -90,8 +91,7 @@ class Fall:
         return self.seen
 
 
-@dataclass(frozen=True)
-class _Mean:
+class _Mean(NamedTuple):
     """A mean with its standard error and the standard deviation of single values; NaN where too few were measured."""
 
     value: float
@@ -133,7 +133,7 @@ class Sentinel:
             if not self.began and len(self.last["gain"]) == WINDOW:
                 self.began = {sign: _mean(values) for sign, values in self.last.items()}
         falls = [fall for fall in found if fall.sign not in self.reported]
-        self.reported |= {fall.sign for fall in falls}
+        self.reported.update(fall.sign for fall in falls)
         return falls
 
     @property
@@ -202,7 +202,7 @@ def _mean(values: Iterable[float]) -> _Mean:
     values = [value for value in values if math.isfinite(value)]
     if len(values) < 2:
         return _Mean(math.nan, math.nan)
-    mean = fmean(values)
+    mean = math.fsum(values) / len(values)
     # In floats: statistics.stdev computes with fractions, for minutes over a long run.
     spread = math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1))
     return _Mean(mean, spread / math.sqrt(len(values)), spread)

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -173,10 +173,11 @@ class Run:
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         append_line(self.path / METRICS, record)
 
-    def metrics(self, kind: str = "train") -> list[dict[str, Any]]:
+    def metrics(self, kind: str = "train", names: Collection[str] = ()) -> list[dict[str, Any]]:
         """Records of one kind (`train`, `held_out`) in step order; of a step redone after a crash, the last one.
 
-        Mappings: which metrics there are depends on the method, and older runs have fewer.
+        Mappings: which metrics there are depends on the method, and older runs have fewer. Of long runs, the `names`
+        alone take less memory than all.
         """
         path, others = self.path / METRICS, tuple(start for name, start in KINDS.items() if name != kind)
         with contextlib.suppress(StoreError):  # a damaged manifest has its own reader
@@ -184,7 +185,8 @@ class Run:
             # Lines have checksums; that the last ones are gone, only this tells.
             if written and _sum_of(path, path.stat().st_size if path.is_file() else 0) != written:
                 damage(f"{path}: is damaged (its checksum differs); restore it from a copy.")
-        by_step = {r["step"]: r for r in lines(path, unlike=others) if r.get("kind") == kind}
+        read = (r for r in lines(path, unlike=others) if r.get("kind") == kind)
+        by_step = {r["step"]: {name: r[name] for name in names if name in r} if names else r for r in read}
         return [_with_nan(by_step[step]) for step in sorted(by_step)]
 
     def last_metrics(self, kind: str = "train", count: int = 1) -> list[dict[str, Any]]:
