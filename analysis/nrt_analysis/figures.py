@@ -329,8 +329,8 @@ def fitted(figure: Figure) -> Figure:
     for axis in figure.axes:  # labels as well: each format would measure all ticks again to place them
         for one in (axis.xaxis, axis.yaxis):
             one.get_tightbbox(_renderer(figure))
-            place = one.label.get_transform().transform(one.label.get_position())
-            one.set_label_coords(*axis.transAxes.inverted().transform(place))
+            at = one.label.get_transform().transform(one.label.get_position())
+            one.set_label_coords(*axis.transAxes.inverted().transform(at))
     return figure
 
 
