@@ -141,9 +141,10 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     if config.model.lora.rank is not None:  # a low-rank update of every linear layer
         sides = 4 * model.hidden + 2 * inner + 3 * (model.hidden + model.intermediate)
         trained = config.model.lora.rank * model.layers * sides
-    gathered = 0.0 if config.optimiser.states == "cpu" else trained  # those whose gradients are summed on the device
     # FSDP keeps all in float32 on the device, the local engine copies of what is trained.
-    masters = model.parameters if distributed or config.model.dtype == "float32" else gathered
+    masters = 0.0 if config.optimiser.states == "cpu" else trained
+    if distributed or config.model.dtype == "float32":
+        masters = model.parameters
     moments = {"float32": 2 * WIDE, "8bit": 2, "cpu": 0}[config.optimiser.states] * trained
     # FSDP multiplies with copies that it gathers layer by layer; the local engine keeps a narrow copy of all.
     copies: float = model.parameters * width if width == NARROW else 0.0
@@ -168,7 +169,7 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
     slow = WIDE * trained / parallel.ranks if "follower" in config.asks else 0
     memory = (
         ("float32 weights", WIDE * masters / parallel.ranks),
-        ("gradients", WIDE * gathered / parallel.ranks),
+        ("gradients", WIDE * trained / parallel.ranks),
         ("moments", moments / parallel.ranks),
         ("weights as they are multiplied", copies),
         ("starting model", starting),

@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -551,6 +552,77 @@ def vllm_evaluation(bench: Bench) -> Iterator[Finding]:
         yield problem(found, "evaluate with --engine hf, and report this.", details)
     else:
         yield ok(found, "", details)
+
+
+@step("a step with vLLM", 600, "vllm")
+def whole_step(bench: Bench) -> Iterator[Finding]:
+    """Seconds of ours at long traces, sampled by vLLM, for comparison with TRL's."""
+    group, changes = 8, ("model.dtype=bfloat16", "rollout.engine=vllm")
+    trainer = LocalTrainer(bench.config(*changes, lengths=bench.size.long, group=group), STEPS_TIMED)
+    examples, ends = [each.example for each in bench.groups(bench.size.long, group)], [time.perf_counter()]
+    for number in range(STEPS_TIMED):
+        trainer.train_step(examples, number)
+        synchronise(bench.device)
+        ends.append(time.perf_counter())
+    yield _timed_steps(bench, group, ends)
+
+
+@step("TRL, the same step", 600, "trl", "datasets", "vllm")
+def trl_step(bench: Bench) -> Iterator[Finding]:
+    """Seconds of a GRPO step with vLLM in TRL's own process; its reward costs nothing, and it trains no answers."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    group, ends, tokenizer = 8, list[float](), load_tokenizer(bench.model)
+    prompt, _, trace = bench.size.long
+    prompts = [tokenizer.decode(list(each.example.prompt_ids)) for each in bench.groups(bench.size.long, group)]
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            synchronise(bench.device)
+            ends.append(time.perf_counter())
+
+        on_train_end = on_step_begin
+
+    settings = GRPOConfig(
+        str(bench.folder / "trl"),
+        use_cpu=not bench.on_gpu,
+        bf16=False,  # its weights are in bfloat16 already; this is autocast
+        per_device_train_batch_size=len(prompts) * group,
+        num_generations=group,
+        max_completion_length=trace,
+        beta=0.0,
+        max_steps=STEPS_TIMED,
+        save_strategy="no",
+        report_to=[],
+        use_vllm=bench.on_gpu,
+        vllm_mode="colocate",
+        vllm_enable_sleep_mode=True,
+        vllm_gpu_memory_utilization=0.3,
+        vllm_max_model_length=prompt + trace + 1,
+    )
+    GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.bfloat16),
+        lambda completions, **_: [float(len(text) % 2) for text in completions],
+        settings,
+        Dataset.from_list([{"prompt": text} for text in prompts * STEPS_TIMED]),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+    ).train()
+    yield _timed_steps(bench, group, ends)
+    if not bench.on_gpu:
+        yield skipped("vLLM's build for CPUs takes no weights from TRL", "look on a GPU.")
+
+
+STEPS_TIMED = 4
+"""Of which the first, which loads kernels, does not count."""
+
+
+def _timed_steps(bench: Bench, group: int, ends: Sequence[float]) -> Finding:
+    seconds = [after - before for before, after in pairwise(ends)]
+    found = f"{median(seconds[1:]):.2f} s for 2 x {group} traces of up to {bench.size.long[2]:,} tokens"
+    return ok(found, "", {"seconds": seconds})
 
 
 @step("ranks and servers", 1200, *RANKS.VERSIONS, "vllm")

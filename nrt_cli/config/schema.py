@@ -214,7 +214,7 @@ class OptimiserSection(Section):
     states: Literal["float32", "8bit", "cpu"] = Field(
         "float32",
         description="Where and how AdamW keeps its moments: float32 beside the model; in 8 bits (bitsandbytes, paged "
-        "on a GPU); or, with the float32 weights, in the CPU's memory and arithmetic.",
+        "on a GPU); or, with the float32 weights, in the CPU's memory and arithmetic, where gradients go once a step.",
     )
 
 

@@ -6,9 +6,13 @@ The recipe is `real`, the questions are those of its first step, before training
 products (of weights, low-rank updates, head and attention, forward and backward, each once) at the rate of a large
 product. That of rollouts: at each position those of the rows that are still sampled, a product taking no less than its
 arithmetic at that rate and no less than reading its weight at the rate at which memory is copied; and prompts, once.
+
+Rollouts also say how long the products at each position take by themselves, one after another: the rest is prompts,
+the weights' layout, the comparison with the trainer, attention, norms, sampling, and Python.
 """
 
 import time
+from collections import Counter
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from torch import nn
 from workload import set_up
 
 from nrt_cli import config as configs
+from nrt_cli.backends.local.decoding import prepacked
 from nrt_cli.models.lora import is_low_rank, table_of
 from nrt_cli.records import RolloutGroup
 from nrt_cli.training.locate import locate_inputs
@@ -28,7 +33,16 @@ from nrt_cli.training.trainer import LocalTrainer
 from nrt_cli.workflows.train import batch_for
 
 GOAL = 0.65
-HEADER = ("what", "seconds", "limit s", "share of the limit", "trace tokens/s", "matmul GFLOP/s", "copy GB/s")
+HEADER = (
+    "what",
+    "seconds",
+    "limit s",
+    "share of the limit",
+    "products alone s",
+    "trace tokens/s",
+    "matmul GFLOP/s",
+    "copy GB/s",
+)
 
 
 def ours(job: Job, turn: Turn) -> None:
@@ -51,6 +65,7 @@ def ours(job: Job, turn: Turn) -> None:
             "seconds": rollout + update,
             "rollout": rollout,
             "rollout_limit": sampling_limit(trainer, groups, matmul, copied),
+            "rollout_products": products_alone(trainer, groups),
             "update": update,
             "update_limit": work / matmul,
             "tokens": sum(len(one.sampler_logprobs) for group in groups for one in group.rollouts),
@@ -91,6 +106,27 @@ def sampling_limit(trainer: LocalTrainer, groups: list[RolloutGroup], matmul: fl
     return seconds
 
 
+@torch.no_grad()
+def products_alone(trainer: LocalTrainer, groups: list[RolloutGroup]) -> float:
+    """Seconds of the products at each position after the prompts, as rollouts compute them and nothing else."""
+    model = trainer.backend.policy.model
+    lengths = [len(one.sampler_logprobs) for group in groups for one in group.rollouts]
+    positions = Counter(sum(length > position for length in lengths) for position in range(1, max(lengths)))
+    seconds = 0.0
+    with prepacked(model):
+        layers: list[Any] = [layer for layer in model.modules() if hasattr(vars(layer).get("forward"), "packed")]
+        for rows, times in positions.items():
+            given = {size: torch.randn(rows, size, dtype=model.dtype) for size in {o.in_features for o in layers}}
+            taken = []
+            for _ in range(3):
+                start = time.perf_counter()
+                for layer in layers:
+                    layer.forward(given[layer.in_features])
+                taken.append(time.perf_counter() - start)
+            seconds += times * min(taken)
+    return seconds
+
+
 def main() -> None:
     parser = common.parser(__doc__, rounds=5)
     parser.add_argument("--model", required=True, help="a prepared folder of a real model")
@@ -107,6 +143,7 @@ def row(figures: Figures, what: str) -> list[str]:
         cell(figures, what),
         cell(figures, f"{what}_limit"),
         against(figures[f"{what}_limit"] / figures[what], GOAL, figures),
+        cell(figures, f"{what}_products"),
         shown(figures["tokens"] / figures[what], 0),
         shown(figures["matmul"] / 1e9, 0),
         shown(figures["copied"] / 1e9, 1),

@@ -17,10 +17,11 @@ from nrt_cli.cli import app
 NOT_ON_A_CPU = {
     ("FlexAttention", "its way back has no kernel on a CPU"),
     ("speed of an update", "of the whole process"),
+    ("TRL, the same step", "takes no weights from TRL"),
 }
 """What a CPU cannot show: a step, and what a skipped finding of it ends with. A skip that is not here fails."""
 
-PROCESSES = {"vLLM: rollouts", "vLLM: evaluation", "ranks and servers"}
+PROCESSES = {"vLLM: rollouts", "vLLM: evaluation", "a step with vLLM", "TRL, the same step", "ranks and servers"}
 """Steps that take over the process that they are in, or start others."""
 
 

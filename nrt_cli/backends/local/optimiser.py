@@ -15,15 +15,17 @@ from nrt_cli.errors import ConfigError
 class Optimiser:
     """Updates a model's weights; where they are narrower than float32, through float32 copies.
 
-    Each backward pass moves its gradients into float32 sums: those over micro-batches lose no small contributions, and
-    a learning rate of 1e-5 is not rounded away. Raises ConfigError where bitsandbytes is needed and missing.
+    Each backward pass moves its gradients into float32 sums beside the model: those over micro-batches lose no small
+    contributions, and a learning rate of 1e-5 is not rounded away. Copies in the CPU's memory are given the sums once a
+    step. Raises ConfigError where bitsandbytes is needed and missing.
     """
 
     def __init__(self, model: nn.Module, settings: OptimiserSection) -> None:
         self.settings = settings
         # named_parameters lists a tied head once.
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.masters = {name: self._master(weight) for name, weight in self.weights.items()}
+        self.sums: dict[str, Tensor] = {}
+        self.masters = {name: self._master(name, weight) for name, weight in self.weights.items()}
         adamw: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, fused=True)
         if settings.states == "8bit":
             try:
@@ -36,24 +38,37 @@ class Optimiser:
         lr, betas, eps, decay = settings.lr, settings.betas, settings.eps, settings.weight_decay
         self.adamw = adamw(self.masters.values(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
 
-    def _master(self, weight: nn.Parameter) -> nn.Parameter:
+    def _master(self, name: str, weight: nn.Parameter) -> nn.Parameter:
         device = torch.device("cpu") if self.settings.states == "cpu" else weight.device
         if weight.dtype in (torch.float32, torch.float64) and weight.device == device:
             return weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        master = nn.Parameter(weight.detach().to(device, wide, copy=True))
+        master = weight.detach().to(device, wide, copy=True)
 
         def collect(narrow: Tensor) -> None:
             assert narrow.grad is not None
-            grad = narrow.grad.to(device, wide)
-            master.grad = grad if master.grad is None else master.grad.add_(grad)
+            grad = narrow.grad.to(wide)
+            self.sums[name] = self.sums[name].add_(grad) if name in self.sums else grad
             narrow.grad = None
 
         weight.register_post_accumulate_grad_hook(collect)
-        return master
+        # A GPU reads and writes pinned memory by itself, at several times the rate.
+        return nn.Parameter(master.pin_memory() if weight.device != device else master)
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        """Give the copies the gradients' sums."""
+        for name, total in self.sums.items():
+            master = self.masters[name]
+            if total.device != master.device:
+                total = torch.empty_like(master, pin_memory=True).copy_(total, non_blocking=True)
+            master.grad = total
+        if self.settings.states == "cpu" and torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     def step(self, rate: float) -> float:
         """One update from the gradients gathered since the last. Returns their norm: not finite, it changes nothing."""
+        self._gather()
         norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.settings.clip_norm))
         if math.isfinite(norm):
             for group in self.adamw.param_groups:
@@ -64,6 +79,7 @@ class Optimiser:
         return norm
 
     def forget(self) -> None:
+        self.sums.clear()
         self.adamw.zero_grad()
         for weight in self.weights.values():
             weight.grad = None
@@ -72,7 +88,7 @@ class Optimiser:
     def _copy_back(self) -> None:
         for name, weight in self.weights.items():
             if self.masters[name] is not weight:
-                weight.copy_(self.masters[name])
+                weight.copy_(self.masters[name].to(weight.device, non_blocking=True))
 
     def state(self) -> dict[str, Tensor]:
         """Master weights and moments by name, for a checkpoint."""
