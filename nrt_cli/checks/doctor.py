@@ -15,7 +15,7 @@ import torch
 from packaging.requirements import Requirement
 
 from nrt_cli.backends.local.throughput import matmul_ceiling
-from nrt_cli.backends.machine import PACKAGES, import_error, use_threads, version
+from nrt_cli.backends.machine import PACKAGES, import_error, use_processor, version
 from nrt_cli.checks.findings import Checks, Finding, judged, of_error, ok, problem, warning
 from nrt_cli.checks.interview import SAMPLE, interview_of
 from nrt_cli.checks.preflight import PROJECT, Candidate, held_out, look, required
@@ -61,7 +61,7 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
         for resolve in (locate_inputs, start.new_config):
             with contextlib.suppress(Exception):
                 config = resolve(config)
-        use_threads(config)
+        use_processor(config)
     yield from ENVIRONMENT.findings(config)
     no = lambda check, found, do: Finding(check, "skipped", found, do)  # noqa: E731
     if config is None:

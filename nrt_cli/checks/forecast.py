@@ -13,7 +13,7 @@ from typing import Any
 
 from nrt_cli import methods
 from nrt_cli.backends.local.decoding import ROWS
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.checks.interview import STEP, Prospects, SampledGroup, interview_of, prospects
 from nrt_cli.commandline import settings
 from nrt_cli.config import RunConfig
@@ -69,7 +69,7 @@ def forecast(config: RunConfig, count: int, say: Callable[[str], None]) -> Forec
             "a forecast is of a method that samples traces, on this machine: name one with --method, and with "
             f"--set engine.name={EngineSection().name} where the config has another engine."
         )
-    use_threads(config)
+    use_processor(config)
     inputs, rollout = start.load_inputs(config), config.rollout
     # Caps and group sizes of half, once and twice the config's, as far as positions reach; and beside its temperature
     # 0.7, or 1 where it is no higher itself.

@@ -571,29 +571,28 @@ def whole_step(bench: Bench) -> Iterator[Finding]:
 def trl_step(bench: Bench) -> Iterator[Finding]:
     """Seconds of a GRPO step with vLLM in TRL's own process; its reward costs nothing, and it trains no answers."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     group, ends, tokenizer = 8, list[float](), load_tokenizer(bench.model)
     prompt, _, trace = bench.size.long
     prompts = [tokenizer.decode(list(each.example.prompt_ids)) for each in bench.groups(bench.size.long, group)]
 
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            synchronise(bench.device)
-            ends.append(time.perf_counter())
-
-        on_train_end = on_step_begin
+    def reward(completions: Sequence[str], **_: Any) -> list[float]:
+        """Once a step."""
+        synchronise(bench.device)
+        ends.append(time.perf_counter())
+        return [float(len(text) % 2) for text in completions]
 
     settings = GRPOConfig(
         str(bench.folder / "trl"),
+        model_init_kwargs={"dtype": "bfloat16"},
         use_cpu=not bench.on_gpu,
         bf16=False,  # its weights are in bfloat16 already; this is autocast
         per_device_train_batch_size=len(prompts) * group,
         num_generations=group,
         max_completion_length=trace,
         beta=0.0,
-        max_steps=STEPS_TIMED,
+        max_steps=STEPS_TIMED + 1,
         save_strategy="no",
         report_to=[],
         use_vllm=bench.on_gpu,
@@ -603,12 +602,11 @@ def trl_step(bench: Bench) -> Iterator[Finding]:
         vllm_max_model_length=prompt + trace + 1,
     )
     GRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.bfloat16),
-        lambda completions, **_: [float(len(text) % 2) for text in completions],
+        str(bench.model),
+        reward,
         settings,
-        Dataset.from_list([{"prompt": text} for text in prompts * STEPS_TIMED]),
+        Dataset.from_list([{"prompt": text} for text in prompts * (STEPS_TIMED + 1)]),
         processing_class=tokenizer,
-        callbacks=[Clock()],
     ).train()
     yield _timed_steps(bench, group, ends)
     if not bench.on_gpu:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from nrt_cli import methods
 from nrt_cli.backends import machine
-from nrt_cli.backends.machine import import_error, on_gpu, use_threads, version
+from nrt_cli.backends.machine import import_error, on_gpu, use_processor, version
 from nrt_cli.backends.verl import settings as verl_settings
 from nrt_cli.backends.verl.settings import INSTALL
 from nrt_cli.checks.estimate import GIB, disk_text, in_bytes, parts_text, plan_for
@@ -87,7 +87,7 @@ def look(run: Candidate) -> tuple[list[Finding], Plan | None]:
     findings = [*PREFLIGHT.findings(run)]
     if run.config.samples:
         if not run.config.backend.DISTRIBUTED and all(finding.verdict == "ok" for finding in findings):
-            use_threads(run.config)
+            use_processor(run.config)
             config = start.new_config(run.config)
             findings += guarded("gradient", lambda: [gradient(tried(config, LocalTrainer(config, 1), run.inputs))])
         else:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.config import RunConfig
 from nrt_cli.config.suite import select
 from nrt_cli.errors import Interrupted, NrtError
@@ -29,7 +29,7 @@ def evaluate(job: Job, config: RunConfig, display: EvalProgress) -> dict[str, An
     """
     suite = [spec.under(config.eval) for spec in select(job.benchmarks)]
     session = Session(job, config, display)
-    use_threads(config)
+    use_processor(config)
     if session.located.suffix:
         session.display.note(
             f"Benchmarks are asked as they stand, without the line that its training's questions ended in: "

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.config import RunConfig
 from nrt_cli.data.examples import graded_pairs, load_examples, suffix_of
 from nrt_cli.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def evaluate_pairs(
         NrtError: the file or the model cannot be read, or no grader suits the answers.
     """
     session = Session(job, config, display)
-    use_threads(config)
+    use_processor(config)
     kinds = tuple(ACCURACIES) if session.think else ("direct",)
     name = f"{DATA}{file.stem}"
     if grader:

@@ -140,8 +140,8 @@ class _SelectedLogprobs(torch.autograd.Function):
                 if grad_head_VD.dtype == grad_CV.dtype:
                     grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
                 else:
-                    # Without a second tensor as large as the head.
-                    rows = max(1, CHUNK_ELEMENTS // hidden_ND.shape[1])
+                    # Without a second tensor as large as the head; a CPU's caches hold a product until it is added.
+                    rows = max(1, (CHUNK_ELEMENTS if head_VD.is_cuda else 2 * BLOCK_ELEMENTS) // hidden_ND.shape[1])
                     for total_RD, grad_CR in zip(grad_head_VD.split(rows), grad_CV.split(rows, -1), strict=True):
                         total_RD += grad_CR.T @ hidden_ND[part]
             if grad_rows_PD is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from nrt_cli import config as configs
 from nrt_cli import console, methods
 from nrt_cli.backends import machine
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.checks.estimate import PAPER_LENGTHS, in_bytes, lengths_of_text, plan_for
 from nrt_cli.commandline import this_command
 from nrt_cli.config import RunConfig
@@ -148,7 +148,7 @@ def expect(start: Start) -> dict[str, Any] | None:
     source, first = start.source or arms[0].config.model.path, arms[0].config
     fetch = bytes_to_fetch(source) if start.source else 0
     shape = source_shape(source)
-    use_threads(first)
+    use_processor(first)
     plans: dict[str, Plan] = {}
     for arm in arms:
         pairs, suffix = without_suffix(arm.config.data.train)

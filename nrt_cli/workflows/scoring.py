@@ -25,7 +25,7 @@ from nrt_cli import config as configs
 from nrt_cli import console, methods
 from nrt_cli.backends.local.decoding import sample_groups
 from nrt_cli.backends.local.policy import Policy
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.config import DataSection, ModelSection, ObjectiveSection, RolloutSection
 from nrt_cli.config.titles import run_label, run_title
 from nrt_cli.data.examples import load_examples
@@ -117,7 +117,7 @@ class Subject:
 
     def open(self) -> Scorer:
         """Load it, on as many threads as its run had."""
-        use_threads(self.config)
+        use_processor(self.config)
         scorer = Scorer(self.section, *self.marks, self.config.objective.null_trace == "bare")
         if reason := scorer.policy.no_packing:
             console.note(f"{self.located.ref}: nothing is packed, since {reason}")

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from nrt_cli import console
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.checks.estimate import describe, lengths_of_text, plan_for
 from nrt_cli.commandline import nrt, pasted, settings
 from nrt_cli.config import RunConfig, flatten, merge, read_yaml, to_yaml, validated
@@ -132,7 +132,7 @@ def plan_study(folder: Path, study: StudyConfig) -> dict[str, Any]:
     plans: dict[str, Plan] = {}
     longest: list[tuple[str, str]] = []
     if model.pretrain is None:
-        use_threads(runs[0].config)
+        use_processor(runs[0].config)
         examples = data.size if data.train is None else data.train  # None where the sources decide it
         if data.train is None and data.size and not data.held_out and data.selection != "train-test-split":
             examples = data.size - _held_out(data)

@@ -13,7 +13,7 @@ from nrt_cli import config as configs
 from nrt_cli import console
 from nrt_cli.backends.local.backend import ran_out
 from nrt_cli.backends.local.throughput import longest_operators
-from nrt_cli.backends.machine import use_threads
+from nrt_cli.backends.machine import use_processor
 from nrt_cli.checks.preflight import overlap, preflight
 from nrt_cli.commandline import resume as resuming
 from nrt_cli.commandline import this_command
@@ -72,7 +72,7 @@ def train(
         config = start.new_config(config)
         require_vacant(run_path)
         require_trackers(config)
-        use_threads(config)
+        use_processor(config)
         inputs = start.load_inputs(config)
         _look_first(config, run_path, inputs)
         opening = config.backend.opening(config, run_path, inputs.steps)
@@ -90,7 +90,7 @@ def train(
             f"{', '.join(map(str, gone))} are deleted, but for the best (`nrt runs show`)."
         )
     require_trackers(config)
-    use_threads(config)
+    use_processor(config)
     with run.writing():
         inputs = start.load_inputs(config)
         start.same_inputs(run, inputs.fingerprints)

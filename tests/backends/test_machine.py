@@ -1,5 +1,8 @@
-"""What is known of a GPU, from the name that torch gives it."""
+"""What is known of a GPU, from the name that torch gives it; and memory that a process keeps."""
 
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -33,3 +36,23 @@ def test_rates_are_those_of_the_very_model(name, rates, monkeypatch):
         assert not found.flops > 0
     else:
         assert (found.flops, found.bandwidth) == pytest.approx((rates[0] * 1e12, rates[1] * 1e12))
+
+
+FAULTS = """
+import resource, torch
+from nrt_cli.backends.machine import use_processor
+from nrt_cli.config import load
+use_processor(load("digits", ["model.path=m", "data.train=d"]))
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(2**24)
+before = faults()
+torch.zeros(2**24)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_a_large_tensor_takes_over_the_memory_of_the_last():
+    """64 MiB: anew, the kernel would fill 16,384 pages of 4 KiB with zeros, or 32 of 2 MiB."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16

@@ -31,8 +31,8 @@ VLLM = {
 """vLLM's environment: in this process, on the threads that all sides have."""
 VLLM_ENGINE: dict[str, Any] = {"enforce_eager": True, "block_size": CPU_BLOCK}
 NEVER_SAMPLED = ("<repo_name>", "<file_sep>")
-"""Tokens that SmolLM2 gives next to no probability: they take the roles of t_end and eos, so that every trace runs into
-the cap, on all sides."""
+"""Tokens that SmolLM2 gives next to no probability: they take the roles of t_end and eos, and t_start's row is as eos's,
+so that every trace runs into the cap, on all sides."""
 NAMES = ("Tom", "Ana", "Ben", "Emma", "Grace", "Leo", "Hugo", "Ines")
 GOODS = ("apples", "pens", "mugs", "stickers", "oranges", "candles")
 
@@ -44,7 +44,7 @@ def model_folder() -> Path:
         return folder
     say("preparing the model")
     end, eos = NEVER_SAMPLED
-    prepared = prepare_model(SOURCE, WORK / "smollm2", init_end=end).folder
+    prepared = prepare_model(SOURCE, WORK / "smollm2", init_start=eos, init_end=end).folder
     model = load_model(ModelSection(path=str(prepared), dtype="float32", device="cpu"))
     tokenizer = AutoTokenizer.from_pretrained(prepared)
     tokenizer.eos_token = eos
