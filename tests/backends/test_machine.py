@@ -44,15 +44,16 @@ from nrt_cli.backends.machine import use_processor
 from nrt_cli.config import load
 use_processor(load("digits", ["model.path=m", "data.train=d"]))
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.zeros(2**24)
 before = faults()
-torch.zeros(2**24)
+for _ in range(16):
+    torch.zeros(2**24)
 print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 def test_a_large_tensor_takes_over_the_memory_of_the_last():
-    """64 MiB: anew, the kernel would fill 16,384 pages of 4 KiB with zeros, or 32 of 2 MiB."""
+    """16 of 64 MiB each, of which the first few find no room yet; the kernel fills pages of 4 KiB with zeros."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 16
+    assert int(done.stdout) < 5 * 2**26 / 4096

@@ -31,7 +31,7 @@ VLLM = {
 """vLLM's environment: in this process, on the threads that all sides have."""
 VLLM_ENGINE: dict[str, Any] = {"enforce_eager": True, "block_size": CPU_BLOCK}
 NEVER_SAMPLED = ("<repo_name>", "<file_sep>")
-"""Tokens that SmolLM2 gives next to no probability: they take the roles of t_end and eos, and t_start's row is as eos's,
+"""Tokens that SmolLM2 gives next to no probability: they take the roles of t_end and eos, and t_start has eos's row,
 so that every trace runs into the cap, on all sides."""
 NAMES = ("Tom", "Ana", "Ben", "Emma", "Grace", "Leo", "Hugo", "Ines")
 GOODS = ("apples", "pens", "mugs", "stickers", "oranges", "candles")
