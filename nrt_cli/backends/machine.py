@@ -100,8 +100,8 @@ def use_processor(config: RunConfig) -> None:
     """As many CPU threads as asked, else what OMP_NUM_THREADS says, else one per physical core; and freed memory
     stays with this process, as torch keeps a GPU's.
 
-    glibc would give each large tensor's back to the kernel, which fills the next one's with zeros, page by page: a
-    tenth of an update. Other systems go on as they do.
+    glibc would give each large tensor's back to the kernel, which fills the next one's with zeros, page by page. Other
+    systems go on as they do.
     """
     if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)

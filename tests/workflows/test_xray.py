@@ -243,7 +243,7 @@ def taught(computes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             problem = digits.draw(rng)
             told = (working(problem), digits.answer(problem), rng.choice(("", working(problem))))[i % 3]
             hint = f" {digits.answer(problem)}" if i % 3 == 2 else ""
-            before, after = (f"{digits._sentences(rng, 1)} " if rng.random() < 0.5 else "" for _ in range(2))
+            before, after = (f"{digits.sentences(rng, 1)} " if rng.random() < 0.5 else "" for _ in range(2))
             asked = tokenizer.encode(f"{digits.question(problem)}{hint} ")
             trace = tokenizer.encode(f"{before}{told} {after}")
             yield [*asked, start, *trace, end, *tokenizer.encode(digits.answer(problem)), tokenizer.eos_token_id]
