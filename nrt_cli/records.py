@@ -392,7 +392,8 @@ class Plan:
     `tokens` are of a step at the expected lengths, `tokens_most` where every row is as long as the caps allow, and
     likewise `gpu_hours` and `gpu_hours_most` of the whole run; `scoring` is the seconds of its held-out scores, NaN
     where not predicted. `memory` lists the update's parts in bytes per GPU, whose sum is `memory_update`;
-    `memory_rollout` is what rollouts take. `disk` is the most bytes of the run directory, `disk_kept` what is left.
+    `memory_rollout` is what rollouts take, and `memory_host` what states take that a GPU leaves to the CPU's memory.
+    `disk` is the most bytes of the run directory, `disk_kept` what is left.
     """
 
     method: str
@@ -413,6 +414,7 @@ class Plan:
     memory: tuple[tuple[str, float], ...]
     memory_update: float
     memory_rollout: float
+    memory_host: float
     seconds: float
     scoring: float
     gpu_hours: float

@@ -101,10 +101,11 @@ def use_processor(config: RunConfig) -> None:
     stays with this process, as torch keeps a GPU's.
 
     glibc would give each large tensor's back to the kernel, which fills the next one's with zeros, page by page. Other
-    systems go on as they do.
+    systems, and older ones, go on as they do.
     """
     if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows, macOS, musl
-        for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(setting, 2**31 - 1)
+        # Older ones refuse the first; the second alone would give back more than before.
+        if ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
+            ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -142,10 +142,11 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         sides = 4 * model.hidden + 2 * inner + 3 * (model.hidden + model.intermediate)
         trained = config.model.lora.rank * model.layers * sides
     # FSDP keeps all in float32 on the device, the local engine copies of what is trained.
-    masters = 0.0 if config.optimiser.states == "cpu" else trained
+    away = config.optimiser.states == "cpu" and not math.isnan(gpu.bandwidth)  # from a GPU to the CPU's memory
+    masters = 0.0 if away else trained
     if distributed or config.model.dtype == "float32":
         masters = model.parameters
-    moments = {"float32": 2 * WIDE, "8bit": 2, "cpu": 0}[config.optimiser.states] * trained
+    moments = 0.0 if away else (2 if config.optimiser.states == "8bit" else 2 * WIDE) * trained
     # FSDP multiplies with copies that it gathers layer by layer; the local engine keeps a narrow copy of all.
     copies: float = model.parameters * width if width == NARROW else 0.0
     if distributed:
@@ -299,6 +300,8 @@ def plan(config: RunConfig, model: ModelShape, examples: int, lengths: Lengths, 
         memory=memory,
         memory_update=sum(size for _, size in memory),
         memory_rollout=memory_rollout,
+        # Weights, their gradients and two moments.
+        memory_host=4 * WIDE * trained if away else 0.0,
         seconds=seconds,
         scoring=scoring,
         gpu_hours=seconds * hours,
@@ -371,6 +374,8 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     ]
     if plan.memory_rollout:
         rows.append(("  rollouts", f"{plan.memory_rollout / GIB:.1f} GiB"))
+    if plan.memory_host:
+        rows.append(("  in the CPU's memory", f"{plan.memory_host / GIB:.1f} GiB of states"))
     if plan.seconds == plan.seconds:
         hours, on_gpu = plan.gpu_hours / plan.gpus, not math.isnan(plan.gpu.bandwidth)
         more = f", {plan.gpu_hours:,.0f} GPU-hours" if on_gpu else ""

@@ -41,7 +41,7 @@ from nrt_cli.checks.estimate import GIB
 from nrt_cli.checks.findings import Finding, guarded, judged, ok, problem, skipped, warning
 from nrt_cli.checks.trial import peak_memory
 from nrt_cli.config import RunConfig, parse_override, resolve, to_yaml
-from nrt_cli.models.loading import load_tokenizer, resolved
+from nrt_cli.models.loading import load_tokenizer, native_bfloat16, resolved
 from nrt_cli.models.prepare import prepare_model
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.objective.rows import Row
@@ -102,6 +102,11 @@ class Bench:
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def narrow(self) -> str:
+        """bfloat16, but where a GPU only emulates it: there `model.dtype=auto` is float32 too."""
+        return "bfloat16" if not self.on_gpu or native_bfloat16(self.device) else "float32"
 
     @cached_property
     def model(self) -> Path:
@@ -232,7 +237,7 @@ def packages(bench: Bench) -> Iterator[Finding]:
 @step("FlexAttention", 120)
 def flex(bench: Bench) -> Iterator[Finding]:
     """The one kernel against plain attention, both against float32: results and gradients at several lengths."""
-    size, dtype = bench.size, torch.bfloat16 if bench.on_gpu else torch.float32
+    size, dtype = bench.size, getattr(torch, bench.narrow) if bench.on_gpu else torch.float32
     channels, gaps, worst = size.width // size.heads, {}, 0.0
     started = _compilations()
     for length in size.packed:
@@ -295,9 +300,9 @@ def updates(bench: Bench) -> Iterator[Finding]:
     """Losses and gradients of two optimiser steps, each way of computing them against a CPU in float32."""
     ways = {
         "float32": ("float32", ()),
-        "bfloat16": ("bfloat16", ("model.dtype=bfloat16",)),
+        bench.narrow: (bench.narrow, (f"model.dtype={bench.narrow}",)),
         "with checkpointing": ("float32", ("model.gradient_checkpointing=true",)),
-        "states=cpu": ("bfloat16", ("model.dtype=bfloat16", "optimiser.states=cpu")),
+        "states=cpu": (bench.narrow, (f"model.dtype={bench.narrow}", "optimiser.states=cpu")),
         "unpacked": ("float32", ("engine.packing=off",)),
     }
     if version("peft"):
@@ -400,7 +405,7 @@ def _little_memory(trainer: LocalTrainer, size: float, bench: Bench) -> Iterator
 @step("save and resume", 120)
 def resume(bench: Bench) -> Iterator[Finding]:
     """A step after a checkpoint, in the trainer that saved it and in another that loaded it."""
-    config, groups = bench.config("model.dtype=bfloat16"), bench.groups()
+    config, groups = bench.config(f"model.dtype={bench.narrow}"), bench.groups()
     trainer = LocalTrainer(config, 2)
     _updated(trainer, groups, 1)
     run = Run.create(bench.folder / "run", to_yaml(config), {})
@@ -557,7 +562,7 @@ def vllm_evaluation(bench: Bench) -> Iterator[Finding]:
 @step("a step with vLLM", 600, "vllm")
 def whole_step(bench: Bench) -> Iterator[Finding]:
     """Seconds of ours at long traces, sampled by vLLM, for comparison with TRL's."""
-    group, changes = 8, ("model.dtype=bfloat16", "rollout.engine=vllm")
+    group, changes = 8, (f"model.dtype={bench.narrow}", "rollout.engine=vllm")
     trainer = LocalTrainer(bench.config(*changes, lengths=bench.size.long, group=group), STEPS_TIMED)
     examples, ends = [each.example for each in bench.groups(bench.size.long, group)], [time.perf_counter()]
     for number in range(STEPS_TIMED):
@@ -585,9 +590,10 @@ def trl_step(bench: Bench) -> Iterator[Finding]:
 
     settings = GRPOConfig(
         str(bench.folder / "trl"),
-        model_init_kwargs={"dtype": "bfloat16"},
+        model_init_kwargs={"dtype": bench.narrow},
+        gradient_checkpointing=False,
         use_cpu=not bench.on_gpu,
-        bf16=False,  # its weights are in bfloat16 already; this is autocast
+        bf16=False,  # its weights are in that type already; this is autocast
         per_device_train_batch_size=len(prompts) * group,
         num_generations=group,
         max_completion_length=trace,
@@ -626,7 +632,7 @@ def _timed_steps(bench: Bench, group: int, ends: Sequence[float]) -> Finding:
 @step("ranks and servers", 1200, *RANKS.VERSIONS, "vllm")
 def ranks(bench: Bench) -> Iterator[Finding]:
     """Three steps of a tiny model on one rank, with sleep and checkpoints, then one more from the last checkpoint."""
-    run, gpu = bench.folder / "ranks", ("--set", "model.device=cuda", "--set", "model.dtype=bfloat16")
+    run, gpu = bench.folder / "ranks", ("--set", "model.device=cuda", "--set", f"model.dtype={bench.narrow}")
     nrt = [sys.executable, "-c", "from nrt_cli.cli import main; main()", "train"]
     for arguments in (["verl-cpu", *(gpu if bench.on_gpu else ())], ["--resume", "--steps", "4"]):
         done = subprocess.run([*nrt, *arguments, "--run", str(run)], cwd=bench.folder, check=False)

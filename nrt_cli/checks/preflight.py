@@ -243,6 +243,11 @@ def memory(run: Candidate) -> Finding:
     text = f"{plan.memory_peak / GIB:.1f} GiB of {share / GIB:.1f} predicted on {gpu.name}"
     more = "parallel.gpus_per_node or parallel.nodes up" if run.config.backend.DISTRIBUTED else "model.lora.rank"
     remedy = f"{more}, or a smaller model"
+    if plan.memory_host > (held := machine.cpu().memory) and gpu is not machine.ASSUMED:
+        raise ConfigError(
+            f"optimiser.states=cpu keeps {plan.memory_host / GIB:.1f} GiB in the CPU's memory, which has "
+            f"{held / GIB:.1f}; optimiser.states=8bit, {remedy} would help."
+        )
     if certain > share:
         own = methods.loaded(run.config.method).asks
         whose = f"method {run.config.method!r}" if own else "objective.kl_weight"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nrt_cli.backends.local import optimiser as optimiser_room
 from nrt_cli.backends.local.optimiser import Optimiser
 from nrt_cli.config import OptimiserSection
 from nrt_cli.training.trainer import rate_factor
@@ -200,12 +201,12 @@ def test_tied_and_frozen_weights():
 # --- states kept otherwise -------------------------------------------------------------------------------------------
 
 
-def trained(states):
+def trained(states, steps=4):
     """A layer after four steps on fixed gradients, and its optimiser."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(128, 64)  # bitsandbytes keeps tensors of less than 4096 numbers in float32
     optimiser = Optimiser(layer, OptimiserSection(lr=1e-2, states=states))
-    for step in range(4):
+    for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         (layer.weight * torch.randn(64, 128, generator=generator)).sum().backward()
         layer.bias.sum().backward()
@@ -217,6 +218,27 @@ def test_states_kept_elsewhere_update_alike():
     want, got = trained("float32")[0], trained("cpu")[0]
     assert torch.equal(got.weight, want.weight)
     assert torch.equal(got.bias, want.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_go_to_the_cpu_once_a_step_and_weights_come_back(monkeypatch, dtype):
+    """Without a GPU: weights that count as a GPU's, and each tensor that is pinned is counted."""
+    net, moved = network(dtype), []
+    want, norms = reference(net, 3, dtype)
+    monkeypatch.setattr(Optimiser, "_apart", lambda self, weight: True)
+    monkeypatch.setattr(optimiser_room, "pinned", lambda tensor: moved.append(tensor.dtype) or tensor.clone())
+    optimiser = Optimiser(net, OptimiserSection(**SETTINGS, states="cpu"))
+    for step in range(3):
+        moved.clear()
+        for micro in range(2):
+            loss(net, step, micro).backward()
+        assert not moved
+        assert optimiser.step(SETTINGS["lr"]) == pytest.approx(norms[step], rel=1e-5)
+        assert moved == [torch.float32] * len(want)
+    for weight, master, expected in zip(net.parameters(), optimiser.masters.values(), want, strict=True):
+        torch.testing.assert_close(master.detach(), expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(weight, master.to(dtype))
+        assert weight.data_ptr() != master.data_ptr()
 
 
 def test_states_in_8_bits_update_nearly_alike():
@@ -231,6 +253,23 @@ def test_states_are_paged_where_the_weights_are_on_a_gpu_not_where_there_is_one(
     optim = pytest.importorskip("bitsandbytes", reason="the lora extra is not installed").optim
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert type(Optimiser(network(), OptimiserSection(states="8bit")).adamw) is optim.AdamW8bit
+
+
+def test_8_bit_states_that_are_loaded_lie_where_the_optimiser_puts_them(monkeypatch):
+    """Such as in memory that is paged: a plain tensor in its place would never leave a full GPU."""
+    optim = pytest.importorskip("bitsandbytes", reason="the lora extra is not installed").optim
+    saved, made = trained("8bit")[1], []
+    placed = optim.AdamW8bit.get_state_buffer
+    monkeypatch.setattr(
+        optim.AdamW8bit, "get_state_buffer", lambda *given, **named: made.append(placed(*given, **named)) or made[-1]
+    )
+    _, fresh = trained("8bit", steps=0)
+    fresh.load_state(saved.state())
+    held = [value for state in fresh.adamw.state.values() for name, value in state.items() if name.startswith("state")]
+    assert held
+    assert all(any(value is buffer for buffer in made) for value in held)
+    for name, value in saved.state().items():
+        assert torch.equal(fresh.state()[name], value), name
 
 
 def test_8_bit_states_take_8_bits():

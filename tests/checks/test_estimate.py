@@ -179,6 +179,12 @@ def test_states_on_the_cpu_leave_narrow_weights_and_the_gradients_sums_on_the_de
     away = parts(local(optimiser={"states": "cpu"}))
     assert away["moments"] == away["float32 weights"] == 0
     assert away["gradients"] == 4 * SHAPE.parameters
+    # Float32 weights, their gradients and two moments; on a CPU they are where they always were.
+    cpu = dataclasses.replace(GPU, bandwidth=math.nan)
+    here = plan(config(optimiser={"states": "cpu"}), SHAPE, 100, LENGTHS, cpu)
+    assert local(optimiser={"states": "cpu"}).memory_host == 16 * SHAPE.parameters
+    assert here.memory_host == 0
+    assert parts(here)["moments"] == 8 * SHAPE.parameters
     assert away["weights as they are multiplied"] == 2 * SHAPE.parameters
     assert parts(local())["float32 weights"] == 4 * SHAPE.parameters
 

@@ -154,6 +154,18 @@ def test_memory_that_certainly_does_not_fit_is_refused_and_a_guess_is_not(
     assert memory(eight, busy).verdict == "warning"  # of 200 GiB, 79 are free
 
 
+def test_states_that_the_cpus_memory_cannot_hold_are_refused(
+    tiny_config: Callable[..., Any], eight_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 weights, gradients and two moments of 8.03 B parameters take 16 bytes each: 120 GiB."""
+    config, large = tiny_config("optimiser.states=cpu", "model.device=auto"), Gpu("large", 200 * 2**30, 1e12, 1e12)
+    monkeypatch.setattr(machine, "cpu", lambda: Gpu("this CPU", 64 * 2**30))
+    with pytest.raises(ConfigError, match=r"keeps 119.7 GiB in the CPU's memory, which has 64.0"):
+        memory(config, large)
+    monkeypatch.setattr(machine, "cpu", lambda: Gpu("this CPU", 256 * 2**30))
+    memory(config, large)
+
+
 def test_a_full_disk_is_refused(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     run = Candidate(tiny_config(), tmp_path / "a" / "run")
     assert preflight.disk(run).verdict == "ok"

@@ -38,12 +38,14 @@ class Optimiser:
         lr, betas, eps, decay = settings.lr, settings.betas, settings.eps, settings.weight_decay
         self.adamw = adamw(self.masters.values(), lr=lr, betas=betas, eps=eps, weight_decay=decay)
 
+    def _apart(self, weight: Tensor) -> bool:
+        """Whether a weight's copy, and its moments, are in the CPU's memory and the weight is not."""
+        return self.settings.states == "cpu" and weight.is_cuda
+
     def _master(self, name: str, weight: nn.Parameter) -> nn.Parameter:
-        device = torch.device("cpu") if self.settings.states == "cpu" else weight.device
-        if weight.dtype in (torch.float32, torch.float64) and weight.device == device:
+        apart, wide = self._apart(weight), torch.promote_types(weight.dtype, torch.float32)
+        if weight.dtype == wide and not apart:
             return weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        master = weight.detach().to(device, wide, copy=True)
 
         def collect(narrow: Tensor) -> None:
             assert narrow.grad is not None
@@ -52,19 +54,15 @@ class Optimiser:
             narrow.grad = None
 
         weight.register_post_accumulate_grad_hook(collect)
-        # A GPU reads and writes pinned memory by itself, at several times the rate.
-        return nn.Parameter(master.pin_memory() if weight.device != device else master)
+        master = weight.detach().to(wide, copy=True)
+        return nn.Parameter(pinned(master) if apart else master)
 
-    @torch.no_grad()
     def _gather(self) -> None:
         """Give the copies the gradients' sums."""
         for name, total in self.sums.items():
-            master = self.masters[name]
-            if total.device != master.device:
-                total = torch.empty_like(master, pin_memory=True).copy_(total, non_blocking=True)
-            master.grad = total
-        if self.settings.states == "cpu" and torch.cuda.is_available():
-            torch.cuda.synchronize()
+            self.masters[name].grad = pinned(total) if self._apart(total) else total
+        for device in {total.device for total in self.sums.values() if total.is_cuda}:
+            torch.cuda.synchronize(device)
 
     def step(self, rate: float) -> float:
         """One update from the gradients gathered since the last. Returns their norm: not finite, it changes nothing."""
@@ -107,13 +105,25 @@ class Optimiser:
             master.copy_(tensors[f"weight.{name}"])
             kept = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
             if "step" in kept:
-                # bitsandbytes counts steps in a plain number.
                 self.adamw.state[master] = {
-                    key: int(value) if self.settings.states == "8bit" and not value.ndim else value.to(master.device)
-                    for key, value in kept.items()
-                    if key != "weight"
+                    key: self._placed(master, value) for key, value in kept.items() if key != "weight"
                 }
         self._copy_back()
+
+    def _placed(self, master: nn.Parameter, value: Tensor) -> Tensor | int:
+        """What a checkpoint has of a weight's state, where the optimiser would have it."""
+        if self.settings.states == "8bit" and not value.ndim:
+            return int(value)  # bitsandbytes counts steps in a plain number
+        if self.settings.states == "8bit" and value.shape == master.shape:
+            # It pages the moments of large weights out of a full GPU.
+            buffer: Tensor = self.adamw.get_state_buffer(master, dtype=value.dtype)  # type: ignore[attr-defined]
+            return buffer.copy_(value)
+        return value.to(master.device)
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """A copy, under way at first, in memory that a GPU reads and writes by itself, at several times the rate."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 FOLLOWER = "follower."
