@@ -97,6 +97,14 @@ def test_later_layers_win_and_neighbours_survive(tmp_path: Path) -> None:
     assert loaded.method == "ws-neg-log-p"
 
 
+@pytest.mark.parametrize("value", [7, "x", [1], False])
+def test_a_key_that_is_set_and_has_keys_below_it_is_refused(value: Any) -> None:
+    """The keys below would else take the place of the whole section that was there before."""
+    with pytest.raises(ConfigError, match=r"optimiser: is set to .*, and so is optimiser\.lr below it; leave .* out"):
+        config.merge({"optimiser": {"betas": [0.9, 0.95]}}, {"optimiser": value}, {"optimiser": {"lr": 1e-3}})
+    assert config.merge({"optimiser": None}, {"optimiser": {"lr": 1e-3}}) == {"optimiser": {"lr": 1e-3}}
+
+
 def test_merge_changes_neither_side() -> None:
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert config.merge(base, over) == {"a": {"b": 3, "c": 2}}

@@ -94,6 +94,8 @@ def cpu_name() -> str:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names of `mallopt`'s settings in glibc's malloc.h."""
+NO_GLIBC = contextlib.suppress(AttributeError, OSError, TypeError)
+"""Windows, macOS, musl."""
 
 
 def use_processor(config: RunConfig) -> None:
@@ -105,7 +107,13 @@ def use_processor(config: RunConfig) -> None:
     """
     if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows, macOS, musl
+    with NO_GLIBC:
         # Older ones refuse the first; the second alone would give back more than before.
         if ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
             ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_memory() -> None:
+    """What was freed and is kept, to the system: what this process then holds is what it uses."""
+    with NO_GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nrt_cli.backends.local.rounding import allowed_gap
+from nrt_cli.backends.machine import give_back_memory
 from nrt_cli.backends.samplers import Canary, next_logprobs
 from nrt_cli.checks.estimate import in_bytes, plan_for, refined
 from nrt_cli.checks.findings import WITH_TRACES, Checks, Finding, judged, ok, problem, skipped
@@ -128,6 +129,7 @@ def peak_memory(device: torch.device) -> Iterator[Pass]:
         found.after = float(torch.cuda.memory_allocated(device))
         return
     process, done = psutil.Process(), threading.Event()
+    give_back_memory()
     seen = [process.memory_info().rss]
 
     def watch() -> None:
@@ -141,6 +143,7 @@ def peak_memory(device: torch.device) -> Iterator[Pass]:
     finally:
         done.set()
         watcher.join()
+        give_back_memory()
         found.most, found.after = float(max(seen)), float(process.memory_info().rss)
 
 

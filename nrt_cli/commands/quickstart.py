@@ -96,7 +96,7 @@ def quickstart(
                     "train.micro_batch_tokens=1024 takes less."
                 )
             each = [
-                f"{title} {training:.0f} minutes"
+                f"{title} {training:.0f} minutes of training"
                 + (f" and {scores:.0f} of held-out scores" if scores == scores else "")
                 for title, training, scores in expected["arms"]
                 if training == training
@@ -149,7 +149,7 @@ def quickstart(
         webbrowser.open(page.resolve().as_uri())
     last = start.arms[-1]
     if not real:
-        other = METHODS[PAPER[2]]
+        other = METHODS[next(name for name in PAPER[2:] if name != last.config.method)]
         beside = folder.with_name(f"{folder.name}-{other.name}")
         another = nrt("quickstart", "--folder", beside, "--set", f"method={other.name}")
         console.say(

@@ -55,10 +55,13 @@ def find_config(name: str) -> Path:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers one upon the other, section by section."""
+    """Layers one upon the other, section by section. Raises ConfigError for a key with a value and keys below it."""
     merged: dict[str, Any] = {}
     for key, value in (pair for layer in layers for pair in layer.items()):
         old = merged.get(key)
+        if isinstance(value, Mapping) and not (old is None or isinstance(old, Mapping)):
+            below = next(iter(value), "...")
+            raise ConfigError(f"{key}: is set to {old!r}, and so is {key}.{below} below it; leave {old!r} out.")
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 

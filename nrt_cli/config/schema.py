@@ -236,7 +236,7 @@ class TrainSection(Section):
     on_collapse: Literal["warn", "stop"] = Field(
         "warn", description="What to do when traces collapse: shorter, less varied or less useful, and nothing learned."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: as many as physical cores.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as physical cores.")
 
 
 def _known_backend(name: str) -> str:

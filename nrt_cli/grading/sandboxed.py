@@ -260,7 +260,8 @@ class Link:
             kind, *said = self.receive()
             if kind == "returned":
                 result, changed = map(self.decode, said)
-                for old, new in zip(args, changed, strict=False):
+                # Beside a result, an argument could become what the result is compared with.
+                for old, new in zip(args, changed if result is None else (), strict=False):
                     if type(old) is type(new) and isinstance(old, list | bytearray):
                         old[:] = new
                     elif type(old) is type(new) and isinstance(old, dict | set):
@@ -268,7 +269,9 @@ class Link:
                         old.update(new)
                 return result
             if kind == "raised":
-                raise self.exception(*map(self.decode, said))
+                error = self.exception(*map(self.decode, said))
+                # Else it would end the loop that asks, as if all had been well.
+                raise RuntimeError("StopIteration") if verb != "next" and isinstance(error, StopIteration) else error
             if kind == "printed":
                 sys.stdout.write(said[0])
             else:
@@ -328,11 +331,13 @@ class Link:
             return self.lent[parts[0]]
         if name == "made":
             kind, inside = self.classes[parts[0]], [self.decode(part) for part in parts[1:]]
+            if not issubclass(kind, Enum | tuple):
+                raise TypeError("what would be made by its own rules")
             return kind[inside[0]] if issubclass(kind, Enum) else kind(*inside)
         if name == "object":
             value = object.__new__(self.classes[parts[0]])
             for name, part in self.decode(parts[1]).items():
-                if callable(part):
+                if callable(part) or name.startswith("__"):
                     raise TypeError("what could take a method's place")
                 object.__setattr__(value, name, part)
             return value
@@ -350,10 +355,7 @@ class Remote:
         self._link, self._number = link, number
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self._link.ask("call", self._number, args, kwargs)
-        except StopIteration:  # it would end the loop that calls
-            raise RuntimeError("StopIteration") from None
+        return self._link.ask("call", self._number, args, kwargs)
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -399,6 +399,9 @@ def prompt_problems(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Itera
     ids = render_prompt(tokenizer, messages)
     if not ids or ids[:2] == [tokenizer.bos_token_id] * 2:
         yield "its chat template renders nothing, or two BOS tokens"
+    *before, last = messages
+    if ids == render_prompt(tokenizer, [*before, last | {"content": f"1 {last['content']} 1"}]):
+        yield "its chat template leaves the question out"
 
 
 def prompt_doubts(tokenizer: Any, messages: Sequence[dict[str, str]], answer: str) -> Iterator[str]:

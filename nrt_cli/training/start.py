@@ -281,7 +281,8 @@ def done_already(run: Run, steps: int) -> dict[str, Any] | None:
     if fault := model_fault(run.export_path):
         console.warn(f"{fault} It is made again from the last checkpoint.")
         return None
-    console.note(f"{run.path}: all {steps} steps are done, nothing left to do; --steps N goes on to step N.")
+    more = f"`{resume(run.path)} --steps N` goes on to step N"
+    console.note(f"{run.path}: all {steps} steps are done, nothing left to do; {more}.")
     # The run may have been moved since it was written down.
     return summary | {"run": str(run.path), "export": str(run.export_path)}
 

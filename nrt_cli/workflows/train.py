@@ -190,12 +190,14 @@ class _Session:
         """Every step after `done`, with the scores and checkpoints that come between."""
         every, saved = self.config.train, done
         profiled_step = min(done + 2, self.inputs.steps) if self.profile else None
-        with _stop_requests(self.display.note) as stop:
+        begun: list[int] = []
+        with _stop_requests(self.display.note, begun) as stop:
             if done == 0:
                 if held_out := self.inputs.held_out:
                     self.display.note(f"scoring the model on {len(held_out)} held-out examples before its first step")
                 self.score_held_out(0, self.inputs.steps == 0)
             for step in range(done + 1, self.inputs.steps + 1):
+                begun.append(step)
                 if stop:
                     if saved < step - 1:
                         self.save(step - 1)
@@ -349,12 +351,13 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
-    """A list that gets a signal's number when one asks to stop; a second one stops at once."""
+def _stop_requests(say: Callable[[str], None], begun: Sequence[int]) -> Iterator[list[int]]:
+    """A list that gets a signal's number when one asks to stop; a second one stops at once, as does the first before a
+    step has `begun`: there is nothing to save."""
     asked: list[int] = []
 
     def ask(number: int, _: object) -> None:
-        if asked:
+        if asked or not begun:
             raise KeyboardInterrupt
         asked.append(number)
         # A handler may cut into a print of the same stream, which Python refuses.

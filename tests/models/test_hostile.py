@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from nrt_cli.config import ModelSection
 from nrt_cli.errors import ModelError, NrtError
 from nrt_cli.models.loading import load_model, load_tokenizer
-from nrt_cli.models.prepare import prepare_model
+from nrt_cli.models.prepare import prepare_model, prompt_problems
 from nrt_cli.models.shapes import model_shape
 from nrt_cli.text import rendering
 from nrt_cli.text.prompts import prompt_text
@@ -303,6 +303,14 @@ def test_a_prepared_model_is_not_trusted_more(tiny_model_dir: Path, tmp_path: Pa
     for read in (load_tokenizer, model_shape, lambda path: load_model(ModelSection(path=path))):
         with pytest.raises(ModelError, match=r"names 'evil\.bin'"):
             read(str(tmp_path / "prepared"))
+
+
+@pytest.mark.parametrize("template", ["hello", "{{ messages[0]['role'] }}", "{% if messages %}<|user|>{% endif %}"])
+def test_a_template_that_leaves_the_question_out_is_a_problem(tiny_tokenizer: Any, template: str) -> None:
+    turns = [{"role": "user", "content": "Hi"}]
+    assert not list(prompt_problems(tiny_tokenizer, turns))
+    tiny_tokenizer.chat_template = template
+    assert list(prompt_problems(tiny_tokenizer, turns)) == ["its chat template leaves the question out"]
 
 
 def test_a_template_that_is_refused_leaves_others_alone(tiny_tokenizer: Any, monkeypatch: Any) -> None:
