@@ -180,6 +180,8 @@ def show(data: dict[str, Any], as_json: bool, render: Any) -> None:
 
 
 def _render(outcome: dict[str, Any]) -> None:
+    from nrt_cli.config.suite import ORDER
+
     title = f"{outcome['model']['name']}, {outcome['backend']}"
     title += f", {outcome['limit']} documents of each" if outcome["limit"] else ""
     columns = ("benchmark", ">score", ">n", ">trace", ">forced", ">cut", "also")
@@ -200,8 +202,10 @@ def _render(outcome: dict[str, Any]) -> None:
             ", ".join(f"{name} {100 * value:.1f}" for name, value in others.items() if not math.isnan(value)),
         )
         table.add_row(*map(console.plain, cells))
-    table.add_section()
-    table.add_row("Overall", _score(mean["score"], mean["error"]), str(mean["n"]), "", "", "", "")
+    of_nine = {row["benchmark"] for row in rows} & set(ORDER)
+    if of_nine:  # a user's own benchmark is never in their mean
+        table.add_section()
+        table.add_row("Overall", _score(mean["score"], mean["error"]), str(mean["n"]), "", "", "", "")
     console.show(table, ("also", "cut", "forced", "trace", "n"))
     notes = ["score ± standard error, in percent; trace: mean tokens; forced: traces whose end was appended"]
     if any("olmes_score" in row and "strict_score" in row for row in rows):
@@ -209,7 +213,7 @@ def _render(outcome: dict[str, Any]) -> None:
     if any(row["truncated_share"] > 0 for row in rows):
         notes.append("* answers were cut at their cap (share: cut), which may cost points; raise the cap to know")
     notes += [f"{row['title']} has no score: {row['failed']}" for row in rows if row["failed"]]
-    if mean["missing"]:
+    if of_nine and mean["missing"]:
         notes.append(f"Overall is the mean of all nine; missing: {', '.join(mean['missing'])}")
     stored = sum(row.get("cached", 0) for row in rows)
     notes.append(

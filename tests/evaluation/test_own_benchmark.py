@@ -65,11 +65,15 @@ def test_the_example_of_the_help_page_runs(nrt: Any, tiny_model_dir: Path) -> No
     assert (capitals["title"], capitals["n"], capitals["cached"], capitals["failed"]) == ("capitals", 2, 0, None)
     about = json.loads((Path(nrt.folder, capitals["folder"]) / "settings.json").read_text())
     assert about["file"] == str(nrt.folder / "capitals.yaml")
-    assert "capitals" in nrt(*words).out
+    assert "Overall is the mean of all nine; missing: mmlu" in " ".join(nrt(*words).out.split())
     assert json.loads(nrt(*words, "--json").out)["benchmarks"][1]["cached"] == 2
     compared = json.loads(nrt("eval", "compare", "runs/mine", "runs/mine", "--json").out)
     assert [(row["benchmark"], row["n"]) for row in compared["benchmarks"]] == [("gsm8k", 4), ("capitals", 2)]
-    ended = nrt(*others.splitlines()[0].split()[1:], *words[words.index("--set") :], "--json")
+    alone = others.splitlines()[0].split()[1:], words[words.index("--set") :]
+    shown = nrt(*alone[0], *alone[1]).out
+    assert "Planets" in shown
+    assert "Overall" not in shown  # of which a benchmark of one's own is no part
+    ended = nrt(*alone[0], *alone[1], "--json")
     assert ended.code == 0, ended.err
     (row,) = json.loads(ended.out)["benchmarks"]
     assert (row["title"], row["n"], row["aggregation"], len(ten_lines.splitlines())) == ("Planets", 2, "macro", 10)
