@@ -123,6 +123,8 @@ def _files(path: Path, texts: bool = False) -> list[Path]:
     if path.suffix.lower() not in suffixes:
         plain = "; plain text is cut into examples with --spans" if path.suffix.lower() in TEXTS else ""
         raise DataError(f"{path}: cannot tell the format; name it {', '.join(suffixes)}{plain}.")
+    if path.is_fifo():
+        raise DataError(f"{path}: is a pipe, and data are read more than once; write them to a file first.")
     return [path]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,12 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str, second: str
     assert [row.values for row in rows] == ROWS
     assert rows[1].where == f"qa.{kind}:{second}"
     assert rows[0].origin == f"qa.{kind}"
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "qa.jsonl")
+    with pytest.raises(DataError, match=r"qa\.jsonl: is a pipe, .* write them to a file first"):
+        read(tmp_path / "qa.jsonl")
 
 
 def test_a_folder_is_read_in_the_order_of_names_and_names_tell_files_apart(tmp_path: Path) -> None:
