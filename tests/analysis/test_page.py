@@ -398,7 +398,7 @@ def test_held_out_pairs_are_shown_with_paired_intervals_where_rows_are_stored(ma
     for step, value in ((0, -4.5), (1, -2.5)):
         run.append_metrics({"kind": "held_out", "step": step, "answer_logprob": value, "examples": 4, "graded": 4})
     made = gather([run.path])
-    likelihood, gain, accuracy = texts.panels(made)
+    accuracy, likelihood, gain = texts.panels(made)
     assert (likelihood.dots[0].before, likelihood.dots[0].after) == ((-4.5,), (-2.5,))
     assert gain.dots[0].text == "0.0 → 2.0 [2.0, 2.0]"
     assert [dot.section for dot in accuracy.dots] == ["thinking", "null trace", "direct", "other row's trace"]

@@ -149,9 +149,20 @@ def _verdict(dots: Sequence[Dot]) -> str:
 
 
 def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
-    """log P(y*), the gain of thinking, and accuracies, before and after training."""
+    """Accuracies, log P(y*) and the gain of thinking, before and after training."""
     cards = [card for card in cards if card.held_out]
     of_card = [(card, {found.measure.key: found for found in of_run(card)}) for card in cards]
+    if dots := tuple(dot for kind, title in ACCURACIES.items() for dot in _dots(of_card, f"accuracy_{kind}", title)):
+        said = [
+            "Greedy answers that are right, before (ring) and after training (dot). Null trace and direct may use as "
+            "many tokens as trace and answer together."
+        ]
+        for card, measured in of_card:
+            keys = [f"thinking_minus_{kind}" for kind in ACCURACIES]
+            differences = [measured[key] for key in keys if key in measured and measured[key].after.n]
+            parts = [f"{f.measure.title.replace(' - ', ' − ')} {_said(f.after, f.measure)}" for f in differences]
+            said += [f"{card.label}, points with paired intervals: {'; '.join(parts)}."] if parts else []
+        yield Panel("Held-out accuracy", "percent, higher is better", dots, tuple(said))
     if dots := _dots(of_card, "answer_logprob"):
         # Over how many answers, and what intervals and dots are.
         count = "/".join(sorted({str(card.held_out[-1].get("examples")) for card in cards}))
@@ -173,16 +184,6 @@ def _held_out(cards: Sequence[RunCard]) -> Iterator[Panel]:
             if "gain" in measured and (found := measured["gain"]).change.n:
                 said.append(f"{card.label}: {_said(found.change, found.measure)} nats by training, in pairs.")
         yield Panel("Gain of thinking", "nats per answer, higher is better", dots, tuple(said))
-    if dots := tuple(dot for kind, title in ACCURACIES.items() for dot in _dots(of_card, f"accuracy_{kind}", title)):
-        said = [
-            "Greedy answers that are right. Null trace and direct may use as many tokens as trace and answer together."
-        ]
-        for card, measured in of_card:
-            keys = [f"thinking_minus_{kind}" for kind in ACCURACIES]
-            differences = [measured[key] for key in keys if key in measured and measured[key].after.n]
-            parts = [f"{f.measure.title.replace(' - ', ' − ')} {_said(f.after, f.measure)}" for f in differences]
-            said += [f"{card.label}, points with paired intervals: {'; '.join(parts)}."] if parts else []
-        yield Panel("Held-out accuracy", "percent, higher is better", dots, tuple(said))
 
 
 def _said(found: Difference, measure: Measure) -> str:
