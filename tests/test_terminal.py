@@ -39,8 +39,8 @@ def nrt(*words: str, cwd: Path, **environment: str) -> "subprocess.CompletedProc
 @pytest.mark.parametrize(
     ("encoding", "environment"),
     [
-        ("latin-1", {"PYTHONIOENCODING": "latin-1"}),
-        ("ascii", {"PYTHONIOENCODING": "ascii"}),
+        pytest.param("latin-1", {"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.full),
+        pytest.param("ascii", {"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.full),
         ("ascii", {"PYTHONIOENCODING": "ascii:strict", "TERM": "dumb", "LC_ALL": "C"}),
         ("utf-8", {"LC_ALL": "C"}),
     ],

@@ -285,6 +285,7 @@ def test_of_several_evaluations_the_most_alike_are_compared(job, settings, tmp_p
     assert compare(f"{tmp_path}/a", f"{tmp_path}/b")["benchmarks"][0]["differing"] == []
 
 
+@pytest.mark.full
 def test_the_commands(nrt, tiny_model_dir, data):
     shutil.copytree(tiny_model_dir, nrt.folder / "tiny [red]model")
     asked = ["eval", "--model", "tiny [red]model", "--benchmarks", "gsm8k", "--limit", 4]

