@@ -85,14 +85,14 @@ def steps_frame(run: Run, records: Sequence[Mapping[str, Any]] | None = None) ->
     Args:
         records: its metrics, where they have been read.
     """
-    drawn = ["step", *STEP_METRICS, "truncated_share", "distinct_ngrams"]
-    records = run.metrics(names=drawn) if records is None else records
+    always, health = ("step", *STEP_METRICS), ("truncated_share", "distinct_ngrams")
+    records = run.metrics(names=(*always, *health)) if records is None else records
     if not records:
         raise StoreError(f"{run.path}: no training step is recorded; `{resume(run.path)}` takes some.")
     known = set().union(*records)
     if "trace_length" not in known:
         raise StoreError(f"{run.path}: {_why_no_traces(run, STEP)}")
-    frame = pd.DataFrame(records, columns=[name for name in drawn if name not in drawn[-2:] or name in known])
+    frame = pd.DataFrame(records, columns=[*always, *(name for name in health if name in known)])
     frame["reward_gain"] = frame["reward"] - frame["reward_base"]
     if "distinct_ngrams" not in known:
         rows = []

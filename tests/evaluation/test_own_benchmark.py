@@ -65,7 +65,9 @@ def test_the_example_of_the_help_page_runs(nrt: Any, tiny_model_dir: Path) -> No
     assert (capitals["title"], capitals["n"], capitals["cached"], capitals["failed"]) == ("capitals", 2, 0, None)
     about = json.loads((Path(nrt.folder, capitals["folder"]) / "settings.json").read_text())
     assert about["file"] == str(nrt.folder / "capitals.yaml")
-    assert "Overall is the mean of all nine; missing: mmlu" in " ".join(nrt(*words).out.split())
+    shown = " ".join(nrt(*words).out.split())
+    assert "capitals" in shown
+    assert "Overall is the mean of all nine; missing: mmlu" in shown
     assert json.loads(nrt(*words, "--json").out)["benchmarks"][1]["cached"] == 2
     compared = json.loads(nrt("eval", "compare", "runs/mine", "runs/mine", "--json").out)
     assert [(row["benchmark"], row["n"]) for row in compared["benchmarks"]] == [("gsm8k", 4), ("capitals", 2)]
