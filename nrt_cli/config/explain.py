@@ -72,7 +72,8 @@ def commented(config: RunConfig) -> str:
                 text += textwrap.indent(dump_yaml({name: value}), indent)
         return text
 
-    return lines(config.model_dump(mode="json"), "")
+    rows = "# Rows are those of the decisions table in CONTRIBUTING.md, where paper and released code differ.\n"
+    return rows + lines(config.model_dump(mode="json"), "")
 
 
 @cache

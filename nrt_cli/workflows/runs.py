@@ -17,7 +17,7 @@ from nrt_cli.files import Damage, read_record, sha256
 from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
 from nrt_cli.models.metadata import model_fault
 from nrt_cli.records import measured
-from nrt_cli.store import EVENTS, Run, find_runs
+from nrt_cli.store import EVENTS, METRICS, Run, find_runs
 from nrt_cli.store.evals import find_evaluations
 from nrt_cli.store.files import reads
 from nrt_cli.store.housekeeping import size_of, tags_of
@@ -252,13 +252,8 @@ def check(root: Path) -> list[Fault]:
                 text = "does not say that the run finished, so it was cut; restore it from a copy."
                 faults.append(Fault(str(run.path), f"{run.path / EVENTS}: {text}"))
         held_out = partial(run.metrics, "held_out")
-        for read in (
-            run.metrics,
-            held_out,
-            partial(tags_of, run),
-            Judgements(run).records,
-            partial(templates, run),
-        ):
+        records = (partial(tags_of, run), Judgements(run).records, partial(templates, run))
+        for read in records if METRICS in changed else (run.metrics, held_out, *records):
             with looking(run.path):
                 read()
         for name in run.trace_names():

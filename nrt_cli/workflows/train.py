@@ -171,10 +171,11 @@ class _Session:
                 return self.finish()
             except (Interrupted, Collapsed):
                 raise
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as asked:
                 self.record_end("interrupted", "stopped at once")
                 raise Interrupted(
-                    f"stopped at once; what was saved is kept, go on with `{resuming(run.path)}`.", signal.SIGINT
+                    f"stopped at once; what was saved is kept, go on with `{resuming(run.path)}`.",
+                    asked.args[0] if asked.args else signal.SIGINT,
                 ) from None
             except BaseException as error:
                 self.record_end("failed", str(error) or type(error).__name__)
@@ -358,7 +359,7 @@ def _stop_requests(say: Callable[[str], None], begun: Sequence[int]) -> Iterator
 
     def ask(number: int, _: object) -> None:
         if asked or not begun:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         asked.append(number)
         # A handler may cut into a print of the same stream, which Python refuses.
         with contextlib.suppress(RuntimeError):

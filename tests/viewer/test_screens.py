@@ -8,24 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import add_held_out, add_step, make_run, row
+from worlds import add_held_out, add_step, letters, make_run, opened, row
 
 from nrt_cli.errors import ConfigError, StoreError
 from nrt_cli.store import Run
 from nrt_cli.viewer.library import AT, Library
 from nrt_cli.viewer.screens import answer, first_of, smooth
-
-
-def letters(folder):
-    return lambda ids: [chr(i) for i in ids]
-
-
-def opened(root, pieces=letters):
-    library = Library([root], pieces)
-    library.look()
-    library.refresh()
-    library.read()
-    return library
 
 
 def said(library, query):

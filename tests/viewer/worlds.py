@@ -1,5 +1,6 @@
 """Small runs written through the store, whose numbers are written here."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nrt_cli.records import XRAY_COLUMNS, Document, Reply, TraceRow, XrayRow
 from nrt_cli.store import Run
 from nrt_cli.store.evals import Evaluation
 from nrt_cli.store.tables import NAME, write_table
+from nrt_cli.viewer.library import Library
 
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'> \u202egnp.exe \x1b[31m \x00 {{7*7}}"
@@ -131,6 +133,19 @@ def hostile_world(root: Path) -> Path:
 
 PER_TABLE = 256
 SAID = "so let us see what this makes when first and second are taken together then rest is added"
+
+
+def letters(folder: Path) -> Callable[[Sequence[int]], list[str]]:
+    return lambda ids: [chr(i) for i in ids]
+
+
+def opened(root: Path, pieces: Any = letters) -> Library:
+    """A library that has read all that there is."""
+    library = Library([root], pieces)
+    library.look()
+    library.refresh()
+    library.read()
+    return library
 
 
 def many_tables(root: Path, tables: int) -> None:
