@@ -68,7 +68,11 @@ def diagnose(config: RunConfig | None, benchmarks: Sequence[BenchmarkSpec] = ())
         yield no("model and data", "no config was given", "name a config: `nrt doctor CONFIG --model DIR --data FILE`.")
         return
     if not config.model.path:
-        yield no("model", "the config names no model", "give --model a folder made by `nrt model prepare`.")
+        yield no(
+            "model",
+            "the config names no model",
+            "give --model a folder made by `nrt model prepare`, or builtin:digits.",
+        )
         return
     run = Candidate(config, benchmarks=tuple(benchmarks))
     yield from MODEL.findings(config)

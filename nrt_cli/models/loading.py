@@ -72,7 +72,9 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 def require_model(path: str | Path) -> Path:
     """The folder, if a model is in it."""
     if not str(path):
-        raise ModelError("no model given; set model.path to a folder made by `nrt model prepare`.")
+        raise ModelError(
+            "no model given; set model.path to a folder made by `nrt model prepare`, or to builtin:digits."
+        )
     if not Path(path, "config.json").is_file():
         raise ModelError(f"{path}: no model there (config.json is missing); make one with `nrt model prepare`.")
     return Path(path)

@@ -21,6 +21,7 @@ def test_means_and_counts_by_hand() -> None:
     assert table["clusters"].to_dict() == {0: 2, 1: 2}
 
 
+@pytest.mark.full
 def test_intervals_are_those_of_resampled_clusters() -> None:
     """The obvious way: glue whole clusters together and take the mean of each group."""
     table = clustered_means(FRAME["value"], FRAME["cluster"], FRAME["group"], seed=3)

@@ -1,57 +1,90 @@
-"""How long `nrt --help` takes, beside what Python and Typer cost on their own.
+"""How long a command takes to begin: `nrt --help`, `import nrt_cli`, and the first step of training a real model.
 
-    python tests/bench/startup.py [--runs 9]
+    python tests/bench/startup.py [--rounds 9] [--quick]
 
-Prints the median and the fastest wall time of each, and the median of the processor time, which a busy machine does not
-stretch. The aim is a median wall time below 0.5 s for `nrt --help` on an idle machine.
+Wall time of a process of its own each, beside what Python and Typer cost alone. The training is `nrt train laptop` of
+the prepared SmolLM2-135M on made-up pairs, without held-out scores before it: to the first step's beginning, when all is
+loaded and checked, and to its end, when its metrics are written.
 """
 
-import argparse
-import resource
-import statistics
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import common
+from common import NAN, WORK, Job, Side, Turn, against
+from workload import model_folder
+
+GOALS = {"nrt --help": 0.3, "import nrt_cli": 0.1, "first step begins": 10.0}
+NRT = [sys.executable, "-m", "nrt_cli"]
 COMMANDS = {
     "python, nothing else": [sys.executable, "-c", "pass"],
+    "import nrt_cli": [sys.executable, "-c", "import nrt_cli"],
     "import typer, rich, pydantic, yaml": [sys.executable, "-c", "import typer, rich.console, pydantic, yaml"],
-    "nrt --help": [sys.executable, "-m", "nrt_cli", "--help"],
-    "nrt train --help": [sys.executable, "-m", "nrt_cli", "train", "--help"],
-    "nrt config show": [sys.executable, "-m", "nrt_cli", "config", "show"],
+    "nrt --help": [*NRT, "--help"],
+    "nrt train --help": [*NRT, "train", "--help"],
+    "nrt config show": [*NRT, "config", "show"],
 }
+HEADER = ("what", "seconds")
 
 
-def measure(command: list[str], runs: int) -> tuple[list[float], list[float]]:
-    """Wall and processor seconds of each run, after one that fills the file cache and byte-compiles."""
-    subprocess.run(command, check=True, capture_output=True)
-    wall, processor = [], []
-    for _ in range(runs):
-        start, used = time.perf_counter(), child_seconds()
-        subprocess.run(command, check=True, capture_output=True)
-        wall.append(time.perf_counter() - start)
-        processor.append(child_seconds() - used)
-    return wall, processor
+def command(job: Job, turn: Turn, words: Sequence[str]) -> None:
+    seconds = 0.0
+    while True:
+        turn({"seconds": seconds})
+        start = time.perf_counter()
+        subprocess.run(words, check=True, capture_output=True)
+        seconds = time.perf_counter() - start
 
 
-def child_seconds() -> float:
-    """Processor seconds of all child processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def first_step(job: Job, turn: Turn) -> None:
+    """The step's own seconds are in its record; what comes before it is the start."""
+    figures: dict[str, float] = {"seconds": 0.0, "begins": 0.0}
+    while True:
+        turn(figures)
+        with TemporaryDirectory() as folder:
+            run, start = Path(folder, "run"), time.perf_counter()
+            words = [*NRT, "train", "laptop", "--model", job["model"], "--data", job["data"], "--run", str(run)]
+            words += ["--set", "train.steps=2", "--set", "train.validation_size=0"]
+            words += ["--set", f"train.threads={job['threads']}", "--set", f"model.dtype={job['dtype']}"]
+            metrics = run / "metrics.jsonl"
+            with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+                while not (metrics.is_file() and metrics.read_text().endswith("\n")):
+                    if process.poll():
+                        raise RuntimeError("nrt train failed")
+                    time.sleep(0.02)
+                seconds = time.perf_counter() - start
+                process.kill()
+            record = json.loads(metrics.read_text().splitlines()[0])
+            figures = {"seconds": seconds, "begins": seconds - record["seconds"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9)
-    runs = parser.parse_args().runs
-    print(f"{f'seconds, {runs} runs':36}{'median':>9}{'fastest':>9}{'processor':>11}")
-    for name, command in COMMANDS.items():
-        try:
-            wall, processor = measure(command, runs)
-        except subprocess.CalledProcessError as error:
-            print(f"{name:36}   failed: {error.stderr.decode().strip().splitlines()[-1]}")
-            continue
-        print(f"{name:36}{statistics.median(wall):9.3f}{min(wall):9.3f}{statistics.median(processor):11.3f}")
+    parser = common.parser(__doc__, rounds=9)
+    args = parser.parse_args()
+    job = common.start(args) | {"model": str(model_folder()), "data": str(WORK / "shopping" / "train.parquet")}
+    prepare = [
+        *NRT,
+        "data",
+        "prepare",
+        "generated:shopping",
+        "--out",
+        str(WORK / "shopping"),
+        "--size",
+        "64",
+        "--overwrite",
+    ]
+    subprocess.run(prepare, check=True, capture_output=True)
+    sides: dict[str, Side] = {name: partial(command, words=words) for name, words in COMMANDS.items()}
+    figures = common.part("startup", sides | {"first step ends": first_step}, job, args)
+    figures["first step begins"] = {**figures["first step ends"], "seconds": figures["first step ends"]["begins"]}
+    rows = [[name, against(of["seconds"], GOALS.get(name, NAN), of, below=True)] for name, of in figures.items()]
+    common.report("Start-up", args, common.table(HEADER, rows), list(figures.values()))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,14 @@ def all_is_well(findings: list[Finding]) -> None:
         assert finding.verdict == ("skipped" if listed else "ok"), finding
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if name not in PROCESSES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full) if name == "packages" else name
+        for name in STEPS
+        if name not in PROCESSES
+    ],
+)
 def test_a_step_in_its_cpu_form(name: str, bench: Bench) -> None:
     all_is_well([*guarded(name, lambda: STEPS[name].look(bench))])
 

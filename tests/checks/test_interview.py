@@ -137,7 +137,12 @@ def test_a_cap_is_raised_as_far_as_positions_reach(tiny_config):
 # --- forecast --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cap", "size"), [(6, 4), (3, 4), (6, 2), (12, 8)])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    ("cap", "size"), [pytest.param(6, 4, marks=FULL), (3, 4), (6, 2), pytest.param(12, 8, marks=FULL)]
+)
 def test_a_cell_is_what_a_plain_rollout_gives(tiny_config, odd_is_right, cap, size):
     """Sampled anew under the cell's own cap, scored row by row, answered one by one, and counted by hand."""
     config = tiny_config("method=ws-neg-log-p", "rollout.batch_rows=16")

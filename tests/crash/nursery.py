@@ -1,6 +1,6 @@
 """The real command as real processes, without paying for the imports of torch and transformers each time.
 
-One process imports what the first commands did and then forks a child for every command: exit codes, signals, limits
+One process imports what earlier commands did and forks a child for every command: exit codes, signals, limits
 and standard streams are the operating system's, only the start is quick. A child can be told to die, or to find the
 disk full, at the nth time that it changes a name in its folder.
 """
@@ -26,6 +26,9 @@ CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", 
 
 MODULES = ".modules"
 """Ends the name of the file in which a command leaves what it imported."""
+
+APART = ("ray", "verl", "vllm")
+"""Packages with threads and settings of their own, which a fork must not have."""
 
 
 class Ended(NamedTuple):
@@ -58,7 +61,6 @@ class Nrt:
         file_limit: bytes that a file may have.
         trap: {"kill": n} or {"full": n}, from 0, or {"count": path}, where the number of changes is written at the end.
         seconds: after which an alarm ends it.
-        learn: whether what it imports is there for the commands after it.
     """
 
     def __init__(self, ask: Callable[[dict[str, Any]], str], folder: Path) -> None:
@@ -147,8 +149,9 @@ def _child(main: Callable[[], None], order: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     end()
-    if order.get("learn"):
-        Path(order["out"]).with_suffix(MODULES).write_text("\n".join(sys.modules))
+    if not (limit or order.get("trap")):  # its last change was the command's own
+        names = [name for name in sys.modules if name.partition(".")[0] not in APART]
+        Path(order["out"]).with_suffix(MODULES).write_text("\n".join(names))
     os._exit(code)
 
 

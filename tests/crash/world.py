@@ -111,7 +111,7 @@ def make(nrt: Nrt) -> None:
     documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     look = ("report", "run", "--format", "md,csv", "--out", "report")
     for command in (DATA, MODEL, TRAIN, EVAL, JUDGE, PUSH, look):
-        ended = nrt(*command, learn=True)
+        ended = nrt(*command)
         if ended.code:
             raise RuntimeError(f"nrt {' '.join(command)}: {ended}")
     shutil.rmtree(nrt.folder / "report")

@@ -193,7 +193,7 @@ def test_two_ranks_take_the_step_of_one_and_go_on_from_what_they_saved(tiny_conf
         assert max(apart(run["again"], run["once"]).values()) == 0.0
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_the_slow_copy_is_the_local_engines_and_is_saved(world, tiny_config, opinionated, tmp_path):
     """Each rank keeps its part of it; the policy is what it was after the copy was asked."""
     follow = (
