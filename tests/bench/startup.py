@@ -3,8 +3,8 @@
     python tests/bench/startup.py [--rounds 9] [--quick]
 
 Wall time of a process of its own each, beside what Python and Typer cost alone. The training is `nrt train laptop` of
-the prepared SmolLM2-135M on made-up pairs, without held-out scores before it: to the first step's beginning, when all is
-loaded and checked, and to its end, when its metrics are written.
+the prepared SmolLM2-135M on made-up pairs, without held-out scores before it: until the first step begins, when all is
+loaded and checked, and until it ends, when its metrics are written.
 """
 
 import json
