@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nrt_cli.backends.local import attention
-from nrt_cli.backends.local.decoding import evaluating, open_batch, pick, prepacked, random_stream
+from nrt_cli.backends.local.decoding import REFILL_SHARE, evaluating, open_batch, pick, prepacked, random_stream
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.machine import GPU_ROWS
 from nrt_cli.backends.samplers import stream_seed
@@ -30,10 +30,6 @@ from nrt_cli.objective.rows import Row
 from nrt_cli.records import Reply, Request
 from nrt_cli.text.reasoning import PARTS, Draft, Part
 from nrt_cli.text.tokens import ThinkTokens
-
-REFILL_SHARE = 0.25
-"""Finished rows leave, and others join, once this share is finished: either copies the cache."""
-
 
 ROWS = 16
 """Requests in flight where nothing else is asked."""

@@ -41,6 +41,15 @@ def test_fused_is_plain_with_gradients(family):
         assert torch.allclose(got[name], tensor, rtol=1e-5, atol=1e-5 * float(tensor.abs().max())), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FUSED)
+def test_without_a_gradient_it_is_plain_to_the_last_bit(family, dtype):
+    plain, fused = make(family, dtype)
+    ids = torch.randint(0, 61, (3, 11))
+    with torch.no_grad():
+        assert torch.equal(fused(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
 def test_bfloat16_is_as_near_to_float32_as_transformers_own_is():
     plain, fused = make("llama", torch.bfloat16)
     exact = copy.deepcopy(plain).float()

@@ -228,12 +228,25 @@ def test_no_trace_holds_what_may_not_stand_in_one(stop_ids, seed, batch_rows, mo
         assert (rollout.stop == "cap") == (len(rollout.trace_ids) == 12 and rollout.stop not in ("end", "eos"))
 
 
-def test_decoding_stops_when_every_row_has(scripted, model, tokens, monkeypatch):
-    scripted([[[5, tokens.end_id]], [[tokens.end_id]]])
-    read = []
+@pytest.fixture
+def read(monkeypatch):
+    """What the rows in flight are told, step by step."""
+    told = []
     for kind in (Batch, SharedBatch):
         step = kind.step
-        monkeypatch.setattr(kind, "step", lambda self, ids, live, step=step: read.append(ids) or step(self, ids, live))
+        monkeypatch.setattr(kind, "step", lambda self, ids, live, step=step: told.append(ids) or step(self, ids, live))
+    return told
+
+
+def test_a_row_that_ends_makes_room_for_one_that_waits(scripted, model, tokens, read):
+    scripted([[[tokens.end_id]], [[5, 6, 7, tokens.end_id]], [[8, tokens.end_id]]])
+    groups = sample_groups(model, EXAMPLES[:3], tokens, settings_of(batch_rows=2), 1, (0,))
+    assert [group.rollouts[0].trace_ids for group in groups] == [(), (5, 6, 7), (8,)]
+    assert read == [[5], [6, 8], [7]]
+
+
+def test_decoding_stops_when_every_row_has(scripted, model, tokens, read):
+    scripted([[[5, tokens.end_id]], [[tokens.end_id]]])
     groups = sample_groups(model, EXAMPLES[:2], tokens, settings_of(), 1, (0,))
     assert [group.rollouts[0].trace_ids for group in groups] == [(5,), ()]
     assert read == [[5]], "the second row has left, and nothing is read once the first has ended too"

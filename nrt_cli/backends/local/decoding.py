@@ -6,7 +6,9 @@ columns of a padded cache; C trace cap. Where one token is picked: B blocks of t
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ PREFILL_TOKENS = 16384
 
 ROOM = 64
 """Columns that keys and values grow by: growing copies them."""
+
+REFILL_SHARE = 0.25
+"""Finished rows leave, and others join, once this share is finished: either copies the cache."""
 
 ANSWER_STREAM = 1
 """Last part of the key of the random streams that answers are sampled from."""
@@ -444,38 +449,43 @@ def answer_requests(
 def _sampled(
     model: PreTrainedModel, asked: Sequence[Asked], tokens: ThinkTokens, settings: RolloutSection, together: int
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Tokens and log-probs after each prompt, up to its cap or a token that ends a trace, in their order."""
-    stops = torch.tensor(tokens.trace_ends, device=model.device)
-    # Whole groups, as long as one fits: each batch reads its prompts anew.
-    rows = settings.batch_rows or ROWS
-    size = rows // together * together or rows
+    """Tokens and log-probs after each prompt, up to its cap or a token that ends a trace, in their order.
+
+    Rows that end make room for those that wait; `together` of them, of one prompt, join at once and read it once.
+    """
+    most = settings.batch_rows or ROWS
+    together = min(together, most)
+    ends, waiting = set(tokens.trace_ends), deque(range(len(asked)))
+    sampled: list[tuple[list[int], list[float]]] = [([], []) for _ in asked]
+    streams: dict[int, list[float]] = {}
+    rows: list[int] = []  # which of those asked each row of the batch is
     with prepacked(model), evaluating(model):
-        for start in range(0, len(asked), size):
-            part = asked[start : start + size]
-            caps = [cap for _, cap, _ in part]
-            streams = np.stack([random_stream(max(caps), *key) for *_, key in part])
-            uniforms_RC = torch.from_numpy(streams).to(model.device)
-            sampled: list[tuple[list[int], list[float]]] = [([], []) for _ in part]
-            batch = open_batch(model, tokens.pad_id)
-            logits_RV = batch.add([prompt for prompt, *_ in part])
-            rows_R = torch.arange(len(part), device=model.device)
-            live_R = torch.ones_like(rows_R, dtype=torch.bool)
-            for position in range(max(caps)):
-                ids_R, logprobs_R = pick(logits_RV, uniforms_RC[rows_R, position], settings.temperature)
-                columns = (column_R[live_R].tolist() for column_R in (rows_R, ids_R, logprobs_R))
-                for row, token, logprob in zip(*columns, strict=True):
-                    if position < caps[row]:  # leaving out what comes after its own cap is sampling up to that
-                        sampled[row][0].append(token)
-                        sampled[row][1].append(logprob)
-                live_R &= ~torch.isin(ids_R, stops)
-                if position == max(caps) - 1 or not live_R.any():
-                    break
-                # Dropping rows copies what is kept of the others, so not one at a time.
-                if (~live_R).float().mean() >= 0.25:
-                    batch.keep(live_R.nonzero()[:, 0].tolist())
-                    rows_R, ids_R, live_R = rows_R[live_R], ids_R[live_R], live_R[live_R]
-                logits_RV = batch.step(ids_R.tolist(), live_R.tolist())
-            yield from sampled
+        batch = open_batch(model, tokens.pad_id)
+        while waiting or streams:
+            live = [row in streams for row in rows]
+            # Dropping rows copies what is kept of the others, so not one at a time.
+            if live.count(False) >= REFILL_SHARE * len(rows):
+                batch.keep([i for i, lives in enumerate(live) if lives])
+                rows, live = list(compress(rows, live)), [True] * sum(live)
+            logits = [batch.step([sampled[row][0][-1] for row in rows], live)] if rows else []
+            room = (most - len(rows)) // together * together
+            if new := [waiting.popleft() for _ in range(min(room, len(waiting)))]:
+                streams |= {row: random_stream(asked[row][1], *asked[row][2]).tolist() for row in new}
+                logits.append(batch.add([asked[row][0] for row in new]))
+                rows += new
+            # What a row that has ended is told means nothing.
+            draws = [streams[row][len(sampled[row][0])] if row in streams else 0.0 for row in rows]
+            uniforms_R = torch.tensor(draws, dtype=torch.float64, device=model.device)
+            logits_RV = torch.cat(logits) if len(logits) > 1 else logits[0]
+            picked = pick(logits_RV, uniforms_R, settings.temperature)
+            for row, token, logprob in zip(rows, *(column_R.tolist() for column_R in picked), strict=True):
+                if row in streams:
+                    ids, logprobs = sampled[row]
+                    ids.append(token)
+                    logprobs.append(logprob)
+                    if token in ends or len(ids) == asked[row][1]:
+                        del streams[row]
+    yield from sampled
 
 
 def rollout_of(ids: Sequence[int], logprobs: Sequence[float], tokens: ThinkTokens) -> Rollout:
