@@ -50,13 +50,19 @@ def first_step(job: Job, turn: Turn) -> None:
         with TemporaryDirectory() as folder:
             run, start = Path(folder, "run"), time.perf_counter()
             words = [*NRT, "train", "laptop", "--model", job["model"], "--data", job["data"], "--run", str(run)]
-            words += ["--set", "train.steps=2", "--set", "train.validation_size=0"]
-            words += ["--set", f"train.threads={job['threads']}", "--set", f"model.dtype={job['dtype']}"]
+            words += [
+                "--set",
+                "train.steps=2",
+                "--set",
+                f"train.threads={job['threads']}",
+                "--set",
+                f"model.dtype={job['dtype']}",
+            ]
             metrics = run / "metrics.jsonl"
             with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
                 while not (metrics.is_file() and metrics.read_text().endswith("\n")):
-                    if process.poll():
-                        raise RuntimeError("nrt train failed")
+                    if process.poll() is not None:
+                        raise RuntimeError("nrt train ended before its first step")
                     time.sleep(0.02)
                 seconds = time.perf_counter() - start
                 process.kill()

@@ -214,6 +214,7 @@ def test_a_run_makes_an_entry_and_a_doctored_one_fails(easy, say, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_one_that_never_gets_there_is_an_entry_too_and_goes_on_after_an_interruption(say, tmp_path):
     attempt = work.plan("digits", Path("speedruns"), SMALL)
 

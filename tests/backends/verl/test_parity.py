@@ -121,6 +121,7 @@ def test_gradients_are_algorithm_1s(case, cases, verl_gradients):
     assert max(apart(gradients, slow).values()) < 1e-4
 
 
+@pytest.mark.full
 def test_rows_without_padding_in_bfloat16_have_the_same_gradients_up_to_rounding(tiny_config, opinionated):
     """As on a GPU with flash-attn; numpy, in which ranks report what they scored, has no bfloat16."""
     unpadded = "verl.actor_rollout_ref.model.use_remove_padding=true"
