@@ -17,7 +17,9 @@ DATA = Path(__file__).parents[1] / "eval_data"
 
 @pytest.mark.slow
 @pytest.mark.skipif(installed() is None, reason="vllm is not installed")
-@pytest.mark.parametrize("name", ["qwen", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama-2", "gemma"))])
+@pytest.mark.parametrize(
+    "name", ["qwen", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama-2", "gemma"))]
+)
 def test_tokenizers_of_every_kind_are_cut_and_graded_alike(name, tmp_path):
     model = scripted(tmp_path, name)
     for think in ("on", "off"):
