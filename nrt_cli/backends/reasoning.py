@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nrt_cli.backends.local import attention
-from nrt_cli.backends.local.decoding import REFILL_SHARE, evaluating, open_batch, pick, prepacked, random_stream
+from nrt_cli.backends.local.decoding import decoded, evaluating, open_batch, pick, prepacked, random_stream
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.backends.machine import GPU_ROWS
 from nrt_cli.backends.samplers import stream_seed
@@ -99,21 +99,13 @@ class Reasoner:
         yield from (draft for draft in drafts if draft.done)
         # Prompts with the same worked examples join together, so that these are read once; then the long ones first.
         beginning = lambda draft: (draft.request.prompt_ids[:128], -len(draft.request.prompt_ids))  # noqa: E731
-        waiting = deque(sorted((draft for draft in drafts if not draft.done), key=beginning))
+        waiting = sorted((draft for draft in drafts if not draft.done), key=beginning)
         if not waiting:
             return
         with prepacked(self.model):
             batch = open_batch(self.model, self.tokens.pad_id)
-            rows: list[_Row] = []
-            while waiting or any(row.live for row in rows):
-                if sum(not row.live for row in rows) >= REFILL_SHARE * len(rows):
-                    batch.keep([i for i, row in enumerate(rows) if row.live])
-                    rows = [row for row in rows if row.live]
-                logits = [batch.step([row.reads for row in rows], [row.live for row in rows])] if rows else []
-                if new := [_Row(waiting.popleft()) for _ in range(min(len(waiting), self.batch_rows - len(rows)))]:
-                    logits.append(batch.add([row.draft.context for row in new]))
-                    rows += new
-                for row, token in zip(rows, choose(torch.cat(logits), rows), strict=True):
+            for rows, logits_RV in decoded(batch, map(_Row, waiting), self.batch_rows):
+                for row, token in zip(rows, choose(logits_RV, rows), strict=True):
                     if row.live:
                         row.take(token)
                         yield row.draft
@@ -145,6 +137,7 @@ class _Row:
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
+        self.prompt = draft.context
         self.reads = 0
         self.given = deque[int]()
         request = draft.request

@@ -49,6 +49,16 @@ def test_what_is_allowed_is_a_multiple_of_the_measured_error(weights):
     assert allowed_gap(model, score, weights_N=weights) == pytest.approx(FLOOR + SPREAD * want, rel=1e-3)
 
 
+def test_a_gap_within_the_floor_asks_for_no_pass():
+    passes = []
+    score = lambda: passes.append(1) or torch.zeros(1)  # noqa: E731
+    assert allowed_gap(made("llama"), score, gap=FLOOR) == FLOOR
+    assert not passes
+    for gap in (2 * FLOOR, float("nan")):
+        allowed_gap(made("llama"), score, gap=gap)
+    assert len(passes) == 4
+
+
 def test_a_model_that_names_a_type_has_a_limit_all_the_same():
     class Stubborn(nn.Module):
         def forward(self, x):

@@ -210,7 +210,7 @@ def test_a_trace_gets_what_its_answer_leaves_of_a_response(model, tokens):
             assert len(rollout.sampler_logprobs) == len(rollout.trace_ids) + (rollout.stop != "cap")
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stop_ids=st.sets(st.integers(3, 60), max_size=25),
     seed=st.integers(0, 99),

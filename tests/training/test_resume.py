@@ -136,13 +136,14 @@ def test_ctrl_c_finishes_the_step_and_saves_it(number, begin, nrt, straight, unt
     assert_same_run(run, straight)
 
 
-def test_a_signal_before_the_first_step_stops_at_once(begin, nrt, until):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_stops_at_once(number, begin, nrt, until):
     """Held-out scores of the model before training take minutes for a real one, and nothing is lost with them."""
     process, path = begin("--set", "rollout.max_trace_tokens=400")
     until(lambda: process.err.exists() and "before its first step" in process.err.read_text())
-    process.kill(signal.SIGTERM)
+    process.kill(number)
     ended = process.wait()
-    assert ended.code == 128 + signal.SIGTERM
+    assert ended.code == 128 + number
     assert "stopped at once; what was saved is kept" in " ".join(ended.err.split())
     assert "after this step" not in ended.err
     assert Run.open(path).manifest()["status"] == "interrupted"

@@ -55,7 +55,8 @@ def test_a_run_leaves_its_config_and_manifest(am_run, tiny_config, tiny_model_di
     assert stored == tiny_config("method=am", "train.trace_groups=2", "rollout.engine=native")
     manifest = am_run.manifest()
     assert (manifest["status"], manifest["method"], manifest["steps"]) == ("finished", "am", 3)
-    assert torch.__version__.startswith(manifest["versions"]["torch"])  # PyPI names no build
+    # PyPI names no build of the one for CUDA.
+    assert manifest["versions"]["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
     assert manifest["device"]["name"] == "cpu"
     assert manifest["device"]["threads"] == 1
     assert manifest["command"].startswith("nrt")

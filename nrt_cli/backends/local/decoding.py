@@ -6,10 +6,10 @@ columns of a padded cache; C trace cap. Where one token is picked: B blocks of t
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import compress
-from typing import Any
+from functools import cached_property
+from itertools import compress, islice
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -187,6 +187,42 @@ def _up_to(columns: int, tensor: Tensor) -> Tensor:
     """A tensor with columns, its last dimension but one, added; zeros, since 0 times what is masked must not be nan."""
     missing = columns - tensor.shape[-2]
     return pad(tensor, (0, 0, 0, missing)) if missing else tensor
+
+
+class Decoding(Protocol):
+    """A row in flight: what it begins with, the token that it reads next, and whether it goes on."""
+
+    @property
+    def prompt(self) -> Sequence[int]: ...
+
+    @property
+    def reads(self) -> int: ...
+
+    @property
+    def live(self) -> bool: ...
+
+
+Each = TypeVar("Each", bound=Decoding)
+
+
+def decoded(
+    batch: "SharedBatch | Batch", waiting: Iterator[Each], most: int, together: int = 1
+) -> Iterator[tuple[list[Each], Tensor]]:
+    """Step by step the rows in flight, at most so many, and the logits of their next tokens, [R, V], which whoever asks
+    lets them take. Rows that end make room for those that wait, `together` of which join at once."""
+    rows: list[Each] = []
+    while True:
+        live = [row.live for row in rows]
+        if live.count(False) >= REFILL_SHARE * len(rows):
+            batch.keep([i for i, lives in enumerate(live) if lives])
+            rows, live = list(compress(rows, live)), [True] * sum(live)
+        logits = [batch.step([row.reads for row in rows], live)] if rows else []
+        if new := list(islice(waiting, (most - len(rows)) // together * together)):
+            logits.append(batch.add([row.prompt for row in new]))
+            rows = [*rows, *new]
+        if not rows:
+            return
+        yield rows, torch.cat(logits) if len(logits) > 1 else logits[0]
 
 
 class Batch:
@@ -453,39 +489,40 @@ def _sampled(
 
     Rows that end make room for those that wait; `together` of them, of one prompt, join at once and read it once.
     """
-    most = settings.batch_rows or ROWS
-    together = min(together, most)
-    ends, waiting = set(tokens.trace_ends), deque(range(len(asked)))
-    sampled: list[tuple[list[int], list[float]]] = [([], []) for _ in asked]
-    streams: dict[int, list[float]] = {}
-    rows: list[int] = []  # which of those asked each row of the batch is
+    most, ends = settings.batch_rows or ROWS, set(tokens.trace_ends)
+    rows = [_Sampled(*each) for each in asked]
     with prepacked(model), evaluating(model):
-        batch = open_batch(model, tokens.pad_id)
-        while waiting or streams:
-            live = [row in streams for row in rows]
-            # Dropping rows copies what is kept of the others, so not one at a time.
-            if live.count(False) >= REFILL_SHARE * len(rows):
-                batch.keep([i for i, lives in enumerate(live) if lives])
-                rows, live = list(compress(rows, live)), [True] * sum(live)
-            logits = [batch.step([sampled[row][0][-1] for row in rows], live)] if rows else []
-            room = (most - len(rows)) // together * together
-            if new := [waiting.popleft() for _ in range(min(room, len(waiting)))]:
-                streams |= {row: random_stream(asked[row][1], *asked[row][2]).tolist() for row in new}
-                logits.append(batch.add([asked[row][0] for row in new]))
-                rows += new
-            # What a row that has ended is told means nothing.
-            draws = [streams[row][len(sampled[row][0])] if row in streams else 0.0 for row in rows]
-            uniforms_R = torch.tensor(draws, dtype=torch.float64, device=model.device)
-            logits_RV = torch.cat(logits) if len(logits) > 1 else logits[0]
+        for some, logits_RV in decoded(open_batch(model, tokens.pad_id), iter(rows), most, min(together, most)):
+            uniforms_R = torch.tensor([row.uniform for row in some], dtype=torch.float64, device=model.device)
             picked = pick(logits_RV, uniforms_R, settings.temperature)
-            for row, token, logprob in zip(rows, *(column_R.tolist() for column_R in picked), strict=True):
-                if row in streams:
-                    ids, logprobs = sampled[row]
-                    ids.append(token)
-                    logprobs.append(logprob)
-                    if token in ends or len(ids) == asked[row][1]:
-                        del streams[row]
-    yield from sampled
+            for row, token, logprob in zip(some, *(column_R.tolist() for column_R in picked), strict=True):
+                if row.live:
+                    row.ids.append(token)
+                    row.logprobs.append(logprob)
+                    row.live = token not in ends and len(row.ids) < row.cap
+    yield from ((row.ids, row.logprobs) for row in rows)
+
+
+class _Sampled:
+    """A row of what is asked: what it has sampled, and its random stream."""
+
+    def __init__(self, prompt: Sequence[int], cap: int, key: tuple[int, ...]) -> None:
+        self.prompt, self.cap, self.key, self.live = prompt, cap, key, True
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+
+    @property
+    def reads(self) -> int:
+        return self.ids[-1]
+
+    @cached_property
+    def stream(self) -> np.ndarray:
+        return random_stream(self.cap, *self.key)
+
+    @property
+    def uniform(self) -> float:
+        """The random number of the next token; what a row that has ended is told means nothing."""
+        return float(self.stream[len(self.ids)]) if self.live else 0.0
 
 
 def rollout_of(ids: Sequence[int], logprobs: Sequence[float], tokens: ThinkTokens) -> Rollout:

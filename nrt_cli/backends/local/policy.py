@@ -24,7 +24,7 @@ from nrt_cli.backends.local.attention import (
     within,
 )
 from nrt_cli.backends.local.fused import fuse
-from nrt_cli.backends.local.rounding import FLOOR, allowed_gap, widened
+from nrt_cli.backends.local.rounding import allowed_gap, widened
 from nrt_cli.backends.local.throughput import Work
 from nrt_cli.errors import ModelError, first_line
 from nrt_cli.models.lora import table_of
@@ -195,7 +195,8 @@ class Policy:
         if not want.isfinite().all():
             raise ModelError("the model's weights are not finite: its log-probabilities are NaN or infinite.")
         gap_N = (ours() - want).abs()
-        if not (float(gap_N.mean()) <= FLOOR or float(gap_N.mean()) <= allowed_gap(self.model, plain, ours)):
+        gap = float(gap_N.mean())
+        if not gap <= allowed_gap(self.model, plain, ours, gap=gap):
             raise ModelError(
                 f"{type(self.model).__name__} computes its logits in a way this engine does not know: they "
                 f"differ by up to {gap_N.max():.3g}. Use a Llama, Mistral, Qwen or Gemma architecture."
@@ -253,8 +254,8 @@ class Policy:
             found.append(self.score(rows, Prefix(self, rows))[0])
         want = padded()
         gap = max(float((said - want).abs().mean()) for said in found)
-        # What rounding explains takes several passes more to find out.
-        if gap <= FLOOR or gap <= (allowed := allowed_gap(self.model, *ways)):
+        allowed = allowed_gap(self.model, *ways, gap=gap)
+        if gap <= allowed:
             return None
         return (
             f"packed and padded log-probabilities of {type(self.model).__name__} differ by {gap:.2g} nats on average, "

@@ -7,6 +7,7 @@ Shapes: N scored tokens.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -28,7 +29,11 @@ UNMEASURED = {torch.bfloat16: 0.2, torch.float16: 0.02, torch.float32: 1e-3}
 
 @torch.no_grad()
 def allowed_gap(
-    model: PreTrainedModel, *ways: Callable[[], Tensor], floor: float = FLOOR, weights_N: Tensor | None = None
+    model: PreTrainedModel,
+    *ways: Callable[[], Tensor],
+    floor: float = FLOOR,
+    weights_N: Tensor | None = None,
+    gap: float = math.inf,
 ) -> float:
     """The mean difference, in nats, that rounding explains between ways to the same log-probs.
 
@@ -37,7 +42,10 @@ def allowed_gap(
             twenty times as much as another, where sums are taken in another order; a fault is there in both types.
         floor: what is allowed even where nothing is rounded.
         weights_N: of the mean, adding up to 1; None weighs all tokens alike.
+        gap: what is to be explained; where the floor does, nothing is computed to find out more.
     """
+    if gap <= floor:
+        return floor
     here = [way().double() for way in ways]
     try:
         with widened(model):
