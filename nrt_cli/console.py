@@ -22,7 +22,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
-from nrt_cli.files import Damage
+from nrt_cli.errors import Damage
 from nrt_cli.untrusted import visible
 
 QUIET = {
@@ -84,9 +84,14 @@ def say(text: str) -> None:
 
 
 def result(data: Any, as_json: bool, render: Callable[[Any], None] | None = None) -> bool:
-    """Print a command's outcome: JSON on stdout for scripts, or `render(data)` for people. Whether JSON was printed."""
+    """Print a command's outcome: JSON on stdout for scripts, or `render(data)` for people. Whether JSON was printed.
+
+    What was not measured, NaN, is null in JSON.
+    """
     if as_json:
-        stdout.file.write(json.dumps(data, indent=2, default=str) + "\n")
+        from nrt_cli.records import measured  # not at the top: `nrt --help` shows no record
+
+        stdout.file.write(json.dumps(measured(data), indent=2, default=str) + "\n")
     elif render:
         render(data)
     return as_json

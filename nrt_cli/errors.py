@@ -62,3 +62,7 @@ class EvalError(NrtError):
 def first_line(error: BaseException) -> str:
     """What another's error says, without the lines that follow; the error's kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Damage(UserWarning):
+    """Something of ours that is not as it was written, and was passed over."""

@@ -15,16 +15,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from nrt_cli.errors import Damage
+
 CHECKSUM = "checksum"
 """Last key of a record of ours: a digest of its file's name and of all other keys."""
 LINE_SEAL = b', "crc32": "'
 """What stands before the checksum of a line among others: of where in its file it begins, and of its other keys."""
 SEALED = "# Written by nrt, with a checksum in the last line: a part of this file is never taken for the whole.\n"
 SEAL = f"# {CHECKSUM} "
-
-
-class Damage(UserWarning):
-    """Something of ours that is not as it was written, and was passed over."""
 
 
 def damage(message: str) -> None:

@@ -18,10 +18,10 @@ ARROWS = {
     "errors": set(),
     "network": set(),
     "commandline": set(),
-    "files": set(),
+    "files": {"errors"},
     "untrusted": set(),
     "records": set(),
-    "console": {"untrusted", "files"},
+    "console": {"untrusted", "errors", "records"},
     "renamed": set(),
     "methods": {"errors", "config", "renamed", "measures"},
     # Of backends and methods their facts, which import nothing heavy.

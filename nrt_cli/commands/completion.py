@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from importlib.resources import files
+from pathlib import Path
 from typing import get_args
 
 
@@ -39,7 +39,7 @@ engines = _one_of(lambda: import_module("nrt_cli.backends").BACKENDS)
 statuses = _one_of(lambda: get_args(import_module("nrt_cli.records").Status))
 keys = _one_of(_keys)
 settings = _one_of(lambda: (f"{key}=" for key in _keys()))
-topics = _one_of(lambda: sorted(file.name[:-3] for file in (files("nrt_cli") / "help").iterdir()))
+topics = _one_of(lambda: sorted(file.name[:-3] for file in (Path(__file__).parents[1] / "help").iterdir()))
 
 
 def benchmarks(incomplete: str) -> list[str]:

@@ -15,7 +15,6 @@ from nrt_cli.commandline import pasted
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson, HeldOutData, Overrides, TrainData, flags, no_effect, section
 from nrt_cli.errors import ConfigError
-from nrt_cli.records import measured
 
 if TYPE_CHECKING:
     from nrt_cli.checks.findings import Finding
@@ -100,7 +99,7 @@ def doctor(
         from nrt_cli.checks.forecast import forecast as make_forecast
 
         made = make_forecast(config, questions or 8, console.note)
-        if console.result(measured(made.record()), as_json):
+        if console.result(made.record(), as_json):
             return
         # Two tables, of the config's own scheme and of all schemes under its own settings, and what they say.
         chosen = made.own
@@ -134,7 +133,7 @@ def doctor(
         for verdict, count in counts.items()
     )
     style = STYLES["problem" if counts["problem"] else "ok"]
-    console.result(measured(record), as_json, lambda _: console.stdout.print(console.plain(f"\n{each}."), style=style))
+    console.result(record, as_json, lambda _: console.stdout.print(console.plain(f"\n{each}."), style=style))
     if counts["problem"]:
         raise typer.Exit(1)
 

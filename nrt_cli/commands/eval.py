@@ -119,14 +119,14 @@ def evaluate(
 
         with EvalProgress() as display:
             found = evaluate_pairs(job, resolved, display, data, grader)
-        show(found, as_json, _render_pairs)
+        console.result(found, as_json, _render_pairs)
     elif print_olmes:
         commands = olmes_commands(Session(job, resolved, EvalProgress()))
         console.result(commands, as_json, lambda _: console.write("\n".join([*commands.values(), ""])))
     else:
         with EvalProgress() as display:
             outcome = run_evaluation(job, resolved, display)
-        show(outcome, as_json, _render)
+        console.result(outcome, as_json, _render)
         if any(row["failed"] for row in outcome["benchmarks"]):
             raise typer.Exit(1)
 
@@ -149,7 +149,7 @@ def compare(
     """How much better B is than A on the documents both have answered, with a 95 % interval of the pairs."""
     from nrt_cli.evaluation.comparison import compare as run_comparison
 
-    show(run_comparison(a, b), as_json, _render_comparison)
+    console.result(run_comparison(a, b), as_json, _render_comparison)
 
 
 @app.command("import", epilog="Example: nrt eval import olmes-output --model runs/first")
@@ -169,14 +169,7 @@ def import_(
     """Read an output folder of OLMES or lm-eval into the store. Default place: evals/NAME-OF-DIR."""
     from nrt_cli.evaluation.importing import import_results
 
-    show(import_results(folder, model, out, console.warn, benchmarks), as_json, _render)
-
-
-def show(data: dict[str, Any], as_json: bool, render: Any) -> None:
-    """Print a result; in JSON, what was not measured is null."""
-    from nrt_cli.records import measured
-
-    console.result(measured(data) if as_json else data, as_json, render)
+    console.result(import_results(folder, model, out, console.warn, benchmarks), as_json, _render)
 
 
 def _render(outcome: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.analyze import Out, deliver
 from nrt_cli.commands.config import AsJson, Overrides
-from nrt_cli.records import measured
 
 if TYPE_CHECKING:
     from nrt_cli.judging.judge import Outcome
@@ -57,7 +56,7 @@ def judge(
         for row in rows:
             cells = (f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for value in list(row.values())[1:])
             table.add_row(console.plain(row["judge"]), *("no price" if cell == "nan" else cell for cell in cells))
-        console.result(measured(rows) if as_json else rows, as_json, lambda _: console.stdout.print(table))
+        console.result(rows, as_json, lambda _: console.stdout.print(table))
         return
     outcome = ask_judges(plan, max_cost)
     if outcome.judged or outcome.reused:

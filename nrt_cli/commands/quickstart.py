@@ -1,6 +1,5 @@
 """`nrt quickstart`: watch a model learn to think, beside two that do not, in minutes and with nothing prepared."""
 
-import webbrowser
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ from nrt_cli.commands.config import AsJson, Overrides
 from nrt_cli.commands.view import has_screen
 from nrt_cli.errors import ConfigError
 from nrt_cli.methods import METHODS, PAPER
-from nrt_cli.records import measured
 
 EXAMPLE = "Example: nrt quickstart"
 
@@ -81,7 +79,7 @@ def quickstart(
     start = workflow.choose(recipe, folder, overrides or (), model, names)
     if real and (expected := workflow.expect(start)):
         if as_json:
-            print_json_line({"kind": "expected", **measured(expected)})
+            print_json_line({"kind": "expected", **expected})
         else:
             fetch = f"{in_bytes(expected['fetch'])} to fetch" if expected["fetch"] else "nothing to fetch"
             console.note(
@@ -146,6 +144,8 @@ def quickstart(
             console.stdout.print(line, soft_wrap=True)
     console.say(f"\nAll of it as a page: {page}")
     if show and has_screen():
+        import webbrowser
+
         webbrowser.open(page.resolve().as_uri())
     last = start.arms[-1]
     if not real:

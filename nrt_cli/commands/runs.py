@@ -13,7 +13,6 @@ from nrt_cli import console
 from nrt_cli.commands import completion
 from nrt_cli.commands.config import AsJson
 from nrt_cli.errors import ConfigError
-from nrt_cli.records import Status
 
 EXAMPLE = "Example: nrt runs runs/ --method am --status finished"
 
@@ -54,17 +53,22 @@ def list_(
         list[str] | None, Option(autocompletion=completion.methods, help="Only runs of this method; several: of any.")
     ] = None,
     status: Annotated[
-        list[str] | None, Option(autocompletion=completion.statuses, help=f"Only {', '.join(get_args(Status))} ones.")
+        list[str] | None,
+        Option(
+            autocompletion=completion.statuses,
+            help="Only created, running, stopped, finished, failed or interrupted ones.",
+        ),
     ] = None,
     tag: Annotated[list[str] | None, Option(help="Only runs with this tag; several: with all.")] = None,
     where: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="Only runs with this setting.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs: method, status, steps, held-out log P(y*) and gain over the null trace, tags."""
-    if unknown := set(status or ()) - set(get_args(Status)):
-        raise ConfigError(f"--status {min(unknown)}: there is none; choose from {', '.join(get_args(Status))}.")
+    from nrt_cli.records import Status
     from nrt_cli.workflows.runs import list_runs
 
+    if unknown := set(status or ()) - set(get_args(Status)):
+        raise ConfigError(f"--status {min(unknown)}: there is none; choose from {', '.join(get_args(Status))}.")
     records = list_runs(root, method or (), status or (), tag or (), where or ())
     if console.result(records, as_json):
         return

@@ -4,7 +4,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +69,8 @@ def view(
     def ready(address: str) -> None:
         console.say(f"view: {address} (Ctrl-C ends it)")
         if not no_open and has_screen():
+            import webbrowser
+
             webbrowser.open(address)
 
     with contextlib.suppress(KeyboardInterrupt):  # how it ends

@@ -3,7 +3,6 @@
 Imports no torch: what computes is a function of tensors that it is given.
 """
 
-import hashlib
 import importlib
 import os
 import pkgutil
@@ -147,6 +146,8 @@ def asked(method: Method) -> str:
 
 def source(name: str) -> str:
     """The SHA-256 of the file of a user's method; empty for a built-in one."""
+    import hashlib  # not at the top: what it loads takes as long as all methods together
+
     file = importlib.import_module(name.partition(":")[0]).__file__ if ":" in name else None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 

@@ -1,9 +1,11 @@
 """Models and tokenizers from prepared folders: quietly, whole, and without a stranger's code."""
 
 import contextlib
+import copy
 import io
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     What ends a trace or an answer is special in it: of added tokens, only those can be left text where a text spells
     them (`encode_answer`). In the folder they may be plain, as Qwen 3's <think> is, and ours once they are pushed.
     """
-    tokenizer = from_folder(AutoTokenizer, require_model(path), str(path))
+    about = ((file.name, file.stat()) for file in sorted(require_model(path).iterdir()))
+    # A copy of its settings: whoever changes the chat template changes his own.
+    return copy.copy(_read_tokenizer(str(path), tuple((name, of.st_mtime_ns, of.st_size) for name, of in about)))
+
+
+@lru_cache(maxsize=1)
+def _read_tokenizer(path: str, _files: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerBase:
+    """Read once for a start, which asks for it three times, half a second each, as long as the files are the same."""
+    tokenizer = from_folder(AutoTokenizer, Path(path), path)
     about = read_metadata(Path(path)) if Path(path, METADATA).is_file() else None
     marks = {about.think_start, about.think_end} if about else set()
     stops = _stops(path)

@@ -20,6 +20,9 @@ BLOCK_ELEMENTS = 2**19
 GPU_CHUNKS = 8
 """Times as many on a GPU, which a product of 128 rows (of a vocabulary of 131,072) leaves idle."""
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether oneDNN's product is there: made for compiled models, it may go or change."""
+
 KEPT_ELEMENTS = 2**27
 """Logits kept for the backward pass: 512 MiB in float32. Making them anew is a quarter of the head's arithmetic."""
 
@@ -69,7 +72,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         room = KEPT_ELEMENTS if any(ctx.needs_input_grad) else 0
         for part in _chunks(len(targets_N), head_VD):
-            raw_CV = hidden_ND[part] @ head_VD.T
+            raw_CV = _product(hidden_ND[part], head_VD)
             room -= raw_CV.numel()
             if room >= 0:
                 kept.append(raw_CV)
@@ -115,7 +118,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 raw_CV, part = None if raw_CV is None else raw_CV[used_C], used_C + chunk.start
             temperature_C = None if temperature_N is None else temperature_N[part]
             if raw_CV is None:
-                raw_CV = hidden_ND[part] @ head_VD.T
+                raw_CV = _product(hidden_ND[part], head_VD)
             targets_C, normalisers_C, entropies_C = targets_N[part], normalisers_N[part], entropies_N[part]
             grad_logprobs_C, grad_entropies_C = grad_logprobs_N[part], grad_entropies_N[part]
             for block in _blocks(raw_CV):
@@ -148,6 +151,13 @@ class _SelectedLogprobs(torch.autograd.Function):
                 grad_rows_PD += grad_CV[:, trained_P].T @ hidden_ND[part]
         # autograd gives each the type of its input.
         return grad_hidden_ND, grad_head_VD, None, None, None, None, grad_rows_PD
+
+
+def _product(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
+    """hidden @ head.T. On a CPU in float32 oneDNN takes two thirds as long for it as what torch does by itself."""
+    if head_VD.device.type == "cpu" and head_VD.dtype == torch.float32 and HAS_ONEDNN:
+        return torch.ops.mkldnn._linear_pointwise(hidden_CD, head_VD, None, "none", [], "")
+    return hidden_CD @ head_VD.T
 
 
 def _logits(

@@ -12,8 +12,8 @@ from typing import Any
 from nrt_cli import config as configs
 from nrt_cli.commandline import nrt, resume
 from nrt_cli.config.titles import run_title, thinks
-from nrt_cli.errors import NrtError, StoreError
-from nrt_cli.files import Damage, read_record, sha256
+from nrt_cli.errors import Damage, NrtError, StoreError
+from nrt_cli.files import read_record, sha256
 from nrt_cli.measures.held_out import COLUMNS, Found, before_and_after
 from nrt_cli.models.metadata import model_fault
 from nrt_cli.records import measured

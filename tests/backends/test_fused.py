@@ -1,13 +1,15 @@
 """Fused norms and feed-forwards against transformers' own, gradients included, and what they save."""
 
+import contextlib
 import copy
+import weakref
 
 import architectures
 import pytest
 import torch
 from torch import nn
 
-from nrt_cli.backends.local.fused import fuse
+from nrt_cli.backends.local.fused import fuse, sparing
 
 FUSED = {"llama": 2 * 3 + 1, "mistral": 2 * 3 + 1, "qwen3": 2 * 5 + 1, "gemma": 0}
 """Of each of two layers: two norms, two more of queries and keys for Qwen 3, the feed-forward; and the last norm."""
@@ -103,3 +105,46 @@ def test_a_feed_forward_with_a_multiplier_stays_as_it_is():
     mlp = model.model.layers[0].mlp
     mlp.forward = lambda x: 2 * mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
     assert fuse(model) == FUSED["llama"] - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FUSED)
+def test_a_pass_recorded_sparingly_has_the_same_gradients_to_the_last_bit(family, dtype):
+    _, fused = make(family, dtype)
+    ids = torch.randint(0, 61, (3, 11))
+    want = gradients(copy.deepcopy(fused), ids)
+    with sparing():
+        logits = fused(input_ids=ids, use_cache=False).logits
+    loss = logits.float().log_softmax(-1)[..., :7].sin().sum()
+    loss.backward(retain_graph=True)
+    got = {"logits": logits.detach()} | {name: w.grad for name, w in fused.named_parameters() if w.grad is not None}
+    assert want.keys() == got.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+    # A second time, what was made for the first is made again.
+    loss.backward()
+    assert all(torch.allclose(got[name], 2 * want[name], rtol=1e-2) for name in want.keys() - {"logits"})
+
+
+def test_recorded_sparingly_no_output_of_a_norm_is_kept():
+    _, fused = make("llama", torch.float32)
+    outputs: list[torch.Tensor] = []
+    for name, module in fused.named_modules():
+        if name.endswith("layernorm"):
+            module.register_forward_hook(lambda module, given, normed: outputs.append(weakref.ref(normed)))
+    for recorded, alive in ((contextlib.nullcontext(), True), (sparing(), False)):
+        outputs.clear()
+        with recorded:
+            hidden = fused.model(input_ids=torch.randint(0, 61, (1, 64)), use_cache=False).last_hidden_state
+        assert [output() is not None for output in outputs] == [alive] * 4
+        del hidden
+
+
+def test_what_was_changed_since_the_norm_is_kept_as_it_is():
+    """Made anew, it would not be what was multiplied."""
+    _, fused = make("llama", torch.float32)
+    norm = fused.model.norm
+    x = torch.randn(5, norm.weight.shape[0])
+    layer = nn.Linear(x.shape[1], 4, bias=False)
+    with sparing():
+        layer(norm(x).mul_(2)).sum().backward()
+    assert torch.allclose(layer.weight.grad, 2 * norm(x).detach().sum(0).expand(4, -1))

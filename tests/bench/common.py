@@ -81,6 +81,8 @@ def start(args: argparse.Namespace) -> Job:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    # What is compiled for the first command is there for the next, as where a user works.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     (WORK / "logs").mkdir(parents=True, exist_ok=True)
     return {"dtype": args.dtype, "threads": args.threads}
 

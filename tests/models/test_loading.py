@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from nrt_cli.backends.local.policy import Policy
 from nrt_cli.config import ModelSection
@@ -99,3 +101,21 @@ def test_a_variable_says_what_auto_is_on_any_processor(chosen, monkeypatch):
     monkeypatch.setenv("NRT_AUTO_DTYPE", "half")
     with pytest.raises(ModelError, match="NRT_AUTO_DTYPE=half: set it to float32 or bfloat16"):
         pick_dtype("auto", cpu)
+
+
+def test_a_tokenizer_is_read_once_and_anew_when_its_folder_changes(folder, tmp_path, monkeypatch):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    read = []
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", partial(_noted, AutoTokenizer.from_pretrained, read))
+    first, second = load_tokenizer(copied), load_tokenizer(copied)
+    first.chat_template = "another"
+    assert second.chat_template != "another"
+    assert len(read) == 1
+    settings = json.loads((copied / "tokenizer_config.json").read_text())
+    (copied / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 77}))
+    assert load_tokenizer(copied).model_max_length == 77
+
+
+def _noted(load, read, *of, **how):
+    read.append(of)
+    return load(*of, **how)

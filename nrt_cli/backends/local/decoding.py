@@ -22,7 +22,7 @@ from nrt_cli.backends.local import attention
 from nrt_cli.backends.local.attention import Reading, common_prefix, pack, within
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
-from nrt_cli.objective.logprobs import block_rows
+from nrt_cli.objective.logprobs import HAS_ONEDNN, block_rows
 from nrt_cli.objective.rows import trace_prompt
 from nrt_cli.records import Example, Rollout, RolloutGroup, SampledAnswer, Stop
 from nrt_cli.text.tokens import ThinkTokens
@@ -347,11 +347,8 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
     adapted = [module for module in model.modules() if is_low_rank(module)]
     inside = {id(part) for module in adapted for part in module.modules() if part is not module}
     plain = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in inside]
-    # oneDNN's operators, made for compiled models, may go or change; not every processor has them in bfloat16.
-    types = [torch.float32]
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        types = []
-    elif torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    types = [torch.float32] if HAS_ONEDNN else []
+    if HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # not by every processor
         types.append(torch.bfloat16)
     before: list[tuple[Any, Any]] = []
     for module in (*adapted, *plain):

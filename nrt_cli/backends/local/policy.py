@@ -23,7 +23,7 @@ from nrt_cli.backends.local.attention import (
     packed_amounts,
     within,
 )
-from nrt_cli.backends.local.fused import fuse
+from nrt_cli.backends.local.fused import fuse, sparing
 from nrt_cli.backends.local.rounding import allowed_gap, widened
 from nrt_cli.backends.local.throughput import Work
 from nrt_cli.errors import ModelError, first_line
@@ -70,7 +70,9 @@ class Policy:
 
         One forward pass; gradients flow if they are enabled, up to a prefix that was read before.
         """
-        return self._selected(rows, self._packed(rows, prefix) if self.packing else self._padded(rows))
+        with sparing() if torch.is_grad_enabled() else contextlib.nullcontext():
+            hidden_ND = self._packed(rows, prefix) if self.packing else self._padded(rows)
+        return self._selected(rows, hidden_ND)
 
     def _selected(self, rows: Sequence[Row], hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says of the scored tokens, from the hidden states that predict them."""
