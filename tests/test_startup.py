@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Each costs from a tenth of a second to several seconds to import.
 HEAVY = {"torch", "transformers", "tokenizers", "pandas", "matplotlib", "pyarrow", "datasets", "accelerate", "numpy"}
 # The config needs it, `--help` does not: it is half of what `nrt --help` would cost.
-CONFIG_ONLY = {"pydantic"}
+CONFIG_ONLY = {"pydantic", "pydantic_core"}
 
 # What the console script does.
 NRT = """

@@ -1,6 +1,6 @@
 """What a CPU's kernels do with the sizes of a step, whose choices the program makes: one thread, processor time.
 
-    python tests/bench/cpu_kernels.py
+    python tests/bench/cpu_kernels.py [--head --threads 2]
 
 `products`: a decoding step's linear layers of a 0.5B model in bfloat16 and float32, packed by oneDNN as rollouts have
 them, against int8 (torch._int_mm) with a scale for each row and each output channel; `alone` is the int8 product
@@ -8,6 +8,8 @@ without what makes rows int8 and its sums bfloat16. `attention`: backward throug
 channels, in bfloat16 and in float32 with conversions, which is why short stretches take the latter. `subnormal`: the
 same float32 product of numbers of 1e-37, whose products with weights are subnormal, as is and flushed. `adapted`: a
 bfloat16 layer with low-rank updates, forward and backward, as peft has it and as we do.
+
+`--head`, a section of its own: the float32 product of hidden states with a head, as torch has it and oneDNN's.
 """
 
 import datetime
@@ -33,6 +35,9 @@ PRODUCTS = (
 ATTENTION = ("attention backward, tokens", "bfloat16 ms", "float32 ms", "float32 faster, times")
 SUBNORMAL = ("product of subnormal numbers", "as is, ms", "flushed ms", "usual numbers ms", "as is slower, times")
 ADAPTED = ("layer with updates of rank 32, 1,000 tokens", "peft ms", "ours ms", "ours faster, times")
+HEAD = ("rows, inputs to outputs", "torch's ms", "oneDNN's ms", "oneDNN's faster, times")
+HEADS = ((576, 49_152), (896, 151_936), (2048, 32_000))
+"""Inputs and outputs of SmolLM2-135M's, Qwen2.5-0.5B's and Llama 2's sizes."""
 ROWS, LENGTHS, ROUNDS = (16, 32), (32, 64, 128, 256, 384, 512, 1024), 15
 
 
@@ -113,12 +118,25 @@ def adapted(inputs: int, outputs: int) -> list[str]:
     return [f"{inputs:,} to {outputs:,}", *map(shown, (theirs, ours, theirs / ours))]
 
 
+def head(rows: int, inputs: int, outputs: int) -> list[str]:
+    x, weight = torch.randn(rows, inputs), 0.02 * torch.randn(outputs, inputs)
+    ours = lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # noqa: E731
+    plain, fast = milliseconds([lambda: x @ weight.t(), ours])
+    return [f"{rows} rows, {inputs:,} to {outputs:,}", *map(shown, (plain, fast, plain / fast))]
+
+
 def main() -> None:
     parser = common.parser(__doc__, rounds=ROUNDS)
     parser.set_defaults(threads=1)
+    parser.add_argument("--head", action="store_true", help="the head's product alone")
     args = parser.parse_args()
     common.start(args)
     torch.set_num_threads(args.threads)
+    if args.head:
+        rows = [head(count, *sizes) for sizes in HEADS for count in (64, 110, 341) if count * sizes[1] <= 2**24]
+        about = {"dtype": "float32", "load": os.getloadavg()[0], "date": str(datetime.date.today())}
+        common.report("The head's product on a CPU", args, common.table(HEAD, rows), [about])
+        return
     about = {"dtype": "bfloat16, float32 and int8", "load": os.getloadavg()[0], "date": str(datetime.date.today())}
     products = common.table(PRODUCTS, [product(rows, *layer) for rows in ROWS for layer in LAYERS])
     lengths = common.table(ATTENTION, [attention(length) for length in LENGTHS])
