@@ -211,7 +211,8 @@ class Policy:
         # A second prompt's, which leave the first of them at different places.
         rows += [Row((*words[1:at], *words[: 24 - at]), 6, prompt=6) for at in (24, 20, 16, 12, 8)]
         # What a narrow type's rounding would hide, such as positions that are off by a few, shows in float32.
-        with widened(self.model) if self.model.dtype.itemsize < 4 else contextlib.nullcontext():
+        narrow = self.model.dtype.itemsize < 4
+        with widened(self.model) if narrow else contextlib.nullcontext():
             if not self.verify_packing(rows):
                 return
         if _has_one_kernel(self.device):
@@ -228,7 +229,7 @@ class Policy:
             except Exception as error:  # a compiler that is missing, a head size it does not take
                 self.no_flex = f"does not work here ({first_line(error)})"
             self.flex = self.no_flex is None
-        if not self.flex:
+        if narrow and not self.flex:
             self.verify_packing(rows)
 
     def tell_of_kernel(self) -> None:
