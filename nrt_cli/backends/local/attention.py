@@ -120,8 +120,7 @@ class Segments:
     segments: tuple[Segment, ...]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        # The kernel that `_Attend` is made of is not documented, so it may go or change.
-        if query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        if has_flash(query):
             out: Tensor = _Attend.apply(query, key, value, self.segments, scaling)
             return out
         return self.attend_anywhere(query, key, value, scaling)
@@ -362,6 +361,38 @@ def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, sl
                 yield asking(*tail), None
             if seen > first:
                 yield asking(spans[0][0], spans[-1][1]), slice(first, seen)
+
+
+def unordered(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention to keys that stand in no order, and the log of the sum of each query's exponentiated scores.
+
+    Args:
+        query, key, value: [B, G, T, C], as many heads in each.
+        hidden: [B, keys], true for what no query of that entry sees; at least one key is seen.
+
+    Returns:
+        [B, G, T, C] and, float32 or wider, [B, G, T].
+    """
+    mask = None
+    if hidden is not None:
+        mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
+    if has_flash(query):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = flash(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
+        return out, sums
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores += mask
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    sums = scores.logsumexp(-1)
+    return (scores - sums[..., None]).exp_().to(query.dtype) @ value, sums
+
+
+def has_flash(query: Tensor) -> bool:
+    """Whether torch has its kernel for CPUs here, which is not documented, so it may go or change."""
+    return query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 
 
 def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -155,27 +155,25 @@ class SharedBatch:
         keys_RGUD[:, :, self.columns], values_RGUD[:, :, self.columns] = key[:, :, 0], value[:, :, 0]
         keys_PGSD, values_PGSD = self.shared[layer]
         # Query heads that share a key head are further queries to it, so nothing is copied for them.
-        query_RGQD = (query * scaling).view(len(query), key.shape[1], -1, query.shape[-1])
-        queries = query_RGQD.shape[2]
-        scores_PGNS = self._to_grid(query_RGQD) @ keys_PGSD.transpose(-1, -2)
-        if self.beyond_PS is not None:
-            scores_PGNS.masked_fill_(self.beyond_PS[:, None, None], float("-inf"))
-        scores_RGQU = query_RGQD @ keys_RGUD.transpose(-1, -2)
+        query_RGQD = query.view(len(query), key.shape[1], -1, query.shape[-1])
+        grid_PGND = self._to_grid(query_RGQD)
+        parts_PGND, sums_PGN = attention.unordered(grid_PGND, keys_PGSD, values_PGSD, self.beyond_PS, scaling)
+        before_RU = None
         if self.late:
             before_RU = torch.arange(keys_RGUD.shape[2], device=query.device) < self.joined_R[:, None]
-            scores_RGQU.masked_fill_(before_RU[:, None, None], float("-inf"))
-        scores = torch.cat([self._from_grid(scores_PGNS, queries), scores_RGQU], -1)
-        probs = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        to_prompt, to_own = probs.split([keys_PGSD.shape[2], keys_RGUD.shape[2]], -1)
-        out_RGQD = self._from_grid(self._to_grid(to_prompt) @ values_PGSD, queries) + to_own @ values_RGUD
-        return out_RGQD.reshape(query.shape)
+        own_RGQD, sums_RGQ = attention.unordered(query_RGQD, keys_RGUD, values_RGUD, before_RU, scaling)
+        queries = query_RGQD.shape[2]
+        # What the prompt's scores have of the sum over both, exponentiated, is its share of the result.
+        share_RGQ1 = (self._from_grid(sums_PGN[..., None], queries) - sums_RGQ[..., None]).sigmoid_()
+        out_RGQD = own_RGQD.lerp(self._from_grid(parts_PGND, queries), share_RGQ1.to(query.dtype))
+        return out_RGQD.view(query.shape)
 
-    def _to_grid(self, rows_RGQX: Tensor) -> Tensor:
-        """Rows as further queries to their prompt: [R, G, Q, X] to [P, G, N * Q, X]."""
+    def _to_grid(self, rows_RGQD: Tensor) -> Tensor:
+        """Rows as further queries to their prompt: [R, G, Q, D] to [P, G, N * Q, D]."""
         if not self.in_place:
-            grid = rows_RGQX.new_zeros(len(self.lengths_P) * self.width, *rows_RGQX.shape[1:])
-            rows_RGQX = grid.index_copy_(0, self.place_R, rows_RGQX)
-        return rows_RGQX.unflatten(0, (-1, self.width)).transpose(1, 2).flatten(2, 3)
+            grid = rows_RGQD.new_zeros(len(self.lengths_P) * self.width, *rows_RGQD.shape[1:])
+            rows_RGQD = grid.index_copy_(0, self.place_R, rows_RGQD)
+        return rows_RGQD.unflatten(0, (-1, self.width)).transpose(1, 2).flatten(2, 3)
 
     def _from_grid(self, grid_PGNX: Tensor, queries: int) -> Tensor:
         """The reverse: [P, G, N * Q, X] to [R, G, Q, X]."""
