@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nrt_cli.backends.local import attention, decoding
 from nrt_cli.backends.local.decoding import Batch, SharedBatch, open_batch, prepacked
+from nrt_cli.backends.local.fused import fuse, is_gated
 
 PROMPTS = [(3, 1, 4, 1, 5), (9, 2, 6), (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5), (8,)]
 
@@ -58,9 +59,11 @@ def llama():
     return Twin(model, SharedBatch(model))
 
 
-@pytest.fixture(params=[SharedBatch, lambda model: Batch(model, 0)], ids=["shared", "padded"])
-def twin(request, model):
-    return Twin(model, request.param(model))
+@pytest.fixture(params=["shared", "anywhere", "padded"])
+def twin(request, model, monkeypatch):
+    if request.param == "anywhere":
+        monkeypatch.setattr(attention, "has_flash", lambda query: False)
+    return Twin(model, Batch(model, 0) if request.param == "padded" else SharedBatch(model))
 
 
 @pytest.fixture
@@ -146,6 +149,22 @@ def test_prepacked_layers_compute_the_same_and_are_restored():
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert not any("forward" in vars(module) for module in model.modules())
     assert forwards.keys() == dict(model.named_modules()).keys()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_prepacked_feed_forwards_compute_the_same_and_are_restored(kind):
+    model = model_of(kind)
+    fuse(model)
+    before = {module: module.forward for module in model.modules() if is_gated(module)}
+    assert len(before) == {"llama": 2, "gemma": 0}[kind], "each layer's; gemma's has another activation"
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        want = model(ids, use_cache=False).logits
+        with prepacked(model), prepacked(model):
+            assert not any(is_gated(module) for module in model.modules())
+            torch.testing.assert_close(model(ids, use_cache=False).logits, want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(ids, use_cache=False).logits, want, rtol=0, atol=0)
+    assert {module: module.forward for module in model.modules() if is_gated(module)} == before
 
 
 def test_prepacked_weights_are_those_of_the_moment():

@@ -77,6 +77,26 @@ def test_packed_equals_padded(name, rows):
         torch.testing.assert_close(packed[2][parameter], gradient, rtol=0, atol=1e-5 * size, msg=parameter)
 
 
+@pytest.mark.parametrize("anywhere", [False, True], ids=["kernel", "anywhere"])
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_attention_without_order_equals_its_formula(dtype, near, anywhere, monkeypatch):
+    """Among them keys whose first blocks of 512 are hidden whole, as those before a row that joined late are."""
+    if anywhere:
+        monkeypatch.setattr(attention, "has_flash", lambda query: False)
+    dice = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 2, n, 16, generator=dice, dtype=dtype) for n in (5, 1300, 1300))
+    places = torch.arange(1300)
+    hidden = torch.stack([places < 1299, places >= 700, places < 530])
+    for some in (None, hidden):
+        scores = 0.3 * query.double() @ key.double().mT
+        if some is not None:
+            scores = scores.masked_fill(some[:, None, None], float("-inf"))
+        out, sums = attention.unordered(query, key, value, some, 0.3)
+        assert (out.dtype, sums.dtype) == (dtype, torch.promote_types(dtype, torch.float32))
+        torch.testing.assert_close(out.double(), scores.softmax(-1) @ value.double(), rtol=near, atol=near)
+        torch.testing.assert_close(sums.double(), scores.logsumexp(-1), rtol=near, atol=near)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("budget", [1, 17, 24, 31, 1000])
 @pytest.mark.parametrize("anywhere", [False, True], ids=["kernel", "anywhere"])

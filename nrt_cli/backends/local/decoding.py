@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from nrt_cli.backends.local import attention
+from nrt_cli.backends.local import attention, fused
 from nrt_cli.backends.local.attention import Reading, common_prefix, pack, within
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
@@ -356,6 +356,12 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
             before.append((module, own))
             # The instance's own forward comes before its class's.
             module.forward = _PackedProduct(module)
+    gated: list[Any] = [module for module in model.modules() if fused.is_gated(module)]
+    for module in gated:
+        parts = [vars(part).get("forward") for part in (module.gate_proj, module.up_proj, module.down_proj)]
+        if all(isinstance(part, _PackedProduct) for part in parts):
+            before.append((module, module.forward))
+            module.forward = _PackedGated(*parts)
     try:
         yield
     finally:
@@ -376,6 +382,18 @@ class _PackedProduct:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+
+
+class _PackedGated:
+    """down(silu(gate(x)) * up(x)), the activation and the product with it done while sums are still at hand."""
+
+    def __init__(self, gate: _PackedProduct, up: _PackedProduct, down: _PackedProduct) -> None:
+        self.gate, self.up, self.down = gate, up, down
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        gate = product(inputs, self.gate.packed, self.gate.bias, "swish", [], "")
+        return self.down(product.binary(inputs, gate, self.up.packed, self.up.bias, "mul"))
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

@@ -44,9 +44,14 @@ def fuse(model: nn.Module) -> int:
     return fused
 
 
+def is_gated(module: nn.Module) -> bool:
+    """Whether it computes down(silu(gate(x)) * up(x)) by the forward pass of this file."""
+    return getattr(vars(module).get("forward"), "__func__", None) is _gated_forward
+
+
 def _gated_forward(self: Any, x: Tensor) -> Tensor:
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-    if not torch.is_grad_enabled():  # nothing is kept, and down may have its weight laid out for decoding
+    if not torch.is_grad_enabled():  # nothing is kept
         projected: Tensor = down(functional.silu(gate).mul_(up))
     elif type(down) is nn.Linear and down.bias is None:
         projected = _GatedDown.apply(gate, up, down.weight)
