@@ -78,7 +78,7 @@ def test_packed_equals_padded(name, rows):
 
 
 @pytest.mark.parametrize("anywhere", [False, True], ids=["kernel", "anywhere"])
-@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_attention_without_order_equals_its_formula(dtype, near, anywhere, monkeypatch):
     """Among them keys whose first blocks of 512 are hidden whole, as those before a row that joined late are."""
     if anywhere:
