@@ -394,7 +394,7 @@ def stale(trial: Trial) -> Finding:
     backend, layout, model = trial.trainer.backend, trial.trainer.layout, trial.trainer.backend.policy.model
     assert backend.sampler is not None
     canary = Canary(backend.tokenizer, trial.config.rollout.temperature)
-    before_V = next_logprobs(model, canary.prompt_ids, canary.temperature)
+    before_V = next_logprobs(model, canary.prompt_ids, canary.temperature)[-1]
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(STRETCH)
@@ -405,7 +405,7 @@ def stale(trial: Trial) -> Finding:
     context = layout.context(group, Known(), torch.zeros(1))
     gaps = (trainer_KZ - layout.sampler_logprobs(group))[context.chosen_mask_KZ()].abs()
     gap = float(gaps.mean()) if len(gaps) else math.nan
-    moved_V = next_logprobs(model, canary.prompt_ids, canary.temperature) - before_V
+    moved_V = next_logprobs(model, canary.prompt_ids, canary.temperature)[-1] - before_V
     moved = float((moved_V.abs() * before_V.exp()).sum())
     details = {"moved": moved, "gap": gap}
     try:

@@ -49,6 +49,15 @@ def test_what_is_allowed_is_a_multiple_of_the_measured_error(weights):
     assert allowed_gap(model, score, weights_N=weights) == pytest.approx(FLOOR + SPREAD * want, rel=1e-3)
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([[0.5, 0.5], [0.0, 1.0], [0.5, 0.5]])])
+def test_of_several_sets_the_one_that_rounding_moves_most_counts(weights):
+    model = made("llama").bfloat16()
+    errors = torch.tensor([[0.0, 0.0], [0.001, 0.003], [0.001, 0.002]])
+    score = lambda: 0.5 + errors * (model.dtype == torch.bfloat16)  # noqa: E731
+    want = 0.002 if weights is None else 0.003
+    assert allowed_gap(model, score, weights_N=weights) == pytest.approx(FLOOR + SPREAD * want, rel=1e-3)
+
+
 def test_a_gap_within_the_floor_asks_for_no_pass():
     passes = []
     score = lambda: passes.append(1) or torch.zeros(1)  # noqa: E731

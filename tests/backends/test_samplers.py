@@ -9,10 +9,12 @@ import pytest
 import torch
 from architectures import made
 from safetensors.torch import load_file
+from sampling_checks import sharpen
 from transformers import AutoModelForCausalLM
 
 from nrt_cli.backends import reasoning, samplers, vllm_engine
 from nrt_cli.backends.local.decoding import sample_groups
+from nrt_cli.backends.local.rounding import widened
 from nrt_cli.backends.samplers import Canary, make_sampler, next_logprobs, pick_engine, stream_seed
 from nrt_cli.backends.vllm_engine import weights_of
 from nrt_cli.config import ModelSection
@@ -41,7 +43,7 @@ def tokens(tokenizer):
 
 def told(model, canary, count=20):
     """What a sampler with these weights would say to the canary."""
-    values, ids = next_logprobs(model, canary.prompt_ids, canary.temperature).topk(count)
+    values, ids = next_logprobs(model, canary.prompt_ids, canary.temperature)[-1].topk(count)
     return dict(zip(ids.tolist(), values.tolist(), strict=True))
 
 
@@ -116,6 +118,22 @@ def test_the_canary_reports_the_weighted_mean_gap(model, tokenizer):
     p = math.exp(a) / (math.exp(a) + math.exp(b))
     want = p * 0.003 + (1 - p) * 0.001
     assert canary.check({first: a + 0.003, second: b - 0.001}, model, "fake") == pytest.approx(want, abs=1e-6)
+
+
+def test_a_position_that_rounding_spares_by_chance_does_not_kill_the_canary(model, tokenizer):
+    """What is allowed is of the position of the prompt that rounding moves most."""
+    model = sharpen(model).bfloat16()
+    canary = Canary(tokenizer, 1.0)
+    narrow_TV = next_logprobs(model, canary.prompt_ids, 1.0)
+    with widened(model):
+        wide_TV = next_logprobs(model, canary.prompt_ids, 1.0)
+    weights_TN, likely_TN = narrow_TV.topk(20)
+    errors_T = ((narrow_TV - wide_TV).abs().gather(-1, likely_TN) * weights_TN.softmax(-1)).sum(-1)
+    assert errors_T.max() > 1.2 * errors_T[-1], "another position is moved further"
+    said = dict(zip(likely_TN[-1].tolist(), (weights_TN[-1] + 3.9 * errors_T.max() + 0.005).tolist(), strict=True))
+    assert canary.check(said, model, "fake") > 4 * errors_T[-1] + 0.005
+    with pytest.raises(TrainingError, match="in bfloat16 explains"):
+        canary.check({token: said[token] + 0.2 * float(errors_T.max()) for token in said}, model, "fake")
 
 
 def test_the_canary_dies_of_weights_that_are_too_old(model, tokenizer):

@@ -81,7 +81,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_NF: Tensor) -> tuple[Tensor, Tensor]:
         gate_NF, up_NF = ctx.saved_tensors
-        return _gated_backward(gate_NF, up_NF, grad_NF)
+        return _gated_backward(gate_NF, up_NF, grad_NF, functional.silu(gate_NF))
 
 
 class _GatedDown(torch.autograd.Function):
@@ -95,17 +95,16 @@ class _GatedDown(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         gate_NF, up_NF, weight_DF = ctx.saved_tensors
-        grad_weight_DF = None
+        active_NF, grad_weight_DF = functional.silu(gate_NF), None
         if ctx.needs_input_grad[2]:
-            product_NF = functional.silu(gate_NF).mul_(up_NF)
-            grad_weight_DF = grad_ND.flatten(0, -2).T @ product_NF.flatten(0, -2)
-            del product_NF
-        return *_gated_backward(gate_NF, up_NF, grad_ND @ weight_DF), grad_weight_DF
+            grad_weight_DF = grad_ND.flatten(0, -2).T @ (active_NF * up_NF).flatten(0, -2)
+        return *_gated_backward(gate_NF, up_NF, grad_ND @ weight_DF, active_NF), grad_weight_DF
 
 
-def _gated_backward(gate_NF: Tensor, up_NF: Tensor, grad_NF: Tensor) -> tuple[Tensor, Tensor]:
+def _gated_backward(gate_NF: Tensor, up_NF: Tensor, grad_NF: Tensor, active_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Of gate and up, from that of the product; in the memory of silu(gate), `active_NF`."""
     grad_gate_NF = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
-    return grad_gate_NF, functional.silu(gate_NF).mul_(grad_NF)
+    return grad_gate_NF, active_NF.mul_(grad_NF)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -49,8 +49,7 @@ class Optimiser:
 
         def collect(narrow: Tensor) -> None:
             assert narrow.grad is not None
-            grad = narrow.grad.to(wide)
-            self.sums[name] = self.sums[name].add_(grad) if name in self.sums else grad
+            self.sums[name] = self.sums[name].add_(narrow.grad) if name in self.sums else narrow.grad.to(wide)
             narrow.grad = None
 
         weight.register_post_accumulate_grad_hook(collect)

@@ -3,7 +3,7 @@
 How far they may differ depends on model, rows, dtype and kernels, so no number in nats is right everywhere. It is
 measured: the same weights, multiplied once in a type that rounds far less, are at the distance of rounding here.
 
-Shapes: N scored tokens.
+Shapes: N scored tokens, X sets of them.
 """
 
 import contextlib
@@ -40,8 +40,9 @@ def allowed_gap(
     Args:
         ways: those of them that are computed by `model`'s weights as they are now: each logprobs_N. One may round
             twenty times as much as another, where sums are taken in another order; a fault is there in both types.
+            Of several sets of tokens, logprobs_XN, the one that rounding moves most counts.
         floor: what is allowed even where nothing is rounded.
-        weights_N: of the mean, adding up to 1; None weighs all tokens alike.
+        weights_N: of the mean, adding up to 1; None weighs all tokens alike. Of several sets, weights_XN.
         gap: what is to be explained; where the floor does, nothing is computed to find out more.
     """
     if gap <= floor:
@@ -52,8 +53,8 @@ def allowed_gap(
             errors = [(here_N - way().double()).abs() for here_N, way in zip(here, ways, strict=True)]
     except RuntimeError:  # code that names a type, as some routers of experts do, or no memory for a layer more
         return floor + UNMEASURED.get(model.dtype, 0.0)
-    means = [error_N.mean() if weights_N is None else (error_N * weights_N).sum() for error_N in errors]
-    return floor + SPREAD * float(max(means))
+    means = [error_N.mean(-1) if weights_N is None else (error_N * weights_N).sum(-1) for error_N in errors]
+    return floor + SPREAD * max(float(mean.max()) for mean in means)
 
 
 @contextlib.contextmanager
