@@ -2,8 +2,8 @@
 
 Shapes: N positions, V vocabulary, D hidden size, P rows of the head that are trained apart from it.
 
-The logits of N positions are made a chunk at a time, and kept for the backward pass only as far as `KEPT_ELEMENTS`
-goes; the others are made again there. So memory does not grow with N x V.
+The logits of the first positions, as far as `KEPT_ELEMENTS` goes, are made at once and kept for the backward pass;
+those of others are made a chunk at a time, and again there. So memory does not grow with N x V.
 """
 
 from typing import Any
@@ -69,13 +69,12 @@ class _SelectedLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         logprobs_N = hidden_ND.new_empty(len(targets_N), dtype=wide)
         entropies_N, normalisers_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
-        kept: list[Tensor] = []
-        room = KEPT_ELEMENTS if any(ctx.needs_input_grad) else 0
-        for part in _chunks(len(targets_N), head_VD):
+        keeps = KEPT_ELEMENTS // len(head_VD) if any(ctx.needs_input_grad) else 0
+        ctx.chunks, ctx.kept = _chunks(len(targets_N), head_VD, keeps), None
+        for part in ctx.chunks:
             raw_CV = _product(hidden_ND[part], head_VD)
-            room -= raw_CV.numel()
-            if room >= 0:
-                kept.append(raw_CV)
+            if part.stop <= keeps:  # the first
+                ctx.kept = raw_CV
             for block in _blocks(raw_CV):
                 at = slice(part.start + block.start, part.start + block.stop)
                 logits_BV, _ = _logits(
@@ -91,7 +90,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 entropies_N[at] = normaliser_B - torch.linalg.vecdot(probs_BV, logits_BV)
         given = (hidden_ND, head_VD, targets_N, temperature_N, trained_P, rows_PD)
         ctx.save_for_backward(*given, normalisers_N, entropies_N)
-        ctx.softcap, ctx.kept = softcap, kept
+        ctx.softcap = softcap
         return logprobs_N, entropies_N
 
     @staticmethod
@@ -99,31 +98,33 @@ class _SelectedLogprobs(torch.autograd.Function):
         *given, normalisers_N, entropies_N = ctx.saved_tensors
         hidden_ND, head_VD, targets_N, temperature_N, trained_P, rows_PD = given
         wide = normalisers_N.dtype
-        # Sums over chunks are kept wide: adding many small bfloat16 chunks would lose their tails.
-        grad_head_VD = torch.zeros_like(head_VD, dtype=wide) if ctx.needs_input_grad[1] else None
+        # Sums over chunks are kept wide: adding many small bfloat16 chunks would lose their tails. One needs no sum.
+        of_head, summed = ctx.needs_input_grad[1], len(ctx.chunks) > 1
+        grad_head_VD = torch.zeros_like(head_VD, dtype=wide if summed else head_VD.dtype) if of_head else None
         grad_rows_PD = torch.zeros_like(rows_PD, dtype=wide) if ctx.needs_input_grad[6] else None
         with_entropy = bool(grad_entropies_N.any())
         # Taken out, since the gradient is made in the memory of the logits; a second backward pass makes them anew.
-        kept, ctx.kept = ctx.kept[::-1], []
+        kept_CV, ctx.kept = ctx.kept, None
         # Nothing comes back to the tokens of a trace that is not trained, as in a dead group: their rows are left out.
         used_N = grad_logprobs_N.ne(0) | grad_entropies_N.ne(0)
         grad_hidden_ND = torch.zeros_like(hidden_ND)
-        part: slice | Tensor
-        for chunk in _chunks(len(targets_N), head_VD):
-            raw_CV, part = kept.pop() if kept else None, chunk
-            if not bool(used_N[chunk].all()):
-                used_C = used_N[chunk].nonzero()[:, 0]
-                if not len(used_C):
-                    continue
-                raw_CV, part = None if raw_CV is None else raw_CV[used_C], used_C + chunk.start
-            temperature_C = None if temperature_N is None else temperature_N[part]
+        for chunk in ctx.chunks:
+            raw_CV, kept_CV = kept_CV, None
+            used_C = used_N[chunk].nonzero()[:, 0]
+            if not len(used_C):
+                continue
+            part: slice | Tensor = chunk if len(used_C) == chunk.stop - chunk.start else used_C + chunk.start
+            apart = raw_CV is not None and part is not chunk  # those used lie among others
             if raw_CV is None:
                 raw_CV = _product(hidden_ND[part], head_VD)
+            temperature_C = None if temperature_N is None else temperature_N[part]
             targets_C, normalisers_C, entropies_C = targets_N[part], normalisers_N[part], entropies_N[part]
             grad_logprobs_C, grad_entropies_C = grad_logprobs_N[part], grad_entropies_N[part]
-            for block in _blocks(raw_CV):
+            for block in _blocks(raw_CV[: len(used_C)]):
                 temperature_B = None if temperature_C is None else temperature_C[block]
-                logits_BV, slope_BV = _logits(raw_CV[block], temperature_B, ctx.softcap, wide)
+                logits_BV, slope_BV = _logits(
+                    raw_CV[used_C[block] if apart else block], temperature_B, ctx.softcap, wide
+                )
                 # In the logits' own memory: d log p_t / d logit_j = [j = t] - p_j, dH / d logit_j = -p_j (log p_j + H).
                 logprobs_BV = logits_BV.sub_(normalisers_C[block, None])
                 factor_BV = grad_logprobs_C[block, None]
@@ -136,11 +137,14 @@ class _SelectedLogprobs(torch.autograd.Function):
                     grad_BV /= temperature_B[:, None]
                 if slope_BV is not None:
                     grad_BV *= slope_BV
+                # Those left out make way, so no row is written before it was read.
                 raw_CV[block] = grad_BV
-            grad_CV = raw_CV  # by now
+            grad_CV = raw_CV[: len(used_C)]  # by now
             grad_hidden_ND[part] = grad_CV @ head_VD
             if grad_head_VD is not None:
-                if grad_head_VD.dtype == grad_CV.dtype:
+                if not summed:
+                    torch.mm(grad_CV.T, hidden_ND[part], out=grad_head_VD)
+                elif grad_head_VD.dtype == grad_CV.dtype:
                     grad_head_VD.addmm_(grad_CV.T, hidden_ND[part])
                 else:
                     # Without a second tensor as large as the head; a CPU's caches hold a product until it is added.
@@ -174,8 +178,11 @@ def _logits(
     return logits_CV, slope_CV
 
 
-def _chunks(positions: int, head_VD: Tensor) -> list[slice]:
-    return _slices(positions, CHUNK_ELEMENTS * (GPU_CHUNKS if head_VD.is_cuda else 1) // head_VD.shape[0])
+def _chunks(positions: int, head_VD: Tensor, keeps: int) -> list[slice]:
+    """First the `keeps` positions whose logits are kept."""
+    first = min(keeps, positions)
+    rest = _slices(positions - first, CHUNK_ELEMENTS * (GPU_CHUNKS if head_VD.is_cuda else 1) // head_VD.shape[0])
+    return _slices(first, first) + [slice(first + part.start, first + part.stop) for part in rest]
 
 
 def _blocks(raw_CV: Tensor) -> list[slice]:

@@ -36,8 +36,8 @@ ATTENTION = ("attention backward, tokens", "bfloat16 ms", "float32 ms", "float32
 SUBNORMAL = ("product of subnormal numbers", "as is, ms", "flushed ms", "usual numbers ms", "as is slower, times")
 ADAPTED = ("layer with updates of rank 32, 1,000 tokens", "peft ms", "ours ms", "ours faster, times")
 HEAD = ("rows, inputs to outputs", "torch's ms", "oneDNN's ms", "oneDNN's faster, times")
-HEADS = ((576, 49_152), (896, 151_936), (2048, 32_000))
-"""Inputs and outputs of SmolLM2-135M's, Qwen2.5-0.5B's and Llama 2's sizes."""
+HEADS = ((576, 49_155), (896, 151_936), (2048, 32_002))
+"""Inputs and outputs of SmolLM2-135M, Qwen2.5-0.5B and a Llama 2 tokenizer, as prepared models have them."""
 ROWS, LENGTHS, ROUNDS = (16, 32), (32, 64, 128, 256, 384, 512, 1024), 15
 
 

@@ -87,7 +87,7 @@ def test_positions_without_a_gradient_make_no_logits(monkeypatch):
 
 
 def test_chunks_are_larger_on_a_gpu():
-    rows = {on_gpu: _chunks(3000, SimpleNamespace(is_cuda=on_gpu, shape=(131072, 4)))[0].stop for on_gpu in (0, 1)}
+    rows = {on_gpu: _chunks(3000, SimpleNamespace(is_cuda=on_gpu, shape=(131072, 4)), 0)[0].stop for on_gpu in (0, 1)}
     assert rows == {0: 128, 1: 1024}
 
 
@@ -186,14 +186,19 @@ def test_logits_held_at_once_stay_within_the_bound(monkeypatch):
 
     monkeypatch.setattr(module, "_logits", spy)
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * V + 2)
+    monkeypatch.setattr(module, "KEPT_ELEMENTS", 0)
     hidden, head, targets, _ = inputs()
     selected_logprobs(hidden, head, targets)[0].sum().backward()
     assert held == [3 * V, 3 * V, 3 * V, V] * 2, "forward and backward, each in chunks of 3, 3, 3 and 1 positions"
 
 
-@pytest.mark.parametrize(("room", "products"), [(10**6, 4), (6 * V, 4 + 2), (3 * V - 1, 4 + 4)])
+@pytest.mark.parametrize(
+    ("room", "products"),
+    [(10**6, 1), (6 * V, 3 + 2), (3 * V - 1, 4 + 3), (V - 1, 4 + 4)],
+    ids=["all", "6", "2", "none"],
+)
 def test_logits_are_kept_as_far_as_the_bound_goes(room, products, monkeypatch):
-    """Chunks of 3, 3, 3 and 1 positions, of which the first are kept."""
+    """The first of 10 positions, made at once; then chunks of 3, which the backward pass makes again."""
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * V)
     monkeypatch.setattr(module, "KEPT_ELEMENTS", room)
     hidden, head, targets, _ = inputs()
