@@ -67,6 +67,12 @@ def twin(request, model, monkeypatch):
 
 
 @pytest.fixture
+def all_laid_out(monkeypatch):
+    """Also such small weights as these models have."""
+    monkeypatch.setattr(decoding, "SMALL", 0)
+
+
+@pytest.fixture
 def read(monkeypatch):
     """How many tokens each forward pass had."""
     run, sizes = attention.run, []
@@ -135,6 +141,7 @@ def test_a_beginning_that_all_prompts_share_is_read_once(read):
     twin.step([1, 2, 3, 4])
 
 
+@pytest.mark.usefixtures("all_laid_out")
 def test_prepacked_layers_compute_the_same_and_are_restored():
     model = model_of("qwen3")
     ids = torch.arange(12)[None]
@@ -151,6 +158,7 @@ def test_prepacked_layers_compute_the_same_and_are_restored():
     assert forwards.keys() == dict(model.named_modules()).keys()
 
 
+@pytest.mark.usefixtures("all_laid_out")
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_prepacked_feed_forwards_compute_the_same_and_are_restored(kind):
     model = model_of(kind)
@@ -167,6 +175,15 @@ def test_prepacked_feed_forwards_compute_the_same_and_are_restored(kind):
     assert {module: module.forward for module in model.modules() if is_gated(module)} == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_weights_are_laid_out_in_narrow_types_alone(dtype):
+    model = model_of("llama").to(dtype)
+    narrow = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with prepacked(model):
+        assert ("forward" in vars(model.lm_head)) == narrow
+
+
+@pytest.mark.usefixtures("all_laid_out")
 def test_prepacked_weights_are_those_of_the_moment():
     model = model_of("llama")
     ids = torch.arange(12)[None]
@@ -177,6 +194,7 @@ def test_prepacked_weights_are_those_of_the_moment():
         assert not model(ids, use_cache=False).logits.any(), "made anew"
 
 
+@pytest.mark.usefixtures("all_laid_out")
 def test_weights_are_laid_out_once_within_nested_blocks():
     model = model_of("llama")
     with prepacked(model):

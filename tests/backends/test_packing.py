@@ -227,7 +227,12 @@ def _no_join(monkeypatch):
 
 def _one_segment(monkeypatch):
     """Every token sees all before it, other rows' tails among them."""
-    whole = lambda packed: Segments((Segment((0, len(packed.ids))),))  # noqa: E731
+
+    def whole(packed):
+        end = packed.pattern.segments[0].prefix[1]
+        others = ((end, len(packed.ids)),) if end < len(packed.ids) else ()
+        return Segments((Segment((0, end), others, (end,) * len(others)),))
+
     _repack(monkeypatch, lambda packed: Packed(packed.ids, packed.positions, whole(packed), packed.at))
 
 

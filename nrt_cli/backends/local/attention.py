@@ -292,21 +292,21 @@ class _Attend(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scaling: float
     ) -> Tensor:
         flash = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=scaling)
+        before = key.shape[2] - query.shape[2]
+        lengths, seen = _stretches(segments, before)
+        own = (query, *(_per_head(tensor[:, :, before:], query) for tensor in (key, value)))
+        parts, parts_sums = zip(*(flash(*given, 0.0, True) for given in _cut(own, lengths)), strict=True)
         # A token's heads side by side in memory: the projection that follows takes it so, and keeps no copy.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        sums = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        before = key.shape[2] - query.shape[2]
-        keys, values = (_per_head(tensor[:, :, before:], query) for tensor in (key, value))
-        for at, seen in _calls(segments, before):
+        torch.cat(parts, 2, out=out)
+        sums = torch.cat(parts_sums, 2)
+        for at, of_prefix in seen:
+            # Without an order among queries, those of all heads that share a key head are more queries to it.
             queries = query[:, :, at]
-            if seen is None:
-                part, part_sums = flash(queries, keys[:, :, at], values[:, :, at], 0.0, True)
-            else:
-                # Without an order among queries, those of all heads that share a key head are more queries to it.
-                part, part_sums = flash(_per_key_head(queries, key), key[:, :, seen], value[:, :, seen], 0.0, False)
-                part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
-                part, part_sums = _join(out[:, :, at], sums[:, :, at], part, part_sums)
-            out[:, :, at], sums[:, :, at] = part, part_sums
+            given = (_per_key_head(queries, key), key[:, :, of_prefix], value[:, :, of_prefix])
+            part, part_sums = flash(*given, 0.0, False)
+            part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
+            out[:, :, at], sums[:, :, at] = _join(out[:, :, at], sums[:, :, at], part, part_sums)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.segments, ctx.scaling = segments, scaling
         return out
@@ -315,52 +315,57 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         query, key, value, out, sums = ctx.saved_tensors
-        grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (query, key, value))
         before = key.shape[2] - query.shape[2]
+        lengths, seen = _stretches(ctx.segments, before)
         # A token's own stretch is one for all: for every query head, and wide where that is sooner.
         keys, values = (_per_head(tensor[:, :, before:], query) for tensor in (key, value))
-        narrow = grad_out, query, keys, values, out
-        calls = list(_calls(ctx.segments, before))
-        short = any(seen is None and at.stop - at.start <= SHORT for at, seen in calls)
-        wide = tuple(tensor.float() for tensor in narrow) if short and query.dtype.itemsize == 2 else narrow
-        own_key, own_value = torch.zeros_like(wide[2]), torch.zeros_like(wide[3])
-        for at, seen in calls:
-            if seen is None:
-                grads, *given, outs = (t[:, :, at] for t in (wide if at.stop - at.start <= SHORT else narrow))
-                given += [outs.contiguous(), sums[:, :, at].contiguous()]
-                parts = flash(grads.contiguous(), *given, 0.0, True, scale=ctx.scaling)
-                own_key[:, :, at], own_value[:, :, at] = parts[1:]
-            else:
-                grads, queries, outs = (_per_key_head(tensor[:, :, at], key) for tensor in (grad_out, query, out))
-                given = [queries, key[:, :, seen], value[:, :, seen], outs, sums[:, :, at].reshape(1, key.shape[1], -1)]
-                parts = flash(grads, *given, 0.0, False, scale=ctx.scaling)
-                grad_key[:, :, seen] += parts[1]
-                grad_value[:, :, seen] += parts[2]
+        given = grad_out, query, keys, values, out, sums
+        widens = query.dtype.itemsize == 2 and min(lengths) <= SHORT
+        wide = _cut([tensor.float() for tensor in given], lengths) if widens else _cut(given, lengths)
+        own = []
+        for length, some, widened in zip(lengths, _cut(given, lengths), wide, strict=True):
+            grads, *middle, outs, some_sums = widened if length <= SHORT else some
+            outs, some_sums = outs.contiguous(), some_sums.contiguous()
+            own.append(flash(grads.contiguous(), *middle, outs, some_sums, 0.0, True, scale=ctx.scaling))
+        grad_query, own_key, own_value = (torch.cat(parts, 2) for parts in zip(*own, strict=True))
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        for at, of_prefix in seen:
+            grads, queries, outs = (_per_key_head(tensor[:, :, at], key) for tensor in (grad_out, query, out))
+            part_sums = sums[:, :, at].reshape(1, key.shape[1], -1)
+            stretch = key[:, :, of_prefix], value[:, :, of_prefix]
+            parts = flash(grads, queries, *stretch, outs, part_sums, 0.0, False, scale=ctx.scaling)
             grad_query[:, :, at] += parts[0].reshape(grad_query[:, :, at].shape)
+            grad_key[:, :, of_prefix] += parts[1]
+            grad_value[:, :, of_prefix] += parts[2]
         # Summed over the query heads that share a key head.
         grad_key[:, :, before:] += own_key.unflatten(1, (key.shape[1], -1)).sum(2)
         grad_value[:, :, before:] += own_value.unflatten(1, (key.shape[1], -1)).sum(2)
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query.to(query.dtype), grad_key, grad_value, None, None
 
 
-def _calls(segments: Sequence[Segment], before: int) -> Iterator[tuple[slice, slice | None]]:
-    """Each call: queries and keys, or None for those of the same tokens, in causal order. First a prefix and tails,
-    each to itself, then tails to their prefix.
+def _stretches(segments: Sequence[Segment], before: int) -> tuple[list[int], list[tuple[slice, slice]]]:
+    """How many tokens each prefix and each tail has, which lie side by side and attend causally to themselves; and the
+    queries of tails with what they see of their prefix, without an order.
 
-    Neighbouring tails that see as much of the prefix attend to it in one call. The first `before` keys, of a prefix,
-    have no queries.
+    Neighbouring tails that see as much of the prefix do so together. The first `before` keys, of a prefix, have no
+    queries.
     """
-    asking = lambda start, stop: slice(start - before, stop - before)  # noqa: E731
+    lengths, seen = [], []
     for segment in segments:
-        first, prefix = segment.prefix[0], slice(*segment.prefix)
-        if prefix.stop > first and not before:
-            yield prefix, None
-        for seen, tails in groupby(zip(segment.tails, segment.sees, strict=True), key=itemgetter(1)):
+        first, end = segment.prefix
+        if end > first and not before:
+            lengths.append(end - first)
+        lengths += [stop - start for start, stop in segment.tails]
+        for sees, tails in groupby(zip(segment.tails, segment.sees, strict=True), key=itemgetter(1)):
             spans = [tail for tail, _ in tails]
-            for tail in spans:
-                yield asking(*tail), None
-            if seen > first:
-                yield asking(spans[0][0], spans[-1][1]), slice(first, seen)
+            if sees > first:
+                seen.append((slice(spans[0][0] - before, spans[-1][1] - before), slice(first, sees)))
+    return lengths, seen
+
+
+def _cut(tensors: Sequence[Tensor], lengths: list[int]) -> Iterator[tuple[Tensor, ...]]:
+    """Each stretch of all of them, along their tokens."""
+    return zip(*(tensor.split(lengths, 2) for tensor in tensors), strict=True)
 
 
 def unordered(
