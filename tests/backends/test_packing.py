@@ -7,6 +7,7 @@ import torch
 from architectures import made
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from nrt_cli.backends.local import attention
 from nrt_cli.backends.local import policy as policy_module
@@ -258,6 +259,22 @@ def test_the_self_check_finds_wrong_packing_and_goes_on_padded(name, fault, dtyp
     assert not policy.packing
     assert "nats on average, and rounding explains" in policy.no_packing
     torch.testing.assert_close(policy.score(rows)[0], want)
+
+
+def test_a_model_that_names_a_type_is_checked_in_its_own():
+    """Its layers cannot be computed in a wider one."""
+
+    class Named(nn.Module):
+        def forward(self, x):
+            return x @ torch.eye(x.shape[-1], dtype=torch.bfloat16)
+
+    model = model_of("llama").bfloat16()
+    model.model.layers[0].mlp = Named()
+    policy = Policy(model, 0, packing=True)
+    assert policy.packing
+    assert all(weight.dtype == torch.bfloat16 for weight in model.parameters())
+    padded = scores(model, rows_of([5, 3]), False)
+    torch.testing.assert_close(scores(model, rows_of([5, 3]), True)[0], padded[0], rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("fault", [_no_join, _one_segment])
