@@ -134,7 +134,9 @@ def main() -> None:
     job = common.start(args) | {"model": str(Path(args.model).resolve())}
     (figures,) = common.part("limits", {"ours": ours}, job, args).values()
     rows = [row(figures, "rollout"), row(figures, "update")]
-    common.report("A step on a real model, and its limits", args, common.table(HEADER, rows), [figures])
+    common.report(
+        f"A step on a real model, and its limits, {job['dtype']}", args, common.table(HEADER, rows), [figures]
+    )
 
 
 def row(figures: Figures, what: str) -> list[str]:
