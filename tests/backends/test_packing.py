@@ -89,10 +89,10 @@ def test_attention_without_order_equals_its_formula(dtype, near, anywhere, monke
     places = torch.arange(1300)
     hidden = torch.stack([places < 1299, places >= 700, places < 530])
     for some in (None, hidden):
-        scores = 0.3 * query.double() @ key.double().mT
+        scores, mask = 0.3 * query.double() @ key.double().mT, None
         if some is not None:
-            scores = scores.masked_fill(some[:, None, None], float("-inf"))
-        out, sums = attention.unordered(query, key, value, some, 0.3)
+            scores, mask = scores.masked_fill(some[:, None, None], float("-inf")), attention.hiding(some, dtype)
+        out, sums = attention.unordered(query, key, value, mask, 0.3)
         assert (out.dtype, sums.dtype) == (dtype, torch.promote_types(dtype, torch.float32))
         torch.testing.assert_close(out.double(), scores.softmax(-1) @ value.double(), rtol=near, atol=near)
         torch.testing.assert_close(sums.double(), scores.logsumexp(-1), rtol=near, atol=near)
@@ -223,7 +223,7 @@ def test_sliding_windows_and_capped_scores_are_padded_instead():
 
 def _no_join(monkeypatch):
     """Tails to their prefix and no further."""
-    monkeypatch.setattr("nrt_cli.backends.local.attention._join", lambda out, sums, part, part_sums: (out, sums))
+    monkeypatch.setattr("nrt_cli.backends.local.attention.join", lambda out, sums, part, part_sums: (out, sums))
 
 
 def _one_segment(monkeypatch):

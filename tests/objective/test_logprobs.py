@@ -190,6 +190,11 @@ def test_logits_held_at_once_stay_within_the_bound(monkeypatch):
     hidden, head, targets, _ = inputs()
     selected_logprobs(hidden, head, targets)[0].sum().backward()
     assert held == [3 * V, 3 * V, 3 * V, V] * 2, "forward and backward, each in chunks of 3, 3, 3 and 1 positions"
+    held.clear()
+    monkeypatch.setattr(module, "KEPT_ELEMENTS", 7 * V)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 2 * V)
+    selected_logprobs(hidden, head, targets)[0].sum().backward()
+    assert held == [2 * V, 2 * V, 2 * V, V, 2 * V, V] * 2, "of 7 that are kept, then 3, as many at once as a block has"
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_the_first_batch_is_scored_packed_and_padded_before_anything_is_learned(
     engine.backend.tell(said.append)
     assert not said
     # Tails to their prefix and no further: nothing in the shapes would tell.
-    monkeypatch.setattr("nrt_cli.backends.local.attention._join", lambda out, sums, part, part_sums: (out, sums))
+    monkeypatch.setattr("nrt_cli.backends.local.attention.join", lambda out, sums, part, part_sums: (out, sums))
     engine.update(groups)
     assert not engine.backend.policy.packing
     assert [text for text in said if "nothing is packed, since packed and padded log-probabilities of Llama" in text]

@@ -303,10 +303,10 @@ class _Attend(torch.autograd.Function):
         for at, of_prefix in seen:
             # Without an order among queries, those of all heads that share a key head are more queries to it.
             queries = query[:, :, at]
-            given = (_per_key_head(queries, key), key[:, :, of_prefix], value[:, :, of_prefix])
-            part, part_sums = flash(*given, 0.0, False)
+            stretch = key[:, :, of_prefix], value[:, :, of_prefix]
+            part, part_sums = unordered(_per_key_head(queries, key), *stretch, None, scaling)
             part, part_sums = part.reshape(queries.shape), part_sums.reshape(queries.shape[:3])
-            out[:, :, at], sums[:, :, at] = _join(out[:, :, at], sums[:, :, at], part, part_sums)
+            out[:, :, at], sums[:, :, at] = join(out[:, :, at], sums[:, :, at], part, part_sums)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.segments, ctx.scaling = segments, scaling
         return out
@@ -368,21 +368,16 @@ def _cut(tensors: Sequence[Tensor], lengths: list[int]) -> Iterator[tuple[Tensor
     return zip(*(tensor.split(lengths, 2) for tensor in tensors), strict=True)
 
 
-def unordered(
-    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float
-) -> tuple[Tensor, Tensor]:
+def unordered(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
     """Attention to keys that stand in no order, and the log of the sum of each query's exponentiated scores.
 
     Args:
         query, key, value: [B, G, T, C], as many heads in each.
-        hidden: [B, keys], true for what no query of that entry sees; at least one key is seen.
+        mask: added to the scores, [B, 1, 1, keys], as `hiding` makes it; at least one key is seen.
 
     Returns:
         [B, G, T, C] and, float32 or wider, [B, G, T].
     """
-    mask = None
-    if hidden is not None:
-        mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
     if has_flash(query):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, sums = flash(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
@@ -395,16 +390,24 @@ def unordered(
     return (scores - sums[..., None]).exp_().to(query.dtype) @ value, sums
 
 
+def hiding(hidden: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The mask for `unordered` of what no query of an entry sees, true in [B, keys]; None where all is seen."""
+    if not bool(hidden.any()):
+        return None
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
+
+
 def has_flash(query: Tensor) -> bool:
     """Whether torch has its kernel for CPUs here, which is not documented, so it may go or change."""
     return query.device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
 
 
-def _join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:
+def join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Tensor, Tensor]:
     """Attention to two stretches from attention to each."""
-    both = torch.logaddexp(sums, part_sums)
-    weight, part_weight = (sums - both).exp()[..., None], (part_sums - both).exp()[..., None]
-    return (out * weight + part * part_weight).to(out.dtype), both
+    # What the part's scores have of the sum over both, exponentiated, is its share of the result.
+    share = (part_sums - sums).sigmoid()[..., None]
+    joined = out.to(share.dtype).lerp(part.to(share.dtype), share).to(out.dtype)
+    return joined, torch.logaddexp(sums, part_sums)
 
 
 def _per_head(shared: Tensor, query: Tensor) -> Tensor:

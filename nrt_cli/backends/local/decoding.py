@@ -113,6 +113,9 @@ class SharedBatch:
         ids_R = torch.tensor(tokens, device=self.model.device)
         # The first token of a row stands where its prompt's length points.
         positions_R = self.lengths_P[self.prompt_R] + self.columns - self.joined_R
+        # One mask of what was before a row joined for all layers.
+        before_RU = torch.arange(self.columns + 1, device=self.model.device) < self.joined_R[:, None]
+        self.before = attention.hiding(before_RU, self.model.dtype)
         out = attention.run(self.model, self, ids_R[:, None], positions_R[:, None])
         self.columns += 1
         return out.logits[:, -1]
@@ -146,8 +149,7 @@ class SharedBatch:
         full = torch.arange(len(self.lengths_P) * self.width, device=order_R.device)
         self.in_place = torch.equal(self.place_R, full)
         beyond_PS = torch.arange(int(self.lengths_P.max()), device=order_R.device) >= self.lengths_P[:, None]
-        self.beyond_PS = beyond_PS if bool(beyond_PS.any()) else None
-        self.late = bool(self.joined_R.any())
+        self.beyond = attention.hiding(beyond_PS, self.model.dtype)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """The one query of each row, to its prompt and to its own tokens so far."""
@@ -161,15 +163,11 @@ class SharedBatch:
         # Query heads that share a key head are further queries to it, so nothing is copied for them.
         query_RGQD = query.view(len(query), key.shape[1], -1, query.shape[-1])
         grid_PGND = self._to_grid(query_RGQD)
-        parts_PGND, sums_PGN = attention.unordered(grid_PGND, keys_PGSD, values_PGSD, self.beyond_PS, scaling)
-        before_RU = None
-        if self.late:
-            before_RU = torch.arange(keys_RGUD.shape[2], device=query.device) < self.joined_R[:, None]
-        own_RGQD, sums_RGQ = attention.unordered(query_RGQD, keys_RGUD, values_RGUD, before_RU, scaling)
+        parts_PGND, sums_PGN = attention.unordered(grid_PGND, keys_PGSD, values_PGSD, self.beyond, scaling)
+        own = attention.unordered(query_RGQD, keys_RGUD, values_RGUD, self.before, scaling)
         queries = query_RGQD.shape[2]
-        # What the prompt's scores have of the sum over both, exponentiated, is its share of the result.
-        share_RGQ1 = (self._from_grid(sums_PGN[..., None], queries) - sums_RGQ[..., None]).sigmoid_()
-        out_RGQD = own_RGQD.lerp(self._from_grid(parts_PGND, queries), share_RGQ1.to(query.dtype))
+        sums_RGQ = self._from_grid(sums_PGN[..., None], queries)[..., 0]
+        out_RGQD, _ = attention.join(*own, self._from_grid(parts_PGND, queries), sums_RGQ)
         return out_RGQD.view(query.shape)
 
     def _to_grid(self, rows_RGQD: Tensor) -> Tensor:
