@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from nrt_cli import cli, console, network
 from nrt_cli.commands import completion
 from nrt_cli.errors import ConfigError
+from nrt_cli.records import Status
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,6 +154,13 @@ def test_help_lists_every_command_by_what_a_person_is_doing():
         listed.setdefault(panel, []).extend([command] if command else [])
     assert listed == {"Options": [], **{panel: list(names) for panel, names in cli.PANELS.items()}}
     assert sorted(chain.from_iterable(cli.PANELS.values())) == sorted(get_command(cli.app).commands)
+
+
+def test_the_help_of_runs_names_every_status():
+    """It is written out there, since the records that define it are not read for a help text."""
+    shown = CliRunner().invoke(cli.app, ["runs", "list", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).stdout
+    *first, last = get_args(Status)
+    assert f"Only {', '.join(first)} or {last} ones." in " ".join(shown.replace("\u2502", " ").split())
 
 
 def test_values_complete(tmp_path, monkeypatch):
