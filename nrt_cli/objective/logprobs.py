@@ -100,7 +100,6 @@ class _SelectedLogprobs(torch.autograd.Function):
         wide = normalisers_N.dtype
         # Sums over chunks are kept wide: adding many small bfloat16 chunks would lose their tails. One needs no sum.
         of_head, summed = ctx.needs_input_grad[1], len(ctx.chunks) > 1
-        grad_head_VD = torch.zeros_like(head_VD, dtype=wide if summed else head_VD.dtype) if of_head else None
         grad_rows_PD = torch.zeros_like(rows_PD, dtype=wide) if ctx.needs_input_grad[6] else None
         with_entropy = bool(grad_entropies_N.any())
         # Taken out, since the gradient is made in the memory of the logits; a second backward pass makes them anew.
@@ -108,6 +107,8 @@ class _SelectedLogprobs(torch.autograd.Function):
         # Nothing comes back to the tokens of a trace that is not trained, as in a dead group: their rows are left out.
         used_N = grad_logprobs_N.ne(0) | grad_entropies_N.ne(0)
         grad_hidden_ND = torch.zeros_like(hidden_ND)
+        made = torch.zeros_like if summed or not bool(used_N.any()) else torch.empty_like
+        grad_head_VD = made(head_VD, dtype=wide if summed else head_VD.dtype) if of_head else None
         for chunk in ctx.chunks:
             raw_CV, kept_CV = kept_CV, None
             used_C = used_N[chunk].nonzero()[:, 0]

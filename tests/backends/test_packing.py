@@ -404,8 +404,14 @@ def test_the_kernel_is_compiled_for_any_length_and_never_left_uncompiled_in_sile
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_cpu_kernel_equals_documented_attention_with_gradients(heads, key_heads, dtype):
-    """Tails of 1 to 70 tokens, a prefix of 1, one without tails, and one of which its tails see more and less."""
+@pytest.mark.parametrize(("piece", "threads"), [(attention.PIECE, 1), (16, 2), (1, 4)])
+def test_the_cpu_kernel_equals_documented_attention_with_gradients(
+    heads, key_heads, dtype, piece, threads, monkeypatch
+):
+    """Tails of 1 to 70 tokens, a prefix of 1, one without tails, and one of which its tails see more and less; in one
+    piece each and in several; with as many threads as heads, and more."""
+    monkeypatch.setattr(attention, "PIECE", piece)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # by which queries are cut
     groups = [
         [row.ids for row in truncated(30)],
         [tuple(range(50)) + tuple(range(100 + n, 100 + 2 * n)) for n in (3, 70, 1)],

@@ -14,6 +14,7 @@ different places, as a text's truncations do, that one is the prefix, and each t
 with. There is no G x G mask.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -24,15 +25,16 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "nrt"
-SHORT = 256
-"""Up to so many tokens, torch's kernel for a CPU goes back through causal attention sooner in float32 than in bfloat16
-(`tests/bench/cpu_kernels.py`: 3.4 times at 32, 2.1 at 128, alike at 384), conversions included."""
+PIECE = 256
+"""Most tokens that attend causally in one call of torch's CPU kernel, which computes what they do not see, too. Up to
+so many it goes back sooner in float32 than in bfloat16 (`tests/bench/cpu_kernels.py`: 3.4 times at 32, 2.1 at 128,
+alike at 384), conversions included."""
 Item = TypeVar("Item")
 
 
@@ -317,26 +319,29 @@ class _Attend(torch.autograd.Function):
         query, key, value, out, sums = ctx.saved_tensors
         before = key.shape[2] - query.shape[2]
         lengths, seen = _stretches(ctx.segments, before)
-        # A token's own stretch is one for all: for every query head, and wide where that is sooner.
+        # A token's own stretch is one for all: for every query head, and wide, which is sooner.
         keys, values = (_per_head(tensor[:, :, before:], query) for tensor in (key, value))
-        given = grad_out, query, keys, values, out, sums
-        widens = query.dtype.itemsize == 2 and min(lengths) <= SHORT
-        wide = _cut([tensor.float() for tensor in given], lengths) if widens else _cut(given, lengths)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        given = [tensor.to(wide) for tensor in (grad_out, query, keys, values, out, sums)]
         own = []
-        for length, some, widened in zip(lengths, _cut(given, lengths), wide, strict=True):
-            grads, *middle, outs, some_sums = widened if length <= SHORT else some
+        for grads, *middle, outs, some_sums in _cut(given, lengths):
             outs, some_sums = outs.contiguous(), some_sums.contiguous()
             own.append(flash(grads.contiguous(), *middle, outs, some_sums, 0.0, True, scale=ctx.scaling))
         grad_query, own_key, own_value = (torch.cat(parts, 2) for parts in zip(*own, strict=True))
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         for at, of_prefix in seen:
-            grads, queries, outs = (_per_key_head(tensor[:, :, at], key) for tensor in (grad_out, query, out))
-            part_sums = sums[:, :, at].reshape(1, key.shape[1], -1)
-            stretch = key[:, :, of_prefix], value[:, :, of_prefix]
-            parts = flash(grads, queries, *stretch, outs, part_sums, 0.0, False, scale=ctx.scaling)
-            grad_query[:, :, at] += parts[0].reshape(grad_query[:, :, at].shape)
-            grad_key[:, :, of_prefix] += parts[1]
-            grad_value[:, :, of_prefix] += parts[2]
+            of_queries = [_per_key_head(tensor[:, :, at], key) for tensor in (grad_out, query, out, sums[..., None])]
+            # A thread takes whole heads: three would keep two threads waiting a third of the time, so queries are cut.
+            entries = torch.get_num_threads() // math.gcd(torch.get_num_threads(), key.shape[1])
+            count = of_queries[0].shape[2]
+            even = [up_to(count + -count % entries, tensor) for tensor in of_queries]
+            grads, queries, outs, some_sums = (tensor[0].unflatten(1, (entries, -1)).transpose(0, 1) for tensor in even)
+            stretch = (tensor[:, :, of_prefix].expand(entries, -1, -1, -1) for tensor in (key, value))
+            parts = flash(grads, queries, *stretch, outs, some_sums[..., 0], 0.0, False, scale=ctx.scaling)
+            of_query = parts[0].transpose(0, 1).flatten(1, 2)[:, :count]
+            grad_query[:, :, at] += of_query.reshape(grad_query[:, :, at].shape)
+            grad_key[:, :, of_prefix] += parts[1].sum(0)
+            grad_value[:, :, of_prefix] += parts[2].sum(0)
         # Summed over the query heads that share a key head.
         grad_key[:, :, before:] += own_key.unflatten(1, (key.shape[1], -1)).sum(2)
         grad_value[:, :, before:] += own_value.unflatten(1, (key.shape[1], -1)).sum(2)
@@ -344,18 +349,22 @@ class _Attend(torch.autograd.Function):
 
 
 def _stretches(segments: Sequence[Segment], before: int) -> tuple[list[int], list[tuple[slice, slice]]]:
-    """How many tokens each prefix and each tail has, which lie side by side and attend causally to themselves; and the
-    queries of tails with what they see of their prefix, without an order.
+    """How many tokens each piece of a prefix and of a tail has, which lie side by side and attend causally to
+    themselves; and queries with what else they see, without an order: those of tails of their prefix, and those of a
+    piece of the pieces before it.
 
     Neighbouring tails that see as much of the prefix do so together. The first `before` keys, of a prefix, have no
     queries.
     """
     lengths, seen = [], []
     for segment in segments:
-        first, end = segment.prefix
-        if end > first and not before:
-            lengths.append(end - first)
-        lengths += [stop - start for start, stop in segment.tails]
+        first = segment.prefix[0]
+        for begin, end in segment.tails if before else (segment.prefix, *segment.tails):
+            for start in range(begin, end, PIECE):
+                stop = min(start + PIECE, end)
+                lengths.append(stop - start)
+                if start > begin:
+                    seen.append((slice(start - before, stop - before), slice(begin, start)))
         for sees, tails in groupby(zip(segment.tails, segment.sees, strict=True), key=itemgetter(1)):
             spans = [tail for tail, _ in tails]
             if sees > first:
@@ -408,6 +417,12 @@ def join(out: Tensor, sums: Tensor, part: Tensor, part_sums: Tensor) -> tuple[Te
     share = (part_sums - sums).sigmoid()[..., None]
     joined = out.to(share.dtype).lerp(part.to(share.dtype), share).to(out.dtype)
     return joined, torch.logaddexp(sums, part_sums)
+
+
+def up_to(columns: int, tensor: Tensor) -> Tensor:
+    """A tensor with columns, its last dimension but one, added; zeros, since 0 times what is masked must not be nan."""
+    missing = columns - tensor.shape[-2]
+    return pad(tensor, (0, 0, 0, missing)) if missing else tensor
 
 
 def _per_head(shared: Tensor, query: Tensor) -> Tensor:

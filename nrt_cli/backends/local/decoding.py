@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from nrt_cli.backends.local import attention, fused
-from nrt_cli.backends.local.attention import Reading, common_prefix, pack, within
+from nrt_cli.backends.local.attention import Reading, common_prefix, pack, up_to, within
 from nrt_cli.config import RolloutSection
 from nrt_cli.models.lora import is_low_rank, merged, table_of
 from nrt_cli.objective.logprobs import HAS_ONEDNN, block_rows
@@ -98,11 +98,11 @@ class SharedBatch:
         longest = int(lengths_P.max())
         self.lengths_P = torch.cat([self.lengths_P, lengths_P])
         places = [torch.tensor(at, device=device) for at in packed.at]
-        new = [torch.stack([_up_to(longest, layer[:, :, at]) for at in places], 1) for layer in reading.layers]
+        new = [torch.stack([up_to(longest, layer[:, :, at]) for at in places], 1) for layer in reading.layers]
         if self.shared:
             longest = max(longest, self.shared[0].shape[3])
             pairs = zip(self.shared, new, strict=True)
-            self.shared = [torch.cat([_up_to(longest, layer) for layer in pair], 1) for pair in pairs]
+            self.shared = [torch.cat([up_to(longest, layer) for layer in pair], 1) for pair in pairs]
         else:
             self.shared = new
         return logits
@@ -156,7 +156,7 @@ class SharedBatch:
         if layer == len(self.own):
             self.own.append(torch.stack([key, value])[:, :, :, :0])
         if self.own[layer].shape[3] == self.columns:
-            self.own[layer] = _up_to(self.columns + ROOM, self.own[layer])
+            self.own[layer] = up_to(self.columns + ROOM, self.own[layer])
         keys_RGUD, values_RGUD = self.own[layer][:, :, :, : self.columns + 1]
         keys_RGUD[:, :, self.columns], values_RGUD[:, :, self.columns] = key[:, :, 0], value[:, :, 0]
         keys_PGSD, values_PGSD = self.shared[layer]
@@ -181,12 +181,6 @@ class SharedBatch:
         """The reverse: [P, G, N * Q, X] to [R, G, Q, X]."""
         rows = grid_PGNX.unflatten(2, (self.width, queries)).transpose(1, 2).flatten(0, 1)
         return rows if self.in_place else rows[self.place_R]
-
-
-def _up_to(columns: int, tensor: Tensor) -> Tensor:
-    """A tensor with columns, its last dimension but one, added; zeros, since 0 times what is masked must not be nan."""
-    missing = columns - tensor.shape[-2]
-    return pad(tensor, (0, 0, 0, missing)) if missing else tensor
 
 
 class Decoding(Protocol):
@@ -306,7 +300,7 @@ class _Layer(DynamicLayer):
             return self.keys, self.values
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if self.spare is None or end > self.spare[0].shape[-2]:
-            self.spare = _up_to(end + ROOM, self.keys), _up_to(end + ROOM, self.values)
+            self.spare = up_to(end + ROOM, self.keys), up_to(end + ROOM, self.values)
         keys, values = self.spare
         keys[..., start:end, :] = key_states
         values[..., start:end, :] = value_states
