@@ -92,7 +92,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of `mallopt`'s settings in glibc's malloc.h."""
 NO_GLIBC = contextlib.suppress(AttributeError, OSError, TypeError)
 """Windows, macOS, musl."""
@@ -108,9 +108,10 @@ def use_processor(config: RunConfig) -> None:
     if config.train.threads or not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(config.train.threads or psutil.cpu_count(logical=False) or 1)
     with NO_GLIBC:
-        # Older ones refuse the first; the second alone would give back more than before.
-        if ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
-            ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        # No tensor has a mapping of its own, which would go with it, and the heap never shrinks: a threshold, an int
+        # there, is below what a 0.5B model's weights take, laid out anew for each step.
+        ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def give_back_memory() -> None:
