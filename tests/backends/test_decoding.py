@@ -1,5 +1,7 @@
 """Rows in flight against plain forwards of each row alone: joining, leaving and sharing must change nothing."""
 
+import copy
+
 import pytest
 import torch
 from architectures import made
@@ -173,6 +175,35 @@ def test_prepacked_feed_forwards_compute_the_same_and_are_restored(kind):
             torch.testing.assert_close(model(ids, use_cache=False).logits, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model(ids, use_cache=False).logits, want, rtol=0, atol=0)
     assert {module: module.forward for module in model.modules() if is_gated(module)} == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        *((kind, True) for kind in ("llama", "mistral", "qwen2", "gemma", "granite")),
+        # Norms of queries and keys, some of the channels turned, neighbours turned.
+        *((kind, False) for kind in ("qwen3", "olmo2", "glm", "cohere")),
+    ],
+)
+def test_queries_keys_and_values_are_one_product_where_attention_is_known(kind, known, dtype):
+    model = made(kind, **{"glm": {"pad_token_id": 0}, "mistral": {"sliding_window": None}}.get(kind, {}))
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, std=0.5 if name.endswith("bias") else 0.2)
+    assert attention.enable(model) is None
+    plain = copy.deepcopy(model)
+    with prepacked(model.to(dtype)):
+        layers = [isinstance(layer.self_attn.forward, decoding._PackedAttention) for layer in model.model.layers]
+        assert layers == [known, known]
+        if dtype == torch.float32:
+            twin = Twin(plain, SharedBatch(model))
+            twin.add([PROMPTS[0], PROMPTS[0], PROMPTS[1]])
+            twin.step([7, 2, 9])
+            twin.add([PROMPTS[2]])
+            twin.step([3, 3, 3, 3])
+            # Without a pattern, too.
+            twin.check(model(torch.tensor([PROMPTS[0]]), use_cache=False).logits[0, -1:], [PROMPTS[0]])
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,7 +12,6 @@ the weights' layout, the comparison with the trainer, attention, norms, sampling
 """
 
 import time
-from collections import Counter
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ import common
 import torch
 from common import Figures, Job, Turn, against, cell, shown
 from torch import nn
-from workload import set_up
+from workload import products_alone, set_up
 
 from nrt_cli import config as configs
-from nrt_cli.backends.local.decoding import prepacked
 from nrt_cli.models.lora import is_low_rank, table_of
 from nrt_cli.records import RolloutGroup
 from nrt_cli.training.locate import locate_inputs
@@ -103,27 +101,6 @@ def sampling_limit(trainer: LocalTrainer, groups: list[RolloutGroup], matmul: fl
     for position in range(1, max(lengths)):  # the first token comes from the prompts' own pass
         rows = sum(length > position for length in lengths)
         seconds += sum(product(rows, weight) for weight in weights)
-    return seconds
-
-
-@torch.no_grad()
-def products_alone(trainer: LocalTrainer, groups: list[RolloutGroup]) -> float:
-    """Seconds of the products at each position after the prompts, as rollouts compute them and nothing else."""
-    model = trainer.backend.policy.model
-    lengths = [len(one.sampler_logprobs) for group in groups for one in group.rollouts]
-    positions = Counter(sum(length > position for length in lengths) for position in range(1, max(lengths)))
-    seconds = 0.0
-    with prepacked(model):
-        layers: list[Any] = [layer for layer in model.modules() if hasattr(vars(layer).get("forward"), "packed")]
-        for rows, times in positions.items():
-            given = {size: torch.randn(rows, size, dtype=model.dtype) for size in {o.in_features for o in layers}}
-            taken = []
-            for _ in range(3):
-                start = time.perf_counter()
-                for layer in layers:
-                    layer.forward(given[layer.in_features])
-                taken.append(time.perf_counter() - start)
-            seconds += times * min(taken)
     return seconds
 
 

@@ -8,6 +8,8 @@ without truncation, exactly 64 new tokens for every trace (its end tokens are ne
 Not equal: ours draws each trace from a random stream of its own and returns log-probs as training uses them; `generate`
 returns tokens only; `generate, log-probs` keeps the scores of every step and reads them off; vLLM returns log-probs.
 Weights do not change between rounds, so what an engine does to take over new ones is not in here, but in `step.py`.
+Ours also says how long its products take by themselves, one after another: the rest is attention, norms, sampling
+and Python.
 """
 
 import importlib.util
@@ -21,14 +23,22 @@ import common
 import torch
 from common import NAN, Figures, Goal, Job, Side, Turn, against, cell, ratio, shown
 from transformers import AutoTokenizer
-from workload import VLLM, VLLM_ENGINE, engine, examples, load, model_folder, pairs, set_up
+from workload import VLLM, VLLM_ENGINE, engine, examples, load, model_folder, pairs, products_alone, set_up
 
 GROUP = 8
 GOALS: dict[tuple[str, int], Goal] = {
     **{("generate", 16): (2.0, 3.0), ("generate", 32): (2.2, 3.7)},
     **{("vllm", 16): 1.1, ("vllm", 32): 1.1},
 }
-HEADER = ("sequences, engine", "tokens/s", "seconds", "ours is faster, times", "by processor time", "peak GiB")
+HEADER = (
+    "sequences, engine",
+    "tokens/s",
+    "seconds",
+    "ours is faster, times",
+    "by processor time",
+    "products alone s",
+    "peak GiB",
+)
 
 
 def prompts(job: Job) -> tuple[Any, list[tuple[str, str]]]:
@@ -51,6 +61,7 @@ def ours(job: Job, turn: Turn) -> None:
     figures = set_up(job)
     made = engine(job, rollout={"group_size": GROUP, "batch_rows": job["sequences"]})
     batch = examples(*prompts(job))
+    figures["products"] = products_alone(made, made.sample(batch, step=0))
 
     def sample() -> int:
         groups = made.sample(batch, step=0)
@@ -134,6 +145,7 @@ def row(sequences: int, name: str, figures: Figures, ours: Figures) -> list[str]
         cell(figures, "seconds"),
         "" if name == "ours" else against(ratio(ours, figures, "rate"), GOALS.get((name, sequences), NAN), ours),
         "" if name == "ours" else shown(ratio(figures, ours, "processor")),
+        cell(figures, "products"),
         cell(figures, "peak"),
     ]
 

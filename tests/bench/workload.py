@@ -4,6 +4,8 @@ Shapes: K traces per prompt.
 """
 
 import json
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from nrt_cli.backends.local.decoding import PACKED, prepacked
 from nrt_cli.backends.vllm_engine import CPU_BLOCK
 from nrt_cli.config import ModelSection, RunConfig
 from nrt_cli.files import draft
@@ -175,3 +178,29 @@ def model_flops(job: Job) -> float:
     body = 2 * weights * packed_tokens(job) + 4 * layers * heads * width * attended
     scored = 1 + job["K"] * branch
     return 3 * (body + 2 * head * scored) + 2 * head * job["answer"]
+
+
+@torch.no_grad()
+def products_alone(trainer: LocalTrainer, groups: list[RolloutGroup]) -> float:
+    """Seconds of the products at each position after the prompts, as rollouts compute them and nothing else."""
+    model = trainer.backend.policy.model
+    lengths = [len(one.sampler_logprobs) for group in groups for one in group.rollouts]
+    positions = Counter(sum(length > position for length in lengths) for position in range(1, max(lengths)))
+    seconds = 0.0
+    with prepacked(model):
+        packed = [layer for layer in model.modules() if isinstance(vars(layer).get("forward"), PACKED)]
+        # Of an attention, that of queries, keys and values together.
+        layers: list[Any] = [
+            (getattr(each.forward, "product", each.forward), getattr(each, "q_proj", each).in_features)
+            for each in packed
+        ]
+        for rows, times in positions.items():
+            given = {size: torch.randn(rows, size, dtype=model.dtype) for size in {size for _, size in layers}}
+            taken = []
+            for _ in range(3):
+                start = time.perf_counter()
+                for product, size in layers:
+                    product(given[size])
+                taken.append(time.perf_counter() - start)
+            seconds += times * min(taken)
+    return seconds

@@ -6,6 +6,7 @@ columns of a padded cache; C trace cap. Where one token is picked: B blocks of t
 """
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import compress, islice
@@ -14,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -336,29 +337,35 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
 
     Low-rank updates are added to the copies. These are those of the moment: whoever changes the weights packs anew.
     """
+    if any(isinstance(vars(module).get("forward"), PACKED) for module in model.modules()):
+        yield  # within another such block
+        return
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         table_of(table)  # whose trained rows have to stand in a weight before it is copied
-    adapted = [module for module in model.modules() if is_low_rank(module)]
-    inside = {id(part) for module in adapted for part in module.modules() if part is not module}
-    plain = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in inside]
-    types = [torch.float32] if HAS_ONEDNN else []
-    if HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # not by every processor
-        types.append(torch.bfloat16)
     before: list[tuple[Any, Any]] = []
-    large = [module for module in plain if module.weight.numel() >= SMALL or module.weight.itemsize < 4]
-    for module in (*adapted, *large):
-        own = vars(module).get("forward")
-        # Within another such block it is there already.
-        if module.weight.device.type == "cpu" and module.weight.dtype in types and not isinstance(own, _PackedProduct):
-            before.append((module, own))
-            # The instance's own forward comes before its class's.
-            module.forward = _PackedProduct(module)
-    gated: list[Any] = [module for module in model.modules() if fused.is_gated(module)]
-    for module in gated:
+
+    def replace(module: Any, forward: Any) -> None:
+        before.append((module, vars(module).get("forward")))
+        # The instance's own forward comes before its class's.
+        module.forward = forward
+
+    inside: set[int] = set()
+    modules: list[Any] = list(model.modules()) if model.device.type == "cpu" else []
+    for module in modules:
+        if attention.enabled(model) and _attends_plainly(module):
+            replace(module, _PackedAttention(module))
+            parts = [module.q_proj, module.k_proj, module.v_proj]
+        elif id(module) not in inside and (is_low_rank(module) or type(module) is nn.Linear):
+            parts = [module]
+            if _packs(module.weight):
+                replace(module, _PackedProduct(module))
+        else:
+            continue
+        inside |= {id(each) for part in parts for each in part.modules()}
+    for module in filter(fused.is_gated, modules):
         parts = [vars(part).get("forward") for part in (module.gate_proj, module.up_proj, module.down_proj)]
         if all(isinstance(part, _PackedProduct) for part in parts):
-            before.append((module, module.forward))
-            module.forward = _PackedGated(*parts)
+            replace(module, _PackedGated(*parts))
     try:
         yield
     finally:
@@ -368,17 +375,100 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
                 module.forward = own
 
 
+def _packs(weight: Tensor) -> bool:
+    """Whether oneDNN has products for its type on this processor, and is sooner."""
+    if not HAS_ONEDNN or weight.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if weight.dtype == torch.float32:
+        return weight.numel() >= SMALL
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
+
+
 class _PackedProduct:
-    """A linear layer's product with its weight in oneDNN's own layout."""
+    """The product with a linear layer's weight, or with those of several side by side, in oneDNN's own layout."""
 
     @torch.no_grad()
-    def __init__(self, layer: Any) -> None:
-        weight = merged(layer) if is_low_rank(layer) else layer.weight.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self.bias = None if layer.bias is None else layer.bias.detach()
+    def __init__(self, *layers: Any) -> None:
+        weights = [merged(layer) if is_low_rank(layer) else layer.weight.detach() for layer in layers]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None) if _packs(weight) else weight
+        self.bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+        if self.packed.is_mkldnn:
+            return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+        return linear(inputs, self.packed, self.bias)
+
+
+class _PackedAttention:
+    """o(attend(turned q(x), turned k(x), v(x))): one product makes all three, and what is turned is so at once."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.plain = module, module.forward
+        parts = module.q_proj, module.k_proj, module.v_proj
+        self.product = _PackedProduct(*parts)
+        self.heads = [part.out_features // module.head_dim for part in parts]
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        nrt_pattern: attention.Pattern | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        if nrt_pattern is None:
+            plain: tuple[Tensor, None] = self.plain(hidden_states, position_embeddings, attention_mask, **others)
+            return plain
+        H, G, _ = self.heads
+        size = self.module.head_dim
+        made_RHTD = self.product(hidden_states).view(*hidden_states.shape[:2], -1, size).transpose(1, 2)
+        before_RHTD, value_RGTD = made_RHTD.split([H + G, G], 1)
+        cos_R1TD, sin_R1TD = (table[:, None] for table in position_embeddings)
+        # (x, y) turned is (x cos - y sin, y cos + x sin): x is the first half of the channels, y the second.
+        turned_RHTD, half = before_RHTD * cos_R1TD, size // 2
+        turned_RHTD[..., :half].addcmul_(before_RHTD[..., half:], sin_R1TD[..., :half], value=-1)
+        turned_RHTD[..., half:].addcmul_(before_RHTD[..., :half], sin_R1TD[..., half:])
+        query, key = turned_RHTD.split([H, G], 1)
+        out = nrt_pattern.attend(self.module.layer_idx, query, key, value_RGTD, self.module.scaling)
+        return self.module.o_proj(out.transpose(1, 2).flatten(2)), None
+
+
+_plain: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _attends_plainly(module: Any) -> bool:
+    """Whether a module is an attention that `_PackedAttention` knows: one token, asked of both, says so. Others have
+    norms of queries and keys, turn some of the channels, or neighbours among them."""
+    if not all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")):
+        return False
+    if module not in _plain:
+        weight = next(module.q_proj.parameters())
+        x, cos, sin = (
+            torch.linspace(start, 3, size, dtype=weight.dtype)[None, None]
+            for start, size in ((-3, module.q_proj.in_features), (-1, module.head_dim), (-2, module.head_dim))
+        )
+        asked = [_Asked(), _Asked()]
+        said = [
+            way(x, position_embeddings=(cos, sin), attention_mask=None, nrt_pattern=pattern)[0]
+            for way, pattern in zip((module.forward, _PackedAttention(module)), asked, strict=True)
+        ]
+        pairs = [said, *zip(*(pattern.given for pattern in asked), strict=True)]
+        _plain[module] = all(
+            a.shape == b.shape and bool((a - b).abs().max() <= 16 * torch.finfo(a.dtype).eps * b.abs().max())
+            for a, b in pairs
+        )
+    return _plain[module]
+
+
+class _Asked:
+    """A pattern that keeps what it is asked, and answers with the queries."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        self.given = torch.tensor([layer, scaling]), query, key, value
+        return query
 
 
 class _PackedGated:
@@ -391,6 +481,9 @@ class _PackedGated:
         product = torch.ops.mkldnn._linear_pointwise
         gate = product(inputs, self.gate.packed, self.gate.bias, "swish", [], "")
         return self.down(product.binary(inputs, gate, self.up.packed, self.up.bias, "mul"))
+
+
+PACKED = _PackedProduct, _PackedAttention
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
