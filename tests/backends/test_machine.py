@@ -59,8 +59,8 @@ print(faults() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 def test_a_large_tensor_takes_over_the_memory_of_the_last():
-    """16 of 64 MiB each, of which the first few find no room yet; the kernel fills pages of 4 KiB with zeros. And 2.5 GiB
-    at once, as much as a 0.5B model's weights take."""
+    """16 of 64 MiB each, of which the first few find no room yet; the kernel fills pages of 4 KiB with zeros. And
+    2.5 GiB at once, as much as a 0.5B model's weights take."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     alone, together = map(int, done.stdout.split())
     assert alone < 5 * 2**26 / 4096

@@ -24,7 +24,7 @@ from typing import Any
 
 import common
 from common import WORK, Figures, Job, Turn, against, cell, ratio, say
-from workload import SOURCE, VLLM, VLLM_ENGINE, load, set_up, story
+from workload import NEVER_SAMPLED, SOURCE, VLLM, VLLM_ENGINE, load, set_up, story
 
 from nrt_cli.backends.reasoning import Reasoner
 from nrt_cli.config import ModelSection
@@ -126,11 +126,13 @@ def questions(data: Path | None, count: int) -> list[str]:
 
 
 def default_model() -> Path:
-    """SmolLM2-135M-Instruct as `nrt model prepare` makes it; made once."""
+    """SmolLM2-135M-Instruct as `nrt model prepare` makes it, but for think tokens that no peer has to be forbidden:
+    their rows would begin as those of line breaks, whose place they would take. Made once."""
     folder = WORK / "eval-model"
     if not folder.is_dir():
         say("preparing the model")
-        prepare_model(SOURCE, folder)
+        start, end = NEVER_SAMPLED
+        prepare_model(SOURCE, folder, init_start=start, init_end=end)
     return folder
 
 
