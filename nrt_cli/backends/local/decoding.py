@@ -442,7 +442,11 @@ _plain: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 def _attends_plainly(module: Any) -> bool:
     """Whether a module is an attention that `_PackedAttention` knows: one token, asked of both, says so. Others have
     norms of queries and keys, turn some of the channels, or neighbours among them."""
-    if not all(hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")):
+    if not all(
+        hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "config", "head_dim", "scaling")
+    ):
+        return False
+    if getattr(module.config, "clip_qkv", None) is not None:  # which one token need not show
         return False
     if module not in _plain:
         weight = next(module.q_proj.parameters())
@@ -451,15 +455,18 @@ def _attends_plainly(module: Any) -> bool:
             for start, size in ((-3, module.q_proj.in_features), (-1, module.head_dim), (-2, module.head_dim))
         )
         asked = [_Asked(), _Asked()]
-        said = [
-            way(x, position_embeddings=(cos, sin), attention_mask=None, nrt_pattern=pattern)[0]
-            for way, pattern in zip((module.forward, _PackedAttention(module)), asked, strict=True)
-        ]
-        pairs = [said, *zip(*(pattern.given for pattern in asked), strict=True)]
-        _plain[module] = all(
-            a.shape == b.shape and bool((a - b).abs().max() <= 16 * torch.finfo(a.dtype).eps * b.abs().max())
-            for a, b in pairs
-        )
+        try:
+            said = [
+                way(x, position_embeddings=(cos, sin), attention_mask=None, nrt_pattern=pattern)[0]
+                for way, pattern in zip((module.forward, _PackedAttention(module)), asked, strict=True)
+            ]
+            pairs = [said, *zip(*(pattern.given for pattern in asked), strict=True)]
+            _plain[module] = all(
+                a.shape == b.shape and bool((a - b).abs().max() <= 16 * torch.finfo(a.dtype).eps * b.abs().max())
+                for a, b in pairs
+            )
+        except Exception:  # it turns by complex numbers, say, or makes a gate with the queries
+            _plain[module] = False
     return _plain[module]
 
 
