@@ -32,8 +32,16 @@ def survives(program: str, wall_seconds: float = 20.0) -> bool:
 
 
 def _is_ours(process: psutil.Process) -> bool:
+    """Not those of tests that run beside these, in processes that have our parent."""
     command = process.info["cmdline"] or []
-    return any(part.endswith("sandboxed.py") for part in command) and process.status() != psutil.STATUS_ZOMBIE
+    if not any(part.endswith("sandboxed.py") for part in command):
+        return False
+    try:
+        beside = {each.pid for each in psutil.Process(os.getppid()).children()} - {os.getpid()}
+        theirs = beside & {each.pid for each in process.parents()}
+        return not theirs and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_only_a_program_that_reaches_its_end_passes() -> None:
