@@ -437,6 +437,17 @@ def test_the_cpu_kernel_equals_documented_attention_with_gradients(
         torch.testing.assert_close(fast.double(), slow, rtol=0, atol=tolerance * max(1.0, slow.abs().max().item() / 10))
 
 
+def test_what_is_causal_goes_in_pieces_that_see_those_before_them(monkeypatch):
+    monkeypatch.setattr(attention, "PIECE", 4)
+    segments = [Segment((0, 10), ((10, 12), (12, 17)), (10, 10)), Segment((17, 20))]
+    pieces = [(slice(4, 8), slice(0, 4)), (slice(8, 10), slice(0, 8)), (slice(16, 17), slice(12, 16))]
+    both_tails = (slice(10, 17), slice(0, 10))
+    assert attention._stretches(segments, 0) == ([4, 4, 2, 2, 4, 1, 3], [*pieces, both_tails])
+    # Behind a prefix of 10 that asks nothing, queries are counted from its end.
+    behind = [(slice(6, 7), slice(12, 16)), (slice(0, 7), slice(0, 10))]
+    assert attention._stretches(segments[:1], 10) == ([2, 4, 1], behind)
+
+
 def test_rows_with_nothing_in_common_attend_to_themselves():
     packed = pack([[(1, 2, 3), (4, 5)]])
     assert packed.pattern.segments[0].prefix == (0, 0)

@@ -37,7 +37,9 @@ def _is_ours(process: psutil.Process) -> bool:
     if not any(part.endswith("sandboxed.py") for part in command):
         return False
     try:
-        beside = {each.pid for each in psutil.Process(os.getppid()).children()} - {os.getpid()}
+        # Only xdist's workers have others beside them; else our parent may be that of all orphans.
+        workers = psutil.Process(os.getppid()).children() if "PYTEST_XDIST_WORKER" in os.environ else []
+        beside = {each.pid for each in workers} - {os.getpid()}
         theirs = beside & {each.pid for each in process.parents()}
         return not theirs and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -329,10 +329,10 @@ class _Attend(torch.autograd.Function):
             own.append(flash(grads.contiguous(), *middle, outs, some_sums, 0.0, True, scale=ctx.scaling))
         grad_query, own_key, own_value = (torch.cat(parts, 2) for parts in zip(*own, strict=True))
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        # A thread takes whole heads: three would keep two threads waiting a third of the time, so queries are cut.
+        entries = torch.get_num_threads() // math.gcd(torch.get_num_threads(), key.shape[1])
         for at, of_prefix in seen:
             of_queries = [_per_key_head(tensor[:, :, at], key) for tensor in (grad_out, query, out, sums[..., None])]
-            # A thread takes whole heads: three would keep two threads waiting a third of the time, so queries are cut.
-            entries = torch.get_num_threads() // math.gcd(torch.get_num_threads(), key.shape[1])
             count = of_queries[0].shape[2]
             even = [up_to(count + -count % entries, tensor) for tensor in of_queries]
             grads, queries, outs, some_sums = (tensor[0].unflatten(1, (entries, -1)).transpose(0, 1) for tensor in even)

@@ -351,9 +351,10 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
 
     inside: set[int] = set()
     modules: list[Any] = list(model.modules()) if model.device.type == "cpu" else []
+    by_pattern = attention.enabled(model)
     for module in modules:
-        if attention.enabled(model) and _attends_plainly(module):
-            replace(module, _PackedAttention(module))
+        if by_pattern and (attending := _packed_attention(module)):
+            replace(module, attending)
             parts = [module.q_proj, module.k_proj, module.v_proj]
         elif id(module) not in inside and (is_low_rank(module) or type(module) is nn.Linear):
             parts = [module]
@@ -393,7 +394,8 @@ class _PackedProduct:
         weights = [merged(layer) if is_low_rank(layer) else layer.weight.detach() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None) if _packs(weight) else weight
-        self.bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
+        biases = [layer.bias for layer in layers]
+        self.bias = None if all(bias is None for bias in biases) else torch.cat(biases).detach()
 
     def __call__(self, inputs: Tensor) -> Tensor:
         if self.packed.is_mkldnn:
@@ -408,7 +410,7 @@ class _PackedAttention:
         self.module, self.plain = module, module.forward
         parts = module.q_proj, module.k_proj, module.v_proj
         self.product = _PackedProduct(*parts)
-        self.heads = [part.out_features // module.head_dim for part in parts]
+        self.heads = [part.out_features // module.head_dim for part in parts[:2]]
 
     def __call__(
         self,
@@ -421,7 +423,7 @@ class _PackedAttention:
         if nrt_pattern is None:
             plain: tuple[Tensor, None] = self.plain(hidden_states, position_embeddings, attention_mask, **others)
             return plain
-        H, G, _ = self.heads
+        H, G = self.heads
         size = self.module.head_dim
         made_RHTD = self.product(hidden_states).view(*hidden_states.shape[:2], -1, size).transpose(1, 2)
         before_RHTD, value_RGTD = made_RHTD.split([H + G, G], 1)
@@ -436,38 +438,40 @@ class _PackedAttention:
 
 
 _plain: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+"""What one token, asked of a module and of its `_PackedAttention`, said."""
 
 
 @torch.no_grad()
-def _attends_plainly(module: Any) -> bool:
-    """Whether a module is an attention that `_PackedAttention` knows: one token, asked of both, says so. Others have
-    norms of queries and keys, turn some of the channels, or neighbours among them."""
+def _packed_attention(module: Any) -> _PackedAttention | None:
+    """None for what is no attention, and for other kinds of it, which have norms of queries and keys, turn some of the
+    channels, or neighbours among them."""
     if not all(
         hasattr(module, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "config", "head_dim", "scaling")
     ):
-        return False
+        return None
     if getattr(module.config, "clip_qkv", None) is not None:  # which one token need not show
-        return False
-    if module not in _plain:
+        return None
+    if module in _plain:
+        return _PackedAttention(module) if _plain[module] else None
+    _plain[module] = False
+    with contextlib.suppress(Exception):  # it turns by complex numbers, say, or makes a gate with the queries
+        packed = _PackedAttention(module)
         weight = next(module.q_proj.parameters())
         x, cos, sin = (
             torch.linspace(start, 3, size, dtype=weight.dtype)[None, None]
             for start, size in ((-3, module.q_proj.in_features), (-1, module.head_dim), (-2, module.head_dim))
         )
         asked = [_Asked(), _Asked()]
-        try:
-            said = [
-                way(x, position_embeddings=(cos, sin), attention_mask=None, nrt_pattern=pattern)[0]
-                for way, pattern in zip((module.forward, _PackedAttention(module)), asked, strict=True)
-            ]
-            pairs = [said, *zip(*(pattern.given for pattern in asked), strict=True)]
-            _plain[module] = all(
-                a.shape == b.shape and bool((a - b).abs().max() <= 16 * torch.finfo(a.dtype).eps * b.abs().max())
-                for a, b in pairs
-            )
-        except Exception:  # it turns by complex numbers, say, or makes a gate with the queries
-            _plain[module] = False
-    return _plain[module]
+        said = [
+            way(x, position_embeddings=(cos, sin), attention_mask=None, nrt_pattern=pattern)[0]
+            for way, pattern in zip((module.forward, packed), asked, strict=True)
+        ]
+        pairs = [said, *zip(*(pattern.given for pattern in asked), strict=True)]
+        _plain[module] = all(
+            a.shape == b.shape and bool((a - b).abs().max() <= 16 * torch.finfo(a.dtype).eps * b.abs().max())
+            for a, b in pairs
+        )
+    return packed if _plain[module] else None
 
 
 class _Asked:
