@@ -163,13 +163,28 @@ class SharedBatch:
         keys_PGSD, values_PGSD = self.shared[layer]
         # Query heads that share a key head are further queries to it, so nothing is copied for them.
         query_RGQD = query.view(len(query), key.shape[1], -1, query.shape[-1])
-        grid_PGND = self._to_grid(query_RGQD)
-        parts_PGND, sums_PGN = attention.unordered(grid_PGND, keys_PGSD, values_PGSD, self.beyond, scaling)
-        own = attention.unordered(query_RGQD, keys_RGUD, values_RGUD, self.before, scaling)
         queries = query_RGQD.shape[2]
-        sums_RGQ = self._from_grid(sums_PGN[..., None], queries)[..., 0]
-        out_RGQD, _ = attention.join(*own, self._from_grid(parts_PGND, queries), sums_RGQ)
-        return out_RGQD.view(query.shape)
+        if query.dtype == torch.bfloat16 and attention.has_flash(query):
+            # Torch's kernel sums in float32, and is sooner than its many small products of this type.
+            parts_PGND, sums_PGN = attention.unordered(
+                self._to_grid(query_RGQD), keys_PGSD, values_PGSD, self.beyond, scaling
+            )
+            own = attention.unordered(query_RGQD, keys_RGUD, values_RGUD, self.before, scaling)
+            sums_RGQ = self._from_grid(sums_PGN[..., None], queries)[..., 0]
+            out_RGQD, _ = attention.join(*own, self._from_grid(parts_PGND, queries), sums_RGQ)
+            return out_RGQD.view(query.shape)
+        query_RGQD = query_RGQD * scaling
+        scores_PGNS = self._to_grid(query_RGQD) @ keys_PGSD.mT
+        scores_RGQU = query_RGQD @ keys_RGUD.mT
+        for scores, mask in ((scores_PGNS, self.beyond), (scores_RGQU, self.before)):
+            if mask is not None:
+                scores += mask
+        # One softmax over both.
+        scores_RGQX = torch.cat([self._from_grid(scores_PGNS, queries), scores_RGQU], -1)
+        shares_RGQX = scores_RGQX.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+        shares_RGQS, shares_RGQU = shares_RGQX.tensor_split([keys_PGSD.shape[2]], -1)
+        of_prompt_RGQD = self._from_grid(self._to_grid(shares_RGQS) @ values_PGSD, queries)
+        return (shares_RGQU @ values_RGUD).add_(of_prompt_RGQD).view(query.shape)
 
     def _to_grid(self, rows_RGQD: Tensor) -> Tensor:
         """Rows as further queries to their prompt: [R, G, Q, D] to [P, G, N * Q, D]."""
