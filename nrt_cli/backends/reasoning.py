@@ -168,6 +168,7 @@ class _Row:
         return float(self.uniforms[part][position]) if part and position < len(self.uniforms[part]) else 0.0
 
 
+@torch.inference_mode()
 def choose(logits_RV: Tensor, rows: Sequence[_Row]) -> list[int]:
     """The next token of every row: the likeliest, or one drawn at the request's temperature within its top_p."""
     for i, row in enumerate(rows):

@@ -61,8 +61,10 @@ def llama():
     return Twin(model, SharedBatch(model))
 
 
-@pytest.fixture(params=["shared", "anywhere", "padded"])
+@pytest.fixture(params=["shared", "flash", "anywhere", "padded"])
 def twin(request, model, monkeypatch):
+    if request.param == "flash":
+        monkeypatch.setattr(decoding, "FLASH_TYPES", (torch.float32,))
     if request.param == "anywhere":
         monkeypatch.setattr(attention, "has_flash", lambda query: False)
     return Twin(model, Batch(model, 0) if request.param == "padded" else SharedBatch(model))
@@ -235,6 +237,20 @@ def test_weights_are_laid_out_once_within_nested_blocks():
             assert model.lm_head.forward is outer
         assert model.lm_head.forward is outer
     assert "forward" not in vars(model.lm_head)
+
+
+def test_a_model_whose_turning_depends_on_the_length_trains_after_it_decoded():
+    """It keeps a table that it makes while it decodes."""
+    model = made("llama", max_position_embeddings=16, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    assert attention.enable(model) is None
+    batch = SharedBatch(model)
+    batch.add([PROMPTS[0]])
+    for _ in range(20):
+        batch.step([7], [True])
+    packed = attention.pack([[PROMPTS[0]]])
+    ids, positions = torch.tensor([packed.ids]), torch.tensor([packed.positions])
+    attention.run(model, packed.pattern, ids, positions).logits.logsumexp(-1).sum().backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in model.parameters())
 
 
 def test_a_model_without_patterns_falls_back():

@@ -47,6 +47,9 @@ SMALL = 2**16
 """Numbers of a float32 weight up to which oneDNN's product takes longer than torch's own (MKL), for what each call of
 it takes by itself: 3 times as long for 8 rows of a 128 x 128 weight, as long for 16 of a 576 x 192 one."""
 
+FLASH_TYPES = (torch.bfloat16,)
+"""Types in which torch's kernel for attention on a CPU, which sums in float32, is sooner than many small products."""
+
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed together when one is picked."""
 
@@ -69,7 +72,7 @@ class SharedBatch:
         self.own: list[Tensor] = []
         self.columns = 0
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Let rows join, after those that are here; equal prompts are read once. Their logits only."""
         rows = [tuple(prompt) for prompt in prompts]
@@ -108,7 +111,7 @@ class SharedBatch:
             self.shared = new
         return logits
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, tokens: Sequence[int], live: Sequence[bool]) -> Tensor:
         """Let every row read a token; what rows that are not live are told means nothing."""
         ids_R = torch.tensor(tokens, device=self.model.device)
@@ -164,8 +167,7 @@ class SharedBatch:
         # Query heads that share a key head are further queries to it, so nothing is copied for them.
         query_RGQD = query.view(len(query), key.shape[1], -1, query.shape[-1])
         queries = query_RGQD.shape[2]
-        if query.dtype == torch.bfloat16 and attention.has_flash(query):
-            # Torch's kernel sums in float32, and is sooner than its many small products of this type.
+        if query.dtype in FLASH_TYPES and attention.has_flash(query):
             parts_PGND, sums_PGN = attention.unordered(
                 self._to_grid(query_RGQD), keys_PGSD, values_PGSD, self.beyond, scaling
             )
@@ -292,7 +294,7 @@ class Batch:
         self.mask_RW = torch.cat([self.mask_RW, column_R1], -1)
         return self._forward(torch.tensor(tokens, device=self.model.device)[:, None])
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _forward(self, ids_RT: Tensor) -> Tensor:
         # A position counts a row's own tokens, so neither padding nor rows that joined earlier shift it.
         positions_RW = (self.mask_RW.cumsum(-1) - 1).clamp(min=0)
@@ -561,7 +563,7 @@ def _find(sums_RN: Tensor, share_R1: Tensor) -> tuple[Tensor, Tensor]:
     return at_R1, (target_R1 - before_R1) / (sums_RN.gather(-1, at_R1) - before_R1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample_groups(
     model: PreTrainedModel,
     examples: Sequence[Example],
@@ -584,7 +586,7 @@ def sample_groups(
     return [RolloutGroup(example, tuple(next(of) for _ in range(group_size))) for example in examples]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample_answers(
     model: PreTrainedModel,
     groups: Sequence[RolloutGroup],
