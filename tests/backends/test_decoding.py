@@ -1,6 +1,7 @@
 """Rows in flight against plain forwards of each row alone: joining, leaving and sharing must change nothing."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,32 @@ def test_rows_of_several_prompts_decode_as_alone(twin):
     twin.add([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[2], PROMPTS[2]])
     for step in range(4):
         twin.step([(7 * row + 11 * step) % 60 for row in range(6)])
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["anywhere", "kernel"])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_attention_to_prompt_and_own_tokens_equals_its_formula(dtype, near, kernel, monkeypatch):
+    """Rows in no order of their prompts; blocks of 512 keys are hidden whole, of a short prompt and of late rows."""
+    monkeypatch.setattr(decoding, "FLASH_TYPES", (dtype,) if kernel else ())
+    lengths, prompts, joined, columns = [700, 40], [1, 0, 0], [0, 700, 1299], 1300
+    dice = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=dice, dtype=dtype)  # noqa: E731
+    batch = SharedBatch(SimpleNamespace(device=torch.device("cpu"), dtype=dtype))
+    batch.lengths_P, batch.prompt_R, batch.joined_R = map(torch.tensor, (lengths, prompts, joined))
+    batch.shared, batch.own, batch.columns = [draw(2, 2, 2, 700, 16)], [draw(2, 3, 2, 1310, 16)], columns - 1
+    batch._arrange()
+    batch.before = attention.hiding(torch.arange(columns) < batch.joined_R[:, None], dtype)
+    query, key, value = draw(3, 6, 1, 16), draw(3, 2, 1, 16), draw(3, 2, 1, 16)
+    out = batch.attend(0, query, key, value, 0.3)
+    assert (out.shape, out.dtype) == (query.shape, dtype)
+    torch.testing.assert_close(
+        batch.own[0][:, :, :, columns - 1], torch.stack([key, value])[:, :, :, 0], rtol=0, atol=0
+    )
+    for row, (prompt, first) in enumerate(zip(prompts, joined, strict=True)):
+        parts = batch.shared[0][:, prompt, :, : lengths[prompt]], batch.own[0][:, row, :, first:columns]
+        keys, values = torch.cat(parts, 2).double().repeat_interleave(3, 1)
+        want = (0.3 * query[row].double() @ keys.mT).softmax(-1) @ values
+        torch.testing.assert_close(out[row].double(), want, rtol=near, atol=near)
 
 
 def test_rows_leave_and_join_between_steps(twin):

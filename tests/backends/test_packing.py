@@ -78,12 +78,9 @@ def test_packed_equals_padded(name, rows):
         torch.testing.assert_close(packed[2][parameter], gradient, rtol=0, atol=1e-5 * size, msg=parameter)
 
 
-@pytest.mark.parametrize("anywhere", [False, True], ids=["kernel", "anywhere"])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_attention_without_order_equals_its_formula(dtype, near, anywhere, monkeypatch):
+def test_attention_without_order_equals_its_formula(dtype, near):
     """Among them keys whose first blocks of 512 are hidden whole, as those before a row that joined late are."""
-    if anywhere:
-        monkeypatch.setattr(attention, "has_flash", lambda query: False)
     dice = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, 2, n, 16, generator=dice, dtype=dtype) for n in (5, 1300, 1300))
     places = torch.arange(1300)

@@ -378,7 +378,8 @@ def _cut(tensors: Sequence[Tensor], lengths: list[int]) -> Iterator[tuple[Tensor
 
 
 def unordered(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention to keys that stand in no order, and the log of the sum of each query's exponentiated scores.
+    """Attention to keys that stand in no order, and the log of the sum of each query's exponentiated scores, by torch's
+    kernel for CPUs (`has_flash`).
 
     Args:
         query, key, value: [B, G, T, C], as many heads in each.
@@ -387,20 +388,13 @@ def unordered(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
     Returns:
         [B, G, T, C] and, float32 or wider, [B, G, T].
     """
-    if has_flash(query):
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, sums = flash(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
-        return out, sums
-    scores = (query * scaling) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores += mask
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    sums = scores.logsumexp(-1)
-    return (scores - sums[..., None]).exp_().to(query.dtype) @ value, sums
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, sums = flash(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
+    return out, sums
 
 
 def hiding(hidden: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The mask for `unordered` of what no query of an entry sees, true in [B, keys]; None where all is seen."""
+    """The mask, added to scores, of what no query of an entry sees, true in [B, keys]; None where all is seen."""
     if not bool(hidden.any()):
         return None
     return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
