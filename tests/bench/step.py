@@ -13,6 +13,9 @@ does not fit into memory.
 
 Not equal, in TRL's favour: ours also trains y* (token signals) and the format tokens, so it goes forward and back
 through the answers and TRL does not; it returns the sampler's log-probs; in bfloat16 it keeps float32 master weights.
+
+Ours also says how long its products take by themselves: those of rollouts one after another, and those of the update at
+the rate of a large one. The rest is prompts, the weights' layout, attention, norms, softmax, AdamW and Python.
 """
 
 import time
@@ -23,7 +26,9 @@ import torch
 from common import NAN, WORK, Figures, Goal, Job, Turn, against, cell, ratio, shown
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
-from workload import engine, examples, load, model_folder, pairs, set_up
+from workload import engine, examples, load, model_folder, pairs, products_alone, set_up
+
+from nrt_cli.backends.local.throughput import matmul_ceiling
 
 BATCH, K = 2, 8
 GOALS: dict[int, Goal] = {100: (1.9, 2.1), 512: (4.2, 4.5), 1500: 6.0}
@@ -35,6 +40,7 @@ HEADER = (
     "by processor time",
     "rollout",
     "update",
+    "products alone",
     "TRL generate",
     "TRL reward",
     "ours, TRL peak GiB",
@@ -51,8 +57,12 @@ def ours(job: Job, turn: Turn) -> None:
         turn(figures)
         start = time.perf_counter()
         update, groups = made.train_step(batch, step)
+        seconds, policy = time.perf_counter() - start, made.backend.policy
+        matmul_ceiling.cache_clear()  # the machine's rate changes
+        rate = matmul_ceiling(policy.device, policy.model.dtype, torch.get_num_threads())
         figures = figures | {
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds,
+            "products": made.backend.work / rate + products_alone(made, groups),
             "rollout": update.metrics["seconds_rollout"],
             "update": update.metrics["seconds_update"],
             "trace_tokens": sum(len(rollout.trace_ids) for group in groups for rollout in group.rollouts),
@@ -200,6 +210,7 @@ def row(prompt: int, ours: Figures, trl: Figures) -> list[str]:
         shown(ratio(trl, ours, "processor")),
         cell(ours, "rollout"),
         cell(ours, "update"),
+        cell(ours, "products"),
         cell(trl, "generate"),
         cell(trl, "reward"),
         f"{cell(ours, 'peak', 1)}, {cell(trl, 'peak', 1)}",
