@@ -183,7 +183,7 @@ def test_prepacked_layers_compute_the_same_and_are_restored():
             changed = [name for name, module in model.named_modules() if "forward" in vars(module)]
             got = model(ids, use_cache=False).logits
     assert "lm_head" in changed
-    assert len(changed) == 1 + 2 * 7, "the head, and in each of two layers q, k, v, o, gate, up and down"
+    assert len(changed) == 2 + 2 * 7, "the model, the head, and in each of two layers q, k, v, o, gate, up and down"
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert not any("forward" in vars(module) for module in model.modules())
     assert forwards.keys() == dict(model.named_modules()).keys()
@@ -234,6 +234,44 @@ def test_queries_keys_and_values_are_one_product_where_attention_is_known(kind, 
             # Without a pattern, too.
             twin.check(model(torch.tensor([PROMPTS[0]]), use_cache=False).logits[0, -1:], [PROMPTS[0]])
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "known", "changes"),
+    [
+        *((kind, True, {}) for kind in ("llama", "qwen2", "qwen3", "gemma", "granite")),
+        ("mistral", True, {"sliding_window": None}),
+        ("glm", True, {"pad_token_id": 0}),
+        # Norms after, one norm for both.
+        *((kind, False, {}) for kind in ("olmo2", "cohere")),
+        *(("granite", False, {what: 0.5}) for what in ("residual_multiplier", "embedding_multiplier")),
+        ("granite", False, {"logits_scaling": 0.5}),
+    ],
+)
+def test_a_model_of_the_usual_build_is_asked_without_its_modules(kind, known, changes, dtype):
+    model = made(kind, **changes).to(dtype)
+    assert attention.enable(model) is None
+    batches = SharedBatch(model), SharedBatch(model)
+
+    def said(batch):
+        first = batch.add([PROMPTS[0], PROMPTS[0], PROMPTS[1]])
+        return torch.cat([first, *(batch.step(tokens, [True] * 3) for tokens in ([7, 2, 9], [1, 1, 4]))])
+
+    with torch.inference_mode(), prepacked(model):
+        straight = vars(model).pop("forward", None)
+        assert isinstance(straight, decoding._Straight) == known
+        want = said(batches[0])
+        if known:
+            model.forward = straight
+            called = []
+            model.model.layers[0].register_forward_hook(lambda *_: called.append(1))
+            assert torch.equal(said(batches[1]), want)
+            assert not called
+            # Without a pattern it is the model's own pass.
+            model(torch.tensor([PROMPTS[0]]), use_cache=False)
+            assert called
+    assert "forward" not in vars(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

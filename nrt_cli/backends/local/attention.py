@@ -67,7 +67,7 @@ def enabled(model: PreTrainedModel) -> bool:
     return model.config.get_text_config()._attn_implementation == IMPLEMENTATION
 
 
-def run(model: nn.Module, pattern: Pattern, ids: Tensor, positions: Tensor, **others: Any) -> Any:
+def run(model: Callable[..., Any], pattern: Pattern, ids: Tensor, positions: Tensor, **others: Any) -> Any:
     """A forward pass of a model, or of its layers without the head, in which tokens see what `pattern` says."""
     # Four dimensions: transformers hands such a mask on as it is, and ours is in the pattern.
     mask = torch.zeros(1, 1, 1, 1, device=ids.device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutput
 
 from nrt_cli.backends.local import attention, fused
 from nrt_cli.backends.local.attention import Reading, common_prefix, pack, up_to, within
@@ -384,6 +385,8 @@ def prepacked(model: PreTrainedModel) -> Iterator[None]:
         parts = [vars(part).get("forward") for part in (module.gate_proj, module.up_proj, module.down_proj)]
         if all(isinstance(part, _PackedProduct) for part in parts):
             replace(module, _PackedGated(*parts))
+    if modules and by_pattern and (straight := _straight(model)):
+        replace(model, straight)
     try:
         yield
     finally:
@@ -455,7 +458,7 @@ class _PackedAttention:
 
 
 _plain: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-"""What one token, asked of a module and of its `_PackedAttention`, said."""
+"""Whether a module and its `_PackedAttention`, or a model and its `_Straight`, said the same when they were asked."""
 
 
 @torch.no_grad()
@@ -509,6 +512,49 @@ class _PackedGated:
         product = torch.ops.mkldnn._linear_pointwise
         gate = product(inputs, self.gate.packed, self.gate.bias, "swish", [], "")
         return self.down(product.binary(inputs, gate, self.up.packed, self.up.bias, "mul"))
+
+
+class _Straight:
+    """head(norm(x)), where each layer made of x first x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Asked by a pattern: the same functions without what modules and transformers do between them.
+    """
+
+    def __init__(self, model: Any) -> None:
+        inner = model.base_model
+        self.plain, self.head = model.forward, model.get_output_embeddings()
+        self.embed, self.turning, self.norm = inner.embed_tokens, inner.rotary_emb, inner.norm
+        self.layers = [
+            [part.forward for part in (one.input_layernorm, one.self_attn, one.post_attention_layernorm, one.mlp)]
+            for one in inner.layers
+        ]
+
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        pattern = given.get("nrt_pattern")
+        if pattern is None:
+            return self.plain(*args, **given)
+        hidden_RTD = self.embed(given["input_ids"])
+        turning = self.turning(hidden_RTD, given["position_ids"])
+        for norm, attend, norm_after, feed_forward in self.layers:
+            said, _ = attend(norm(hidden_RTD), turning, given["attention_mask"], nrt_pattern=pattern)
+            hidden_RTD = hidden_RTD + said
+            hidden_RTD = hidden_RTD + feed_forward(norm_after(hidden_RTD))
+        if (kept := given.get("logits_to_keep")) is not None:
+            hidden_RTD = hidden_RTD[:, kept]
+        return CausalLMOutput(logits=self.head(self.norm(hidden_RTD)))
+
+
+@torch.no_grad()
+def _straight(model: PreTrainedModel) -> _Straight | None:
+    """None for a model of another build, or that scales something: both say the same bit for bit, or it is not used."""
+    if model not in _plain:
+        _plain[model] = False
+        with contextlib.suppress(Exception):
+            ids = torch.linspace(0, model.config.get_text_config().vocab_size - 1, 8).long()[None]
+            ways = model, _Straight(model)
+            said = [attention.run(way, _Asked(), ids, torch.arange(8)[None]).logits for way in ways]
+            _plain[model] = torch.equal(*said)
+    return _Straight(model) if _plain[model] else None
 
 
 PACKED = _PackedProduct, _PackedAttention
