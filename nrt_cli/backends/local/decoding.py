@@ -549,7 +549,7 @@ def _straight(model: PreTrainedModel) -> _Straight | None:
     """None for a model of another build, or that scales something: both say the same bit for bit, or it is not used."""
     if model not in _plain:
         _plain[model] = False
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), evaluating(model):
             ids = torch.linspace(0, model.config.get_text_config().vocab_size - 1, 8).long()[None]
             ways = model, _Straight(model)
             said = [attention.run(way, _Asked(), ids, torch.arange(8)[None]).logits for way in ways]
